@@ -1,0 +1,130 @@
+"""The command line of ``tools/run.py``: cheap to import, so that ``--help`` is answered at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EPILOG = """\
+A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
+like --gin_file FILE. Bindings win over files, later ones over earlier ones.
+
+exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 the loss is not finite,
+130 interrupted (a checkpoint is written; go on with --resume)
+"""
+_DOTTED = re.compile(r"^--?(?P<binding>[A-Za-z_][\w/]*\.[\w.]+=.*)$", re.DOTALL)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = argparse.ArgumentParser(
+        prog="run.py",
+        description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("bindings", nargs="*", metavar="BINDING", help="Name.parameter=value")
+    command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be given several times")
+    command.add_argument("--gin_param", action="append", default=[], metavar="BINDING", help="a binding")
+    command.add_argument("--run_dir", type=Path, help="default: a new folder under runs/")
+    command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
+    command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
+    command.add_argument("--price", action="store_true", help="print what a step costs; train nothing")
+    command.add_argument("--list_policies", action="store_true", help="print the registered policies")
+    command.add_argument(
+        "--allow_unused", action="append", nargs="+", default=[], metavar="PATTERN", help="such as 'jest.*'"
+    )
+    return command
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments with all spellings of files and bindings sorted out."""
+    plain = [matched["binding"] if (matched := _DOTTED.match(word)) else word for word in argv]
+    arguments = parser().parse_intermixed_args(plain)
+    patterns = [word for group in arguments.allow_unused for word in group]
+    words = [*arguments.bindings, *arguments.gin_param, *(word for word in patterns if "=" in word)]
+    arguments.allow_unused = [word for word in patterns if "=" not in word]
+    arguments.gin_file += [word.split("=", 1)[1] for word in words if word.startswith("gin_file=")]
+    arguments.bindings = [word for word in words if not word.startswith("gin_file=")]
+    return arguments
+
+
+def new_run_dir(arm: str, seed: int) -> Path:
+    """A name under ``runs/`` that is free."""
+    stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', arm) or 'run'}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [Path("runs") / stem, *(Path("runs") / f"{stem}-{n}" for n in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run, and turn what a user can mend into one message on stderr and an exit status."""
+    from jestbench.batch import DataError
+    from jestbench.flops import UnknownOperator
+    from jestbench.learner import NonFiniteLoss
+    from jestbench.run import ConfigError
+    from jestbench.selection import PolicyError
+
+    try:
+        return work()
+    except (ConfigError, PolicyError, UnknownOperator) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except NonFiniteLoss as error:
+        print(
+            f"error: {error}: lower optimizer.learning_rate, or look at the data of that step",
+            file=sys.stderr,
+        )
+        return 4
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """The whole command, in process."""
+    try:
+        arguments = parse(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from jestbench import config, launch
+    from jestbench.run import ConfigError
+
+    if arguments.list_policies:
+        import policies
+
+        for name in policies.available():
+            print(f"{name:<20}{(policies.get(name).__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    files = list(arguments.gin_file)
+    if not files and arguments.resume and arguments.run_dir is not None:
+        files = [str(arguments.run_dir / "operative.gin")]
+    if not files:
+        raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
+    resolved = config.resolve(files, arguments.bindings, arguments.allow_unused)
+    if arguments.check:
+        launch.check(resolved)
+        return 0
+    if arguments.price:
+        from jestbench.pricing import price_table
+
+        print(price_table(resolved))
+        return 0
+    if arguments.resume and arguments.run_dir is None:
+        raise ConfigError("--resume needs the run's folder: --run_dir DIR")
+    run_dir = arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed)
+    status = launch.train_run(resolved, run_dir, arguments.resume)
+    print(f"{status}: {os.fspath(run_dir)}")
+    return 0 if status == "finished" else 130

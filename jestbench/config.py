@@ -1,0 +1,498 @@
+"""Gin at the edge: the only file that knows gin, and the only one that knows the policies.
+
+Statements are parsed by gin's own parser, then checked one by one *before* anything is built (names,
+types), bound, and built. What gin passes over in silence is an error here: a binding, a scope or a
+macro that the run never uses, a bare word, a file that an include cannot find.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import importlib
+import importlib.util  # gin's file reader uses it without importing it
+import json
+import re
+import sys
+import tokenize
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import typeguard
+from gin import config_parser
+
+import policies
+from jestbench.data.icons import Icons
+from jestbench.data.synthetic import Synthetic
+from jestbench.evals import Evaluate
+from jestbench.learner import Optimizer
+from jestbench.ledger import Budget
+from jestbench.metrics import Log, WandB
+from jestbench.model.towers import Model
+from jestbench.run import ConfigError, Resolved, Run
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIGURABLES: dict[str, type[Any]] = {
+    "run": Run,
+    "model": Model,
+    "optimizer": Optimizer,
+    "evaluate": Evaluate,
+    "budget": Budget,
+    "log": Log,
+    "wandb": WandB,
+    "icons": Icons,
+    "synthetic": Synthetic,
+}
+# Not part of an arm: seed, label, logging, paths, and where it runs.
+NOT_THE_ARM = tuple(
+    "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
+    "run.reference".split()
+)
+_BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
+_MACRO = "gin.macro"
+_REGISTERED: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """One statement: ``scope/name.parameter = value``, or a macro (no parameter)."""
+
+    scope: str
+    name: str
+    parameter: str
+    value: Any
+    where: str
+
+    @property
+    def key(self) -> str:
+        """As it is written."""
+        full = f"{self.name}.{self.parameter}" if self.parameter else self.name
+        return f"{self.scope}/{full}" if self.scope else full
+
+
+def configurables() -> dict[str, type[Any]]:
+    """Everything that can be bound: name → class. Registers with gin what is new."""
+    try:
+        found = CONFIGURABLES | {name: policies.get(name) for name in policies.available()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for name, cls in found.items():
+        # Once: gin wraps anew each time, and references made before would no longer equal those after.
+        if name not in _REGISTERED:
+            _REGISTERED.add(name)
+            gin.external_configurable(cls, name=name, module="jestbench" if name in CONFIGURABLES else "policies")
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+
+
+class _Delegate(gin.config.ParserDelegate):  # type: ignore[misc]
+    """Makes references, with a message of ours for an unknown name."""
+
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
+        name = scoped_selector.rsplit("/", 1)[-1]
+        if name not in configurables():
+            raise ConfigError(f"@{scoped_selector}: nothing is named {name!r}; {_nearest(name, configurables())}")
+        return super().configurable_reference(scoped_selector, evaluate)
+
+
+def _parse_text(text: str, file: str) -> list[Any]:
+    """Gin's statements of a text.
+
+    Raises:
+        ConfigError: with file and line.
+    """
+    try:
+        parser = config_parser.ConfigParser(text, _Delegate())
+        statements = []
+        line = 1
+        while (statement := parser.parse_statement()) is not None:
+            statements.append(statement)
+            line = parser.current_token.start[0]
+    except ConfigError as error:
+        raise ConfigError(f"{file}:{line}: {error}") from error
+    except SyntaxError as error:
+        first = str(error.msg).strip().splitlines()[0]
+        raise ConfigError(f"{file}:{error.lineno or line}: {first}") from error
+    except (tokenize.TokenError, ValueError, StopIteration, TypeError) as error:
+        raise ConfigError(
+            f"{file}: cannot be parsed: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    return statements
+
+
+def locate(path: str, beside: Path | None = None) -> Path | None:
+    """A file or folder: as it stands, beside the file that names it or above it, or in the project."""
+    asked = Path(path).expanduser()
+    bases = [Path.cwd(), *(beside.resolve().parents if beside is not None else ()), PROJECT]
+    return next((base / asked for base in bases if (base / asked).exists()), None)
+
+
+def _missing(path: str, where: str, beside: Path | None) -> ConfigError:
+    folder = (beside.parent if beside is not None else Path.cwd()) / Path(path).parent
+    names = [file.name for file in folder.glob("*.gin")] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, names, n=1)
+    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
+    return ConfigError(f"{where}there is no file {path}{hint}")
+
+
+def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
+    """All bindings of a file, its includes in place.
+
+    Raises:
+        ConfigError: with file and line.
+    """
+    path = path.resolve()
+    if path in open_files:
+        raise ConfigError(f"{path}: includes itself, by way of {' → '.join(file.name for file in open_files)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    file = _shown(path)
+    bindings: list[Binding] = []
+    for statement in _parse_text(text, file):
+        where = f"{file}:{statement.location.line_num}"
+        if isinstance(statement, config_parser.IncludeStatement):
+            included = locate(statement.filename, path)
+            beside = path.parent / statement.filename
+            included = beside if beside.exists() else included
+            if included is None or not included.is_file():
+                raise _missing(statement.filename, f"{where}: ", path)
+            bindings += read_file(included, (*open_files, path))
+        elif isinstance(statement, config_parser.ImportStatement):
+            _import(statement.module, where)
+        elif isinstance(statement, config_parser.BindingStatement):
+            bindings.append(_binding(statement, where))
+    return bindings
+
+
+def _binding(statement: Any, where: str) -> Binding:
+    return Binding(statement.scope, statement.selector, statement.arg_name, statement.value, where)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _import(module: str, where: str) -> None:
+    """An ``import`` in a gin file brings policies that are not installed as entry points."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ConfigError(f"{where}: import {module} fails: {error}") from error
+
+
+def read_binding(text: str) -> Binding:
+    """A binding from the command line; a bare word or path is a string.
+
+    Raises:
+        ConfigError: it is no binding, or its value cannot be parsed.
+    """
+    matched = _BINDING.match(text)
+    if matched is None:
+        raise ConfigError(f"{text!r} is no binding: write Name.parameter=value")
+    key, value = matched["key"], matched["value"].strip()
+    where = "command line"
+    try:
+        statements = _parse_text(f"{key} = {value}\n", where)
+    except ConfigError:
+        if not value or any(mark in value for mark in "'\"()[]{}@%\n"):
+            raise
+        statements = _parse_text(f"{key} = {value!r}\n", where)
+    if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
+        raise ConfigError(f"{where}: {text!r} is not one binding")
+    return _binding(statements[0], where)
+
+
+def _fields(cls: type[Any]) -> dict[str, Any]:
+    """Parameters of a configurable: name → annotation (``Any`` where there is none)."""
+    hints = typing.get_type_hints(cls)
+    if dataclasses.is_dataclass(cls):
+        return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls.__init__)
+    code = cls.__init__.__code__
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return {name: hints.get(name, Any) for name in names}
+
+
+def _holds_reference(value: Any) -> bool:
+    if isinstance(value, gin.config.ConfigurableReference):
+        return True
+    if isinstance(value, Mapping):
+        return any(_holds_reference(part) for pair in value.items() for part in pair)
+    return isinstance(value, list | tuple) and any(_holds_reference(part) for part in value)
+
+
+def _check_type(binding: Binding, hint: Any) -> None:
+    value = tuple(binding.value) if isinstance(binding.value, list) else binding.value
+    wrong = isinstance(value, bool) and hint in (int, float, float | None, int | None)
+    if not wrong:
+        try:
+            typeguard.check_type(value, hint)
+        except typeguard.TypeCheckError:
+            wrong = True
+    if wrong:
+        shown = str(hint).replace("typing.", "") if not isinstance(hint, type) else hint.__name__
+        raise ConfigError(f"{binding.where}: {binding.key} = {binding.value!r} must be of type {shown}")
+
+
+def check_names(bindings: Sequence[Binding]) -> None:
+    """Names and types of all bindings, before anything is built.
+
+    Raises:
+        ConfigError: naming file, line and the nearest valid name.
+    """
+    known = configurables()
+    macros = {binding.key for binding in bindings if not binding.parameter}
+    for binding in bindings:
+        for macro in _macros_in(binding.value):
+            if macro not in macros:
+                raise ConfigError(f"{binding.where}: %{macro} is not defined; {_nearest(macro, macros)}")
+            if not binding.parameter:
+                raise ConfigError(f"{binding.where}: {binding.key} renames %{macro}: one level of macros")
+        if not binding.parameter:
+            continue
+        if binding.name not in known:
+            raise ConfigError(
+                f"{binding.where}: {binding.key}: nothing is named {binding.name!r}; {_nearest(binding.name, known)}"
+            )
+        fields = _fields(known[binding.name])
+        if binding.parameter not in fields:
+            raise ConfigError(
+                f"{binding.where}: {binding.name} has no parameter {binding.parameter!r}; "
+                f"{_nearest(binding.parameter, fields)}"
+            )
+        if not _holds_reference(binding.value):
+            _check_type(binding, fields[binding.parameter])
+
+
+def _macros_in(value: Any) -> set[str]:
+    if isinstance(value, gin.config.ConfigurableReference):
+        return {repr(value)[1:]} if repr(value).startswith("%") else set()
+    if isinstance(value, Mapping):
+        return {name for pair in value.items() for part in pair for name in _macros_in(part)}
+    if isinstance(value, list | tuple):
+        return {name for part in value for name in _macros_in(part)}
+    return set()
+
+
+def _bind(bindings: Sequence[Binding]) -> None:
+    gin.clear_config()
+    for binding in bindings:
+        if binding.parameter:
+            value = tuple(binding.value) if isinstance(binding.value, list) else binding.value
+            gin.bind_parameter((binding.scope, binding.name, binding.parameter), value)
+        else:
+            gin.bind_parameter((binding.key, _MACRO, "value"), binding.value)
+
+
+def _minimal(selector: str) -> str:
+    return selector.rsplit(".", 1)[-1]
+
+
+def _unused(bindings: Sequence[Binding], allowed: Sequence[str]) -> None:
+    """Compare what was bound with what was used.
+
+    Raises:
+        ConfigError: naming the bindings that this run never used.
+    """
+    used: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for (scope, selector), parameters in gin.config._OPERATIVE_CONFIG.items():
+        used.setdefault(_minimal(selector), []).append((scope, parameters))
+    last = {binding.key: binding for binding in bindings}
+    dead = []
+    for binding in last.values():
+        if binding.parameter:
+            bound = gin.config._CONFIG[(binding.scope, gin.config._REGISTRY.get_match(binding.name).selector)]
+            value = bound[binding.parameter]
+            live = any(
+                binding.parameter in parameters
+                and parameters[binding.parameter] is value
+                and (not binding.scope or f"{scope}/".startswith(f"{binding.scope}/"))
+                for scope, parameters in used.get(binding.name, [])
+            )
+        else:
+            live = any(scope == binding.key for scope, _ in used.get("macro", []))
+        if not live and not any(fnmatch.fnmatch(binding.key, pattern) for pattern in allowed):
+            dead.append(binding)
+    if dead:
+        first = dead[0]
+        listed = ", ".join(f"{binding.key} ({binding.where})" for binding in dead)
+        raise ConfigError(
+            f"{first.where}: this run never uses {listed}; remove it, or say --allow_unused '{first.name}.*' "
+            "if it is meant for other arms"
+        )
+
+
+def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
+    """Build the run and its policy from what is bound.
+
+    Raises:
+        ConfigError: a required value is missing, or a constructor refused one.
+    """
+    required = [
+        field.name
+        for field in dataclasses.fields(Run)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    bound = {binding.key for binding in bindings}
+    for name in required:
+        if f"run.{name}" not in bound:
+            raise ConfigError(f"run.{name} is required: bind it in a gin file or as run.{name}=… on the command line")
+    try:
+        run: Run = gin.get_configurable("run")()
+        asked = run.policy if isinstance(run.policy, str) else None
+        if asked is not None:
+            policies.get(asked)
+            run = dataclasses.replace(run, policy=gin.get_configurable(asked)())
+        elif isinstance(run.policy, type):
+            run = dataclasses.replace(run, policy=run.policy())
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(_constructor_message(error, bindings)) from error
+    names = [known for known, cls in configurables().items() if type(run.policy) is cls]
+    if not names:
+        raise ConfigError(f"run.policy = {run.policy!r} is no registered policy; there are {policies.available()}")
+    return run, asked or names[0]
+
+
+def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
+    """A constructor's message, with the places where the parameters that it names were bound."""
+    message, _, call = str(error).partition("\n  In call to configurable ")
+    message = " ".join(message.split())
+    owner = call.split("'")[1] if "'" in call else "run"
+    last = {binding.key: binding for binding in bindings}
+    words = re.findall(r"[\w.]+", message)
+    named = [last[key] for word in dict.fromkeys(words) for key in (word, f"{owner}.{word}") if key in last]
+    places = "; ".join(dict.fromkeys(f"{binding.key} is set at {binding.where}" for binding in named))
+    prefix = "" if re.match(r"\w+\.\w+|give |no policy", message) else f"{owner}: "
+    return f"{prefix}{message}" + (f" ({places})" if places else "")
+
+
+def _flat() -> dict[str, Any]:
+    """The operative configuration, macros resolved: ``name.parameter`` → plain value."""
+    macros = {
+        scope: parameters["value"] for (scope, selector), parameters in gin.config._CONFIG.items() if selector == _MACRO
+    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, gin.config.ConfigurableReference):
+            text = repr(value)
+            return plain(macros[text[1:]]) if text.startswith("%") else text
+        if isinstance(value, Mapping):
+            return {str(key): plain(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+            return int(value)
+        return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+    flat: dict[str, Any] = {}
+    for (scope, selector), parameters in gin.config._OPERATIVE_CONFIG.items():
+        if selector != _MACRO:
+            prefix = f"{scope}/" if scope else ""
+            flat |= {f"{prefix}{_minimal(selector)}.{name}": plain(value) for name, value in parameters.items()}
+    return dict(sorted(flat.items()))
+
+
+def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> str:
+    """Hash of an arm: its operative configuration less what does not matter to it.
+
+    A policy that scores nothing never sees a super-batch or a reference, so two uniform arms that
+    differ in those are one.
+    """
+    arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
+    if not needs:
+        arm.pop("run.super_batch_size", None)
+    if "reference" not in needs:
+        arm.pop("run.reference_accounting", None)
+        reference = ""
+    text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def resolve(
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
+    beside: Path | None = None,
+    chain: tuple[str, ...] = (),
+) -> Resolved:
+    """Files and bindings → a run. Bindings win over files, later over earlier.
+
+    Args:
+        files: gin files.
+        bindings: ``Name.parameter=value``.
+        allow_unused: patterns of bindings that the run need not use (``jest.*``).
+        beside: the file that names the files, for a reference's.
+        chain: references being resolved, to refuse a circle.
+
+    Raises:
+        ConfigError: one paragraph, with file and line where there is one.
+    """
+    configurables()
+    read: list[Binding] = []
+    for file in files:
+        path = locate(file, beside)
+        if path is None or not path.is_file():
+            raise _missing(file, "", beside)
+        read += read_file(path)
+    read += [read_binding(text) for text in bindings]
+    check_names(read)
+    _bind(read)
+    run, name = _build(read)
+    _unused(read, allow_unused)
+    texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
+    flat = _flat()
+    reference, reference_dir = _reference(run, read, chain)
+    identity = reference.config_hash + str(reference.run.seed) if reference else str(reference_dir)
+    assert not isinstance(run.policy, str)
+    digest = arm_hash(flat, frozenset(run.policy.needs), identity)
+    return Resolved(run, name, **texts, flat=flat, config_hash=digest, reference=reference, reference_dir=reference_dir)
+
+
+def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
+    """The reference's own run, or the folder of one."""
+    assert not isinstance(run.policy, str)
+    if "reference" not in run.policy.needs:
+        return None, None
+    if run.reference is None:
+        raise ConfigError(
+            f"the policy {type(run.policy).__name__} needs a reference: bind run.reference to a run file "
+            "(gin/run/reference.gin) or to the folder of a finished run"
+        )
+    file, *more = (run.reference,) if isinstance(run.reference, str) else run.reference
+    bound = next((b for b in reversed(bindings) if b.key == "run.reference"), None)
+    where = "" if bound is None else f"{bound.where}: "
+    beside = None if bound is None or bound.where == "command line" else Path(bound.where.rsplit(":", 1)[0])
+    path = locate(file, beside)
+    if path is None:
+        raise ConfigError(f"{where}run.reference = {file!r}: no such file or run folder")
+    if path.is_dir():
+        return None, path
+    if str(path) in chain:
+        raise ConfigError(f"{where}run.reference = {file!r} needs itself as a reference")
+    return resolve([str(path)], more, beside=beside, chain=(*chain, str(path))), None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of ``tools/run.py``, in process.
+
+    Returns:
+        The exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 a loss that is
+        not finite, 130 interrupted.
+    """
+    from jestbench.command import run_command
+
+    return run_command(sys.argv[1:] if argv is None else list(argv))

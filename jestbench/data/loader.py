@@ -1,0 +1,63 @@
+"""Super-batches: a pure function of seed, sizes and step.
+
+The order depends on nothing else, so every policy that scores sees the same super-batches, and
+resuming needs no more than the step. A pass over the data is one permutation; a tail that does not
+fill a super-batch is skipped, and is another one in each pass, so no super-batch spans two passes
+and none holds a pair twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from jestbench import seeds
+from jestbench.batch import Batch, DataError
+from jestbench.data.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class SuperBatches:
+    """Super-batches of ``size`` pairs from an indexed split.
+
+    Raises:
+        DataError: the split holds fewer pairs than one super-batch needs.
+    """
+
+    pairs: Pairs
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) < self.size:
+            raise DataError(
+                f"{self.pairs.name} holds {len(self.pairs)} pairs, fewer than the {self.size} of one "
+                "super-batch: lower run.super_batch_size (or run.batch_size), or take more data"
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Super-batches in one pass over the data."""
+        return len(self.pairs) // self.size
+
+    def skipped(self, step: int) -> int:
+        """Pairs left out as tails of the passes completed before this step."""
+        return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
+
+    def index_B(self, step: int) -> Tensor:
+        """Positions in the split of the super-batch drawn at a step."""
+        epoch, number = divmod(step, self.per_epoch)
+        start = number * self.size
+        return _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+
+    def at(self, step: int) -> Batch:
+        """The super-batch of a step."""
+        return self.pairs.batch(self.index_B(step))
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))

@@ -1,0 +1,98 @@
+"""A split of a data set: pairs that can be asked for by position."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch, DataError
+from jestbench.data.tokenizer import Tokenizer
+
+
+def content_key(content: bytes) -> int:
+    """A 64-bit content hash as a signed integer (the first 8 bytes of BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """An indexed split, wholly addressable, nothing decoded twice.
+
+    Attributes:
+        name: of the split, for messages.
+        fingerprint: hash of everything that the pairs depend on (content, captions, noise).
+        images_NHWC: uint8, typically memory-mapped.
+        row_N: row of ``images_NHWC`` that holds the image of each pair.
+        captions: one caption a pair, not empty.
+        tokenizer: makes the token ids.
+        image_key_N: int64 content hash of each image.
+        marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
+    """
+
+    name: str
+    fingerprint: str
+    images_NHWC: npt.NDArray[np.uint8]
+    row_N: npt.NDArray[np.int64]
+    captions: Sequence[str]
+    tokenizer: Tokenizer
+    image_key_N: npt.NDArray[np.int64]
+    marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    token_NL: Tensor = field(init=False, repr=False)
+    text_key_N: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for position, caption in enumerate(self.captions):
+            if not caption.strip():
+                raise DataError(f"{self.name}: the caption of pair {position} is empty; drop it when preparing")
+        if not len(self.row_N) == len(self.captions) == len(self.image_key_N):
+            raise ValueError(f"{self.name}: rows, captions and keys differ in length")
+        keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
+        object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions))
+        object.__setattr__(self, "text_key_N", torch.tensor([keys[c] for c in self.captions], dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, read and ready for a model."""
+        index = index_B.numpy()
+        images = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[self.row_N[index]]))
+        return Batch(
+            images_BCHW=images.permute(0, 3, 1, 2),
+            token_ids={self.tokenizer.identity: self.token_NL[index_B]},
+            image_key_B=torch.from_numpy(self.image_key_N[index]),
+            text_key_B=self.text_key_N[index_B],
+            marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
+            captions=tuple(self.captions[i] for i in index.tolist()),
+        )
+
+
+class Dataset(Protocol):
+    """A data set that knows its splits; every field is a configuration value."""
+
+    def prepare(self) -> None:
+        """Fetch and prepare what is missing; safe when two processes do it at once.
+
+        Raises:
+            DataError: it cannot be had; the message says what to do.
+        """
+        ...
+
+    def is_prepared(self) -> bool:
+        """Whether ``prepare`` has nothing left to do."""
+        ...
+
+    def split(self, name: str) -> Pairs:
+        """The split of that name: ``pool``, ``curated``, ``holdout``, ``eval`` …, or several joined by ``+``."""
+        ...
+
+    def stand_in(self) -> Dataset:
+        """A small data set of the same shapes that needs no download, for ``--check`` and ``--price``."""
+        ...

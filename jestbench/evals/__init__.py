@@ -1,0 +1,5 @@
+"""Evaluation: zero-shot classification and retrieval, outside the budget."""
+
+from jestbench.evals.evaluate import Evaluate, Evaluator
+
+__all__ = ["Evaluate", "Evaluator"]

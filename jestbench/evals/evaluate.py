@@ -1,0 +1,72 @@
+"""Runs the learner over the evaluation split at set points along the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jestbench.batch import Pass
+from jestbench.data.pairs import Pairs
+from jestbench.evals.metrics import evaluate_embeddings
+from jestbench.learner import Learner
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When and on what a run is evaluated.
+
+    Attributes:
+        points: evaluations after the first step, evenly spaced over the budget; the last is at its
+            end. There is one more before the first step.
+        split: of the data set.
+        limit: evaluate on the first so many pairs only; 0 for all.
+        batch_size: images a forward pass.
+    """
+
+    points: int = 10
+    split: str = "eval"
+    limit: int = 0
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ValueError(f"evaluate.points must be at least 1, got {self.points}")
+        if self.batch_size < 1 or self.limit < 0:
+            raise ValueError("evaluate.batch_size must be positive and evaluate.limit not negative")
+
+    def due(self, before: float, after: float) -> bool:
+        """Whether a point lies between two shares of the budget."""
+        return int(before * self.points) < int(after * self.points)
+
+
+class Evaluator:
+    """The evaluation split, ready to be run."""
+
+    def __init__(self, pairs: Pairs, config: Evaluate) -> None:
+        count = min(config.limit or len(pairs), len(pairs))
+        self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
+        keys_N = pairs.text_key_N[:count]
+        _, self.class_N = keys_N.unique(return_inverse=True)
+        # One example of each class: its caption is the class's text.
+        order = torch.argsort(self.class_N, stable=True)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.class_N.bincount().cumsum(0)[:-1]])
+        self.example_C = order[starts]
+
+    def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
+        """Metrics ``eval/…`` and the passes that they cost."""
+        model = learner.model.eval()
+        device = learner.arithmetic.device
+        images: list[Tensor] = []
+        texts: list[Tensor] = []
+        with torch.no_grad(), learner.arithmetic.autocast():
+            for index in self.index_N.split(self.config.batch_size):
+                images.append(model.encode_image(self.pairs.batch(index).images_BCHW.to(device)))
+            for index in self.example_C.split(self.config.batch_size):
+                tokens = self.pairs.batch(index).tokens(model.tokenizer)
+                texts.append(model.encode_text(tokens.to(device)))
+        metrics = evaluate_embeddings(torch.cat(images), torch.cat(texts), self.class_N.to(device))
+        macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
+        return metrics, (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)

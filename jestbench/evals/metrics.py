@@ -1,0 +1,63 @@
+"""Zero-shot and retrieval metrics as pure functions of embeddings and classes.
+
+Classes are captions: equal captions are one class, and every equal caption is a hit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RANKS = (1, 5, 10)
+_ROWS = 4096  # similarities held at once: 4096 × classes
+
+
+def zero_shot_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of each image's own class among all classes, 1 is best ``[N]``; ties count against it."""
+    ranks = []
+    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
+        score_PC = image_PD @ class_CD.T
+        own_P1 = score_PC.gather(1, class_P[:, None])
+        ranks.append((score_PC >= own_P1).sum(1))
+    return torch.cat(ranks)
+
+
+def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of the first right caption among the N captions, equal ones counted as often as they stand."""
+    count_C = torch.bincount(class_N, minlength=len(class_CD))
+    ranks = []
+    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
+        score_PC = image_PD @ class_CD.T
+        own_P1 = score_PC.gather(1, class_P[:, None])
+        better_PC = (score_PC >= own_P1).scatter(1, class_P[:, None], False)
+        ranks.append(1 + (better_PC * count_C).sum(1))
+    return torch.cat(ranks)
+
+
+def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of the first right image for each class that has one, among the N images."""
+    present = class_N.unique()
+    ranks = []
+    for part in present.split(_ROWS):
+        score_PN = class_CD[part] @ image_ND.T
+        right_PN = part[:, None] == class_N[None, :]
+        best_P1 = score_PN.masked_fill(~right_PN, -torch.inf).amax(1, keepdim=True)
+        ranks.append(1 + ((score_PN >= best_P1) & ~right_PN).sum(1))
+    return torch.cat(ranks)
+
+
+def evaluate_embeddings(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> dict[str, float]:
+    """All metrics, as shares in [0, 1].
+
+    Args:
+        image_ND: normalised image embeddings.
+        class_CD: normalised embeddings of the distinct captions.
+        class_N: which caption each image has.
+    """
+    zero_shot = zero_shot_ranks(image_ND, class_CD, class_N)
+    to_text = image_to_text_ranks(image_ND, class_CD, class_N)
+    to_image = text_to_image_ranks(image_ND, class_CD, class_N)
+    found = {f"eval/zero_shot_top{k}": zero_shot <= k for k in (1, 5)}
+    found |= {f"eval/image_to_text_recall{k}": to_text <= k for k in RANKS}
+    found |= {f"eval/text_to_image_recall{k}": to_image <= k for k in RANKS}
+    return {name: float(hit.double().mean()) for name, hit in found.items()}

@@ -1,0 +1,140 @@
+"""The price of one forward pass, in exact multiply-adds.
+
+fvcore traces the raw module and counts; what it lacks or counts by another convention is set here:
+
+* fused attention has no rule in fvcore, which then drops it with a warning: it gets one;
+* fvcore adds some 5 operations per element for normalisation layers: element-wise work counts zero;
+* an operator without a rule raises, instead of counting nothing.
+
+FLOPs are 2 per multiply-add (what torch's own counter prints).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    # Tracing is deprecated in torch, and all that fvcore has.
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis, jit_handles
+
+FLOPS_PER_MAC = 2
+TRAINING_PASSES = 3
+"""A training pass in forward passes: forward, gradient by activations, gradient by weights."""
+
+# Element-wise work, normalisation, reductions, copies and shapes: zero by convention.
+FREE_OPERATORS = frozenset(
+    "aten::" + name
+    for name in (
+        # shapes, copies, constants
+        "Bool Int IntImplicit ScalarImplicit NumToTensor Float FloatImplicit size numel dim expand expand_as "
+        "view view_as reshape flatten unflatten permute transpose t contiguous detach clone copy_ to type_as "
+        "cat stack split split_with_sizes chunk unbind select slice narrow squeeze unsqueeze unsqueeze_ index "
+        "index_select gather repeat repeat_interleave roll flip arange zeros zeros_like ones ones_like full "
+        "full_like empty empty_like new_zeros new_ones new_full new_empty lift_fresh alias scalar_tensor "
+        "constant_pad_nd pad im2col embedding index_put index_put_ scatter scatter_ masked_fill masked_fill_ "
+        "where tril triu eye detach_ item __and__ __or__ bitwise_and bitwise_or bitwise_not logical_not "
+        "logical_and logical_or eq ne lt le gt ge is_nonzero broadcast_tensors dropout feature_dropout "
+        # element-wise arithmetic and activations
+        "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs pow sqrt rsqrt "
+        "exp log sin cos tanh sigmoid silu silu_ gelu gelu_ relu relu_ softplus softmax log_softmax _softmax "
+        "clamp clamp_ clamp_min clamp_max maximum minimum reciprocal square erf hardtanh leaky_relu elu "
+        # normalisation, reductions, resizing
+        "layer_norm group_norm batch_norm instance_norm rms_norm linalg_vector_norm norm sum mean var std max min "
+        "amax amin argmax argmin cumsum all any topk sort argsort upsample_bilinear2d upsample_bicubic2d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest2d adaptive_avg_pool2d avg_pool2d"
+    ).split()
+)
+
+
+class UnknownOperator(Exception):
+    """A forward pass used an operator that has no price."""
+
+
+def _shape(value: Any) -> list[int]:
+    sizes: list[int] = value.type().sizes()
+    return sizes
+
+
+def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Q·Kᵀ and weights·V: B·H·N·M·(d_k + d_v), masked or not, causal or not."""
+    q, k, v = (_shape(value) for value in inputs[:3])
+    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    left, right = _shape(inputs[1]), _shape(inputs[2])
+    return math.prod(left) * right[-1]
+
+
+_RULES: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::baddbmm": _baddbmm_macs,
+    "aten::addmm": jit_handles.addmm_flop_jit,
+    "aten::mm": jit_handles.matmul_flop_jit,
+    "aten::bmm": jit_handles.bmm_flop_jit,
+    "aten::matmul": jit_handles.matmul_flop_jit,
+    "aten::linear": jit_handles.linear_flop_jit,
+    "aten::einsum": jit_handles.einsum_flop_jit,
+    "aten::_convolution": jit_handles.conv_flop_jit,
+}
+
+
+def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence[str]) -> UnknownOperator:
+    where = {
+        name or type(module).__name__
+        for name, _ in module.named_modules()
+        if any(operator in analysis.unsupported_ops(name) for operator in operators)
+        and not any(True for _ in module.get_submodule(name).children())
+    }
+    return UnknownOperator(
+        f"no price for {', '.join(sorted(operators))} in {', '.join(sorted(where)) or type(module).__name__}: "
+        "give it a rule in jestbench/flops.py, or add it to FREE_OPERATORS if it multiplies no matrices"
+    )
+
+
+def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds of one forward call of the raw module, exactly.
+
+    Independent of autocast, of ``torch.compile`` (pass the module before it) and of whether
+    attention is fused. The module is run once, without gradient, in eval mode.
+
+    Args:
+        module: a module that returns tensors.
+        inputs: its positional inputs; shapes decide the price, values do not.
+
+    Returns:
+        A Python integer (multiply-adds; FLOPs are twice that).
+
+    Raises:
+        UnknownOperator: an operator has neither a rule nor a place in ``FREE_OPERATORS``.
+    """
+    modes = {part: part.training for part in module.modules()}
+    analysis = FlopCountAnalysis(module.eval(), inputs)
+    # fvcore's own rules and its own list of free operators are dropped: these two are the whole truth.
+    analysis.clear_op_handles()
+    analysis.set_op_handle(**_RULES)
+    analysis._ignored_ops = set(FREE_OPERATORS)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)
+            operators: dict[str, float] = analysis.by_operator()
+            unknown = sorted(analysis.unsupported_ops(""))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if unknown:
+        raise _unknown(analysis, module, unknown)
+    return sum(int(count) for count in operators.values())

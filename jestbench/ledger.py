@@ -1,0 +1,104 @@
+"""What was spent, on what, in exact integers; and the budget that ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jestbench.batch import PURPOSES, Pass, Purpose
+from jestbench.flops import FLOPS_PER_MAC
+
+Pretrained = Literal["reference", "scorer"]
+
+
+class Ledger:
+    """Multiply-adds by purpose. Filled by the loop alone, from the passes that stages report."""
+
+    def __init__(self, macs: Mapping[str, int] | None = None) -> None:
+        self._macs: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
+        for purpose in PURPOSES:
+            self._macs[purpose] = int((macs or {}).get(purpose, 0))
+
+    def charge(self, passes: Iterable[Pass]) -> None:
+        """Add what these passes cost."""
+        for item in passes:
+            self._macs[item.purpose] += item.macs
+
+    @property
+    def macs(self) -> dict[Purpose, int]:
+        """Multiply-adds by purpose (a copy)."""
+        return dict(self._macs)
+
+    @property
+    def macs_total(self) -> int:
+        """Multiply-adds of everything but evaluation."""
+        return sum(macs for purpose, macs in self._macs.items() if purpose != "eval")
+
+    @property
+    def total(self) -> int:
+        """FLOPs of everything but evaluation."""
+        return FLOPS_PER_MAC * self.macs_total
+
+    def flops(self) -> dict[str, int]:
+        """FLOPs by purpose, with ``total``."""
+        return {"total": self.total} | {p: FLOPS_PER_MAC * macs for p, macs in self._macs.items()}
+
+    def row(self) -> dict[str, int]:
+        """The same as metrics: ``flops/…``, cumulative."""
+        return {f"flops/{name}": value for name, value in self.flops().items()}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a run's budget is counted.
+
+    Attributes:
+        includes: pre-training that is taken out of ``run.budget`` before the first step (an
+            *all-in* arm): ``reference``, ``scorer``.
+        steps: end after so many steps instead of at ``run.budget`` FLOPs.
+        pairs: end after so many pairs seen.
+    """
+
+    includes: tuple[Pretrained, ...] = ()
+    steps: int | None = None
+    pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "includes", tuple(self.includes))
+        foreign = set(self.includes) - {"reference", "scorer"}
+        if foreign:
+            raise ValueError(f"budget.includes takes 'reference' and 'scorer', got {sorted(foreign)}")
+        if self.steps is not None and self.pairs is not None:
+            raise ValueError("budget.steps and budget.pairs exclude each other")
+        for name in ("steps", "pairs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"budget.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """A budget in numbers: what one run may spend.
+
+    Attributes:
+        flops: FLOPs of this run's own passes, or ``None``.
+        steps: steps, or ``None``.
+        pairs: pairs seen, or ``None``.
+        pretrain: FLOPs that were taken out of the budget first.
+    """
+
+    flops: int | None
+    steps: int | None
+    pairs: int | None
+    pretrain: int = 0
+
+    def share(self, ledger: Ledger, step: int, pairs_seen: int) -> float:
+        """Share of the budget spent; the learning rate is a function of it, the run ends at 1."""
+        if self.steps is not None:
+            return step / self.steps
+        if self.pairs is not None:
+            return pairs_seen / self.pairs
+        assert self.flops is not None
+        # Integers first: a quotient of 1 must mean that the budget is reached.
+        return 1.0 if ledger.total >= self.flops else min(ledger.total / self.flops, 1 - 2**-53)

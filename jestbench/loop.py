@@ -1,0 +1,54 @@
+"""The training loop. Everything that is spent passes through ``ledger.charge``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jestbench import seeds
+from jestbench.ledger import Allowance, Ledger
+from jestbench.record import Recorder
+from jestbench.run import Resolved
+from jestbench.selection import choose
+from jestbench.stages import Stages, update_seed
+
+Status = Literal["finished", "interrupted"]
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all of it goes into a checkpoint."""
+
+    step: int = 0
+    pairs_seen: int = 0
+    pairs_trained: int = 0
+    seconds: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def share(self, allowance: Allowance) -> float:
+        """Share of the budget spent."""
+        return allowance.share(self.ledger, self.step, self.pairs_seen)
+
+
+def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: Allowance, recorder: Recorder) -> Status:
+    """Train until the budget is spent (the last step may overshoot it) or the process is asked to stop.
+
+    Raises:
+        NonFiniteLoss: the loss of a step is not finite; the message names the step.
+        PolicyError: the policy's choice breaks its contract.
+    """
+    run, policy = resolved.run, resolved.policy
+    recorder.start(progress)
+    while (share := progress.share(allowance)) < 1 and not recorder.stop_asked:
+        with recorder.clock(progress):
+            batch = stages.super_batches.at(progress.step)
+            scores = stages.scorer(batch, policy.needs)
+            selection = choose(policy, scores, run.batch_size, seeds.generator(run.seed, "select", progress.step))
+            chosen = batch.take(selection.index_K)
+            update = stages.learner.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
+            progress.ledger.charge((*scores.passes, *update.passes))
+            progress.step += 1
+            progress.pairs_seen += len(batch)
+            progress.pairs_trained += len(chosen)
+        recorder.step(progress, batch, selection, update, share, progress.share(allowance))
+    return "finished" if progress.share(allowance) >= 1 else "interrupted"

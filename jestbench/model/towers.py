@@ -1,0 +1,277 @@
+"""Two towers: a timm image tower and a text transformer, meeting in D dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from jestbench import seeds
+from jestbench.batch import Batch
+from jestbench.data.tokenizer import Tokenizer
+from jestbench.model.losses import LossName
+
+TextPool = Literal["mean", "end"]
+# SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
+INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
+MAX_SCALE = 100.0
+
+
+class ImageTower(nn.Module):
+    """A timm vision transformer and a projection: uint8 ``[B, 3, H, W]`` → ``[B, D]``, not normalised."""
+
+    def __init__(self, backbone: VisionTransformer, output: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(backbone.num_features, output, bias=False)
+        nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
+        height, width = backbone.patch_embed.img_size
+        self.resolution: tuple[int, int] = (int(height), int(width))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Resize to the tower's resolution on the device, scale to [−1, 1], run, project."""
+        pixels = images_BCHW.float()
+        if pixels.shape[-2:] != self.resolution:
+            pixels = F.interpolate(pixels, self.resolution, mode="bilinear", antialias=True, align_corners=False)
+        pixels = pixels / 127.5 - 1
+        features = self.backbone.forward_features(pixels)
+        pooled: Tensor = self.projection(self.backbone.forward_head(features, pre_logits=True))
+        return pooled
+
+
+class TextBlock(nn.Module):
+    """A pre-norm transformer block over ``[B, L, width]``."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def initialise(self, width: int, layers: int) -> None:
+        """As CLIP: residual branches shrink with depth."""
+        residual = (2 * layers) ** -0.5
+        for linear, std in (
+            (self.qkv, width**-0.5),
+            (self.out, width**-0.5 * residual),
+            (self.fc1, (2 * width) ** -0.5),
+            (self.fc2, width**-0.5 * residual),
+        ):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_BLW: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Attention and MLP, each with its residual."""
+        batch, length, width = x_BLW.shape
+        qkv = self.qkv(self.norm_attention(x_BLW)).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        x_BLW = x_BLW + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        out: Tensor = x_BLW + self.fc2(F.gelu(self.fc1(self.norm_mlp(x_BLW))))
+        return out
+
+
+class TextTower(nn.Module):
+    """A text transformer: int64 ids ``[B, L]`` → ``[B, D]``, not normalised.
+
+    Without ``causal`` padding is masked out of attention; with it, padding stands behind the end
+    token and cannot be seen. It always runs, and is priced, at the full length L.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        pad_id: int,
+        output: int,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        causal: bool,
+        pool: TextPool,
+    ) -> None:
+        super().__init__()
+        self.pad_id, self.causal, self.pool = pad_id, causal, pool
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(length, width))
+        self.blocks = nn.ModuleList(TextBlock(width, heads, mlp_ratio) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, output, bias=False)
+        self._initialise(width, layers)
+
+    def _initialise(self, width: int, layers: int) -> None:
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        for block in self.blocks:
+            assert isinstance(block, TextBlock)
+            block.initialise(width, layers)
+
+    def forward(self, token_BL: Tensor) -> Tensor:
+        """Run the blocks, pool over the text, project."""
+        real_BL = token_BL != self.pad_id
+        x_BLW = self.tokens(token_BL) + self.positions
+        mask = None if self.causal else real_BL[:, None, None, :]
+        for block in self.blocks:
+            x_BLW = block(x_BLW, mask, self.causal)
+        if self.pool == "mean":
+            share_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
+            pooled = (self.norm(x_BLW) * share_BL1).sum(1) / share_BL1.sum(1)
+        else:
+            end_B = real_BL.sum(1) - 1
+            pooled = self.norm(x_BLW[torch.arange(len(x_BLW), device=x_BLW.device), end_B])
+        out: Tensor = self.projection(pooled)
+        return out
+
+
+class TwoTowers(nn.Module):
+    """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀."""
+
+    def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, loss: LossName) -> None:
+        super().__init__()
+        scale, bias = INITIAL[loss]
+        self.image, self.text, self.tokenizer = image, text, tokenizer
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        # The softmax loss does not see the offset: a parameter without gradient would upset DDP.
+        self.bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "sigmoid")
+        self.width = image.projection.out_features
+
+    @property
+    def scale(self) -> Tensor:
+        """The multiplier t."""
+        return self.log_scale.exp()
+
+    def scale_and_bias(self) -> tuple[float, float]:
+        """t and b₀ as numbers."""
+        return float(self.scale.detach()), float(self.bias.detach())
+
+    def clamp_scale(self) -> None:
+        """Keep t ≤ 100 (CLIP, section 2.5)."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MAX_SCALE))
+
+    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised fp32 image embeddings ``[B, D]``, whatever autocast the tower ran under."""
+        return F.normalize(self.image(images_BCHW).float(), dim=-1)
+
+    def encode_text(self, token_BL: Tensor) -> Tensor:
+        """Normalised fp32 text embeddings ``[B, D]``."""
+        return F.normalize(self.text(token_BL).float(), dim=-1)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both embeddings of a batch; the batch must hold ids of this model's own tokenizer.
+
+        Raises:
+            DataError: it does not.
+        """
+        device = self.log_scale.device
+        tokens = batch.tokens(self.tokenizer)
+        return (
+            self.encode_image(batch.images_BCHW.to(device, non_blocking=True)),
+            self.encode_text(tokens.to(device, non_blocking=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shape of the two towers.
+
+    Attributes:
+        image_tower: any timm vision transformer by name.
+        image_size: pixels; images of another size are resized on the device.
+        patch_size: pixels.
+        image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
+        pretrained: load timm's weights for the image tower (needs the network or timm's cache).
+        embed_dim: D, width in which image and text meet.
+        text_width: of the text transformer.
+        text_layers: its blocks.
+        text_heads: its heads.
+        text_mlp_ratio: its MLP's width over its own.
+        text_causal: mask as CLIP's text tower does; otherwise every token sees every token.
+        text_pool: ``mean`` over the real tokens, or the output at the ``end`` token.
+    """
+
+    image_tower: str = "vit_tiny_patch16_224"
+    image_size: int = 32
+    patch_size: int = 8
+    image_options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    embed_dim: int = 128
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    text_mlp_ratio: float = 4.0
+    text_causal: bool = False
+    text_pool: TextPool = "mean"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "embed_dim", "text_width", "text_layers", "text_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"an image of {self.image_size} px is smaller than a patch of {self.patch_size} px: "
+                "raise model.image_size or lower model.patch_size"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"model.image_size = {self.image_size} is no multiple of model.patch_size = {self.patch_size}; "
+                f"the nearest is {max(1, round(self.image_size / self.patch_size)) * self.patch_size}"
+            )
+        if self.text_width % self.text_heads:
+            raise ValueError(f"model.text_width = {self.text_width} does not divide into {self.text_heads} heads")
+        if not timm.is_model(self.image_tower):
+            near = timm.list_models(f"*{self.image_tower}*")[:3]
+            raise ValueError(
+                f"timm has no model {self.image_tower!r}" + (f"; it has {', '.join(near)}" if near else "")
+            )
+
+    def build(self, tokenizer: Tokenizer, loss: LossName, seed: int) -> TwoTowers:
+        """The model, initialised from ``seed`` alone.
+
+        Raises:
+            ValueError: timm cannot build that tower, or it is no plain vision transformer.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(seed, "init"))
+            try:
+                backbone = timm.create_model(
+                    self.image_tower,
+                    pretrained=self.pretrained,
+                    num_classes=0,
+                    **{"img_size": self.image_size, "patch_size": self.patch_size, **self.image_options},
+                )
+            except (TypeError, AssertionError, RuntimeError) as error:
+                raise ValueError(f"timm cannot build model.image_tower = {self.image_tower!r}: {error}") from error
+            if not isinstance(backbone, VisionTransformer):
+                raise ValueError(
+                    f"model.image_tower = {self.image_tower!r} is a {type(backbone).__name__}; "
+                    "a vision transformer is needed (timm.list_models('vit*'))"
+                )
+            image = ImageTower(backbone, self.embed_dim)
+            text = TextTower(
+                tokenizer.vocab_size,
+                tokenizer.length,
+                tokenizer.pad_id,
+                self.embed_dim,
+                width=self.text_width,
+                layers=self.text_layers,
+                heads=self.text_heads,
+                mlp_ratio=self.text_mlp_ratio,
+                causal=self.text_causal,
+                pool=self.text_pool,
+            )
+            return TwoTowers(image, text, tokenizer.identity, loss)

@@ -1,0 +1,46 @@
+"""Device and number format, the same for training and scoring."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where models run and under which autocast.
+
+    Attributes:
+        device: a torch device.
+        bf16: towers run under bf16 autocast; embeddings and everything after them stay fp32.
+    """
+
+    device: torch.device
+    bf16: bool
+
+    @classmethod
+    def of(cls, device: str, precision: Precision) -> Arithmetic:
+        """Resolve ``auto``: CUDA where there is one, and bf16 there; fp32 on CPUs.
+
+        Raises:
+            ValueError: the device is not there.
+        """
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            resolved = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"run.device = {device!r} is no device: {error}") from error
+        if resolved.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"run.device = {device!r}, but torch sees no CUDA device")
+        return cls(resolved, resolved.type == "cuda" if precision == "auto" else precision == "bf16")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The autocast that every tower runs under."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)

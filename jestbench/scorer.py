@@ -1,0 +1,48 @@
+"""Runs the models that a policy asks for over the super-batch: the only place besides the update."""
+
+from __future__ import annotations
+
+import torch
+
+from jestbench.batch import Batch, Pass
+from jestbench.learner import Learner
+from jestbench.reference import FrozenModel
+from jestbench.scores import Embeddings, Scores, Side
+
+
+class Scorer:
+    """Scores of super-batches, in eval mode, without gradient, under training's autocast.
+
+    Args:
+        learner: scored when a policy needs ``learner``.
+        reference: scored when it needs ``reference``.
+        microbatch: pairs that a tower sees at once.
+    """
+
+    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int) -> None:
+        self.learner, self.reference, self.microbatch = learner, reference, microbatch
+
+    def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
+        """What the policy asked for and nothing else, with the passes that it cost."""
+        learner, reference = None, None
+        passes: tuple[Pass, ...] = ()
+        if "learner" in needs:
+            learner, spent = self._learner(batch)
+            passes += spent
+        if "reference" in needs:
+            assert self.reference is not None, "a run whose policy needs a reference is built with one"
+            reference, spent = self.reference.embeddings(batch)
+            passes += spent
+        return Scores(learner, reference, size=len(batch), loss=self.learner.loss, model_passes=passes)
+
+    def _learner(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
+        model = self.learner.model.eval()
+        image, text = [], []
+        with torch.no_grad(), self.learner.arithmetic.autocast():
+            for part in torch.arange(len(batch)).split(self.microbatch):
+                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch)
+                image.append(image_PD)
+                text.append(text_PD)
+        embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
+        macs = len(batch) * self.learner.price.pair
+        return embeddings, (Pass("learner_score", macs, f"learner, scoring {len(batch)} pairs"),)

@@ -1,0 +1,240 @@
+"""What a policy may know about a super-batch: embeddings, and what can be asked of them in strips.
+
+Notation (Evans et al. 2024, arXiv 2406.17711; ``L`` below stands for either model):
+
+* u_ij = t·⟨x_i, y_j⟩ + b₀, each model with its own multiplier t and offset b₀;
+* sigmoid pair losses: M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j;
+* softmax logits: a_ij = t·⟨x_i, y_j⟩.
+
+A B×B matrix is never held: whatever needs all pairs of pairs walks over column tiles of at most
+``TILE_BYTES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestbench.batch import Pass
+from jestbench.model.losses import LossName
+
+Side = Literal["learner", "reference", "scorer"]
+PairLoss = Literal["own", "in_batch"]
+
+TILE_BYTES = 32 * 2**20
+"""Upper bound on one tile of similarities; measured flat between 8 and 64 MiB on CPUs."""
+
+
+class ScoreError(ValueError):
+    """A score is not finite, or scores do not fit together; the message names which."""
+
+
+class Meter:
+    """Counts the multiply-adds of similarity products, so that selection is charged like any pass."""
+
+    def __init__(self) -> None:
+        self.macs = 0
+
+    def add(self, rows: int, columns: int, width: int) -> None:
+        """Charge a ``rows × columns`` product over ``width`` dimensions."""
+        self.macs += rows * columns * width
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Normalised embeddings of B pairs under one model.
+
+    Half precision is raised to fp32; float64 stays.
+
+    Attributes:
+        image_BD: image embeddings.
+        text_BD: text embeddings.
+        scale: t, the multiplier on cosine similarities (not its logarithm).
+        bias: b₀, the offset; not used by the softmax loss.
+
+    Raises:
+        ScoreError: shapes differ, or a value is NaN or infinite.
+    """
+
+    image_BD: Tensor
+    text_BD: Tensor
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", float(self.scale))
+        object.__setattr__(self, "bias", float(self.bias))
+        if self.image_BD.ndim != 2 or self.image_BD.shape != self.text_BD.shape:
+            raise ScoreError(
+                f"image and text embeddings are both [B, D]; got {tuple(self.image_BD.shape)} "
+                f"and {tuple(self.text_BD.shape)}"
+            )
+        for name in ("image_BD", "text_BD"):
+            value = getattr(self, name)
+            if value.dtype in (torch.float16, torch.bfloat16):
+                object.__setattr__(self, name, value.float())
+            if not bool(torch.isfinite(value).all()):
+                rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
+                raise ScoreError(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
+        if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
+            raise ScoreError(f"scale and bias must be finite, got {self.scale} and {self.bias}")
+
+    def __len__(self) -> int:
+        return len(self.image_BD)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All that a policy gets to see. What it did not ask for is ``None``.
+
+    Attributes:
+        learner: the learner's embeddings.
+        reference: the reference's.
+        scorer: a third model's.
+        values: per-pair values by name, ``[B]`` each (a pretrained scorer's, say).
+        size: B; needed only where nothing else says it.
+        loss: which pair losses the scores are differences of.
+        model_passes: what the models were run for these scores.
+        meter: counts the similarity products made from them.
+    """
+
+    learner: Embeddings | None = None
+    reference: Embeddings | None = None
+    scorer: Embeddings | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    size: int | None = None
+    loss: LossName = "sigmoid"
+    model_passes: tuple[Pass, ...] = ()
+    meter: Meter = field(default_factory=Meter, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("sigmoid", "softmax"):
+            raise ScoreError(f"loss must be 'sigmoid' or 'softmax', got {self.loss!r}")
+        parts: dict[str, int] = {
+            name: len(part)
+            for name, part in (
+                ("learner", self.learner),
+                ("reference", self.reference),
+                ("scorer", self.scorer),
+            )
+            if part is not None
+        }
+        parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
+        if self.size is not None:
+            parts["size"] = self.size
+        if not parts:
+            raise ScoreError("scores of nothing: give embeddings, values or a size")
+        if len(set(parts.values())) > 1:
+            raise ScoreError(f"the parts of the scores differ in length: {parts}")
+        object.__setattr__(self, "size", next(iter(parts.values())))
+        for name, value in self.values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ScoreError(f"values[{name!r}] is NaN or infinite")
+
+    def __len__(self) -> int:
+        assert self.size is not None
+        return self.size
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """All that these scores have cost so far: the models' passes, and the similarity products."""
+        return (*self.model_passes, Pass("pairwise", self.meter.macs, "similarity products of the selection"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+        for part in (self.learner, self.reference, self.scorer):
+            if part is not None:
+                return part.image_BD.device
+        return next((value.device for value in self.values.values()), torch.device("cpu"))
+
+    def side(self, side: Side) -> Embeddings:
+        """One model's embeddings.
+
+        Raises:
+            ScoreError: the policy did not ask for them.
+        """
+        part: Embeddings | None = getattr(self, side)
+        if part is None:
+            raise ScoreError(f"the scores hold no {side}: name it in the policy's needs")
+        return part
+
+    def contrast(self) -> tuple[tuple[float, Embeddings], ...]:
+        """The models that a learnability is made of: the learner counts +1, the reference −1."""
+        both = ((1.0, self.learner), (-1.0, self.reference))
+        return tuple((sign, part) for sign, part in both if part is not None)
+
+    def only(self, *sides: Side) -> Scores:
+        """These scores with the other models left out (the meter stays shared)."""
+        gone: dict[str, None] = {side: None for side in ("learner", "reference", "scorer") if side not in sides}
+        return replace(self, **gone)  # type: ignore[arg-type]
+
+    def own_logit_B(self, side: Side) -> Tensor:
+        """u_ii: the logit of each pair with itself."""
+        return _own_logit_B(self.side(side), self.loss, self.meter)
+
+    def pair_loss_B(self, side: Side, kind: PairLoss = "own") -> Tensor:
+        """Each pair's loss under one model.
+
+        ``own`` needs the pair alone: softplus(−u_ii), or −a_ii for softmax (its numerator; JEST's
+        diagonal score). ``in_batch`` is its share of the loss of the whole super-batch, over its row
+        and its column: M_ii + ½·Σ_{j≠i}(M_ij + M_ji), or −a_ii + ½(LSE_j a_ij + LSE_j a_ji). These
+        shares sum to B times the batch loss.
+
+        Returns:
+            ``[B]``, at least fp32.
+        """
+        embeddings = self.side(side)
+        own_B = _own_logit_B(embeddings, self.loss, self.meter)
+        if kind == "own":
+            return F.softplus(-own_B) if self.loss == "sigmoid" else -own_B
+        rows_B, columns_B = self._reduce(embeddings)
+        return (rows_B + columns_B) / 2 - own_B
+
+    def learnability_B(self, kind: PairLoss = "own") -> Tensor:
+        """ℓ(learner) − ℓ(reference) of each pair; with one model only, that model's term alone."""
+        terms = [sign * self.pair_loss_B("learner" if sign > 0 else "reference", kind) for sign, _ in self.contrast()]
+        if not terms:
+            raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
+        return torch.stack(terms).sum(0)
+
+    def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
+        """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
+        size = len(embeddings)
+        columns_B = embeddings.image_BD.new_empty(size)
+        rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
+        for tile in tiles(size, size, embeddings.image_BD.element_size()):
+            logits = strip(embeddings.image_BD, embeddings.text_BD[tile], embeddings, self.loss, self.meter)
+            if self.loss == "sigmoid":
+                terms = F.softplus(logits)
+                rows_B += terms.sum(1)
+                columns_B[tile] = terms.sum(0)
+            else:
+                rows_B = torch.logaddexp(rows_B, logits.logsumexp(1))
+                columns_B[tile] = logits.logsumexp(0)
+        return rows_B, columns_B
+
+
+def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
+    """Slices over ``columns`` such that a tile of ``rows`` × slice stays below ``TILE_BYTES``."""
+    width = max(1, TILE_BYTES // max(1, rows * element_size))
+    for start in range(0, columns, width):
+        yield slice(start, min(columns, start + width))
+
+
+def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset."""
+    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
+    return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
+
+
+def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    meter.add(len(model), 1, model.image_BD.shape[1])
+    own_B = model.scale * (model.image_BD * model.text_BD).sum(1)
+    return own_B + model.bias if loss == "sigmoid" else own_B

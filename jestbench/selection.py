@@ -1,0 +1,56 @@
+"""What a policy is, and the check that no choice passes that breaks the contract."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.scores import Scores, Side
+
+
+class PolicyError(Exception):
+    """A policy returned something that is no selection; training on it would be silent nonsense."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A frozen object that chooses ``count`` pairs of a super-batch.
+
+    ``needs`` names the models whose scores it reads; empty means that the super-batch holds exactly
+    ``count`` pairs. A policy never sees a model, and draws randomness from the generator alone.
+    """
+
+    @property
+    def needs(self) -> frozenset[Side]:
+        """Of ``learner``, ``reference``, ``scorer``."""
+        ...
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Exactly ``count`` distinct positions, and statistics."""
+        ...
+
+
+def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+    """Ask the policy, and check the answer.
+
+    Raises:
+        PolicyError: wrong count, repeated or foreign indices, weights or statistics that are not finite.
+    """
+    selection = policy.select(scores, count, generator)
+    name, index_K = type(policy).__name__, selection.index_K
+    if index_K.dtype != torch.int64 or index_K.ndim != 1 or len(index_K) != count:
+        raise PolicyError(f"{name} must return int64 indices [{count}], got {index_K.dtype} {list(index_K.shape)}")
+    if int(index_K.min()) < 0 or int(index_K.max()) >= len(scores):
+        raise PolicyError(f"{name} chose a position outside the super-batch of {len(scores)} pairs")
+    if len(index_K.unique()) != count:
+        raise PolicyError(f"{name} chose a pair twice: {count} chosen, {len(index_K.unique())} distinct")
+    for key, value in selection.statistics.items():
+        if not key.startswith("select/") or not math.isfinite(value):
+            raise PolicyError(f"{name}: statistic {key!r} = {value} must be finite and named select/…")
+    weight_K = selection.weight_K
+    if weight_K is not None and (weight_K.shape != index_K.shape or not bool(torch.isfinite(weight_K).all())):
+        raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
+    return selection

@@ -1,0 +1,34 @@
+"""Easy reference: prefer what a reference model finds easy, s = −ℓ(θ*).
+
+Source: Evans et al. 2024 (arXiv 2406.17711), section 2.1, "easy reference"; with a reference larger
+than the learner it is I-ACID (arXiv 2411.18674). It never looks at the learner, so it also prefers
+what has long been learned.
+Departures: drawn independently by default; ``joint`` gives the conditional, chunked draw on the
+reference's terms alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.scores import Scores, Side
+from policies._per_pair import PairScorePolicy
+from policies.registry import register
+
+
+@register("easy_reference")
+@dataclass(frozen=True)
+class EasyReference(PairScorePolicy):
+    """p ∝ exp(−gain · ℓ(θ*))."""
+
+    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the reference's negative loss."""
+        scores = scores.only("reference")
+        score_B = None if self.joint else -scores.pair_loss_B("reference", self.pair_loss)
+        return self.draw(scores, score_B, count, generator)

@@ -1,0 +1,33 @@
+"""Hard learner: prefer what the learner finds hard, s = ℓ(θ).
+
+Source: Evans et al. 2024 (arXiv 2406.17711), section 2.1, "hard learner"; the online batch selection
+of Loshchilov & Hutter 2015. It also prefers noise, which is why learnability was invented.
+Departures: drawn independently by default; ``joint`` gives the conditional, chunked draw on the
+learner's terms alone. The paper's gain on the scores is unknown: ``gain`` = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.scores import Scores, Side
+from policies._per_pair import PairScorePolicy
+from policies.registry import register
+
+
+@register("hard_learner")
+@dataclass(frozen=True)
+class HardLearner(PairScorePolicy):
+    """p ∝ exp(gain · ℓ(θ))."""
+
+    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the learner's loss."""
+        scores = scores.only("learner")
+        score_B = None if self.joint else scores.pair_loss_B("learner", self.pair_loss)
+        return self.draw(scores, score_B, count, generator)

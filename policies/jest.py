@@ -1,0 +1,47 @@
+"""JEST: draw the sub-batch that is jointly most learnable.
+
+Source: Evans, Parthasarathy, Merzic, Hénaff 2024, "Data curation via joint example selection further
+accelerates multimodal learning" (arXiv 2406.17711), sections 2.1 and 2.2 and the listing.
+The logits are those of ``jestbench.sampling.JointLogits``: of the learner's loss minus the
+reference's, conditional on the chunks already drawn.
+Departures: exactly ``count`` pairs are drawn, whatever ``chunks`` is (the listing truncates);
+a Gumbel top-k stands for the sequential draw (same law). The paper's gain is unknown: ``gain`` = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.sampling import joint_draw
+from jestbench.scores import Scores, Side
+from policies._per_pair import check_chunks, check_gain, selected
+from policies.registry import register
+
+
+@register("jest")
+@dataclass(frozen=True)
+class Jest:
+    """Joint example selection by learnability.
+
+    Attributes:
+        chunks: N, the number of chunks that the sub-batch is drawn in; 1 is an independent draw.
+        gain: factor on the logits.
+        deterministic: take each chunk's best instead of drawing.
+    """
+
+    chunks: int = 16
+    gain: float = 1.0
+    deterministic: bool = False
+    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+
+    def __post_init__(self) -> None:
+        check_chunks(self.chunks)
+        check_gain(self.gain)
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw jointly, chunk by chunk."""
+        return selected(joint_draw(scores, count, self.chunks, self.gain, self.deterministic, generator))

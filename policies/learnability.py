@@ -1,0 +1,32 @@
+"""Learnability a pair: hard for the learner, easy for the reference, s = ℓ(θ) − ℓ(θ*).
+
+Source: ActiveCLIP / ClassAct (Evans et al. 2023, arXiv 2312.05328), p ∝ exp(s) with the pair's own
+dot product (``pair_loss`` = ``own``); ``in_batch`` takes the pair's row and column of the
+super-batch's loss. JEST with one chunk is this policy with ``own``.
+Departures: the learner itself scores; ActiveCLIP's small online scorer is another policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.scores import Scores, Side
+from policies._per_pair import PairScorePolicy
+from policies.registry import register
+
+
+@register("learnability")
+@dataclass(frozen=True)
+class Learnability(PairScorePolicy):
+    """p ∝ exp(gain · (ℓ(θ) − ℓ(θ*)))."""
+
+    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the difference of the losses."""
+        score_B = None if self.joint else scores.learnability_B(self.pair_loss)
+        return self.draw(scores, score_B, count, generator)

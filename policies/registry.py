@@ -1,0 +1,89 @@
+"""The registry: a policy is one file in this folder with ``@register("name")``.
+
+Packages installed beside this one bring theirs through the entry-point group ``jestbench.policies``
+(the entry point names the module or the class; importing it registers it).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from jestbench.selection import Policy
+
+GROUP = "jestbench.policies"
+_CLASSES: dict[str, type[Any]] = {}
+_T = TypeVar("_T", bound=type[Any])
+
+
+def register(name: str) -> Callable[[_T], _T]:
+    """Give a policy class its name.
+
+    Raises:
+        ValueError: another policy has that name, or the class is no policy.
+    """
+
+    def add(cls: _T) -> _T:
+        if not callable(getattr(cls, "select", None)) or not hasattr(cls, "needs"):
+            raise ValueError(f"policy {name!r}: {cls.__name__} needs `needs` and `select(scores, count, generator)`")
+        known = _CLASSES.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"two policies are named {name!r}: {known.__module__}.{known.__qualname__} "
+                f"and {cls.__module__}.{cls.__qualname__}; rename one"
+            )
+        _CLASSES[name] = cls
+        return cls
+
+    return add
+
+
+@lru_cache(maxsize=1)
+def _discover() -> None:
+    package = importlib.import_module("policies")
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_") and module.name != "registry":
+            importlib.import_module(f"policies.{module.name}")
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except ImportError as error:
+            raise ValueError(
+                f"the entry point {entry.name!r} ({entry.value}) of group {GROUP} cannot be loaded: {error}"
+            ) from error
+
+
+def available() -> tuple[str, ...]:
+    """The names of all registered policies, sorted."""
+    _discover()
+    return tuple(sorted(_CLASSES))
+
+
+def get(name: str) -> type[Any]:
+    """The class registered under a name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    _discover()
+    if name not in _CLASSES:
+        near = difflib.get_close_matches(name, _CLASSES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no policy is named {name!r}; {hint}there are {', '.join(available())}")
+    return _CLASSES[name]
+
+
+def create(name: str, **parameters: Any) -> Policy:
+    """A policy by name; keyword arguments are its own parameters.
+
+    Raises:
+        ValueError: no such policy, or a parameter out of range.
+        TypeError: no such parameter.
+    """
+    policy: Policy = get(name)(**parameters)
+    return policy

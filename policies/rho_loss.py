@@ -1,0 +1,42 @@
+"""RHO-LOSS: keep the pairs whose training loss stands highest above their irreducible loss.
+
+Source: Mindermann et al. 2022 (arXiv 2206.07137), equation 3: arg top-k of L[y|x; D_t] − L[y|x; D_ho];
+the n_b best of n_B, deterministically, no re-weighting. The irreducible loss comes from a model
+trained on a holdout of the same data: the run's reference, trained by ``gin/run/irreducible.gin``.
+Departures: a contrastive loss has no loss of one example alone; by default the pair's row and column
+of the super-batch's loss stand for it (``pair_loss`` = ``in_batch``), under both models alike. The
+paper keeps the checkpoint with the lowest training-set loss; here the irreducible model's last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.sampling import independent_draw
+from jestbench.scores import PairLoss, Scores, Side
+from policies._per_pair import check_pair_loss, selected
+from policies.registry import register
+
+
+@register("rho_loss")
+@dataclass(frozen=True)
+class RhoLoss:
+    """The top ``count`` by reducible holdout loss.
+
+    Attributes:
+        pair_loss: ``in_batch`` or ``own``, as in ``Scores.pair_loss_B``.
+    """
+
+    pair_loss: PairLoss = "in_batch"
+    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+
+    def __post_init__(self) -> None:
+        check_pair_loss(self.pair_loss)
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """The pairs with the largest reducible loss; nothing is drawn."""
+        return selected(independent_draw(scores.learnability_B(self.pair_loss), count, deterministic=True))
