@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ from jestbench.metrics import Jsonl, Metrics, WandBSink
 from jestbench.model.towers import TwoTowers
 from jestbench.paths import cache_root
 from jestbench.record import Recorder, write_json
-from jestbench.reference import load_model
+from jestbench.reference import MODEL_FORMAT, load_model
 from jestbench.run import ConfigError, Resolved
 from jestbench.selection import choose
 from jestbench.stages import Stages, build_stages, update_seed
@@ -136,8 +137,9 @@ def reference_folder(resolved: Resolved) -> Path:
         return resolved.reference_dir
     assert resolved.reference is not None
     run = resolved.reference.run
-    data = run.data.split(run.split).fingerprint
-    return cache_root() / "models" / f"{run.arm or 'reference'}-{resolved.reference.config_hash}-{run.seed}-{data}"
+    identity = f"{resolved.reference.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+    return cache_root() / "models" / f"{run.arm or 'reference'}-{digest}"
 
 
 def ensure_reference(resolved: Resolved) -> Path | None:
@@ -269,7 +271,7 @@ def _affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> Non
         )
 
 
-def _stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
+def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
     """Data and reference as they are, or stand-ins of the same shape: nothing is fetched or trained."""
     data = resolved.run.data
     if not data.is_prepared():
@@ -290,7 +292,7 @@ def check(resolved: Resolved) -> None:
         ValueError: the configuration cannot be built.
         DataError: the data does not fit it.
     """
-    data, reference = _stand_ins(resolved)
+    data, reference = stand_ins(resolved)
     run = replace(resolved.run, device="cpu", reference_accounting="online")
     drawn = min(32, resolved.draw_size)
     count = max(1, run.batch_size * drawn // resolved.draw_size)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from jestbench.precision import Arithmetic
 from jestbench.scores import Embeddings
 
 Accounting = Literal["online", "first_sight", "amortised"]
+
+MODEL_FORMAT = 1
+"""Counted up when the same configuration builds another model, so that cached ones are trained anew."""
 
 
 def load_model(run_dir: Path) -> TwoTowers:
@@ -37,7 +41,10 @@ def load_model(run_dir: Path) -> TwoTowers:
     tokenizer = Tokenizer(described["tokenizer"], described["length"])
     loss: LossName = described["loss"]
     model = Model(**described["model"] | {"pretrained": False}).build(tokenizer, loss, seed=0)
-    model.load_state_dict(load_file(newest / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise DataError(f"{newest} does not hold the model that its model.json describes: train it anew") from error
     return model
 
 

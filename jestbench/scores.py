@@ -49,7 +49,7 @@ class Meter:
 class Embeddings:
     """Normalised embeddings of B pairs under one model.
 
-    Half precision is raised to fp32; float64 stays.
+    Half precision is raised to fp32; float64 stays. Gradients are cut off: selection has none.
 
     Attributes:
         image_BD: image embeddings.
@@ -67,17 +67,18 @@ class Embeddings:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", float(self.scale))
-        object.__setattr__(self, "bias", float(self.bias))
+        for name in ("scale", "bias"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, float(value.detach() if isinstance(value, Tensor) else value))
         if self.image_BD.ndim != 2 or self.image_BD.shape != self.text_BD.shape:
             raise ScoreError(
                 f"image and text embeddings are both [B, D]; got {tuple(self.image_BD.shape)} "
                 f"and {tuple(self.text_BD.shape)}"
             )
         for name in ("image_BD", "text_BD"):
-            value = getattr(self, name)
-            if value.dtype in (torch.float16, torch.bfloat16):
-                object.__setattr__(self, name, value.float())
+            value = getattr(self, name).detach()
+            half = value.dtype in (torch.float16, torch.bfloat16)
+            object.__setattr__(self, name, value.float() if half else value)
             if not bool(torch.isfinite(value).all()):
                 rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
                 raise ScoreError(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
@@ -228,10 +229,14 @@ def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
 
 
 def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset."""
+    """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset.
+
+    Never below the embeddings' own precision, whatever autocast the caller is in.
+    """
     meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
     offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
-    return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
+    with torch.autocast(left_BD.device.type, enabled=False):
+        return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
 
 
 def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
+NAMES = (
+    *(f"eval/zero_shot_top{k}" for k in (1, 5)),
+    *(f"eval/{direction}_recall{k}" for direction in ("image_to_text", "text_to_image") for k in RANKS),
+)
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
 
