@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import os
 import re
 import shlex
@@ -305,9 +304,9 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool) -> int:
 def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> None:
     from jestbench.compare import compare, format_table
 
-    if not folders:
+    arms = [summary["arm"] for folder in folders if (summary := read_summary(folder)) is not None]
+    if not arms:
         return
-    arms = [json.loads((folder / "summary.json").read_text(encoding="utf-8"))["arm"] for folder in folders]
     baseline = "uniform" if "uniform" in arms else arms[0]
     comparison = compare(folders, sweep.metric, baseline, out / "comparison")
     print(format_table(comparison))

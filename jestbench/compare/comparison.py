@@ -1,0 +1,215 @@
+"""The values that a comparison is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jestbench.compare.curves import Curve, SeedCurve
+from jestbench.compare.load import Fact, Run, shown
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times less of something an arm needs than the baseline.
+
+    Attributes:
+        value: baseline's amount over the arm's; ``None`` where the arm never reaches the baseline's
+            final value or an amount is not known.
+        lower_bound: whether the arm gets there before the end of its learning-rate schedule: with its
+            decay ending sooner it would have needed less.
+        arm: the arm's amount at that point.
+        baseline: the baseline's amount at that point.
+    """
+
+    value: float | None
+    lower_bound: bool
+    arm: float | None = None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """An arm against the baseline, seed by seed, at the common budget.
+
+    Attributes:
+        seeds: the seeds that both have.
+        ahead: in how many of them the arm is better.
+        mean: mean difference, arm minus baseline.
+        low: lower end of its 95 % interval; ``None`` with fewer than two seeds.
+        high: upper end.
+    """
+
+    seeds: tuple[int, ...]
+    ahead: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return f"{self.ahead}/{len(self.seeds)}"
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One run's part in a comparison.
+
+    Attributes:
+        run: the run.
+        curve: its evaluations.
+        value: the metric at the common budget.
+    """
+
+    run: Run
+    curve: Curve
+    value: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """All runs of one configuration.
+
+    FLOPs, pairs and seconds are means over the seeds at the end of the runs; FLOPs and pairs are whole
+    numbers.
+
+    Attributes:
+        arm: its label.
+        label: the label, with the configuration's hash where another arm has the same label.
+        policy: registered name of the policy.
+        config_hash: hash of the configuration.
+        runs: one for each seed, by seed.
+        mean: mean of the metric at the common budget.
+        low: lower end of its 95 % interval; ``None`` with one seed.
+        high: upper end.
+        budget: FLOPs asked for; ``None`` if the runs do not say.
+        undecayed: whether the common budget lies inside its learning-rate schedule, so that its mean
+            understates it.
+        paired: seed-by-seed difference to the baseline; ``None`` for the baseline, and without a common seed.
+        speedup: axis → speedup over the baseline.
+        flops_total: FLOPs of the runs themselves.
+        flops_by_purpose: purpose → FLOPs; they sum to ``flops_total``.
+        flops_eval: FLOPs of evaluation, outside the total.
+        pretrain_flops: FLOPs of training its references and scorers.
+        pretrain_in_budget: the part of them that was taken out of the budget.
+        flops_amortised: FLOPs of reference scoring that the accounting leaves out of every total.
+        flops_all_in: ``flops_total`` and pre-training together.
+        pairs_seen: pairs drawn into super-batches.
+        pairs_trained: pairs trained on.
+        seconds: time of training, without evaluation.
+        curve: the seed-mean curve.
+    """
+
+    arm: str
+    label: str
+    policy: str
+    config_hash: str
+    runs: tuple[SeedRun, ...]
+    mean: float
+    low: float | None
+    high: float | None
+    budget: int | None
+    undecayed: bool
+    paired: Paired | None
+    speedup: Mapping[str, Speedup]
+    flops_total: int
+    flops_by_purpose: Mapping[str, int]
+    flops_eval: int
+    pretrain_flops: int
+    pretrain_in_budget: int
+    flops_amortised: int
+    flops_all_in: int
+    pairs_seen: int
+    pairs_trained: int
+    seconds: float
+    curve: SeedCurve
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs, ascending."""
+        return tuple(member.run.seed for member in self.runs)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The metric at the common budget, by seed."""
+        return tuple(member.value for member in self.runs)
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """A reference model's own score.
+
+    Attributes:
+        name: its name.
+        arms: labels of the arms that use it.
+        value: the metric at the end of its own training; ``None`` if that is not known.
+        flops_total: FLOPs of its own training.
+        folder: its run folder.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    value: float | None
+    flops_total: int
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A run that no mean contains.
+
+    Attributes:
+        folder: its folder.
+        arm: its label, if known.
+        seed: its seed, if known.
+        reason: why it is left out.
+    """
+
+    folder: Path
+    arm: str | None
+    seed: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        if self.arm is None:
+            return self.reason
+        return f"{shown(self.folder)} (arm {self.arm}, seed {self.seed}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A compute-matched comparison of arms.
+
+    Attributes:
+        metric: key of the metric.
+        lower_is_better: whether a smaller value is better.
+        baseline: ``label`` of the arm that the others are held against.
+        budget: common budget: the smallest that an arm was given, in FLOPs.
+        arms: best first.
+        references: the reference models' own scores.
+        excluded: runs that are in no mean.
+        warnings: what a reader must know before believing a number.
+        facts: what all the runs' data have in common.
+        command: the command that makes this comparison again.
+        created: date and time, ISO 8601, UTC.
+        environment: where it was computed, and the versions that the runs used.
+    """
+
+    metric: str
+    lower_is_better: bool
+    baseline: str
+    budget: int
+    arms: tuple[Arm, ...]
+    references: tuple[ReferenceRow, ...]
+    excluded: tuple[Excluded, ...]
+    warnings: tuple[str, ...]
+    facts: Mapping[str, Fact]
+    command: str
+    created: str
+    environment: Mapping[str, Any]
+
+    @property
+    def baseline_arm(self) -> Arm:
+        """The arm that the others are held against."""
+        return next(arm for arm in self.arms if arm.label == self.baseline)

@@ -1,0 +1,167 @@
+"""The arithmetic of a comparison: interpolation, seed means, first crossings, intervals.
+
+Shape suffixes: ``E`` evaluations, ``S`` seeds. An *amount* is what a run had spent when it was evaluated,
+on one of the axes in ``AXES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+Array = npt.NDArray[np.float64]
+
+AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
+"""What an arm can be cheaper on. The first is the axis that budgets are stated on."""
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric along one run.
+
+    Attributes:
+        value_E: the metric at each evaluation.
+        amount_E: axis → amount spent at each evaluation; NaN where the run did not log it.
+    """
+
+    value_E: Array
+    amount_E: Mapping[str, Array]
+
+    @property
+    def flops_E(self) -> Array:
+        """FLOPs on the axis that budgets are stated on."""
+        return self.amount_E["flops"]
+
+
+@dataclass(frozen=True)
+class SeedCurve(Curve):
+    """The mean of a metric over the seeds of an arm, at every point where some seed was evaluated.
+
+    Attributes:
+        value_SE: each seed's own curve, read at the same points.
+    """
+
+    value_SE: Array
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where a curve first meets a target.
+
+    Attributes:
+        amount: axis → amount spent there.
+        at_end: whether that is the last evaluation, where the learning rate has decayed.
+    """
+
+    amount: Mapping[str, float]
+    at_end: bool
+
+
+def mean_curve(curves: Sequence[Curve]) -> SeedCurve:
+    """Average the curves of an arm's seeds.
+
+    Seeds stop within a step of one another, not at the same FLOP, and the learning-rate schedule is a
+    function of the share of the budget spent. So curves are averaged at equal shares of their own end: the
+    last point of the mean is exactly the mean of the last points. Where seeds were evaluated at the same
+    FLOPs this is the plain mean.
+
+    Args:
+        curves: one for each seed, of at least one evaluation each.
+
+    Returns:
+        The mean, from the latest of the seeds' first evaluations on.
+    """
+    share_SE = [_share(curve.flops_E) for curve in curves]
+    share_E = np.unique(np.concatenate(share_SE))
+    share_E = share_E[share_E >= max(share[0] for share in share_SE)]
+    value_SE = np.stack(
+        [np.interp(share_E, share, curve.value_E) for share, curve in zip(share_SE, curves, strict=True)]
+    )
+    amount_E = {
+        axis: np.mean(
+            [np.interp(share_E, share, curve.amount_E[axis]) for share, curve in zip(share_SE, curves, strict=True)],
+            axis=0,
+        )
+        for axis in AXES
+    }
+    return SeedCurve(value_E=value_SE.mean(axis=0), amount_E=amount_E, value_SE=value_SE)
+
+
+def _share(flops_E: Array) -> Array:
+    end = flops_E[-1]
+    return flops_E / end if end > 0 else flops_E
+
+
+def value_at(curve: Curve, budget: float, step: float) -> float | None:
+    """Read a curve at a budget, linearly between evaluations.
+
+    A run overshoots its budget by less than one step; cutting that step off would replace the value of the
+    finished run by a mixture with the evaluation before it. Within a step of the end the final value is
+    therefore taken.
+
+    Args:
+        curve: a run's curve.
+        budget: FLOPs.
+        step: FLOPs of one step of the run.
+
+    Returns:
+        The value; the final one where the run ended below the budget; ``None`` where it was first
+        evaluated above it.
+    """
+    if budget >= curve.flops_E[-1] - step:
+        return float(curve.value_E[-1])
+    if budget < curve.flops_E[0]:
+        return None
+    return float(np.interp(budget, curve.flops_E, curve.value_E))
+
+
+def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -> Reach | None:
+    """Find where a curve first is as good as a target, linearly between evaluations.
+
+    Args:
+        curve: the curve.
+        target: the value to reach.
+        lower_is_better: whether reaching means falling to the target.
+
+    Returns:
+        The amounts spent there, or ``None`` if it is never reached.
+    """
+    ahead_E = target - curve.value_E if lower_is_better else curve.value_E - target
+    reached_E = np.flatnonzero(ahead_E >= 0)
+    if not reached_E.size:
+        return None
+    after = int(reached_E[0])
+    if after == 0 or ahead_E[after] == 0:
+        amount = {axis: float(amount_E[after]) for axis, amount_E in curve.amount_E.items()}
+        return Reach(amount, at_end=after == len(ahead_E) - 1)
+    before = after - 1
+    part = ahead_E[before] / (ahead_E[before] - ahead_E[after])
+    amount = {
+        axis: float(amount_E[before] + part * (amount_E[after] - amount_E[before]))
+        for axis, amount_E in curve.amount_E.items()
+    }
+    return Reach(amount, at_end=False)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of a mean, by Student's t.
+
+    Args:
+        values: independent observations.
+
+    Returns:
+        Its lower and upper end, or ``None`` for fewer than two values.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    mean = float(np.mean(values))
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * float(np.std(values, ddof=1)) / count**0.5
+    return mean - half, mean + half

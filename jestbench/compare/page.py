@@ -1,0 +1,126 @@
+"""A comparison as one HTML file that needs nothing beside it: no network, no script, no second file."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from jestbench.compare.comparison import Arm, Comparison
+from jestbench.compare.curves import AXES
+from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
+from jestbench.compare.wording import (
+    AXIS_TITLES,
+    flops_text,
+    interval_text,
+    method,
+    prefixed,
+    reference_label,
+    relative,
+    seconds_text,
+    shares,
+    speedup_text,
+    subtitle,
+    typeset,
+    value_text,
+)
+
+PAGE = "index.html"
+
+_TEMPLATE = "page.html.j2"
+_AXIS_LONG = {
+    "flops": "FLOPs",
+    "flops_all_in": "FLOPs with pre-training",
+    "pairs_seen": "pairs seen",
+    "pairs_trained": "pairs trained on",
+    "seconds": "seconds of training",
+}
+_RUN_FILES = ("metrics.jsonl", "summary.json", "operative.gin", "environment.json")
+
+
+def to_html(comparison: Comparison, out: Path) -> str:
+    """Write a comparison as a page.
+
+    Args:
+        comparison: the comparison.
+        out: the folder that the page will lie in: links are relative to it, and the pictures are read
+            from it.
+
+    Returns:
+        The page; every text that comes from a run is escaped.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "flops": flops_text,
+        "speedup": lambda speedup: typeset(speedup_text(speedup)).replace("x", "×"),
+        "value": lambda value: value_text(value, comparison),
+        "difference": lambda value: ("+" if value > 0 else "") + value_text(value, comparison),
+        "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
+        "seconds": seconds_text,
+        "reference": reference_label,
+        "link": lambda path: quote(relative(path, out)),
+        "relative": lambda path: relative(path, out),
+        "run_files": lambda folder: [name for name in _RUN_FILES if (folder / name).is_file()],
+        "purpose": lambda purpose: purpose.replace("_", " "),
+        "amount": lambda value, axis: _amount(value, axis),
+    }
+    return environment.get_template(_TEMPLATE).render(
+        comparison=comparison,
+        subtitle=subtitle(comparison),
+        rows=[_row(arm, comparison) for arm in comparison.arms],
+        axes=AXES,
+        axis_titles=AXIS_TITLES,
+        axis_long=_AXIS_LONG,
+        method=method(comparison),
+        overview=_picture(out / OVERVIEW),
+        metric_vs_flops=_picture(out / METRIC_VS_FLOPS),
+        facts=_flat(comparison.environment),
+    )
+
+
+def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
+    of_baseline = {member.run.seed: member.value for member in comparison.baseline_arm.runs}
+    return {
+        "arm": arm,
+        "is_baseline": arm.label == comparison.baseline,
+        "mean": typeset(interval_text(arm, comparison)),
+        "colour": arm_colours(comparison)[arm.label],
+        "shares": [
+            (purpose, 100 * share, PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)) for purpose, share in shares(arm).items()
+        ],
+        "difference": {
+            member.run.seed: member.value - of_baseline[member.run.seed]
+            for member in arm.runs
+            if member.run.seed in of_baseline and arm.label != comparison.baseline
+        },
+    }
+
+
+def _amount(value: float | None, axis: str) -> str:
+    if value is None:
+        return "-"
+    if axis.startswith("flops"):
+        return flops_text(value)
+    return seconds_text(value) if axis == "seconds" else prefixed(value, "")
+
+
+def _picture(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _flat(facts: Any, name: str = "") -> dict[str, str]:
+    if not isinstance(facts, dict):
+        return {name: str(facts)}
+    flat: dict[str, str] = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+    return flat

@@ -1,0 +1,306 @@
+"""Pictures of a comparison, at the width of a README.
+
+Drawn through ``matplotlib.figure.Figure`` alone: no global state and no display. matplotlib is imported
+when something is drawn, since it takes longer to import than a comparison takes.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jestbench.compare.comparison import Arm, Comparison
+from jestbench.compare.wording import decimal_prefix, reference_label, subtitle, value_text
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRIC_VS_FLOPS = "metric_vs_flops.png"
+OVERVIEW = "overview.png"
+
+BASELINE_COLOUR = "#222222"
+# Okabe and Ito's palette, told apart under all common kinds of colour blindness; its yellow is lost on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Apart from the arms' colours, and told apart by lightness.
+PURPOSE_COLOURS = {
+    "learner_train": "#33475b",
+    "learner_score": "#7f9cb5",
+    "reference_score": "#d9a441",
+    "scorer_score": "#a65e2e",
+    "scorer_train": "#e9cfa6",
+    "pairwise": "#5fa8a0",
+    "recompute": "#c4c4c4",
+}
+OTHER_COLOUR = "#777777"
+"""For a purpose that this table does not know."""
+_REFERENCE_COLOUR = "#7a4f9a"
+_LINE_STYLES = ("-", "--", "-.", ":")
+_MARKERS = "os^Dv<>Pph"
+_LEGEND_COLUMNS = 3
+_MOST_MARKERS = 25
+_MOST_THIN_LINES = 3
+_LINE_WIDTH = 2.0
+_MARKER_SIZE = 4.5
+_DPI = 160
+
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    # Arms, metrics and facts are free text, in which a dollar is a dollar.
+    "text.parse_math": False,
+}
+_COUNTS = {"": "", "k": "thousands", "M": "millions", "G": "billions", "T": "trillions"}
+_PANELS = {
+    "flops": "FLOPs of training and scoring",
+    "pairs_seen": "pairs seen",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm's line is drawn.
+
+    Attributes:
+        colour: matplotlib colour.
+        style: line style, for when there are more arms than colours.
+        marker: marker, which also tells the arms apart in print.
+    """
+
+    colour: str
+    style: str
+    marker: str
+
+
+def save_plots(comparison: Comparison, out: Path) -> None:
+    """Write ``metric_vs_flops.png`` and ``overview.png``.
+
+    Args:
+        comparison: what to draw.
+        out: an existing folder.
+    """
+    from matplotlib.figure import Figure
+
+    with _style():
+        for name, size, draw in (
+            (METRIC_VS_FLOPS, (9.0, 5.0), _draw_metric),
+            (OVERVIEW, (11.0, sum(_overview_heights(comparison))), _draw_overview),
+        ):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure, comparison)
+            figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+def arm_colours(comparison: Comparison) -> dict[str, str]:
+    """Label → colour, which depends on the labels alone and not on who wins."""
+    others = sorted(arm.label for arm in comparison.arms if arm.label != comparison.baseline)
+    colours = {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(others)}
+    return {comparison.baseline: BASELINE_COLOUR} | colours
+
+
+def _looks(comparison: Comparison) -> dict[str, Look]:
+    others = sorted(arm.label for arm in comparison.arms if arm.label != comparison.baseline)
+    order = [comparison.baseline, *others]
+    colours = arm_colours(comparison)
+    return {
+        label: Look(
+            colour=colours[label],
+            style=_LINE_STYLES[max(0, index - 1) // len(PALETTE) % len(_LINE_STYLES)],
+            marker=_MARKERS[index % len(_MARKERS)],
+        )
+        for index, label in enumerate(order)
+    }
+
+
+def _draw_metric(figure: Figure, comparison: Comparison) -> None:
+    axes = figure.subplots()
+    _draw_curves(axes, comparison, "flops")
+    axes.legend(*_legend(comparison), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=10)
+    title = f"{comparison.metric} against FLOPs\n{_folded(subtitle(comparison), 100)}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
+
+
+def _draw_overview(figure: Figure, comparison: Comparison) -> None:
+    heights = _overview_heights(comparison)
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    by_flops, by_pairs = top.subplots(1, 2, sharey=True)
+    _draw_curves(by_flops, comparison, "flops")
+    _draw_curves(by_pairs, comparison, "pairs_seen")
+    by_pairs.set_ylabel("")
+    handles, labels = _legend(comparison)
+    top.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=10)
+    _draw_spending(bottom.subplots(), comparison)
+    title = f"{comparison.metric}\n{_folded(subtitle(comparison), 120)}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+
+
+def _overview_heights(comparison: Comparison) -> tuple[float, float]:
+    """Inches of the curves with their legend, and of the bars."""
+    arms = len(comparison.arms)
+    return 4.9 + 0.25 * -(-arms // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
+
+
+def _draw_curves(axes: Axes, comparison: Comparison, axis: str) -> None:
+    looks = _looks(comparison)
+    for arm in comparison.arms:
+        _draw_arm(axes, arm, axis, looks[arm.label], above=arm.label == comparison.baseline)
+    _draw_references(axes, comparison)
+    if axis == "flops":
+        axes.axvline(comparison.budget, color="#888888", linewidth=1, linestyle=":")
+        axes.annotate(
+            "common budget",
+            (comparison.budget, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color="#666666",
+        )
+    axes.set_xlim(left=0)
+    _label_amounts(axes, _PANELS[axis], "FLOP" if axis == "flops" else "")
+    axes.set_ylabel(comparison.metric + (" (lower is better)" if comparison.lower_is_better else ""))
+
+
+def _label_amounts(axes: Axes, label: str, unit: str) -> None:
+    """Label the x axis in one unit, said once."""
+    divisor, prefix = decimal_prefix(axes.get_xlim()[1])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:g}")
+    in_unit = f"{prefix}{unit}" if unit else _COUNTS.get(prefix, f"in {divisor:.0e}")
+    axes.set_xlabel(f"{label} ({in_unit})" if in_unit else label)
+
+
+def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> None:
+    amount_E = arm.curve.amount_E[axis]
+    order = 4 if above else 3
+    if len(arm.runs) > 1:
+        low_E, high_E = arm.curve.value_SE.min(axis=0), arm.curve.value_SE.max(axis=0)
+        axes.fill_between(amount_E, low_E, high_E, color=look.colour, alpha=0.13, linewidth=0)
+    if 1 < len(arm.runs) <= _MOST_THIN_LINES:
+        for member in arm.runs:
+            curve = member.curve
+            axes.plot(curve.amount_E[axis], curve.value_E, color=look.colour, linewidth=0.7, alpha=0.55)
+    every = max(1, -(-len(amount_E) // _MOST_MARKERS))
+    axes.plot(
+        amount_E,
+        arm.curve.value_E,
+        color=look.colour,
+        linestyle=look.style,
+        marker=look.marker,
+        markevery=every,
+        markersize=_MARKER_SIZE,
+        linewidth=_LINE_WIDTH,
+        zorder=order,
+    )
+
+
+def _draw_references(axes: Axes, comparison: Comparison) -> None:
+    from matplotlib.patheffects import withStroke
+
+    drawn: set[str] = set()
+    for row in comparison.references:
+        if row.value is None:
+            continue
+        axes.axhline(row.value, color=_REFERENCE_COLOUR, linewidth=1.2, linestyle=(0, (6, 3)), zorder=2)
+        if row.name not in drawn:
+            axes.annotate(
+                f"{reference_label(row.name)}: {value_text(row.value, comparison)}",
+                (0.0, row.value),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=_REFERENCE_COLOUR,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+                zorder=6,
+            )
+        drawn.add(row.name)
+
+
+def _legend(comparison: Comparison) -> tuple[list[Artist], list[str]]:
+    from matplotlib.lines import Line2D
+
+    looks = _looks(comparison)
+    handles: list[Artist] = []
+    labels: list[str] = []
+    for arm in comparison.arms:
+        look = looks[arm.label]
+        line = Line2D([], [], color=look.colour, linestyle=look.style, marker=look.marker)
+        line.set(linewidth=_LINE_WIDTH, markersize=_MARKER_SIZE)
+        handles.append(line)
+        seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
+        # A leading underscore hides a legend entry.
+        labels.append(f"{_short(arm.label).lstrip('_')}  {value_text(arm.mean, comparison)} ({seeds})")
+    if any(len(arm.runs) > 1 for arm in comparison.arms):
+        from matplotlib.patches import Patch
+
+        handles.append(Patch(color="#888888", alpha=0.25, linewidth=0))
+        labels.append("lowest to highest seed")
+    if any(row.value is not None for row in comparison.references):
+        handles.append(Line2D([], [], color=_REFERENCE_COLOUR, linewidth=1.2, linestyle=(0, (6, 3))))
+        labels.append("reference's own score")
+    return handles, labels
+
+
+def _draw_spending(axes: Axes, comparison: Comparison) -> None:
+    labels = [_short(arm.label) for arm in comparison.arms]
+    purposes = [p for p in PURPOSE_COLOURS if any(arm.flops_by_purpose.get(p) for arm in comparison.arms)]
+    others = {p for arm in comparison.arms for p, flops in arm.flops_by_purpose.items() if flops}
+    positions = range(len(labels))
+    start = [0.0] * len(labels)
+    for purpose in [*purposes, *sorted(others.difference(PURPOSE_COLOURS))]:
+        widths = [float(arm.flops_by_purpose.get(purpose, 0)) for arm in comparison.arms]
+        colour = PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)
+        axes.barh(positions, widths, left=start, color=colour, label=purpose.replace("_", " "), height=0.68)
+        start = [left + width for left, width in zip(start, widths, strict=True)]
+    pretraining = [float(arm.pretrain_flops) for arm in comparison.arms]
+    if any(pretraining):
+        name = "pre-training (reference, scorer)"
+        axes.barh(
+            positions,
+            pretraining,
+            left=start,
+            height=0.68,
+            facecolor="white",
+            edgecolor="#888888",
+            hatch="////",
+            label=name,
+        )
+    axes.axvline(comparison.budget, color="#888888", linewidth=1, linestyle=":")
+    axes.set_yticks(positions, labels)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    _label_amounts(axes, "FLOPs by purpose at the end of the runs, mean over seeds", "FLOP")
+    if axes.containers:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+
+
+def _short(label: str, length: int = 32) -> str:
+    return label if len(label) <= length else label[: length - 1] + "…"
+
+
+def _folded(facts: str, width: int) -> str:
+    """Break a subtitle between its facts alone."""
+    unbroken = facts.replace(" · ", "\n").replace(" ", "\u00a0").replace("\n", "\u00a0· ")
+    return "\n".join(textwrap.wrap(unbroken, width))

@@ -1,0 +1,97 @@
+"""What stands behind the numbers: data, code, machines, and what the runs themselves warned of."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jestbench.compare.comparison import Arm
+from jestbench.compare.load import Fact, Run
+
+_WORKPLACE = ("device", "processor", "threads", "commit")
+_RECORDED = ("python", "platform", "processor", "cores", "threads", "device", "commit", "versions")
+
+
+def common_facts(arms: Iterable[Arm]) -> tuple[dict[str, Fact], list[str]]:
+    """What the data of all runs have in common, and a note for each thing that they have not.
+
+    Args:
+        arms: the arms.
+
+    Returns:
+        The common facts, and the notes.
+    """
+    by_arm = {arm.label: [member.run.facts for member in arm.runs] for arm in arms}
+    facts: dict[str, Fact] = {}
+    notes: list[str] = []
+    for key in dict.fromkeys(key for runs in by_arm.values() for known in runs for key in known):
+        labels: dict[Fact | None, list[str]] = defaultdict(list)
+        for label, runs in by_arm.items():
+            for value in dict.fromkeys(known.get(key) for known in runs):
+                labels[value].append(label)
+        if len(labels) == 1:
+            facts[key] = next(value for value in labels if value is not None)
+        else:
+            notes.append(f"the data differ: {key} is {_described(labels)}")
+    return facts, notes
+
+
+def workplace_notes(arms: Iterable[Arm]) -> list[str]:
+    """A note for each way in which the runs' machines or code differ."""
+    notes: list[str] = []
+    for key in _WORKPLACE:
+        labels: dict[str, dict[str, None]] = defaultdict(dict)
+        for arm in arms:
+            for member in arm.runs:
+                if key in member.run.environment:
+                    labels[str(member.run.environment[key])][arm.label] = None
+        if len(labels) > 1:
+            what = "the runs come from different code" if key == "commit" else "seconds are not comparable"
+            notes.append(f"{what}: {key} is {_described(labels)}")
+    return notes
+
+
+def run_notes(arms: Iterable[Arm]) -> list[str]:
+    """What the runs warned of themselves, each text once for an arm."""
+    notes: list[str] = []
+    for arm in arms:
+        seeds: dict[str, list[int]] = defaultdict(list)
+        for member in arm.runs:
+            for warning in dict.fromkeys(member.run.warnings):
+                seeds[warning].append(member.run.seed)
+        notes.extend(f"arm {arm.label} (seeds {listed(which)}): {text}" for text, which in seeds.items())
+    return notes
+
+
+def environment(runs: Iterable[Run]) -> dict[str, Any]:
+    """Where the comparison is computed, and what the first run that says so ran on."""
+    recorded = next((run.environment for run in runs if run.environment), {})
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "cpu_model": _cpu_model(),
+        "runs": {key: recorded[key] for key in _RECORDED if key in recorded},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def listed(values: Iterable[object]) -> str:
+    """Join values with commas."""
+    return ", ".join(str(value) for value in values)
+
+
+def _described(labels: Mapping[Any, Iterable[str]]) -> str:
+    return "; ".join(f"{value} ({', '.join(which)})" for value, which in labels.items())

@@ -1,0 +1,162 @@
+"""How a comparison is put into words and digits, alike in the table, the Markdown and the page."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from jestbench.compare.comparison import Arm, Comparison, Speedup
+
+AXIS_TITLES = {
+    "flops": "FLOPs",
+    "flops_all_in": "all-in",
+    "pairs_seen": "seen",
+    "pairs_trained": "trained",
+    "seconds": "seconds",
+}
+
+NEVER = "never"
+
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_DIGITS = 4
+
+
+def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """How every number is computed: pairs of its name and one sentence."""
+    better, ahead = ("at or below", "lower") if comparison.lower_is_better else ("at or above", "higher")
+    return (
+        (
+            "FLOPs",
+            "2 per multiply-add of matrix products, convolutions and attention; a training pass costs 3 "
+            "forward passes; scoring, reference and selection are counted, evaluation is not.",
+        ),
+        (
+            "common budget",
+            "the smallest budget of the arms. A run whose budget had its pre-training taken out first starts "
+            "at that pre-training on the FLOP axis, so that all are compared at the full budget.",
+        ),
+        (
+            "mean",
+            f"{comparison.metric} of each run at the common budget, linear between its evaluations (the "
+            "final value within one step of the end), averaged over seeds.",
+        ),
+        ("[low, high]", "95 % confidence interval of that mean by Student's t; none with one seed."),
+        (
+            "ahead",
+            f"in how many of the seeds that both have, the arm's value is {ahead} than the baseline's.",
+        ),
+        (
+            "×",
+            f"what the baseline needs over what the arm needs to be first {better} the baseline's final "
+            f"seed-mean value, on seed-mean curves, linear between evaluations; '{NEVER}' where the arm does "
+            "not get there; below 1 where it needs more.",
+        ),
+        (
+            "≥",
+            "a bound: the arm gets there inside its learning-rate schedule, and with its decay ending there "
+            "it would have needed less; before a mean (≤ where lower is better): the common budget lies "
+            "inside the arm's schedule.",
+        ),
+        (
+            "× all-in",
+            "the same on FLOPs with the pre-training of references and scorers added, in full for each arm.",
+        ),
+        ("× seen, × trained", "the same on pairs drawn into super-batches, and on pairs trained on."),
+        (
+            "× seconds",
+            "the same on wall time of training without evaluation; comparable only on one idle machine.",
+        ),
+    )
+
+
+def decimal_prefix(value: float) -> tuple[float, str]:
+    """The decimal prefix that suits a value: its size and its sign."""
+    return next(((size, sign) for size, sign in _PREFIXES if abs(value) >= 0.9995 * size), (1.0, ""))
+
+
+def prefixed(value: float, unit: str) -> str:
+    """Write a quantity with three digits and a decimal prefix, as in ``15.0 TFLOP``."""
+    divisor, prefix = decimal_prefix(value)
+    scaled = value / divisor
+    decimals = 0 if abs(scaled) >= 99.95 or divisor == 1 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:.{decimals}f} {prefix}{unit}".rstrip()
+
+
+def flops_text(value: float) -> str:
+    """Write FLOPs with a prefix."""
+    return prefixed(value, "FLOP")
+
+
+def seconds_text(value: float) -> str:
+    """Write a time in the unit that suits it."""
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def value_text(value: float | None, comparison: Comparison) -> str:
+    """Write a value of the metric, with the same number of decimals everywhere."""
+    if value is None:
+        return "-"
+    largest = max(abs(arm.mean) for arm in comparison.arms)
+    whole = math.floor(math.log10(largest)) if largest > 0 else 0
+    if not -4 <= whole <= 6:
+        return f"{value:.{_DIGITS - 1}e}"
+    return f"{value:.{max(0, _DIGITS - 1 - whole)}f}"
+
+
+def interval_text(arm: Arm, comparison: Comparison) -> str:
+    """Write an arm's mean and its interval."""
+    bound = "<=" if comparison.lower_is_better else ">="
+    mean = (bound if arm.undecayed else "") + value_text(arm.mean, comparison)
+    if arm.low is None or arm.high is None:
+        return f"{mean} [one seed]"
+    return f"{mean} [{value_text(arm.low, comparison)}, {value_text(arm.high, comparison)}]"
+
+
+def speedup_text(speedup: Speedup) -> str:
+    """Write a speedup: ``2.65x``, ``>=2.65x`` for a lower bound, ``never``, ``-`` where nothing is known."""
+    if speedup.value is None:
+        return NEVER if speedup.arm is None and speedup.baseline is not None else "-"
+    value = speedup.value
+    digits = f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    if value < 0.1:
+        digits = f"{value:.2g}"
+    return f"{'>=' if speedup.lower_bound else ''}{digits}x"
+
+
+def shares(arm: Arm) -> dict[str, float]:
+    """The share of an arm's FLOPs by purpose, largest first, without purposes that cost nothing."""
+    total = sum(arm.flops_by_purpose.values())
+    ordered = sorted(arm.flops_by_purpose.items(), key=lambda item: (-item[1], item[0]))
+    return {purpose: flops / total for purpose, flops in ordered if flops}
+
+
+def subtitle(comparison: Comparison) -> str:
+    """What all the runs have in common, on one line: data, seeds, common budget, date."""
+    seeds = sorted({seed for arm in comparison.arms for seed in arm.seeds})
+    facts = [f"{key.replace('_', ' ')} {value}" for key, value in comparison.facts.items()]
+    plural = "s" if len(seeds) > 1 else ""
+    facts.append(f"seed{plural} {', '.join(str(seed) for seed in seeds)}")
+    facts.append(f"common budget {flops_text(comparison.budget)}")
+    return " · ".join((*facts, comparison.created[:10]))
+
+
+def typeset(text: str) -> str:
+    """Replace the signs of a terminal by those of print."""
+    return text.replace(">=", "≥ ").replace("<=", "≤ ")
+
+
+def reference_label(name: str) -> str:
+    """Write a reference's name so that it cannot be taken for an arm's."""
+    return name if "reference" in name.lower() else f"reference {name}"
+
+
+def relative(path: Path, start: Path) -> str:
+    """Write a path relative to a folder, with forward slashes."""
+    try:
+        return Path(os.path.relpath(path, start.resolve())).as_posix()
+    except ValueError:
+        # Windows knows no relative path from one drive to another.
+        return path.as_posix()
