@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util  # gin's file reader uses it without importing it
 import json
+import math
 import re
 import sys
 import tokenize
@@ -55,6 +56,7 @@ NOT_THE_ARM = tuple(
 )
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
+COMMAND_LINE = "command line"
 _REGISTERED: set[str] = set()
 
 
@@ -92,7 +94,9 @@ def configurables() -> dict[str, type[Any]]:
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there are: {', '.join(known)}" if known else "there is none"
 
 
 class _Delegate(gin.config.ParserDelegate):  # type: ignore[misc]
@@ -111,23 +115,35 @@ def _parse_text(text: str, file: str) -> list[Any]:
     Raises:
         ConfigError: with file and line.
     """
+    statements: list[Any] = []
+    line = 1
     try:
         parser = config_parser.ConfigParser(text, _Delegate())
-        statements = []
-        line = 1
         while (statement := parser.parse_statement()) is not None:
             statements.append(statement)
             line = parser.current_token.start[0]
     except ConfigError as error:
-        raise ConfigError(f"{file}:{line}: {error}") from error
+        # Gin adds lines of its own to a delegate's message.
+        raise ConfigError(f"{file}:{_first_statement(text, line)}: {str(error).splitlines()[0]}") from error
     except SyntaxError as error:
         first = str(error.msg).strip().splitlines()[0]
+        if first.startswith("malformed node"):
+            first = "Unable to parse value."
         raise ConfigError(f"{file}:{error.lineno or line}: {first}") from error
-    except (tokenize.TokenError, ValueError, StopIteration, TypeError) as error:
-        raise ConfigError(
-            f"{file}: cannot be parsed: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+    except tokenize.TokenError as error:
+        open_end = "EOF" in str(error)
+        said = "a bracket or a string is opened and never closed" if open_end else str(error.args[0])
+        raise ConfigError(f"{file}:{_first_statement(text, line)}: {said}") from error
+    except (ValueError, StopIteration, TypeError, RecursionError) as error:
+        said = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ConfigError(f"{file}:{_first_statement(text, line)}: cannot be parsed: {said}") from error
     return statements
+
+
+def _first_statement(text: str, line: int) -> int:
+    """The first line from here on that is neither empty nor a comment."""
+    lines = enumerate(text.splitlines()[line - 1 :], line)
+    return next((number for number, content in lines if content.split("#")[0].strip()), line)
 
 
 def locate(path: str, beside: Path | None = None) -> Path | None:
@@ -138,8 +154,8 @@ def locate(path: str, beside: Path | None = None) -> Path | None:
 
 
 def _missing(path: str, where: str, beside: Path | None) -> ConfigError:
-    folder = (beside.parent if beside is not None else Path.cwd()) / Path(path).parent
-    names = [file.name for file in folder.glob("*.gin")] if folder.is_dir() else []
+    folders = [base / Path(path).parent for base in (beside.parent if beside else Path.cwd(), PROJECT)]
+    names = [file.name for folder in folders if folder.is_dir() for file in folder.glob("*.gin")]
     near = difflib.get_close_matches(Path(path).name, names, n=1)
     hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
     return ConfigError(f"{where}there is no file {path}{hint}")
@@ -152,8 +168,7 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
         ConfigError: with file and line.
     """
     path = path.resolve()
-    if path in open_files:
-        raise ConfigError(f"{path}: includes itself, by way of {' → '.join(file.name for file in open_files)}")
+    open_files = (*open_files, path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -168,7 +183,10 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
             included = beside if beside.exists() else included
             if included is None or not included.is_file():
                 raise _missing(statement.filename, f"{where}: ", path)
-            bindings += read_file(included, (*open_files, path))
+            if included.resolve() in open_files:
+                circle = " → ".join(file.name for file in (*open_files, included))
+                raise ConfigError(f"{where}: a file includes itself: {circle}")
+            bindings += read_file(included, open_files)
         elif isinstance(statement, config_parser.ImportStatement):
             _import(statement.module, where)
         elif isinstance(statement, config_parser.BindingStatement):
@@ -192,7 +210,7 @@ def _import(module: str, where: str) -> None:
         raise ConfigError(f"{where}: import {module} fails: {error}") from error
 
 
-def read_binding(text: str) -> Binding:
+def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
     """A binding from the command line; a bare word or path is a string.
 
     Raises:
@@ -200,9 +218,8 @@ def read_binding(text: str) -> Binding:
     """
     matched = _BINDING.match(text)
     if matched is None:
-        raise ConfigError(f"{text!r} is no binding: write Name.parameter=value")
+        raise ConfigError(f"{where}: {text!r} is no binding: write Name.parameter=value")
     key, value = matched["key"], matched["value"].strip()
-    where = "command line"
     try:
         statements = _parse_text(f"{key} = {value}\n", where)
     except ConfigError:
@@ -233,17 +250,26 @@ def _holds_reference(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(_holds_reference(part) for part in value)
 
 
-def _check_type(binding: Binding, hint: Any) -> None:
-    value = tuple(binding.value) if isinstance(binding.value, list) else binding.value
-    wrong = isinstance(value, bool) and hint in (int, float, float | None, int | None)
-    if not wrong:
-        try:
-            typeguard.check_type(value, hint)
-        except typeguard.TypeCheckError:
-            wrong = True
-    if wrong:
-        shown = str(hint).replace("typing.", "") if not isinstance(hint, type) else hint.__name__
-        raise ConfigError(f"{binding.where}: {binding.key} = {binding.value!r} must be of type {shown}")
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, bool) and hint in (int, float, float | None, int | None):
+        return False
+    try:
+        typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        return False
+    return True
+
+
+def _shown_type(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _check_type(binding: Binding, value: Any, hint: Any) -> None:
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, hint):
+        raise ConfigError(f"{binding.where}: {binding.key} = {value!r} must be of type {_shown_type(hint)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{binding.where}: {binding.key} = {value!r} must be finite")
 
 
 def check_names(bindings: Sequence[Binding]) -> None:
@@ -253,9 +279,9 @@ def check_names(bindings: Sequence[Binding]) -> None:
         ConfigError: naming file, line and the nearest valid name.
     """
     known = configurables()
-    macros = {binding.key for binding in bindings if not binding.parameter}
+    macros = {binding.key: binding.value for binding in bindings if not binding.parameter}
     for binding in bindings:
-        for macro in _macros_in(binding.value):
+        for macro in sorted(_macros_in(binding.value)):
             if macro not in macros:
                 raise ConfigError(f"{binding.where}: %{macro} is not defined; {_nearest(macro, macros)}")
             if not binding.parameter:
@@ -272,8 +298,20 @@ def check_names(bindings: Sequence[Binding]) -> None:
                 f"{binding.where}: {binding.name} has no parameter {binding.parameter!r}; "
                 f"{_nearest(binding.parameter, fields)}"
             )
-        if not _holds_reference(binding.value):
-            _check_type(binding, fields[binding.parameter])
+        value = _filled_in(binding.value, macros)
+        if not _holds_reference(value):
+            _check_type(binding, value, fields[binding.parameter])
+
+
+def _filled_in(value: Any, macros: Mapping[str, Any]) -> Any:
+    """A value with its macros replaced."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        return macros[repr(value)[1:]] if repr(value).startswith("%") else value
+    if isinstance(value, Mapping):
+        return {_filled_in(key, macros): _filled_in(part, macros) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_filled_in(part, macros) for part in value)
+    return value
 
 
 def _macros_in(value: Any) -> set[str]:
@@ -310,28 +348,46 @@ def _unused(bindings: Sequence[Binding], allowed: Sequence[str]) -> None:
     for (scope, selector), parameters in gin.config._OPERATIVE_CONFIG.items():
         used.setdefault(_minimal(selector), []).append((scope, parameters))
     last = {binding.key: binding for binding in bindings}
-    dead = []
-    for binding in last.values():
-        if binding.parameter:
-            bound = gin.config._CONFIG[(binding.scope, gin.config._REGISTRY.get_match(binding.name).selector)]
-            value = bound[binding.parameter]
-            live = any(
-                binding.parameter in parameters
-                and parameters[binding.parameter] is value
-                and (not binding.scope or f"{scope}/".startswith(f"{binding.scope}/"))
-                for scope, parameters in used.get(binding.name, [])
-            )
-        else:
-            live = any(scope == binding.key for scope, _ in used.get("macro", []))
-        if not live and not any(fnmatch.fnmatch(binding.key, pattern) for pattern in allowed):
-            dead.append(binding)
+    dead = [
+        binding
+        for binding in last.values()
+        if not _is_used(binding, used, last) and not any(fnmatch.fnmatch(binding.key, pattern) for pattern in allowed)
+    ]
     if dead:
         first = dead[0]
         listed = ", ".join(f"{binding.key} ({binding.where})" for binding in dead)
+        hint = ""
+        if not first.parameter:
+            hint = _nearest(first.key, {scope for scope, _ in used.get("macro", [])})
+        elif first.scope:
+            hint = _nearest(first.scope, {scope for scope, _ in used.get(first.name, []) if scope})
+        scope = f"{first.scope}/" if first.scope else ""
+        pattern = f"{scope}{first.name}.*" if first.parameter else first.key
         raise ConfigError(
-            f"{first.where}: this run never uses {listed}; remove it, or say --allow_unused '{first.name}.*' "
-            "if it is meant for other arms"
+            f"{first.where}: this run never uses {listed}; {hint + ' ' if hint.startswith('did') else ''}"
+            f"remove it, or say --allow_unused '{pattern}' if it is meant for other arms"
         )
+
+
+def _is_used(
+    binding: Binding, used: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], last: Mapping[str, Binding]
+) -> bool:
+    if not binding.parameter:
+        return any(scope == binding.key for scope, _ in used.get("macro", []))
+    selector = gin.config._REGISTRY.get_match(binding.name).selector
+    bound = gin.config._CONFIG[(binding.scope, selector)][binding.parameter]
+    # A scoped binding wins over the plain one as a later one over an earlier one.
+    narrower = [
+        other.scope
+        for other in last.values()
+        if (other.name, other.parameter) == (binding.name, binding.parameter) and len(other.scope) > len(binding.scope)
+    ]
+    return any(
+        binding.parameter in parameters
+        and (not binding.scope or f"{scope}/".startswith(f"{binding.scope}/"))
+        and (parameters[binding.parameter] is bound or any(f"{scope}/".startswith(f"{other}/") for other in narrower))
+        for scope, parameters in used.get(binding.name, [])
+    )
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
@@ -359,12 +415,43 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
             run = dataclasses.replace(run, policy=run.policy())
     except ConfigError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(_constructor_message(error, bindings)) from error
-    names = [known for known, cls in configurables().items() if type(run.policy) is cls]
+    _check_built(run, bindings)
+    names = [known for known in policies.available() if type(run.policy) is policies.get(known)]
     if not names:
-        raise ConfigError(f"run.policy = {run.policy!r} is no registered policy; there are {policies.available()}")
+        raise ConfigError(
+            f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
+            f"there are {', '.join(policies.available())}"
+        )
     return run, asked or names[0]
+
+
+def _place(key: str, bindings: Sequence[Binding]) -> str:
+    return next((f"{binding.where}: " for binding in reversed(bindings) if binding.key == key), "")
+
+
+def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
+    """Types of what ``@references`` brought, which cannot be seen before they are built.
+
+    Raises:
+        ConfigError: naming the parameter and where it is bound.
+    """
+    names = {cls: name for name, cls in configurables().items()}
+    for part in (run, *(getattr(run, field.name) for field in dataclasses.fields(run))):
+        owner = names.get(type(part))
+        if owner is None or not dataclasses.is_dataclass(part):
+            continue
+        for name, hint in _fields(type(part)).items():
+            value, key = getattr(part, name), f"{owner}.{name}"
+            if key == "run.policy":
+                continue
+            if isinstance(value, type):
+                raise ConfigError(f"{_place(key, bindings)}{key} is not built: write @{names.get(value, '…')}()")
+            if not _fits(value, hint):
+                raise ConfigError(
+                    f"{_place(key, bindings)}{key} must be of type {_shown_type(hint)}, got {type(value).__name__}"
+                )
 
 
 def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
@@ -428,6 +515,7 @@ def resolve(
     allow_unused: Sequence[str] = (),
     beside: Path | None = None,
     chain: tuple[str, ...] = (),
+    origin: str = COMMAND_LINE,
 ) -> Resolved:
     """Files and bindings → a run. Bindings win over files, later over earlier.
 
@@ -437,6 +525,7 @@ def resolve(
         allow_unused: patterns of bindings that the run need not use (``jest.*``).
         beside: the file that names the files, for a reference's.
         chain: references being resolved, to refuse a circle.
+        origin: where the bindings stand, for messages.
 
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
@@ -448,18 +537,52 @@ def resolve(
         if path is None or not path.is_file():
             raise _missing(file, "", beside)
         read += read_file(path)
-    read += [read_binding(text) for text in bindings]
+    read += [read_binding(text, origin) for text in bindings]
     check_names(read)
+    read = [_findable(binding) for binding in read]
     _bind(read)
     run, name = _build(read)
     _unused(read, allow_unused)
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()
     reference, reference_dir = _reference(run, read, chain)
-    identity = reference.config_hash + str(reference.run.seed) if reference else str(reference_dir)
+    identity = f"{reference.config_hash}{reference.run.seed}" if reference else _identity(reference_dir)
     assert not isinstance(run.policy, str)
     digest = arm_hash(flat, frozenset(run.policy.needs), identity)
     return Resolved(run, name, **texts, flat=flat, config_hash=digest, reference=reference, reference_dir=reference_dir)
+
+
+def _beside(binding: Binding) -> Path | None:
+    """The file that a binding stands in."""
+    file = Path(binding.where.rsplit(":", 1)[0])
+    return file if file.is_file() else None
+
+
+def _findable(binding: Binding) -> Binding:
+    """A reference by its full path where the project's folder does not find it.
+
+    ``operative.gin`` lies elsewhere and must start the same run from any folder.
+    """
+    value = binding.value
+    file, *more = value if isinstance(value, list | tuple) and value else (value,)
+    if binding.key != "run.reference" or not isinstance(file, str):
+        return binding
+    path = locate(file, _beside(binding))
+    if path is None or path.resolve() == (PROJECT / file).resolve():
+        return binding
+    found = str(path.resolve())
+    return dataclasses.replace(binding, value=(found, *more) if more else found)
+
+
+def _identity(reference_dir: Path | None) -> str:
+    """Configuration and seed of the run in a folder; the same wherever the folder lies."""
+    if reference_dir is None:
+        return ""
+    try:
+        run = json.loads((reference_dir / "environment.json").read_text(encoding="utf-8"))["run"]
+        return f"{run['config_hash']}{run['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return str(reference_dir)
 
 
 def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
@@ -467,7 +590,7 @@ def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) ->
     assert not isinstance(run.policy, str)
     if "reference" not in run.policy.needs:
         return None, None
-    if run.reference is None:
+    if not run.reference:
         raise ConfigError(
             f"the policy {type(run.policy).__name__} needs a reference: bind run.reference to a run file "
             "(gin/run/reference.gin) or to the folder of a finished run"
@@ -475,7 +598,7 @@ def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) ->
     file, *more = (run.reference,) if isinstance(run.reference, str) else run.reference
     bound = next((b for b in reversed(bindings) if b.key == "run.reference"), None)
     where = "" if bound is None else f"{bound.where}: "
-    beside = None if bound is None or bound.where == "command line" else Path(bound.where.rsplit(":", 1)[0])
+    beside = None if bound is None else _beside(bound)
     path = locate(file, beside)
     if path is None:
         raise ConfigError(f"{where}run.reference = {file!r}: no such file or run folder")
@@ -483,7 +606,11 @@ def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) ->
         return None, path
     if str(path) in chain:
         raise ConfigError(f"{where}run.reference = {file!r} needs itself as a reference")
-    return resolve([str(path)], more, beside=beside, chain=(*chain, str(path))), None
+    origin = "run.reference" if bound is None else f"run.reference at {bound.where}"
+    try:
+        return resolve([str(path)], more, beside=beside, chain=(*chain, str(path)), origin=origin), None
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in the reference {_shown(path)})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,15 +73,34 @@ def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return math.prod(left) * right[-1]
 
 
+def _matmul_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """fvcore's rule forgets broadcast batches and fails on vectors."""
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _einsum_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Of two operands, written out; fvcore's rule reads a figure that numpy has rounded for print."""
+    equation: str = inputs[0].toIValue().replace(" ", "")
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    terms, arrow, kept = equation.partition("->")
+    if len(shapes) != 2 or "." in equation or not arrow:
+        raise UnknownOperator(f"no price for aten::einsum '{equation}': write it as products of two operands, in full")
+    left, right = terms.split(",")
+    sizes = [*zip(left, shapes[0], strict=True), *zip(right, shapes[1], strict=True)]
+    # What stands on one side only and is not kept is summed before the product.
+    multiplied = set(kept) | (set(left) & set(right))
+    return math.prod(max(n for name, n in sizes if name == label) for label in multiplied)
+
+
 _RULES: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
     "aten::scaled_dot_product_attention": _attention_macs,
     "aten::baddbmm": _baddbmm_macs,
     "aten::addmm": jit_handles.addmm_flop_jit,
     "aten::mm": jit_handles.matmul_flop_jit,
     "aten::bmm": jit_handles.bmm_flop_jit,
-    "aten::matmul": jit_handles.matmul_flop_jit,
+    "aten::matmul": _matmul_macs,
     "aten::linear": jit_handles.linear_flop_jit,
-    "aten::einsum": jit_handles.einsum_flop_jit,
+    "aten::einsum": _einsum_macs,
     "aten::_convolution": jit_handles.conv_flop_jit,
 }
 

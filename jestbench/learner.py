@@ -15,9 +15,12 @@ from jestbench.model.losses import LOSSES, LossName
 from jestbench.model.towers import TwoTowers
 from jestbench.precision import Arithmetic
 
+# Positions, and tokens that are learned: arrays by shape, vectors by what they are.
+NOT_MATRICES = ("pos_embed", "positions", "cls_token", "dist_token", "reg_token", "latent")
+
 
 class NonFiniteLoss(Exception):
-    """The training loss is NaN or infinite (exit status 4)."""
+    """The training loss, or a score that it rests on, is NaN or infinite (exit status 4)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Optimizer:
     def build(self, model: TwoTowers) -> torch.optim.AdamW:
         """AdamW over two groups: matrices decay, the rest does not."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for n, p in named if p.ndim >= 2 and not n.endswith(("pos_embed", "cls_token", "positions"))]
+        matrices = [p for n, p in named if p.ndim >= 2 and not n.endswith(NOT_MATRICES)]
         ids = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in ids]
         return torch.optim.AdamW(

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from jestbench import checkpoint
 from jestbench.batch import Batch, Selection
+from jestbench.evals import points_reached
 from jestbench.learner import NonFiniteLoss, Update
 from jestbench.ledger import Allowance, Ledger
 from jestbench.metrics import Metrics, Value
 from jestbench.run import Resolved
+from jestbench.scores import NonFiniteScore
 from jestbench.stages import Stages
 
 if TYPE_CHECKING:
@@ -77,11 +79,11 @@ class Recorder:
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
-        """Add the time spent inside to ``time/seconds``; name the step of a loss that is not finite."""
+        """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
         start = time.perf_counter()
         try:
             yield
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, NonFiniteScore) as error:
             raise NonFiniteLoss(f"step {progress.step}: {error}") from error
         finally:
             progress.seconds += time.perf_counter() - start
@@ -115,7 +117,7 @@ class Recorder:
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found))
         self.metrics.progress(after, progress.pairs_seen, progress.ledger.total, progress.seconds)
-        if self.stop_asked or int(before * run.checkpoints) < int(after * run.checkpoints):
+        if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
             self.save(progress)
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:

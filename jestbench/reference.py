@@ -98,7 +98,8 @@ class EmbeddingStore:
         self._file.write(records.tobytes())
         start = len(self)
         while start + len(keys) > len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+            # A store restored at step 0 is empty: doubling alone would never end.
+            self._rows = np.concatenate([self._rows, np.empty((max(1024, len(self._rows)), self.width), np.float32)])
         self._rows[start : start + len(keys)] = rows
         for offset, key in enumerate(keys.tolist()):
             self._row_of[key] = start + offset

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.scores import Embeddings, ScoreError, Scores, strip, tiles
+from jestbench.scores import Embeddings, NonFiniteScore, ScoreError, Scores, strip, tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def top_k(logit_B: Tensor, count: int) -> Tensor:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
     """
     if bool(torch.isnan(logit_B).any()) or bool(torch.isposinf(logit_B).any()):
-        raise ScoreError("a selection logit is NaN or +inf")
+        raise NonFiniteScore("a selection logit is NaN or +inf")
     available = int((~torch.isneginf(logit_B)).sum())
     if not 0 <= count <= available:
         raise ScoreError(f"cannot draw {count} distinct pairs: {available} of {len(logit_B)} can be drawn")

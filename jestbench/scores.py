@@ -34,6 +34,10 @@ class ScoreError(ValueError):
     """A score is not finite, or scores do not fit together; the message names which."""
 
 
+class NonFiniteScore(ScoreError):
+    """A model's embedding or a policy's logit is NaN or infinite."""
+
+
 class Meter:
     """Counts the multiply-adds of similarity products, so that selection is charged like any pass."""
 
@@ -81,9 +85,9 @@ class Embeddings:
             object.__setattr__(self, name, value.float() if half else value)
             if not bool(torch.isfinite(value).all()):
                 rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
-                raise ScoreError(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
+                raise NonFiniteScore(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
         if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
-            raise ScoreError(f"scale and bias must be finite, got {self.scale} and {self.bias}")
+            raise NonFiniteScore(f"scale and bias must be finite, got {self.scale} and {self.bias}")
 
     def __len__(self) -> int:
         return len(self.image_BD)
@@ -135,7 +139,7 @@ class Scores:
         object.__setattr__(self, "size", next(iter(parts.values())))
         for name, value in self.values.items():
             if not bool(torch.isfinite(value).all()):
-                raise ScoreError(f"values[{name!r}] is NaN or infinite")
+                raise NonFiniteScore(f"values[{name!r}] is NaN or infinite")
 
     def __len__(self) -> int:
         assert self.size is not None

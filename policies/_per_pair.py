@@ -21,9 +21,9 @@ def check_gain(gain: float) -> None:
 
 
 def check_chunks(chunks: int) -> None:
-    """Raise ``ValueError`` unless there is a chunk."""
-    if chunks < 1:
-        raise ValueError(f"chunks must be at least 1, got {chunks}")
+    """Raise ``ValueError`` unless there is a whole number of chunks."""
+    if not (isinstance(chunks, int) and chunks >= 1):
+        raise ValueError(f"chunks must be a whole number, at least 1, got {chunks}")
 
 
 def check_pair_loss(pair_loss: str) -> None:

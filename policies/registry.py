@@ -52,7 +52,7 @@ def _discover() -> None:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except ImportError as error:
+        except Exception as error:
             raise ValueError(
                 f"the entry point {entry.name!r} ({entry.value}) of group {GROUP} cannot be loaded: {error}"
             ) from error

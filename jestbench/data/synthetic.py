@@ -146,10 +146,12 @@ def _draw(
     captions = [names[i] for i in concept.tolist()]
     captions, noisy = exchange_captions(captions, world.noise if noisy_split else 0.0, world.seed)
     duplicate = (rng.random(count) < world.duplicates) & (split == "pool")
-    source = rng.integers(0, count, count)
+    duplicate[0] = False  # one at least to copy; copies of copies could lose what they copied
+    source = rng.choice(np.flatnonzero(~duplicate), count)
     for here in np.flatnonzero(duplicate).tolist():
         there = int(source[here])
-        images[here], captions[here], noisy[here] = images[there], captions[there], noisy[there]
+        images[here], captions[here] = images[there], captions[there]
+        noisy[here], easy[here] = noisy[there], easy[there]
     marks = {
         "noisy": noisy,
         "curated": np.full(count, split == "curated"),

@@ -54,6 +54,8 @@ class Tokenizer:
                 raise ValueError(f"the tokenizer has no {special} token")
         digest = hashlib.blake2b(self.definition.encode(), digest_size=6).hexdigest()
         object.__setattr__(self, "identity", f"{digest}/{self.length}")
+        # A caption that spells "<pad>" or "<end>" is text, not padding or an end.
+        backend.encode_special_tokens = True
         object.__setattr__(self, "_backend", backend)
 
     @classmethod
@@ -79,8 +81,11 @@ class Tokenizer:
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Token ids ``[N, L]``: the caption's tokens, the end token, padding."""
         end, pad = self._special(END), self.pad_id
-        ids_NL = torch.full((len(captions), self.length), pad, dtype=torch.int64)
-        for row, encoding in enumerate(self._backend.encode_batch_fast(list(captions))):
+        # Captions repeat: each distinct one is encoded once.
+        row_of = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+        rows = []
+        for encoding in self._backend.encode_batch_fast(list(row_of)):
             ids = [*encoding.ids[: self.length - 1], end]
-            ids_NL[row, : len(ids)] = torch.tensor(ids)
-        return ids_NL
+            rows.append(ids + [pad] * (self.length - len(ids)))
+        ids_CL = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+        return ids_CL[torch.tensor([row_of[caption] for caption in captions], dtype=torch.int64)]

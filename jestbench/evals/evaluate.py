@@ -14,6 +14,15 @@ from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.learner import Learner
 
 
+def points_reached(share: float, points: int) -> int:
+    """How many of the shares 1/points, 2/points … 1 are reached.
+
+    Each is compared as the quotient that it is: 29/100 · 100 is 28.99… in floats.
+    """
+    below = int(share * points)
+    return below + ((below + 1) / points <= share)
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """When and on what a run is evaluated.
@@ -39,7 +48,7 @@ class Evaluate:
 
     def due(self, before: float, after: float) -> bool:
         """Whether a point lies between two shares of the budget."""
-        return int(before * self.points) < int(after * self.points)
+        return points_reached(before, self.points) < points_reached(after, self.points)
 
 
 class Evaluator:

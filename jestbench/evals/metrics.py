@@ -1,6 +1,7 @@
 """Zero-shot and retrieval metrics as pure functions of embeddings and classes.
 
-Classes are captions: equal captions are one class, and every equal caption is a hit.
+Classes are captions: equal captions are one class, and every equal caption is a hit. What is not
+certainly worse counts against (``~(score < own)``), so that NaN embeddings rank last, not first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def zero_shot_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tens
     for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
         score_PC = image_PD @ class_CD.T
         own_P1 = score_PC.gather(1, class_P[:, None])
-        ranks.append((score_PC >= own_P1).sum(1))
+        ranks.append((~(score_PC < own_P1)).sum(1))
     return torch.cat(ranks)
 
 
@@ -33,7 +34,7 @@ def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> 
     for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
         score_PC = image_PD @ class_CD.T
         own_P1 = score_PC.gather(1, class_P[:, None])
-        better_PC = (score_PC >= own_P1).scatter(1, class_P[:, None], False)
+        better_PC = (~(score_PC < own_P1)).scatter(1, class_P[:, None], False)
         ranks.append(1 + (better_PC * count_C).sum(1))
     return torch.cat(ranks)
 
@@ -46,7 +47,7 @@ def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> 
         score_PN = class_CD[part] @ image_ND.T
         right_PN = part[:, None] == class_N[None, :]
         best_P1 = score_PN.masked_fill(~right_PN, -torch.inf).amax(1, keepdim=True)
-        ranks.append(1 + ((score_PN >= best_P1) & ~right_PN).sum(1))
+        ranks.append(1 + (~(score_PN < best_P1) & ~right_PN).sum(1))
     return torch.cat(ranks)
 
 

@@ -1,0 +1,610 @@
+"""Icons and their names: real image–text pairs that npm and pip alone can bring.
+
+Some hundred icon sets by different hands draw the same concepts. A drawing is the image, the name that
+its maker gave it is the caption. The sets are fetched and rendered once, into the user's cache folder:
+
+* ``images.npy``: uint8 ``[N, pixels, pixels, 3]``, memory-mapped;
+* ``table.json``: one column each for caption, style, set, icon, group, hands, split and image key;
+* ``tokenizer.json``: a byte-pair tokenizer trained on the captions;
+* ``licences.json``: title, authors, licence of every set;
+* ``manifest.json``: how it was made, counts, checksums.
+
+**Splits.** All versions of one drawing (weight, fill, size, skin tone, gender, colour) are one *group*, and
+so are drawings whose pixels are equal; a group lies in one split. A caption that many hands drew (at least
+``Recipe.core_hands`` groups) is a *core* caption.
+
+* ``eval``: 1,000 core captions, each with 2 drawings by different hands. Classes are captions. Always clean.
+  No other split holds a drawing that looks the same, and no drawing stands for two classes.
+* ``curated``: some 3,000 pairs of core captions, those of ``eval`` and others. Always clean.
+* ``pool``: the rest, noisy as asked for.
+* ``holdout``: a tenth of the rest, as noisy as the pool (RHO-LOSS trains its irreducible-loss model on it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from filelock import FileLock, Timeout
+
+from jestbench.batch import DataError
+from jestbench.data.icon_names import read_name
+from jestbench.data.icon_render import render_all
+from jestbench.data.iconify import INSTALL, SETS, Content, IconSet, fetch, npm_pack, read_set
+from jestbench.data.noise import exchange_captions
+from jestbench.data.pairs import Dataset, Pairs, content_key
+from jestbench.data.tokenizer import Tokenizer, train_bpe
+
+_LOG = logging.getLogger(__name__)
+
+CODE_VERSION = 1
+"""Counted up when the preparation below makes something else of the same recipe."""
+
+THUMBNAIL = 16
+"""Width and height of the grey thumbnails by which copies are known."""
+
+COPY = 1e-3
+"""Mean squared difference of two thumbnails (grey in [0, 1]) below which one drawing is a copy of the other.
+Found by looking: below it lie tracings of the same logo and icons that one set took over from another, above
+it different hands' drawings of the same simple thing."""
+
+CHECKED_BYTES = 2**25
+"""Files up to this size are compared with their checksum whenever the data are opened."""
+
+CLEAN_SPLITS = ("curated", "eval")
+NOISY_SPLITS = ("pool", "holdout")
+SPLITS = (*CLEAN_SPLITS, *NOISY_SPLITS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is prepared. Its hash, with that of the code and the vocabulary's size, names the prepared folder.
+
+    Attributes:
+        sets: the icon sets.
+        pixels: width and height of the images.
+        min_hands: a caption that fewer hands drew is left out: nothing else shows what it means.
+        variants: of one hand's drawings with one caption, at most so many are kept.
+        core_hands: a caption of so many groups is a core caption.
+        eval_classes: captions of the ``eval`` split.
+        eval_drawings: drawings of each of them, by different hands.
+        curated_pairs: the ``curated`` split gets whole groups until it has so many pairs.
+        holdout_share: of the groups that are left, so many go to ``holdout``.
+    """
+
+    sets: tuple[IconSet, ...] = SETS
+    pixels: int = 64
+    min_hands: int = 2
+    variants: int = 3
+    core_hands: int = 8
+    eval_classes: int = 1000
+    eval_drawings: int = 2
+    curated_pairs: int = 3000
+    holdout_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.pixels < THUMBNAIL:
+            raise ValueError(f"icons are rendered at {THUMBNAIL} pixels or more, got {self.pixels}")
+        if self.core_hands <= self.eval_drawings:
+            raise ValueError(
+                f"core_hands ({self.core_hands}) must exceed eval_drawings ({self.eval_drawings}): "
+                "a class needs drawings to learn from beside those it is tested on"
+            )
+
+
+@dataclass(frozen=True)
+class Icon:
+    """An icon before it is rendered.
+
+    Attributes:
+        set: name of its set.
+        name: its name in the set.
+        caption: what it shows.
+        style: how it shows it.
+        drawing: who drew what: the same for all versions of one drawing.
+    """
+
+    set: str
+    name: str
+    caption: str
+    style: str
+    drawing: tuple[str, str]
+
+
+def catalogue(icon_set: IconSet, content: Content) -> list[Icon]:
+    """All icons of a set with their names taken apart."""
+    icons = []
+    for name in content.names():
+        parts = read_name(name, content.prefixes, (*content.suffixes, *icon_set.styles))
+        icons.append(Icon(icon_set.name, name, parts.caption, parts.style, (icon_set.hand, parts.subject)))
+    return icons
+
+
+def choose(icons: Iterable[Icon], recipe: Recipe) -> list[Icon]:
+    """The icons worth rendering: captions of several hands, few versions of each drawing.
+
+    Which versions stay is decided by the hash of their names, so it does not change with the other sets.
+    """
+    versions: dict[tuple[str, str], list[Icon]] = defaultdict(list)
+    hands: dict[str, set[str]] = defaultdict(set)
+    for icon in icons:
+        hand, _ = icon.drawing
+        versions[hand, icon.caption].append(icon)
+        hands[icon.caption].add(hand)
+    chosen: list[Icon] = []
+    for (_, caption), candidates in sorted(versions.items()):
+        if len(hands[caption]) >= recipe.min_hands:
+            candidates.sort(key=lambda icon: _rank("version", icon.set, icon.name))
+            chosen += candidates[: recipe.variants]
+    return chosen
+
+
+def merge_groups(drawings: Sequence[tuple[str, str]], keys: Sequence[int]) -> list[str]:
+    """Name the group of each icon: icons of one drawing, or of equal pixels, are in one group.
+
+    Args:
+        drawings: who drew what, for each icon.
+        keys: content hash of each image.
+
+    Returns:
+        The name of each icon's group: the first of its drawings, ``hand:subject``.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {drawing: drawing for drawing in drawings}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    seen: dict[int, tuple[str, str]] = {}
+    for drawing, key in zip(drawings, keys, strict=True):
+        one, other = root(drawing), root(seen.setdefault(key, drawing))
+        parent[max(one, other)] = min(one, other)
+    return [":".join(root(drawing)) for drawing in drawings]
+
+
+def assign_splits(captions: Sequence[str], groups: Sequence[str], recipe: Recipe) -> list[str]:
+    """Which split each icon goes to, by hashes of its group and caption alone.
+
+    Args:
+        captions: of the icons.
+        groups: the group of each icon.
+        recipe: sizes of the splits.
+
+    Returns:
+        The split of each icon; ``""`` where it goes to none, because its group lies in ``eval`` or in
+        ``curated`` and the split needs no other version of it.
+
+    Raises:
+        DataError: there are too few core captions for ``eval``.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    makers: dict[str, set[str]] = defaultdict(set)
+    for position, (caption, group) in enumerate(zip(captions, groups, strict=True)):
+        members[group].append(position)
+        makers[caption].add(group)
+    core = {caption for caption, drawn_by in makers.items() if len(drawn_by) >= recipe.core_hands}
+    splits = [""] * len(captions)
+    taken: set[str] = set()
+    classes = 0
+    for caption in sorted(core, key=lambda caption: _rank("class", caption)):
+        # A drawing that goes by two names stands for one class only, and a class leaves some drawings to learn from.
+        free = sorted(makers[caption] - taken, key=lambda group: _rank("eval", group))
+        if classes < recipe.eval_classes and len(free) > recipe.eval_drawings:
+            classes += 1
+            for group in free[: recipe.eval_drawings]:
+                taken.add(group)
+                splits[next(i for i in members[group] if captions[i] == caption)] = "eval"
+    if classes < recipe.eval_classes:
+        raise DataError(
+            f"only {classes} captions are drawn by {recipe.core_hands} hands or more, and eval needs "
+            f"{recipe.eval_classes}: take more sets, fewer classes or fewer hands"
+        )
+
+    curated = 0
+    for group in sorted(members.keys() - taken, key=lambda group: _rank("curated", group)):
+        fitting = [i for i in members[group] if captions[i] in core]
+        if curated >= recipe.curated_pairs:
+            break
+        if fitting:
+            taken.add(group)
+            curated += len(fitting)
+            for i in fitting:
+                splits[i] = "curated"
+
+    for group in members.keys() - taken:
+        split = "holdout" if _share("holdout", group) < recipe.holdout_share else "pool"
+        for i in members[group]:
+            splits[i] = split
+    return splits
+
+
+def _rank(*parts: str) -> bytes:
+    """A fixed pseudo-random place in an order."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+def _share(*parts: str) -> float:
+    """A fixed pseudo-random number in [0, 1)."""
+    return int.from_bytes(_rank(*parts)[:6], "big") / 2**48
+
+
+def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path) -> None:
+    """Fetch, render and split; the folder appears when it is complete.
+
+    Args:
+        folder: what to make; must not exist.
+        recipe: what goes into it.
+        vocab_size: of the tokenizer, at most.
+        tarballs: where fetched packages are kept.
+
+    Raises:
+        DataError: it cannot be made; the message says what to do.
+    """
+    if importlib.util.find_spec("resvg_py") is None:
+        raise DataError(f"icons are rendered with resvg_py, which is not installed: {INSTALL}")
+    fetch(recipe.sets, tarballs, npm_pack)
+    contents = {icon_set.name: read_set(tarballs / icon_set.tarball) for icon_set in recipe.sets}
+    every = [icon for icon_set in recipe.sets for icon in catalogue(icon_set, contents[icon_set.name])]
+    chosen = choose(every, recipe)
+
+    work = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        raw = work / "rendered"
+        rendered = _render_icons(chosen, contents, recipe.pixels, raw)
+        rows, table, left_out = _make_table(rendered, recipe)
+        _write_images(work / "images.npy", raw, rows, recipe.pixels)
+        raw.unlink()
+        _write_json(work / "table.json", table)
+        _write_json(work / "licences.json", _licences(recipe.sets, contents, table))
+        (work / "tokenizer.json").write_text(train_bpe(table["caption"], vocab_size).to_str(), encoding="utf-8")
+        left_out |= {"not chosen": len(every) - len(chosen), "blank": len(chosen) - len(rendered.icons)}
+        _write_json(work / "manifest.json", _manifest(work, recipe, table, left_out))
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """What is known of the rendered drawings that are not blank.
+
+    Attributes:
+        icons: what was drawn.
+        keys: content hash of each image.
+        thumbnail_ND: float32, small grey images.
+    """
+
+    icons: list[Icon]
+    keys: list[int]
+    thumbnail_ND: npt.NDArray[np.float32]
+
+
+def _render_icons(icons: Sequence[Icon], contents: Mapping[str, Content], pixels: int, path: Path) -> _Rendered:
+    """Render all icons and write the pixels of those that are not blank (of one colour), one after another."""
+    drawings = [contents[icon.set].svg(icon.name, pixels) for icon in icons]
+    kept: list[Icon] = []
+    keys: list[int] = []
+    thumbnails: list[npt.NDArray[np.float32]] = [np.empty((0, THUMBNAIL**2), dtype=np.float32)]
+    done = 0
+    try:
+        with path.open("wb") as file:
+            for chunk in render_all(drawings, pixels):
+                drawn = np.flatnonzero((chunk != chunk[:, :1, :1]).any(axis=(1, 2, 3)))
+                kept += [icons[done + i] for i in drawn]
+                keys += [content_key(chunk[i].tobytes()) for i in drawn]
+                thumbnails.append(thumbnail(chunk[drawn]))
+                file.write(chunk[drawn].tobytes())
+                done += len(chunk)
+    except BrokenProcessPool:
+        raise DataError("a process that rendered icons was killed (out of memory?): start again") from None
+    return _Rendered(kept, keys, np.concatenate(thumbnails))
+
+
+def thumbnail(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Small grey images in [0, 1], flattened: float32 ``[N, D]``."""
+    count, size = images_NHWC.shape[:2]
+    step = size // THUMBNAIL
+    grey = images_NHWC[..., : step * THUMBNAIL, : step * THUMBNAIL, :].mean(axis=-1, dtype=np.float32) / 255
+    blocks = grey.reshape(count, THUMBNAIL, step, THUMBNAIL, step).mean(axis=(2, 4))
+    small: npt.NDArray[np.float32] = blocks.reshape(count, THUMBNAIL**2)
+    return small
+
+
+def near_copies(thumbnail_ND: npt.NDArray[np.float32], original_MD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which thumbnails look like one of the originals: bool ``[N]``."""
+    copies = np.zeros(len(thumbnail_ND), dtype=np.bool_)
+    square_M = (original_MD**2).sum(axis=1)
+    for start in range(0, len(thumbnail_ND), 4096):
+        block = thumbnail_ND[start : start + 4096]
+        distance = (block**2).sum(axis=1)[:, None] + square_M - 2 * block @ original_MD.T
+        copies[start : start + 4096] = (distance < COPY * thumbnail_ND.shape[1]).any(axis=1)
+    return copies
+
+
+def _make_table(rendered: _Rendered, recipe: Recipe) -> tuple[list[int], dict[str, list[Any]], dict[str, int]]:
+    """Group the rendered icons and give each its split.
+
+    Returns:
+        Positions of the icons that are in a split, ordered by split; what is known about them, column by
+        column; how many icons are in no split, and why.
+    """
+    first: dict[tuple[str, int], int] = {}
+    for i, (icon, key) in enumerate(zip(rendered.icons, rendered.keys, strict=True)):
+        first.setdefault((icon.caption, key), i)
+    distinct = list(first.values())
+    icons, keys = [rendered.icons[i] for i in distinct], [rendered.keys[i] for i in distinct]
+    groups = merge_groups([icon.drawing for icon in icons], keys)
+    makers: dict[str, set[str]] = defaultdict(set)
+    for icon, group in zip(icons, groups, strict=True):
+        makers[icon.caption].add(group)
+    splits = assign_splits([icon.caption for icon in icons], groups, recipe)
+    tested = [i for i, split in zip(distinct, splits, strict=True) if split == "eval"]
+    copies = near_copies(rendered.thumbnail_ND[distinct], rendered.thumbnail_ND[tested])
+
+    left_out = Counter({"equal in pixels and caption": len(rendered.icons) - len(distinct)})
+    numbers: dict[str, int] = {}
+    rows: list[tuple[Any, ...]] = []
+    for i, icon, key, group, split, copy in zip(distinct, icons, keys, groups, splits, copies, strict=True):
+        if not split:
+            left_out["other versions of what is in eval or curated"] += 1
+        elif copy and split != "eval":
+            left_out["copies of what is in eval"] += 1
+        elif len(makers[icon.caption]) < recipe.min_hands:  # equal drawings in two sets are one hand's
+            left_out["too few hands"] += 1
+        else:
+            number, hands = numbers.setdefault(group, len(numbers)), len(makers[icon.caption])
+            rows.append((split, i, icon.caption, icon.style, icon.set, icon.name, number, hands, key))
+    rows.sort(key=lambda row: (SPLITS.index(row[0]), row[1]))
+    columns = ("split", "position", "caption", "style", "set", "icon", "group", "hands", "key")
+    table: dict[str, list[Any]] = {name: [row[c] for row in rows] for c, name in enumerate(columns)}
+    return table.pop("position"), table, dict(left_out)
+
+
+def _write_images(path: Path, raw: Path, rows: Sequence[int], pixels: int) -> None:
+    """Copy these images of a file of pixels into an array file.
+
+    Written, not memory-mapped: a full disk is then an error with a message, and not a killed process.
+    """
+    images = np.memmap(raw, dtype=np.uint8, mode="r").reshape(-1, pixels, pixels, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), 4096):
+            file.write(images[rows[start : start + 4096]].tobytes())
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; who has to wait for it says so."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _LOG.warning("another process is preparing icons in %s: waiting for it", path.parent)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _licences(
+    sets: Sequence[IconSet], contents: Mapping[str, Content], table: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """Who made each set, and under which licence."""
+    count = Counter(table["set"])
+    return [
+        {
+            "set": icon_set.name,
+            "version": icon_set.version,
+            "title": info.get("name"),
+            "author": info.get("author", {}).get("name"),
+            "url": info.get("author", {}).get("url"),
+            "licence": info.get("license", {}).get("title"),
+            "spdx": info.get("license", {}).get("spdx"),
+            "licence_url": info.get("license", {}).get("url"),
+            "count": count[icon_set.name],
+        }
+        for icon_set in sets
+        for info in [contents[icon_set.name].info]
+    ]
+
+
+def _manifest(
+    folder: Path, recipe: Recipe, table: Mapping[str, Sequence[Any]], left_out: Mapping[str, int]
+) -> dict[str, Any]:
+    """How the folder was made, what is in it, and the checksum of every file."""
+    splits = np.array(table["split"])
+    counts = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(splits == split)
+        counts[split] = {"pairs": len(rows)} | {
+            f"{column}s": len({table[column][row] for row in rows}) for column in ("caption", "group", "set")
+        }
+    drawn: dict[str, set[int]] = defaultdict(set)
+    for row in np.flatnonzero(splits == "pool"):
+        drawn[table["caption"][row]].add(table["group"][row])
+    return {
+        "recipe": asdict(recipe),
+        "code_version": CODE_VERSION,
+        "made_with": {name: importlib.metadata.version(name) for name in ("resvg_py", "tokenizers")},
+        "splits": counts,
+        "pool_captions_by_hands": {
+            str(k): sum(len(hands) >= k for hands in drawn.values()) for k in (1, 2, 3, 4, 6, 8, 12, 16, 24)
+        },
+        "left_out": left_out,
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "blake2b": _file_hash(path)} for path in sorted(folder.iterdir())
+        },
+    }
+
+
+def _is_complete(path: Path, bytes: int, blake2b: str) -> bool:
+    """Whether a file has the size that the manifest gives and, where reading it costs nothing, the checksum."""
+    if not path.is_file() or path.stat().st_size != bytes:
+        return False
+    return bytes > CHECKED_BYTES or _file_hash(path) == blake2b
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=None), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Icons:
+    """Icons and their names, with as many wrong captions as asked for.
+
+    Attributes:
+        noise: share of the pairs in ``pool`` and ``holdout`` whose captions are exchanged, in [0, 1).
+        noise_seed: decides which, and for what.
+        min_hands: leave out of ``pool`` and ``holdout`` the captions that fewer hands drew.
+        length: L, tokens a caption is cut or padded to.
+        vocab_size: of the tokenizer, at most.
+        cache_dir: where to prepare; by default the folder that the environment variable
+            ``JESTBENCH_CACHE`` names, else the user's cache folder.
+        recipe: what is prepared.
+    """
+
+    noise: float = 0.0
+    noise_seed: int = 0
+    min_hands: int = 2
+    length: int = 16
+    vocab_size: int = 4096
+    cache_dir: str | None = None
+    recipe: Recipe = field(default=Recipe(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.noise < 1.0:
+            raise ValueError(f"noise is a share of the pairs in [0, 1), got {self.noise}")
+        if self.noise_seed < 0:
+            raise ValueError(f"noise_seed is not negative, got {self.noise_seed}")
+        if self.length < 2:
+            raise ValueError(f"a text needs at least 2 tokens (one and the end token), got length {self.length}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lie; its name tells everything that they depend on."""
+        root = self.cache_dir or os.environ.get("JESTBENCH_CACHE") or platformdirs.user_cache_dir("jestbench")
+        text = json.dumps([CODE_VERSION, self.vocab_size, asdict(self.recipe)], sort_keys=True)
+        return Path(root).expanduser() / f"icons-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    def is_prepared(self) -> bool:
+        """Whether the prepared data are there, and complete."""
+        try:
+            files = self.manifest()["files"]
+        except DataError:
+            return False
+        return all(_is_complete(self.folder / name, **expected) for name, expected in files.items())
+
+    def prepare(self) -> None:
+        """Fetch and render what is missing; of several processes that start at once, one does it.
+
+        Raises:
+            DataError: it cannot be had; the message says what to do.
+        """
+        if self.is_prepared():
+            return
+        folder = self.folder
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(folder.with_name("icons.lock")):
+                if self.is_prepared():
+                    return
+                if folder.exists():
+                    _LOG.warning("%s is damaged: preparing it anew", folder)
+                    shutil.rmtree(folder)
+                prepare_folder(folder, self.recipe, self.vocab_size, tarballs=folder.with_name("iconify"))
+        except OSError as error:
+            raise DataError(
+                f"the icons cannot be prepared in {folder}: {error}; "
+                "free space there, or name another folder in JESTBENCH_CACHE"
+            ) from error
+
+    def manifest(self) -> dict[str, Any]:
+        """How the prepared data were made, how many there are in each split, and their checksums.
+
+        Raises:
+            DataError: they are not there.
+        """
+        try:
+            manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: cut off, or not JSON at all
+            raise DataError(
+                f"the icons are not prepared in {self.folder.parent}: run python tools/prepare.py icons"
+            ) from None
+        return manifest
+
+    def split(self, name: str) -> Pairs:
+        """The split of that name, or several joined by ``+``, as in ``pool+curated``.
+
+        Raises:
+            DataError: there is no such split, or the data are not prepared or damaged.
+        """
+        parts = name.split("+")
+        if unknown := [part for part in parts if part not in SPLITS]:
+            raise DataError(f"the icons have no split {unknown[0]!r}: there are {', '.join(SPLITS)}")
+        if not self.is_prepared():
+            raise DataError(f"{self.folder} is missing or damaged: run python tools/prepare.py icons")
+        table = json.loads((self.folder / "table.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
+
+        split_N, hands_N = np.array(table["split"]), np.array(table["hands"])
+        rows, captions, marks = [], list[str](), {"noisy": list[bool](), "curated": list[bool]()}
+        for part in parts:
+            wanted = (split_N == part) & ((hands_N >= self.min_hands) | (part in CLEAN_SPLITS))
+            rows.append(np.flatnonzero(wanted))
+            if not len(rows[-1]):
+                raise DataError(f"min_hands = {self.min_hands} leaves nothing of {part}: choose a lower one")
+            clean = [table["caption"][row] for row in rows[-1]]
+            noise = self.noise if part in NOISY_SPLITS else 0.0
+            # One stream a split: the pool's noise stays the same whatever else is asked for.
+            exchanged, noisy = exchange_captions(clean, noise, [self.noise_seed, SPLITS.index(part)])
+            captions += exchanged
+            marks["noisy"] += noisy.tolist()
+            marks["curated"] += [part == "curated"] * len(exchanged)
+        row_N = np.concatenate(rows)
+        key_N = np.array(table["key"], dtype=np.int64)[row_N]
+        content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
+        return Pairs(
+            name=f"icons/{name}",
+            fingerprint=hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest(),
+            images_NHWC=np.load(self.folder / "images.npy", mmap_mode="r"),
+            row_N=row_N,
+            captions=captions,
+            tokenizer=tokenizer,
+            image_key_N=key_N,
+            marks={mark: np.array(values, dtype=np.bool_) for mark, values in marks.items()},
+        )
+
+    def stand_in(self) -> Dataset:
+        """Synthetic pairs of the same shapes, that need no download."""
+        from jestbench.data.synthetic import Synthetic
+
+        return Synthetic(length=self.length, image_size=self.recipe.pixels).stand_in()

@@ -1,0 +1,42 @@
+"""The command that fetches and prepares a data set: ``python tools/prepare.py DATASET [--out DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+DATASETS = ("icons",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare the data set and print what is in it, as JSON.
+
+    Returns:
+        The exit status: 0, or 3 where the data cannot be had.
+    """
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description="Fetch and prepare a data set; what is there already is kept."
+    )
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="prepare here instead of in the cache folder; runs find it there with JESTBENCH_CACHE=DIR",
+    )
+    arguments = parser.parse_args(argv)
+
+    from jestbench.batch import DataError
+    from jestbench.data.icons import Icons
+
+    icons = Icons(cache_dir=arguments.out)
+    try:
+        icons.prepare()
+        manifest = icons.manifest()
+    except DataError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 3
+    shown = {key: manifest[key] for key in ("splits", "pool_captions_by_hands", "left_out")}
+    print(json.dumps({"folder": str(icons.folder), **shown}, indent=2))
+    return 0

@@ -1,0 +1,11 @@
+"""Fetch and prepare a data set; see ``--help``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jestbench.data.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
