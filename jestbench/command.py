@@ -43,15 +43,34 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+def _one_spelling(argv: Sequence[str]) -> list[str]:
+    """All spellings of a file, a binding and a pattern as one each, in their order (later ones win)."""
+    words: list[str] = []
+    unwrap = patterns = False
+    for word in argv:
+        if unwrap or word.startswith("--gin_param="):
+            word, unwrap = word.removeprefix("--gin_param="), False
+        elif word == "--gin_param":
+            unwrap = True
+            continue
+        if matched := _DOTTED.match(word):
+            word = matched["binding"]
+        patterns = word == "--allow_unused" or (patterns and not word.startswith("-") and "=" not in word)
+        if word == "--allow_unused":
+            words.append("--allow_unused")
+        elif patterns:
+            if words[-1] == "--allow_unused":
+                words.pop()
+            words.append(f"--allow_unused={word}")
+        else:
+            words.append(f"--{word}" if word.startswith("gin_file=") else word)
+    return [*words, "--gin_param"] if unwrap else words
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments with all spellings of files and bindings sorted out."""
-    plain = [matched["binding"] if (matched := _DOTTED.match(word)) else word for word in argv]
-    arguments = parser().parse_intermixed_args(plain)
-    patterns = [word for group in arguments.allow_unused for word in group]
-    words = [*arguments.bindings, *arguments.gin_param, *(word for word in patterns if "=" in word)]
-    arguments.allow_unused = [word for word in patterns if "=" not in word]
-    arguments.gin_file += [word.split("=", 1)[1] for word in words if word.startswith("gin_file=")]
-    arguments.bindings = [word for word in words if not word.startswith("gin_file=")]
+    arguments = parser().parse_intermixed_args(_one_spelling(argv))
+    arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
     return arguments
 
 
@@ -73,20 +92,19 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except (ConfigError, PolicyError, UnknownOperator) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _said(str(error), 2)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        return _said(str(error), 3)
     except NonFiniteLoss as error:
-        print(
-            f"error: {error}: lower optimizer.learning_rate, or look at the data of that step",
-            file=sys.stderr,
-        )
-        return 4
+        return _said(f"{error}: lower optimizer.learning_rate, or look at the data of that step", 4)
     except KeyboardInterrupt:
         print("interrupted; go on with --resume", file=sys.stderr)
         return 130
+
+
+def _said(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -99,14 +117,15 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # Before torch is imported: threads that spin at a barrier make small steps 5 times slower as soon as
+    # another process wants one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from jestbench import config, launch
     from jestbench.run import ConfigError
 
     if arguments.list_policies:
-        import policies
-
-        for name in policies.available():
-            print(f"{name:<20}{(policies.get(name).__doc__ or '').strip().splitlines()[0]}")
+        for name, cls in config.policy_classes().items():
+            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
         return 0
     files = list(arguments.gin_file)
     if not files and arguments.resume and arguments.run_dir is not None:
@@ -120,7 +139,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.price:
         from jestbench.pricing import price_table
 
-        print(price_table(resolved))
+        with launch.building():
+            table = price_table(launch.without_download(resolved))
+        print(table)
         return 0
     if arguments.resume and arguments.run_dir is None:
         raise ConfigError("--resume needs the run's folder: --run_dir DIR")

@@ -77,12 +77,21 @@ class Binding:
         return f"{self.scope}/{full}" if self.scope else full
 
 
-def configurables() -> dict[str, type[Any]]:
-    """Everything that can be bound: name → class. Registers with gin what is new."""
+def policy_classes() -> dict[str, type[Any]]:
+    """The registered policies: name → class.
+
+    Raises:
+        ConfigError: two have one name, or an entry point cannot be loaded.
+    """
     try:
-        found = CONFIGURABLES | {name: policies.get(name) for name in policies.available()}
+        return {name: policies.get(name) for name in policies.available()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def configurables() -> dict[str, type[Any]]:
+    """Everything that can be bound: name → class. Registers with gin what is new."""
+    found = CONFIGURABLES | policy_classes()
     for name, cls in found.items():
         # Once: gin wraps anew each time, and references made before would no longer equal those after.
         if name not in _REGISTERED:
@@ -129,7 +138,10 @@ def _parse_text(text: str, file: str) -> list[Any]:
         first = str(error.msg).strip().splitlines()[0]
         if first.startswith("malformed node"):
             first = "Unable to parse value."
-        raise ConfigError(f"{file}:{error.lineno or line}: {first}") from error
+        begin = _first_statement(text, line)
+        where = error.lineno or begin
+        since = f" The statement begins at line {begin}: is a bracket open?" if where > begin else ""
+        raise ConfigError(f"{file}:{where}: {first}{since}") from error
     except tokenize.TokenError as error:
         open_end = "EOF" in str(error)
         said = "a bracket or a string is opened and never closed" if open_end else str(error.args[0])
@@ -298,9 +310,18 @@ def check_names(bindings: Sequence[Binding]) -> None:
                 f"{binding.where}: {binding.name} has no parameter {binding.parameter!r}; "
                 f"{_nearest(binding.parameter, fields)}"
             )
-        value = _filled_in(binding.value, macros)
-        if not _holds_reference(value):
-            _check_type(binding, value, fields[binding.parameter])
+        value, hint = _filled_in(binding.value, macros), fields[binding.parameter]
+        if isinstance(value, gin.config.ConfigurableReference):
+            # A protocol or a union is looked at when it is built.
+            built = known[_minimal(value.selector)]
+            if (
+                isinstance(hint, type)
+                and not getattr(hint, "_is_protocol", False)
+                and not (value.evaluate and built is hint)
+            ):
+                raise ConfigError(f"{binding.where}: {binding.key} must be of type {hint.__name__}, got {value!r}")
+        elif not _holds_reference(value):
+            _check_type(binding, value, hint)
 
 
 def _filled_in(value: Any, macros: Mapping[str, Any]) -> Any:
@@ -447,7 +468,8 @@ def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
             if key == "run.policy":
                 continue
             if isinstance(value, type):
-                raise ConfigError(f"{_place(key, bindings)}{key} is not built: write @{names.get(value, '…')}()")
+                built = next((known for cls, known in names.items() if issubclass(value, cls)), value.__name__)
+                raise ConfigError(f"{_place(key, bindings)}{key} is not built: write @{built}()")
             if not _fits(value, hint):
                 raise ConfigError(
                     f"{_place(key, bindings)}{key} must be of type {_shown_type(hint)}, got {type(value).__name__}"
@@ -462,6 +484,7 @@ def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
     last = {binding.key: binding for binding in bindings}
     words = re.findall(r"[\w.]+", message)
     named = [last[key] for word in dict.fromkeys(words) for key in (word, f"{owner}.{word}") if key in last]
+    named += [b for b in last.values() if b.name == owner and isinstance(b.value, str) and repr(b.value) in message]
     places = "; ".join(dict.fromkeys(f"{binding.key} is set at {binding.where}" for binding in named))
     prefix = "" if re.match(r"\w+\.\w+|give |no policy", message) else f"{owner}: "
     return f"{prefix}{message}" + (f" ({places})" if places else "")
@@ -565,7 +588,7 @@ def _findable(binding: Binding) -> Binding:
     """
     value = binding.value
     file, *more = value if isinstance(value, list | tuple) and value else (value,)
-    if binding.key != "run.reference" or not isinstance(file, str):
+    if binding.key != "run.reference" or not isinstance(file, str) or not file:
         return binding
     path = locate(file, _beside(binding))
     if path is None or path.resolve() == (PROJECT / file).resolve():

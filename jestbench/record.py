@@ -89,8 +89,8 @@ class Recorder:
             progress.seconds += time.perf_counter() - start
 
     def start(self, progress: Progress) -> None:
-        """Evaluate the untrained model; nothing when resuming."""
-        if progress.step == 0:
+        """Evaluate the untrained model; nothing when resuming, from the checkpoint at step 0 neither."""
+        if checkpoint.newest(self.run_dir) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
 

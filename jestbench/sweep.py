@@ -1,4 +1,4 @@
-"""Runs a W&B sweep file on this machine without a server, arm after arm.
+"""Runs a W&B sweep file on this machine without a server.
 
 The file is an ordinary sweep file: it works unchanged with ``wandb sweep`` and ``wandb agent``, and the
 command line of each arm is the one that the agent would run (plus the folder to run in). Grids are
@@ -8,21 +8,25 @@ walked here; ``random`` and ``bayes`` ask W&B's own search engine (the package `
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
+import json
 import os
 import re
 import shlex
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from jestbench import command, config
 from jestbench.launch import read_summary
+from jestbench.processes import Job, run_side_by_side
 from jestbench.run import ConfigError, Resolved
 
 METHODS = ("grid", "random", "bayes")
@@ -30,6 +34,7 @@ KEYS = (
     "program method metric parameters command name project entity description early_terminate run_cap controller"
 ).split()
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
+MOST_REPEATS = 20
 DEFAULT_COUNT = 10
 """Arms of a random or bayes sweep that says no ``run_cap`` and is given no ``--count``."""
 
@@ -76,8 +81,14 @@ class Sweep:
         return words
 
     def arguments(self, arm: Mapping[str, Any]) -> list[str]:
-        """What of the command line follows the program."""
+        """What of the command line follows the program.
+
+        Raises:
+            ConfigError: the command does not name it.
+        """
         words = self.command_line(arm)
+        if self.program not in words:
+            raise ConfigError(f"{self.path}: command never runs the program: it needs ${{program}}")
         return words[words.index(self.program) + 1 :]
 
 
@@ -85,7 +96,8 @@ def _expand(word: str, path: Path) -> str:
     unknown = re.search(r"\$\{(?!envvar:)\w+\}", word)
     if unknown:
         raise ConfigError(f"{path}: command: the macro {unknown[0]} is not known here; use ${{args_no_hyphens}}")
-    return re.sub(r"\$\{envvar:(\w+)\}", lambda matched: os.environ.get(matched[1], ""), word)
+    # Where it is not set, the agent leaves its name.
+    return re.sub(r"\$\{envvar:(\w+)\}", lambda matched: os.environ.get(matched[1], matched[1]), word)
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -111,15 +123,20 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(metric, dict) or "name" not in metric:
         raise ConfigError(f"{path}: metric.name is required: it is what the comparison is about")
     _check_metric(path, str(metric["name"]))
+    command_words, run_cap = raw.get("command", DEFAULT_COMMAND), raw.get("run_cap")
+    if not isinstance(command_words, list):
+        raise ConfigError(f"{path}: command must be a list of words, got {command_words!r}")
+    if run_cap is not None and not (type(run_cap) is int and run_cap >= 1):
+        raise ConfigError(f"{path}: run_cap must be a whole number, at least 1, got {run_cap!r}")
     return Sweep(
         path=path,
         name=str(raw.get("name") or path.stem),
         method=method,
         metric=str(metric["name"]),
         parameters=_parameters(path, raw.get("parameters")),
-        command=[str(word) for word in raw.get("command", DEFAULT_COMMAND)],
+        command=[str(word) for word in command_words],
         program=str(raw.get("program", "tools/run.py")),
-        run_cap=raw.get("run_cap"),
+        run_cap=run_cap,
         raw=raw,
     )
 
@@ -190,7 +207,9 @@ def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> I
             raise ConfigError(f"{sweep.path}: {error}") from error
         if proposed is None:
             return
-        yield {key: spec["value"] for key, spec in proposed.config.items()}
+        # Plain numbers: the engine's are numpy's.
+        values = {key: spec["value"] for key, spec in proposed.config.items()}
+        yield {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -222,6 +241,8 @@ def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> Arm:
         resolved = config.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused)
     except ConfigError as error:
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: {error}") from error
+    except SystemExit as stop:  # argparse has said what it does not understand
+        raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: run.py does not take these arguments") from stop
     return Arm(parameters, resolved)
 
 
@@ -233,38 +254,67 @@ def _repeats(arm: Arm, seen: dict[tuple[str, int], Arm]) -> bool:
     return False
 
 
-def run_arm(sweep: Sweep, arm: Arm, out: Path) -> int:
-    """Run one arm in a process of its own; one that has finished is not run again.
-
-    Returns:
-        The exit status.
-    """
-    folder = arm.folder(out)
-    if (read_summary(folder) or {}).get("status") == "finished":
-        print(f"already finished: {folder}")
-        return 0
-    words = [*sweep.command_line(arm.parameters), "--run_dir", str(folder), "--resume"]
+def _job(sweep: Sweep, arm: Arm, out: Path, threads: int) -> Job[Arm]:
+    words = [*sweep.command_line(arm.parameters), "--run_dir", str(arm.folder(out)), "--resume"]
     print(f"$ {shlex.join(words)}", flush=True)
-    environment = {"WANDB_RUN_GROUP": sweep.name, **os.environ}
-    return subprocess.run(words, env=environment, check=False).returncode
+    environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads)}
+    return Job(arm, words, {name: os.environ.get(name, value) for name, value in environment.items()})
 
 
-def _arms(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> Iterator[Arm]:
+def places(sweep: Sweep, asked: int | None) -> int:
+    """How many arms run at once: as asked, else one a core up to 4; one where arms share a GPU.
+
+    A small model keeps one core busy better than it keeps two, and a search that learns from each arm
+    runs one after the other.
+    """
+    if asked is not None:
+        return asked
+    if sweep.method == "bayes" or torch.cuda.is_available():
+        return 1
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def _arms(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[Arm]:
     seen: dict[tuple[str, int], Arm] = {}
     if sweep.method == "grid":
         # All arms are resolved before the first one starts: a mistake in the last one shows at once.
         arms = [resolve_arm(sweep, parameters) for parameters in grid(sweep.parameters, sweep.path)]
         yield from (arm for arm in arms if not _repeats(arm, seen))
         return
-    for parameters in searched(sweep, done):
+    in_a_row = 0
+    for parameters in _proposals(sweep, done, memory):
         arm = resolve_arm(sweep, parameters)
-        if _repeats(arm, seen):
-            done.append((parameters, None))
-        else:
+        if not _repeats(arm, seen):
+            in_a_row = 0
             yield arm
+            continue
+        done.append((parameters, None))
+        in_a_row += 1
+        if in_a_row == MOST_REPEATS:
+            print(f"the search has proposed {in_a_row} arms in a row that repeat others: nothing is left to run")
+            return
 
 
-def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool) -> int:
+def _proposals(
+    sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Arms that an earlier run of this sweep proposed, so that it goes on where it stopped, then new ones."""
+    if memory is not None and memory.exists():
+        yield from (json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines())
+    for parameters in searched(sweep, done):
+        if memory is not None:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            with memory.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(parameters) + "\n")
+        yield parameters
+
+
+def _memory(sweep: Sweep, out: Path) -> Path:
+    search = json.dumps([sweep.method, sweep.metric, sweep.parameters], sort_keys=True, default=str)
+    return out / f"proposals-{hashlib.blake2b(search.encode(), digest_size=4).hexdigest()}.jsonl"
+
+
+def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: int | None = None) -> int:
     """Run all arms and compare them.
 
     Args:
@@ -272,43 +322,77 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool) -> int:
         out: folder of the runs and the comparison; what has finished there is not run again.
         count: most arms, or ``None``.
         dry_run: print the commands only.
+        jobs: arms at once; ``None`` for ``places``.
 
     Returns:
         0, or the exit status of the first arm that failed; 130 when interrupted.
     """
     done: list[tuple[dict[str, Any], float | None]] = []
+    for name, value in (("count", count), ("jobs", jobs)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
-    folders: list[Path] = []
-    failed: list[tuple[Arm, int]] = []
-    for arm in itertools.islice(_arms(sweep, done), limit):
-        if dry_run:
+    if dry_run:
+        for arm in itertools.islice(_arms(sweep, done, None), limit):
             print(shlex.join(sweep.command_line(arm.parameters)))
             done.append((dict(arm.parameters), None))
-            continue
-        status = run_arm(sweep, arm, out)
-        if status in (130, -2):
-            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-            return 130
-        summary = read_summary(arm.folder(out)) or {}
-        score = summary.get("metrics", {}).get(sweep.metric) if status == 0 else None
-        done.append((dict(arm.parameters), score))
-        folders.append(arm.folder(out))
-        if status:
-            failed.append((arm, status))
-            print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
-    if not dry_run:
-        _compare(sweep, [folder for folder in folders if (folder / "metrics.jsonl").exists()], out)
-    return failed[0][1] if failed else 0
+        return 0
+    arms = itertools.islice(_arms(sweep, done, _memory(sweep, out)), limit)
+    started: list[Arm] = []
+    failed: dict[str, int] = {}
+    try:
+        for arm, status in _run(sweep, arms, out, places(sweep, jobs), started, done):
+            summary = read_summary(arm.folder(out)) or {}
+            done.append((dict(arm.parameters), summary.get("metrics", {}).get(sweep.metric) if not status else None))
+            if status in (130, -signal.SIGINT):
+                raise KeyboardInterrupt
+            if status:
+                failed[str(dict(arm.parameters))] = status
+                print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    folders = [arm.folder(out) for arm in started]
+    _compare(sweep, [folder for folder in folders if read_summary(folder) is not None], out)
+    return next(iter(failed.values()), 0)
+
+
+def _run(
+    sweep: Sweep,
+    arms: Iterator[Arm],
+    out: Path,
+    at_once: int,
+    started: list[Arm],
+    done: list[tuple[dict[str, Any], float | None]],
+) -> Iterator[tuple[Arm, int]]:
+    """Run the arms that have not finished yet; note all of them in ``started``."""
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+
+    def jobs() -> Iterator[Job[Arm]]:
+        for arm in arms:
+            started.append(arm)
+            summary = read_summary(arm.folder(out)) or {}
+            if summary.get("status") == "finished":
+                print(f"already finished: {arm.folder(out)}")
+                done.append((dict(arm.parameters), summary["metrics"].get(sweep.metric)))
+            else:
+                yield _job(sweep, arm, out, threads)
+
+    yield from run_side_by_side(jobs(), at_once)
 
 
 def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> None:
-    from jestbench.compare import compare, format_table
+    from jestbench.compare import CompareError, compare, format_table
 
     arms = [summary["arm"] for folder in folders if (summary := read_summary(folder)) is not None]
     if not arms:
         return
     baseline = "uniform" if "uniform" in arms else arms[0]
-    comparison = compare(folders, sweep.metric, baseline, out / "comparison")
+    try:
+        comparison = compare(folders, sweep.metric, baseline, out / "comparison")
+    except CompareError as error:
+        print(f"no comparison: {error}", file=sys.stderr)
+        return
     print(format_table(comparison))
     print(f"comparison: {out / 'comparison' / 'index.html'}")
 
@@ -323,6 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")
     parser.add_argument("--count", type=int, help="most arms to run")
+    parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
     parser.add_argument("--out", type=Path, help="default: runs/<name of the sweep>")
     arguments = parser.parse_args(argv)
 
@@ -331,6 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path is None:
             raise ConfigError(f"there is no file {arguments.sweep}")
         sweep = read_sweep(path)
-        return run_sweep(sweep, arguments.out or Path("runs") / sweep.name, arguments.count, arguments.dry_run)
+        out = arguments.out or Path("runs") / sweep.name
+        return run_sweep(sweep, out, arguments.count, arguments.dry_run, arguments.jobs)
 
     return command.guarded(work)

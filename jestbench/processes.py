@@ -1,0 +1,88 @@
+"""Command lines run side by side, stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """A command line, what it is for, and what is set in its environment."""
+
+    owner: T
+    words: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def _stops_as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, so that they stop the children too."""
+    stops = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in stops]
+    try:
+        yield
+    finally:
+        for number, handler in zip(stops, before, strict=True):
+            signal.signal(number, handler)
+
+
+def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, int]]:
+    """Run jobs, at most so many at once; yield each one's owner and exit status as it ends.
+
+    The next job is asked for only when a place is free and the results so far have been taken, so an
+    iterator may decide by them.
+
+    Raises:
+        KeyboardInterrupt: after every child was sent SIGINT and has ended.
+    """
+    running: dict[int, tuple[Job[T], subprocess.Popen[bytes]]] = {}
+    more = True
+    with _stops_as_interrupts():
+        try:
+            while True:
+                while more and len(running) < at_once:
+                    job = next(jobs, None)
+                    if job is None:
+                        more = False
+                        break
+                    place = next(number for number in range(at_once) if number not in running)
+                    running[place] = (job, _start(job, place))
+                if not running:
+                    return
+                for place, (job, process) in list(running.items()):
+                    status = process.poll()
+                    if status is not None:
+                        del running[place]
+                        yield job.owner, status
+                time.sleep(_POLL)
+        except (KeyboardInterrupt, GeneratorExit):
+            _stop([process for _, process in running.values()])
+            raise
+
+
+def _start(job: Job[T], place: int) -> subprocess.Popen[bytes]:
+    # A session of its own, so that Ctrl-C reaches it once, by way of us: a second signal would kill it
+    # before its checkpoint is written. Each progress line has a row of its own.
+    environment = {**os.environ, "TQDM_POSITION": str(place), **job.environment}
+    return subprocess.Popen(list(job.words), env=environment, start_new_session=True)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    try:
+        for process in processes:
+            process.wait()
+    finally:
+        for process in processes:
+            process.kill()

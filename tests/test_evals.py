@@ -1,0 +1,167 @@
+"""Zero-shot and retrieval metrics against brute force, and when evaluations are due."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from jestbench.data.pairs import Pairs
+from jestbench.data.synthetic import Synthetic
+from jestbench.evals import Evaluate, Evaluator, points_reached
+from jestbench.evals import metrics as module
+from jestbench.evals.metrics import NAMES, RANKS, evaluate_embeddings
+from jestbench.learner import Learner, Optimizer, Price
+from jestbench.model.towers import Model
+from jestbench.precision import Arithmetic
+
+
+def rank(score: float, others: list[float]) -> int:
+    """1 is best; an equal score counts against."""
+    return 1 + sum(other >= score for other in others)
+
+
+def brute_force(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> dict[str, float]:
+    """Retrieval over all N captions as they stand, repeated ones too; nothing clever."""
+    image, names, own = image_ND.tolist(), class_CD.tolist(), class_N.tolist()
+    score = [[sum(a * b for a, b in zip(x, y, strict=True)) for y in names] for x in image]
+    everyone = range(len(image))
+    zero_shot = [rank(score[i][own[i]], [score[i][c] for c in range(len(names)) if c != own[i]]) for i in everyone]
+    to_text = [rank(score[i][own[i]], [score[i][own[j]] for j in everyone if own[j] != own[i]]) for i in everyone]
+    to_image = [
+        rank(
+            max(score[i][c] for i in everyone if own[i] == c),
+            [score[i][c] for i in everyone if own[i] != c],
+        )
+        for c in sorted(set(own))
+    ]
+
+    def share(ranks: list[int], k: int) -> float:
+        return sum(r <= k for r in ranks) / len(ranks)
+
+    return (
+        {f"eval/zero_shot_top{k}": share(zero_shot, k) for k in (1, 5)}
+        | {f"eval/image_to_text_recall{k}": share(to_text, k) for k in RANKS}
+        | {f"eval/text_to_image_recall{k}": share(to_image, k) for k in RANKS}
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 3), st.integers(0, 10_000), st.sampled_from([2, 4096]))
+def test_metrics_are_brute_force(classes, images, width, seed, rows):
+    """Small integers: many scores are equal, and products are exact. Few rows at once: tiles matter."""
+    random = torch.Generator().manual_seed(seed)
+    image_ND = torch.randint(-2, 3, (images, width), generator=random).float()
+    class_CD = torch.randint(-2, 3, (classes, width), generator=random).float()
+    class_N = torch.randint(0, classes, (images,), generator=random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS", rows)
+        found = evaluate_embeddings(image_ND, class_CD, class_N)
+    assert tuple(found) == NAMES
+    assert found == pytest.approx(brute_force(image_ND, class_CD, class_N))
+
+
+def test_perfect_embeddings_hit_every_time():
+    class_CD = F.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    class_N = torch.arange(60) % 20
+    assert set(evaluate_embeddings(class_CD[class_N], class_CD, class_N).values()) == {1.0}
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")], ids=["equal", "NaN"])
+def test_a_model_that_tells_nothing_apart_hits_never(value):
+    """Ties count against it, and so does what is no number."""
+    image_ND, class_CD = torch.full((30, 4), value), torch.full((30, 4), value)
+    assert set(evaluate_embeddings(image_ND, class_CD, torch.arange(30)).values()) == {0.0}
+
+
+def test_every_image_of_the_caption_is_a_hit():
+    """Two images under one caption: the text finds either, and both images find the one text."""
+    class_CD = torch.eye(2)
+    image_ND = torch.tensor([[1.0, 0.0], [0.4, 0.5], [0.0, 1.0]])
+    found = evaluate_embeddings(image_ND, class_CD, torch.tensor([0, 0, 1]))
+    assert found["eval/text_to_image_recall1"] == 1.0
+    assert found["eval/zero_shot_top1"] == pytest.approx(2 / 3)
+
+
+# The evaluator
+
+
+def pairs_of(captions: list[str]) -> Pairs:
+    world = Synthetic(eval=len(captions)).split("eval")
+    return Pairs("test/eval", "0", world.images_NHWC, world.row_N, captions, world.tokenizer, world.image_key_N)
+
+
+def learner_for(pairs: Pairs) -> Learner:
+    model = Model(
+        image_size=16,
+        patch_size=8,
+        image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        embed_dim=8,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+    ).build(pairs.tokenizer, "sigmoid", 0)
+    return Learner(model, "sigmoid", Optimizer(), Arithmetic(torch.device("cpu"), False), Price(1000, 10))
+
+
+def test_equal_captions_are_one_class():
+    captions = ["red cat", "blue dog", "red cat", "green", "blue dog", "red cat"]
+    pairs = pairs_of(captions)
+    evaluator = Evaluator(pairs, Evaluate())
+    assert [captions[i] for i in evaluator.example_C[evaluator.class_N].tolist()] == captions
+    assert len(evaluator.example_C) == 3
+
+
+@pytest.mark.parametrize("batch_size", [4, 100])
+@pytest.mark.parametrize("limit", [0, 7, 1000])
+def test_an_evaluation_is_the_metrics_of_the_learner_s_embeddings_and_is_priced(batch_size, limit):
+    pairs = pairs_of([f"name {i % 6}" for i in range(20)])
+    learner = learner_for(pairs)
+    count = min(limit or 20, 20)
+    found, (spent,) = Evaluator(pairs, Evaluate(limit=limit, batch_size=batch_size))(learner)
+    model = learner.model.eval()
+    names = sorted(set(pairs.captions[:count]))
+    with torch.no_grad():
+        image_ND = model.encode_image(pairs.batch(torch.arange(count)).images_BCHW)
+        class_CD = model.encode_text(pairs.tokenizer.encode(names))
+    class_N = torch.tensor([names.index(caption) for caption in pairs.captions[:count]])
+    assert found == pytest.approx(evaluate_embeddings(image_ND, class_CD, class_N))
+    assert (spent.purpose, spent.macs) == ("eval", count * 1000 + len(names) * 10)
+
+
+# When evaluations are due
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=60))
+def test_each_point_is_hit_once(points, steps):
+    """Steps of any size: an evaluation follows the step that reaches or passes a point."""
+    total = sum(steps)
+    shares = [0.0, *(min(1.0, share / total) for share in np.cumsum(steps).tolist()[:-1]), 1.0]
+    due = [Evaluate(points=points).due(a, b) for a, b in pairwise(shares)]
+    reached = [points_reached(share, points) for share in shares]
+    assert reached == sorted(reached)
+    assert reached[0] == 0
+    assert reached[-1] == points
+    assert due == [a < b for a, b in pairwise(reached)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 10))
+def test_points_that_fall_on_steps_are_hit_by_them(points, stretch):
+    """In floats 29/100 · 100 is less than 29."""
+    steps, evaluate = points * stretch, Evaluate(points=points)
+    due = [step for step in range(1, steps + 1) if evaluate.due((step - 1) / steps, step / steps)]
+    assert due == list(range(stretch, steps + 1, stretch))
+
+
+@pytest.mark.parametrize("wrong", [{"points": 0}, {"batch_size": 0}, {"limit": -1}])
+def test_an_evaluation_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"evaluate.{next(iter(wrong))}"):
+        Evaluate(**wrong)

@@ -1,0 +1,295 @@
+"""The price of a forward pass: closed forms, torch's own counter, published figures, and what must not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers.config import set_fused_attn, use_fused_attn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES, UnknownOperator, forward_macs
+from jestbench.model.losses import sigmoid_loss
+from jestbench.model.towers import ImageTower, TextTower
+
+
+@dataclass(frozen=True)
+class Vit:
+    """A timm ViT and the numbers that its price follows from, written out by hand."""
+
+    name: str
+    size: int
+    patch: int
+    width: int
+    prefix: int = 1
+    depth: int = 12
+    map_pool: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def macs(self) -> int:
+        """Patch embedding, blocks (4·d² of projections, 8·d² of MLP a token; Q·Kᵀ and weights·V), pooling."""
+        patches = (self.size // self.patch) ** 2
+        tokens, d = patches + self.prefix, self.width
+        embedding = patches * 3 * self.patch**2 * d
+        blocks = self.depth * (12 * tokens * d**2 + 2 * tokens**2 * d)
+        # One latent query: its projection, keys and values of all tokens, attention, output, an MLP.
+        pooling = d**2 + 2 * tokens * d**2 + 2 * tokens * d + d**2 + 8 * d**2
+        return embedding + blocks + self.map_pool * pooling
+
+    def build(self) -> nn.Module:
+        """With memory, but without values: shapes decide the price."""
+        with torch.device("meta"):
+            module = timm.create_model(self.name, num_classes=0, **self.options)
+        return module.to_empty(device="cpu").eval().requires_grad_(False)
+
+    def images(self, count: int = 1) -> Tensor:
+        return torch.zeros(count, 3, self.size, self.size)
+
+
+VITS = (
+    Vit("vit_tiny_patch16_224", 224, 16, 192),
+    Vit("vit_tiny_patch16_224", 96, 16, 192, options={"img_size": 96}),
+    Vit("vit_tiny_patch16_224", 64, 32, 192, options={"img_size": 64, "patch_size": 32}),
+    Vit("deit_tiny_patch16_224", 224, 16, 192),
+    Vit("deit_tiny_distilled_patch16_224", 224, 16, 192, prefix=2),
+    Vit("vit_small_patch32_224", 224, 32, 384),
+    Vit("vit_base_patch32_224", 224, 32, 768),
+    Vit("flexivit_small", 240, 16, 384),
+    Vit("vit_medium_patch16_gap_240", 240, 16, 512, prefix=0),
+    Vit("vit_base_patch16_siglip_224", 224, 16, 768, prefix=0, map_pool=True),
+    Vit("vit_small_patch14_dinov2", 98, 14, 384, options={"img_size": 98}),
+)
+SMALL = VITS[2]
+
+
+def counted_by_torch(module: nn.Module, *inputs: Tensor) -> int:
+    """FLOPs by torch's own counter, under unfused attention (fused attention counts 0 on some CPUs)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def text_tower(
+    vocab_size: int = 100,
+    length: int = 12,
+    output: int = 32,
+    width: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    **options: Any,
+) -> TextTower:
+    options = {"mlp_ratio": 4.0, "causal": False, "pool": "mean"} | options
+    return TextTower(vocab_size, length, 0, output, width=width, layers=layers, heads=heads, **options)
+
+
+@pytest.mark.parametrize("vit", VITS, ids=lambda vit: f"{vit.name}-{vit.size}/{vit.patch}")
+def test_a_vit_costs_its_closed_form_and_what_torch_counts(vit):
+    module, images = vit.build(), vit.images()
+    macs = forward_macs(module, images)
+    assert type(macs) is int
+    assert macs == vit.macs()
+    assert FLOPS_PER_MAC * macs == counted_by_torch(module, images)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pool", ["mean", "end"])
+def test_a_text_tower_costs_its_closed_form_and_what_torch_counts(causal, pool):
+    length, width, layers, output = 12, 32, 2, 24
+    tower = text_tower(length=length, output=output, width=width, layers=layers, causal=causal, pool=pool)
+    tokens = torch.randint(1, 100, (3, length))
+    closed = 3 * (layers * (12 * length * width**2 + 2 * length**2 * width) + width * output)
+    assert forward_macs(tower, tokens) == closed
+    assert FLOPS_PER_MAC * closed == counted_by_torch(tower, tokens)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fused_attention_does_not_matter(fused):
+    before = use_fused_attn()
+    set_fused_attn(fused)
+    try:
+        module = SMALL.build()
+        assert module.blocks[0].attn.fused_attn is fused
+        assert forward_macs(module, SMALL.images()) == SMALL.macs()
+    finally:
+        set_fused_attn(bool(before))
+
+
+def test_autocast_does_not_matter():
+    module, tower = SMALL.build(), text_tower()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert forward_macs(module, SMALL.images()) == SMALL.macs()
+        in_autocast = forward_macs(tower, torch.ones(1, 12, dtype=torch.int64))
+    assert in_autocast == forward_macs(tower, torch.ones(1, 12, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_price_is_linear_in_the_batch_size(count):
+    assert forward_macs(SMALL.build(), SMALL.images(count)) == count * SMALL.macs()
+    tokens = torch.ones(count, 12, dtype=torch.int64)
+    assert forward_macs(text_tower(), tokens) == count * forward_macs(text_tower(), tokens[:1])
+
+
+def test_resizing_on_the_way_in_costs_nothing():
+    tower = ImageTower(SMALL.build(), 16)
+    own = forward_macs(tower, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert own == SMALL.macs() + SMALL.width * 16
+    assert forward_macs(tower, torch.zeros(1, 3, 48, 80, dtype=torch.uint8)) == own
+
+
+def test_normalisation_and_activations_cost_nothing():
+    layers = nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3), nn.Softmax(-1))
+    assert forward_macs(layers, torch.zeros(5, 8)) == 5 * 8 * 3
+
+
+def test_nothing_of_the_module_is_changed():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Sequential(nn.Linear(4, 2)))
+    module.train()
+    module[1].eval()
+    modes = [part.training for part in module.modules()]
+    values = [value.clone() for value in module.state_dict().values()]
+    forward_macs(module, torch.zeros(2, 4))
+    assert [part.training for part in module.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(values, module.state_dict().values(), strict=True))
+    assert all(value.grad is None for value in module.parameters())
+
+
+class Distances(nn.Module):
+    def forward(self, x):
+        return torch.cdist(x, x)
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x).abs()
+
+
+class _OwnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x @ x.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Opaque(nn.Module):
+    """Hides a product in an autograd function, which a trace sees as one Python call."""
+
+    def forward(self, x):
+        return _OwnProduct.apply(x)
+
+
+class Contraction(nn.Module):
+    def forward(self, x):
+        return torch.einsum("ij,kj,lj->ikl", x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("part", "operator"),
+    [
+        (Distances(), "aten::cdist"),
+        (Spectrum(), "aten::fft_rfft"),
+        (Opaque(), "prim::PythonOp"),
+        (nn.LSTM(4, 4), "aten::lstm"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_operator_without_a_price_is_named_with_its_module(part, operator):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Identity(), part)).train()
+    with pytest.raises(UnknownOperator) as raised:
+        forward_macs(module, torch.zeros(3, 4))
+    assert operator in str(raised.value)
+    assert "1.1" in str(raised.value)
+    assert all(inner.training for inner in module.modules()), "the mode is restored after a failure too"
+
+
+def test_a_product_of_three_has_no_price():
+    with pytest.raises(UnknownOperator, match="einsum"):
+        forward_macs(Contraction(), torch.zeros(3, 4))
+
+
+class Product(nn.Module):
+    def forward(self, left, right):
+        return left @ right
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "macs"),
+    [
+        ((4,), (4,), 4),
+        ((3, 4), (4,), 12),
+        ((4,), (4, 5), 20),
+        ((2, 3, 4), (4, 5), 120),
+        ((1, 3, 4), (6, 4, 5), 360),
+        ((2, 1, 3, 4), (1, 6, 4, 5), 720),
+    ],
+)
+def test_products_of_all_shapes(left, right, macs):
+    assert forward_macs(Product(), torch.zeros(left), torch.zeros(right)) == macs
+
+
+class Einsum(nn.Module):
+    def __init__(self, equation):
+        super().__init__()
+        self.equation = equation
+
+    def forward(self, left, right):
+        return torch.einsum(self.equation, left, right)
+
+
+@pytest.mark.parametrize(
+    ("equation", "left", "right"),
+    [
+        ("bhid, bhjd -> bhij", (2, 3, 101, 7), (2, 3, 103, 7)),  # not round: numpy prints four digits
+        ("bnd,de->bne", (2, 5, 7), (7, 3)),
+        ("bi,ij->b", (2, 3), (3, 4)),
+    ],
+)
+def test_einsum_of_two_is_exact(equation, left, right):
+    inputs = torch.zeros(left), torch.zeros(right)
+    assert FLOPS_PER_MAC * forward_macs(Einsum(equation), *inputs) == counted_by_torch(Einsum(equation), *inputs)
+
+
+# Forward passes per pair as open_clip's table gives them, and DataComp's scales within their rounding.
+@pytest.mark.parametrize(
+    ("name", "embed", "width", "heads", "gmacs"),
+    [
+        ("vit_base_patch32_clip_224", 512, 512, 8, 7.39),
+        ("vit_base_patch16_clip_224", 512, 512, 8, 20.5),
+        ("vit_large_patch14_clip_224", 768, 768, 12, 87.7),
+    ],
+)
+def test_clip_costs_what_datacomp_publishes(name, embed, width, heads, gmacs):
+    with torch.device("meta"):
+        image = ImageTower(timm.create_model(name, num_classes=0), embed)
+        text = text_tower(49408, 77, embed, width=width, layers=12, heads=heads, causal=True, pool="end")
+    image, text = image.to_empty(device="cpu"), text.to_empty(device="cpu")
+    macs = forward_macs(image, torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+    macs += forward_macs(text, torch.ones(1, 77, dtype=torch.int64))
+    assert macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+def test_three_forward_passes_are_a_fair_price_of_a_training_step():
+    """Charged a little too much: the patch embedding needs no gradient of its input."""
+    count, width = 8, 32
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=2
+    )
+    image, text = ImageTower(backbone, width), text_tower(length=8, width=64, layers=1, output=width)
+    images = torch.zeros(count, 3, 16, 16, dtype=torch.uint8)
+    tokens = torch.randint(1, 100, (count, 8))
+    charged = FLOPS_PER_MAC * TRAINING_PASSES * (forward_macs(image, images) + forward_macs(text, tokens))
+    charged += FLOPS_PER_MAC * TRAINING_PASSES * count * count * width
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        embeddings = (nn.functional.normalize(part, dim=-1) for part in (image(images), text(tokens)))
+        sigmoid_loss(*embeddings, torch.tensor(10.0), torch.tensor(-10.0)).backward()
+    error = charged / counter.get_total_flops() - 1
+    print(f"a training step is charged {error:+.2%} of what torch counts")
+    assert 0 <= error < 0.05

@@ -1,0 +1,460 @@
+"""One conformance suite over all policies, whoever wrote them; the registry; the check of what they return.
+
+A new policy is picked up by itself, with its default parameters and each alternative of a boolean or
+literal one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import subprocess
+import sys
+import typing
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from numpy.random import mtrand
+from scipy.stats import chi2
+from torch import Tensor
+
+import policies
+from jestbench import Embeddings, Scores, Selection
+from jestbench.selection import Policy, PolicyError, choose
+from policies import registry
+
+ROOT = Path(__file__).parent.parent
+SIDES = ("learner", "reference", "scorer")
+SIZE, COUNT = 32, 9
+NAMES = policies.available()
+
+each_policy = pytest.mark.parametrize("name", NAMES)
+each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_embeddings(size: int, generator: torch.Generator, scale: float, bias: float) -> Embeddings:
+    image_BD, text_BD = torch.nn.functional.normalize(torch.randn(2, size, 8, generator=generator), dim=2)
+    return Embeddings(image_BD, text_BD, scale, bias)
+
+
+def all_scores(loss: str, size: int = SIZE, seed: int = 0) -> Scores:
+    """Everything that a policy could ask for."""
+    generator = seeded(seed)
+    models = {side: random_embeddings(size, generator, 5.0 + i, -4.0 - i) for i, side in enumerate(SIDES)}
+    return Scores(**models, values={"g": torch.rand(size, generator=generator)}, loss=loss)
+
+
+def asked_for(scores: Scores, policy: Policy) -> Scores:
+    """What the policy's ``needs`` name, and nothing else."""
+    models = {side: getattr(scores, side) for side in policy.needs}
+    values = scores.values if "scorer" in policy.needs else {}
+    return Scores(**models, values=values, size=len(scores), loss=scores.loss)
+
+
+def parameter_types(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def alternatives(cls: type) -> Iterator[tuple[str, object]]:
+    """Parameter and value: what a boolean or literal parameter can be beside its default."""
+    for field in dataclasses.fields(cls):
+        kind = parameter_types(cls).get(field.name)
+        values = (False, True) if kind is bool else typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        yield from ((field.name, value) for value in values if value != field.default)
+
+
+def variants() -> Iterator[tuple[str, dict[str, object]]]:
+    for name in NAMES:
+        yield name, {}
+        yield from ((name, {parameter: value}) for parameter, value in alternatives(policies.get(name)))
+
+
+VARIANTS = list(variants())
+each_variant = pytest.mark.parametrize(
+    ("name", "parameters"),
+    VARIANTS,
+    ids=["-".join([name, *(f"{key}={value}" for key, value in chosen.items())]) for name, chosen in VARIANTS],
+)
+
+
+@each_variant
+@each_loss
+class TestEveryVariant:
+    def test_exactly_count_distinct_pairs(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        for size, count in ((SIZE, COUNT), (SIZE, 1), (7, 7), (SIZE, SIZE), (1, 1)):
+            chosen = choose(policy, asked_for(all_scores(loss, size), policy), count, seeded()).index_K
+            assert chosen.dtype == torch.int64
+            assert chosen.shape == (count,)
+            assert len(set(chosen.tolist())) == count
+            assert set(chosen.tolist()) <= set(range(size))
+
+    def test_statistics_are_finite_and_named(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        for key, value in select(policy, asked_for(all_scores(loss), policy)).statistics.items():
+            assert key.startswith("select/")
+            assert isinstance(value, float)
+            assert math.isfinite(value)
+
+    def test_the_generator_alone_decides(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        scores = asked_for(all_scores(loss), policy)
+        assert_same(select(policy, scores, 3), select(policies.create(name, **parameters), scores, 3))
+        choices = {tuple(select(policy, scores, seed).index_K.tolist()) for seed in range(12)}
+        assert (len(choices) > 1) == uses_generator(policy, scores)
+
+    def test_global_randomness_is_left_alone(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        scores = asked_for(all_scores(loss), policy)
+        before = global_randomness()
+        select(policy, scores)
+        assert global_randomness() == before
+
+    def test_inputs_are_left_alone(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        scores = asked_for(all_scores(loss), policy)
+        copies = [tensor.clone() for tensor in tensors_of(scores)]
+        select(policy, scores)
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors_of(scores), copies, strict=True))
+
+    def test_what_it_did_not_ask_for_changes_nothing(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        scores = all_scores(loss)
+        assert_same(select(policy, scores), select(policy, asked_for(scores, policy)))
+
+
+def select(policy: Policy, scores: Scores, seed: int = 0, count: int = COUNT) -> Selection:
+    return policy.select(scores, count, seeded(seed))
+
+
+def assert_same(one: Selection, other: Selection) -> None:
+    assert torch.equal(one.index_K, other.index_K)
+    assert one.statistics == other.statistics
+    weights = (one.weight_K, other.weight_K)
+    assert weights == (None, None) or torch.equal(*weights)
+
+
+def uses_generator(policy: Policy, scores: Scores) -> bool:
+    generator = seeded()
+    policy.select(scores, COUNT, generator)
+    return not torch.equal(generator.get_state(), seeded().get_state())
+
+
+def global_randomness() -> tuple[object, ...]:
+    numpy_state = mtrand.get_state()
+    return torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2:], random.getstate()
+
+
+def models_of(scores: Scores) -> dict[str, Embeddings]:
+    return {side: getattr(scores, side) for side in SIDES if getattr(scores, side) is not None}
+
+
+def tensors_of(scores: Scores) -> list[Tensor]:
+    parts = [tensor for model in models_of(scores).values() for tensor in (model.image_BD, model.text_BD)]
+    return [*parts, *scores.values.values()]
+
+
+def reordered(scores: Scores, order_B: Tensor) -> Scores:
+    models = {
+        side: dataclasses.replace(model, image_BD=model.image_BD[order_B], text_BD=model.text_BD[order_B])
+        for side, model in models_of(scores).items()
+    }
+    return Scores(**models, values={key: value[order_B] for key, value in scores.values.items()}, loss=scores.loss)
+
+
+WRONG_BY_NAME: dict[str, tuple[object, ...]] = {
+    "gain": (-1.0, math.inf),
+    "chunks": (0, -1, math.nan, 2.5),
+    "temperature": (-1.0, math.inf),
+    "share": (-1.0, 2.0),
+}
+WRONG_BY_TYPE: dict[object, tuple[object, ...]] = {float: (math.nan,), Literal: ("nonsense",)}
+
+
+def wrong_parameters() -> Iterator[Any]:
+    """Every bad value of every parameter of every policy, by the parameter's name and type."""
+    for name in NAMES:
+        for parameter, kind in parameter_types(policies.get(name)).items():
+            values = WRONG_BY_NAME.get(parameter, ())
+            values += WRONG_BY_TYPE.get(typing.get_origin(kind) or kind, ())
+            for value in values:
+                yield pytest.param(name, parameter, value, id=f"{name}-{parameter}={value}")
+
+
+class TestEveryPolicy:
+    @pytest.mark.parametrize(("name", "parameter", "value"), list(wrong_parameters()))
+    def test_wrong_parameters_are_refused_when_built(self, name: str, parameter: str, value: object) -> None:
+        with pytest.raises(ValueError, match=parameter):
+            policies.create(name, **{parameter: value})
+
+    @each_policy
+    def test_unknown_parameters_are_refused(self, name: str) -> None:
+        with pytest.raises(TypeError, match="no_such_parameter"):
+            policies.create(name, no_such_parameter=1)
+
+    @each_policy
+    def test_frozen(self, name: str) -> None:
+        policy = policies.create(name)
+        for attribute in (*parameter_types(type(policy)), "needs", "smuggled_state"):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(policy, attribute, None)
+
+    @each_policy
+    def test_the_protocol(self, name: str) -> None:
+        policy = policies.create(name)
+        assert isinstance(policy, Policy)
+        assert isinstance(policy.needs, frozenset)
+        assert policy.needs <= set(SIDES)
+        assert policy == policies.create(name)
+        assert (type(policy).__doc__ or "").strip(), "--list_policies prints the first line"
+
+    @each_policy
+    def test_no_needs_cost_nothing(self, name: str) -> None:
+        policy = policies.create(name)
+        scores = asked_for(all_scores("sigmoid"), policy)
+        select(policy, scores)
+        assert policy.needs or scores.meter.macs == 0
+
+
+@each_loss
+def test_control_jest_with_its_learner_as_reference_is_uniform(loss: str) -> None:
+    size, count, draws = 12, 4, 500
+    model = all_scores(loss, size).learner
+    policy, generator, times = policies.create("jest", chunks=2), seeded(4), Counter()
+    for _ in range(draws):
+        times.update(choose(policy, Scores(model, model, loss=loss), count, generator).index_K.tolist())
+    expected = draws * count / size
+    # Inclusions of one draw repel each other, which shrinks the statistic by (B − b) / (B − 1).
+    statistic = sum((times[i] - expected) ** 2 for i in range(size)) / expected * (size - 1) / (size - count)
+    assert chi2.sf(statistic, size - 1) > 1e-3
+
+
+@each_loss
+def test_without_randomness_the_choice_follows_the_pairs(loss: str) -> None:
+    """Whatever draws nothing chooses the same pairs wherever they stand in the super-batch."""
+    order_B, tried = torch.randperm(SIZE, generator=seeded(9)), set()
+    for name, parameters in VARIANTS:
+        policy = policies.create(name, **parameters)
+        scores = asked_for(all_scores(loss), policy)
+        if not uses_generator(policy, scores):
+            moved = order_B[select(policy, reordered(scores, order_B)).index_K]
+            assert set(moved.tolist()) == set(select(policy, scores).index_K.tolist()), (name, parameters)
+            tried.add(name)
+    assert {"jest", "learnability", "rho_loss"} <= tried
+
+
+@each_loss
+def test_jest_of_one_chunk_is_learnability(loss: str) -> None:
+    scores = all_scores(loss)
+    one_chunk = select(policies.create("jest", chunks=1), scores).index_K
+    assert torch.equal(one_chunk, select(policies.create("learnability"), scores).index_K)
+
+
+SIGNS = {"hard_learner": (1, 0), "easy_reference": (0, -1), "learnability": (1, -1), "rho_loss": (1, -1)}
+"""What the learner's and the reference's loss count in a policy's score."""
+
+
+@each_loss
+@pytest.mark.parametrize("pair_loss", ["own", "in_batch"])
+@pytest.mark.parametrize("name", SIGNS)
+def test_the_top_by_the_papers_score(name: str, pair_loss: str, loss: str) -> None:
+    scores, (learner, reference) = all_scores(loss), SIGNS[name]
+    learner_B, reference_B = (scores.pair_loss_B(side, pair_loss) for side in ("learner", "reference"))
+    best_K = (learner * learner_B + reference * reference_B).topk(COUNT).indices
+    top = {} if name == "rho_loss" else {"deterministic": True}
+    assert torch.equal(select(policies.create(name, pair_loss=pair_loss, **top), scores).index_K, best_K)
+
+
+@each_loss
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("name", ["easy_reference", "hard_learner", "learnability"])
+def test_joint_is_jest_on_what_the_policy_needs(name: str, deterministic: bool, loss: str) -> None:
+    policy = policies.create(name, joint=True, chunks=3, deterministic=deterministic)
+    scores = asked_for(all_scores(loss), policy)
+    jest = policies.create("jest", chunks=3, deterministic=deterministic)
+    assert_same(select(policy, scores), select(jest, scores))
+
+
+@pytest.mark.parametrize("name", ["easy_reference", "hard_learner", "learnability"])
+def test_a_joint_draw_by_in_batch_losses_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="own"):
+        policies.create(name, joint=True, pair_loss="in_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """Chooses what it was told to."""
+
+    selection: Selection
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        return self.selection
+
+
+FINE = torch.tensor([0, 2, 4])
+
+
+class TestChoose:
+    @pytest.mark.parametrize(
+        ("selection", "message"),
+        [
+            (Selection(FINE[:2]), r"int64 indices \[3\], got torch.int64 \[2\]"),
+            (Selection(torch.arange(4)), r"got torch.int64 \[4\]"),
+            (Selection(FINE[:0]), r"got torch.int64 \[0\]"),
+            (Selection(FINE[None]), r"got torch.int64 \[1, 3\]"),
+            (Selection(FINE.int()), "got torch.int32"),
+            (Selection(FINE.float()), "got torch.float32"),
+            (Selection(FINE > 0), "got torch.bool"),
+            (Selection(torch.tensor([0, 2, 2])), "twice: 3 chosen, 2 distinct"),
+            (Selection(torch.tensor([0, 2, 5])), "outside the super-batch of 5"),
+            (Selection(torch.tensor([-1, 2, 4])), "outside the super-batch of 5"),
+            (Selection(FINE, {"select/entropy": math.nan}), "'select/entropy' = nan"),
+            (Selection(FINE, {"select/entropy": math.inf}), "'select/entropy' = inf"),
+            (Selection(FINE, {"entropy": 1.0}), "'entropy' = 1.0 must be"),
+            (Selection(FINE, weight_K=torch.ones(2)), "weights"),
+            (Selection(FINE, weight_K=torch.ones(3, 1)), "weights"),
+            (Selection(FINE, weight_K=torch.tensor([1.0, math.nan, 1.0])), "weights"),
+            (Selection(FINE, weight_K=torch.tensor([1.0, 1.0, math.inf])), "weights"),
+        ],
+    )
+    def test_what_is_no_choice_is_refused(self, selection: Selection, message: str) -> None:
+        with pytest.raises(PolicyError, match=message) as caught:
+            choose(Fixed(selection), Scores(size=5), 3, seeded())
+        assert "Fixed" in str(caught.value)
+
+    @pytest.mark.parametrize("weight_K", [None, torch.tensor([0.5, 0.0, 2.5])])
+    def test_a_choice_comes_back_as_it_is(self, weight_K: Tensor | None) -> None:
+        selection = Selection(FINE, {"select/entropy": 1.0}, weight_K, state={"seen": 3})
+        assert choose(Fixed(selection), Scores(size=5), 3, seeded()) is selection
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The registry as it is, to be spoilt."""
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    yield monkeypatch
+    registry._discover.cache_clear()
+
+
+PLUGIN = '''\
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from policies import register
+
+
+@register("first_pairs")
+@dataclass(frozen=True)
+class FirstPairs:
+    """The first pairs, by a package of somebody else."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def select(self, scores, count, generator):
+        return Selection(torch.arange(count))
+'''
+USE_PLUGIN = """\
+import torch, policies
+from jestbench import Scores
+from jestbench.selection import choose
+
+print(*policies.available())
+print(choose(policies.create("first_pairs"), Scores(size=9), 3, torch.Generator()).index_K.tolist())
+"""
+
+
+@pytest.fixture
+def with_plugin(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a package is installed that brings a policy."""
+    (tmp_path / "somebodys_policies.py").write_text(PLUGIN)
+    metadata = tmp_path / "somebodys_policies-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-policies\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{registry.GROUP}]\nfirst_pairs = somebodys_policies\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+def run_python(environment: Mapping[str, str], *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+class TestRegistry:
+    def test_sorted_and_known(self) -> None:
+        assert list(NAMES) == sorted(NAMES)
+        assert {"easy_reference", "hard_learner", "jest", "learnability", "rho_loss", "uniform"} <= set(NAMES)
+
+    def test_an_unknown_name_brings_the_nearest(self) -> None:
+        with pytest.raises(ValueError, match=r"'learnabilty'; did you mean 'learnability'\? there are .*uniform"):
+            policies.create("learnabilty")
+        with pytest.raises(ValueError, match="'zzzz'; there are"):
+            policies.create("zzzz")
+
+    def test_a_taken_name_is_refused_with_both_classes(self, sandbox: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ValueError, match=r"policies\.jest\.Jest and \S*test_policies\.Fixed"):
+            policies.register("jest")(Fixed)
+        assert policies.get("jest").__name__ == "Jest"
+
+    def test_the_same_class_may_come_twice(self, sandbox: pytest.MonkeyPatch) -> None:
+        assert policies.register("jest")(policies.get("jest")) is policies.get("jest")
+
+    @pytest.mark.parametrize("members", [{}, {"needs": frozenset()}, {"select": print}, {"needs": (), "select": 1}])
+    def test_what_is_no_policy_is_refused(self, members: dict[str, object], sandbox: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ValueError, match="'odd': Odd needs `needs` and `select"):
+            policies.register("odd")(type("Odd", (), members))
+        assert "odd" not in policies.available()
+
+    @pytest.mark.parametrize(
+        ("value", "cause"),
+        [
+            ("no_such_module", "No module named"),
+            ("math:no_such_class", "no_such_class"),
+            ("raises_at_import", "oh dear"),
+        ],
+    )
+    def test_a_broken_entry_point_is_named(
+        self, value: str, cause: str, sandbox: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('oh dear')\n")
+        sandbox.syspath_prepend(tmp_path)
+        sandbox.setattr(registry, "entry_points", lambda group: [EntryPoint("broken", value, group)])
+        registry._discover.cache_clear()
+        with pytest.raises(ValueError, match=rf"'broken' \({value}\) of group jestbench\.policies .*{cause}"):
+            policies.available()
+
+    def test_an_installed_package_brings_its_policy(self, with_plugin: dict[str, str]) -> None:
+        listed, chosen = run_python(with_plugin, "-c", USE_PLUGIN).splitlines()
+        assert set(listed.split()) == {*NAMES, "first_pairs"}
+        assert chosen == "[0, 1, 2]"
+
+    def test_the_command_lists_it_too(self, with_plugin: dict[str, str]) -> None:
+        rows = [
+            row.split(maxsplit=1) for row in run_python(with_plugin, "tools/run.py", "--list_policies").splitlines()
+        ]
+        assert {name for name, _ in rows} == {*NAMES, "first_pairs"}
+        assert dict(rows)["first_pairs"] == "The first pairs, by a package of somebody else."
