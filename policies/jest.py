@@ -10,14 +10,14 @@ a Gumbel top-k stands for the sequential draw (same law). The paper's gain is un
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
 from jestbench.sampling import joint_draw
-from jestbench.scores import Scores, Side
+from jestbench.scores import Embeddings, Scores, Side
 from policies._per_pair import check_chunks, check_gain, selected
 from policies.registry import register
 
@@ -31,11 +31,14 @@ class Jest:
         chunks: N, the number of chunks that the sub-batch is drawn in; 1 is an independent draw.
         gain: factor on the logits.
         deterministic: take each chunk's best instead of drawing.
+        shuffle_reference: a control: every pair is given the reference embeddings of another pair of
+            the super-batch, so the reference's scores keep their distribution and lose their meaning.
     """
 
     chunks: int = 16
     gain: float = 1.0
     deterministic: bool = False
+    shuffle_reference: bool = False
     needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
 
     def __post_init__(self) -> None:
@@ -44,4 +47,13 @@ class Jest:
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw jointly, chunk by chunk."""
+        if self.shuffle_reference:
+            scores = _shuffled(scores, generator)
         return selected(joint_draw(scores, count, self.chunks, self.gain, self.deterministic, generator))
+
+
+def _shuffled(scores: Scores, generator: torch.Generator) -> Scores:
+    reference = scores.side("reference")
+    other_B = torch.randperm(len(scores), generator=generator).to(reference.image_BD.device)
+    mixed = Embeddings(reference.image_BD[other_B], reference.text_BD[other_B], reference.scale, reference.bias)
+    return replace(scores, reference=mixed)
