@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,15 +23,19 @@ from filelock import FileLock
 
 from jestbench import checkpoint, seeds
 from jestbench.batch import DataError
+from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
+from jestbench.learner import NonFiniteLoss
 from jestbench.ledger import Allowance
 from jestbench.loop import Progress, Status, train
 from jestbench.metrics import Jsonl, Metrics, WandBSink
 from jestbench.model.towers import TwoTowers
 from jestbench.paths import cache_root
+from jestbench.precision import Arithmetic
 from jestbench.record import Recorder, write_json
 from jestbench.reference import MODEL_FORMAT, load_model
 from jestbench.run import ConfigError, Resolved
+from jestbench.scores import NonFiniteScore
 from jestbench.selection import choose
 from jestbench.stages import Stages, build_stages, update_seed
 
@@ -111,20 +117,26 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
     if identity.exists():
         if not resume:
             raise RunFolderError(f"{run_dir} already holds a run: choose another --run_dir, or go on with --resume")
-        held = json.loads(identity.read_text(encoding="utf-8"))["run"]
+        try:
+            held = json.loads(identity.read_text(encoding="utf-8"))["run"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunFolderError(f"{identity} cannot be read: choose another --run_dir") from error
         if held != {"config_hash": resolved.config_hash, "seed": resolved.run.seed}:
             raise RunFolderError(
                 f"{run_dir} holds another run (arm configuration {held['config_hash']}, seed {held['seed']}; this "
                 f"is {resolved.config_hash}, seed {resolved.run.seed}): see its operative.gin"
             )
         return True
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise RunFolderError(f"{run_dir} is not empty and holds no run: choose another --run_dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.gin").write_text(resolved.config, encoding="utf-8")
-    (run_dir / "operative.gin").write_text(resolved.operative, encoding="utf-8")
-    run = {"config_hash": resolved.config_hash, "seed": resolved.run.seed}
-    write_json(identity, {"run": run, **environment()})
+    try:
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise RunFolderError(f"{run_dir} is not empty and holds no run: choose another --run_dir")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.gin").write_text(resolved.config, encoding="utf-8")
+        (run_dir / "operative.gin").write_text(resolved.operative, encoding="utf-8")
+        run = {"config_hash": resolved.config_hash, "seed": resolved.run.seed}
+        write_json(identity, {"run": run, **environment()})
+    except OSError as error:
+        raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
 
 
@@ -178,6 +190,18 @@ def pretrain_flops(reference_dir: Path | None) -> dict[str, int]:
     return {"reference": int(summary["flops"]["total"]) + sum(summary["pretrain_flops"].values())}
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """Whatever a constructor refuses (timm's, torch's, ours) is a wrong configuration."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError, MemoryError) as error:
+        said = str(error) if isinstance(error, ValueError) else f"cannot be built: {type(error).__name__}: {error}"
+        raise ConfigError(said) from error
+
+
 def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
     """Train one arm into a folder; its reference first, where it needs one.
 
@@ -194,12 +218,15 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
     reference_dir = ensure_reference(resolved)
     pretrain = pretrain_flops(reference_dir)
     try:
-        allowance = resolved.run.allowance(pretrain)
-        reference = load_model(reference_dir) if reference_dir is not None else None
-        stages = build_stages(resolved, data, reference, run_dir / "cache")
-        _affordable(resolved, stages, allowance)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        with building():
+            allowance = resolved.run.allowance(pretrain)
+            reference = load_model(reference_dir) if reference_dir is not None else None
+            stages = build_stages(resolved, data, reference, run_dir / "cache")
+            _affordable(resolved, stages, allowance)
+    except ConfigError:
+        if not going_on:  # nothing has begun: the folder is free for the mended configuration
+            shutil.rmtree(run_dir)
+        raise
     progress = Progress()
     newest = checkpoint.newest(run_dir) if going_on else None
     step = -1 if newest is None else int(newest.name.removeprefix("step-"))
@@ -217,6 +244,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
         failed = False
+    except NonFiniteScore as error:
+        raise NonFiniteLoss(f"step {progress.step}: {error}") from error
     finally:
         summary = recorder.summary(progress, status, pretrain, more)
         write_json(run_dir / SUMMARY, summary)
@@ -285,23 +314,38 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
     return data, run.model.build(data.split(resolved.run.split).tokenizer, run.loss, run.seed)
 
 
+def without_download(resolved: Resolved) -> Resolved:
+    """The same run from random weights, which cost the same."""
+    plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
+    return plain if plain.reference is None else replace(plain, reference=without_download(plain.reference))
+
+
 def check(resolved: Resolved) -> None:
     """Build everything, score and update one tiny batch, print the operative configuration.
 
     Raises:
-        ValueError: the configuration cannot be built.
+        ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: the data does not fit it.
     """
-    data, reference = stand_ins(resolved)
-    run = replace(resolved.run, device="cpu", reference_accounting="online")
+    resolved = without_download(resolved)
     drawn = min(32, resolved.draw_size)
-    count = max(1, run.batch_size * drawn // resolved.draw_size)
+    count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
-        stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
+        with building():
+            Arithmetic.of(resolved.run.device, resolved.run.precision)
+            run = replace(resolved.run, device="cpu", reference_accounting="online")
+            data, reference = stand_ins(resolved)
+            stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
+            if resolved.run.data.is_prepared():
+                SuperBatches(stages.super_batches.pairs, resolved.draw_size, run.seed)
+            _affordable(resolved, stages, resolved.run.allowance({}))
         batch = stages.super_batches.at(0)
-        scores = stages.scorer(batch, resolved.policy.needs)
-        selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
-        stages.learner.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
+        try:
+            scores = stages.scorer(batch, resolved.policy.needs)
+            selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
+            stages.learner.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
+        except (NonFiniteScore, NonFiniteLoss) as error:
+            raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     if resolved.reference is not None:
         check(resolved.reference)
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")

@@ -283,15 +283,21 @@ def _arms(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory:
         return
     in_a_row = 0
     for parameters in _proposals(sweep, done, memory):
-        arm = resolve_arm(sweep, parameters)
-        if not _repeats(arm, seen):
-            in_a_row = 0
-            yield arm
-            continue
+        try:
+            arm = resolve_arm(sweep, parameters)
+        except ConfigError as error:
+            if not seen:
+                raise
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            if not _repeats(arm, seen):
+                in_a_row = 0
+                yield arm
+                continue
         done.append((parameters, None))
         in_a_row += 1
         if in_a_row == MOST_REPEATS:
-            print(f"the search has proposed {in_a_row} arms in a row that repeat others: nothing is left to run")
+            print(f"the search has proposed {in_a_row} arms in a row that cannot be or repeat others: it ends here")
             return
 
 

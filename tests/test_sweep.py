@@ -1,0 +1,519 @@
+"""Sweep files on this machine: the agent's commands, mistakes said early, arms run once, going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from jestbench import config, processes, sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+SWEEP_FILES = sorted((ROOT / "gin" / "sweep").glob("*.yaml"))
+PROGRAM = str(ROOT / "tools" / "run.py")
+REFERENCE = "('gin/run/tiny_reference.gin','run.budget=2e9','run.device=cpu','log.progress=False')"
+SMALL = {
+    "run.budget": {"value": 2e9},
+    "run.device": {"value": "cpu"},
+    "log.progress": {"value": False},
+    "log.every": {"value": 1},
+    "evaluate.points": {"value": 2},
+}
+COMMAND = ["${env}", "${interpreter}", "${program}", "--gin_file", "gin/run/tiny.gin", "${args_no_hyphens}"]
+METRIC = {"name": "eval/zero_shot_top5", "goal": "maximize"}
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command of ``tools/sweep.py``, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> Result:
+        capsys.readouterr()
+        status = sweep.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+class InProcess:
+    """Stands for ``subprocess.Popen``: runs the arm's command here when it is asked how that ended."""
+
+    started: ClassVar[list[list[str]]] = []
+
+    def __init__(self, words: list[str], env: Mapping[str, str], **_: object) -> None:
+        assert env["WANDB_RUN_GROUP"]
+        self.started.append(words)
+        self.arguments = words[words.index(PROGRAM) + 1 :]
+
+    def poll(self) -> int:
+        return config.main(self.arguments)
+
+
+def start_with(monkeypatch: pytest.MonkeyPatch, popen: object) -> None:
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=popen))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of the arms that were started; they run in this process."""
+    monkeypatch.setattr(InProcess, "started", [])
+    start_with(monkeypatch, InProcess)
+    return InProcess.started
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("an arm was started")
+
+    start_with(monkeypatch, forbidden)
+    return lambda: _only_the_file(tmp_path)
+
+
+def _only_the_file(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+
+
+def write(parameters: Mapping[str, object] | None, **more: object) -> Path:
+    """A sweep file in the working directory."""
+    content = {"program": PROGRAM, "method": "grid", "metric": METRIC, "command": COMMAND, "parameters": parameters}
+    content |= more
+    path = Path("sweep.yaml")
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value is not None}, sort_keys=False)
+    )
+    return path
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def arms_in(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("*/environment.json"))
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+# The commands
+
+
+def agent_command(path: Path, arm: Mapping[str, object]) -> list[str]:
+    """The command line that W&B's agent makes (its own functions, and its loop in ``wandb_agent.py``)."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    raw = yaml.safe_load(path.read_text())
+    macros = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in arm.items()}})
+    macros |= {"interpreter": [sys.executable], "program": [raw["program"]], "env": ["/usr/bin/env"]}
+    words: list[str] = []
+    for word in utils.create_sweep_command(list(raw["command"]) if "command" in raw else None):
+        macro = str(word)
+        words += macros[macro[2:-1]] if macro.startswith("${") and macro.endswith("}") else [macro]
+    return words
+
+
+@pytest.mark.parametrize("path", SWEEP_FILES, ids=lambda path: path.stem)
+def test_dry_run_of_every_sweep_file(call: Call, path: Path, nothing_starts: Callable[[], None]) -> None:
+    result = call(path, "--dry_run")
+    assert (result.status, result.err) == (0, "")
+    commands = [line for line in result.out.splitlines() if not line.startswith("passed over")]
+    found = sweep.read_sweep(path)
+    if found.method == "grid":
+        expected = [agent_command(path, arm) for arm in sweep.grid(found.parameters, path)]
+        assert [shlex.split(line) for line in commands] == [
+            words for words in expected if shlex.join(words) in commands
+        ]
+        assert len(commands) + result.out.count("passed over") == len(expected)
+    assert commands
+    assert not list(Path().iterdir())
+
+
+VALUES = {
+    "run.seed": 3,
+    "run.budget": 1e10,
+    "log.progress": False,
+    "run.arm": "two words",
+    "jest.chunks": None,
+    "x": [1],
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        None,
+        COMMAND,
+        ["${env}", "${interpreter}", "${program}", "${args}"],
+        ["${interpreter}", "-u", "${program}", "--gin_file=a.gin", "${args_no_hyphens}", "--allow_unused", "jest.*"],
+        ["nice", "-n", 5, "${program}", "${envvar:JESTBENCH_WORD}", "x-${envvar:JESTBENCH_NONE}-y", "${args}"],
+    ],
+    ids=str,
+)
+def test_the_command_is_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[object] | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_WORD", "word")
+    path = write({key: {"value": value} for key, value in VALUES.items()}, command=words)
+    found = sweep.read_sweep(path)
+    (arm,) = sweep.grid(found.parameters, path)
+    assert found.command_line(arm) == agent_command(path, VALUES)
+
+
+def test_both_spellings_of_arguments_are_the_same_arm(call: Call) -> None:
+    parameters = {"gin_file": {"value": "gin/policy/hard_learner.gin"}, "run.arm": {"value": "bare word"}, **SMALL}
+    keys = set()
+    for macro in ("${args}", "${args_no_hyphens}"):
+        found = sweep.read_sweep(write(parameters, command=[*COMMAND[:-1], macro]))
+        arm = sweep.resolve_arm(found, next(sweep.grid(found.parameters, found.path)))
+        assert (arm.resolved.run.arm, arm.resolved.policy_name) == ("bare word", "hard_learner")
+        keys.add(arm.key)
+    assert len(keys) == 1
+
+
+# What is said before the first arm starts
+
+SEEDS = {"run.seed": {"values": [0, 1]}}
+WRONG: dict[str, tuple[object, dict[str, object], list[str]]] = {
+    "key": (SEEDS, {"paramters": {}}, ["'paramters'", "did you mean 'parameters'?"]),
+    "no parameters": (None, {}, ["parameters is empty"]),
+    "empty grid": ({"run.seed": {"values": []}}, {}, ["run.seed.values is empty"]),
+    "no values": ({"run.seed": {}}, {}, ["run.seed"]),
+    "bare value": ({"run.seed": 3}, {}, ["run.seed needs value"]),
+    "misspelt values": ({"run.seed": {"vales": [1]}}, {}, ["run.seed", "value or values"]),
+    "distribution in a grid": ({"run.seed": {"min": 0, "max": 1}}, {}, ["run.seed", "value or values"]),
+    "nested": ({"run": {"parameters": {"seed": {"value": 1}}}}, {}, ["parameters.run is nested"]),
+    "unknown metric": (SEEDS, {"metric": {"name": "eval/zero_shot_top6"}}, ["did you mean 'eval/zero_shot_top"]),
+    "foreign metric": (SEEDS, {"metric": {"name": "accuracy!"}}, ["'accuracy!'", "eval/zero_shot_top1"]),
+    "no metric": (SEEDS, {"metric": None}, ["metric.name is required"]),
+    "unknown method": (SEEDS, {"method": "gird"}, ["grid, random, bayes", "'gird'"]),
+    "unknown macro": (SEEDS, {"command": [*COMMAND[:-1], "${args_hydra}"]}, ["${args_hydra}", "${args_no_hyphens}"]),
+    "command without the program": (SEEDS, {"command": ["python", "${args}"]}, ["${program}"]),
+    "command in one word": (SEEDS, {"command": "python ${program} ${args}"}, ["list of words"]),
+    "run cap": (SEEDS, {"run_cap": "ten"}, ["run_cap", "'ten'"]),
+    "misspelt parameter": ({"run.sed": {"values": [0, 1]}}, {}, ["{'run.sed': 0}", "did you mean 'seed'?"]),
+    "mistake in the last arm": ({"run.batch_size": {"values": [8, 500]}}, {}, ["{'run.batch_size': 500}", "160"]),
+    "unused binding": ({"jest.chunks": {"values": [1, 4]}}, {}, ["jest.chunks", "--allow_unused"]),
+    "no such file": ({"gin_file": {"values": ["gin/policy/jets.gin"]}}, {}, ["gin/policy/jets.gin", "jest.gin"]),
+    "unknown option": ({"seed": {"value": 1}}, {"command": [*COMMAND[:-1], "${args}"]}, ["{'seed': 1}"]),
+}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]], ids=["run", "dry"])
+@pytest.mark.parametrize(("parameters", "more", "words"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_said_before_the_first_arm_starts(
+    call: Call,
+    nothing_starts: Callable[[], None],
+    parameters: Mapping[str, object] | None,
+    more: dict[str, object],
+    words: list[str],
+    dry: list[str],
+) -> None:
+    result = call(write(parameters, **more), "--out", "out", *dry)
+    assert (result.status, result.out) == (2, "")
+    message = result.err.splitlines()[-1]
+    assert re.match(r"error: .*sweep.yaml: ", message)
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in message
+    nothing_starts()
+
+
+def test_files_that_cannot_be_read(call: Call) -> None:
+    result = call("none.yaml")
+    assert (result.status, result.err) == (2, "error: there is no file none.yaml\n")
+    for text in ("a: [", "- a\n- b\n", "", "\0"):
+        Path("sweep.yaml").write_text(text)
+        result = call("sweep.yaml")
+        assert result.status == 2
+        assert re.fullmatch(r"error: .*sweep.yaml: .*\n", result.err)
+    path = write(SEEDS)
+    for count in (0, -1):
+        assert call(path, "--count", count, "--dry_run").status == 2
+
+
+# Arms
+
+
+def test_an_arm_that_repeats_another_is_passed_over(call: Call) -> None:
+    parameters = {
+        "gin_file": {"values": ["gin/policy/uniform.gin", "gin/policy/jest.gin"]},
+        "run.reference": {"value": "gin/run/tiny_reference.gin"},
+        "jest.chunks": {"values": [1, 4]},
+        "run.seed": {"values": [0, 1]},
+    }
+    path = write(parameters, command=[*COMMAND, "--allow_unused", "jest.*"])
+    result = call(path, "--dry_run")
+    assert (result.status, result.err) == (0, "")
+    passed = [line for line in result.out.splitlines() if line.startswith("passed over")]
+    assert len(passed) == 2
+    assert all(line.count("uniform.gin") == 2 and "'jest.chunks': 4" in line and "repeats" in line for line in passed)
+    assert len(result.out.splitlines()) == 8
+    assert call(path, "--dry_run", "--count", "3").out.count("/usr/bin/env") == 3
+
+
+def test_a_sweep_ends_with_the_comparison(call: Call, started: list[list[str]]) -> None:
+    parameters = {
+        "gin_file": {"values": ["gin/policy/jest.gin", "gin/policy/uniform.gin"]},
+        "run.reference": {"value": REFERENCE},
+        **SMALL,
+    }
+    path = write(parameters)
+    result = call(path, "--out", "out")
+    assert result.status == 0, result.err
+    folders = arms_in(Path("out"))
+    assert [folder.name.split("-")[0] for folder in folders] == ["jest", "uniform"]
+    assert [words[-2:] for words in started] == [[str(folder), "--resume"] for folder in folders]
+    found = json.loads(Path("out/comparison/comparison.json").read_text())
+    assert {arm["arm"] for arm in found["arms"]} == {"uniform", "jest"}
+    assert (found["metric"], found["baseline"]) == ("eval/zero_shot_top5", "uniform")
+    assert Path("out/comparison/index.html").exists()
+    before = [contents(folder) for folder in folders]
+    assert call(path, "--out", "out").out.count("already finished") == 2
+    assert len(started) == 2
+    assert [contents(folder) for folder in folders] == before
+
+
+def test_a_sweep_with_an_arm_that_fails(call: Call, started: list[list[str]]) -> None:
+    parameters = {
+        "run.policy": {"values": ["uniform", "hard_learner"]},
+        "run.arm": {"value": "arm"},
+        "optimizer.learning_rate": {"values": [1e30, 1e-3]},
+        "optimizer.warmup": {"value": 0.0},
+        **SMALL,
+    }
+    path = write(parameters)
+    result = call(path, "--out", "out")
+    assert result.status == 4
+    assert len(started) == 4
+    assert result.err.count("failed with status 4") == 2
+    assert "1e+30" in result.err
+    assert "the others go on" in result.err
+    statuses = [summary(folder)["status"] for folder in arms_in(Path("out"))]
+    assert sorted(statuses) == ["failed", "failed", "finished", "finished"]
+    found = json.loads(Path("out/comparison/comparison.json").read_text())
+    assert len(found["arms"]) == 2
+    finished = [folder for folder in arms_in(Path("out")) if summary(folder)["status"] == "finished"]
+    before = [contents(folder) for folder in finished]
+    again = call(path, "--out", "out")
+    assert again.out.count("already finished") == 2
+    assert len(started) == 6  # those that failed are tried again
+    assert [contents(folder) for folder in finished] == before
+
+
+def test_a_budget_below_one_step_fails_alone(call: Call, started: list[list[str]]) -> None:
+    path = write({**SMALL, "run.budget": {"values": [1000, 1e9]}})
+    result = call(path, "--out", "out")
+    assert result.status == 2
+    assert "failed with status 2" in result.err
+    assert "one training step" in result.err
+    assert len(started) == 2
+    (folder,) = arms_in(Path("out"))
+    assert summary(folder)["status"] == "finished"
+    assert Path("out/comparison/comparison.json").exists()
+
+
+def test_a_sweep_where_every_arm_fails(call: Call, started: list[list[str]]) -> None:
+    parameters = {**SMALL, "optimizer.learning_rate": {"value": 1e30}, "optimizer.warmup": {"value": 0.0}, **SEEDS}
+    result = call(write(parameters), "--out", "out")
+    assert result.status == 4
+    assert len(started) == 2
+    assert "no comparison" in result.err
+    assert "Traceback" not in result.err
+    result = call(write({**SMALL, "run.budget": {"value": 1000}}), "--out", "other")
+    assert result.status == 2
+    assert "Traceback" not in result.err
+
+
+# Real processes
+
+
+def real(path: Path, out: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "sweep.py"), str(path), "--out", out]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, started: list[list[str]]
+) -> None:
+    steps = 120
+    parameters = {
+        **{key: value for key, value in SMALL.items() if key != "run.budget"},
+        "run.budget": {"value": None},
+        "run.batch_size": {"values": [8, 32]},
+        "budget.steps": {"value": steps},
+    }
+    path = write(parameters)
+    assert call(path, "--out", "whole").status == 0
+    expected = {folder.name: rows(folder) for folder in arms_in(Path("whole"))}
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    # The first arm lies there finished, so that the second one is running when the signal comes.
+    (first,) = (folder for folder in arms_in(Path("whole")) if rows(folder)[-1]["pairs/seen"] == 8 * steps)
+    (second,) = (name for name in expected if name != first.name)
+    Path("out").mkdir()
+    first.rename(Path("out") / first.name)
+    before = contents(Path("out") / first.name)
+    process = subprocess.Popen(real(path, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics, deadline = Path("out") / second / "metrics.jsonl", time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+            assert time.monotonic() < deadline, "the second arm does not start"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "the same command goes on where it stopped" in err
+    stopped = summary(Path("out") / second)
+    assert stopped["status"] == "interrupted"
+    assert 2 <= stopped["steps"] < steps
+    assert (Path("out") / second / "checkpoints" / f"step-{stopped['steps']:010d}").exists()
+    assert not (Path("out") / "comparison").exists()
+    done = subprocess.run(real(path, "out"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("already finished") == 1
+    assert (Path("out") / "comparison" / "comparison.json").exists()
+    assert contents(Path("out") / first.name) == before
+    for found, wanted in zip(rows(Path("out") / second), expected[second], strict=True):
+        assert {**found, "time/seconds": 0} == {**wanted, "time/seconds": 0}
+
+
+# Random and bayes
+
+SEARCH = {
+    "optimizer.learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
+    "run.batch_size": {"distribution": "int_uniform", "min": 8, "max": 32},
+    **SMALL,
+}
+
+
+def test_a_search_without_its_engine(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sweeps", None)
+    for method in ("random", "bayes"):
+        result = call(write(SEARCH, method=method), "--dry_run")
+        assert result.status == 2
+        assert "pip install 'jestbench[search]'" in result.err
+        assert result.err.count("\n") == 1
+    assert call(write(SEEDS), "--dry_run").status == 0
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_search_proposes_arms(call: Call, method: str, nothing_starts: Callable[[], None]) -> None:
+    pytest.importorskip("sweeps")
+    result = call(write(SEARCH, method=method), "--dry_run", "--count", "2")
+    assert (result.status, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert len(lines) == len(set(lines)) == 2
+    for line in lines:
+        found = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
+        assert found.keys() == SEARCH.keys()
+        assert 1e-4 <= float(found["optimizer.learning_rate"]) <= 1e-2
+        assert 8 <= int(found["run.batch_size"]) <= 32
+    nothing_starts()
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_search_runs_and_goes_on(
+    call: Call, started: list[list[str]], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sweeps")
+    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    path = write(SEARCH, method=method)
+    assert call(path, "--out", "out", "--count", "2").status == 0
+    assert len(started) == len(arms_in(Path("out"))) == 2
+    result = call(path, "--out", "out", "--count", "3")
+    assert result.status == 0
+    assert result.out.count("already finished") == 2
+    assert len(started) == len(arms_in(Path("out"))) == 3
+
+
+def test_an_arm_of_a_search_that_cannot_be_is_passed_over(
+    call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed = [{"run.batch_size": {"value": size}} for size in (8, 500, 16)]
+    engine = SimpleNamespace(
+        SweepRun=SimpleNamespace,
+        RunState=SimpleNamespace(finished=1, failed=2),
+        next_run=lambda _, runs: SimpleNamespace(config=proposed[len(runs)]) if len(runs) < 3 else None,
+    )
+    monkeypatch.setitem(sys.modules, "sweeps", engine)
+    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    words = [*COMMAND, "run.budget=1e9", "run.device=cpu"]
+    path = write({"run.batch_size": {"min": 8, "max": 500}}, method="bayes", command=words)
+    result = call(path, "--out", "out")
+    assert result.status == 0
+    assert len(started) == 2
+    assert "passed over" in result.err
+    assert "500" in result.err
+    # Where none can be, the first one's mistake is said.
+    proposed[0] = {"run.batch_sise": {"value": 8}}
+    assert call(path, "--out", "other").status == 2
+
+
+def test_a_search_that_finds_nothing_new_ends(call: Call, nothing_starts: Callable[[], None]) -> None:
+    pytest.importorskip("sweeps")
+    result = call(write({"run.seed": {"values": [0, 1]}}, method="random"), "--dry_run", "--count", "5")
+    assert result.status == 0
+    assert result.out.count("$") + result.out.count("/usr/bin/env") == 2
+    assert "it ends here" in result.out
+
+
+def test_what_the_engine_refuses(call: Call) -> None:
+    pytest.importorskip("sweeps")
+    path = write({"run.seed": {"distribution": "no_such", "min": 0, "max": 1}}, method="random")
+    result = call(path, "--dry_run")
+    assert result.status == 2
+    assert re.fullmatch(r"error: .*sweep.yaml: .*\n", result.err)
+
+
+def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    class Popen(InProcess):
+        def __init__(self, words: list[str], env: Mapping[str, str], **more: object) -> None:
+            super().__init__(words, env, **more)
+            seen.append(env)
+
+    start_with(monkeypatch, Popen)
+    monkeypatch.setattr(sweep, "_compare", lambda _, __, out: compared.append(out))
+    compared: list[Path] = []
+    path = write({**SMALL, "run.budget": {"value": 1e9}}, name="night")
+    assert call(path).status == 0
+    assert seen[0]["WANDB_RUN_GROUP"] == "night"
+    assert seen[0]["JESTBENCH_CACHE"] == os.environ["JESTBENCH_CACHE"]
+    assert compared == [Path("runs/night")]
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    assert call(path, "--out", "other").status == 0
+    assert seen[1]["WANDB_RUN_GROUP"] == "mine"
