@@ -66,7 +66,11 @@ class View:
             if value is not None and (type(value) is not int or value < least):
                 raise ValueError(f"view.{name} is a whole number of at least {least}, got {value!r}")
         if self.patch_size is not None and self.resolution is not None:
-            grid_of(self, (self.patch_size,) * 2, (self.resolution,) * 2)
+            try:
+                grid_of(self, (self.patch_size,) * 2, (self.resolution,) * 2)
+            except ValueError as error:
+                named = f"view.patch_size = {self.patch_size} with view.resolution = {self.resolution}"
+                raise ValueError(f"{named}: {error}") from error
 
     @property
     def label(self) -> str:
