@@ -35,12 +35,14 @@ from jestbench.learner import Optimizer
 from jestbench.ledger import Budget
 from jestbench.metrics import Log, WandB
 from jestbench.model.towers import Model
+from jestbench.model.views import View
 from jestbench.run import ConfigError, Resolved, Run
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGURABLES: dict[str, type[Any]] = {
     "run": Run,
     "model": Model,
+    "view": View,
     "optimizer": Optimizer,
     "evaluate": Evaluate,
     "budget": Budget,
@@ -525,8 +527,11 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
     arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
     if not needs:
         arm.pop("run.super_batch_size", None)
+    if "learner" not in needs:
+        arm.pop("run.score_view", None)
     if "reference" not in needs:
         arm.pop("run.reference_accounting", None)
+        arm.pop("run.reference_view", None)
         reference = ""
     text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

@@ -39,8 +39,9 @@ FREE_OPERATORS = frozenset(
         "index_select gather repeat repeat_interleave roll flip arange zeros zeros_like ones ones_like full "
         "full_like empty empty_like new_zeros new_ones new_full new_empty lift_fresh alias scalar_tensor "
         "constant_pad_nd pad im2col embedding index_put index_put_ scatter scatter_ masked_fill masked_fill_ "
-        "where tril triu eye detach_ item __and__ __or__ bitwise_and bitwise_or bitwise_not logical_not "
-        "logical_and logical_or eq ne lt le gt ge is_nonzero broadcast_tensors dropout feature_dropout "
+        "where tril triu eye detach_ item __and__ __or__ __xor__ __lshift__ __rshift__ bitwise_and bitwise_or "
+        "bitwise_xor bitwise_left_shift bitwise_right_shift bitwise_not logical_not logical_and logical_or "
+        "eq ne lt le gt ge is_nonzero broadcast_tensors dropout feature_dropout "
         # element-wise arithmetic and activations
         "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs pow sqrt rsqrt "
         "exp log sin cos tanh sigmoid silu silu_ gelu gelu_ relu relu_ softplus softmax log_softmax _softmax "

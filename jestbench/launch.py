@@ -30,14 +30,15 @@ from jestbench.ledger import Allowance
 from jestbench.loop import Progress, Status, train
 from jestbench.metrics import Jsonl, Metrics, WandBSink
 from jestbench.model.towers import TwoTowers
+from jestbench.model.views import FULL_MIX, Mix
 from jestbench.paths import cache_root
 from jestbench.precision import Arithmetic
 from jestbench.record import Recorder, write_json
-from jestbench.reference import MODEL_FORMAT, load_model
+from jestbench.reference import MODEL_FORMAT, load_model, trained_mix
 from jestbench.run import ConfigError, Resolved
 from jestbench.scores import NonFiniteScore
 from jestbench.selection import choose
-from jestbench.stages import Stages, build_stages, update_seed
+from jestbench.stages import Stages, build_stages, update_seed, view_warnings
 
 SUMMARY = "summary.json"
 
@@ -237,7 +238,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
     more = {
         "references": _references(reference_dir, pretrain),
         "data": _facts(resolved, stages),
-        "warnings": [],
+        "warnings": _warned(resolved, stages),
     }
     status, failed = "failed", True
     try:
@@ -300,6 +301,19 @@ def _affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> Non
         )
 
 
+def _warned(resolved: Resolved, stages: Stages) -> list[str]:
+    """What is doubtful about a run, said on stderr too."""
+    mix: Mix = FULL_MIX
+    if resolved.reference is not None:
+        mix = resolved.reference.run.mix
+    elif resolved.reference_dir is not None:
+        mix = trained_mix(resolved.reference_dir)
+    found = view_warnings(resolved, stages, mix)
+    for warning in found:
+        print(f"warning: {warning}", file=sys.stderr)
+    return found
+
+
 def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
     """Data and reference as they are, or stand-ins of the same shape: nothing is fetched or trained."""
     data = resolved.run.data
@@ -339,6 +353,7 @@ def check(resolved: Resolved) -> None:
             if resolved.run.data.is_prepared():
                 SuperBatches(stages.super_batches.pairs, resolved.draw_size, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}))
+        _warned(resolved, stages)
         batch = stages.super_batches.at(0)
         try:
             scores = stages.scorer(batch, resolved.policy.needs)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jestbench.batch import Batch, Pass
 from jestbench.flops import TRAINING_PASSES, forward_macs
 from jestbench.model.losses import LOSSES, LossName
 from jestbench.model.towers import TwoTowers
+from jestbench.model.views import FULL, FULL_MIX, Mix, View, split_counts
 from jestbench.precision import Arithmetic
 
 # Positions, and tokens that are learned: arrays by shape, vectors by what they are.
@@ -80,28 +82,62 @@ class Optimizer:
         )
 
 
+class _UnderView(nn.Module):
+    """A tower with its view filled in: what is traced takes tensors only."""
+
+    def __init__(self, tower: nn.Module, view: View) -> None:
+        super().__init__()
+        self.tower, self.view = tower, view
+
+    def forward(self, inputs: Tensor, *more: Tensor) -> Tensor:
+        """The tower's own forward call, under the view."""
+        out: Tensor = self.tower(inputs, self.view, *more)
+        return out
+
+
 @dataclass(frozen=True)
 class Price:
-    """Multiply-adds of one forward pass of one example through each tower."""
+    """Multiply-adds of a forward pass through each tower, under one view.
+
+    Attributes:
+        image: of one image.
+        text: of one text.
+        fixed: of a pass over any number of images: a view of another patch size resizes the patch
+            embedding, which multiplies matrices too.
+    """
 
     image: int
     text: int
+    fixed: int = 0
 
     @classmethod
-    def of(cls, model: TwoTowers, batch: Batch) -> Price:
-        """Trace both towers on the first pair of a batch."""
+    def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
+        """Trace both towers on the first pair of a batch, under a view."""
         device = model.log_scale.device
-        first = torch.zeros(1, dtype=torch.int64)
-        one = batch.take(first)
-        return cls(
-            forward_macs(model.image, one.images_BCHW.to(device)),
-            forward_macs(model.text, one.tokens(model.tokenizer).to(device)),
-        )
+        tokens_1L = batch.tokens(model.tokenizer)[:1].to(device)
+        text = forward_macs(model.text if view.full_text else _UnderView(model.text, view), tokens_1L)
+        images_1CHW, key_1 = batch.images_BCHW[:1].to(device), batch.image_key_B[:1].to(device)
+        if view.full_image:
+            return cls(forward_macs(model.image, images_1CHW), text)
+        model.image.prepare(view)
+        tower = _UnderView(model.image, view)
+        one = forward_macs(tower, images_1CHW, key_1)
+        two = forward_macs(tower, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2))
+        # What a second image adds is the price of an image; the rest does not depend on how many there are.
+        return cls(two - one, text, 2 * one - two)
 
     @property
     def pair(self) -> int:
-        """Both towers."""
+        """One pair through both towers."""
         return self.image + self.text
+
+    def images(self, count: int) -> int:
+        """A pass over so many images."""
+        return count * self.image + (self.fixed if count else 0)
+
+    def pairs(self, count: int) -> int:
+        """A pass over so many pairs."""
+        return self.images(count) + count * self.text
 
 
 @dataclass(frozen=True)
@@ -118,11 +154,30 @@ class Learner:
     """The model in training."""
 
     def __init__(
-        self, model: TwoTowers, loss: LossName, optimizer: Optimizer, arithmetic: Arithmetic, price: Price
+        self,
+        model: TwoTowers,
+        loss: LossName,
+        optimizer: Optimizer,
+        arithmetic: Arithmetic,
+        price: Price,
+        mix: Mix = FULL_MIX,
+        prices: Mapping[View, Price] | None = None,
     ) -> None:
+        """Take a model.
+
+        Args:
+            model: the two towers.
+            loss: over the concatenated embeddings of a batch.
+            optimizer: and its schedule.
+            arithmetic: device and precision.
+            price: of the full view.
+            mix: the views that a batch is trained under.
+            prices: of the other views that the model is run under.
+        """
         self.model = model.to(arithmetic.device)
         self.loss: LossName = loss
         self.arithmetic, self.price = arithmetic, price
+        self.mix, self.prices = mix, {**(prices or {}), FULL: price}
         self.schedule = optimizer
         self.optimizer = optimizer.build(self.model)
 
@@ -141,7 +196,7 @@ class Learner:
         torch.manual_seed(seed)
         self.model.train()
         with self.arithmetic.autocast():
-            image_KD, text_KD = self.model(batch)
+            image_KD, text_KD = self._embed(batch)
         weights = None if weight_K is None else weight_K.to(image_KD.device)
         loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
         value = float(loss.detach())
@@ -161,17 +216,41 @@ class Learner:
             self.model.clamp_scale()
         return Update(value, rate, norm, self.training_passes(len(batch)))
 
-    def training_passes(self, count: int) -> tuple[Pass, ...]:
-        """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward."""
-        logits = count * count * self.model.width
-        return (
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeddings of a sub-batch, its parts each under their view, concatenated in order."""
+        parts = [(view, index) for view, index in self._parts(len(batch)) if len(index)]
+        if len(parts) == 1:
+            whole: tuple[Tensor, Tensor] = self.model(batch, parts[0][0])
+            return whole
+        embedded = [self.model(batch.take(index), view) for view, index in parts]
+        return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
+
+    def _parts(self, count: int) -> Iterator[tuple[View, Tensor]]:
+        """The views of the mix and the positions of the sub-batch that each gets."""
+        sizes = split_counts(count, [share for share, _ in self.mix])
+        for (_, view), index in zip(self.mix, torch.arange(count).split(sizes), strict=True):
+            yield view, index
+
+    def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
+        """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
+
+        Args:
+            count: pairs.
+            mix: other views than the learner's own, to compare with.
+        """
+        mix = self.mix if mix is None else mix
+        sizes = split_counts(count, [share for share, _ in mix])
+        towers = tuple(
             Pass(
                 "learner_train",
-                TRAINING_PASSES * count * self.price.pair,
-                f"learner, training on {count} pairs",
-            ),
-            Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}"),
+                TRAINING_PASSES * self.prices[view].pairs(size),
+                f"learner, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
+            )
+            for size, (_, view) in zip(sizes, mix, strict=True)
+            if size
         )
+        logits = count * count * self.model.width
+        return (*towers, Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}"))
 
     def state(self) -> dict[str, Any]:
         """The optimizer's state."""

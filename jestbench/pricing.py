@@ -11,26 +11,28 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import PURPOSES, Pass, Purpose
-from jestbench.flops import FLOPS_PER_MAC
+from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.launch import stand_ins
 from jestbench.learner import Price
+from jestbench.model.views import FULL_MIX
 from jestbench.run import Resolved
 from jestbench.scores import Embeddings, Scores
 from jestbench.selection import choose
-from jestbench.stages import Stages, build_stages
+from jestbench.stages import Stages, build_stages, fitted
 
 
 @dataclass(frozen=True)
 class StepPrice:
-    """FLOPs of one step by purpose, and of the uniform step with the same b.
+    """FLOPs of one step by purpose, and of the uniform step with the same b under the full view.
 
     Attributes:
         flops: by purpose; ``reference_score`` at the price of a super-batch that this run has not
             met before.
         uniform: FLOPs of a uniform step.
-        reference_pair: FLOPs of one pair through the reference.
+        reference_pair: FLOPs of one pair through the reference, under its view.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
-            only): 1 + r·learner/3 + r·reference/3, r = B/b.
+            only): train + r·learner/3 + r·reference/3, r = B/b, each the price of a pair under the views
+            of the run over its price under the full view; train is 1 without views.
     """
 
     flops: dict[Purpose, int]
@@ -80,18 +82,26 @@ def step_price(resolved: Resolved) -> StepPrice:
     with tempfile.TemporaryDirectory() as folder:
         stages = build_stages(resolved, data, None, Path(folder), draw_size=1)
     one = stages.super_batches.pairs.batch(torch.zeros(1, dtype=torch.int64))
-    learner = stages.learner.price.pair
-    reference_pair = Price.of(reference, one).pair if reference is not None else 0
-    passes = list(stages.learner.training_passes(run.batch_size))
-    uniform = sum(_sum(passes).values())
-    passes += _selection_passes(resolved, stages)
+    learner = stages.learner
+    full = learner.price.pair
+    reference_price = None
+    if reference is not None:
+        reference_price = Price.of(reference, one, fitted(run.reference_under, reference, "run.reference_view"))
+    training = learner.training_passes(run.batch_size)
+    uniform = sum(_sum(learner.training_passes(run.batch_size, FULL_MIX)).values())
+    passes = [*training, *_selection_passes(resolved, stages)]
+    scored = 0
     if "learner" in resolved.policy.needs:
-        passes.append(Pass("learner_score", drawn * learner, "learner"))
-    charged = 0 if run.reference_accounting == "amortised" else drawn * reference_pair
+        scored = learner.prices[stages.scorer.view].pairs(drawn)
+        passes.append(Pass("learner_score", scored, "learner"))
+    charged = 0
+    if reference_price is not None and run.reference_accounting != "amortised":
+        charged = reference_price.pairs(drawn)
     passes.append(Pass("reference_score", charged, "reference"))
-    scored = ("learner" in resolved.policy.needs) + charged / (drawn * learner)
-    closed = 1 + drawn / run.batch_size * scored / 3
-    return StepPrice(_sum(passes), uniform, FLOPS_PER_MAC * reference_pair, closed)
+    trained = sum(item.macs for item in training if item.purpose == "learner_train")
+    closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
+    reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
+    return StepPrice(_sum(passes), uniform, reference_pair, closed)
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:

@@ -155,6 +155,7 @@ class Recorder:
                     "loss": run.loss,
                     "tokenizer": tokenizer.definition,
                     "length": tokenizer.length,
+                    "train_views": [[share, asdict(view)] for share, view in run.mix],
                 },
             )
             state = {

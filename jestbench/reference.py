@@ -19,6 +19,7 @@ from jestbench.data.tokenizer import Tokenizer
 from jestbench.learner import Price
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model, TwoTowers
+from jestbench.model.views import FULL, FULL_MIX, Mix, View
 from jestbench.precision import Arithmetic
 from jestbench.scores import Embeddings
 
@@ -46,6 +47,15 @@ def load_model(run_dir: Path) -> TwoTowers:
     except (RuntimeError, SafetensorError) as error:
         raise DataError(f"{newest} does not hold the model that its model.json describes: train it anew") from error
     return model
+
+
+def trained_mix(run_dir: Path) -> Mix:
+    """The views that the model of a run's newest checkpoint was trained under; a folder without them counts as full."""
+    newest = checkpoint.newest(run_dir)
+    if newest is None:
+        return FULL_MIX
+    described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
+    return tuple((share, View(**view)) for share, view in described.get("train_views", ())) or FULL_MIX
 
 
 class EmbeddingStore:
@@ -137,7 +147,9 @@ class FrozenModel:
         arithmetic: Arithmetic,
         store_dir: Path,
         microbatch: int,
+        view: View = FULL,
     ) -> None:
+        self.view = view  # one a run: what is remembered is bound to it
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
         self.purpose: Purpose = purpose
         self.accounting, self.arithmetic, self.microbatch = accounting, arithmetic, microbatch
@@ -149,38 +161,48 @@ class FrozenModel:
 
     def embeddings(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
         """Embeddings of a super-batch, and the passes that they cost."""
-        self.price = self.price or Price.of(self.model, batch)
+        self.price = self.price or Price.of(self.model, batch, self.view)
+        image_BD, image_missing = self._tower("image", batch.image_key_B, batch.images_BCHW, self._images)
         tokens_BL = batch.tokens(self.model.tokenizer)
-        image_BD, image_pass = self._tower(
-            "image", batch.image_key_B, batch.images_BCHW, self.model.encode_image, self.price.image
-        )
-        text_BD, text_pass = self._tower("text", batch.text_key_B, tokens_BL, self.model.encode_text, self.price.text)
+        text_BD, text_missing = self._tower("text", batch.text_key_B, tokens_BL, self._texts)
         device = self.arithmetic.device
         embeddings = Embeddings(image_BD.to(device), text_BD.to(device), *self.model.scale_and_bias())
-        return embeddings, (*image_pass, *text_pass)
+        return embeddings, (
+            *self._charge("image", image_missing, self.price.images(image_missing)),
+            *self._charge("text", text_missing, text_missing * self.price.text),
+        )
+
+    def _images(self, images_BCHW: Tensor, key_B: Tensor) -> Tensor:
+        return self.model.encode_image(images_BCHW, self.view, key_B)
+
+    def _texts(self, token_BL: Tensor, key_B: Tensor) -> Tensor:
+        return self.model.encode_text(token_BL, self.view)
 
     def _tower(
-        self, tower: str, key_B: Tensor, inputs: Tensor, encode: Callable[[Tensor], Tensor], macs: int
-    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        self, tower: str, key_B: Tensor, inputs: Tensor, encode: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, int]:
+        """Embeddings, and how many of them were computed now."""
         if self.accounting == "online":
-            return self._encode(inputs, encode), self._charge(tower, len(inputs), macs)
+            return self._encode(inputs, key_B, encode), len(inputs)
         store = self._stores[tower]
         missing = store.missing(key_B)
         self.hits += len(key_B) - len(missing)
         if len(missing):
-            store.add(key_B[missing], self._encode(inputs[missing], encode))
-        return store.get(key_B), self._charge(tower, len(missing), macs)
+            store.add(key_B[missing], self._encode(inputs[missing], key_B[missing], encode))
+        return store.get(key_B), len(missing)
 
     def _charge(self, tower: str, count: int, macs: int) -> tuple[Pass, ...]:
         if self.accounting == "amortised":
-            self.amortised_macs += count * macs
+            self.amortised_macs += macs
             return ()
-        return (Pass(self.purpose, count * macs, f"{tower} tower, {count} examples"),)
+        under = "" if self.view == FULL else f" under {self.view.label}"
+        return (Pass(self.purpose, macs, f"{tower} tower, {count} examples{under}"),)
 
-    def _encode(self, inputs: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _encode(self, inputs: Tensor, key_B: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        device = self.arithmetic.device
+        parts = zip(inputs.split(self.microbatch), key_B.split(self.microbatch), strict=True)
         with torch.no_grad(), self.arithmetic.autocast():
-            parts = [encode(part.to(self.arithmetic.device)) for part in inputs.split(self.microbatch)]
-        return torch.cat(parts)
+            return torch.cat([encode(part.to(device), keys.to(device)) for part, keys in parts])
 
     def state(self) -> dict[str, int]:
         """What a checkpoint keeps: how many rows each store holds, and the counters."""

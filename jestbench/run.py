@@ -14,6 +14,7 @@ from jestbench.ledger import Allowance, Budget
 from jestbench.metrics import Log, WandB
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model
+from jestbench.model.views import FULL, Mix, View, mix_of
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
 from jestbench.selection import Policy
@@ -47,6 +48,10 @@ class Run:
             is a file followed by bindings.
         reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
             ``amortised``.
+        train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
+            trained under, under one loss; empty for the full view.
+        score_view: the view that the learner is scored under; ``None`` is full.
+        reference_view: the view that the reference is scored under.
         precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once.
@@ -70,6 +75,9 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    train_views: tuple[tuple[float, View], ...] | None = None
+    score_view: View | None = None
+    reference_view: View | None = None
     precision: Precision = "auto"
     device: str = "auto"
     microbatch: int = 4096
@@ -95,6 +103,22 @@ class Run:
             )
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
+
+    @property
+    def mix(self) -> Mix:
+        """The views that a batch is trained under, and their shares."""
+        return mix_of(self.train_views)
+
+    @property
+    def scored_under(self) -> View:
+        """The learner's view when it is scored."""
+        return self.score_view or FULL
+
+    @property
+    def reference_under(self) -> View:
+        """The reference's view."""
+        return self.reference_view or FULL
 
     def allowance(self, pretrain: Mapping[str, int]) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.

@@ -6,6 +6,7 @@ import torch
 
 from jestbench.batch import Batch, Pass
 from jestbench.learner import Learner
+from jestbench.model.views import FULL, View
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
 
@@ -17,10 +18,11 @@ class Scorer:
         learner: scored when a policy needs ``learner``.
         reference: scored when it needs ``reference``.
         microbatch: pairs that a tower sees at once.
+        view: the learner is scored under; the reference knows its own.
     """
 
-    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int) -> None:
-        self.learner, self.reference, self.microbatch = learner, reference, microbatch
+    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int, view: View = FULL) -> None:
+        self.learner, self.reference, self.microbatch, self.view = learner, reference, microbatch, view
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
@@ -40,9 +42,13 @@ class Scorer:
         image, text = [], []
         with torch.no_grad(), self.learner.arithmetic.autocast():
             for part in torch.arange(len(batch)).split(self.microbatch):
-                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch)
+                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
         embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
-        macs = len(batch) * self.learner.price.pair
-        return embeddings, (Pass("learner_score", macs, f"learner, scoring {len(batch)} pairs"),)
+        macs = self.learner.prices[self.view].pairs(len(batch))
+        return embeddings, (Pass("learner_score", macs, f"learner, scoring {len(batch)} pairs{_under(self.view)}"),)
+
+
+def _under(view: View) -> str:
+    return "" if view == FULL else f" under {view.label}"

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.model.losses import LossName
+from jestbench.model.views import FULL, View, cut_text, grid_of, kept_patches, layers_run, patches_kept, resize_matrix
 
 TextPool = Literal["mean", "end"]
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
@@ -34,16 +37,95 @@ class ImageTower(nn.Module):
         nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
         height, width = backbone.patch_embed.img_size
         self.resolution: tuple[int, int] = (int(height), int(width))
+        self._resize: dict[tuple[int, torch.device], Tensor] = {}
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Resize to the tower's resolution on the device, scale to [−1, 1], run, project."""
+    def forward(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
+        """Resize to the view's resolution on the device, scale to [−1, 1], run, project.
+
+        Args:
+            images_BCHW: uint8 images.
+            view: how much is run; one that the tower can run (``views.check``).
+            key_B: int64 content keys of the images, for a view that keeps a share of the patches.
+        """
+        resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
         pixels = images_BCHW.float()
-        if pixels.shape[-2:] != self.resolution:
-            pixels = F.interpolate(pixels, self.resolution, mode="bilinear", antialias=True, align_corners=False)
+        if pixels.shape[-2:] != resolution:
+            pixels = F.interpolate(pixels, resolution, mode="bilinear", antialias=True, align_corners=False)
         pixels = pixels / 127.5 - 1
-        features = self.backbone.forward_features(pixels)
+        features = self.backbone.forward_features(pixels) if view.full_image else self._features(pixels, view, key_B)
         pooled: Tensor = self.projection(self.backbone.forward_head(features, pre_logits=True))
         return pooled
+
+    def _features(self, pixels: Tensor, view: View, key_B: Tensor | None) -> Tensor:
+        """Timm's ``forward_features``, step by step, under a view."""
+        backbone = self.backbone
+        grid = grid_of(view, backbone.patch_embed.patch_size, self.resolution)
+        x = self._with_positions(self.embed_patches(pixels, view), grid)
+        patches, prefix = math.prod(grid), backbone.num_prefix_tokens
+        kept = patches_kept(view, patches)
+        if kept < patches:
+            if key_B is None:
+                raise ValueError("a view that keeps a share of the patches needs the images' content keys")
+            index_BP = kept_patches(key_B, patches, kept)
+            rest = x[:, prefix:].gather(1, index_BP.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = torch.cat([x[:, :prefix], rest], dim=1)
+        x = backbone.norm_pre(backbone.patch_drop(x))
+        blocks = backbone.blocks[: layers_run(view.layers, len(backbone.blocks))]
+        x = checkpoint_seq(blocks, x) if backbone.grad_checkpointing else blocks(x)
+        normed: Tensor = backbone.norm(x)
+        return normed
+
+    def embed_patches(self, pixels: Tensor, view: View) -> Tensor:
+        """Patch embeddings ``[B, patches, width]`` before positions, under the view's patch size."""
+        embed = self.backbone.patch_embed
+        kernel, stride = self._kernel(view.patch_size), view.patch_size or embed.patch_size
+        x = F.conv2d(pixels, kernel, embed.proj.bias, stride=stride).flatten(2).transpose(1, 2)
+        normed: Tensor = embed.norm(x)
+        return normed
+
+    def _kernel(self, patch_size: int | None) -> Tensor:
+        """The patch embedding's weight ``[width, 3, p, p]``, resized; gradients reach the original."""
+        embed = self.backbone.patch_embed
+        weight: Tensor = embed.proj.weight
+        if patch_size is None or (patch_size, patch_size) == tuple(embed.patch_size):
+            return weight
+        matrix = self._resize_matrix(patch_size)
+        with torch.autocast(weight.device.type, enabled=False):
+            flat = weight.float().flatten(2) @ matrix
+        return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
+
+    def _resize_matrix(self, patch_size: int) -> Tensor:
+        """The pseudo-inverse for a patch size, computed once a device."""
+        embed = self.backbone.patch_embed
+        place = (patch_size, embed.proj.weight.device)
+        if place not in self._resize:
+            with torch.inference_mode(False):
+                self._resize[place] = resize_matrix(tuple(embed.patch_size), patch_size).to(place[1])
+        return self._resize[place]
+
+    def prepare(self, view: View) -> None:
+        """Compute what a view needs once, outside of any trace."""
+        if view.patch_size is not None:
+            self._resize_matrix(view.patch_size)
+
+    def _with_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Timm's ``_pos_embed``, with the positions interpolated to the grid."""
+        backbone = self.backbone
+        positions = resample_abs_pos_embed(
+            backbone.pos_embed,
+            new_size=list(grid),
+            old_size=list(backbone.patch_embed.grid_size),
+            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
+        )
+        if backbone.no_embed_class:
+            x = x + positions
+        prefix = [part for part in (backbone.cls_token, backbone.reg_token) if part is not None]
+        if prefix:
+            x = torch.cat([*(part.expand(x.shape[0], -1, -1) for part in prefix), x], dim=1)
+        if not backbone.no_embed_class:
+            x = x + positions
+        placed: Tensor = backbone.pos_drop(x)
+        return placed
 
 
 class TextBlock(nn.Module):
@@ -86,7 +168,7 @@ class TextTower(nn.Module):
     """A text transformer: int64 ids ``[B, L]`` → ``[B, D]``, not normalised.
 
     Without ``causal`` padding is masked out of attention; with it, padding stands behind the end
-    token and cannot be seen. It always runs, and is priced, at the full length L.
+    token and cannot be seen. It always runs, and is priced, at the full length L, or the view's.
     """
 
     def __init__(
@@ -120,12 +202,15 @@ class TextTower(nn.Module):
             assert isinstance(block, TextBlock)
             block.initialise(width, layers)
 
-    def forward(self, token_BL: Tensor) -> Tensor:
-        """Run the blocks, pool over the text, project."""
+    def forward(self, token_BL: Tensor, view: View = FULL) -> Tensor:
+        """Run the blocks (the first of them, under a view), pool over the text, project."""
+        positions: Tensor = self.positions
+        if view.text_length is not None and view.text_length < len(positions):
+            token_BL, positions = cut_text(token_BL, view.text_length, self.pad_id), positions[: view.text_length]
         real_BL = token_BL != self.pad_id
-        x_BLW = self.tokens(token_BL) + self.positions
+        x_BLW = self.tokens(token_BL) + positions
         mask = None if self.causal else real_BL[:, None, None, :]
-        for block in self.blocks:
+        for block in self.blocks[: layers_run(view.text_layers, len(self.blocks))]:
             x_BLW = block(x_BLW, mask, self.causal)
         if self.pool == "mean":
             share_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
@@ -163,25 +248,26 @@ class TwoTowers(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
-    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+    def encode_image(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
         """Normalised fp32 image embeddings ``[B, D]``, whatever autocast the tower ran under."""
-        return F.normalize(self.image(images_BCHW).float(), dim=-1)
+        return F.normalize(self.image(images_BCHW, view, key_B).float(), dim=-1)
 
-    def encode_text(self, token_BL: Tensor) -> Tensor:
+    def encode_text(self, token_BL: Tensor, view: View = FULL) -> Tensor:
         """Normalised fp32 text embeddings ``[B, D]``."""
-        return F.normalize(self.text(token_BL).float(), dim=-1)
+        return F.normalize(self.text(token_BL, view).float(), dim=-1)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both embeddings of a batch; the batch must hold ids of this model's own tokenizer.
+    def forward(self, batch: Batch, view: View = FULL) -> tuple[Tensor, Tensor]:
+        """Both embeddings of a batch under a view; the batch must hold ids of this model's own tokenizer.
 
         Raises:
             DataError: it does not.
         """
         device = self.log_scale.device
         tokens = batch.tokens(self.tokenizer)
+        key_B = batch.image_key_B.to(device, non_blocking=True) if view.keep < 1 else None
         return (
-            self.encode_image(batch.images_BCHW.to(device, non_blocking=True)),
-            self.encode_text(tokens.to(device, non_blocking=True)),
+            self.encode_image(batch.images_BCHW.to(device, non_blocking=True), view, key_B),
+            self.encode_text(tokens.to(device, non_blocking=True), view),
         )
 
 
