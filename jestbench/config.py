@@ -145,7 +145,7 @@ def _parse_text(text: str, file: str) -> list[Any]:
         since = f" The statement begins at line {begin}: is a bracket open?" if where > begin else ""
         raise ConfigError(f"{file}:{where}: {first}{since}") from error
     except tokenize.TokenError as error:
-        open_end = "EOF" in str(error)
+        open_end = "EOF" in str(error) or "unterminated" in str(error)  # the latter from Python 3.12 on
         said = "a bracket or a string is opened and never closed" if open_end else str(error.args[0])
         raise ConfigError(f"{file}:{_first_statement(text, line)}: {said}") from error
     except (ValueError, StopIteration, TypeError, RecursionError) as error:
