@@ -176,7 +176,7 @@ def test_gradients_reach_the_original_weights(tokenizer: Tokenizer) -> None:
 
 
 @given(st.integers(1, 40), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_kept_patches_depend_on_the_key_alone(patches: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, patches))
     keys = data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6))
@@ -302,6 +302,7 @@ def test_a_mix_refuses_what_is_none(views: list[Any], said: str) -> None:
 # Training under a mix
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 5000), st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_a_mix_is_split_in_integers(count: int, weights: list[int]) -> None:
     shares = [weight / sum(weights) for weight in weights]
@@ -363,7 +364,14 @@ def arm(policy: str, *bindings: str) -> list[str]:
     value = next((b.value for b in config.read_file(path) if b.key == "run.reference"), None)
     if value is not None:
         views = value[1:] if isinstance(value, list | tuple) else ()
-        reference = ("gin/run/tiny_reference.gin", *views, *SIZES, "run.budget=1.5e8", "run.checkpoints=1", "evaluate.points=1")
+        reference = (
+            "gin/run/tiny_reference.gin",
+            *views,
+            *SIZES,
+            "run.budget=1.5e8",
+            "run.checkpoints=1",
+            "evaluate.points=1",
+        )
         words.append(f"run.reference={reference!r}")
     return [*words, *bindings]
 
