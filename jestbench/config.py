@@ -533,6 +533,8 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
         arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
         reference = ""
+    if not any(arm.get(f"run.{name}") for name in ("train_views", "score_view", "reference_view")):
+        arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
     text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
