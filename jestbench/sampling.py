@@ -175,14 +175,15 @@ def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
 
 def draw_statistics(logit_B: Tensor) -> dict[str, float]:
     """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
-    log_p_B = F.log_softmax(logit_B[~torch.isneginf(logit_B)].double(), dim=0)
-    p_B = log_p_B.exp()
-    entropy = -float(p_B @ log_p_B)
+    free_B = logit_B[~torch.isneginf(logit_B)].double()
+    # softmax and log_softmax of one row run in the caller's thread: waking the others costs more.
+    log_p_B, p_B = F.log_softmax(free_B, dim=0), F.softmax(free_B, dim=0)
+    entropy = -float((p_B * log_p_B).sum())
     free = len(p_B)
     return {
         "select/entropy": entropy,
         "select/entropy_share": entropy / math.log(free) if free > 1 else 1.0,
-        "select/effective_size": 1 / float(p_B @ p_B),
+        "select/effective_size": 1 / float((p_B * p_B).sum()),
     }
 
 

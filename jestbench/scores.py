@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench import kernels
 from jestbench.batch import Pass
 from jestbench.model.losses import LossName
 
@@ -255,6 +256,9 @@ def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossN
     In tiles of rows, so that each row is summed at once. Never below the embeddings' own precision.
     """
     meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    if kernels.usable(left_BD):
+        offset = model.bias if loss == "sigmoid" else 0.0
+        return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
     sums_B = left_BD.new_empty(len(left_BD))
     for rows in tiles(len(left_BD), len(right_CD), left_BD.element_size()):
         start = rows.start
