@@ -261,7 +261,7 @@ def _memory(plan: Plan, loss: LossName) -> dict[str, Any]:
         peak = peak_bytes(plan, loss, chunks)
         if peak is not None:
             report[f"memory, N={chunks}"] = {"value": peak / dense, "bytes": peak}
-    if listing := peak_bytes(plan, loss, plan.chunks, listing=True):
+    if loss == "sigmoid" and (listing := peak_bytes(plan, loss, plan.chunks, listing=True)):
         report["memory, listing"] = {"value": listing / dense, "bytes": listing}
     return report
 
