@@ -6,7 +6,7 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 * speed-up: time of the listing ÷ time of the draw, statistics and the checks of the embeddings included;
 * over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
   already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
-* memory: what a fresh process's peak resident set (``ru_maxrss``) grows by during a draw, relative to
+* memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
   two B×B fp32 matrices (learner's and reference's); the listing's own peak is larger;
 * slopes: of log time over log B, by least squares;
 * share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
@@ -21,7 +21,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -179,14 +178,20 @@ def _peak(size: int, count: int, width: int, chunks: int, loss: LossName, thread
     small = random_scores(BLOCK_ROWS, width, loss)
     joint_draw(small(), BLOCK_ROWS // 2, 2)  # loads libraries and their buffers
     scores = random_scores(size, width, loss)()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = _status_bytes("VmRSS")
     listing_draw(scores, count, chunks) if listing else joint_draw(scores, count, chunks)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * os.sysconf("SC_PAGE_SIZE")
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(name: str) -> int:
+    # Not ru_maxrss: a child's begins at its parent's.
+    status = Path("/proc/self/status").read_text().split()
+    return 1024 * int(status[status.index(f"{name}:") + 1])
 
 
 def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
     """By how much a draw raises the peak resident set of a fresh process; ``None`` off Linux."""
-    if not Path("/proc/self/statm").exists():
+    if not Path("/proc/self/status").exists():
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing))
