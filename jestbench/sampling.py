@@ -3,8 +3,8 @@
 The joint draw (Evans et al. 2024, section 2.2 and listing in the appendix): the sub-batch is drawn
 in N chunks; each chunk without replacement, with p ∝ exp(logit), where the logit of a pair is
 *conditional on the pairs already drawn*. Only strips of the B×B matrix are ever made: once a chunk C
-is drawn, the running sums of all B rows are extended by its columns. O(B·b·D) time, and memory for
-one tile of a strip.
+is drawn, the running sums of all B rows are extended by its columns; no chunk follows the last, which
+needs none. O(B·b·D) time, and memory for one tile of a strip.
 
 A draw without replacement is a Gumbel top-k (Efraimidis & Spirakis 2006; Kool et al. 2019): the same
 law as drawing one after the other, without an exponential that could overflow.
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.scores import Embeddings, NonFiniteScore, ScoreError, Scores, strip, tiles
+from jestbench.scores import Embeddings, NonFiniteScore, ScoreError, Scores, strip_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +59,25 @@ def top_k(logit_B: Tensor, count: int) -> Tensor:
     Raises:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
     """
-    if bool(torch.isnan(logit_B).any()) or bool(torch.isposinf(logit_B).any()):
+    if not bool((logit_B < math.inf).all()):
         raise NonFiniteScore("a selection logit is NaN or +inf")
-    available = int((~torch.isneginf(logit_B)).sum())
-    if not 0 <= count <= available:
-        raise ScoreError(f"cannot draw {count} distinct pairs: {available} of {len(logit_B)} can be drawn")
+    if not 0 <= count <= len(logit_B):
+        raise _too_few(logit_B, count)
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=logit_B.device)
+    best = torch.topk(logit_B, count)
+    if bool(torch.isneginf(best.values[-1])):
+        raise _too_few(logit_B, count)
+    # topk leaves the order of equals open, and which of them it takes: only then is a stable sort due.
+    distinct = (best.values[1:] < best.values[:-1]).all()
+    if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):
+        return best.indices
     return torch.sort(logit_B, descending=True, stable=True).indices[:count]
+
+
+def _too_few(logit_B: Tensor, count: int) -> ScoreError:
+    available = int((~torch.isneginf(logit_B)).sum())
+    return ScoreError(f"cannot draw {count} distinct pairs: {available} of {len(logit_B)} can be drawn")
 
 
 class _Running:
@@ -80,19 +93,10 @@ class _Running:
     def extend(self, index_C: Tensor) -> None:
         """Add the strips of a chunk."""
         model, scores = self.model, self.scores
-        for tile in tiles(len(index_C), len(model), model.image_BD.element_size()):
-            index = index_C[tile]
-            rows = strip(model.image_BD, model.text_BD[index], model, scores.loss, scores.meter)
-            self.row_B = self._add(self.row_B, rows)
-            columns = strip(model.text_BD, model.image_BD[index], model, scores.loss, scores.meter)
-            self.column_B = self._add(self.column_B, columns)
-
-    def _add(self, running_B: Tensor, logits_BC: Tensor) -> Tensor:
-        if self.scores.loss == "sigmoid":
-            # In place: a second tile would double the peak.
-            terms_BC: Tensor = torch.ops.aten.softplus.out(logits_BC, out=logits_BC)
-            return running_B + terms_BC.sum(1)
-        return torch.logaddexp(running_B, logits_BC.logsumexp(1))
+        rows_B = strip_sums(model.image_BD, model.text_BD[index_C], model, scores.loss, scores.meter)
+        columns_B = strip_sums(model.text_BD, model.image_BD[index_C], model, scores.loss, scores.meter)
+        join = torch.add if scores.loss == "sigmoid" else torch.logaddexp
+        self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
 
     def term_B(self) -> Tensor:
         """What S adds to each pair's logit."""
@@ -171,15 +175,15 @@ def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
 
 def draw_statistics(logit_B: Tensor) -> dict[str, float]:
     """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
-    free_B = ~torch.isneginf(logit_B)
-    log_p_B = F.log_softmax(logit_B.double(), dim=0)[free_B]
-    p_B = log_p_B.exp()
-    entropy = float(-(p_B * log_p_B.clamp_min(-1e300)).sum())
+    free_B = logit_B[~torch.isneginf(logit_B)].double()
+    # softmax and log_softmax of one row run in the caller's thread: waking the others costs more.
+    log_p_B, p_B = F.log_softmax(free_B, dim=0), F.softmax(free_B, dim=0)
+    entropy = -float((p_B * log_p_B).sum())
     free = len(p_B)
     return {
         "select/entropy": entropy,
         "select/entropy_share": entropy / math.log(free) if free > 1 else 1.0,
-        "select/effective_size": float(1 / (p_B * p_B).sum()),
+        "select/effective_size": 1 / float((p_B * p_B).sum()),
     }
 
 
@@ -225,10 +229,9 @@ def joint_draw(
     sizes = chunk_sizes(count, chunks)
     for number, size in enumerate(sizes):
         logit_B = joint.logit_B()
-        index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(_gained(logit_B, gain), size, generator)
-        per_chunk.append(
-            draw_statistics(_gained(logit_B, gain)) | {"select/logit_chosen": float(logit_B[index_C].mean())}
-        )
+        gained_B = _gained(logit_B, gain)
+        index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(gained_B, size, generator)
+        per_chunk.append(draw_statistics(gained_B) | {"select/logit_chosen": float(logit_B[index_C].mean())})
         drawn.append(index_C)
         joint.exclude(index_C)
         if number + 1 < len(sizes):

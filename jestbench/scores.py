@@ -6,7 +6,7 @@ Notation (Evans et al. 2024, arXiv 2406.17711; ``L`` below stands for either mod
 * sigmoid pair losses: M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j;
 * softmax logits: a_ij = t·⟨x_i, y_j⟩.
 
-A B×B matrix is never held: whatever needs all pairs of pairs walks over column tiles of at most
+A B×B matrix is never held: whatever needs all pairs of pairs walks over tiles of at most
 ``TILE_BYTES``.
 """
 
@@ -20,14 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench import kernels
 from jestbench.batch import Pass
 from jestbench.model.losses import LossName
 
 Side = Literal["learner", "reference", "scorer"]
 PairLoss = Literal["own", "in_batch"]
 
-TILE_BYTES = 32 * 2**20
-"""Upper bound on one tile of similarities; measured flat between 8 and 64 MiB on CPUs."""
+TILE_BYTES = 8 * 2**20
+"""Upper bound on one tile of similarities: what is made of a tile finds it in the cache."""
+
+BLOCK_ROWS = 512
+"""Rows of one product in a strip. A strip is thin, and a thread that has blocks of its own is faster
+than threads that share one thin product (``tools/bench.py selection`` times both)."""
 
 
 class ScoreError(ValueError):
@@ -83,7 +88,9 @@ class Embeddings:
             value = getattr(self, name).detach()
             half = value.dtype in (torch.float16, torch.bfloat16)
             object.__setattr__(self, name, value.float() if half else value)
-            if not bool(torch.isfinite(value).all()):
+            # A finite sum has only finite terms, and costs one read; a sum may overflow by itself.
+            summed = value.sum(dtype=torch.float32 if half else value.dtype)
+            if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):
                 rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
                 raise NonFiniteScore(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
         if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
@@ -226,7 +233,7 @@ class Scores:
 
 
 def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
-    """Slices over ``columns`` such that a tile of ``rows`` × slice stays below ``TILE_BYTES``."""
+    """Slices over ``columns`` such that a tile of ``rows`` × slice stays below ``TILE_BYTES`` (or is one wide)."""
     width = max(1, TILE_BYTES // max(1, rows * element_size))
     for start in range(0, columns, width):
         yield slice(start, min(columns, start + width))
@@ -243,7 +250,51 @@ def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, 
         return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
 
 
+def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    """Of every row of a strip, Σ softplus(u) (sigmoid) or the LSE of a (softmax), ``[B]``; no strip is held.
+
+    In tiles of rows, so that each row is summed at once. Never below the embeddings' own precision.
+    """
+    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    if kernels.usable(left_BD):
+        offset = model.bias if loss == "sigmoid" else 0.0
+        return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
+    sums_B = left_BD.new_empty(len(left_BD))
+    for rows in tiles(len(left_BD), len(right_CD), left_BD.element_size()):
+        start = rows.start
+        for blocks in _blocks(left_BD[rows]):
+            stop = start + blocks.shape[0] * blocks.shape[1]
+            sums_B[start:stop] = _block_sums(blocks, right_CD, model, loss).flatten()
+            start = stop
+    return sums_B
+
+
+def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
+    """The rows as ``[n, BLOCK_ROWS, D]``, then what is left as ``[1, rest, D]``; empty parts are skipped."""
+    whole = len(left_BD) - len(left_BD) % BLOCK_ROWS
+    if whole:
+        yield left_BD[:whole].unflatten(0, (-1, BLOCK_ROWS))
+    if whole < len(left_BD):
+        yield left_BD[whole:].unsqueeze(0)
+
+
+def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
+    """Sums ``[n, R]`` over C. In place: a second tile would double the peak."""
+    offset = left_nRD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
+    with torch.autocast(left_nRD.device.type, enabled=False):
+        right_nCD = right_CD.expand(len(left_nRD), -1, -1)
+        logits_nCR = torch.baddbmm(offset, right_nCD, left_nRD.transpose(1, 2), alpha=model.scale)
+        if loss == "sigmoid":
+            terms_nCR: Tensor = torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR)
+            return terms_nCR.sum(1)
+        most_n1R = logits_nCR.amax(1, keepdim=True)
+        return logits_nCR.sub_(most_n1R).exp_().sum(1).log_() + most_n1R.squeeze(1)
+
+
 def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
     meter.add(len(model), 1, model.image_BD.shape[1])
-    own_B = model.scale * (model.image_BD * model.text_BD).sum(1)
+    own_B = model.image_BD.new_empty(len(model))
+    for rows in tiles(len(model), model.image_BD.shape[1], model.image_BD.element_size()):
+        own_B[rows] = (model.image_BD[rows] * model.text_BD[rows]).sum(1)
+    own_B *= model.scale
     return own_B + model.bias if loss == "sigmoid" else own_B

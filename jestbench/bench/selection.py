@@ -1,0 +1,301 @@
+"""The joint draw, measured against the paper's listing and against the matrix products that it cannot do without.
+
+All times are of one run on one machine, repetitions of the contenders interleaved, so that what
+disturbs one disturbs the others. A ratio is one of medians; the ratio of the minima stands beside it.
+
+* speed-up: time of the listing ÷ time of the draw, statistics and the checks of the embeddings included;
+* over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
+  already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
+* memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
+  two B×B fp32 matrices (learner's and reference's); the listing's own peak is larger;
+* slopes: of log time over log B, by least squares;
+* share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
+  + the reference's forward of B), at ``--pair-macs`` a pair forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jestbench.bench.listing import listing_draw
+from jestbench.model.losses import LossName
+from jestbench.sampling import chunk_sizes, joint_draw
+from jestbench.scores import BLOCK_ROWS, Embeddings, Scores
+
+TARGETS = {
+    "speed-up over the listing": "≥ 15",
+    "over the products": "≤ 1.4",
+    "memory": "≤ 0.1",
+    "slope, fixed filter ratio": "≤ 2.1",
+    "slope, fixed b": "≤ 1.1",
+}
+LOSSES: tuple[LossName, ...] = ("sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    size: int = 8192
+    count: int = 1638
+    width: int = 512
+    chunks: int = 16
+    repetitions: int = 7
+    listings: int = 2
+    threads: int = 2
+    sizes: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    pair_macs: float = 20.5e9
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Plan:
+        """From the command line."""
+        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
+        if arguments.full:
+            values["sizes"] = tuple(1024 * 2**i for i in range(7))
+        return cls(**values | {"sizes": tuple(values["sizes"])})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``selection``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, text in (
+        ("size", "B, the super-batch"),
+        ("count", "b, the sub-batch"),
+        ("width", "D of the embeddings"),
+        ("chunks", "N"),
+        ("repetitions", "of the draw and of the products"),
+        ("listings", "repetitions of the listing"),
+        ("threads", "torch's threads"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=f"{text} (%(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=Plan.sizes, help="the values of B for the slopes")
+    parser.add_argument("--full", action="store_true", help="slopes over B from 1k to 64k (many minutes)")
+    parser.add_argument(
+        "--pair-macs",
+        type=float,
+        default=Plan.pair_macs,
+        help="multiply-adds of one pair's forward, for the share of a step (%(default)g: about a ViT-B/16 pair)",
+    )
+
+
+def random_scores(size: int, width: int, loss: LossName, seed: int = 0) -> Callable[[], Scores]:
+    """Makes fresh scores of the same embeddings: matched pairs have cosines of about 0.3."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side() -> tuple[Tensor, Tensor]:
+        image_BD, text_BD = (torch.randn(size, width, generator=generator) for _ in range(2))
+        text_BD.add_(image_BD, alpha=0.3)
+        for part_BD in (image_BD, text_BD):
+            part_BD.div_(torch.linalg.vector_norm(part_BD, dim=1, keepdim=True))
+        return image_BD, text_BD
+
+    learner, reference = side(), side()
+    return lambda: Scores(Embeddings(*learner, 10.0, -10.0), Embeddings(*reference, 12.0, -10.0), loss=loss)
+
+
+def products(scores: Scores, count: int, chunks: int, blocks: bool) -> Callable[[], None]:
+    """The bare matrix products of the strips; what they read is gathered, what they write is there."""
+    sizes = chunk_sizes(count, chunks)[:-1]
+    pairs = [
+        (left_BD, right_BD[:size].clone())
+        for size in sizes
+        for model in (scores.side("learner"), scores.side("reference"))
+        for left_BD, right_BD in ((model.image_BD, model.text_BD), (model.text_BD, model.image_BD))
+    ]
+    whole = len(scores) - len(scores) % BLOCK_ROWS
+    out = torch.empty(max(sizes, default=0) * len(scores))
+
+    def plain() -> None:
+        for left_BD, right_CD in pairs:
+            torch.mm(left_BD, right_CD.T, out=out[: len(left_BD) * len(right_CD)].view(len(left_BD), -1))
+
+    def in_blocks() -> None:
+        for left_BD, right_CD in pairs:
+            left_nRD = left_BD[:whole].unflatten(0, (-1, BLOCK_ROWS))
+            into = out[: whole * len(right_CD)].view(len(left_nRD), len(right_CD), BLOCK_ROWS)
+            torch.bmm(right_CD.expand(len(left_nRD), -1, -1), left_nRD.transpose(1, 2), out=into)
+
+    return in_blocks if blocks and whole == len(scores) else plain
+
+
+def _seconds(contenders: Mapping[str, Callable[[], object]], repetitions: Mapping[str, int]) -> dict[str, list[float]]:
+    """Times by name, interleaved: in each round, everyone who still has repetitions to do."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(max(repetitions.values())):
+        for name, contender in contenders.items():
+            if turn < repetitions[name]:
+                start = time.perf_counter()
+                contender()
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    return {
+        "value": statistics.median(over) / statistics.median(under),
+        "of minima": min(over) / min(under),
+    }
+
+
+def _times(plan: Plan, loss: LossName) -> dict[str, Any]:
+    fresh = random_scores(plan.size, plan.width, loss)
+    draw = torch.Generator().manual_seed(0)
+    contenders: dict[str, Callable[[], object]] = {
+        "draw": lambda: joint_draw(fresh(), plan.count, plan.chunks, generator=draw),
+        "mm": products(fresh(), plan.count, plan.chunks, blocks=False),
+        "blocks": products(fresh(), plan.count, plan.chunks, blocks=True),
+        "listing": lambda: listing_draw(fresh(), plan.count, plan.chunks, draw),
+    }
+    for name in ("draw", "mm", "blocks"):
+        contenders[name]()  # the first call wakes threads and touches memory
+    repetitions = dict.fromkeys(contenders, plan.repetitions) | {"listing": plan.listings}
+    seconds = _seconds(contenders, repetitions)
+    floor = min((seconds["mm"], seconds["blocks"]), key=statistics.median)
+    return {
+        "speed-up over the listing": _ratio(seconds["listing"], seconds["draw"]),
+        "over the products": _ratio(seconds["draw"], floor),
+        "seconds": seconds,
+    }
+
+
+def _peak(size: int, count: int, width: int, chunks: int, loss: LossName, threads: int, listing: bool) -> int:
+    torch.set_num_threads(threads)
+    small = random_scores(BLOCK_ROWS, width, loss)
+    joint_draw(small(), BLOCK_ROWS // 2, 2)  # loads libraries and their buffers
+    scores = random_scores(size, width, loss)()
+    before = _status_bytes("VmRSS")
+    listing_draw(scores, count, chunks) if listing else joint_draw(scores, count, chunks)
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(name: str) -> int:
+    # Not ru_maxrss: a child's begins at its parent's.
+    status = Path("/proc/self/status").read_text().split()
+    return 1024 * int(status[status.index(f"{name}:") + 1])
+
+
+def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
+    """By how much a draw raises the peak resident set of a fresh process; ``None`` off Linux."""
+    if not Path("/proc/self/status").exists():
+        return None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing))
+
+
+def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
+    """Least squares of log seconds over log B."""
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(s) for s in seconds]).slope
+
+
+def _slopes(plan: Plan) -> dict[str, Any]:
+    kept = plan.count / plan.size
+    fixed = max(1, round(min(plan.sizes) * kept))
+    counts = {
+        "slope, fixed filter ratio": [max(1, round(size * kept)) for size in plan.sizes],
+        "slope, fixed b": [fixed] * len(plan.sizes),
+    }
+    report: dict[str, Any] = {}
+    for name, count_of_size in counts.items():
+        seconds = [_best_draw(plan, size, count) for size, count in zip(plan.sizes, count_of_size, strict=True)]
+        report[name] = {"value": slope(plan.sizes, seconds), "B": list(plan.sizes), "seconds": seconds}
+    return report
+
+
+def _best_draw(plan: Plan, size: int, count: int) -> float:
+    fresh = random_scores(size, plan.width, "sigmoid")
+    turns = min(plan.repetitions, max(2, 4 * 8192 // size))
+    draw = {"draw": lambda: joint_draw(fresh(), count, plan.chunks)}
+    return min(_seconds(draw, {"draw": turns})["draw"])
+
+
+def share_of_step(plan: Plan) -> float:
+    """Multiply-adds of the selection in those of a step (fp32 scores; both models of the learner's size)."""
+    scores = random_scores(plan.size, 1, "sigmoid")()
+    joint_draw(scores, plan.count, plan.chunks)
+    selection = scores.meter.macs * plan.width  # products are linear in the width
+    return selection / (selection + plan.pair_macs * (3 * plan.count + 2 * plan.size))
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """All numbers, ready for JSON."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    load = os.getloadavg()[0]
+    try:
+        losses = {loss: _times(plan, loss) | _memory(plan, loss) for loss in LOSSES}
+        slopes = _slopes(plan)
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "load before": load,
+            "load after": os.getloadavg()[0],
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__},
+        "targets": TARGETS,
+        "losses": losses,
+        "slopes": slopes,
+        "share of a step": share_of_step(plan),
+    }
+
+
+def _memory(plan: Plan, loss: LossName) -> dict[str, Any]:
+    dense = 2 * plan.size**2 * 4
+    report: dict[str, Any] = {}
+    for chunks in (plan.chunks, 2):
+        peak = peak_bytes(plan, loss, chunks)
+        if peak is not None:
+            report[f"memory, N={chunks}"] = {"value": peak / dense, "bytes": peak}
+    if loss == "sigmoid" and (listing := peak_bytes(plan, loss, plan.chunks, listing=True)):
+        report["memory, listing"] = {"value": listing / dense, "bytes": listing}
+    return report
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or sys.platform
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The ratios, one a line, with their targets."""
+    plan, machine = report["plan"], report["machine"]
+    lines = [
+        "joint draw: B={size} b={count} D={width} N={chunks}, {threads} threads".format(**plan),
+        "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, "
+        "Python {python}, torch {torch}".format(**machine),
+        "",
+        f"{'':44s}{'value':>8s}  {'of minima':>9s}  target",
+    ]
+    rows = [(f"{name} ({loss})", entry) for loss, part in report["losses"].items() for name, entry in part.items()]
+    for name, entry in (*rows, *report["slopes"].items()):
+        if "value" in entry:
+            minima = f"{entry['of minima']:9.2f}" if "of minima" in entry else " " * 9
+            target = next((t for start, t in TARGETS.items() if name.startswith(start) and "listing (" not in name), "")
+            if name.startswith("speed-up"):
+                target = TARGETS["speed-up over the listing"]
+            lines.append(f"{name:44s}{entry['value']:8.3f}  {minima}  {target}".rstrip())
+    lines.append(f"{'share of a step (multiply-adds)':44s}{report['share of a step']:8.5f}")
+    return "\n".join(lines)
