@@ -48,6 +48,7 @@ def test_the_cpu_and_float64_stay_with_plain_torch() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_equal_to_the_plain_path_on_a_gpu() -> None:
     left, right = (torch.randn(n, 96, device="cuda") / 96**0.5 for n in (300, 170))
     for loss, offset in (("sigmoid", -10.0), ("softmax", 0.0)):
