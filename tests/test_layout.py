@@ -1,0 +1,102 @@
+"""The house: who may import whom, how long a function may be, what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = sorted((ROOT / "jestbench").rglob("*.py"))
+POLICIES = sorted((ROOT / "policies").glob("*.py"))
+SHIPPED = [*sorted((ROOT / "gin").rglob("*.gin")), *sorted((ROOT / "gin").rglob("*.yaml"))]
+POLICY_DOORS = {"jestbench.batch", "jestbench.scores", "jestbench.sampling", "jestbench.selection", "policies", "torch"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}: imports are absolute"
+            yield node.module or ""
+
+
+def roots(path: Path) -> set[str]:
+    return {module.split(".")[0] for module in imports(path)}
+
+
+def test_only_config_knows_gin_and_the_policies() -> None:
+    assert [name(path) for path in PACKAGE if "gin" in roots(path)] == ["jestbench/config.py"]
+    assert [name(path) for path in PACKAGE if "policies" in roots(path)] == ["jestbench/config.py"]
+
+
+def test_only_metrics_knows_wandb() -> None:
+    assert [name(path) for path in PACKAGE if "wandb" in roots(path)] == ["jestbench/metrics.py"]
+    assert [name(path) for path in PACKAGE if "sweeps" in roots(path)] == ["jestbench/sweep.py"]
+
+
+@pytest.mark.parametrize("path", [path for path in POLICIES if path.stem != "registry"], ids=name)
+def test_a_policy_sees_no_model_and_no_data(path: Path) -> None:
+    standard = sys.stdlib_module_names
+    for module in imports(path):
+        allowed = module.split(".")[0] in standard or any(
+            module == door or module.startswith(f"{door}.") for door in POLICY_DOORS
+        )
+        assert allowed, f"{name(path)} imports {module}"
+
+
+def test_the_folder_gin_does_not_hide_the_package() -> None:
+    assert not list((ROOT / "gin").rglob("__init__.py"))
+    code = "import gin; assert hasattr(gin, 'configurable'), gin"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *POLICIES, *sorted((ROOT / "tools").glob("*.py"))], ids=name)
+def test_functions_fit_on_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "gin").rglob("*.gin")) + sorted((ROOT / "gin").rglob("*.yaml")), ids=name
+)
+def test_a_configuration_file_opens_with_what_it_is(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert header, f"{name(path)} does not say what it is"
+    if name(path) != "gin/policy/uniform.gin":  # it has nothing to change
+        assert any("People change" in line for line in header), f"{name(path)} does not say what people change"
+
+
+def test_the_wheel_holds_the_two_packages(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    subprocess.run(command, cwd=source, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {file.split("/")[0] for file in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"jestbench", "policies"}
