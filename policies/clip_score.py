@@ -1,0 +1,45 @@
+"""CLIP-score filter: draw among the pairs that a frozen reference finds best matched.
+
+Source: DataComp (Gadre et al. 2023, arXiv 2304.14108), which keeps the top 30 % of a pool by the cosine of a
+frozen CLIP model. Departures: the share is taken of each super-batch, not of the whole pool at once, and the
+sub-batch is drawn uniformly among the pairs that pass; where fewer than ``count`` pass, the best ``count`` are
+taken. It never looks at the learner, and is cheap once the reference's embeddings are remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.sampling import choice_statistics, independent_draw, top_k
+from jestbench.scores import Scores, Side
+from policies.registry import register
+
+
+@register("clip_score")
+@dataclass(frozen=True)
+class ClipScore:
+    """Uniform among the top share by the reference's cosine.
+
+    Attributes:
+        share: of the super-batch that passes the filter, in (0, 1].
+    """
+
+    share: float = 0.3
+    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share lies in (0, 1], got {self.share}")
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Filter by the pair's own logit, which orders pairs as their cosine does, then draw."""
+        score_B = scores.own_logit_B("reference")
+        passed_P = top_k(score_B, max(count, math.ceil(self.share * len(scores))))
+        drawn_K = independent_draw(torch.zeros(len(passed_P)), count, generator=generator).index_K
+        index_K = passed_P[drawn_K.to(passed_P.device)]
+        return Selection(index_K, choice_statistics(score_B, index_K))
