@@ -9,7 +9,7 @@ from jestbench import seeds
 from jestbench.ledger import Allowance, Ledger
 from jestbench.record import Recorder
 from jestbench.run import Resolved
-from jestbench.selection import choose
+from jestbench.selection import choose, initial_state
 from jestbench.stages import Stages, update_seed
 
 Status = Literal["finished", "interrupted"]
@@ -23,6 +23,7 @@ class Progress:
     pairs_seen: int = 0
     pairs_trained: int = 0
     seconds: float = 0.0
+    policy_state: object = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def share(self, allowance: Allowance) -> float:
@@ -38,15 +39,19 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
         PolicyError: the policy's choice breaks its contract.
     """
     run, policy = resolved.run, resolved.policy
+    if progress.step == 0:
+        progress.policy_state = initial_state(policy)
     recorder.start(progress)
     while (share := progress.share(allowance)) < 1 and not recorder.stop_asked:
         with recorder.clock(progress):
             batch = stages.super_batches.at(progress.step)
             scores = stages.scorer(batch, policy.needs)
-            selection = choose(policy, scores, run.batch_size, seeds.generator(run.seed, "select", progress.step))
+            generator = seeds.generator(run.seed, "select", progress.step)
+            selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
             chosen = batch.take(selection.index_K)
             update = stages.learner.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
             progress.ledger.charge((*scores.passes, *update.passes))
+            progress.policy_state = selection.state
             progress.step += 1
             progress.pairs_seen += len(batch)
             progress.pairs_trained += len(chosen)

@@ -166,6 +166,7 @@ class Recorder:
                 "seconds": progress.seconds,
                 "macs": dict(progress.ledger.macs),
                 "reference": reference.state() if reference is not None else None,
+                "policy": progress.policy_state,
                 "final": self.final,
             }
             torch.save(state, folder / "state.pt")
@@ -183,6 +184,7 @@ class Recorder:
         progress.ledger = Ledger(state["macs"])
         if reference is not None:
             reference.restore(state["reference"])
+        progress.policy_state = state["policy"]
         self.final = state["final"]
 
     def summary(

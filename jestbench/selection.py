@@ -33,13 +33,45 @@ class Policy(Protocol):
         ...
 
 
-def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+@runtime_checkable
+class StatefulPolicy(Protocol):
+    """A policy that remembers: its state is an explicit value that goes in and comes out.
+
+    The policy itself stays frozen. The loop carries the state from step to step and checkpoints it, so it is
+    made of tensors, numbers, strings, and lists, tuples or dicts of these.
+    """
+
+    def initial_state(self) -> object:
+        """The state before the first step."""
+        ...
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator, *, state: object) -> Selection:
+        """As ``Policy.select``; the next state is ``Selection.state``."""
+        ...
+
+
+def initial_state(policy: Policy) -> object:
+    """A policy's state before the first step; ``None`` for one that has none."""
+    return policy.initial_state() if isinstance(policy, StatefulPolicy) else None
+
+
+def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator, state: object = None) -> Selection:
     """Ask the policy, and check the answer.
+
+    Args:
+        policy: with state or without.
+        scores: of the super-batch.
+        count: b.
+        generator: the only source of randomness.
+        state: what the policy's last selection returned, where it has state.
 
     Raises:
         PolicyError: wrong count, repeated or foreign indices, weights or statistics that are not finite.
     """
-    selection = policy.select(scores, count, generator)
+    if isinstance(policy, StatefulPolicy):
+        selection = policy.select(scores, count, generator, state=state)
+    else:
+        selection = policy.select(scores, count, generator)
     name, index_K = type(policy).__name__, selection.index_K
     if index_K.dtype != torch.int64 or index_K.ndim != 1 or len(index_K) != count:
         raise PolicyError(f"{name} must return int64 indices [{count}], got {index_K.dtype} {list(index_K.shape)}")

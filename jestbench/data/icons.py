@@ -27,7 +27,6 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +38,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
@@ -49,6 +47,7 @@ from jestbench.data.iconify import INSTALL, SETS, Content, IconSet, fetch, npm_p
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import Dataset, Pairs, content_key
 from jestbench.data.tokenizer import Tokenizer, train_bpe
+from jestbench.paths import cache_root
 
 _LOG = logging.getLogger(__name__)
 
@@ -511,7 +510,7 @@ class Icons:
     @property
     def folder(self) -> Path:
         """Where the prepared data lie; its name tells everything that they depend on."""
-        root = self.cache_dir or os.environ.get("JESTBENCH_CACHE") or platformdirs.user_cache_dir("jestbench")
+        root = self.cache_dir or cache_root()
         text = json.dumps([CODE_VERSION, self.vocab_size, asdict(self.recipe)], sort_keys=True)
         return Path(root).expanduser() / f"icons-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 

@@ -1,0 +1,66 @@
+"""A policy with state: carried from step to step, checkpointed, resumed exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from jestbench import config, launch
+from jestbench.batch import Selection
+from jestbench.scores import Scores, Side
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class RunningMean:
+    """Pairs whose loss is nearest a running mean of the losses: the mean is the state."""
+
+    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+
+    def initial_state(self) -> dict[str, Any]:
+        return {"mean": torch.zeros(()), "steps": 0}
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator, *, state: Any) -> Selection:
+        loss_B = scores.pair_loss_B("learner")
+        mean = 0.9 * state["mean"] + 0.1 * loss_B.mean()
+        index_K = (loss_B - mean).abs().argsort(stable=True)[:count]
+        steps = state["steps"] + 1
+        return Selection(index_K, {"select/steps": float(steps)}, state={"mean": mean, "steps": steps})
+
+
+def rows(run_dir: Path) -> Iterator[dict[str, Any]]:
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        del row["time/seconds"]
+        yield row
+
+
+@pytest.fixture
+def resolved() -> Any:
+    bindings = ["run.budget=1e10", "run.checkpoints=5", "log.every=1", "log.progress=False", "run.device=cpu"]
+    found = config.resolve([str(ROOT / "gin" / "run" / "tiny.gin")], bindings)
+    return replace(found, run=replace(found.run, policy=RunningMean()))
+
+
+def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch.train_run(resolved, whole, resume=False) == "finished"
+    counted = [row["select/steps"] for row in rows(whole) if "select/steps" in row]
+    assert counted == [float(step + 1) for step in range(len(counted))]
+    assert len(counted) > 3
+
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    last, before = sorted((cut / "checkpoints").iterdir(), reverse=True)[:2]
+    assert before.name < last.name
+    shutil.rmtree(last)
+    assert launch.train_run(resolved, cut, resume=True) == "finished"
+    assert list(rows(cut)) == list(rows(whole))
