@@ -313,17 +313,13 @@ def check_names(bindings: Sequence[Binding]) -> None:
                 f"{_nearest(binding.parameter, fields)}"
             )
         value, hint = _filled_in(binding.value, macros), fields[binding.parameter]
-        if isinstance(value, gin.config.ConfigurableReference):
-            # A protocol or a union is looked at when it is built.
-            built = known[_minimal(value.selector)]
-            if (
-                isinstance(hint, type)
-                and not getattr(hint, "_is_protocol", False)
-                and not (value.evaluate and built is hint)
-            ):
-                raise ConfigError(f"{binding.where}: {binding.key} must be of type {hint.__name__}, got {value!r}")
-        elif not _holds_reference(value):
+        if not _holds_reference(value):
             _check_type(binding, value, hint)
+        elif isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
+            # A protocol, a union or a container is looked at when it is built.
+            alone = isinstance(value, gin.config.ConfigurableReference)
+            if not (alone and value.evaluate and known[_minimal(value.selector)] is hint):
+                raise ConfigError(f"{binding.where}: {binding.key} must be of type {hint.__name__}, got {value!r}")
 
 
 def _filled_in(value: Any, macros: Mapping[str, Any]) -> Any:
@@ -438,7 +434,7 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
             run = dataclasses.replace(run, policy=run.policy())
     except ConfigError:
         raise
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise ConfigError(_constructor_message(error, bindings)) from error
     _check_built(run, bindings)
     names = [known for known in policies.available() if type(run.policy) is policies.get(known)]
