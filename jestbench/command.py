@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
@@ -17,12 +18,21 @@ like --gin_file FILE. Bindings win over files, later ones over earlier ones.
 exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 the loss is not finite,
 130 interrupted (a checkpoint is written; go on with --resume)
 """
-_DOTTED = re.compile(r"^--?(?P<binding>[A-Za-z_][\w/]*\.[\w.]+=.*)$", re.DOTALL)
+# A binding behind hyphens, as W&B's ${args} writes it: Name.parameter=value, or a macro in capitals.
+_DOTTED = re.compile(r"^--?(?P<binding>(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]*)=.*)$", re.DOTALL)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says one short message, like every other mistake, instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    command = argparse.ArgumentParser(
+    command = _Parser(
         prog="run.py",
         description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
         epilog=EPILOG,

@@ -65,7 +65,7 @@ def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, 
                         del running[place]
                         yield job.owner, status
                 time.sleep(_POLL)
-        except (KeyboardInterrupt, GeneratorExit):
+        except BaseException:  # whatever ends this, no child outlives it
             _stop([process for _, process in running.values()])
             raise
 

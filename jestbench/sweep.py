@@ -123,6 +123,8 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(metric, dict) or "name" not in metric:
         raise ConfigError(f"{path}: metric.name is required: it is what the comparison is about")
     _check_metric(path, str(metric["name"]))
+    if "early_terminate" in raw:
+        print(f"{path}: early_terminate is W&B's server's business: every arm runs to its end here", file=sys.stderr)
     command_words, run_cap = raw.get("command", DEFAULT_COMMAND), raw.get("run_cap")
     if not isinstance(command_words, list):
         raise ConfigError(f"{path}: command must be a list of words, got {command_words!r}")

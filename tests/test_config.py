@@ -182,7 +182,10 @@ WRONG = {
     "timm model": (["model.image_tower = 'vit_tiny_patch16_225'"], ["mine.gin:2", "timm", "vit_tiny_patch16_225"]),
     "no vision transformer": (["model.image_tower = 'resnet18'"], ["resnet18"]),
     "timm option": (["model.image_options = {'dept': 2}"], ["image_tower", "dept"]),
-    "timm value": (["model.image_options = {'embed_dim': 64, 'depth': 2, 'num_heads': 0}"], ["cannot be built"]),
+    "timm value": (
+        ["model.image_options = {'embed_dim': 64, 'depth': 2, 'num_heads': 0}"],
+        ["timm cannot build", "ZeroDivisionError"],
+    ),
     "text length": (["synthetic.length = 1"], ["at least 2 tokens"]),
     "unknown policy": (["run.policy = 'jets'"], ["mine.gin:2", "'jets'", "did you mean 'jest'?"]),
     "no reference": (["run.policy = 'jest'"], ["Jest", "needs a reference", "run.reference"]),

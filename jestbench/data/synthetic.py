@@ -60,6 +60,8 @@ class Synthetic:
                 raise ValueError(f"synthetic.{name} is a share in [0, 1), got {getattr(self, name)}")
         if not 4 <= self.concepts <= len(SYLLABLES) ** 2:
             raise ValueError(f"synthetic.concepts must lie between 4 and {len(SYLLABLES) ** 2}, got {self.concepts}")
+        if self.seed < 0:
+            raise ValueError(f"synthetic.seed must not be negative, got {self.seed}")
         if self.image_size < 4:
             raise ValueError(f"synthetic.image_size must be at least 4 px, got {self.image_size}")
         for name in SPLITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -307,6 +308,8 @@ class Model:
         for name in ("image_size", "patch_size", "embed_dim", "text_width", "text_layers", "text_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.text_mlp_ratio > 0:
+            raise ValueError(f"model.text_mlp_ratio must be positive, got {self.text_mlp_ratio}")
         if self.image_size < self.patch_size:
             raise ValueError(
                 f"an image of {self.image_size} px is smaller than a patch of {self.patch_size} px: "
@@ -320,7 +323,7 @@ class Model:
         if self.text_width % self.text_heads:
             raise ValueError(f"model.text_width = {self.text_width} does not divide into {self.text_heads} heads")
         if not timm.is_model(self.image_tower):
-            near = timm.list_models(f"*{self.image_tower}*")[:3]
+            near = difflib.get_close_matches(self.image_tower, timm.list_models(), n=3)
             raise ValueError(
                 f"timm has no model {self.image_tower!r}" + (f"; it has {', '.join(near)}" if near else "")
             )
@@ -340,8 +343,10 @@ class Model:
                     num_classes=0,
                     **{"img_size": self.image_size, "patch_size": self.patch_size, **self.image_options},
                 )
-            except (TypeError, AssertionError, RuntimeError) as error:
-                raise ValueError(f"timm cannot build model.image_tower = {self.image_tower!r}: {error}") from error
+            except Exception as error:  # whatever timm's constructors stumble over, the options are at fault
+                raise ValueError(
+                    f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
+                ) from error
             if not isinstance(backbone, VisionTransformer):
                 raise ValueError(
                     f"model.image_tower = {self.image_tower!r} is a {type(backbone).__name__}; "
