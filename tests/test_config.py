@@ -68,7 +68,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return call
 
 
-def said(result: Result, *words: str, status: int = 2) -> str:
+def expect_said(result: Result, *words: str, status: int = 2) -> str:
     """The one short paragraph on stderr, which must hold these words."""
     assert result.status == status, result.err
     assert result.out == ""
@@ -212,17 +212,17 @@ WRONG = {
 @pytest.mark.parametrize(("lines", "words"), WRONG.values(), ids=WRONG)
 def test_a_mistake_in_a_file_is_one_paragraph(run: Run, lines: list[str], words: list[str]) -> None:
     Path("other.gin").write_text("")
-    said(run("--gin_file", file("mine.gin", *lines), "--check"), *words)
+    expect_said(run("--gin_file", file("mine.gin", *lines), "--check"), *words)
 
 
 @pytest.mark.parametrize(("lines", "words"), [(["run.split = 'pol'"], ["'pol'", "pool"])])
 def test_wrong_data_is_status_3(run: Run, lines: list[str], words: list[str]) -> None:
-    said(run("--gin_file", file("mine.gin", *lines), "--check"), *words, status=3)
+    expect_said(run("--gin_file", file("mine.gin", *lines), "--check"), *words, status=3)
 
 
 def test_a_super_batch_larger_than_the_pool_is_found_by_check(run: Run) -> None:
     binding = ("run.policy=hard_learner", "run.super_batch_size=100000")
-    said(run("--gin_file", TINY, *binding, "--check"), "100000", "run.super_batch_size", status=3)
+    expect_said(run("--gin_file", TINY, *binding, "--check"), "100000", "run.super_batch_size", status=3)
 
 
 @pytest.mark.parametrize(
@@ -240,35 +240,37 @@ def test_a_super_batch_larger_than_the_pool_is_found_by_check(run: Run) -> None:
     ids=str,
 )
 def test_a_mistake_on_the_command_line(run: Run, bindings: list[str], words: list[str]) -> None:
-    said(run("--gin_file", TINY, "--check", *bindings), *words)
+    expect_said(run("--gin_file", TINY, "--check", *bindings), *words)
 
 
 def test_files_that_are_not_there(run: Run) -> None:
-    said(run("--check"), "--gin_file")
-    said(run("--gin_file", "gin/run/tinny.gin", "--check"), "gin/run/tinny.gin", "did you mean gin/run/tiny.gin?")
-    said(run("--gin_file", str(GIN), "--check"), str(GIN))
-    said(run("--gin_file", "gin/policy/jest.gin", "--check"), "run.data is required", "run.data=")
+    expect_said(run("--check"), "--gin_file")
+    expect_said(
+        run("--gin_file", "gin/run/tinny.gin", "--check"), "gin/run/tinny.gin", "did you mean gin/run/tiny.gin?"
+    )
+    expect_said(run("--gin_file", str(GIN), "--check"), str(GIN))
+    expect_said(run("--gin_file", "gin/policy/jest.gin", "--check"), "run.data is required", "run.data=")
     Path("latin.gin").write_bytes("run.arm = 'é'\n".encode("latin-1"))
-    said(run("--gin_file", "latin.gin", "--check"), "latin.gin", "cannot be read")
+    expect_said(run("--gin_file", "latin.gin", "--check"), "latin.gin", "cannot be read")
 
 
 def test_an_include_circle_over_two_files(run: Run) -> None:
     Path("a.gin").write_text('# first\ninclude "b.gin"\n')
     Path("b.gin").write_text('include "a.gin"\n')
-    said(run("--gin_file", "a.gin", "--check"), "b.gin:1", "a.gin → b.gin → a.gin")
+    expect_said(run("--gin_file", "a.gin", "--check"), "b.gin:1", "a.gin → b.gin → a.gin")
 
 
 def test_a_reference_circle_over_two_files(run: Run) -> None:
     file("a.gin", "run.policy = 'jest'", "run.reference = 'b.gin'")
     file("b.gin", "run.policy = 'learnability'", "run.reference = 'a.gin'")
-    said(run("--gin_file", "a.gin", "--check"), "needs itself as a reference", "a.gin:3")
+    expect_said(run("--gin_file", "a.gin", "--check"), "needs itself as a reference", "a.gin:3")
 
 
 def test_a_reference_folder_without_a_run(run: Run) -> None:
     Path("empty").mkdir()
     argv = ("--gin_file", TINY, "run.policy=jest", "run.reference=empty", *SMALL)
-    said(run(*argv, "--check"), "empty", status=3)
-    said(run(*argv, "--run_dir", "out"), "empty", status=3)
+    expect_said(run(*argv, "--check"), "empty", status=3)
+    expect_said(run(*argv, "--run_dir", "out"), "empty", status=3)
 
 
 def test_wrong_options_end_with_status_2(run: Run) -> None:
@@ -389,12 +391,12 @@ def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
 def test_allow_unused(run: Run) -> None:
     unused = ("jest.chunks=4", "rho_loss.pair_loss=own", "slow/optimizer.clip=2.0")
     argv = ("--gin_file", TINY, "--check", *QUIET)
-    said(run(*argv, *unused), "jest.chunks", "rho_loss.pair_loss", "slow/optimizer.clip")
-    said(run(*argv, *unused, "--allow_unused", "jest.*"), "rho_loss.pair_loss")
+    expect_said(run(*argv, *unused), "jest.chunks", "rho_loss.pair_loss", "slow/optimizer.clip")
+    expect_said(run(*argv, *unused, "--allow_unused", "jest.*"), "rho_loss.pair_loss")
     assert run(*argv, *unused, "--allow_unused", "jest.*", "rho_loss.*", "slow/*").status == 0
     assert run("--allow_unused", "jest.*", "--allow_unused=*", *argv, *unused).status == 0
     # It excuses no misspelling, and binds nothing by accident.
-    said(run(*argv, "jest.chunk=4", "--allow_unused", "jest.*"), "did you mean 'chunks'?")
+    expect_said(run(*argv, "jest.chunk=4", "--allow_unused", "jest.*"), "did you mean 'chunks'?")
     result = run(*argv, "--allow_unused", "jest.*", "run.seed=9", "jest.chunks=4")
     assert result.value("run.seed") == "9"
 
@@ -601,15 +603,15 @@ def test_a_run_folder_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     argv = ("--gin_file", TINY, *SMALL, "--run_dir", "out")
     assert run(*argv).status == 0
     before = snapshot(tmp_path)
-    said(run(*argv), "out already holds a run", "--resume")
-    said(run(*argv, "run.seed=1"), "out already holds a run")
-    said(run(*argv, "run.seed=1", "--resume"), "holds another run", "seed 0", "seed 1")
-    said(run(*argv, "optimizer.clip=2.0", "--resume"), "holds another run", "operative.gin")
+    expect_said(run(*argv), "out already holds a run", "--resume")
+    expect_said(run(*argv, "run.seed=1"), "out already holds a run")
+    expect_said(run(*argv, "run.seed=1", "--resume"), "holds another run", "seed 0", "seed 1")
+    expect_said(run(*argv, "optimizer.clip=2.0", "--resume"), "holds another run", "operative.gin")
     result = run(*argv, "--resume")
     assert (result.status, result.out) == (0, "finished: out\n")
     result = run("--run_dir", "out", "--resume")
     assert (result.status, result.out) == (0, "finished: out\n")
-    said(run("--gin_file", TINY, *SMALL, "--resume"), "--run_dir")
+    expect_said(run("--gin_file", TINY, *SMALL, "--resume"), "--run_dir")
     assert snapshot(tmp_path) == before
 
 
@@ -622,18 +624,18 @@ def test_a_foreign_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     argv = ("--gin_file", TINY, *SMALL, "--run_dir")
     for resume in ([], ["--resume"]):
-        said(run(*argv, "photos", *resume), "photos", "not empty")
-        said(run(*argv, "file", *resume), "file", "--run_dir")
-        said(run(*argv, "file/below", *resume), "file/below", "--run_dir")
-    said(run(*argv, "broken"), "already holds a run")
-    said(run(*argv, "broken", "--resume"), "environment.json")
-    said(run("--run_dir", "nowhere", "--resume"), "nowhere/operative.gin")
+        expect_said(run(*argv, "photos", *resume), "photos", "not empty")
+        expect_said(run(*argv, "file", *resume), "file", "--run_dir")
+        expect_said(run(*argv, "file/below", *resume), "file/below", "--run_dir")
+    expect_said(run(*argv, "broken"), "already holds a run")
+    expect_said(run(*argv, "broken", "--resume"), "environment.json")
+    expect_said(run("--run_dir", "nowhere", "--resume"), "nowhere/operative.gin")
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("wrong", ["run.budget=1000", "model.image_options={'depth':-1}", "run.device=gpu"])
 def test_a_run_that_cannot_be_built_leaves_its_folder_free(run: Run, wrong: str) -> None:
-    said(run("--gin_file", TINY, *SMALL, wrong, "--run_dir", "out"))
+    expect_said(run("--gin_file", TINY, *SMALL, wrong, "--run_dir", "out"))
     assert not Path("out").exists()
     assert run("--gin_file", TINY, *SMALL, "run.budget=1e9", "--run_dir", "out").status == 0
 
@@ -651,7 +653,7 @@ def test_without_run_dir_every_run_gets_a_new_folder(run: Run) -> None:
 def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, policy: str) -> None:
     wild = ("optimizer.learning_rate=1e30", "optimizer.warmup=0.0", f"run.policy={policy}")
     result = run("--gin_file", TINY, *SMALL, *wild, "--run_dir", "out")
-    said(result, "step 1", "optimizer.learning_rate", status=4)
+    expect_said(result, "step 1", "optimizer.learning_rate", status=4)
     assert summary(Path("out"))["status"] == "failed"
     assert [row["step"] for row in rows(Path("out"))] == [0, 1]
 

@@ -196,7 +196,7 @@ def test_the_undamaged_files_are_clean(name: str, tmp_path: Path) -> None:
 @_profile(100)
 @given(text=damaged)
 def test_damaged_files(text: str, tmp_path: Path) -> None:
-    outcome(text, tmp_path / "fuzz.gin")
+    assert outcome(text, tmp_path / "fuzz.gin") in (0, 2, 3)
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_damaged_files(text: str, tmp_path: Path) -> None:
 @_profile(2000)
 @given(text=damaged)
 def test_many_damaged_files(text: str, tmp_path: Path) -> None:
-    outcome(text, tmp_path / "fuzz.gin")
+    assert outcome(text, tmp_path / "fuzz.gin") in (0, 2, 3)
 
 
 @_profile(200)
@@ -212,7 +212,7 @@ def test_many_damaged_files(text: str, tmp_path: Path) -> None:
 def test_any_binding_on_the_command_line(text: str) -> None:
     for word in (text, f"run.seed={text}", f"run.arm={text}"):
         with contextlib.suppress(ConfigError):
-            config.read_binding(word)
+            assert config.read_binding(word).where == "command line"
 
 
 @_profile(100)
@@ -221,4 +221,4 @@ def test_any_text_as_a_file(text: str, tmp_path: Path) -> None:
     path = tmp_path / "any.gin"
     path.write_text(text, encoding="utf-8")
     with contextlib.suppress(ConfigError):
-        config.read_file(path)
+        assert all("any.gin" in binding.where for binding in config.read_file(path))
