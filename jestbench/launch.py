@@ -245,8 +245,6 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
         failed = False
-    except NonFiniteScore as error:
-        raise NonFiniteLoss(f"step {progress.step}: {error}") from error
     finally:
         summary = recorder.summary(progress, status, pretrain, more)
         write_json(run_dir / SUMMARY, summary)

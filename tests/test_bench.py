@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,6 @@ from jestbench.bench.listing import listing_draw
 from jestbench.sampling import joint_sample
 
 MINIATURE = "--size 600 --count 40 --width 8 --chunks 4 --repetitions 2 --listings 1 --threads 1 --sizes 16 32 64"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

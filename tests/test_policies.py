@@ -39,14 +39,6 @@ each_policy = pytest.mark.parametrize("name", NAMES)
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import runpy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -45,14 +45,6 @@ SIGN = {"learner": 1.0, "reference": -1.0}
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 each_sides = pytest.mark.parametrize("sides", SIDES, ids="+".join)
 examples = settings(max_examples=100, deadline=None, derandomize=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
