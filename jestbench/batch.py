@@ -52,6 +52,7 @@ class Batch:
         marks: name → bool ``[B]``: what is known about a pair (``noisy``, ``curated``). Read by
             diagnostics alone; no policy and no model ever sees it.
         captions: the captions themselves, for diagnostics.
+        passes: what choosing these pairs among more candidates has cost (a cascade); empty otherwise.
     """
 
     images_BCHW: Tensor
@@ -60,6 +61,7 @@ class Batch:
     text_key_B: Tensor
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
+    passes: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = {len(self.images_BCHW), len(self.image_key_B), len(self.text_key_B)}

@@ -249,6 +249,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
         summary = recorder.summary(progress, status, pretrain, more)
         write_json(run_dir / SUMMARY, summary)
         recorder.metrics.close(summary, failed)
+        stages.super_batches.close()
         if stages.scorer.reference is not None:
             stages.scorer.reference.close(remove=status == "finished")
     return "finished" if status == "finished" else "interrupted"
@@ -279,7 +280,7 @@ def _references(reference_dir: Path | None, pretrain: Mapping[str, int]) -> list
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
     facts: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    facts["pairs"] = len(stages.super_batches.pairs)
+    facts["pairs"] = len(stages.pairs)
     facts["eval_images"] = len(stages.evaluator.index_N)
     facts["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
@@ -349,7 +350,7 @@ def check(resolved: Resolved) -> None:
             data, reference = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
             if resolved.run.data.is_prepared():
-                SuperBatches(stages.super_batches.pairs, resolved.draw_size, run.seed)
+                SuperBatches(stages.pairs, resolved.draw_size, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}))
         _warned(resolved, stages)
         batch = stages.super_batches.at(0)

@@ -50,7 +50,7 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
             selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
             chosen = batch.take(selection.index_K)
             update = stages.learner.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
-            progress.ledger.charge((*scores.passes, *update.passes))
+            progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))
             progress.policy_state = selection.state
             progress.step += 1
             progress.pairs_seen += len(batch)

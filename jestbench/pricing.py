@@ -81,7 +81,7 @@ def step_price(resolved: Resolved) -> StepPrice:
     run, drawn = resolved.run, resolved.draw_size
     with tempfile.TemporaryDirectory() as folder:
         stages = build_stages(resolved, data, None, Path(folder), draw_size=1)
-    one = stages.super_batches.pairs.batch(torch.zeros(1, dtype=torch.int64))
+    one = stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
     learner = stages.learner
     full = learner.price.pair
     reference_price = None

@@ -135,7 +135,7 @@ class Recorder:
             **progress.ledger.row(),
             "time/seconds": round(progress.seconds, 6),
             "cache/hits": reference.hits if reference is not None else 0,
-            "data/skipped": self.stages.super_batches.skipped(progress.step),
+            **self.stages.super_batches.counts(progress.step),
             **more,
         }
 
@@ -147,7 +147,7 @@ class Recorder:
         def fill(folder: Path) -> None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
             save_file(tensors, folder / "model.safetensors")
-            tokenizer = self.stages.super_batches.pairs.tokenizer
+            tokenizer = self.stages.super_batches.tokenizer
             write_json(
                 folder / "model.json",
                 {
@@ -167,6 +167,7 @@ class Recorder:
                 "macs": dict(progress.ledger.macs),
                 "reference": reference.state() if reference is not None else None,
                 "policy": progress.policy_state,
+                "data": self.stages.super_batches.state(),
                 "final": self.final,
             }
             torch.save(state, folder / "state.pt")
@@ -185,6 +186,7 @@ class Recorder:
         if reference is not None:
             reference.restore(state["reference"])
         progress.policy_state = state["policy"]
+        self.stages.super_batches.restore(state["data"])
         self.final = state["final"]
 
     def summary(

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from jestbench import seeds
-from jestbench.data.loader import SuperBatches
-from jestbench.data.pairs import Dataset
+from jestbench.data.loader import SuperBatches, SuperBatchSource
+from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
 from jestbench.learner import Learner, Price
 from jestbench.model.towers import TwoTowers
@@ -24,7 +24,8 @@ from jestbench.scorer import Scorer
 class Stages:
     """What the loop runs, in its order."""
 
-    super_batches: SuperBatches
+    pairs: Pairs
+    super_batches: SuperBatchSource
     scorer: Scorer
     learner: Learner
     evaluator: Evaluator
@@ -72,6 +73,7 @@ def build_stages(
             fitted(run.reference_under, reference, "run.reference_view"),
         )
     return Stages(
+        pairs,
         super_batches,
         Scorer(learner, frozen, run.microbatch, scored),
         learner,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jestbench.batch import Batch, DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.noise import exchange_captions, normalised
-from jestbench.data.pairs import Pairs, content_key
+from jestbench.data.pairs import ArrayPairs, content_key
 from jestbench.data.synthetic import SPLITS, Synthetic
 from jestbench.data.tokenizer import END, PAD, Tokenizer, train_bpe
 
@@ -23,8 +23,8 @@ BACKEND = train_bpe(CAPTIONS * 3, 64)
 TOKENIZER = Tokenizer(BACKEND.to_str(), 8)
 
 
-def pairs_of(count: int, captions: list[str] | None = None) -> Pairs:
-    return Pairs(
+def pairs_of(count: int, captions: list[str] | None = None) -> ArrayPairs:
+    return ArrayPairs(
         name="test/pool",
         fingerprint="0",
         images_NHWC=np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3),
@@ -96,7 +96,7 @@ def test_a_batch_whose_parts_differ_in_length_is_refused():
         Batch(images.float(), {}, keys, keys)
 
 
-# Pairs
+# ArrayPairs
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\t\n", "\u3000"])
@@ -160,7 +160,7 @@ def test_another_seed_is_other_noise():
 WORLD = Synthetic(pool=1000, curated=300, holdout=300, eval=200)
 
 
-def true_captions(world: Synthetic, pairs: Pairs) -> list[str]:
+def true_captions(world: Synthetic, pairs: ArrayPairs) -> list[str]:
     """What each image shows, told from the images of the clean split alone."""
     clean = replace(world, curated=2000).split("curated")
     names = sorted(set(clean.captions))

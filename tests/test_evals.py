@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import ArrayPairs
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate, Evaluator, points_reached
 from jestbench.evals import metrics as module
@@ -92,12 +92,12 @@ def test_every_image_of_the_caption_is_a_hit():
 # The evaluator
 
 
-def pairs_of(captions: list[str]) -> Pairs:
+def pairs_of(captions: list[str]) -> ArrayPairs:
     world = Synthetic(eval=len(captions)).split("eval")
-    return Pairs("test/eval", "0", world.images_NHWC, world.row_N, captions, world.tokenizer, world.image_key_N)
+    return ArrayPairs("test/eval", "0", world.images_NHWC, world.row_N, captions, world.tokenizer, world.image_key_N)
 
 
-def learner_for(pairs: Pairs) -> Learner:
+def learner_for(pairs: ArrayPairs) -> Learner:
     model = Model(
         image_size=16,
         patch_size=8,

@@ -45,7 +45,7 @@ from jestbench.data.icon_names import read_name
 from jestbench.data.icon_render import render_all
 from jestbench.data.iconify import INSTALL, SETS, Content, IconSet, fetch, npm_pack, read_set
 from jestbench.data.noise import exchange_captions
-from jestbench.data.pairs import Dataset, Pairs, content_key
+from jestbench.data.pairs import ArrayPairs, Dataset, Pairs, content_key
 from jestbench.data.tokenizer import Tokenizer, train_bpe
 from jestbench.paths import cache_root
 
@@ -591,7 +591,7 @@ class Icons:
         row_N = np.concatenate(rows)
         key_N = np.array(table["key"], dtype=np.int64)[row_N]
         content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
-        return Pairs(
+        return ArrayPairs(
             name=f"icons/{name}",
             fingerprint=hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest(),
             images_NHWC=np.load(self.folder / "images.npy", mmap_mode="r"),

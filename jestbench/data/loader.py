@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,41 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.pairs import Pairs
+from jestbench.data.tokenizer import Tokenizer
+
+
+class SuperBatchSource(Protocol):
+    """What the loop draws from: the super-batch of a step, whatever lies behind it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Makes the token ids of the batches."""
+        ...
+
+    @property
+    def pool(self) -> int | None:
+        """Pairs that are drawn from; ``None`` where a stream does not tell."""
+        ...
+
+    def at(self, step: int) -> Batch:
+        """The super-batch of a step; steps are asked for in order."""
+        ...
+
+    def counts(self, step: int) -> dict[str, float]:
+        """What happened to the data until this step, ``data/…``: pairs skipped, damaged, waited for."""
+        ...
+
+    def state(self) -> object:
+        """What a checkpoint keeps beside the step (tensors, numbers, strings, and lists or dicts of these)."""
+        ...
+
+    def restore(self, state: object) -> None:
+        """Go on from a checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Let go of workers and files."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +75,16 @@ class SuperBatches:
             )
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The split's."""
+        return self.pairs.tokenizer
+
+    @property
+    def pool(self) -> int:
+        """All pairs of the split."""
+        return len(self.pairs)
+
+    @property
     def per_epoch(self) -> int:
         """Super-batches in one pass over the data."""
         return len(self.pairs) // self.size
@@ -56,6 +102,20 @@ class SuperBatches:
     def at(self, step: int) -> Batch:
         """The super-batch of a step."""
         return self.pairs.batch(self.index_B(step))
+
+    def counts(self, step: int) -> dict[str, float]:
+        """Pairs skipped as tails."""
+        return {"data/skipped": self.skipped(step)}
+
+    def state(self) -> object:
+        """Nothing: the step says it all."""
+        return None
+
+    def restore(self, state: object) -> None:
+        """Nothing to restore."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 @lru_cache(maxsize=2)

@@ -21,9 +21,38 @@ def content_key(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
+class Pairs(Protocol):
+    """An indexed split: its size, keys and captions are known before any image is decoded.
+
+    Attributes:
+        name: of the split, for messages.
+        fingerprint: hash of everything that the pairs depend on (content, captions, noise, preprocessing).
+        tokenizer: makes the token ids.
+        image_key_N: int64 content hash of each image.
+        text_key_N: int64 content hash of each caption.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> Tokenizer: ...  # noqa: D102
+    @property
+    def image_key_N(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def text_key_N(self) -> Tensor: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, read, decoded and ready for a model."""
+        ...
+
+
 @dataclass(frozen=True)
-class Pairs:
-    """An indexed split, wholly addressable, nothing decoded twice.
+class ArrayPairs:
+    """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
 
     Attributes:
         name: of the split, for messages.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.noise import exchange_captions
-from jestbench.data.pairs import Pairs, content_key
+from jestbench.data.pairs import ArrayPairs, Pairs, content_key
 from jestbench.data.tokenizer import Tokenizer, train_bpe
 
 SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in "aeiou")
@@ -89,7 +89,7 @@ class Synthetic:
         images = np.concatenate([part[0] for part in parts])
         captions = [caption for part in parts for caption in part[1]]
         marks = {mark: np.concatenate([part[2][mark] for part in parts]) for mark in parts[0][2]}
-        return Pairs(
+        return ArrayPairs(
             name=f"synthetic/{name}",
             fingerprint=hashlib.blake2b(f"{asdict(self)}/{name}".encode(), digest_size=8).hexdigest(),
             images_NHWC=images,
