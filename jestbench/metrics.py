@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,10 +219,7 @@ class WandBSink:
         self._last_of_process = label.in_sweep
         self._run.define_metric(STEP_METRIC)
         self._run.define_metric("*", step_metric=STEP_METRIC)
-        for name in ("config.gin", "operative.gin"):
-            if (run_dir / name).exists() and config.resolved() != "disabled":
-                copy = shutil.copy(run_dir / name, self._run.dir)  # a file that lay elsewhere would become a link
-                self._run.save(copy, base_path=self._run.dir, policy="now")
+        _keep(self._run, run_dir, ("config.gin", "operative.gin"))
 
     def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
         """Log a row; integers as floats, since 64-bit ones are unsafe in a browser."""
@@ -251,6 +248,73 @@ def _wandb_table(table: ExampleTable) -> Any:
     ]
     columns = ["step", "image", "caption", "chosen", "score", *table.marks]
     return wandb.Table(columns=columns, data=rows)
+
+
+def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path | None:
+    """Put a comparison into W&B as one summary run: its table, its plots, its page.
+
+    Args:
+        config: mode, project and the like; ``disabled`` does nothing.
+        out: the folder that the comparison was written to; an offline run lies in its ``wandb/``.
+        name: of the run.
+        group: of the run, where neither the configuration nor WANDB_RUN_GROUP gives one.
+
+    Returns:
+        The folder of an offline run; ``None`` otherwise.
+
+    Raises:
+        ValueError: W&B refuses the run.
+    """
+    if config.resolved() == "disabled":
+        return None
+    import wandb
+
+    document = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    facts = {key: document[key] for key in ("metric", "baseline", "budget", "lower_is_better", "data", "command")}
+    label = Label(name, "comparison", group, own_id=True, in_sweep=False)
+    run = start_wandb(config, out, label, facts)
+    rows = [_comparison_row(arm) for arm in document["arms"]]
+    shown: dict[str, Any] = {
+        "comparison": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows]),
+        "report": wandb.Html((out / "index.html").read_text(encoding="utf-8"), inject=False),
+    }
+    shown |= {f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in sorted(out.glob("*.png"))}
+    with _staged_with(run):
+        run.log(shown)
+    of_arms = {row["label"]: row for row in rows}
+    run.summary.update(
+        {f"{arm}/{key}": _safe(value) for arm, row in of_arms.items() for key, value in row.items() if key != "label"}
+    )
+    _keep(run, out, ("comparison.json", "comparison.md"))
+    folder = Path(run.dir).parent if run.offline else None
+    run.finish()
+    return folder
+
+
+_PLAIN = (
+    "label policy config_hash mean low high above_baseline flops_total flops_all_in pairs_seen pairs_trained seconds"
+).split()
+
+
+def _comparison_row(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """One arm of ``comparison.json`` as a row: plain values, and speed-ups by axis."""
+    row: dict[str, Any] = {name: _as_float(arm[name]) for name in _PLAIN}
+    row["seeds"] = ", ".join(str(seed) for seed in arm["seeds"])
+    for axis, speedup in arm["speedup"].items():
+        row[f"speedup/{axis}"] = _as_float(speedup["value"])
+        row[f"speedup/{axis}/lower_bound"] = speedup["lower_bound"]
+    return row
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if type(value) is int else value  # a column of a W&B table has one type
+
+
+def _keep(run: Any, folder: Path, names: Sequence[str]) -> None:
+    """Copy files into a W&B run; a file that lies elsewhere would become a link."""
+    for name in names:
+        if (folder / name).exists():
+            run.save(shutil.copy(folder / name, run.dir), base_path=run.dir, policy="now")
 
 
 class Metrics:
