@@ -102,6 +102,11 @@ def configurables() -> dict[str, type[Any]]:
     return found
 
 
+def parameters() -> dict[str, tuple[str, ...]]:
+    """Everything that can be bound, and its parameters."""
+    return {name: tuple(_fields(cls)) for name, cls in configurables().items()}
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -118,8 +118,16 @@ def save(table: ExampleTable, run_dir: Path) -> None:
         pairs.append(plain | {"left": place[0], "top": place[1]})
     size = {"width": table.examples[0].image_CHW.shape[2], "height": table.examples[0].image_CHW.shape[1]}
     document = {"step": table.step, "sheet": f"{stem}.png", "sheet_size": sheet.size, **size, "examples": pairs}
-    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(_page(folder), encoding="utf-8")
+    _write(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / PAGE, _page(folder))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a resumed run reads the tables of the one that was killed."""
+    partial = path.with_name(path.name + ".partial")
+    # A caption may hold what UTF-8 cannot (half a surrogate pair); it must not cost the run.
+    partial.write_text(text, encoding="utf-8", errors="replace")
+    partial.replace(path)
 
 
 def _sheet(images: Sequence[Image]) -> tuple[Image, list[tuple[int, int]]]:

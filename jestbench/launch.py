@@ -26,9 +26,9 @@ from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
 from jestbench.learner import NonFiniteLoss
-from jestbench.ledger import Allowance
+from jestbench.ledger import Allowance, Budget
 from jestbench.loop import Progress, Status, train
-from jestbench.metrics import Jsonl, Label, Metrics, WandB, WandBSink
+from jestbench.metrics import Jsonl, Label, Log, Metrics, WandB, WandBSink
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX, Mix
 from jestbench.paths import cache_root
@@ -361,6 +361,44 @@ def without_download(resolved: Resolved) -> Resolved:
     """The same run from random weights, which cost the same."""
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
     return plain if plain.reference is None else replace(plain, reference=without_download(plain.reference))
+
+
+def logged_names(resolved: Resolved) -> frozenset[str]:
+    """Names of all metrics that a run logs: those that one step on a few pairs logs. Nothing is left behind.
+
+    Raises:
+        ConfigError: the configuration cannot be built, or cannot do a step.
+        DataError: the data does not fit it.
+    """
+    resolved = without_download(resolved)
+    drawn = min(32, resolved.draw_size)
+    run = replace(
+        resolved.run,
+        device="cpu",
+        batch_size=max(1, resolved.run.batch_size * drawn // resolved.draw_size),
+        super_batch_size=drawn,
+        budget=None,
+        limit=Budget(steps=1),
+        evaluate=replace(resolved.run.evaluate, points=1, limit=32),
+        log=Log(every=1, progress=False),
+    )
+    small = replace(resolved, run=run)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with building():
+            data, reference = stand_ins(resolved)
+            stages = build_stages(small, data, reference, folder / "cache", drawn)
+        allowance = run.allowance({})
+        metrics = Metrics(folder, None, run.log, "")
+        try:
+            train(small, stages, Progress(), allowance, Recorder(small, stages, allowance, folder, metrics))
+        except (NonFiniteScore, NonFiniteLoss) as error:
+            raise ConfigError(f"the untrained model cannot do one step: {error}") from error
+        finally:
+            metrics.close({}, failed=False)
+            stages.super_batches.close()
+        rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return frozenset(name for row in rows for name in json.loads(row))
 
 
 def check(resolved: Resolved) -> None:
