@@ -40,6 +40,7 @@ METRIC_KEYS = ("name", "goal", "target")
 GOALS = ("maximize", "minimize")
 SPEC_KEYS = "value values distribution probabilities min max mu sigma q parameters".split()
 ARGS = ("${args}", "${args_no_hyphens}")
+MACROS = ("${env}", "${interpreter}", "${program}", *ARGS)
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
 """Parameters that another policy, and with it other ``select/…`` metrics, comes in by."""
 MOST_REPEATS = 20
@@ -142,6 +143,9 @@ def read_sweep(path: Path) -> Sweep:
     command_words, run_cap = raw.get("command", DEFAULT_COMMAND), raw.get("run_cap")
     if not isinstance(command_words, list):
         raise ConfigError(f"{path}: command must be a list of words, got {command_words!r}")
+    for word in command_words:
+        if word not in MACROS:
+            _expand(str(word), path)
     if not any(word in ARGS for word in command_words):
         raise ConfigError(f"{path}: command never passes the parameters: it needs ${{args_no_hyphens}}")
     if run_cap is not None and not (type(run_cap) is int and run_cap >= 1):

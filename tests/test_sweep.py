@@ -165,7 +165,7 @@ VALUES = {
     "log.progress": False,
     "run.arm": "two words",
     "jest.chunks": None,
-    "x": [1],
+    "model.x": [1],
 }
 
 
