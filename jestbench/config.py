@@ -54,7 +54,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference".split()
+    "run.reference evaluate.sets".split()
 )
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
