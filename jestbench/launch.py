@@ -389,6 +389,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             data, reference = stand_ins(resolved)
             stages = build_stages(small, data, reference, folder / "cache", drawn)
         allowance = run.allowance({})
+        evaluated = stages.evaluator.names
+        stages.evaluator.sets = []  # whole benchmarks: their names are known without them
         metrics = Metrics(folder, None, run.log, "")
         try:
             train(small, stages, Progress(), allowance, Recorder(small, stages, allowance, folder, metrics))
@@ -398,7 +400,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             metrics.close({}, failed=False)
             stages.super_batches.close()
         rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return frozenset(name for row in rows for name in json.loads(row))
+    return frozenset(evaluated).union(*(json.loads(row) for row in rows))
 
 
 def check(resolved: Resolved) -> None:
