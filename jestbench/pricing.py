@@ -12,7 +12,7 @@ import torch
 from jestbench import seeds
 from jestbench.batch import PURPOSES, Batch, Pass, Purpose
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.launch import stand_ins
+from jestbench.launch import pretrain_flops, stand_ins
 from jestbench.learner import Price
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, View, check
@@ -117,14 +117,37 @@ def _step_price(resolved: Resolved, stages: Stages, reference: TwoTowers | None)
     return StepPrice(_sum(passes), uniform, reference_pair, closed)
 
 
-def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
-    """Steps until ``run.budget`` is reached, for a pool of so many pairs.
+def pretraining(resolved: Resolved) -> int:
+    """FLOPs of training a run's reference, with what that stood on: read from its folder, or forecast."""
+    if resolved.reference_dir is not None:
+        return sum(pretrain_flops(resolved.reference_dir).values())
+    if resolved.reference is None:
+        return 0
+    stages, below = _built(resolved.reference)
+    price = _step_price(resolved.reference, stages, below)
+    taken = pretraining(resolved.reference)
+    included = taken if "reference" in resolved.reference.run.limit.includes else 0
+    steps = steps_bought(resolved.reference, price, len(stages.pairs), included)
+    if steps is None:
+        limit, drawn = resolved.reference.run.limit, resolved.reference.draw_size
+        steps = limit.steps or -(-(limit.pairs or 0) // drawn)
+    return steps * price.total + taken
+
+
+def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0) -> int | None:
+    """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
 
     Under ``first_sight`` the reference is charged during the first pass over the pool alone.
+
+    Args:
+        resolved: the run.
+        price: of its steps.
+        pool: pairs in its split.
+        taken: FLOPs of pre-training that are taken out of the budget first.
     """
     if resolved.run.budget is None:
         return None
-    budget, first = int(resolved.run.budget), price.total
+    budget, first = max(0, int(resolved.run.budget) - taken), price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
     in_first_pass = max(1, pool // resolved.draw_size)
     if budget <= in_first_pass * first:
@@ -220,7 +243,8 @@ def price_table(resolved: Resolved) -> str:
     price = _step_price(resolved, stages, reference)
     run = resolved.run
     pool = len(stages.pairs)
-    steps = steps_bought(resolved, price, pool)
+    taken = pretraining(resolved) if "reference" in run.limit.includes else 0
+    steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
         f"filter ratio {1 - run.batch_size / resolved.draw_size:.2f}, {run.reference_accounting} accounting",
@@ -235,13 +259,19 @@ def price_table(resolved: Resolved) -> str:
         rest = (price.total - price.flops["reference_score"]) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
     if steps is not None:
-        note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
-        lines.append(
-            f"a budget of {int(run.budget or 0):.4g} FLOPs buys {steps:,} steps, {steps * resolved.draw_size:,} pairs "
-            f"seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
-        )
+        lines.append(_bought(resolved, steps, pool, taken))
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
 def _row(name: str, flops: int, uniform: int) -> str:
     return f"{name:<18}{flops:>22,}{flops // FLOPS_PER_MAC:>22,}{flops / uniform:>16.3f}"
+
+
+def _bought(resolved: Resolved, steps: int, pool: int, taken: int) -> str:
+    run = resolved.run
+    note = "" if run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
+    less = f", less {taken:.4g} for training the reference," if taken else ""
+    return (
+        f"a budget of {int(run.budget or 0):.4g} FLOPs{less} buys {steps:,} steps, {steps * resolved.draw_size:,} "
+        f"pairs seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
+    )

@@ -271,6 +271,34 @@ def test_counting_leaves_the_model_alone(tokenizer: Tokenizer) -> None:
     assert all(value.grad is None and value.device.type == "cpu" for value in model.parameters())
 
 
+# Other image towers
+
+
+def tower_of(tokenizer: Tokenizer, name: str) -> TwoTowers:
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    shape = {"embed_dim": 24, "text_width": 32, "text_layers": 1, "text_heads": 2}
+    return Model(name, image_size=SIZE, patch_size=4, image_options=options, **shape).build(tokenizer, "sigmoid", 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["naflexvit_base_patch16_siglip", "eva02_tiny_patch14_224", "beit_base_patch16_224", "flexivit_small"]
+)
+def test_other_towers_train_and_pay_for_what_is_run_again(tokenizer: Tokenizer, name: str) -> None:
+    batch = batch_of(tokenizer, 3)
+    plain = learner_of(tower_of(tokenizer, name), batch)
+    saving = learner_of(tower_of(tokenizer, name), batch, checkpointing=True)
+    extra = counted(saving, batch) - counted(plain, batch)
+    assert charged(saving.training_passes(3), "recompute") == extra > 0
+
+
+def test_towers_that_are_no_plain_vision_transformer_have_no_views(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("naflexvit_base_patch16_gap", "eva02_tiny_patch14_224"):
+        assert config.main([*TINY, f"model.image_tower={name}", "--check"]) == 2
+        assert "is no plain vision transformer" in capsys.readouterr().err
+    assert config.main([*TINY, "model.image_tower=resnet18", "--check"]) == 2
+    assert "model.image_tower = 'resnet18'" in capsys.readouterr().err
+
+
 # Whole runs
 
 WORLD = ["synthetic.pool=100", "synthetic.curated=64", "synthetic.holdout=64", "synthetic.eval=32"]

@@ -7,13 +7,16 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models import checkpoint_seq
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +28,9 @@ from jestbench.model.losses import LossName
 from jestbench.model.views import FULL, View, cut_text, grid_of, kept_patches, layers_run, patches_kept, resize_matrix
 
 TextPool = Literal["mean", "end"]
+Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit
+"""What can stand in an image tower; views are for plain vision transformers (``views.check``)."""
+
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
 INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
 MAX_SCALE = 100.0
@@ -38,12 +44,13 @@ def _at_least_fp32(value: Tensor) -> Tensor:
 class ImageTower(nn.Module):
     """A timm vision transformer and a projection: uint8 ``[B, 3, H, W]`` → ``[B, D]``, not normalised."""
 
-    def __init__(self, backbone: VisionTransformer, output: int) -> None:
+    def __init__(self, backbone: Backbone, output: int, image_size: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Linear(backbone.num_features, output, bias=False)
         nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
-        height, width = backbone.patch_embed.img_size
+        # A NaFlexViT takes images of any size and has none of its own.
+        height, width = backbone.patch_embed.img_size if image_size is None else (image_size, image_size)
         self.resolution: tuple[int, int] = (int(height), int(width))
         self._resize: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -307,7 +314,7 @@ class Model:
     """Shape of the two towers.
 
     Attributes:
-        image_tower: any timm vision transformer by name.
+        image_tower: any timm vision transformer by name: ViT, SigLIP, FlexiViT, NaFlexViT, EVA-02, DINOv3, BEiT.
         image_size: pixels; images of another size are resized on the device.
         patch_size: pixels.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
@@ -377,12 +384,12 @@ class Model:
                 raise ValueError(
                     f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
                 ) from error
-            if not isinstance(backbone, VisionTransformer):
+            if not isinstance(backbone, Backbone):
                 raise ValueError(
                     f"model.image_tower = {self.image_tower!r} is a {type(backbone).__name__}; "
-                    "a vision transformer is needed (timm.list_models('vit*'))"
+                    "a vision transformer is needed (timm.list_models('vit*'), or flexivit, naflexvit, eva, beit)"
                 )
-            image = ImageTower(backbone, self.embed_dim)
+            image = ImageTower(backbone, self.embed_dim, self.image_size if isinstance(backbone, NaFlexVit) else None)
             text = TextTower(
                 tokenizer.vocab_size,
                 tokenizer.length,
