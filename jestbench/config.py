@@ -36,6 +36,7 @@ from jestbench.ledger import Budget
 from jestbench.metrics import Log, WandB
 from jestbench.model.towers import Model
 from jestbench.model.views import View
+from jestbench.online import OnlineScorer
 from jestbench.run import ConfigError, Resolved, Run
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "model": Model,
     "view": View,
     "optimizer": Optimizer,
+    "online_scorer": OnlineScorer,
     "evaluate": Evaluate,
     "budget": Budget,
     "log": Log,
@@ -56,6 +58,8 @@ NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
     "run.reference".split()
 )
+# Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
+ADDED: Mapping[str, Any] = {"run.scorer": None}
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
 COMMAND_LINE = "command line"
@@ -521,6 +525,7 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
     differ in those are one.
     """
     arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
+    arm = {key: value for key, value in arm.items() if key not in ADDED or value != ADDED[key]}
     if not needs:
         arm.pop("run.super_batch_size", None)
     if "learner" not in needs:
@@ -529,7 +534,10 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
         arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
         reference = ""
-    if not any(arm.get(f"run.{name}") for name in ("train_views", "score_view", "reference_view")):
+    if "scorer" not in needs:
+        arm.pop("run.scorer", None)
+    views = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
+    if not any(arm.get(name) for name in views):
         arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
     text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
@@ -571,6 +579,7 @@ def resolve(
     _unused(read, allow_unused)
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()
+    _scorer(run)
     reference, reference_dir = _reference(run, read, chain)
     identity = f"{reference.config_hash}{reference.run.seed}" if reference else _identity(reference_dir)
     assert not isinstance(run.policy, str)
@@ -609,6 +618,16 @@ def _identity(reference_dir: Path | None) -> str:
         return f"{run['config_hash']}{run['seed']}"
     except (OSError, ValueError, KeyError, TypeError):
         return str(reference_dir)
+
+
+def _scorer(run: Run) -> None:
+    """Refuse a policy that needs a scorer in a run that names none."""
+    assert not isinstance(run.policy, str)
+    if "scorer" in run.policy.needs and run.scorer is None:
+        raise ConfigError(
+            f"the policy {type(run.policy).__name__} needs a scorer: bind run.scorer = @online_scorer() for one that "
+            "is trained beside the learner (gin/policy/active_clip.gin)"
+        )
 
 
 def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:

@@ -357,7 +357,7 @@ def check(resolved: Resolved) -> None:
         try:
             scores = stages.scorer(batch, resolved.policy.needs)
             selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
-            stages.learner.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
+            stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     if resolved.reference is not None:

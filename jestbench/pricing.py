@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jestbench.batch import PURPOSES, Pass, Purpose
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.launch import stand_ins
 from jestbench.learner import Price
+from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX
 from jestbench.run import Resolved
 from jestbench.scores import Embeddings, Scores
@@ -32,7 +34,8 @@ class StepPrice:
         reference_pair: FLOPs of one pair through the reference, under its view.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
             only): train + r·learner/3 + r·reference/3, r = B/b, each the price of a pair under the views
-            of the run over its price under the full view; train is 1 without views.
+            of the run over its price under the full view; train is 1 without views. An online scorer adds
+            its own train + r·scorer/3.
     """
 
     flops: dict[Purpose, int]
@@ -53,26 +56,46 @@ def _sum(passes: Iterable[Pass]) -> dict[Purpose, int]:
     return flops
 
 
-def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+def _selection_passes(resolved: Resolved, stages: Stages, reference: TwoTowers | None) -> tuple[Pass, ...]:
     """The similarity products of one selection at full size, counted by the same meter.
 
-    The policy chooses among random embeddings of width 1: products are linear in the width.
+    The policy chooses among random embeddings: products are linear in the width, so that the models' widths
+    over their common divisor will do (1 where all meet in as many dimensions).
     """
-    random = seeds.generator(0, "check")
+    random, needs, online = seeds.generator(0, "check"), resolved.policy.needs, stages.scorer.online
+    models: dict[str, TwoTowers | None] = {
+        "learner": stages.learner.model if "learner" in needs else None,
+        "reference": reference if "reference" in needs else None,
+        "scorer": None if online is None else online.model,
+    }
+    widths = {side: model.width for side, model in models.items() if model is not None}
+    divisor = math.gcd(*widths.values()) or 1
 
-    def embeddings() -> Embeddings:
-        image_B1, text_B1 = (torch.randn(resolved.draw_size, 1, generator=random) / 10 for _ in range(2))
-        return Embeddings(image_B1, text_B1)
+    def embeddings(side: str) -> Embeddings | None:
+        if side not in widths:
+            return None
+        width = widths[side] // divisor
+        image_BD, text_BD = (torch.randn(resolved.draw_size, width, generator=random) / 10 for _ in range(2))
+        return Embeddings(image_BD, text_BD)
 
-    needs = resolved.policy.needs
     scores = Scores(
-        embeddings() if "learner" in needs else None,
-        embeddings() if "reference" in needs else None,
+        embeddings("learner"),
+        embeddings("reference"),
+        embeddings("scorer"),
         size=resolved.draw_size,
         loss=resolved.run.loss,
     )
     choose(resolved.policy, scores, resolved.run.batch_size, random)
-    return (Pass("pairwise", scores.meter.macs * stages.learner.model.width, "selection"),)
+    return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
+
+
+def _scorer_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+    """One step of an online scorer, where there is one: the super-batch scored, the chosen pairs trained on."""
+    online = stages.scorer.online
+    if online is None:
+        return ()
+    scored = online.prices[online.view].pairs(resolved.draw_size)
+    return (Pass("scorer_score", scored, "online scorer"), *online.training_passes(resolved.run.batch_size))
 
 
 def step_price(resolved: Resolved) -> StepPrice:
@@ -89,7 +112,8 @@ def step_price(resolved: Resolved) -> StepPrice:
         reference_price = Price.of(reference, one, fitted(run.reference_under, reference, "run.reference_view"))
     training = learner.training_passes(run.batch_size)
     uniform = sum(_sum(learner.training_passes(run.batch_size, FULL_MIX)).values())
-    passes = [*training, *_selection_passes(resolved, stages)]
+    beside = _scorer_passes(resolved, stages)
+    passes = [*training, *_selection_passes(resolved, stages, reference), *beside]
     scored = 0
     if "learner" in resolved.policy.needs:
         scored = learner.prices[stages.scorer.view].pairs(drawn)
@@ -98,7 +122,7 @@ def step_price(resolved: Resolved) -> StepPrice:
     if reference_price is not None and run.reference_accounting != "amortised":
         charged = reference_price.pairs(drawn)
     passes.append(Pass("reference_score", charged, "reference"))
-    trained = sum(item.macs for item in training if item.purpose == "learner_train")
+    trained = sum(item.macs for item in (*training, *beside) if item.purpose != "pairwise")
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
     reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
     return StepPrice(_sum(passes), uniform, reference_pair, closed)

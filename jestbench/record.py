@@ -142,7 +142,7 @@ class Recorder:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
         learner, reference = self.stages.learner, self.stages.scorer.reference
-        run = self.resolved.run
+        online, run = self.stages.scorer.online, self.resolved.run
 
         def fill(folder: Path) -> None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -167,6 +167,7 @@ class Recorder:
                 "macs": dict(progress.ledger.macs),
                 "reference": reference.state() if reference is not None else None,
                 "policy": progress.policy_state,
+                "online_scorer": online.checkpoint() if online is not None else None,
                 "data": self.stages.super_batches.state(),
                 "final": self.final,
             }
@@ -185,6 +186,8 @@ class Recorder:
         progress.ledger = Ledger(state["macs"])
         if reference is not None:
             reference.restore(state["reference"])
+        if self.stages.scorer.online is not None:
+            self.stages.scorer.online.restore(state["online_scorer"])
         progress.policy_state = state["policy"]
         self.stages.super_batches.restore(state["data"])
         self.final = state["final"]

@@ -15,6 +15,7 @@ from jestbench.metrics import Log, WandB
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model
 from jestbench.model.views import FULL, Mix, View, mix_of
+from jestbench.online import OnlineScorer
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
 from jestbench.selection import Policy
@@ -48,6 +49,8 @@ class Run:
             is a file followed by bindings.
         reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
             ``amortised``.
+        scorer: a third model, where the policy needs one: an ``@online_scorer()``, trained beside the
+            learner.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -75,6 +78,7 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    scorer: OnlineScorer | str | tuple[str, ...] | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from jestbench.batch import Batch, Pass
+from jestbench.batch import Batch, Pass, Purpose
 from jestbench.learner import Learner
 from jestbench.model.views import FULL, View
+from jestbench.online import OnlineLearner
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
 
@@ -18,36 +19,51 @@ class Scorer:
         learner: scored when a policy needs ``learner``.
         reference: scored when it needs ``reference``.
         microbatch: pairs that a tower sees at once.
-        view: the learner is scored under; the reference knows its own.
+        view: the learner is scored under; the reference and an online scorer know their own.
+        online: a scorer in training, scored when a policy needs ``scorer``.
     """
 
-    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int, view: View = FULL) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        reference: FrozenModel | None,
+        microbatch: int,
+        view: View = FULL,
+        online: OnlineLearner | None = None,
+    ) -> None:
         self.learner, self.reference, self.microbatch, self.view = learner, reference, microbatch, view
+        self.online = online
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
-        learner, reference = None, None
+        learner, reference, scorer = None, None, None
         passes: tuple[Pass, ...] = ()
         if "learner" in needs:
-            learner, spent = self._learner(batch)
+            learner, spent = self._in_training(self.learner, self.view, "learner_score", batch)
             passes += spent
         if "reference" in needs:
             assert self.reference is not None, "a run whose policy needs a reference is built with one"
             reference, spent = self.reference.embeddings(batch)
             passes += spent
-        return Scores(learner, reference, size=len(batch), loss=self.learner.loss, model_passes=passes)
+        if "scorer" in needs and self.online is not None:
+            scorer, spent = self._in_training(self.online, self.online.view, "scorer_score", batch)
+            passes += spent
+        return Scores(learner, reference, scorer, size=len(batch), loss=self.learner.loss, model_passes=passes)
 
-    def _learner(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
-        model = self.learner.model.eval()
+    def _in_training(
+        self, learner: Learner, view: View, purpose: Purpose, batch: Batch
+    ) -> tuple[Embeddings, tuple[Pass, ...]]:
+        model = learner.model.eval()
         image, text = [], []
-        with torch.no_grad(), self.learner.arithmetic.autocast():
+        with torch.no_grad(), learner.arithmetic.autocast():
             for part in torch.arange(len(batch)).split(self.microbatch):
-                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, self.view)
+                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, view)
                 image.append(image_PD)
                 text.append(text_PD)
         embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
-        macs = self.learner.prices[self.view].pairs(len(batch))
-        return embeddings, (Pass("learner_score", macs, f"learner, scoring {len(batch)} pairs{_under(self.view)}"),)
+        who = purpose.removesuffix("_score")
+        macs = learner.prices[view].pairs(len(batch))
+        return embeddings, (Pass(purpose, macs, f"{who}, scoring {len(batch)} pairs{_under(view)}"),)
 
 
 def _under(view: View) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from jestbench import seeds
+from jestbench.batch import Batch
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
-from jestbench.learner import Learner, Price
+from jestbench.learner import Learner, Price, Update
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, Mix, View, check
+from jestbench.online import OnlineLearner, OnlineScorer
 from jestbench.precision import Arithmetic
 from jestbench.reference import FrozenModel
 from jestbench.run import ConfigError, Resolved
@@ -29,6 +32,17 @@ class Stages:
     scorer: Scorer
     learner: Learner
     evaluator: Evaluator
+
+    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+        """The learner's optimizer step and, on the same pairs, that of an online scorer; the passes of both.
+
+        Raises:
+            NonFiniteLoss: of either.
+        """
+        update, online = self.learner.update(batch, weight_K, share, seed), self.scorer.online
+        if online is None:
+            return update
+        return replace(update, passes=(*update.passes, *online.update(batch, weight_K, share, seed).passes))
 
 
 def build_stages(
@@ -61,6 +75,9 @@ def build_stages(
     one = pairs.batch(torch.zeros(1, dtype=torch.int64))
     prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
     learner = Learner(model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices)
+    online = None
+    if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
+        online = build_online(resolved, run.scorer, learner, pairs)
     frozen = None
     if reference is not None:
         frozen = FrozenModel(
@@ -75,10 +92,24 @@ def build_stages(
     return Stages(
         pairs,
         super_batches,
-        Scorer(learner, frozen, run.microbatch, scored),
+        Scorer(learner, frozen, run.microbatch, scored, online),
         learner,
         Evaluator(data.split(run.evaluate.split), run.evaluate),
     )
+
+
+def build_online(resolved: Resolved, scorer: OnlineScorer, learner: Learner, pairs: Pairs) -> OnlineLearner:
+    """The scorer that is trained beside the learner.
+
+    Raises:
+        ValueError: its model cannot be built, or cannot run its view.
+    """
+    run = resolved.run
+    model = scorer.build(run.model, learner.model, pairs.tokenizer, run.loss, run.seed).to(learner.arithmetic.device)
+    view = fitted(scorer.under, model, "online_scorer.view")
+    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    prices = {each: Price.of(model, one, each) for each in {FULL, view}}
+    return OnlineLearner(model, run.loss, scorer.optimizer, learner.arithmetic, prices[FULL], ((1.0, view),), prices)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:
