@@ -215,6 +215,38 @@ class Scores:
             raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
         return torch.stack(terms).sum(0)
 
+    def gradient_norm_B(self, side: Side) -> Tensor:
+        """Norm of the gradient of the super-batch's loss with respect to each pair's two embeddings.
+
+        √(‖∂L/∂x_i‖² + ‖∂L/∂y_i‖²) with ∂L/∂x = (t/B)·G·y and ∂L/∂y = (t/B)·Gᵀ·x, where G = B·∂L/∂u:
+        σ(u) − I for sigmoid, ½(softmax over rows + softmax over columns) − I for softmax. L is the mean
+        loss over the super-batch (``model/losses.py``), the embeddings are its normalised inputs. Three
+        B×B×D products (four for softmax, whose denominators come first), made in tiles and charged.
+
+        Returns:
+            ``[B]``, at least fp32.
+
+        Raises:
+            ScoreError: the policy did not ask for that model.
+        """
+        model = self.side(side)
+        image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
+        lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
+        by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
+        for tile in tiles(size, size, image_BD.element_size()):
+            slope_BT = strip(image_BD, text_BD[tile], model, self.loss, self.meter)
+            if lse_rows_B is None or lse_columns_B is None:
+                slope_BT = slope_BT.sigmoid_()
+            else:
+                over_rows_BT = (slope_BT - lse_rows_B[:, None]).exp_()
+                slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
+            slope_BT[tile].diagonal().sub_(1)
+            self.meter.add(2 * size, slope_BT.shape[1], image_BD.shape[1])
+            with torch.autocast(image_BD.device.type, enabled=False):
+                by_image_BD.addmm_(slope_BT, text_BD[tile])
+                by_text_BD[tile] = slope_BT.T @ image_BD
+        return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
+
     def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
         size = len(embeddings)
