@@ -59,7 +59,7 @@ NOT_THE_ARM = tuple(
     "run.reference".split()
 )
 # Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
-ADDED: Mapping[str, Any] = {"run.scorer": None}
+ADDED: Mapping[str, Any] = {"run.scorer": None, "run.twin": False, "run.half": None, "budget.adds": []}
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
 COMMAND_LINE = "command line"
@@ -533,7 +533,9 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
     if "reference" not in needs:
         arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
-        reference = ""
+        arm.pop("run.twin", None)
+        if not arm.get("budget.adds"):
+            reference = ""
     if "scorer" not in needs:
         arm.pop("run.scorer", None)
     views = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
@@ -580,11 +582,15 @@ def resolve(
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()
     _scorer(run)
-    reference, reference_dir = _reference(run, read, chain)
+    twinned = _twinned(run)
+    reference, reference_dir = _reference(run, read, chain, ("run.half=0",) if twinned else ())
+    twin = _reference(run, read, chain, ("run.half=1",))[0] if twinned else None
     identity = f"{reference.config_hash}{reference.run.seed}" if reference else _identity(reference_dir)
+    identity += twin.config_hash if twin else ""
     assert not isinstance(run.policy, str)
     digest = arm_hash(flat, frozenset(run.policy.needs), identity)
-    return Resolved(run, name, **texts, flat=flat, config_hash=digest, reference=reference, reference_dir=reference_dir)
+    found = Resolved(run, name, **texts, flat=flat, config_hash=digest, reference=reference, twin=twin)
+    return dataclasses.replace(found, reference_dir=reference_dir)
 
 
 def _beside(binding: Binding) -> Path | None:
@@ -630,14 +636,36 @@ def _scorer(run: Run) -> None:
         )
 
 
-def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
-    """The reference's own run, or the folder of one."""
+def _twinned(run: Run) -> bool:
+    """Whether two references score each other's half.
+
+    Raises:
+        ConfigError: the policy compares all pairs under one reference.
+    """
     assert not isinstance(run.policy, str)
-    if "reference" not in run.policy.needs:
+    if not run.twin or "reference" not in run.policy.needs:
+        return False
+    if not getattr(run.policy, "twins", False):
+        can = ", ".join(name for name, cls in policy_classes().items() if getattr(cls, "twins", False))
+        raise ConfigError(
+            f"run.twin scores by two references, but the policy {type(run.policy).__name__} compares all pairs under "
+            f"one; these can be scored by two: {can}"
+        )
+    return True
+
+
+def _reference(
+    run: Run, bindings: Sequence[Binding], chain: tuple[str, ...], half: tuple[str, ...] = ()
+) -> tuple[Resolved | None, Path | None]:
+    """The reference's own run, or the folder of one; ``half``: a binding of a twin's own."""
+    assert not isinstance(run.policy, str)
+    adds = "reference" in run.limit.adds
+    if "reference" not in run.policy.needs and not adds:
         return None, None
     if not run.reference:
+        who = "budget.adds" if adds else f"the policy {type(run.policy).__name__}"
         raise ConfigError(
-            f"the policy {type(run.policy).__name__} needs a reference: bind run.reference to a run file "
+            f"{who} needs a reference: bind run.reference to a run file "
             "(gin/run/reference.gin) or to the folder of a finished run"
         )
     file, *more = (run.reference,) if isinstance(run.reference, str) else run.reference
@@ -647,13 +675,18 @@ def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) ->
     path = locate(file, beside)
     if path is None:
         raise ConfigError(f"{where}run.reference = {file!r}: no such file or run folder")
+    if path.is_dir() and half:
+        raise ConfigError(
+            f"{where}run.twin trains the reference twice, on two halves: bind run.reference to a run file, not to the "
+            f"folder {file!r}"
+        )
     if path.is_dir():
         return None, path
     if str(path) in chain:
         raise ConfigError(f"{where}run.reference = {file!r} needs itself as a reference")
     origin = "run.reference" if bound is None else f"run.reference at {bound.where}"
     try:
-        return resolve([str(path)], more, beside=beside, chain=(*chain, str(path)), origin=origin), None
+        return resolve([str(path)], [*more, *half], beside=beside, chain=(*chain, str(path)), origin=origin), None
     except ConfigError as error:
         raise ConfigError(f"{error} (in the reference {_shown(path)})") from error
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -182,13 +182,21 @@ def ensure_reference(resolved: Resolved) -> Path | None:
     return folder
 
 
-def pretrain_flops(reference_dir: Path | None) -> dict[str, int]:
-    """FLOPs of the pre-training that a run stands on, by model."""
-    if reference_dir is None:
-        return {}
-    summary = read_summary(reference_dir)
-    assert summary is not None
-    return {"reference": int(summary["flops"]["total"]) + sum(summary["pretrain_flops"].values())}
+def ensure_twin(resolved: Resolved) -> Path | None:
+    """As ``ensure_reference``, for the one on the other half, where ``run.twin`` asks for it."""
+    return None if resolved.twin is None else ensure_reference(replace(resolved, reference=resolved.twin))
+
+
+def pretrain_flops(*reference_dirs: Path | None) -> dict[str, int]:
+    """FLOPs of the pre-training that a run stands on, by model (twins summed)."""
+    total: dict[str, int] = {}
+    for folder in reference_dirs:
+        if folder is not None:
+            summary = read_summary(folder)
+            assert summary is not None
+            flops = int(summary["flops"]["total"]) + sum(summary["pretrain_flops"].values())
+            total["reference"] = total.get("reference", 0) + flops
+    return total
 
 
 @contextmanager
@@ -216,13 +224,14 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
         return "finished"
     data = resolved.run.data
     data.prepare()
-    reference_dir = ensure_reference(resolved)
-    pretrain = pretrain_flops(reference_dir)
+    reference_dir, twin_dir = ensure_reference(resolved), ensure_twin(resolved)
+    pretrain = pretrain_flops(reference_dir, twin_dir)
     try:
         with building():
-            allowance = resolved.run.allowance(pretrain)
+            allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             reference = load_model(reference_dir) if reference_dir is not None else None
-            stages = build_stages(resolved, data, reference, run_dir / "cache")
+            twin = load_model(twin_dir) if twin_dir is not None else None
+            stages = build_stages(resolved, data, reference, run_dir / "cache", twin=twin)
             _affordable(resolved, stages, allowance)
     except ConfigError:
         if not going_on:  # nothing has begun: the folder is free for the mended configuration
@@ -236,7 +245,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
     if newest is not None:
         recorder.restore(progress, newest)
     more = {
-        "references": _references(reference_dir, pretrain),
+        "references": _references(reference_dir, twin_dir),
         "data": _facts(resolved, stages),
         "warnings": _warned(resolved, stages),
     }
@@ -264,16 +273,15 @@ def _metrics(resolved: Resolved, run_dir: Path) -> Metrics:
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(reference_dir: Path | None, pretrain: Mapping[str, int]) -> list[dict[str, Any]]:
-    if reference_dir is None:
-        return []
-    summary = read_summary(reference_dir) or {}
+def _references(reference_dir: Path | None, twin_dir: Path | None) -> list[dict[str, Any]]:
+    found = [folder for folder in (reference_dir, twin_dir) if folder is not None]
     return [
         {
-            "name": summary.get("arm") or "reference",
-            "run_dir": str(reference_dir.resolve()),
-            "pretrain_flops": pretrain["reference"],
+            "name": f"{(read_summary(folder) or {}).get('arm') or 'reference'}{f' (half {half})' if twin_dir else ''}",
+            "run_dir": str(folder.resolve()),
+            "pretrain_flops": pretrain_flops(folder)["reference"],
         }
+        for half, folder in enumerate(found)
     ]
 
 
@@ -330,6 +338,8 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
 def without_download(resolved: Resolved) -> Resolved:
     """The same run from random weights, which cost the same."""
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
+    if plain.twin is not None:
+        plain = replace(plain, twin=without_download(plain.twin))
     return plain if plain.reference is None else replace(plain, reference=without_download(plain.reference))
 
 
@@ -348,10 +358,11 @@ def check(resolved: Resolved) -> None:
             Arithmetic.of(resolved.run.device, resolved.run.precision)
             run = replace(resolved.run, device="cpu", reference_accounting="online")
             data, reference = stand_ins(resolved)
-            stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
+            twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
+            stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn, twin)
             if resolved.run.data.is_prepared():
                 SuperBatches(stages.pairs, resolved.draw_size, run.seed)
-            _affordable(resolved, stages, resolved.run.allowance({}))
+            _affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         _warned(resolved, stages)
         batch = stages.super_batches.at(0)
         try:
@@ -360,6 +371,7 @@ def check(resolved: Resolved) -> None:
             stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
-    if resolved.reference is not None:
-        check(resolved.reference)
+    for needed in (resolved.reference, resolved.twin):
+        if needed is not None:
+            check(needed)
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -85,6 +85,11 @@ def _selection_passes(resolved: Resolved, stages: Stages, reference: TwoTowers |
         size=resolved.draw_size,
         loss=resolved.run.loss,
     )
+    if resolved.twin is not None and scores.reference is not None:
+        # As if both halves were equally large; in a run their sizes vary from step to step.
+        halves = [index for index in torch.arange(resolved.draw_size).chunk(2) if len(index)]
+        unseen = tuple((index, scores.reference.take(index)) for index in halves)
+        scores = replace(scores, reference=None, unseen=unseen)
     choose(resolved.policy, scores, resolved.run.batch_size, random)
     return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
 
@@ -121,6 +126,8 @@ def step_price(resolved: Resolved) -> StepPrice:
     charged = 0
     if reference_price is not None and run.reference_accounting != "amortised":
         charged = reference_price.pairs(drawn)
+        if resolved.twin is not None:  # each of the two makes a pass
+            charged += reference_price.fixed
     passes.append(Pass("reference_score", charged, "reference"))
     trained = sum(item.macs for item in (*training, *beside) if item.purpose != "pairwise")
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
@@ -135,7 +142,7 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
     """
     if resolved.run.budget is None:
         return None
-    budget, first = int(resolved.run.budget), price.total
+    budget, first = int(resolved.run.budget) + resolved.added_flops, price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
     in_first_pass = max(1, pool // resolved.draw_size)
     if budget <= in_first_pass * first:
@@ -165,8 +172,9 @@ def price_table(resolved: Resolved) -> str:
         lines.append(f"once every pair has been seen: {rest:.3f}")
     if steps is not None:
         note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
+        whole = int(run.budget or 0) + resolved.added_flops
         lines.append(
-            f"a budget of {int(run.budget or 0):.4g} FLOPs buys {steps:,} steps, {steps * resolved.draw_size:,} pairs "
+            f"a budget of {whole:.4g} FLOPs buys {steps:,} steps, {steps * resolved.draw_size:,} pairs "
             f"seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
         )
     return "\n".join(lines)

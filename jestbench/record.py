@@ -216,6 +216,7 @@ class Recorder:
             "flops_amortised": 2 * reference.amortised_macs if reference is not None else 0,
             "pretrain_flops": dict(pretrain),
             "pretrain_in_budget": self.allowance.pretrain,
+            "added_to_budget": self.allowance.added,
             "seconds": progress.seconds,
             "metrics": self.final,
             **more,

@@ -19,6 +19,7 @@ from jestbench.online import OnlineScorer
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
 from jestbench.selection import Policy
+from jestbench.twin import Half
 
 
 class ConfigError(ValueError):
@@ -49,6 +50,9 @@ class Run:
             is a file followed by bindings.
         reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
             ``amortised``.
+        twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
+            each pair by the one that has not seen it; both are charged.
+        half: draw only from the half of the split whose images' content keys have this low bit.
         scorer: a third model, where the policy needs one: an ``@online_scorer()``, trained beside the
             learner.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
@@ -78,6 +82,8 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    twin: bool = False
+    half: Half | None = None
     scorer: OnlineScorer | str | tuple[str, ...] | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
@@ -98,6 +104,8 @@ class Run:
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
                 f"run.super_batch_size = {self.super_batch_size}"
             )
+        if self.half not in (None, 0, 1):
+            raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
         if (self.budget is None) != counted:
             raise ValueError(
@@ -124,11 +132,12 @@ class Run:
         """The reference's view."""
         return self.reference_view or FULL
 
-    def allowance(self, pretrain: Mapping[str, int]) -> Allowance:
+    def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.
 
         Args:
             pretrain: FLOPs of each model's pre-training.
+            added: FLOPs that ``budget.adds`` adds (``Resolved.added_flops``).
 
         Raises:
             ValueError: nothing is left.
@@ -136,13 +145,13 @@ class Run:
         taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
-        flops = int(self.budget) - taken
+        flops = int(self.budget) + added - taken
         if flops <= 0:
             raise ValueError(
                 f"run.budget = {int(self.budget):.3g} FLOPs, but the pre-training that budget.includes takes "
                 f"out of it costs {taken:.3g}: raise the budget or train a smaller reference"
             )
-        return Allowance(flops, None, None, taken)
+        return Allowance(flops, None, None, taken, added)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ class Resolved:
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
         reference: the reference's own run, where it is to be trained on demand.
         reference_dir: the reference's run folder, where one was given.
+        twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
     """
 
     run: Run
@@ -168,6 +178,7 @@ class Resolved:
     config_hash: str
     reference: Resolved | None = None
     reference_dir: Path | None = None
+    twin: Resolved | None = None
 
     @property
     def policy(self) -> Policy:
@@ -179,3 +190,31 @@ class Resolved:
     def draw_size(self) -> int:
         """Pairs drawn a step: B, or b for a policy that scores nothing."""
         return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+
+    @property
+    def added_flops(self) -> int:
+        """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
+
+        Raises:
+            ConfigError: the reference does not say.
+        """
+        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
+
+
+def pretraining_flops(resolved: Resolved) -> int:
+    """What training the reference of a run is configured to cost, with the references that it needs itself.
+
+    Raises:
+        ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
+    """
+    total = 0
+    for reference in (resolved.reference, *([resolved.twin] if resolved.twin else [])):
+        if reference is None or reference.run.budget is None:
+            raise ConfigError(
+                "budget.adds needs to know what the reference's training costs: bind run.reference to a run file "
+                "whose run.budget is in FLOPs (gin/run/reference.gin)"
+            )
+        total += int(reference.run.budget) + reference.added_flops
+        if "reference" in reference.policy.needs and "reference" not in reference.run.limit.includes:
+            total += pretraining_flops(reference)
+    return total

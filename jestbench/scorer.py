@@ -10,6 +10,7 @@ from jestbench.model.views import FULL, View
 from jestbench.online import OnlineLearner
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
+from jestbench.twin import TwinModel
 
 
 class Scorer:
@@ -17,7 +18,7 @@ class Scorer:
 
     Args:
         learner: scored when a policy needs ``learner``.
-        reference: scored when it needs ``reference``.
+        reference: scored when it needs ``reference``; or two, each scoring what it has not seen.
         microbatch: pairs that a tower sees at once.
         view: the learner is scored under; the reference and an online scorer know their own.
         online: a scorer in training, scored when a policy needs ``scorer``.
@@ -26,7 +27,7 @@ class Scorer:
     def __init__(
         self,
         learner: Learner,
-        reference: FrozenModel | None,
+        reference: FrozenModel | TwinModel | None,
         microbatch: int,
         view: View = FULL,
         online: OnlineLearner | None = None,
@@ -37,18 +38,23 @@ class Scorer:
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
         learner, reference, scorer = None, None, None
+        unseen: tuple[tuple[torch.Tensor, Embeddings], ...] = ()
         passes: tuple[Pass, ...] = ()
         if "learner" in needs:
             learner, spent = self._in_training(self.learner, self.view, "learner_score", batch)
             passes += spent
         if "reference" in needs:
             assert self.reference is not None, "a run whose policy needs a reference is built with one"
-            reference, spent = self.reference.embeddings(batch)
+            if isinstance(self.reference, TwinModel):
+                unseen, spent = self.reference.unseen(batch)
+            else:
+                reference, spent = self.reference.embeddings(batch)
             passes += spent
         if "scorer" in needs and self.online is not None:
             scorer, spent = self._in_training(self.online, self.online.view, "scorer_score", batch)
             passes += spent
-        return Scores(learner, reference, scorer, size=len(batch), loss=self.learner.loss, model_passes=passes)
+        models, loss = (learner, reference, scorer), self.learner.loss
+        return Scores(*models, size=len(batch), loss=loss, model_passes=passes, unseen=unseen)
 
     def _in_training(
         self, learner: Learner, view: View, purpose: Purpose, batch: Batch

@@ -99,6 +99,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.image_BD)
 
+    def take(self, index_P: Tensor) -> Embeddings:
+        """The embeddings of these pairs."""
+        return replace(self, image_BD=self.image_BD[index_P], text_BD=self.text_BD[index_P])
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -113,6 +117,8 @@ class Scores:
         loss: which pair losses the scores are differences of.
         model_passes: what the models were run for these scores.
         meter: counts the similarity products made from them.
+        unseen: instead of one reference two that were trained on two halves: of each half that is there, the
+            positions and the embeddings under the model that has *not* seen it; see ``parts``.
     """
 
     learner: Embeddings | None = None
@@ -123,6 +129,7 @@ class Scores:
     loss: LossName = "sigmoid"
     model_passes: tuple[Pass, ...] = ()
     meter: Meter = field(default_factory=Meter, repr=False)
+    unseen: tuple[tuple[Tensor, Embeddings], ...] = ()
 
     def __post_init__(self) -> None:
         if self.loss not in ("sigmoid", "softmax"):
@@ -136,6 +143,8 @@ class Scores:
             )
             if part is not None
         }
+        if self.unseen:
+            parts["unseen"] = sum(len(part) for _, part in self.unseen)
         parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
         if self.size is not None:
             parts["size"] = self.size
@@ -160,7 +169,7 @@ class Scores:
     @property
     def device(self) -> torch.device:
         """Where the scores are."""
-        for part in (self.learner, self.reference, self.scorer):
+        for part in (self.learner, self.reference, self.scorer, *(part for _, part in self.unseen)):
             if part is not None:
                 return part.image_BD.device
         return next((value.device for value in self.values.values()), torch.device("cpu"))
@@ -172,6 +181,8 @@ class Scores:
             ScoreError: the policy did not ask for them.
         """
         part: Embeddings | None = getattr(self, side)
+        if part is None and side == "reference" and self.unseen:
+            raise ScoreError("two references have scored the pairs, each those that it has not seen: ask parts()")
         if part is None:
             raise ScoreError(f"the scores hold no {side}: name it in the policy's needs")
         return part
@@ -185,6 +196,37 @@ class Scores:
         """These scores with the other models left out (the meter stays shared)."""
         gone: dict[str, None] = {side: None for side in ("learner", "reference", "scorer") if side not in sides}
         return replace(self, **gone)  # type: ignore[arg-type]
+
+    def take(self, index_P: Tensor) -> Scores:
+        """The scores of these pairs alone, as if they were the whole super-batch (the meter stays shared).
+
+        Raises:
+            ScoreError: two references have scored the pairs; ``parts`` takes each its own.
+        """
+        if self.unseen:
+            raise ScoreError("pairs that two references have scored are taken by parts()")
+        sides = (self.learner, self.reference, self.scorer)
+        learner, reference, scorer = (None if model is None else model.take(index_P) for model in sides)
+        return Scores(
+            learner,
+            reference,
+            scorer,
+            values={name: value[index_P] for name, value in self.values.items()},
+            size=len(index_P),
+            loss=self.loss,
+            meter=self.meter,
+        )
+
+    def parts(self) -> Iterator[tuple[Tensor, Scores]]:
+        """The parts that one reference has scored: positions, and their scores as a super-batch of their own.
+
+        With one reference (or none) that is everything. With two, each trained on one half of the data and
+        scoring the other, every part is compared within itself, by the learner and the reference alike.
+        """
+        if not self.unseen:
+            yield torch.arange(len(self), device=self.device), self
+        for index_P, reference in self.unseen:
+            yield index_P, replace(replace(self, unseen=()).take(index_P), reference=reference)
 
     def own_logit_B(self, side: Side) -> Tensor:
         """u_ii: the logit of each pair with itself."""

@@ -21,6 +21,7 @@ from jestbench.precision import Arithmetic
 from jestbench.reference import FrozenModel
 from jestbench.run import ConfigError, Resolved
 from jestbench.scorer import Scorer
+from jestbench.twin import HalfPairs, TwinModel
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def build_stages(
     reference: TwoTowers | None,
     store_dir: Path,
     draw_size: int | None = None,
+    twin: TwoTowers | None = None,
 ) -> Stages:
     """Build all stages.
 
@@ -60,6 +62,7 @@ def build_stages(
         reference: the frozen model, where the policy needs one.
         store_dir: where the reference's embeddings are kept during the run.
         draw_size: pairs a step, where not the run's own (``--check``).
+        twin: the reference that was trained on the other half, under ``run.twin``.
 
     Raises:
         ValueError: the configuration cannot be built.
@@ -67,7 +70,7 @@ def build_stages(
     """
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
-    pairs = data.split(run.split)
+    pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
     super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
     model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
     mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
@@ -78,8 +81,10 @@ def build_stages(
     online = None
     if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
         online = build_online(resolved, run.scorer, learner, pairs)
-    frozen = None
-    if reference is not None:
+    frozen: FrozenModel | TwinModel | None = None
+    if reference is not None and twin is not None:
+        frozen = build_twin(resolved, (reference, twin), arithmetic, store_dir)
+    elif reference is not None:
         frozen = FrozenModel(
             reference,
             "reference_score",
@@ -96,6 +101,31 @@ def build_stages(
         learner,
         Evaluator(data.split(run.evaluate.split), run.evaluate),
     )
+
+
+def build_twin(
+    resolved: Resolved, models: tuple[TwoTowers, TwoTowers], arithmetic: Arithmetic, store_dir: Path
+) -> TwinModel:
+    """The two references, by the half that each was trained on, each with a store of its own.
+
+    Raises:
+        ConfigError: they cannot run ``run.reference_view``.
+    """
+    run = resolved.run
+    view = fitted(run.reference_under, models[0], "run.reference_view")
+    first, second = (
+        FrozenModel(
+            model,
+            "reference_score",
+            run.reference_accounting,
+            arithmetic,
+            store_dir / f"half{half}",
+            run.microbatch,
+            view,
+        )
+        for half, model in enumerate(models)
+    )
+    return TwinModel((first, second), store_dir)
 
 
 def build_online(resolved: Resolved, scorer: OnlineScorer, learner: Learner, pairs: Pairs) -> OnlineLearner:
