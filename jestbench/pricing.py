@@ -129,7 +129,7 @@ def step_price(resolved: Resolved) -> StepPrice:
         if resolved.twin is not None:  # each of the two makes a pass
             charged += reference_price.fixed
     passes.append(Pass("reference_score", charged, "reference"))
-    trained = sum(item.macs for item in (*training, *beside) if item.purpose != "pairwise")
+    trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
     reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
     return StepPrice(_sum(passes), uniform, reference_pair, closed)
