@@ -99,7 +99,7 @@ def build_stages(
         super_batches,
         Scorer(learner, frozen, run.microbatch, scored, online),
         learner,
-        Evaluator(data.split(run.evaluate.split), run.evaluate),
+        Evaluator(data.split(run.evaluate.split), run.evaluate, run.model.image_size),
     )
 
 
