@@ -627,12 +627,13 @@ def _identity(reference_dir: Path | None) -> str:
 
 
 def _scorer(run: Run) -> None:
-    """Refuse a policy that needs a scorer in a run that names none."""
+    """Refuse a policy that needs a scorer in a run that has none of the kind."""
     assert not isinstance(run.policy, str)
-    if "scorer" in run.policy.needs and run.scorer is None:
+    if "scorer" in run.policy.needs and not isinstance(run.scorer, OnlineScorer):
+        bound = "" if run.scorer is None else f", not to {run.scorer!r}"
         raise ConfigError(
-            f"the policy {type(run.policy).__name__} needs a scorer: bind run.scorer = @online_scorer() for one that "
-            "is trained beside the learner (gin/policy/active_clip.gin)"
+            f"the policy {type(run.policy).__name__} needs a scorer trained beside the learner: bind run.scorer "
+            f"to @online_scorer(){bound} (gin/policy/active_clip.gin)"
         )
 
 

@@ -253,9 +253,10 @@ def test_a_loss_of_the_scorer_that_is_not_finite_names_the_scorer(
     assert "step 0: the online scorer: the loss is nan" in capsys.readouterr().err
 
 
-def test_a_policy_that_needs_a_scorer_says_what_to_bind(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["run.scorer=gin/run/tiny.gin"]])
+def test_a_policy_that_needs_a_scorer_says_what_to_bind(capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
     words = ["--gin_file", "gin/run/tiny.gin", "run.policy=active_clip", f"run.reference={REFERENCE!r}", "--check"]
-    assert main(words) == 2
+    assert main([*words, *more]) == 2
     said = capsys.readouterr().err
     assert "run.scorer" in said
     assert "@online_scorer()" in said
