@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import policies
 from jestbench import Embeddings, Scores, config, launch
+from jestbench.batch import Batch, DataError
 from jestbench.config import main
 from jestbench.data.loader import SuperBatches
 from jestbench.data.synthetic import Synthetic
@@ -85,6 +87,57 @@ def test_a_half_is_a_split_like_any_other() -> None:
     super_batches = SuperBatches(half, 7, seed=0)
     assert super_batches.pool == len(half)
     assert set(super_batches.at(0).image_key_B.tolist()) <= set(half.image_key_N.tolist())
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A split that puts another pair, of either half, in the place of some; and draws captions anew each epoch."""
+
+    pairs: Any
+    instead: dict[int, int]
+    epoch: int = 0
+    max_damaged: float = 0.5
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pairs, name)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def drawn(self, seed: int, epoch: int) -> Damaged:
+        return self if epoch == self.epoch else replace(self, epoch=epoch)
+
+    def batch(self, index_B: torch.Tensor) -> Batch:
+        positions = [self.instead.get(position, position) for position in index_B.tolist()]
+        damaged = sum(position in self.instead for position in index_B.tolist())
+        batch = self.pairs.batch(torch.tensor(positions))
+        return replace(batch, counts={"read": len(positions) + damaged, "damaged": damaged})
+
+
+def test_what_stands_for_a_damaged_pair_is_of_the_same_half() -> None:
+    pairs = Synthetic(pool=60, duplicates=0.0).split("pool")
+    first, second = (HalfPairs(pairs, half) for half in HALVES)
+    foreign = second.index_N[0].item()
+    half = HalfPairs(Damaged(pairs, {position: foreign for position in first.index_N[:3].tolist()}), 0)
+    batch = half.batch(torch.tensor([5, 1, 7, 0]))
+    assert (half_of(batch.image_key_B) == 0).all()
+    assert len(set(batch.image_key_B.tolist())) == 4
+    assert batch.image_key_B[[0, 2]].tolist() == first.image_key_N[[5, 7]].tolist()
+    assert batch.counts["damaged"] == 3, "0, 1, and 2, which is next to 1"
+    assert torch.equal(batch.image_key_B, half.batch(torch.tensor([5, 1, 7, 0])).image_key_B)
+    lost = HalfPairs(Damaged(pairs, {position: foreign for position in first.index_N.tolist()}), 0)
+    with pytest.raises(DataError, match="no pair is left"):
+        lost.batch(torch.tensor([0]))
+
+
+def test_an_epochs_captions_are_those_of_the_whole_split() -> None:
+    half = HalfPairs(Damaged(Synthetic(pool=60).split("pool"), {}), 1)
+    assert half.max_damaged == 0.5
+    assert half.drawn(0, 0) is half
+    later = half.drawn(0, 3)
+    assert later.pairs.epoch == 3
+    assert torch.equal(later.index_N, half.index_N)
+    assert half.pairs.epoch == 0
 
 
 # Scores
