@@ -10,13 +10,14 @@ from typing import Any
 from jestbench.data.pairs import Dataset
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
-from jestbench.ledger import Allowance, Budget
+from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.metrics import Log, WandB
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model
 from jestbench.model.views import FULL, Mix, View, mix_of
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
+from jestbench.regression import Regression
 from jestbench.selection import Policy
 
 
@@ -46,8 +47,11 @@ class Run:
         limit: how the budget is counted.
         reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
             is a file followed by bindings.
-        reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
-            ``amortised``.
+        reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
+            ``first_sight``, ``amortised``.
+        scorer: a pretrained pair scorer, given like ``reference`` (``gin/run/cappy.gin``).
+        objective: train a pair scorer by regression instead of the contrastive loss; ``loss`` is not
+            used then, and nothing is selected.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -75,6 +79,8 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    scorer: str | tuple[str, ...] | None = None
+    objective: Regression | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None
@@ -103,6 +109,8 @@ class Run:
             )
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        if self.objective is not None and self.train_views:
+            raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property
@@ -154,6 +162,8 @@ class Resolved:
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
         reference: the reference's own run, where it is to be trained on demand.
         reference_dir: the reference's run folder, where one was given.
+        scorer: the pair scorer's own run, where it is to be trained on demand.
+        scorer_dir: the pair scorer's run folder, where one was given.
     """
 
     run: Run
@@ -164,12 +174,18 @@ class Resolved:
     config_hash: str
     reference: Resolved | None = None
     reference_dir: Path | None = None
+    scorer: Resolved | None = None
+    scorer_dir: Path | None = None
 
     @property
     def policy(self) -> Policy:
         """The policy, as an object."""
         assert not isinstance(self.run.policy, str)
         return self.run.policy
+
+    def pretrained(self, role: Pretrained) -> tuple[Resolved | None, Path | None]:
+        """The run to be trained on demand for a role, or the folder of a finished one; neither where it needs none."""
+        return (self.reference, self.reference_dir) if role == "reference" else (self.scorer, self.scorer_dir)
 
     @property
     def draw_size(self) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from jestbench.batch import Batch, Pass
 from jestbench.learner import Learner
+from jestbench.ledger import Pretrained
 from jestbench.model.views import FULL, View
+from jestbench.pair_scorer import PairScorer
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
 
@@ -19,10 +22,25 @@ class Scorer:
         reference: scored when it needs ``reference``.
         microbatch: pairs that a tower sees at once.
         view: the learner is scored under; the reference knows its own.
+        pairs: grades pairs (``values["g"]``) when a policy needs ``scorer``.
     """
 
-    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int, view: View = FULL) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        reference: FrozenModel | None,
+        microbatch: int,
+        view: View = FULL,
+        pairs: PairScorer | None = None,
+    ) -> None:
         self.learner, self.reference, self.microbatch, self.view = learner, reference, microbatch, view
+        self.pairs = pairs
+
+    @property
+    def frozen(self) -> dict[Pretrained, FrozenModel | PairScorer]:
+        """The frozen models by their role: what remembers, is checkpointed and closed."""
+        models: dict[Pretrained, FrozenModel | PairScorer | None] = {"reference": self.reference, "scorer": self.pairs}
+        return {role: model for role, model in models.items() if model is not None}
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
@@ -35,7 +53,12 @@ class Scorer:
             assert self.reference is not None, "a run whose policy needs a reference is built with one"
             reference, spent = self.reference.embeddings(batch)
             passes += spent
-        return Scores(learner, reference, size=len(batch), loss=self.learner.loss, model_passes=passes)
+        values: dict[str, Tensor] = {}
+        if "scorer" in needs:
+            assert self.pairs is not None, "a run whose policy needs a scorer is built with one"
+            values["g"], spent = self.pairs.grades(batch)
+            passes += spent
+        return Scores(learner, reference, values=values, size=len(batch), loss=self.learner.loss, model_passes=passes)
 
     def _learner(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
         model = self.learner.model.eval()
