@@ -3,8 +3,9 @@
 Source: Tan et al. 2023 (tanyuqian/cappy): a small encoder with one regression output under the squared error; label
 1 for the ground truth, 0 for another example's target, Rouge-L for graded candidates. For image–text pairs (our
 design): the pair's own caption has label 1, another pair's caption 0, and the own caption made worse word by word
-its Rouge-L F with the original. Departures: graded candidates are word edits, not a language model's answers; the
-caption of another pair stays at 0 even where it shares words with the own.
+its Rouge-L F with the original; the loss is the mean of the three kinds' mean squared errors.
+Departures: graded candidates are word edits, not a language model's answers; the caption of another pair stays at 0
+even where it shares words with the own.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ class Regression:
     """What a pair scorer learns from; bind ``run.objective = @regression()``.
 
     Attributes:
-        others: captions of other pairs a pair, label 0. They cost the head alone: their embeddings are there.
+        others: captions of other pairs a pair, label 0. They cost the head alone (their embeddings are
+            there), and weigh together as much as the pair's own caption.
         corruptions: corrupted captions a pair, label Rouge-L F; each costs a pass of the text tower.
         share: largest share of a caption's words that a corruption edits (between one word and
             this share, rounded up, at random).
         hidden: width of the head's hidden layer.
     """
 
-    others: int = 1
+    others: int = 8
     corruptions: int = 1
     share: float = 0.5
     hidden: int = 64
@@ -69,14 +71,23 @@ class Examples:
         text_E: int64 position of its text among the N captions followed by the corrupted ones.
         label_E: float32 in [0, 1].
         corrupted: the corrupted captions, N·corruptions of them.
-        others: how many captions of other pairs each pair has.
+        sizes: how many examples there are of each kind.
     """
 
     image_E: Tensor
     text_E: Tensor
     label_E: Tensor
     corrupted: tuple[str, ...]
-    others: int
+    sizes: tuple[int, int, int]
+
+    def kinds(self, value_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values of the examples apart: own captions, those of other pairs, corrupted ones."""
+        own, other, corrupted = value_E.split(list(self.sizes))
+        return own, other, corrupted
+
+    def mean_of_kinds(self, value_E: Tensor) -> Tensor:
+        """Mean over the kinds that there are of each kind's own mean, so that each counts alike."""
+        return torch.stack([part.mean() for part in self.kinds(value_E) if len(part)]).mean()
 
 
 def graded(captions: Sequence[str], objective: Regression, seed: int) -> Examples:
@@ -98,7 +109,8 @@ def graded(captions: Sequence[str], objective: Regression, seed: int) -> Example
     rows += [(i, count + place, rouge_l(words, words_N[i])) for place, (i, words) in enumerate(damaged)]
     image, text, label = zip(*rows, strict=True)
     corrupted = tuple(" ".join(words) for _, words in damaged)
-    return Examples(torch.tensor(image), torch.tensor(text), torch.tensor(label), corrupted, objective.others)
+    sizes = (count, len(exchanged), len(damaged))
+    return Examples(torch.tensor(image), torch.tensor(text), torch.tensor(label), corrupted, sizes)
 
 
 def captions_of(batch: Batch) -> tuple[str, ...]:
@@ -161,7 +173,7 @@ class RegressionLearner(Learner):
         loss_E = F.mse_loss(self.grade(batch, examples), examples.label_E.to(self.arithmetic.device), reduction="none")
         if weight_K is not None:
             loss_E = loss_E * weight_K.to(loss_E.device)[examples.image_E.to(loss_E.device)]
-        value, rate, norm = self._descend(loss_E.mean(), share)
+        value, rate, norm = self._descend(examples.mean_of_kinds(loss_E), share)
         return Update(value, rate, norm, self.training_passes(len(batch)))
 
     def grade(self, batch: Batch, examples: Examples) -> Tensor:

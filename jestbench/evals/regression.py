@@ -60,16 +60,15 @@ class RegressionEvaluator(Evaluator):
             with torch.no_grad():
                 grade_E = learner.grade(self.pairs.batch(index), examples).cpu()
             macs += learner.forward_macs(len(index))
-            count = len(index)
-            own_N, other_E, damaged_E = grade_E.split([count, count * examples.others, len(examples.corrupted)])
-            _, other_label_E, label_E = examples.label_E.split([len(own_N), len(other_E), len(damaged_E)])
-            matched.append(own_N)
+            own_E, other_E, damaged_E = examples.kinds(grade_E)
+            _, other_label_E, label_E = examples.kinds(examples.label_E)
+            matched.append(own_E)
             exchanged.append(other_E[other_label_E == 0])
             corrupted.append(damaged_E)
             labels.append(label_E)
-            errors.append((grade_E - examples.label_E).square())
+            errors.append(len(index) * examples.mean_of_kinds((grade_E - examples.label_E).square()))
         metrics = {
-            "eval/mse": float(torch.cat(errors).mean()),
+            "eval/mse": float(sum(errors)) / len(self.index_N),
             "eval/auc": area_under_curve(torch.cat(matched), torch.cat(exchanged)),
             "eval/rank_correlation": rank_correlation(torch.cat(corrupted), torch.cat(labels)),
         }
