@@ -58,6 +58,8 @@ NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
     "run.reference run.scorer".split()
 )
+# Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
+ADDED: Mapping[str, Any] = {"run.objective": None}
 # A frozen model that a policy may need: the run file that trains one, and whether by regression.
 PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
     "reference": ("gin/run/reference.gin", False),
@@ -528,6 +530,7 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping
     super-batch or a reference, so two uniform arms that differ in those are one.
     """
     arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
+    arm = {key: value for key, value in arm.items() if key not in ADDED or value != ADDED[key]}
     if not needs:
         arm.pop("run.super_batch_size", None)
     if "learner" not in needs:
@@ -536,8 +539,6 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping
         arm.pop("run.reference_view", None)
     if not needs & PRETRAINED.keys():
         arm.pop("run.reference_accounting", None)
-    if arm.get("run.objective") is None:
-        arm.pop("run.objective", None)
     if not any(arm.get(f"run.{name}") for name in ("train_views", "score_view", "reference_view")):
         arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
     text = json.dumps({"arm": arm, "reference": "", **pretrained}, sort_keys=True)
