@@ -111,6 +111,8 @@ class Run:
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
         if self.objective is not None and self.train_views:
             raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
+        if self.objective is not None and self.evaluate.sets:
+            raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property

@@ -97,7 +97,7 @@ def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, V
 def _evaluator(run: Run, pairs: Pairs) -> Evaluator:
     if run.objective is not None:
         return RegressionEvaluator(pairs, run.evaluate, run.objective)
-    return Evaluator(pairs, run.evaluate)
+    return Evaluator(pairs, run.evaluate, run.model.image_size)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lower_is_better",
         action=argparse.BooleanOptionalAction,
-        help="whether a smaller value is better (default: where the metric's name holds 'loss')",
+        help="whether a smaller value is better (default: where the metric's name holds 'loss' or 'mse')",
     )
     return parser
 

@@ -42,23 +42,22 @@ def rank_correlation(one_N: Tensor, other_N: Tensor) -> float:
 
 
 class RegressionEvaluator(Evaluator):
-    """The evaluation split, made into graded examples once."""
+    """The evaluation split, made into the same graded examples each time."""
 
     def __init__(self, pairs: Pairs, config: Evaluate, objective: Regression) -> None:
         super().__init__(pairs, config)
-        self.parts = [
-            (index, graded(captions_of(pairs.batch(index)), objective, EVALUATION_SEED + number))
-            for number, index in enumerate(self.index_N.split(config.batch_size))
-        ]
+        self.objective = objective
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
         assert isinstance(learner, RegressionLearner), "an objective's evaluator is built with its learner"
         learner.model.eval()
         matched, exchanged, corrupted, labels, errors, macs = [], [], [], [], [], 0
-        for index, examples in self.parts:
+        for number, index in enumerate(self.index_N.split(self.config.batch_size)):
+            batch = self.pairs.batch(index)
+            examples = graded(captions_of(batch), self.objective, EVALUATION_SEED + number)
             with torch.no_grad():
-                grade_E = learner.grade(self.pairs.batch(index), examples).cpu()
+                grade_E = learner.grade(batch, examples).cpu()
             macs += learner.forward_macs(len(index))
             own_E, other_E, damaged_E = examples.kinds(grade_E)
             _, other_label_E, label_E = examples.kinds(examples.label_E)
