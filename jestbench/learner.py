@@ -199,6 +199,20 @@ class Learner:
             image_KD, text_KD = self._embed(batch)
         weights = None if weight_K is None else weight_K.to(image_KD.device)
         loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
+        value, rate, norm = self._descend(loss, share)
+        if self.loss == "softmax":
+            self.model.clamp_scale()
+        return Update(value, rate, norm, self.training_passes(len(batch)))
+
+    def _descend(self, loss: Tensor, share: float) -> tuple[float, float, float]:
+        """One optimizer step down a loss.
+
+        Returns:
+            The loss, the learning rate, and the gradient's norm before clipping.
+
+        Raises:
+            NonFiniteLoss: before anything is changed.
+        """
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss is {value}")
@@ -212,9 +226,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.loss == "softmax":
-            self.model.clamp_scale()
-        return Update(value, rate, norm, self.training_passes(len(batch)))
+        return value, rate, norm
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings of a sub-batch, its parts each under their view, concatenated in order."""

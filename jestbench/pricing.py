@@ -17,6 +17,7 @@ from jestbench.launch import stand_ins
 from jestbench.learner import Price
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX
+from jestbench.pair_scorer import pair_macs
 from jestbench.run import Resolved
 from jestbench.scores import Embeddings, Scores
 from jestbench.selection import choose
@@ -32,8 +33,9 @@ class StepPrice:
             met before.
         uniform: FLOPs of a uniform step.
         reference_pair: FLOPs of one pair through the reference, under its view.
+        once: the part of the step that ``first_sight`` charges once a pair: all that frozen models score.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
-            only): train + r·learner/3 + r·reference/3, r = B/b, each the price of a pair under the views
+            only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
     """
@@ -42,6 +44,7 @@ class StepPrice:
     uniform: int
     reference_pair: int
     closed_form: float
+    once: int = 0
 
     @property
     def total(self) -> int:
@@ -82,6 +85,7 @@ def _selection_passes(resolved: Resolved, stages: Stages, reference: TwoTowers |
         embeddings("learner"),
         embeddings("reference"),
         embeddings("scorer"),
+        values={} if online or "scorer" not in needs else {"g": torch.rand(resolved.draw_size, generator=random)},
         size=resolved.draw_size,
         loss=resolved.run.loss,
     )
@@ -105,7 +109,7 @@ def _scorer_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
 
 def step_price(resolved: Resolved) -> StepPrice:
     """Price a run's step from its shapes; data and reference may be stand-ins."""
-    data, reference = stand_ins(resolved)
+    data, reference, regressor = stand_ins(resolved)
     run, drawn = resolved.run, resolved.draw_size
     with tempfile.TemporaryDirectory() as folder:
         stages = build_stages(resolved, data, None, Path(folder), draw_size=1)
@@ -123,27 +127,31 @@ def step_price(resolved: Resolved) -> StepPrice:
     if "learner" in resolved.policy.needs:
         scored = learner.prices[stages.scorer.view].pairs(drawn)
         passes.append(Pass("learner_score", scored, "learner"))
-    charged = 0
-    if reference_price is not None and run.reference_accounting != "amortised":
-        charged = reference_price.pairs(drawn)
-        if resolved.twin is not None:  # each of the two makes a pass
-            charged += reference_price.fixed
-    passes.append(Pass("reference_score", charged, "reference"))
+    frozen: list[Pass] = []
+    if run.reference_accounting != "amortised":
+        if reference_price is not None:
+            again = 0 if resolved.twin is None else reference_price.fixed  # each of the two makes a pass
+            frozen.append(Pass("reference_score", reference_price.pairs(drawn) + again, "reference"))
+        if regressor is not None:
+            macs = pair_macs(Price.of(regressor, one), regressor.head_macs(), drawn)
+            frozen.append(Pass("scorer_score", macs, "pair scorer"))
+    passes += frozen
+    charged = sum(item.macs for item in frozen)
     trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
     reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
-    return StepPrice(_sum(passes), uniform, reference_pair, closed)
+    return StepPrice(_sum(passes), uniform, reference_pair, closed, FLOPS_PER_MAC * charged)
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
     """Steps until ``run.budget`` is reached, for a pool of so many pairs.
 
-    Under ``first_sight`` the reference is charged during the first pass over the pool alone.
+    Under ``first_sight`` frozen models are charged during the first pass over the pool alone.
     """
     if resolved.run.budget is None:
         return None
     budget, first = int(resolved.run.budget) + resolved.added_flops, price.total
-    later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
+    later = first if resolved.run.reference_accounting == "online" else first - price.once
     in_first_pass = max(1, pool // resolved.draw_size)
     if budget <= in_first_pass * first:
         return -(-budget // first)
@@ -154,7 +162,7 @@ def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     price = step_price(resolved)
     run = resolved.run
-    data, _ = stand_ins(resolved)
+    data, *_ = stand_ins(resolved)
     pool = len(data.split(run.split))
     steps = steps_bought(resolved, price, pool)
     lines = [
@@ -167,8 +175,8 @@ def price_table(resolved: Resolved) -> str:
             lines.append(f"{purpose:<18}{flops:>16,}{flops / price.uniform:>16.3f}")
     lines.append(f"{'total':<18}{price.total:>16,}{price.total / price.uniform:>16.3f}")
     lines.append(f"closed form, towers only: {price.closed_form:.3f}")
-    if price.flops["reference_score"] and run.reference_accounting == "first_sight":
-        rest = (price.total - price.flops["reference_score"]) / price.uniform
+    if price.once and run.reference_accounting == "first_sight":
+        rest = (price.total - price.once) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
     if steps is not None:
         note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"

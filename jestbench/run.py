@@ -10,7 +10,7 @@ from typing import Any
 from jestbench.data.pairs import Dataset
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
-from jestbench.ledger import Allowance, Budget
+from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.metrics import Log, WandB
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model
@@ -18,6 +18,7 @@ from jestbench.model.views import FULL, Mix, View, mix_of
 from jestbench.online import OnlineScorer
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
+from jestbench.regression import Regression
 from jestbench.selection import Policy
 from jestbench.twin import Half
 
@@ -48,13 +49,15 @@ class Run:
         limit: how the budget is counted.
         reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
             is a file followed by bindings.
-        reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
-            ``amortised``.
+        reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
+            ``first_sight``, ``amortised``.
         twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
             each pair by the one that has not seen it; both are charged.
         half: draw only from the half of the split whose images' content keys have this low bit.
-        scorer: a third model, where the policy needs one: an ``@online_scorer()``, trained beside the
-            learner.
+        scorer: a third model, where the policy needs one: a pretrained pair scorer, given like ``reference``
+            (``gin/run/cappy.gin``), or an ``@online_scorer()``, trained beside the learner.
+        objective: train a pair scorer by regression instead of the contrastive loss; ``loss`` is not
+            used then, and nothing is selected.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -85,6 +88,7 @@ class Run:
     twin: bool = False
     half: Half | None = None
     scorer: OnlineScorer | str | tuple[str, ...] | None = None
+    objective: Regression | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None
@@ -115,6 +119,10 @@ class Run:
             )
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        if self.objective is not None and self.train_views:
+            raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
+        if self.objective is not None and self.evaluate.sets:
+            raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property
@@ -168,6 +176,8 @@ class Resolved:
         reference: the reference's own run, where it is to be trained on demand.
         reference_dir: the reference's run folder, where one was given.
         twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
+        scorer: the pair scorer's own run, where it is to be trained on demand.
+        scorer_dir: the pair scorer's run folder, where one was given.
     """
 
     run: Run
@@ -179,12 +189,18 @@ class Resolved:
     reference: Resolved | None = None
     reference_dir: Path | None = None
     twin: Resolved | None = None
+    scorer: Resolved | None = None
+    scorer_dir: Path | None = None
 
     @property
     def policy(self) -> Policy:
         """The policy, as an object."""
         assert not isinstance(self.run.policy, str)
         return self.run.policy
+
+    def pretrained(self, role: Pretrained) -> tuple[Resolved | None, Path | None]:
+        """The run to be trained on demand for a role, or the folder of a finished one; neither where it needs none."""
+        return (self.reference, self.reference_dir) if role == "reference" else (self.scorer, self.scorer_dir)
 
     @property
     def draw_size(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from jestbench.batch import Batch, Pass, Purpose
 from jestbench.learner import Learner
+from jestbench.ledger import Pretrained
 from jestbench.model.views import FULL, View
 from jestbench.online import OnlineLearner
+from jestbench.pair_scorer import PairScorer
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
 from jestbench.twin import TwinModel
@@ -21,7 +24,8 @@ class Scorer:
         reference: scored when it needs ``reference``; or two, each scoring what it has not seen.
         microbatch: pairs that a tower sees at once.
         view: the learner is scored under; the reference and an online scorer know their own.
-        online: a scorer in training, scored when a policy needs ``scorer``.
+        pairs: grades pairs (``values["g"]``) when a policy needs ``scorer``.
+        online: a scorer in training, scored instead when a policy needs ``scorer``.
     """
 
     def __init__(
@@ -30,10 +34,20 @@ class Scorer:
         reference: FrozenModel | TwinModel | None,
         microbatch: int,
         view: View = FULL,
+        pairs: PairScorer | None = None,
         online: OnlineLearner | None = None,
     ) -> None:
         self.learner, self.reference, self.microbatch, self.view = learner, reference, microbatch, view
-        self.online = online
+        self.pairs, self.online = pairs, online
+
+    @property
+    def frozen(self) -> dict[Pretrained, FrozenModel | TwinModel | PairScorer]:
+        """The frozen models by their role: what remembers, is checkpointed and closed."""
+        models: dict[Pretrained, FrozenModel | TwinModel | PairScorer | None] = {
+            "reference": self.reference,
+            "scorer": self.pairs,
+        }
+        return {role: model for role, model in models.items() if model is not None}
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
@@ -50,11 +64,16 @@ class Scorer:
             else:
                 reference, spent = self.reference.embeddings(batch)
             passes += spent
+        values: dict[str, Tensor] = {}
         if "scorer" in needs and self.online is not None:
             scorer, spent = self._in_training(self.online, self.online.view, "scorer_score", batch)
             passes += spent
+        elif "scorer" in needs:
+            assert self.pairs is not None, "a run whose policy needs a scorer is built with one"
+            values["g"], spent = self.pairs.grades(batch)
+            passes += spent
         models, loss = (learner, reference, scorer), self.learner.loss
-        return Scores(*models, size=len(batch), loss=loss, model_passes=passes, unseen=unseen)
+        return Scores(*models, values=values, size=len(batch), loss=loss, model_passes=passes, unseen=unseen)
 
     def _in_training(
         self, learner: Learner, view: View, purpose: Purpose, batch: Batch

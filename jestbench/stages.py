@@ -13,13 +13,17 @@ from jestbench.batch import Batch
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
+from jestbench.evals.regression import RegressionEvaluator
 from jestbench.learner import Learner, Price, Update
+from jestbench.model.regression import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, Mix, View, check
 from jestbench.online import OnlineLearner, OnlineScorer
+from jestbench.pair_scorer import PairScorer
 from jestbench.precision import Arithmetic
 from jestbench.reference import FrozenModel
-from jestbench.run import ConfigError, Resolved
+from jestbench.regression import RegressionLearner
+from jestbench.run import ConfigError, Resolved, Run
 from jestbench.scorer import Scorer
 from jestbench.twin import HalfPairs, TwinModel
 
@@ -52,6 +56,7 @@ def build_stages(
     reference: TwoTowers | None,
     store_dir: Path,
     draw_size: int | None = None,
+    regressor: Regressor | None = None,
     twin: TwoTowers | None = None,
 ) -> Stages:
     """Build all stages.
@@ -62,6 +67,7 @@ def build_stages(
         reference: the frozen model, where the policy needs one.
         store_dir: where the reference's embeddings are kept during the run.
         draw_size: pairs a step, where not the run's own (``--check``).
+        regressor: the frozen pair scorer, where the policy needs one.
         twin: the reference that was trained on the other half, under ``run.twin``.
 
     Raises:
@@ -72,15 +78,7 @@ def build_stages(
     arithmetic = Arithmetic.of(run.device, run.precision)
     pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
     super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
-    model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
-    mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
-    scored = fitted(run.scored_under, model, "run.score_view")
-    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
-    prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
-    learner = Learner(model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices)
-    online = None
-    if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
-        online = build_online(resolved, run.scorer, learner, pairs)
+    learner, scored = _learner(run, pairs, arithmetic)
     frozen: FrozenModel | TwinModel | None = None
     if reference is not None and twin is not None:
         frozen = build_twin(resolved, (reference, twin), arithmetic, store_dir)
@@ -94,13 +92,34 @@ def build_stages(
             run.microbatch,
             fitted(run.reference_under, reference, "run.reference_view"),
         )
-    return Stages(
-        pairs,
-        super_batches,
-        Scorer(learner, frozen, run.microbatch, scored, online),
-        learner,
-        Evaluator(data.split(run.evaluate.split), run.evaluate, run.model.image_size),
-    )
+    grader = None
+    if regressor is not None:
+        grader = PairScorer(regressor, run.reference_accounting, arithmetic, store_dir, run.microbatch)
+    online = None
+    if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
+        online = build_online(resolved, run.scorer, learner, pairs)
+    scorer = Scorer(learner, frozen, run.microbatch, scored, grader, online)
+    return Stages(pairs, super_batches, scorer, learner, _evaluator(run, data.split(run.evaluate.split)))
+
+
+def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, View]:
+    """The learner, by the run's loss or its objective, and the view that it is scored under."""
+    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    if run.objective is not None:
+        regressor = Regressor.build(run.model, pairs.tokenizer, run.objective.hidden, run.seed).to(arithmetic.device)
+        price = Price.of(regressor, one)
+        return RegressionLearner(regressor, run.objective, pairs.tokenizer, run.optimizer, arithmetic, price), FULL
+    model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
+    mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
+    scored = fitted(run.scored_under, model, "run.score_view")
+    prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
+    return Learner(model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices), scored
+
+
+def _evaluator(run: Run, pairs: Pairs) -> Evaluator:
+    if run.objective is not None:
+        return RegressionEvaluator(pairs, run.evaluate, run.objective)
+    return Evaluator(pairs, run.evaluate, run.model.image_size)
 
 
 def build_twin(

@@ -32,12 +32,14 @@ class ActiveClip:
         pair_loss: ``own`` (the paper's) or ``in_batch``, as in ``Scores.pair_loss_B``.
         gain: factor on the scores before the exponential.
         deterministic: take the largest instead of drawing.
+        online: the scorer is one that is trained beside the learner.
     """
 
     pair_loss: PairLoss = "own"
     gain: float = 1.0
     deterministic: bool = False
     needs: ClassVar[frozenset[Side]] = frozenset({"scorer", "reference"})
+    online: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_pair_loss(self.pair_loss)

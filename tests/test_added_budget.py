@@ -122,5 +122,5 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
 def test_no_reference_is_looked_for_by_the_launch() -> None:
     resolved = config.resolve(["gin/run/tiny.gin", "gin/policy/uniform_curated.gin"], [REFERENCE])
     assert resolved.reference is not None
-    assert launch.ensure_reference(resolved) is None
+    assert launch.ensure_pretrained(resolved) == {}
     assert launch.stand_ins(resolved)[1] is None

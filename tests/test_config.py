@@ -100,13 +100,15 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def small_reference(policy_file: Path) -> list[str]:
-    """The reference that a policy's file binds, of the tiny runs and trained on little, as a binding."""
-    bound = [binding.value for binding in config.read_file(policy_file) if binding.key == "run.reference"]
-    if not bound:
-        return []
-    file, *more = [bound[-1]] if isinstance(bound[-1], str) else bound[-1]
-    tiny = file.replace("run/", "run/tiny_")
-    return [f"run.reference={(tiny, *REFERENCE[1:], *more)!r}"]
+    """The reference or scorer that a policy's file binds, of the tiny runs and trained on little, as a binding."""
+    bound = {binding.key: binding.value for binding in config.read_file(policy_file)}
+    words = []
+    for key in ("run.reference", "run.scorer"):
+        if isinstance(bound.get(key), str | list | tuple):
+            file, *more = [bound[key]] if isinstance(bound[key], str) else bound[key]
+            tiny = file.replace("run/", "run/tiny_")
+            words.append(f"{key}={(tiny, *REFERENCE[1:], *more)!r}")
+    return words
 
 
 def file(name: str, *lines: str) -> str:

@@ -66,7 +66,7 @@ def outcome(run_dir: Path) -> tuple[Any, ...]:
 def built(tmp_path: Path, *more: str) -> Stages:
     words = arm(*more)
     resolved = config.resolve([words[1], words[3]], words[4:])
-    data, reference = launch.stand_ins(resolved)
+    data, reference, _ = launch.stand_ins(resolved)
     return build_stages(resolved, data, reference, tmp_path)
 
 
@@ -141,7 +141,7 @@ def test_another_rate_for_the_scorer_alone(tmp_path: Path) -> None:
 def test_without_a_model_it_is_half_the_learner(tmp_path: Path) -> None:
     words = ["--gin_file", "gin/run/tiny.gin", *WORLD, f"run.reference={REFERENCE!r}"]
     resolved = config.resolve([words[1]], [*words[2:], "run.policy=active_clip", "run.scorer=@online_scorer()"])
-    data, reference = launch.stand_ins(resolved)
+    data, reference, _ = launch.stand_ins(resolved)
     stage = build_stages(resolved, data, reference, tmp_path)
     assert stage.scorer.online is not None
     assert len(stage.scorer.online.model.image.backbone.blocks) == 1 < len(stage.learner.model.image.backbone.blocks)
@@ -280,9 +280,9 @@ def test_a_wrong_scorer_is_a_wrong_configuration(capsys: pytest.CaptureFixture[s
 def test_an_arm_without_a_scorer_keeps_its_hash() -> None:
     """A parameter that came later changes no arm that does not use it."""
     flat = {"run.batch_size": 8}
-    assert config.arm_hash(flat, frozenset(), "") == config.arm_hash(flat | {"run.scorer": None}, frozenset(), "")
+    assert config.arm_hash(flat, frozenset(), {}) == config.arm_hash(flat | {"run.twin": False}, frozenset(), {})
     needs = frozenset({"scorer"})
-    assert config.arm_hash(flat, needs, "") != config.arm_hash(flat | {"run.scorer": "@online_scorer()"}, needs, "")
+    assert config.arm_hash(flat, needs, {}) != config.arm_hash(flat | {"online_scorer.model": None}, needs, {})
 
 
 def test_the_values_have_defaults() -> None:

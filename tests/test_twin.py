@@ -251,7 +251,7 @@ def test_scoring_costs_one_reference_pass_a_pair(uninterrupted: Path, tmp_path: 
         assert main([*ARM, *more, "--run_dir", str(tmp_path / accounting)]) == 0
         flops[accounting] = summary(tmp_path / accounting)["flops"]["reference_score"]
     resolved = config.resolve([ARM[1], ARM[3]], ARM[4:])
-    data, reference = launch.stand_ins(resolved)
+    data, reference, _ = launch.stand_ins(resolved)
     assert reference is not None
     stages = build_stages(resolved, data, reference, tmp_path / "stages")
     pair = stages.learner.price.pair  # the references have the learner's shape

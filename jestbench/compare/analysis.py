@@ -51,7 +51,7 @@ def analyse(
         run_dirs: run folders, or folders that hold them one or two levels down.
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss".
+        lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss" or "mse".
         command: what to note as the command that makes the comparison again.
 
     Returns:
@@ -63,7 +63,7 @@ def analyse(
     """
     runs, unreadable = load_all(run_dirs)
     metric = resolve_metric(runs, metric)
-    lower = "loss" in metric.lower() if lower_is_better is None else lower_is_better
+    lower = any(word in metric.lower() for word in ("loss", "mse")) if lower_is_better is None else lower_is_better
     candidates, unusable, reading = split_usable(runs, metric)
     kept, duplicates = newest_by_seed(candidates)
     groups, clashes = group_arms(kept)
