@@ -32,10 +32,12 @@ from jestbench.data.icons import Icons
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
-from jestbench.ledger import Budget
+from jestbench.ledger import Budget, Pretrained
 from jestbench.metrics import Log, WandB
 from jestbench.model.towers import Model
 from jestbench.model.views import View
+from jestbench.online import OnlineScorer
+from jestbench.regression import Regression
 from jestbench.run import ConfigError, Resolved, Run
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,18 +46,33 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "model": Model,
     "view": View,
     "optimizer": Optimizer,
+    "online_scorer": OnlineScorer,
     "evaluate": Evaluate,
     "budget": Budget,
     "log": Log,
     "wandb": WandB,
     "icons": Icons,
     "synthetic": Synthetic,
+    "regression": Regression,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference evaluate.sets".split()
+    "run.reference run.scorer evaluate.sets".split()
 )
+# Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
+ADDED: Mapping[str, Any] = {
+    "run.scorer": None,
+    "run.twin": False,
+    "run.half": None,
+    "run.objective": None,
+    "budget.adds": [],
+}
+# A frozen model that a policy may need: the run file that trains one, and whether by regression.
+PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
+    "reference": ("gin/run/reference.gin", False),
+    "scorer": ("gin/run/cappy.gin", True),
+}
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
 COMMAND_LINE = "command line"
@@ -519,30 +536,33 @@ def _flat() -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
-def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> str:
+def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping[Pretrained, str]) -> str:
     """Hash of an arm: its operative configuration less what does not matter to it.
 
-    A policy that scores nothing never sees a super-batch or a reference, so two uniform arms that
-    differ in those are one.
+    The frozen models that it needs are in it by their own identity. A policy that scores nothing never sees a
+    super-batch or a reference, so two uniform arms that differ in those are one.
     """
     arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
+    arm = {key: value for key, value in arm.items() if key not in ADDED or value != ADDED[key]}
     if not needs:
         arm.pop("run.super_batch_size", None)
     if "learner" not in needs:
         arm.pop("run.score_view", None)
     if "reference" not in needs:
-        arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
-        reference = ""
+        arm.pop("run.twin", None)
+    if not needs & PRETRAINED.keys():
+        arm.pop("run.reference_accounting", None)
     # Saving memory costs FLOPs and is part of the arm; not doing so is none.
     if not arm.get("run.grad_checkpointing"):
         arm.pop("run.grad_checkpointing", None)
     micro, whole = arm.get("run.train_microbatch"), arm.get("run.batch_size")
     if micro is None or (whole is not None and micro >= whole):
         arm.pop("run.train_microbatch", None)
-    if not any(arm.get(f"run.{name}") for name in ("train_views", "score_view", "reference_view")):
+    views = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
+    if not any(arm.get(name) for name in views):
         arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
-    text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)
+    text = json.dumps({"arm": arm, "reference": "", **pretrained}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -582,11 +602,33 @@ def resolve(
     _unused(read, allow_unused)
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()
-    reference, reference_dir = _reference(run, read, chain)
-    identity = f"{reference.config_hash}{reference.run.seed}" if reference else _identity(reference_dir)
     assert not isinstance(run.policy, str)
-    digest = arm_hash(flat, frozenset(run.policy.needs), identity)
-    return Resolved(run, name, **texts, flat=flat, config_hash=digest, reference=reference, reference_dir=reference_dir)
+    needs = frozenset(run.policy.needs)
+    if run.objective is not None and needs:
+        raise ConfigError(
+            f"{_place('run.objective', read)}run.objective trains a pair scorer on all that it meets, and the policy "
+            f"{name!r} selects: bind run.policy to uniform"
+        )
+    twinned, roles = _twinned(run), _roles(run)
+    half = ("run.half=0",) if twinned else ()
+    own = {role: _pretrained(role, run, read, chain, half if role == "reference" else ()) for role in roles}
+    twin = _pretrained("reference", run, read, chain, ("run.half=1",))[0] if twinned else None
+    identity = {role: _identity(*found) for role, found in own.items()}
+    if twin is not None:
+        identity["reference"] += twin.config_hash
+    reference, scorer = own.get("reference", (None, None)), own.get("scorer", (None, None))
+    return Resolved(
+        run,
+        name,
+        **texts,
+        flat=flat,
+        config_hash=arm_hash(flat, needs, identity),
+        reference=reference[0],
+        reference_dir=reference[1],
+        scorer=scorer[0],
+        scorer_dir=scorer[1],
+        twin=twin,
+    )
 
 
 def _beside(binding: Binding) -> Path | None:
@@ -596,13 +638,13 @@ def _beside(binding: Binding) -> Path | None:
 
 
 def _findable(binding: Binding) -> Binding:
-    """A reference by its full path where the project's folder does not find it.
+    """A frozen model's run by its full path where the project's folder does not find it.
 
     ``operative.gin`` lies elsewhere and must start the same run from any folder.
     """
     value = binding.value
     file, *more = value if isinstance(value, list | tuple) and value else (value,)
-    if binding.key != "run.reference" or not isinstance(file, str) or not file:
+    if binding.key not in {f"run.{role}" for role in PRETRAINED} or not isinstance(file, str) or not file:
         return binding
     path = locate(file, _beside(binding))
     if path is None or path.resolve() == (PROJECT / file).resolve():
@@ -611,43 +653,100 @@ def _findable(binding: Binding) -> Binding:
     return dataclasses.replace(binding, value=(found, *more) if more else found)
 
 
-def _identity(reference_dir: Path | None) -> str:
-    """Configuration and seed of the run in a folder; the same wherever the folder lies."""
-    if reference_dir is None:
-        return ""
+def _identity(resolved: Resolved | None, folder: Path | None) -> str:
+    """Configuration and seed of a frozen model's run; the same wherever its folder lies."""
+    if resolved is not None:
+        return f"{resolved.config_hash}{resolved.run.seed}"
+    assert folder is not None
     try:
-        run = json.loads((reference_dir / "environment.json").read_text(encoding="utf-8"))["run"]
+        run = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["run"]
         return f"{run['config_hash']}{run['seed']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return str(reference_dir)
+        return str(folder)
 
 
-def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
-    """The reference's own run, or the folder of one."""
+def _roles(run: Run) -> list[Pretrained]:
+    """The frozen models that a run stands on: those that its policy needs, and one that its budget adds.
+
+    Raises:
+        ConfigError: the policy needs a scorer of the other kind.
+    """
     assert not isinstance(run.policy, str)
-    if "reference" not in run.policy.needs:
-        return None, None
-    if not run.reference:
+    needs, name = run.policy.needs, type(run.policy).__name__
+    in_training = isinstance(run.scorer, OnlineScorer)
+    if "scorer" in needs and getattr(run.policy, "online", False) and not in_training:
+        bound = "" if run.scorer is None else f", not to {run.scorer!r}"
         raise ConfigError(
-            f"the policy {type(run.policy).__name__} needs a reference: bind run.reference to a run file "
-            "(gin/run/reference.gin) or to the folder of a finished run"
+            f"the policy {name} needs a scorer trained beside the learner: bind run.scorer to @online_scorer()"
+            f"{bound} (gin/policy/active_clip.gin)"
         )
-    file, *more = (run.reference,) if isinstance(run.reference, str) else run.reference
-    bound = next((b for b in reversed(bindings) if b.key == "run.reference"), None)
+    if "scorer" in needs and in_training and not getattr(run.policy, "online", False):
+        raise ConfigError(
+            f"the policy {name} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a "
+            f"run file ({PRETRAINED['scorer'][0]})"
+        )
+    asked = (needs | set(run.limit.adds)) - ({"scorer"} if in_training else set())
+    return [role for role in PRETRAINED if role in asked]
+
+
+def _twinned(run: Run) -> bool:
+    """Whether two references score each other's half.
+
+    Raises:
+        ConfigError: the policy compares all pairs under one reference.
+    """
+    assert not isinstance(run.policy, str)
+    if not run.twin or "reference" not in run.policy.needs:
+        return False
+    if not getattr(run.policy, "twins", False):
+        can = ", ".join(name for name, cls in policy_classes().items() if getattr(cls, "twins", False))
+        raise ConfigError(
+            f"run.twin scores by two references, but the policy {type(run.policy).__name__} compares all pairs under "
+            f"one; these can be scored by two: {can}"
+        )
+    return True
+
+
+def _pretrained(
+    role: Pretrained, run: Run, bindings: Sequence[Binding], chain: tuple[str, ...], half: tuple[str, ...] = ()
+) -> tuple[Resolved | None, Path | None]:
+    """A frozen model's own run, or the folder of one; ``half``: a binding of a twin's own.
+
+    Raises:
+        ConfigError: none is bound, it is not there, it needs itself, or it is of another kind.
+    """
+    key, asked = f"run.{role}", getattr(run, role)
+    usual, by_regression = PRETRAINED[role]
+    if not asked:
+        who = "budget.adds" if role in run.limit.adds else f"the policy {type(run.policy).__name__}"
+        raise ConfigError(
+            f"{who} needs a {role}: bind {key} to a run file ({usual}) or to the folder of a finished run"
+        )
+    file, *more = (asked,) if isinstance(asked, str) else asked
+    bound = next((b for b in reversed(bindings) if b.key == key), None)
     where = "" if bound is None else f"{bound.where}: "
     beside = None if bound is None else _beside(bound)
     path = locate(file, beside)
     if path is None:
-        raise ConfigError(f"{where}run.reference = {file!r}: no such file or run folder")
+        raise ConfigError(f"{where}{key} = {file!r}: no such file or run folder")
+    if path.is_dir() and half:
+        raise ConfigError(
+            f"{where}run.twin trains the reference twice, on two halves: bind run.reference to a run file, not to the "
+            f"folder {file!r}"
+        )
     if path.is_dir():
         return None, path
     if str(path) in chain:
-        raise ConfigError(f"{where}run.reference = {file!r} needs itself as a reference")
-    origin = "run.reference" if bound is None else f"run.reference at {bound.where}"
+        raise ConfigError(f"{where}{key} = {file!r} needs itself as a {role}")
+    origin = key if bound is None else f"{key} at {bound.where}"
     try:
-        return resolve([str(path)], more, beside=beside, chain=(*chain, str(path)), origin=origin), None
+        found = resolve([str(path)], [*more, *half], beside=beside, chain=(*chain, str(path)), origin=origin)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in the reference {_shown(path)})") from error
+        raise ConfigError(f"{error} (in the {role} {_shown(path)})") from error
+    if (found.run.objective is not None) != by_regression:
+        kind = "trains no pair scorer (it has no run.objective)" if by_regression else "trains a pair scorer"
+        raise ConfigError(f"{where}{key} = {file!r} {kind}: bind {key} to a run like {usual}")
+    return found, None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

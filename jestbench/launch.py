@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock
@@ -26,22 +26,23 @@ from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
 from jestbench.learner import NonFiniteLoss
-from jestbench.ledger import Allowance, Budget
+from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.loop import Progress, Status, train
 from jestbench.metrics import Jsonl, Label, Log, Metrics, WandB, WandBSink
+from jestbench.model.regression import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX, Mix
 from jestbench.paths import cache_root
 from jestbench.precision import Arithmetic
 from jestbench.record import Recorder, write_json
-from jestbench.reference import MODEL_FORMAT, load_model, trained_mix
+from jestbench.reference import MODEL_FORMAT, load_model, load_regressor, trained_mix
 from jestbench.run import ConfigError, Resolved
 from jestbench.scores import NonFiniteScore
 from jestbench.selection import choose
 from jestbench.stages import Stages, build_stages, update_seed, view_warnings
 
 SUMMARY = "summary.json"
-Role = Literal["arm", "reference"]
+Role = Literal["arm", "reference", "scorer"]
 
 
 class RunFolderError(ConfigError):
@@ -142,62 +143,76 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
     return False
 
 
-def reference_folder(resolved: Resolved) -> Path:
-    """Where the reference's run lies: the folder that was given, or its place in the cache.
+def pretrained_folder(resolved: Resolved, role: Pretrained) -> Path:
+    """Where the run of a frozen model lies: the folder that was given, or its place in the cache.
 
-    The cache is addressed by content: the reference's operative configuration, its seed and its data.
+    The cache is addressed by content: the model's operative configuration, its seed and its data.
     """
-    if resolved.reference_dir is not None:
-        return resolved.reference_dir
-    assert resolved.reference is not None
-    run = resolved.reference.run
-    identity = f"{resolved.reference.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    own, folder = resolved.pretrained(role)
+    if folder is not None:
+        return folder
+    assert own is not None
+    run = own.run
+    identity = f"{own.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
     digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    return cache_root() / "models" / f"{run.arm or 'reference'}-{digest}"
+    return cache_root() / "models" / f"{run.arm or role}-{digest}"
 
 
-def ensure_reference(resolved: Resolved) -> Path | None:
-    """The finished run of the reference, trained now if it is not in the cache.
-
-    Two runs that need the same one wait for each other; a killed training goes on where it stopped.
+def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, Path]:
+    """The finished runs of the frozen models that a run needs, by role, trained now if they are not in the cache.
 
     Raises:
         DataError: the given folder holds no finished run, or training did not finish.
     """
-    if "reference" not in resolved.policy.needs:
-        return None
-    if resolved.reference is not None:
-        resolved.reference.run.data.prepare()
-    folder = reference_folder(resolved)
-    if resolved.reference_dir is None and (read_summary(folder) or {}).get("status") != "finished":
-        assert resolved.reference is not None
+    needs = resolved.policy.needs  # a reference that the budget adds is paid for, not trained
+    roles = [role for role in get_args(Pretrained) if role in needs and any(resolved.pretrained(role))]
+    return {role: _ensure(resolved, role) for role in roles}
+
+
+def _ensure(resolved: Resolved, role: Pretrained) -> Path:
+    """One of them. Two runs that need the same one wait for each other; a killed training goes on where it stopped."""
+    own, _ = resolved.pretrained(role)
+    if own is not None:
+        own.run.data.prepare()
+    folder = pretrained_folder(resolved, role)
+    if own is not None and (read_summary(folder) or {}).get("status") != "finished":
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if (read_summary(folder) or {}).get("status") != "finished":
-                print(f"training the reference {resolved.reference.run.arm!r} into {folder}", file=sys.stderr)
-                if train_run(_beside(resolved.reference, resolved), folder, True, "reference") == "interrupted":
+                print(f"training the {role} {own.run.arm!r} into {folder}", file=sys.stderr)
+                if train_run(_beside(own, resolved), folder, True, role) == "interrupted":
                     raise KeyboardInterrupt
     summary = read_summary(folder)
     if summary is None or summary["status"] != "finished":
-        raise DataError(f"{folder} holds no finished run to take as a reference: give a run folder or a .gin file")
+        raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
     return folder
 
 
 def _beside(reference: Resolved, asking: Resolved) -> Resolved:
-    """A reference in the W&B project of the run that asks for it, unless it has settings of its own."""
+    """A frozen model's run in the W&B project of the run that asks for it, unless it has settings of its own."""
     if reference.run.wandb != WandB():
         return reference
     wandb = replace(asking.run.wandb, name="")
     return replace(reference, run=replace(reference.run, wandb=wandb))
 
 
-def pretrain_flops(reference_dir: Path | None) -> dict[str, int]:
-    """FLOPs of the pre-training that a run stands on, by model."""
-    if reference_dir is None:
-        return {}
-    summary = read_summary(reference_dir)
+def ensure_twin(resolved: Resolved) -> Path | None:
+    """The reference's run on the other half, where ``run.twin`` asks for it."""
+    return None if resolved.twin is None else _ensure(replace(resolved, reference=resolved.twin), "reference")
+
+
+def pretrain_flops(folders: Mapping[Pretrained, Path], twin_dir: Path | None = None) -> dict[str, int]:
+    """FLOPs of the pre-training that a run stands on, by role (twins summed)."""
+    flops: dict[str, int] = {role: _trained_flops(folder) for role, folder in folders.items()}
+    if twin_dir is not None:
+        flops["reference"] += _trained_flops(twin_dir)
+    return flops
+
+
+def _trained_flops(folder: Path) -> int:
+    summary = read_summary(folder)
     assert summary is not None
-    return {"reference": int(summary["flops"]["total"]) + sum(summary["pretrain_flops"].values())}
+    return int(summary["flops"]["total"]) + int(sum(summary["pretrain_flops"].values()))
 
 
 @contextmanager
@@ -213,7 +228,7 @@ def building() -> Iterator[None]:
 
 
 def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm") -> Status:
-    """Train one arm into a folder; its reference first, where it needs one.
+    """Train one arm into a folder; the frozen models that it needs first.
 
     Args:
         resolved: the run.
@@ -231,13 +246,15 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         return "finished"
     data = resolved.run.data
     data.prepare()
-    reference_dir = ensure_reference(resolved)
-    pretrain = pretrain_flops(reference_dir)
+    folders, twin_dir = ensure_pretrained(resolved), ensure_twin(resolved)
+    pretrain = pretrain_flops(folders, twin_dir)
     try:
         with building():
-            allowance = resolved.run.allowance(pretrain)
-            reference = load_model(reference_dir) if reference_dir is not None else None
-            stages = build_stages(resolved, data, reference, run_dir / "cache")
+            allowance = resolved.run.allowance(pretrain, resolved.added_flops)
+            reference = load_model(folders["reference"]) if "reference" in folders else None
+            twin = load_model(twin_dir) if twin_dir is not None else None
+            regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
+            stages = build_stages(resolved, data, reference, run_dir / "cache", regressor=regressor, twin=twin)
             _affordable(resolved, stages, allowance)
         newest = checkpoint.newest(run_dir) if going_on else None
         step = -1 if newest is None else int(newest.name.removeprefix("step-"))
@@ -252,7 +269,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     if newest is not None:
         recorder.restore(progress, newest)
     more = {
-        "references": _references(reference_dir, pretrain),
+        "references": _references(folders, twin_dir),
         "data": _facts(resolved, stages),
         "warnings": _warned(resolved, stages),
     }
@@ -266,8 +283,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         write_json(run_dir / SUMMARY, summary)
         recorder.metrics.close(summary, failed)
         stages.super_batches.close()
-        if stages.scorer.reference is not None:
-            stages.scorer.reference.close(remove=status == "finished")
+        for model in stages.scorer.frozen.values():
+            model.close(remove=status == "finished")
     return "finished" if status == "finished" else "interrupted"
 
 
@@ -294,16 +311,16 @@ def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metric
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(reference_dir: Path | None, pretrain: Mapping[str, int]) -> list[dict[str, Any]]:
-    if reference_dir is None:
-        return []
-    summary = read_summary(reference_dir) or {}
+def _references(folders: Mapping[Pretrained, Path], twin_dir: Path | None) -> list[dict[str, Any]]:
+    """What a run stands on: the comparison shows the reference's own score. A pair scorer has none to show."""
+    found = [folder for folder in (folders.get("reference"), twin_dir) if folder is not None]
     return [
         {
-            "name": summary.get("arm") or "reference",
-            "run_dir": str(reference_dir.resolve()),
-            "pretrain_flops": pretrain["reference"],
+            "name": f"{(read_summary(folder) or {}).get('arm') or 'reference'}{f' (half {half})' if twin_dir else ''}",
+            "run_dir": str(folder.resolve()),
+            "pretrain_flops": _trained_flops(folder),
         }
+        for half, folder in enumerate(found)
     ]
 
 
@@ -343,24 +360,39 @@ def _warned(resolved: Resolved, stages: Stages) -> list[str]:
     return found
 
 
-def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
-    """Data and reference as they are, or stand-ins of the same shape: nothing is fetched or trained."""
+def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None, Regressor | None]:
+    """Data, reference and pair scorer as they are, or stand-ins of the same shape: nothing is fetched or trained."""
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
+    tokenizer = data.split(resolved.run.split).tokenizer
+    reference: TwoTowers | None = None
     if "reference" not in resolved.policy.needs:
-        return data, None
-    if resolved.reference_dir is not None:
-        return data, load_model(resolved.reference_dir)
-    assert resolved.reference is not None
-    run = resolved.reference.run
-    return data, run.model.build(data.split(resolved.run.split).tokenizer, run.loss, run.seed)
+        pass
+    elif resolved.reference_dir is not None:
+        reference = load_model(resolved.reference_dir)
+    elif resolved.reference is not None:
+        run = resolved.reference.run
+        reference = run.model.build(tokenizer, run.loss, run.seed)
+    regressor: Regressor | None = None
+    if resolved.scorer_dir is not None:
+        regressor = load_regressor(resolved.scorer_dir)
+    elif resolved.scorer is not None:
+        run = resolved.scorer.run
+        assert run.objective is not None, "the configuration has seen to it"
+        regressor = Regressor.build(run.model, tokenizer, run.objective.hidden, run.seed)
+    return data, reference, regressor
 
 
 def without_download(resolved: Resolved) -> Resolved:
     """The same run from random weights, which cost the same."""
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
-    return plain if plain.reference is None else replace(plain, reference=without_download(plain.reference))
+    return replace(
+        plain,
+        reference=None if plain.reference is None else without_download(plain.reference),
+        twin=None if plain.twin is None else without_download(plain.twin),
+        scorer=None if plain.scorer is None else without_download(plain.scorer),
+    )
 
 
 def logged_names(resolved: Resolved) -> frozenset[str]:
@@ -386,8 +418,9 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with building():
-            data, reference = stand_ins(resolved)
-            stages = build_stages(small, data, reference, folder / "cache", drawn)
+            data, reference, regressor = stand_ins(resolved)
+            twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
+            stages = build_stages(small, data, reference, folder / "cache", drawn, regressor, twin)
         allowance = run.allowance({})
         evaluated = stages.evaluator.names
         stages.evaluator.sets = []  # whole benchmarks: their names are known without them
@@ -417,19 +450,22 @@ def check(resolved: Resolved) -> None:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
             run = replace(resolved.run, device="cpu", reference_accounting="online")
-            data, reference = stand_ins(resolved)
-            stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
+            data, reference, regressor = stand_ins(resolved)
+            twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
+            tiny = replace(resolved, run=run)
+            stages = build_stages(tiny, data, reference, Path(folder), drawn, regressor, twin)
             if resolved.run.data.is_prepared():
                 SuperBatches(stages.pairs, resolved.draw_size, run.seed)
-            _affordable(resolved, stages, resolved.run.allowance({}))
+            _affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         _warned(resolved, stages)
         batch = stages.super_batches.at(0)
         try:
             scores = stages.scorer(batch, resolved.policy.needs)
             selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
-            stages.learner.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
+            stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
-    if resolved.reference is not None:
-        check(resolved.reference)
+    for needed in (resolved.reference, resolved.twin, resolved.scorer):
+        if needed is not None:
+            check(needed)
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -244,13 +245,35 @@ class Learner:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else weight_K.to(image_KD.device)
         loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
+        carry_on = partial(self._carry_on, batch, image_KD, text_KD, seed) if cached else None
+        value, rate, norm = self._descend(loss, share, carry_on)
+        if self.loss == "softmax":
+            self.model.clamp_scale()
+        return Update(value, rate, norm, self.training_passes(len(batch)))
+
+    def _descend(
+        self, loss: Tensor, share: float, carry_on: Callable[[], None] | None = None
+    ) -> tuple[float, float, float]:
+        """One optimizer step down a loss.
+
+        Args:
+            loss: to be made smaller.
+            share: of the budget spent before this step.
+            carry_on: brings the gradient from where the loss's graph ends on to the parameters.
+
+        Returns:
+            The loss, the learning rate, and the gradient's norm before clipping.
+
+        Raises:
+            NonFiniteLoss: before anything is changed.
+        """
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if cached:
-            self._carry_on(batch, image_KD, text_KD, seed)
+        if carry_on is not None:
+            carry_on()
         clip = self.schedule.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if not math.isfinite(norm):
@@ -259,9 +282,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.loss == "softmax":
-            self.model.clamp_scale()
-        return Update(value, rate, norm, self.training_passes(len(batch)))
+        return value, rate, norm
 
     def _cached(self, count: int) -> bool:
         """Whether a sub-batch of so many pairs is more than a micro-batch."""

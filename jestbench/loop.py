@@ -49,7 +49,7 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
             generator = seeds.generator(run.seed, "select", progress.step)
             selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
             chosen = batch.take(selection.index_K)
-            update = stages.learner.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
+            update = stages.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
             progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))
             progress.policy_state = selection.state
             progress.step += 1

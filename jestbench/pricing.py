@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -14,8 +16,11 @@ from jestbench.batch import PURPOSES, Batch, Pass, Purpose
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.launch import pretrain_flops, stand_ins
 from jestbench.learner import Price
+from jestbench.ledger import Pretrained
+from jestbench.model.regression import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, View, check
+from jestbench.pair_scorer import pair_macs
 from jestbench.run import Resolved
 from jestbench.scores import Embeddings, Scores
 from jestbench.selection import choose
@@ -31,15 +36,18 @@ class StepPrice:
             met before.
         uniform: FLOPs of a uniform step, nothing of it run again to save memory.
         reference_pair: FLOPs of one pair through the reference, under its view.
+        once: the part of the step that ``first_sight`` charges once a pair: all that frozen models score.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
-            only): train + r·learner/3 + r·reference/3, r = B/b, each the price of a pair under the views
-            of the run over its price under the full view; train is 1 without views.
+            only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
+            of the run over its price under the full view; train is 1 without views. An online scorer adds
+            its own train + r·scorer/3.
     """
 
     flops: dict[Purpose, int]
     uniform: int
     reference_pair: int
     closed_form: float
+    once: int = 0
 
     @property
     def total(self) -> int:
@@ -54,26 +62,52 @@ def _sum(passes: Iterable[Pass]) -> dict[Purpose, int]:
     return flops
 
 
-def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+def _selection_passes(resolved: Resolved, stages: Stages, reference: TwoTowers | None) -> tuple[Pass, ...]:
     """The similarity products of one selection at full size, counted by the same meter.
 
-    The policy chooses among random embeddings of width 1: products are linear in the width.
+    The policy chooses among random embeddings: products are linear in the width, so that the models' widths
+    over their common divisor will do (1 where all meet in as many dimensions).
     """
-    random = seeds.generator(0, "check")
+    random, needs, online = seeds.generator(0, "check"), resolved.policy.needs, stages.scorer.online
+    models: dict[str, TwoTowers | None] = {
+        "learner": stages.learner.model if "learner" in needs else None,
+        "reference": reference if "reference" in needs else None,
+        "scorer": None if online is None else online.model,
+    }
+    widths = {side: model.width for side, model in models.items() if model is not None}
+    divisor = math.gcd(*widths.values()) or 1
 
-    def embeddings() -> Embeddings:
-        image_B1, text_B1 = (torch.randn(resolved.draw_size, 1, generator=random) / 10 for _ in range(2))
-        return Embeddings(image_B1, text_B1)
+    def embeddings(side: str) -> Embeddings | None:
+        if side not in widths:
+            return None
+        width = widths[side] // divisor
+        image_BD, text_BD = (torch.randn(resolved.draw_size, width, generator=random) / 10 for _ in range(2))
+        return Embeddings(image_BD, text_BD)
 
-    needs = resolved.policy.needs
     scores = Scores(
-        embeddings() if "learner" in needs else None,
-        embeddings() if "reference" in needs else None,
+        embeddings("learner"),
+        embeddings("reference"),
+        embeddings("scorer"),
+        values={} if online or "scorer" not in needs else {"g": torch.rand(resolved.draw_size, generator=random)},
         size=resolved.draw_size,
         loss=resolved.run.loss,
     )
+    if resolved.twin is not None and scores.reference is not None:
+        # As if both halves were equally large; in a run their sizes vary from step to step.
+        halves = [index for index in torch.arange(resolved.draw_size).chunk(2) if len(index)]
+        unseen = tuple((index, scores.reference.take(index)) for index in halves)
+        scores = replace(scores, reference=None, unseen=unseen)
     choose(resolved.policy, scores, resolved.run.batch_size, random)
-    return (Pass("pairwise", scores.meter.macs * stages.learner.model.width, "selection"),)
+    return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
+
+
+def _scorer_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+    """One step of an online scorer, where there is one: the super-batch scored, the chosen pairs trained on."""
+    online = stages.scorer.online
+    if online is None:
+        return ()
+    scored = online.prices[online.view].pairs(resolved.draw_size)
+    return (Pass("scorer_score", scored, "online scorer"), *online.training_passes(resolved.run.batch_size))
 
 
 def step_price(resolved: Resolved) -> StepPrice:
@@ -81,18 +115,20 @@ def step_price(resolved: Resolved) -> StepPrice:
     return _step_price(resolved, *_built(resolved))
 
 
-def _built(resolved: Resolved) -> tuple[Stages, TwoTowers | None]:
-    """What a run is priced by: its stages, and the reference."""
-    data, reference = stand_ins(resolved)
+def _built(resolved: Resolved) -> tuple[Stages, TwoTowers | None, Regressor | None]:
+    """What a run is priced by: its stages, the reference and the pair scorer."""
+    data, reference, regressor = stand_ins(resolved)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(resolved, data, None, Path(folder), draw_size=1), reference
+        return build_stages(resolved, data, None, Path(folder), draw_size=1), reference, regressor
 
 
 def _one(stages: Stages) -> Batch:
     return stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
 
 
-def _step_price(resolved: Resolved, stages: Stages, reference: TwoTowers | None) -> StepPrice:
+def _step_price(
+    resolved: Resolved, stages: Stages, reference: TwoTowers | None, regressor: Regressor | None
+) -> StepPrice:
     run, drawn = resolved.run, resolved.draw_size
     one, learner = _one(stages), stages.learner
     full = learner.price.pair
@@ -102,42 +138,57 @@ def _step_price(resolved: Resolved, stages: Stages, reference: TwoTowers | None)
     training = learner.training_passes(run.batch_size)
     plain = _sum(learner.training_passes(run.batch_size, FULL_MIX))
     uniform = sum(flops for purpose, flops in plain.items() if purpose != "recompute")
-    passes = [*training, *_selection_passes(resolved, stages)]
+    beside = _scorer_passes(resolved, stages)
+    passes = [*training, *_selection_passes(resolved, stages, reference), *beside]
     scored = 0
     if "learner" in resolved.policy.needs:
         scored = learner.prices[stages.scorer.view].pairs(drawn)
         passes.append(Pass("learner_score", scored, "learner"))
-    charged = 0
-    if reference_price is not None and run.reference_accounting != "amortised":
-        charged = reference_price.pairs(drawn)
-    passes.append(Pass("reference_score", charged, "reference"))
-    trained = sum(item.macs for item in training if item.purpose == "learner_train")
+    frozen: list[Pass] = []
+    if run.reference_accounting != "amortised":
+        if reference_price is not None:
+            again = 0 if resolved.twin is None else reference_price.fixed  # each of the two makes a pass
+            frozen.append(Pass("reference_score", reference_price.pairs(drawn) + again, "reference"))
+        if regressor is not None:
+            macs = pair_macs(Price.of(regressor, one), regressor.head_macs(), drawn)
+            frozen.append(Pass("scorer_score", macs, "pair scorer"))
+    passes += frozen
+    charged = sum(item.macs for item in frozen)
+    trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
     reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
-    return StepPrice(_sum(passes), uniform, reference_pair, closed)
+    return StepPrice(_sum(passes), uniform, reference_pair, closed, FLOPS_PER_MAC * charged)
 
 
-def pretraining(resolved: Resolved) -> int:
-    """FLOPs of training a run's reference, with what that stood on: read from its folder, or forecast."""
-    if resolved.reference_dir is not None:
-        return sum(pretrain_flops(resolved.reference_dir).values())
-    if resolved.reference is None:
-        return 0
-    stages, below = _built(resolved.reference)
-    price = _step_price(resolved.reference, stages, below)
-    taken = pretraining(resolved.reference)
-    included = taken if "reference" in resolved.reference.run.limit.includes else 0
-    steps = steps_bought(resolved.reference, price, len(stages.pairs), included)
+def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
+    """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
+    found: dict[Pretrained, int] = {}
+    for role in get_args(Pretrained):
+        own, folder = resolved.pretrained(role)
+        if folder is not None:
+            found[role] = pretrain_flops({role: folder})[role]
+        elif own is not None:
+            # The twin's run differs in the half of the pool that it draws from alone.
+            found[role] = _forecast(own) * (2 if role == "reference" and resolved.twin is not None else 1)
+    return found
+
+
+def _forecast(resolved: Resolved) -> int:
+    """FLOPs of a run that is not trained yet, with what it stands on."""
+    built = _built(resolved)
+    price, below = _step_price(resolved, *built), pretraining(resolved)
+    included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
+    steps = steps_bought(resolved, price, len(built[0].pairs), included)
     if steps is None:
-        limit, drawn = resolved.reference.run.limit, resolved.reference.draw_size
-        steps = limit.steps or -(-(limit.pairs or 0) // drawn)
-    return steps * price.total + taken
+        limit = resolved.run.limit
+        steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+    return steps * price.total + sum(below.values())
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0) -> int | None:
     """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
 
-    Under ``first_sight`` the reference is charged during the first pass over the pool alone.
+    Under ``first_sight`` frozen models are charged during the first pass over the pool alone.
 
     Args:
         resolved: the run.
@@ -147,8 +198,8 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0
     """
     if resolved.run.budget is None:
         return None
-    budget, first = max(0, int(resolved.run.budget) - taken), price.total
-    later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
+    budget, first = max(0, int(resolved.run.budget) + resolved.added_flops - taken), price.total
+    later = first if resolved.run.reference_accounting == "online" else first - price.once
     in_first_pass = max(1, pool // resolved.draw_size)
     if budget <= in_first_pass * first:
         return -(-budget // first)
@@ -239,11 +290,11 @@ def _pair_lines(stages: Stages) -> list[str]:
 
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
-    stages, reference = _built(resolved)
-    price = _step_price(resolved, stages, reference)
+    built = _built(resolved)
+    stages, price = built[0], _step_price(resolved, *built)
     run = resolved.run
     pool = len(stages.pairs)
-    taken = pretraining(resolved) if "reference" in run.limit.includes else 0
+    taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
     steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -255,8 +306,8 @@ def price_table(resolved: Resolved) -> str:
             lines.append(_row(purpose, flops, price.uniform))
     lines.append(_row("total", price.total, price.uniform))
     lines.append(f"closed form, towers only: {price.closed_form:.3f}")
-    if price.flops["reference_score"] and run.reference_accounting == "first_sight":
-        rest = (price.total - price.flops["reference_score"]) / price.uniform
+    if price.once and run.reference_accounting == "first_sight":
+        rest = (price.total - price.once) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
     if steps is not None:
         lines.append(_bought(resolved, steps, pool, taken))
@@ -270,8 +321,9 @@ def _row(name: str, flops: int, uniform: int) -> str:
 def _bought(resolved: Resolved, steps: int, pool: int, taken: int) -> str:
     run = resolved.run
     note = "" if run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
-    less = f", less {taken:.4g} for training the reference," if taken else ""
+    less = f", less {taken:.4g} for pre-training," if taken else ""
+    whole = int(run.budget or 0) + resolved.added_flops
     return (
-        f"a budget of {int(run.budget or 0):.4g} FLOPs{less} buys {steps:,} steps, {steps * resolved.draw_size:,} "
+        f"a budget of {whole:.4g} FLOPs{less} buys {steps:,} steps, {steps * resolved.draw_size:,} "
         f"pairs seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
     )

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from jestbench import checkpoint, examples, seeds
 from jestbench.batch import Batch, Selection
 from jestbench.evals import points_reached
+from jestbench.flops import FLOPS_PER_MAC
 from jestbench.learner import NonFiniteLoss, Update
 from jestbench.ledger import Allowance, Ledger
 from jestbench.metrics import Metrics, Value
-from jestbench.run import Resolved
+from jestbench.run import Resolved, Run
 from jestbench.scores import NonFiniteScore
 from jestbench.stages import Stages
 
@@ -44,6 +45,13 @@ def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
         found[f"select/share_{name}"] = float(mark_B[index_K].double().mean())
         found[f"select/share_{name}_super_batch"] = float(mark_B.double().mean())
     return found
+
+
+def _kind(run: Run) -> dict[str, Any]:
+    """What a saved model is, beside its towers."""
+    if run.objective is None:
+        return {"kind": "contrastive"}
+    return {"kind": "regression", "hidden": run.objective.hidden}
 
 
 class Recorder:
@@ -142,22 +150,21 @@ class Recorder:
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
-        reference = self.stages.scorer.reference
         return {
             "step": progress.step,
             "pairs/seen": progress.pairs_seen,
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
             "time/seconds": round(progress.seconds, 6),
-            "cache/hits": reference.hits if reference is not None else 0,
+            "cache/hits": sum(model.hits for model in self.stages.scorer.frozen.values()),
             **self.stages.super_batches.counts(progress.step),
             **more,
         }
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
-        learner, reference = self.stages.learner, self.stages.scorer.reference
-        run = self.resolved.run
+        learner, frozen = self.stages.learner, self.stages.scorer.frozen
+        online, run = self.stages.scorer.online, self.resolved.run
 
         def fill(folder: Path) -> None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -171,35 +178,39 @@ class Recorder:
                     "tokenizer": tokenizer.definition,
                     "length": tokenizer.length,
                     "train_views": [[share, asdict(view)] for share, view in run.mix],
+                    **_kind(run),
                 },
             )
-            state = {
+            state: dict[str, Any] = {
                 "optimizer": learner.state(),
                 "step": progress.step,
                 "pairs_seen": progress.pairs_seen,
                 "pairs_trained": progress.pairs_trained,
                 "seconds": progress.seconds,
                 "macs": dict(progress.ledger.macs),
-                "reference": reference.state() if reference is not None else None,
                 "policy": progress.policy_state,
+                "online_scorer": online.checkpoint() if online is not None else None,
                 "data": self.stages.super_batches.state(),
                 "final": self.final,
             }
+            state |= {role: model.state() for role, model in frozen.items()}
             torch.save(state, folder / "state.pt")
 
         checkpoint.write(self.run_dir, progress.step, fill)
 
     def restore(self, progress: Progress, folder: Path) -> None:
-        """Go back to a checkpoint: model, optimizer, ledger, positions, the reference's embeddings."""
-        learner, reference = self.stages.learner, self.stages.scorer.reference
+        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
+        learner = self.stages.learner
         learner.model.load_state_dict(load_file(folder / "model.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True)
         learner.optimizer.load_state_dict(state["optimizer"])
         progress.step, progress.seconds = state["step"], state["seconds"]
         progress.pairs_seen, progress.pairs_trained = state["pairs_seen"], state["pairs_trained"]
         progress.ledger = Ledger(state["macs"])
-        if reference is not None:
-            reference.restore(state["reference"])
+        for role, model in self.stages.scorer.frozen.items():
+            model.restore(state[role])
+        if self.stages.scorer.online is not None:
+            self.stages.scorer.online.restore(state["online_scorer"])
         progress.policy_state = state["policy"]
         self.stages.super_batches.restore(state["data"])
         self.final = state["final"]
@@ -208,7 +219,7 @@ class Recorder:
         self, progress: Progress, status: str, pretrain: Mapping[str, int], more: Mapping[str, Any]
     ) -> dict[str, Any]:
         """``summary.json``."""
-        resolved, reference = self.resolved, self.stages.scorer.reference
+        resolved, frozen = self.resolved, self.stages.scorer.frozen
         overshoot = None
         if self.allowance.flops is not None:
             overshoot = progress.ledger.total - self.allowance.flops
@@ -225,9 +236,10 @@ class Recorder:
             "overshoot": overshoot,
             "flops": progress.ledger.flops(),
             "macs_total": progress.ledger.macs_total,
-            "flops_amortised": 2 * reference.amortised_macs if reference is not None else 0,
+            "flops_amortised": FLOPS_PER_MAC * sum(model.amortised_macs for model in frozen.values()),
             "pretrain_flops": dict(pretrain),
             "pretrain_in_budget": self.allowance.pretrain,
+            "added_to_budget": self.allowance.added,
             "seconds": progress.seconds,
             "metrics": self.final,
             **more,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from jestbench import checkpoint
 from jestbench.batch import Batch, DataError, Pass, Purpose
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.learner import Price
 from jestbench.model.losses import LossName
+from jestbench.model.regression import Regressor
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, Mix, View
 from jestbench.precision import Arithmetic
@@ -25,23 +26,58 @@ from jestbench.scores import Embeddings
 
 Accounting = Literal["online", "first_sight", "amortised"]
 
+Kind = Literal["contrastive", "regression"]
+KINDS: Mapping[Kind, str] = {
+    "contrastive": "run.reference takes a contrastive run (gin/run/reference.gin)",
+    "regression": "run.scorer takes a run that was trained to grade pairs (gin/run/cappy.gin)",
+}
+"""What each kind of model is for."""
+_T = TypeVar("_T", bound=nn.Module)
+
 MODEL_FORMAT = 1
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
 
 
 def load_model(run_dir: Path) -> TwoTowers:
-    """The model of a run's newest checkpoint.
+    """The model of a contrastive run's newest checkpoint.
 
     Raises:
-        DataError: the folder holds no finished run.
+        DataError: the folder holds no finished run, or a model of another kind.
     """
+
+    def build(described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
+        loss: LossName = described["loss"]
+        return _shape(described).build(tokenizer, loss, seed=0)
+
+    return _load(run_dir, "contrastive", build)
+
+
+def load_regressor(run_dir: Path) -> Regressor:
+    """The pair scorer of a regression run's newest checkpoint.
+
+    Raises:
+        DataError: the folder holds no finished run, or a model of another kind.
+    """
+
+    def build(described: Mapping[str, Any], tokenizer: Tokenizer) -> Regressor:
+        return Regressor.build(_shape(described), tokenizer, described["hidden"], seed=0)
+
+    return _load(run_dir, "regression", build)
+
+
+def _shape(described: Mapping[str, Any]) -> Model:
+    return Model(**described["model"] | {"pretrained": False})
+
+
+def _load(run_dir: Path, kind: Kind, build: Callable[[Mapping[str, Any], Tokenizer], _T]) -> _T:
     newest = checkpoint.newest(run_dir)
     if newest is None:
         raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
     described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer(described["tokenizer"], described["length"])
-    loss: LossName = described["loss"]
-    model = Model(**described["model"] | {"pretrained": False}).build(tokenizer, loss, seed=0)
+    found = described.get("kind", "contrastive")
+    if found != kind:
+        raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind]}")
+    model = build(described, Tokenizer(described["tokenizer"], described["length"]))
     try:
         model.load_state_dict(load_file(newest / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:

@@ -10,14 +10,17 @@ from typing import Any
 from jestbench.data.pairs import Dataset
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
-from jestbench.ledger import Allowance, Budget
+from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.metrics import Log, WandB
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model
 from jestbench.model.views import FULL, Mix, View, mix_of
+from jestbench.online import OnlineScorer
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
+from jestbench.regression import Regression
 from jestbench.selection import Policy
+from jestbench.twin import Half
 
 
 class ConfigError(ValueError):
@@ -46,8 +49,15 @@ class Run:
         limit: how the budget is counted.
         reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
             is a file followed by bindings.
-        reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
-            ``amortised``.
+        reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
+            ``first_sight``, ``amortised``.
+        twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
+            each pair by the one that has not seen it; both are charged.
+        half: draw only from the half of the split whose images' content keys have this low bit.
+        scorer: a third model, where the policy needs one: a pretrained pair scorer, given like ``reference``
+            (``gin/run/cappy.gin``), or an ``@online_scorer()``, trained beside the learner.
+        objective: train a pair scorer by regression instead of the contrastive loss; ``loss`` is not
+            used then, and nothing is selected.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -78,6 +88,10 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    twin: bool = False
+    half: Half | None = None
+    scorer: OnlineScorer | str | tuple[str, ...] | None = None
+    objective: Regression | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None
@@ -101,6 +115,8 @@ class Run:
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
                 f"run.super_batch_size = {self.super_batch_size}"
             )
+        if self.half not in (None, 0, 1):
+            raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
         if (self.budget is None) != counted:
             raise ValueError(
@@ -110,6 +126,10 @@ class Run:
             )
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        if self.objective is not None and self.train_views:
+            raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
+        if self.objective is not None and self.evaluate.sets:
+            raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property
@@ -127,11 +147,12 @@ class Run:
         """The reference's view."""
         return self.reference_view or FULL
 
-    def allowance(self, pretrain: Mapping[str, int]) -> Allowance:
+    def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.
 
         Args:
             pretrain: FLOPs of each model's pre-training.
+            added: FLOPs that ``budget.adds`` adds (``Resolved.added_flops``).
 
         Raises:
             ValueError: nothing is left.
@@ -139,13 +160,13 @@ class Run:
         taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
-        flops = int(self.budget) - taken
+        flops = int(self.budget) + added - taken
         if flops <= 0:
             raise ValueError(
                 f"run.budget = {int(self.budget):.3g} FLOPs, but the pre-training that budget.includes takes "
                 f"out of it costs {taken:.3g}: raise the budget or train a smaller reference"
             )
-        return Allowance(flops, None, None, taken)
+        return Allowance(flops, None, None, taken, added)
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,9 @@ class Resolved:
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
         reference: the reference's own run, where it is to be trained on demand.
         reference_dir: the reference's run folder, where one was given.
+        twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
+        scorer: the pair scorer's own run, where it is to be trained on demand.
+        scorer_dir: the pair scorer's run folder, where one was given.
     """
 
     run: Run
@@ -171,6 +195,9 @@ class Resolved:
     config_hash: str
     reference: Resolved | None = None
     reference_dir: Path | None = None
+    twin: Resolved | None = None
+    scorer: Resolved | None = None
+    scorer_dir: Path | None = None
 
     @property
     def policy(self) -> Policy:
@@ -178,7 +205,39 @@ class Resolved:
         assert not isinstance(self.run.policy, str)
         return self.run.policy
 
+    def pretrained(self, role: Pretrained) -> tuple[Resolved | None, Path | None]:
+        """The run to be trained on demand for a role, or the folder of a finished one; neither where it needs none."""
+        return (self.reference, self.reference_dir) if role == "reference" else (self.scorer, self.scorer_dir)
+
     @property
     def draw_size(self) -> int:
         """Pairs drawn a step: B, or b for a policy that scores nothing."""
         return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+
+    @property
+    def added_flops(self) -> int:
+        """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
+
+        Raises:
+            ConfigError: the reference does not say.
+        """
+        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
+
+
+def pretraining_flops(resolved: Resolved) -> int:
+    """What training the reference of a run is configured to cost, with the references that it needs itself.
+
+    Raises:
+        ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
+    """
+    total = 0
+    for reference in (resolved.reference, *([resolved.twin] if resolved.twin else [])):
+        if reference is None or reference.run.budget is None:
+            raise ConfigError(
+                "budget.adds needs to know what the reference's training costs: bind run.reference to a run file "
+                "whose run.budget is in FLOPs (gin/run/reference.gin)"
+            )
+        total += int(reference.run.budget) + reference.added_flops
+        if "reference" in reference.policy.needs and "reference" not in reference.run.limit.includes:
+            total += pretraining_flops(reference)
+    return total

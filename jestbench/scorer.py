@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from jestbench.batch import Batch, Pass
+from jestbench.batch import Batch, Pass, Purpose
 from jestbench.learner import Learner
+from jestbench.ledger import Pretrained
 from jestbench.model.views import FULL, View
+from jestbench.online import OnlineLearner
+from jestbench.pair_scorer import PairScorer
 from jestbench.reference import FrozenModel
 from jestbench.scores import Embeddings, Scores, Side
+from jestbench.twin import TwinModel
 
 
 class Scorer:
@@ -16,38 +21,74 @@ class Scorer:
 
     Args:
         learner: scored when a policy needs ``learner``.
-        reference: scored when it needs ``reference``.
+        reference: scored when it needs ``reference``; or two, each scoring what it has not seen.
         microbatch: pairs that a tower sees at once.
-        view: the learner is scored under; the reference knows its own.
+        view: the learner is scored under; the reference and an online scorer know their own.
+        pairs: grades pairs (``values["g"]``) when a policy needs ``scorer``.
+        online: a scorer in training, scored instead when a policy needs ``scorer``.
     """
 
-    def __init__(self, learner: Learner, reference: FrozenModel | None, microbatch: int, view: View = FULL) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        reference: FrozenModel | TwinModel | None,
+        microbatch: int,
+        view: View = FULL,
+        pairs: PairScorer | None = None,
+        online: OnlineLearner | None = None,
+    ) -> None:
         self.learner, self.reference, self.microbatch, self.view = learner, reference, microbatch, view
+        self.pairs, self.online = pairs, online
+
+    @property
+    def frozen(self) -> dict[Pretrained, FrozenModel | TwinModel | PairScorer]:
+        """The frozen models by their role: what remembers, is checkpointed and closed."""
+        models: dict[Pretrained, FrozenModel | TwinModel | PairScorer | None] = {
+            "reference": self.reference,
+            "scorer": self.pairs,
+        }
+        return {role: model for role, model in models.items() if model is not None}
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""
-        learner, reference = None, None
+        learner, reference, scorer = None, None, None
+        unseen: tuple[tuple[torch.Tensor, Embeddings], ...] = ()
         passes: tuple[Pass, ...] = ()
         if "learner" in needs:
-            learner, spent = self._learner(batch)
+            learner, spent = self._in_training(self.learner, self.view, "learner_score", batch)
             passes += spent
         if "reference" in needs:
             assert self.reference is not None, "a run whose policy needs a reference is built with one"
-            reference, spent = self.reference.embeddings(batch)
+            if isinstance(self.reference, TwinModel):
+                unseen, spent = self.reference.unseen(batch)
+            else:
+                reference, spent = self.reference.embeddings(batch)
             passes += spent
-        return Scores(learner, reference, size=len(batch), loss=self.learner.loss, model_passes=passes)
+        values: dict[str, Tensor] = {}
+        if "scorer" in needs and self.online is not None:
+            scorer, spent = self._in_training(self.online, self.online.view, "scorer_score", batch)
+            passes += spent
+        elif "scorer" in needs:
+            assert self.pairs is not None, "a run whose policy needs a scorer is built with one"
+            values["g"], spent = self.pairs.grades(batch)
+            passes += spent
+        models, loss = (learner, reference, scorer), self.learner.loss
+        return Scores(*models, values=values, size=len(batch), loss=loss, model_passes=passes, unseen=unseen)
 
-    def _learner(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
-        model = self.learner.model.eval()
+    def _in_training(
+        self, learner: Learner, view: View, purpose: Purpose, batch: Batch
+    ) -> tuple[Embeddings, tuple[Pass, ...]]:
+        model = learner.model.eval()
         image, text = [], []
-        with torch.no_grad(), self.learner.arithmetic.autocast():
+        with torch.no_grad(), learner.arithmetic.autocast():
             for part in torch.arange(len(batch)).split(self.microbatch):
-                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, self.view)
+                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, view)
                 image.append(image_PD)
                 text.append(text_PD)
         embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
-        macs = self.learner.prices[self.view].pairs(len(batch))
-        return embeddings, (Pass("learner_score", macs, f"learner, scoring {len(batch)} pairs{_under(self.view)}"),)
+        who = purpose.removesuffix("_score")
+        macs = learner.prices[view].pairs(len(batch))
+        return embeddings, (Pass(purpose, macs, f"{who}, scoring {len(batch)} pairs{_under(view)}"),)
 
 
 def _under(view: View) -> str:

@@ -99,6 +99,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.image_BD)
 
+    def take(self, index_P: Tensor) -> Embeddings:
+        """The embeddings of these pairs."""
+        return replace(self, image_BD=self.image_BD[index_P], text_BD=self.text_BD[index_P])
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -113,6 +117,8 @@ class Scores:
         loss: which pair losses the scores are differences of.
         model_passes: what the models were run for these scores.
         meter: counts the similarity products made from them.
+        unseen: instead of one reference two that were trained on two halves: of each half that is there, the
+            positions and the embeddings under the model that has *not* seen it; see ``parts``.
     """
 
     learner: Embeddings | None = None
@@ -123,6 +129,7 @@ class Scores:
     loss: LossName = "sigmoid"
     model_passes: tuple[Pass, ...] = ()
     meter: Meter = field(default_factory=Meter, repr=False)
+    unseen: tuple[tuple[Tensor, Embeddings], ...] = ()
 
     def __post_init__(self) -> None:
         if self.loss not in ("sigmoid", "softmax"):
@@ -136,6 +143,8 @@ class Scores:
             )
             if part is not None
         }
+        if self.unseen:
+            parts["unseen"] = sum(len(part) for _, part in self.unseen)
         parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
         if self.size is not None:
             parts["size"] = self.size
@@ -160,7 +169,7 @@ class Scores:
     @property
     def device(self) -> torch.device:
         """Where the scores are."""
-        for part in (self.learner, self.reference, self.scorer):
+        for part in (self.learner, self.reference, self.scorer, *(part for _, part in self.unseen)):
             if part is not None:
                 return part.image_BD.device
         return next((value.device for value in self.values.values()), torch.device("cpu"))
@@ -172,6 +181,8 @@ class Scores:
             ScoreError: the policy did not ask for them.
         """
         part: Embeddings | None = getattr(self, side)
+        if part is None and side == "reference" and self.unseen:
+            raise ScoreError("two references have scored the pairs, each those that it has not seen: ask parts()")
         if part is None:
             raise ScoreError(f"the scores hold no {side}: name it in the policy's needs")
         return part
@@ -185,6 +196,37 @@ class Scores:
         """These scores with the other models left out (the meter stays shared)."""
         gone: dict[str, None] = {side: None for side in ("learner", "reference", "scorer") if side not in sides}
         return replace(self, **gone)  # type: ignore[arg-type]
+
+    def take(self, index_P: Tensor) -> Scores:
+        """The scores of these pairs alone, as if they were the whole super-batch (the meter stays shared).
+
+        Raises:
+            ScoreError: two references have scored the pairs; ``parts`` takes each its own.
+        """
+        if self.unseen:
+            raise ScoreError("pairs that two references have scored are taken by parts()")
+        sides = (self.learner, self.reference, self.scorer)
+        learner, reference, scorer = (None if model is None else model.take(index_P) for model in sides)
+        return Scores(
+            learner,
+            reference,
+            scorer,
+            values={name: value[index_P] for name, value in self.values.items()},
+            size=len(index_P),
+            loss=self.loss,
+            meter=self.meter,
+        )
+
+    def parts(self) -> Iterator[tuple[Tensor, Scores]]:
+        """The parts that one reference has scored: positions, and their scores as a super-batch of their own.
+
+        With one reference (or none) that is everything. With two, each trained on one half of the data and
+        scoring the other, every part is compared within itself, by the learner and the reference alike.
+        """
+        if not self.unseen:
+            yield torch.arange(len(self), device=self.device), self
+        for index_P, reference in self.unseen:
+            yield index_P, replace(replace(self, unseen=()).take(index_P), reference=reference)
 
     def own_logit_B(self, side: Side) -> Tensor:
         """u_ii: the logit of each pair with itself."""
@@ -214,6 +256,38 @@ class Scores:
         if not terms:
             raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
         return torch.stack(terms).sum(0)
+
+    def gradient_norm_B(self, side: Side) -> Tensor:
+        """Norm of the gradient of the super-batch's loss with respect to each pair's two embeddings.
+
+        √(‖∂L/∂x_i‖² + ‖∂L/∂y_i‖²) with ∂L/∂x = (t/B)·G·y and ∂L/∂y = (t/B)·Gᵀ·x, where G = B·∂L/∂u:
+        σ(u) − I for sigmoid, ½(softmax over rows + softmax over columns) − I for softmax. L is the mean
+        loss over the super-batch (``model/losses.py``), the embeddings are its normalised inputs. Three
+        B×B×D products (four for softmax, whose denominators come first), made in tiles and charged.
+
+        Returns:
+            ``[B]``, at least fp32.
+
+        Raises:
+            ScoreError: the policy did not ask for that model.
+        """
+        model = self.side(side)
+        image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
+        lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
+        by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
+        for tile in tiles(size, size, image_BD.element_size()):
+            slope_BT = strip(image_BD, text_BD[tile], model, self.loss, self.meter)
+            if lse_rows_B is None or lse_columns_B is None:
+                slope_BT = slope_BT.sigmoid_()
+            else:
+                over_rows_BT = (slope_BT - lse_rows_B[:, None]).exp_()
+                slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
+            slope_BT[tile].diagonal().sub_(1)
+            self.meter.add(2 * size, slope_BT.shape[1], image_BD.shape[1])
+            with torch.autocast(image_BD.device.type, enabled=False):
+                by_image_BD.addmm_(slope_BT, text_BD[tile])
+                by_text_BD[tile] = slope_BT.T @ image_BD
+        return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
 
     def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""

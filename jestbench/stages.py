@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from jestbench import seeds
+from jestbench.batch import Batch
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
-from jestbench.learner import Learner, Price
+from jestbench.evals.regression import RegressionEvaluator
+from jestbench.learner import Learner, Price, Update
+from jestbench.model.regression import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, Mix, View, check
+from jestbench.online import OnlineLearner, OnlineScorer
+from jestbench.pair_scorer import PairScorer
 from jestbench.precision import Arithmetic
 from jestbench.reference import FrozenModel
-from jestbench.run import ConfigError, Resolved
+from jestbench.regression import RegressionLearner
+from jestbench.run import ConfigError, Resolved, Run
 from jestbench.scorer import Scorer
+from jestbench.twin import HalfPairs, TwinModel
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,17 @@ class Stages:
     learner: Learner
     evaluator: Evaluator
 
+    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+        """The learner's optimizer step and, on the same pairs, that of an online scorer; the passes of both.
+
+        Raises:
+            NonFiniteLoss: of either.
+        """
+        update, online = self.learner.update(batch, weight_K, share, seed), self.scorer.online
+        if online is None:
+            return update
+        return replace(update, passes=(*update.passes, *online.update(batch, weight_K, share, seed).passes))
+
 
 def build_stages(
     resolved: Resolved,
@@ -37,6 +56,8 @@ def build_stages(
     reference: TwoTowers | None,
     store_dir: Path,
     draw_size: int | None = None,
+    regressor: Regressor | None = None,
+    twin: TwoTowers | None = None,
 ) -> Stages:
     """Build all stages.
 
@@ -46,6 +67,8 @@ def build_stages(
         reference: the frozen model, where the policy needs one.
         store_dir: where the reference's embeddings are kept during the run.
         draw_size: pairs a step, where not the run's own (``--check``).
+        regressor: the frozen pair scorer, where the policy needs one.
+        twin: the reference that was trained on the other half, under ``run.twin``.
 
     Raises:
         ValueError: the configuration cannot be built.
@@ -53,21 +76,13 @@ def build_stages(
     """
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
-    pairs = data.split(run.split)
+    pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
     super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
-    model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
-    mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
-    scored = fitted(run.scored_under, model, "run.score_view")
-    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
-    prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
-    reruns = None
-    if run.grad_checkpointing:
-        reruns = {view: Price.of_rerun(model, one, view) for view in {FULL, *(view for _, view in mix)}}
-    learner = Learner(
-        model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices, reruns, run.train_microbatch
-    )
-    frozen = None
-    if reference is not None:
+    learner, scored = _learner(run, pairs, arithmetic)
+    frozen: FrozenModel | TwinModel | None = None
+    if reference is not None and twin is not None:
+        frozen = build_twin(resolved, (reference, twin), arithmetic, store_dir)
+    elif reference is not None:
         frozen = FrozenModel(
             reference,
             "reference_score",
@@ -77,13 +92,82 @@ def build_stages(
             run.microbatch,
             fitted(run.reference_under, reference, "run.reference_view"),
         )
-    return Stages(
-        pairs,
-        super_batches,
-        Scorer(learner, frozen, run.microbatch, scored),
-        learner,
-        Evaluator(data.split(run.evaluate.split), run.evaluate, run.model.image_size),
+    grader = None
+    if regressor is not None:
+        grader = PairScorer(regressor, run.reference_accounting, arithmetic, store_dir, run.microbatch)
+    online = None
+    if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
+        online = build_online(resolved, run.scorer, learner, pairs)
+    scorer = Scorer(learner, frozen, run.microbatch, scored, grader, online)
+    return Stages(pairs, super_batches, scorer, learner, _evaluator(run, data.split(run.evaluate.split)))
+
+
+def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, View]:
+    """The learner, by the run's loss or its objective, and the view that it is scored under."""
+    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    if run.objective is not None:
+        for name in ("grad_checkpointing", "train_microbatch"):
+            if getattr(run, name):
+                raise ConfigError(f"run.{name}: a run with an objective of its own cannot save memory that way")
+        regressor = Regressor.build(run.model, pairs.tokenizer, run.objective.hidden, run.seed).to(arithmetic.device)
+        price = Price.of(regressor, one)
+        return RegressionLearner(regressor, run.objective, pairs.tokenizer, run.optimizer, arithmetic, price), FULL
+    model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
+    mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
+    scored = fitted(run.scored_under, model, "run.score_view")
+    prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
+    reruns = None
+    if run.grad_checkpointing:
+        reruns = {view: Price.of_rerun(model, one, view) for view in {FULL, *(view for _, view in mix)}}
+    learner = Learner(
+        model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices, reruns, run.train_microbatch
     )
+    return learner, scored
+
+
+def _evaluator(run: Run, pairs: Pairs) -> Evaluator:
+    if run.objective is not None:
+        return RegressionEvaluator(pairs, run.evaluate, run.objective)
+    return Evaluator(pairs, run.evaluate, run.model.image_size)
+
+
+def build_twin(
+    resolved: Resolved, models: tuple[TwoTowers, TwoTowers], arithmetic: Arithmetic, store_dir: Path
+) -> TwinModel:
+    """The two references, by the half that each was trained on, each with a store of its own.
+
+    Raises:
+        ConfigError: they cannot run ``run.reference_view``.
+    """
+    run = resolved.run
+    view = fitted(run.reference_under, models[0], "run.reference_view")
+    first, second = (
+        FrozenModel(
+            model,
+            "reference_score",
+            run.reference_accounting,
+            arithmetic,
+            store_dir / f"half{half}",
+            run.microbatch,
+            view,
+        )
+        for half, model in enumerate(models)
+    )
+    return TwinModel((first, second), store_dir)
+
+
+def build_online(resolved: Resolved, scorer: OnlineScorer, learner: Learner, pairs: Pairs) -> OnlineLearner:
+    """The scorer that is trained beside the learner.
+
+    Raises:
+        ValueError: its model cannot be built, or cannot run its view.
+    """
+    run = resolved.run
+    model = scorer.build(run.model, learner.model, pairs.tokenizer, run.loss, run.seed).to(learner.arithmetic.device)
+    view = fitted(scorer.under, model, "online_scorer.view")
+    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    prices = {each: Price.of(model, one, each) for each in {FULL, view}}
+    return OnlineLearner(model, run.loss, scorer.optimizer, learner.arithmetic, prices[FULL], ((1.0, view),), prices)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

@@ -2,7 +2,10 @@
 
 Source: Mindermann et al. 2022 (arXiv 2206.07137), equation 3: arg top-k of L[y|x; D_t] − L[y|x; D_ho];
 the n_b best of n_B, deterministically, no re-weighting. The irreducible loss comes from a model
-trained on a holdout of the same data: the run's reference, trained by ``gin/run/irreducible.gin``.
+trained on a holdout of the same data: the run's reference, trained by ``gin/run/irreducible.gin``. Without
+a holdout (the paper's variant; ``run.twin``, ``gin/policy/rho_loss_twin.gin``) two models are trained on two halves
+of the pool and each scores the half that it has not seen; a pair's row and column are then taken among the
+pairs of its own half.
 Departures: a contrastive loss has no loss of one example alone; by default the pair's row and column
 of the super-batch's loss stand for it (``pair_loss`` = ``in_batch``), under both models alike. The
 paper keeps the checkpoint with the lowest training-set loss; here the irreducible model's last one.
@@ -29,14 +32,18 @@ class RhoLoss:
 
     Attributes:
         pair_loss: ``in_batch`` or ``own``, as in ``Scores.pair_loss_B``.
+        twins: the policy can be scored by two references (``Scores.parts``).
     """
 
     pair_loss: PairLoss = "in_batch"
     needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+    twins: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_pair_loss(self.pair_loss)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """The pairs with the largest reducible loss; nothing is drawn."""
-        return selected(independent_draw(scores.learnability_B(self.pair_loss), count, deterministic=True))
+        found = [(index_P, part.learnability_B(self.pair_loss)) for index_P, part in scores.parts()]
+        score_B = torch.cat([score_P for _, score_P in found])[torch.cat([index_P for index_P, _ in found]).argsort()]
+        return selected(independent_draw(score_B, count, deterministic=True))

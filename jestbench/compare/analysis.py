@@ -37,6 +37,7 @@ from jestbench.compare.provenance import (
     run_notes,
     workplace_notes,
 )
+from jestbench.compare.wording import end_text
 
 _EVAL_FLOPS = "flops/eval"
 
@@ -50,7 +51,7 @@ def analyse(
         run_dirs: run folders, or folders that hold them one or two levels down.
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss".
+        lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss" or "mse".
         command: what to note as the command that makes the comparison again.
 
     Returns:
@@ -62,7 +63,7 @@ def analyse(
     """
     runs, unreadable = load_all(run_dirs)
     metric = resolve_metric(runs, metric)
-    lower = "loss" in metric.lower() if lower_is_better is None else lower_is_better
+    lower = any(word in metric.lower() for word in ("loss", "mse")) if lower_is_better is None else lower_is_better
     candidates, unusable, reading = split_usable(runs, metric)
     kept, duplicates = newest_by_seed(candidates)
     groups, clashes = group_arms(kept)
@@ -164,6 +165,7 @@ def _arm(
 ) -> Arm:
     values = [member.value for member in members]
     low, high = interval(values) or (None, None)
+    ends = [float(member.curve.value_E[-1]) for member in members]
     runs = [member.run for member in members]
     purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")})
     return Arm(
@@ -176,6 +178,8 @@ def _arm(
         low=low,
         high=high,
         budget=group.budget,
+        added_to_budget=_mean_count(run.added_to_budget for run in runs),
+        end=(float(np.mean(ends)), *(interval(ends) or (None, None))),
         undecayed=group.reached > budget + max(step_flops(run) for run in runs),
         paired=paired,
         speedup=speedup,
@@ -248,7 +252,13 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     notes = []
     if len(arm.runs) == 1:
         notes.append(f"arm {arm.label} has one seed ({arm.seeds[0]}): no interval can be given")
-    if arm.undecayed:
+    if arm.added_to_budget:
+        notes.append(
+            f"arm {arm.label} was given {arm.added_to_budget:.3e} FLOPs of pre-training beside its budget: its end, "
+            f"at {arm.flops_total:.3e} FLOPs ({end_text(arm)}), stands against the other arms' all-in FLOPs; at the "
+            "common budget it is read inside its schedule"
+        )
+    elif arm.undecayed:
         notes.append(
             f"arm {arm.label} was given {arm.budget or arm.flops_all_in:.3e} FLOPs: its value at the common "
             "budget is read inside an undecayed schedule and understates it"

@@ -38,7 +38,7 @@ def compare(
         baseline: label of the arm to hold the others against; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
-        lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss".
+        lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss" or "mse".
         command: what to note as the command that makes the comparison again; by default
             ``tools/compare.py`` with these arguments.
 
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lower_is_better",
         action=argparse.BooleanOptionalAction,
-        help="whether a smaller value is better (default: where the metric's name holds 'loss')",
+        help="whether a smaller value is better (default: where the metric's name holds 'loss' or 'mse')",
     )
     parser.add_argument(
         "--wandb",

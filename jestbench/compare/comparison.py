@@ -84,6 +84,8 @@ class Arm:
         low: lower end of its 95 % interval; ``None`` with one seed.
         high: upper end.
         budget: FLOPs asked for; ``None`` if the runs do not say.
+        added_to_budget: the part of them that a control was given beside its budget.
+        end: mean of the metric at the arm's own end, and the 95 % interval's ends (``None`` with one seed).
         undecayed: whether the common budget lies inside its learning-rate schedule, so that its mean
             understates it.
         paired: seed-by-seed difference to the baseline; ``None`` for the baseline, and without a common seed.
@@ -110,6 +112,8 @@ class Arm:
     low: float | None
     high: float | None
     budget: int | None
+    added_to_budget: int
+    end: tuple[float, float | None, float | None]
     undecayed: bool
     paired: Paired | None
     speedup: Mapping[str, Speedup]

@@ -57,6 +57,8 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
         "high": arm.high,
         "budget": arm.budget,
         "undecayed": arm.undecayed,
+        "added_to_budget": arm.added_to_budget,
+        "end": dict(zip(("mean", "low", "high"), arm.end, strict=True)),
         "above_baseline": str(paired) if paired else None,
         "difference": {"seeds": paired.seeds, "mean": paired.mean, "low": paired.low, "high": paired.high}
         if paired

@@ -66,7 +66,9 @@ class Run:
         config_hash: hash of the operative configuration minus seed, logging and paths.
         seed: the run's seed.
         status: ``finished``, ``interrupted``, ``failed``.
-        budget: FLOPs asked for, with the pre-training that was taken out of them; ``None`` if not recorded.
+        budget: FLOPs asked for, with the pre-training that was taken out of them and what was added to them;
+            ``None`` if not recorded.
+        added_to_budget: the part of ``budget`` that a control was given beside it, a reference's pre-training.
         pretrain_flops: FLOPs of training its references and scorers.
         pretrain_in_budget: the part of ``pretrain_flops`` that was taken out of ``budget`` before the start.
         flops_amortised: FLOPs of reference scoring that its accounting leaves out of the total.
@@ -87,6 +89,7 @@ class Run:
     seed: int
     status: str
     budget: int | None
+    added_to_budget: int
     pretrain_flops: int
     pretrain_in_budget: int
     flops_amortised: int
@@ -189,7 +192,8 @@ def load_run(folder: Path) -> Run:
             config_hash=str(summary["config_hash"]),
             seed=int(summary["seed"]),
             status=str(summary.get("status", "not recorded")),
-            budget=_integer(summary.get("budget")),
+            budget=_with(_integer(summary.get("budget")), _total(summary.get("added_to_budget"))),
+            added_to_budget=_total(summary.get("added_to_budget")),
             pretrain_flops=_total(summary.get("pretrain_flops")),
             pretrain_in_budget=_total(summary.get("pretrain_in_budget")),
             flops_amortised=_total(summary.get("flops_amortised")),
@@ -310,6 +314,10 @@ def _is_number(value: object) -> bool:
 
 def _integer(value: object) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _with(budget: int | None, added: int) -> int | None:
+    return None if budget is None else budget + added
 
 
 def _total(value: object) -> int:

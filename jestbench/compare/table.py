@@ -11,6 +11,8 @@ from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
 from jestbench.compare.wording import (
     AXIS_TITLES,
+    end_label,
+    end_text,
     flops_text,
     interval_text,
     method,
@@ -41,6 +43,11 @@ def format_table(comparison: Comparison) -> str:
             *_speedup_cells(arm),
         ]
         for arm in comparison.arms
+    ]
+    rows += [
+        [f"[{end_label(arm)}]", end_text(arm)] + [""] * (len(head) - 2)
+        for arm in comparison.arms
+        if arm.added_to_budget
     ]
     rows += [
         [f"[{reference_label(row.name)}]", value_text(row.value, comparison)] + [""] * (len(head) - 2)
@@ -136,6 +143,9 @@ def _arm_rows(comparison: Comparison) -> Iterable[list[str]]:
 
 
 def _reference_cells(comparison: Comparison) -> Iterable[list[str]]:
+    for arm in comparison.arms:
+        if arm.added_to_budget:
+            yield [f"*{_plain(end_label(arm))}*", typeset(end_text(arm)), str(len(arm.runs)), *([""] * (1 + len(AXES)))]
     for row in comparison.references:
         arms = _plain(", ".join(row.arms))
         used = f"*{_plain(reference_label(row.name))}* (of {arms}; {flops_text(row.flops_total)})"

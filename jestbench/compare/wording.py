@@ -115,6 +115,17 @@ def interval_text(arm: Arm, comparison: Comparison) -> str:
     return f"{mean} [{value_text(arm.low, comparison)}, {value_text(arm.high, comparison)}]"
 
 
+def end_text(arm: Arm) -> str:
+    """Write an arm's mean at its own end, and its interval."""
+    mean, low, high = (None if value is None else f"{value:.4g}" for value in arm.end)
+    return f"{mean} [one seed]" if low is None else f"{mean} [{low}, {high}]"
+
+
+def end_label(arm: Arm) -> str:
+    """Name the row of an arm's own end."""
+    return f"{arm.label} at {flops_text(arm.flops_total)}"
+
+
 def speedup_text(speedup: Speedup) -> str:
     """Write a speedup: ``2.65x``, ``>=2.65x`` for a lower bound, ``never``, ``-`` where nothing is known."""
     if speedup.value is None:

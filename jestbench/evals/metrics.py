@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
-NAMES = (
+EMBEDDING_NAMES = (
     *(f"eval/zero_shot_top{k}" for k in (1, 5)),
     *(f"eval/{direction}_recall{k}" for direction in ("image_to_text", "text_to_image") for k in RANKS),
 )
+# Of a pair scorer (evals/regression.py): higher is better in all but mse.
+REGRESSION_NAMES = ("eval/mse", "eval/auc", "eval/rank_correlation")
+NAMES = (*EMBEDDING_NAMES, *REGRESSION_NAMES)
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
 

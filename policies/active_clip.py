@@ -1,0 +1,51 @@
+"""ActiveCLIP: learnability by two cheap models, a small one in training and a frozen one.
+
+Source: Evans et al. 2023, "Bad Students Make Great Teachers" (ClassAct / ActiveCLIP, arXiv 2312.05328):
+s = ℓ(online scorer) − ℓ(reference) of each pair by its own dot product, p ∝ exp(s). The scorer is trained
+beside the learner on the same chosen pairs (``run.scorer = @online_scorer()``), and the learner itself
+scores nothing: the gain is what its forward passes over the super-batch would have cost.
+Departures: exactly ``count`` pairs are drawn without replacement; the reference is pre-trained and frozen, as
+in the paper's own ablations, where the paper's main runs train it online beside the others too; the paper's
+gain on the scores is taken as 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.sampling import independent_draw
+from jestbench.scores import PairLoss, Scores, Side
+from policies._per_pair import check_gain, check_pair_loss, selected
+from policies.registry import register
+
+
+@register("active_clip")
+@dataclass(frozen=True)
+class ActiveClip:
+    """p ∝ exp(gain · (ℓ(online scorer) − ℓ(reference))).
+
+    Attributes:
+        pair_loss: ``own`` (the paper's) or ``in_batch``, as in ``Scores.pair_loss_B``.
+        gain: factor on the scores before the exponential.
+        deterministic: take the largest instead of drawing.
+        online: the scorer is one that is trained beside the learner.
+    """
+
+    pair_loss: PairLoss = "own"
+    gain: float = 1.0
+    deterministic: bool = False
+    needs: ClassVar[frozenset[Side]] = frozenset({"scorer", "reference"})
+    online: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_pair_loss(self.pair_loss)
+        check_gain(self.gain)
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the scorer's loss over the reference's."""
+        score_B = scores.pair_loss_B("scorer", self.pair_loss) - scores.pair_loss_B("reference", self.pair_loss)
+        return selected(independent_draw(score_B, count, self.gain, self.deterministic, generator))

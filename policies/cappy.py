@@ -1,0 +1,58 @@
+"""Cappy: prefer the pairs that a small pretrained scorer grades well, p ∝ exp(g / T).
+
+Source: Cappy (Tan et al. 2023, tanyuqian/cappy), a small pretrained scorer g ∈ [0, 1] of an answer to an instruction;
+as a selection score for image–text pairs, g(image, text), it is our design. The scorer is trained by
+``gin/run/cappy.gin`` (``jestbench.regression``) and bound as ``run.scorer``; it never looks at the learner or at the
+rest of the super-batch, so its grades are remembered.
+Departures: Cappy ranks candidates and takes the best (``deterministic``); here pairs are drawn by default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from jestbench.sampling import independent_draw
+from jestbench.scores import Scores, Side
+from jestbench.selection import PolicyError
+from policies._per_pair import selected
+from policies.registry import register
+
+
+@register("cappy")
+@dataclass(frozen=True)
+class Cappy:
+    """p ∝ exp(g / T), g the pretrained scorer's grade of the pair.
+
+    Attributes:
+        temperature: T; at 0.1 a perfect pair is e¹⁰ times as likely as a hopeless one, at first draw.
+        deterministic: take the best grades instead of drawing.
+        shuffle: a control: every pair is given the grade of another pair of the super-batch, so the
+            grades keep their distribution and lose their meaning.
+    """
+
+    temperature: float = 0.1
+    deterministic: bool = False
+    shuffle: bool = False
+    needs: ClassVar[frozenset[Side]] = frozenset({"scorer"})
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature) and math.isfinite(1 / self.temperature)):
+            raise ValueError(f"temperature must be finite and positive, got {self.temperature}")
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the grade over the temperature.
+
+        Raises:
+            PolicyError: the scorer does not grade pairs.
+        """
+        if "g" not in scores.values:
+            raise PolicyError("cappy draws by the grades of a pretrained scorer: bind run.scorer to gin/run/cappy.gin")
+        grade_B = scores.values["g"]
+        if self.shuffle:
+            grade_B = grade_B[torch.randperm(len(scores), generator=generator).to(grade_B.device)]
+        return selected(independent_draw(grade_B, count, 1 / self.temperature, self.deterministic, generator))
