@@ -51,7 +51,7 @@ class Batch:
         text_key_B: int64 content hashes of the captions.
         marks: name → bool ``[B]``: what is known about a pair (``noisy``, ``curated``). Read by
             diagnostics alone; no policy and no model ever sees it.
-        captions: the captions themselves, for diagnostics.
+        captions: the captions themselves, for diagnostics and for training a pair scorer.
         passes: what choosing these pairs among more candidates has cost (a cascade); empty otherwise.
         counts: what happened while these pairs were read, name → number (``read``, ``damaged``).
     """
