@@ -7,7 +7,9 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -262,9 +264,10 @@ def test_too_much_damage_stops_the_run_and_a_resumed_run_counts_on(tmp_path):
     batches = SuperBatches(pairs, 8, seed=0)
     for number in (3, 11):
         (tmp_path / f"{number}.jpg").unlink()
+    steps = iter(range(200))
     with pytest.raises(DataError, match=r"1[0-9] of \d+ images read are damaged.*max_damaged"):
-        for step in range(200):
-            batches.at(step)
+        any(len(batches.at(step)) == 0 for step in steps)
+    step = next(steps) - 1
     before = batches.counts(step)
     assert before["data/damaged"] > 10, "a share of at least 1,000: ten are let pass"
     resumed = SuperBatches(pairs, 8, seed=0)
@@ -462,7 +465,11 @@ def test_shards_of_webdatasets_writer(tmp_path):
     write_shards(str(tmp_path / "pool-%02d.tar"), photos[:50])
     write_shards(str(tmp_path / "eval-%02d.tar"), photos[50:])
     source = prepared(
-        WebDataset, tmp_path, pool=f"{tmp_path}/pool-{{00..02}}.tar", eval=f"{tmp_path}/eval-*.tar", curated=str(tmp_path)
+        WebDataset,
+        tmp_path,
+        pool=f"{tmp_path}/pool-{{00..02}}.tar",
+        eval=f"{tmp_path}/eval-*.tar",
+        curated=str(tmp_path),
     )
     expect(source.split("pool"), list(range(50)))
     expect(source.split("eval"), list(range(50, 60)))
@@ -501,12 +508,13 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
     source.prepare()
     assert read == [str(tmp_path / "1.tar")]
     expect(source.split("pool"), [0, 1, 2, 3, 30, 31, 32, 33, 34])
-    assert source.split("pool").fingerprint != before
+    now = source.split("pool").fingerprint
+    assert now != before
     (tmp_path / "elsewhere").mkdir()
     for number in (0, 1):
         (tmp_path / f"{number}.tar").rename(tmp_path / "elsewhere" / f"{number}.tar")
     moved = prepared(WebDataset, tmp_path, pool=str(tmp_path / "elsewhere"))
-    assert moved.split("pool").fingerprint == source.split("pool").fingerprint, "of content, not of place"
+    assert moved.split("pool").fingerprint == now, "of content, not of place"
 
 
 def test_captions_from_json_and_from_lines(tmp_path):
@@ -547,8 +555,10 @@ def test_damage_in_a_shard_is_counted_and_left_out(tmp_path):
     expect_first = pairs.batch(torch.arange(4))
     assert expect_first.captions[:3] == (caption(0), caption(1), caption(8))
     assert len(expect_first.captions[3]) <= 1000
-    with pytest.raises(DataError, match=r"webdataset\.pool: 1 × caption is not UTF-8.* of 11; .*webdataset\.max_damaged"):
-        prepared(WebDataset, tmp_path, pool=str(shard), max_damaged=0.001)
+    with pytest.raises(
+        DataError, match=r"webdataset\.pool: 1 × caption is not UTF-8.* of 11; .*webdataset\.max_damaged"
+    ):
+        small(WebDataset, tmp_path, pool=str(shard), max_damaged=0.001).prepare()
 
 
 def test_a_jpeg_cut_in_half_is_found_when_it_is_verified_else_when_it_is_read(tmp_path):
@@ -562,11 +572,16 @@ def test_a_jpeg_cut_in_half_is_found_when_it_is_verified_else_when_it_is_read(tm
     assert batch.captions[0] in (caption(1), caption(2))
 
 
+def overwritten_header(content: bytes) -> bytes:
+    start = content.index(b"0013.jpg")
+    return content[:start] + b"\xff" * 512 + content[start + 512 :]
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "left"),
     [
         (lambda content: content[: len(content) * 5 // 8], "truncated tar", True),
-        (lambda content: content[: 512 * 9] + b"\xff" * 512 + content[512 * 10 :], "broken tar", True),
+        (lambda content: overwritten_header(content), "broken tar", True),
         (lambda content: b"", "empty shard", False),
         (lambda content: b"not a tar " * 500, "broken tar", False),
     ],
@@ -754,9 +769,193 @@ def test_data_sets_that_cannot_be_opened_are_refused(tmp_path, datasets, monkeyp
 
     hub_table(datasets, range(2)).to_parquet(tmp_path / "x.parquet")
     refused(r"there is no file .*gone\.parquet", pool=str(tmp_path / "gone.parquet"))
-    refused(r"no column 'txt' \(its columns: image, text\): did you mean", pool=f"{tmp_path}/x.parquet", caption_column="txt")
+    known = str(tmp_path / "x.parquet")
+    refused(r"no column 'txt' \(its columns: image, text\): did you mean", pool=known, caption_column="txt")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:500])
     refused(r"cut\.parquet cannot be opened", pool=str(tmp_path / "cut.parquet"))
-    refused("someone/pairs cannot be opened", pool="someone/pairs")
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    refused(r"datasets.*pip install 'jestbench\[data\]'", pool=f"{tmp_path}/x.parquet", image_size=17)
+
+    def unreachable(*words: Any, **named: Any) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", unreachable)
+        refused("someone/pairs cannot be opened: Couldn't reach the Hub$", pool="someone/pairs")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "new.parquet").write_bytes(Path(known).read_bytes())
+    refused(r"datasets.*pip install 'jestbench\[data\]'", pool=str(tmp_path / "new.parquet"))
+
+
+def test_a_name_on_the_hub_is_opened_once_and_never_asked_for_again(tmp_path, datasets, monkeypatch):
+    asked, data = [], hub_table(datasets, range(4))
+
+    def load_dataset(*words: Any, **named: Any) -> Any:
+        asked.append((*words, named))
+        return data
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    bound = {"pool": "someone/pairs:validation", "config_name": "small", "revision": "v1"}
+    source = prepared(HuggingFace, tmp_path, **bound)
+    assert asked == [("someone/pairs", "small", {"split": "validation", "revision": "v1"})]
+    again = small(HuggingFace, tmp_path, **bound)
+    assert again.is_prepared()
+    again.prepare()
+    assert len(asked) == 1
+    expect(source.split("pool"), [0, 1, 2, 3])
+
+
+# As a new user would: a folder of photos, three lines of gin, one command
+
+QUIET = ("run.device=cpu", "wandb.mode=disabled", "log.progress=False", "log.every=1", "evaluate.points=2")
+LITTLE = ("run.budget=2e9", "run.batch_size=8", "run.super_batch_size=32", *QUIET)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+
+    def call(*words: str) -> tuple[int, str]:
+        status = config.main([*words])
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def gin_file(name: str, *lines: str) -> str:
+    Path(name).write_text("\n".join(lines) + "\n")
+    return name
+
+
+def summary(folder: str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def rows(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def documented(kind: str, number: int = 0) -> str:
+    """A block of docs/your_data.md."""
+    blocks = re.findall(rf"```{kind}\n(.*?)```", (GIN.parent / "docs" / "your_data.md").read_text(), re.DOTALL)
+    return blocks[number]
+
+
+def commands(*more: str) -> list[list[str]]:
+    """The words of each documented command."""
+    lines = [line.partition("#")[0].split() for line in documented("sh").splitlines()]
+    return [[*words[2:], *more] for words in lines]
+
+
+def test_three_lines_for_shards(run, tmp_path):
+    for path, text in folder_of_photos(tmp_path / "photos", 80):
+        path.with_suffix(".txt").write_text(text)
+    exec(documented("python").replace("10000", "16"), {})
+    Path("shards/pool-00004.tar").rename("shards/eval-00000.tar")
+    (tmp_path / "mine.gin").write_text(documented("gin", 0))
+    check, train = commands(*QUIET)
+    assert run(*check)[0] == 0
+    assert not (tmp_path / "cache").exists(), "--check reads and writes nothing"
+    status, said = run(*train, "--run_dir", "out", *LITTLE)
+    assert status == 0, said
+    found = summary("out")
+    assert found["arm"] == "hard"
+    assert found["data"]["pairs"] == 64
+    assert found["data"]["eval_images"] == 16
+    assert found["data"]["damaged_when_indexed"] == {}
+    last = rows("out")[-1]
+    assert last["data/damaged"] == 0
+    assert last["data/read"] == last["pairs/seen"] == found["pairs_seen"]
+    model = json.loads((checkpoint.newest(Path("out")) / "model.json").read_text())
+    assert load_model(Path("out")).tokenizer == Tokenizer(model["tokenizer"], 32).identity
+    assert run(*check)[0] == 0, "of the data themselves, now that they are indexed"
+
+
+def test_three_lines_for_parquet(run, tmp_path, datasets):
+    hub_table(datasets, range(64)).to_parquet(tmp_path / "pool.parquet")
+    hub_table(datasets, range(64, 80)).to_parquet(tmp_path / "eval.parquet")
+    (tmp_path / "mine.gin").write_text(documented("gin", 1))
+    status, said = run(*commands("--run_dir", "out", *LITTLE)[1])
+    assert status == 0, said
+    assert summary("out")["data"]["pairs"] == 64
+
+
+def test_three_lines_for_a_table_and_a_reference_of_their_own(run, tmp_path):
+    photos = folder_of_photos(tmp_path, 80)
+    for name, part in (("pool", photos[:48]), ("curated", photos[48:64]), ("eval", photos[64:])):
+        write_csv(tmp_path / f"{name}.csv", [(path.name, text) for path, text in part])
+    bound = [f'csv.{name} = "{name}.csv"' for name in ("pool", "curated", "eval")]
+    assert documented("gin", 2).splitlines() == ['include "gin/run/csv.gin"', bound[0], bound[2]]
+    gin_file("mine.gin", 'include "gin/run/csv.gin"', *bound)
+    little = [line.partition("=")[0] + " = " + line.partition("=")[2] for line in LITTLE if line.startswith("run.b")]
+    gin_file("reference.gin", 'include "mine.gin"', 'run.arm = "reference"', 'run.split = "curated"', *little)
+    gin_file("jest.gin", 'include "mine.gin"', f'include "{GIN}/policy/jest.gin"', 'run.reference = "reference.gin"')
+    status, said = run("--gin_file", "jest.gin", "--run_dir", "out", "jest.chunks=2", *LITTLE)
+    assert status == 0, said
+    assert summary("out")["policy"] == "jest"
+    assert rows("out")[-1]["flops/reference_score"] > 0
+
+
+def test_a_run_on_damaged_pairs_counts_them_and_resumes_as_if_never_stopped(run, tmp_path):
+    photos = folder_of_photos(tmp_path, 80)
+    for name, part in (("pool", photos[:64]), ("eval", photos[64:])):
+        write_csv(tmp_path / f"{name}.csv", [(path.name, text) for path, text in part])
+    gin_file("mine.gin", 'include "gin/run/csv.gin"', 'csv.pool = "pool.csv"', 'csv.eval = "eval.csv"')
+    words = ("--gin_file", "mine.gin", *LITTLE, "run.checkpoints=4", "csv.max_damaged=0.5")
+    source = Csv(pool="pool.csv", eval="eval.csv", image_size=32, cache_dir=str(tmp_path / "cache"))
+    source.prepare()
+    for number in range(3):  # damaged after they were indexed
+        (tmp_path / f"{number}.jpg").write_bytes(half(jpeg(number)))
+    (tmp_path / "3.jpg").unlink()
+    assert run(*words, "--run_dir", "whole")[0] == 0
+    whole = rows("whole")
+    assert whole[-1]["data/damaged"] >= 4
+    assert run(*words, "--run_dir", "again")[0] == 0
+    steps = sorted(int(path.name.removeprefix("step-")) for path in Path("again/checkpoints").glob("step-*"))
+    (Path("again") / "summary.json").unlink()
+    (checkpoint.newest(Path("again")) or Path()).rename(tmp_path / "gone")
+    assert run(*words, "--run_dir", "again", "--resume")[0] == 0
+    resumed = rows("again")
+    assert steps[0] < steps[-1] == resumed[-1]["step"]
+    timeless = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in resumed]
+    assert timeless == [{key: value for key, value in row.items() if not key.startswith("time/")} for row in whole]
+
+
+def test_a_shard_that_vanishes_in_a_run_stops_it_with_status_3(run, tmp_path, monkeypatch):
+    write_shards("pool-%05d.tar", folder_of_photos(tmp_path / "photos", 64), per_shard=16)
+    write_shards("eval-%05d.tar", folder_of_photos(tmp_path / "more", 16, 64))
+    lines = ['webdataset.pool = "pool-{00000..00003}.tar"', 'webdataset.eval = "eval-00000.tar"']
+    mine = gin_file("mine.gin", 'include "gin/run/webdataset.gin"', *lines)
+    at = SuperBatches.at
+
+    def vanishing(self: SuperBatches, step: int) -> Any:
+        if step == 1:
+            os.truncate("pool-00001.tar", 100)
+        return at(self, step)
+
+    monkeypatch.setattr(SuperBatches, "at", vanishing)
+    status, said = run("--gin_file", mine, "--run_dir", "out", *LITTLE, "run.budget=2e10")
+    assert status == 3
+    assert said.startswith("error: webdataset/pool: ")
+    assert "images read are damaged, more than max_damaged = 0.01" in said
+    assert summary("out")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "words"),
+    [
+        ([], 3, ["'pool' is not given: bind webdataset.pool"]),
+        (['webdataset.pool = "none-{0..3}.tar"'], 3, ["4 of 4 shards are missing", "none-0.tar"]),
+        (['webdataset.pol = "x.tar"'], 2, ["webdataset has no parameter 'pol'", "'pool'"]),
+        (["webdataset.max_damaged = 2.0"], 2, ["webdataset.max_damaged", "mine.gin:2"]),
+        (["tokenizer.length = 1"], 2, ["tokenizer.length", "mine.gin:2"]),
+        (["captions.max_characters = 0"], 2, ["captions.max_characters"]),
+        (['captions.several = "all"'], 2, ["captions.several", "mine.gin:2"]),
+    ],
+)
+def test_mistakes_are_said_in_one_line(run, lines, status, words):
+    mine = gin_file("mine.gin", 'include "gin/run/webdataset.gin"', *lines)
+    found, said = run("--gin_file", mine, "--run_dir", "out", *LITTLE)
+    assert found == status
+    assert said.count("\n") == 1
+    for word in words:
+        assert word in said

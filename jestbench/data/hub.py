@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,10 +176,10 @@ class RowRanges:
 
 def _parts(name: str) -> tuple[str, str]:
     """What, and which of its splits."""
-    what, colon, part = name.rpartition(":")
-    if not colon or Path(name).expanduser().exists():
+    matched = re.fullmatch(r"(?P<what>.+?):(?P<part>\w[\w.-]*(\[[^\]]*\])?)", name)
+    if matched is None or Path(name).expanduser().exists():
         return name, "train"
-    return what, part or "train"
+    return matched["what"], matched["part"]
 
 
 def _files(what: str) -> list[Path] | None:
