@@ -517,6 +517,15 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
     assert moved.split("pool").fingerprint == now, "of content, not of place"
 
 
+@pytest.mark.slow  # each process imports torch
+def test_many_shards_are_indexed_by_all_cores_alike(tmp_path, monkeypatch):
+    for number in range(2):
+        tar_of(tmp_path / f"{number}.tar", [m for i in range(4) for m in sample(10 * number + i)])
+    monkeypatch.setattr("jestbench.data.sources.TOGETHER", 2)
+    source = prepared(WebDataset, tmp_path, pool=f"{tmp_path}/{{0..1}}.tar")
+    expect(source.split("pool"), [10 * number + i for number in range(2) for i in range(4)])
+
+
 def test_captions_from_json_and_from_lines(tmp_path):
     texts = {"caption": "a cat", "all": {"long": ["one  cat", "two cats", "", "one cat"]}}
     tar_of(tmp_path / "j.tar", sample(1, json=json.dumps(texts).encode(), txt=b"first\nsecond\n"))
@@ -938,6 +947,19 @@ def test_a_shard_that_vanishes_in_a_run_stops_it_with_status_3(run, tmp_path, mo
     assert said.startswith("error: webdataset/pool: ")
     assert "images read are damaged, more than max_damaged = 0.01" in said
     assert summary("out")["status"] == "failed"
+
+
+def test_an_evaluation_never_takes_one_image_for_another(run, tmp_path):
+    photos = folder_of_photos(tmp_path, 80)
+    (tmp_path / "70.jpg").write_bytes(half(encoded(photo(70, 200, 160))))
+    for name, part in (("pool", photos[:64]), ("eval", photos[64:])):
+        write_csv(tmp_path / f"{name}.csv", [(path.name, text) for path, text in part])
+    mine = gin_file("mine.gin", 'include "gin/run/csv.gin"', 'csv.pool = "pool.csv"', 'csv.eval = "eval.csv"')
+    status, said = run("--gin_file", mine, "--run_dir", "out", *LITTLE, "csv.verify=()", "evaluate.batch_size=8")
+    assert status == 3
+    assert "csv/eval: image 6 cannot be read, so the split cannot be evaluated as it is" in said
+    assert run("--gin_file", mine, "--run_dir", "verified", *LITTLE)[0] == 0
+    assert summary("verified")["data"]["eval_images"] == 15
 
 
 @pytest.mark.parametrize(

@@ -146,12 +146,11 @@ class _Members:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep every header
-                    if not member.isfile():
+                    if not member.isreg() or member.issparse():
                         continue
                     limit = MAX_IMAGE if member.name.lower().endswith(IMAGES) else MAX_TEXT
-                    reader = tar.extractfile(member)
-                    assert reader is not None
-                    content = None if member.size > limit else reader.read()
+                    self._file.seek(member.offset_data)
+                    content = None if member.size > limit else self._file.read(member.size)
                     if content is not None and len(content) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
                     yield member.name, member.offset_data, content

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+import multiprocessing
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +33,9 @@ _LOG = logging.getLogger(__name__)
 
 SPLITS = ("pool", "curated", "holdout", "eval")
 Where = str | tuple[str, ...] | None
+
+TOGETHER = 8
+"""Shards from which on it is worth starting processes to index them."""
 
 INSTALL = "pip install 'jestbench[data]'"
 
@@ -225,15 +233,22 @@ class Source(ABC):
     def _write(self, split: str, folder: Path) -> None:
         shards, verified = self.shards(split), self._verified(split)
 
-        def indexes() -> Any:
-            for shard in tqdm(shards, f"indexing {self.label}.{split}", unit=" files", disable=None):
-                parts = (VERSION, self.label, shard.identity, self.reading, verified is not None)
-                kept = self.folder / f"shard-{digest(*parts)}.npz"
-                if not kept.exists():
-                    self.index(shard, verified).save(kept)
-                yield ShardIndex.load(kept)
+        def kept(shard: Shard) -> Path:
+            parts = (VERSION, self.label, shard.identity, self.reading, verified is not None)
+            return self.folder / f"shard-{digest(*parts)}.npz"
 
-        write_table(folder, [shard.path for shard in shards], indexes(), self.captions)
+        todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
+        with _many(len(todo)) as each:
+            for _ in tqdm(
+                each(_Reading.__call__, todo),
+                f"indexing {self.label}.{split}",
+                len(todo),
+                unit=" files",
+                disable=None if todo else True,
+            ):
+                pass
+        paths = [shard.path for shard in shards]
+        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
         table = Table.open(folder)
         if table.damaged:
             _LOG.warning("%s.%s: %s left out of %d", self.label, split, _listed(table), table.damaged + len(table))
@@ -272,6 +287,39 @@ class Source(ABC):
         if (self.captions.several_exact if exact else self.captions.several) == "all":
             return pairs.expanded()
         return pairs if self.captions.several == "draw" and not exact else pairs.firsts()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The reading of one shard, in whatever process."""
+
+    source: Source
+    shard: Shard
+    verified: int | None
+    kept: Path
+
+    def __call__(self) -> None:
+        self.source.index(self.shard, self.verified).save(self.kept)
+
+
+@contextmanager
+def _many(count: int) -> Iterator[Callable[..., Iterable[None]]]:
+    """A ``map`` over so many shards: by all cores where they are many, here where they are few.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count < TOGETHER or cores == 1:
+        yield map
+        return
+    # Spawned, not forked: a fork of a process in which torch has started threads can hang.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(cores, count), mp_context=context) as workers:
+            yield workers.map
+    except BrokenProcessPool:
+        raise DataError("a process that indexed shards was killed (out of memory?): start again") from None
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from jestbench.batch import Pass
+from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.learner import Learner
@@ -72,10 +73,25 @@ class Evaluator:
         texts: list[Tensor] = []
         with torch.no_grad(), learner.arithmetic.autocast():
             for index in self.index_N.split(self.config.batch_size):
-                images.append(model.encode_image(self.pairs.batch(index).images_BCHW.to(device)))
+                images.append(model.encode_image(self._exactly(index).images_BCHW.to(device)))
             for index in self.example_C.split(self.config.batch_size):
                 tokens = self.pairs.batch(index).tokens(model.tokenizer)
                 texts.append(model.encode_text(tokens.to(device)))
         metrics = evaluate_embeddings(torch.cat(images), torch.cat(texts), self.class_N.to(device))
         macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
         return metrics, (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
+
+    def _exactly(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, and no others in the place of damaged ones.
+
+        Raises:
+            DataError: one was replaced.
+        """
+        batch = self.pairs.batch(index_B)
+        replaced = np.flatnonzero(batch.image_key_B.numpy() != self.pairs.image_key_N[index_B.numpy()])
+        if len(replaced):
+            raise DataError(
+                f"{self.pairs.name}: image {int(index_B[replaced[0]])} cannot be read, so the split cannot be "
+                "evaluated as it is: mend it, or list the split under the data set's verify, which leaves out damage"
+            )
+        return batch
