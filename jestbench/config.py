@@ -64,7 +64,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference".split()
+    "run.reference evaluate.sets".split()
 )
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
@@ -110,6 +110,11 @@ def configurables() -> dict[str, type[Any]]:
             _REGISTERED.add(name)
             gin.external_configurable(cls, name=name, module="jestbench" if name in CONFIGURABLES else "policies")
     return found
+
+
+def parameters() -> dict[str, tuple[str, ...]]:
+    """Everything that can be bound, and its parameters."""
+    return {name: tuple(_fields(cls)) for name, cls in configurables().items()}
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -77,7 +77,7 @@ def build_stages(
         super_batches,
         Scorer(learner, frozen, run.microbatch, scored),
         learner,
-        Evaluator(data.split(run.evaluate.split), run.evaluate),
+        Evaluator(data.split(run.evaluate.split), run.evaluate, run.model.image_size),
     )
 
 
