@@ -28,8 +28,13 @@ import typeguard
 from gin import config_parser
 
 import policies
+from jestbench.data.captions import Captions
+from jestbench.data.hub import HuggingFace
 from jestbench.data.icons import Icons
+from jestbench.data.shards import WebDataset
 from jestbench.data.synthetic import Synthetic
+from jestbench.data.tables import Csv
+from jestbench.data.vocabulary import TokenizerChoice
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
 from jestbench.ledger import Budget, Pretrained
@@ -54,6 +59,11 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "icons": Icons,
     "synthetic": Synthetic,
     "regression": Regression,
+    "webdataset": WebDataset,
+    "csv": Csv,
+    "huggingface": HuggingFace,
+    "captions": Captions,
+    "tokenizer": TokenizerChoice,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(

@@ -77,7 +77,8 @@ def _load(run_dir: Path, kind: Kind, build: Callable[[Mapping[str, Any], Tokeniz
     found = described.get("kind", "contrastive")
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind]}")
-    model = build(described, Tokenizer(described["tokenizer"], described["length"]))
+    special = {name: described[name] for name in ("pad", "end") if name in described}
+    model = build(described, Tokenizer(described["tokenizer"], described["length"], **special))
     try:
         model.load_state_dict(load_file(newest / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:

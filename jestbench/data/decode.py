@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -83,7 +84,9 @@ def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArr
     try:
         image.draft(None, (2 * size, 2 * size))
         image.load()
-        image = _rgb(_upright(image))
+        with suppress(Exception):  # EXIF that cannot be read says nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        image = _rgb(image)
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -94,14 +97,6 @@ def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArr
         raise
     except Exception as error:
         raise DamagedImage("undecodable image", f"{type(error).__name__}: {error}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; EXIF that cannot be read says nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

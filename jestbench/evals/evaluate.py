@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from jestbench.batch import DataError, Pass
+from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.metrics import NAMES, evaluate_embeddings
+from jestbench.evals.metrics import EMBEDDING_NAMES, evaluate_embeddings
 from jestbench.learner import Learner
 
 
@@ -92,7 +93,7 @@ class Evaluator:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the metrics that a call gives."""
-        return (*NAMES, *(name for one in self.sets for name in one.names))
+        return (*EMBEDDING_NAMES, *(name for one in self.sets for name in one.names))
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """Metrics ``eval/…`` and the passes that they cost."""
@@ -102,7 +103,7 @@ class Evaluator:
         texts: list[Tensor] = []
         with torch.no_grad(), learner.arithmetic.autocast():
             for index in self.index_N.split(self.config.batch_size):
-                images.append(model.encode_image(self.pairs.batch(index).images_BCHW.to(device)))
+                images.append(model.encode_image(self._exactly(index).images_BCHW.to(device)))
             for index in self.example_C.split(self.config.batch_size):
                 tokens = self.pairs.batch(index).tokens(model.tokenizer)
                 texts.append(model.encode_text(tokens.to(device)))
@@ -113,3 +114,18 @@ class Evaluator:
             found, spent = one(learner)
             metrics, passes = metrics | found, passes + spent
         return metrics, passes
+
+    def _exactly(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, and no others in the place of damaged ones.
+
+        Raises:
+            DataError: one was replaced.
+        """
+        batch = self.pairs.batch(index_B)
+        replaced = np.flatnonzero(batch.image_key_B.numpy() != self.pairs.image_key_N[index_B.numpy()])
+        if len(replaced):
+            raise DataError(
+                f"{self.pairs.name}: image {int(index_B[replaced[0]])} cannot be read, so the split cannot be "
+                "evaluated as it is: mend it, or list the split under the data set's verify, which leaves out damage"
+            )
+        return batch

@@ -13,6 +13,7 @@ from torch import Tensor
 from jestbench.batch import Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.evaluate import Evaluate, Evaluator
+from jestbench.evals.metrics import REGRESSION_NAMES
 from jestbench.learner import Learner
 from jestbench.regression import Regression, RegressionLearner, captions_of, graded
 
@@ -47,6 +48,11 @@ class RegressionEvaluator(Evaluator):
     def __init__(self, pairs: Pairs, config: Evaluate, objective: Regression) -> None:
         super().__init__(pairs, config)
         self.objective = objective
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics of an evaluation."""
+        return REGRESSION_NAMES
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
