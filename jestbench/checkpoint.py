@@ -6,13 +6,39 @@ at any moment leaves the newest complete one as it was.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from jestbench.batch import DataError
+
 FOLDER = "checkpoints"
+FORMAT = 2
+"""Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
+
+
+class ForeignCheckpoint(DataError):
+    """A checkpoint was written by another version of this package."""
+
+
+def check_format(folder: Path) -> None:
+    """Refuse a checkpoint that another version wrote; ``model.json`` tells.
+
+    Raises:
+        ForeignCheckpoint: naming it.
+    """
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError):
+        found = None
+    if found != FORMAT:
+        raise ForeignCheckpoint(
+            f"{folder} was written by another version of jestbench and cannot be gone on from: start the run anew in "
+            "another --run_dir"
+        )
 
 
 def newest(run_dir: Path) -> Path | None:

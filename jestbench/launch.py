@@ -180,7 +180,13 @@ def _ensure(resolved: Resolved, role: Pretrained) -> Path:
         with FileLock(f"{folder}.lock"):
             if (read_summary(folder) or {}).get("status") != "finished":
                 print(f"training the {role} {own.run.arm!r} into {folder}", file=sys.stderr)
-                if train_run(_beside(own, resolved), folder, True, role) == "interrupted":
+                asked = _beside(own, resolved)
+                try:
+                    status = train_run(asked, folder, True, role)
+                except checkpoint.ForeignCheckpoint:  # half trained by another version: nobody's work is lost
+                    shutil.rmtree(folder)
+                    status = train_run(asked, folder, True, role)
+                if status == "interrupted":
                     raise KeyboardInterrupt
     summary = read_summary(folder)
     if summary is None or summary["status"] != "finished":
@@ -238,7 +244,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
 
     Raises:
         ConfigError: the folder cannot be used, or the configuration cannot be built.
-        DataError: the data is wrong or missing.
+        DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
     going_on = open_folder(resolved, run_dir, resume)
@@ -257,6 +263,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
             stages = build_stages(resolved, data, reference, run_dir / "cache", regressor=regressor, twin=twin)
             _affordable(resolved, stages, allowance)
         newest = checkpoint.newest(run_dir) if going_on else None
+        if newest is not None:
+            checkpoint.check_format(newest)
         step = -1 if newest is None else int(newest.name.removeprefix("step-"))
         Jsonl.cut(run_dir / "metrics.jsonl", step)
         metrics = _metrics(resolved, run_dir, role, step)

@@ -173,6 +173,7 @@ class Recorder:
             write_json(
                 folder / "model.json",
                 {
+                    "format": checkpoint.FORMAT,
                     "model": asdict(run.model),
                     "loss": run.loss,
                     "tokenizer": tokenizer.definition,
@@ -203,8 +204,8 @@ class Recorder:
     def restore(self, progress: Progress, folder: Path) -> None:
         """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
         learner = self.stages.learner
-        learner.model.load_state_dict(load_file(folder / "model.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True)
+        learner.model.load_state_dict(load_file(folder / "model.safetensors"))
         learner.optimizer.load_state_dict(state["optimizer"])
         progress.step, progress.seconds = state["step"], state["seconds"]
         progress.pairs_seen, progress.pairs_trained = state["pairs_seen"], state["pairs_trained"]

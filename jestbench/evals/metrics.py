@@ -16,7 +16,6 @@ EMBEDDING_NAMES = (
 )
 # Of a pair scorer (evals/regression.py): higher is better in all but mse.
 REGRESSION_NAMES = ("eval/mse", "eval/auc", "eval/rank_correlation")
-NAMES = (*EMBEDDING_NAMES, *REGRESSION_NAMES)
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
 
