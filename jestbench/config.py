@@ -28,6 +28,8 @@ import typeguard
 from gin import config_parser
 
 import policies
+from jestbench.cache import Cache
+from jestbench.data.cascade import Cascade
 from jestbench.data.icons import Icons
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate
@@ -50,12 +52,16 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "wandb": WandB,
     "icons": Icons,
     "synthetic": Synthetic,
+    "cache": Cache,
+    "cascade": Cascade,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference".split()
+    "run.reference run.cache cache.mode cache.folder".split()
 )
+# Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
+ADDED: Mapping[str, Any] = {"run.cascade": None, "cache.dtype": "float32"}
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
 COMMAND_LINE = "command line"
@@ -521,11 +527,13 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
     differ in those are one.
     """
     arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
+    arm = {key: value for key, value in arm.items() if key not in ADDED or value != ADDED[key]}
     if not needs:
         arm.pop("run.super_batch_size", None)
     if "learner" not in needs:
         arm.pop("run.score_view", None)
-    if "reference" not in needs:
+    if "reference" not in needs and "run.cascade" not in arm:
+        arm.pop("cache.dtype", None)
         arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
         reference = ""
@@ -614,11 +622,12 @@ def _identity(reference_dir: Path | None) -> str:
 def _reference(run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
     """The reference's own run, or the folder of one."""
     assert not isinstance(run.policy, str)
-    if "reference" not in run.policy.needs:
+    if not run.needs_reference:
         return None, None
     if not run.reference:
+        who = f"the policy {type(run.policy).__name__}" if "reference" in run.policy.needs else "run.cascade"
         raise ConfigError(
-            f"the policy {type(run.policy).__name__} needs a reference: bind run.reference to a run file "
+            f"{who} needs a reference: bind run.reference to a run file "
             "(gin/run/reference.gin) or to the folder of a finished run"
         )
     file, *more = (run.reference,) if isinstance(run.reference, str) else run.reference

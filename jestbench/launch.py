@@ -163,7 +163,7 @@ def ensure_reference(resolved: Resolved) -> Path | None:
     Raises:
         DataError: the given folder holds no finished run, or training did not finish.
     """
-    if "reference" not in resolved.policy.needs:
+    if not resolved.run.needs_reference:
         return None
     if resolved.reference is not None:
         resolved.reference.run.data.prepare()
@@ -318,7 +318,7 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None]:
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
-    if "reference" not in resolved.policy.needs:
+    if not resolved.run.needs_reference:
         return data, None
     if resolved.reference_dir is not None:
         return data, load_model(resolved.reference_dir)
@@ -341,16 +341,17 @@ def check(resolved: Resolved) -> None:
         DataError: the data does not fit it.
     """
     resolved = without_download(resolved)
-    drawn = min(32, resolved.draw_size)
+    # The candidates of a cascade are to fit the stand-in's pool.
+    drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
-            run = replace(resolved.run, device="cpu", reference_accounting="online")
+            run = replace(resolved.run, device="cpu", reference_accounting="online", cache=None)
             data, reference = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
             if resolved.run.data.is_prepared():
-                SuperBatches(stages.pairs, resolved.draw_size, run.seed)
+                SuperBatches(stages.pairs, resolved.candidates, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}))
         _warned(resolved, stages)
         batch = stages.super_batches.at(0)

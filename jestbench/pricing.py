@@ -30,6 +30,9 @@ class StepPrice:
             met before.
         uniform: FLOPs of a uniform step.
         reference_pair: FLOPs of one pair through the reference, under its view.
+        first_sight: FLOPs of a step that are charged for pairs met for the first time alone: those of the reference,
+            and of the own logits that a cascade takes from it; 0 under ``amortised``.
+        cascade_pair: FLOPs of one candidate of a cascade, met for the first time.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
             only): train + r·learner/3 + r·reference/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views.
@@ -39,6 +42,8 @@ class StepPrice:
     uniform: int
     reference_pair: int
     closed_form: float
+    first_sight: int = 0
+    cascade_pair: int = 0
 
     @property
     def total(self) -> int:
@@ -96,27 +101,48 @@ def step_price(resolved: Resolved) -> StepPrice:
         passes.append(Pass("learner_score", scored, "learner"))
     charged = 0
     if reference_price is not None and run.reference_accounting != "amortised":
-        charged = reference_price.pairs(drawn)
+        charged = sum(reference_price.pairs(count) for count in _reference_scored(resolved))
     passes.append(Pass("reference_score", charged, "reference"))
+    if charged and reference is not None and run.cascade is not None:
+        passes.append(Pass("pairwise", resolved.candidates * reference.width, "own logits of the candidates"))
     trained = sum(item.macs for item in training if item.purpose == "learner_train")
     closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
     reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
-    return StepPrice(_sum(passes), uniform, reference_pair, closed)
+    dot = 0 if reference is None or run.cascade is None else FLOPS_PER_MAC * reference.width
+    first_sight = FLOPS_PER_MAC * charged + (dot * resolved.candidates if charged else 0)
+    cascade_pair = reference_pair + dot if run.cascade is not None else 0
+    return StepPrice(_sum(passes), uniform, reference_pair, closed, first_sight, cascade_pair)
+
+
+def _reference_scored(resolved: Resolved) -> tuple[int, ...]:
+    """Pairs that each use of the reference is charged for in a step whose pairs this run has not met."""
+    cascaded = resolved.run.cascade is not None
+    policy = "reference" in resolved.policy.needs and not (cascaded and resolved.run.reference_accounting != "online")
+    return (*((resolved.candidates,) if cascaded else ()), *((resolved.draw_size,) if policy else ()))
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
     """Steps until ``run.budget`` is reached, for a pool of so many pairs.
 
-    Under ``first_sight`` the reference is charged during the first pass over the pool alone.
+    Under ``first_sight`` the reference (and the own logits that a cascade takes from it) is charged during the first
+    pass over the pool alone.
     """
     if resolved.run.budget is None:
         return None
     budget, first = int(resolved.run.budget), price.total
-    later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
-    in_first_pass = max(1, pool // resolved.draw_size)
+    later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
+    in_first_pass = max(1, pool // resolved.candidates)
     if budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
+
+
+def _cascade_charged(resolved: Resolved) -> str:
+    return {
+        "online": "charged at every step, with the policy's own scoring",
+        "first_sight": "charged once each, as they are met",
+        "amortised": "shown apart, not charged",
+    }[resolved.run.reference_accounting]
 
 
 def price_table(resolved: Resolved) -> str:
@@ -137,8 +163,14 @@ def price_table(resolved: Resolved) -> str:
     lines.append(f"{'total':<18}{price.total:>16,}{price.total / price.uniform:>16.3f}")
     lines.append(f"closed form, towers only: {price.closed_form:.3f}")
     if price.flops["reference_score"] and run.reference_accounting == "first_sight":
-        rest = (price.total - price.flops["reference_score"]) / price.uniform
+        rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
+    if run.cascade is not None:
+        lines.append(
+            f"cascade: {resolved.candidates} candidates a step; one met for the first time costs "
+            f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
+            f"({_cascade_charged(resolved)})"
+        )
     if steps is not None:
         note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
         lines.append(

@@ -134,7 +134,7 @@ class Recorder:
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
             "time/seconds": round(progress.seconds, 6),
-            "cache/hits": reference.hits if reference is not None else 0,
+            **(reference.counts() if reference is not None else {"cache/hits": 0}),
             **self.stages.super_batches.counts(progress.step),
             **more,
         }

@@ -7,23 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from jestbench import checkpoint
 from jestbench.batch import Batch, DataError, Pass, Purpose
+from jestbench.cache import Bound
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.learner import Price
 from jestbench.model.losses import LossName
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, Mix, View
 from jestbench.precision import Arithmetic
+from jestbench.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.scores import Embeddings
 
 Accounting = Literal["online", "first_sight", "amortised"]
+Tower = Literal["image", "text"]
+Read = Callable[[Tensor], Batch]
+"""Positions → those pairs, decoded."""
 
 MODEL_FORMAT = 1
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
@@ -58,85 +63,13 @@ def trained_mix(run_dir: Path) -> Mix:
     return tuple((share, View(**view)) for share, view in described.get("train_views", ())) or FULL_MIX
 
 
-class EmbeddingStore:
-    """Embeddings of one tower by content key, in an append-only file.
-
-    The file makes a resumed run exact: an embedding computed anew, in another batch, may differ in
-    its last bit. Rows past what the checkpoint knows are cut.
-    """
-
-    def __init__(self, path: Path, width: int) -> None:
-        self.path, self.width = path, width
-        self._record = np.dtype([("key", "<i8"), ("row", "<f4", (width,))])
-        self._row_of: dict[int, int] = {}
-        self._rows = np.empty((1024, width), dtype=np.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-
-    def __len__(self) -> int:
-        return len(self._row_of)
-
-    def restore(self, count: int) -> None:
-        """Go back to the first ``count`` rows of the file.
-
-        Raises:
-            DataError: the file holds fewer.
-        """
-        self._file.close()
-        if self.path.stat().st_size < count * self._record.itemsize:
-            raise DataError(f"{self.path} is shorter than its checkpoint says; start the run anew")
-        with self.path.open("r+b") as file:
-            file.truncate(count * self._record.itemsize)
-        records = np.fromfile(self.path, dtype=self._record)
-        self._row_of = {key: row for row, key in enumerate(records["key"].tolist())}
-        self._rows = np.ascontiguousarray(records["row"])
-        self._file = self.path.open("ab")
-
-    def missing(self, key_B: Tensor) -> Tensor:
-        """Positions of keys that are not in the store, each distinct key once."""
-        first: dict[int, int] = {}
-        for position, key in enumerate(key_B.tolist()):
-            if key not in self._row_of:
-                first.setdefault(key, position)
-        return torch.tensor(list(first.values()), dtype=torch.int64)
-
-    def add(self, key_N: Tensor, row_ND: Tensor) -> None:
-        """Append rows."""
-        keys, rows = key_N.numpy(), row_ND.float().cpu().numpy()
-        records = np.empty(len(keys), dtype=self._record)
-        records["key"], records["row"] = keys, rows
-        self._file.write(records.tobytes())
-        start = len(self)
-        while start + len(keys) > len(self._rows):
-            # A store restored at step 0 is empty: doubling alone would never end.
-            self._rows = np.concatenate([self._rows, np.empty((max(1024, len(self._rows)), self.width), np.float32)])
-        self._rows[start : start + len(keys)] = rows
-        for offset, key in enumerate(keys.tolist()):
-            self._row_of[key] = start + offset
-
-    def get(self, key_B: Tensor) -> Tensor:
-        """Rows ``[B, D]`` of keys that are all there."""
-        return torch.from_numpy(self._rows[[self._row_of[key] for key in key_B.tolist()]])
-
-    def flush(self) -> None:
-        """Bring everything to the file."""
-        self._file.flush()
-
-    def close(self, remove: bool) -> None:
-        """Close, and remove the file of a run that has finished."""
-        self._file.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
-            if not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
-
-
 class FrozenModel:
     """A frozen model over super-batches, in eval mode, without gradient, each pass reported.
 
-    Accounting is about what is *charged*: ``online`` runs and charges every pass; ``first_sight``
-    charges a tower the first time this run meets an image or a text, and remembers its embedding;
-    ``amortised`` remembers too and charges nothing (its cost is in ``amortised_macs``).
+    Accounting is about what is *charged*: ``online`` charges every pass; ``first_sight`` charges a tower
+    the first time this run meets an image or a text; ``amortised`` charges nothing (its cost is in
+    ``amortised_macs``). What is *run* depends on the rows that are found: those of this run, but under
+    ``online`` (where all is run), or with a shared cache those of all runs, whatever the accounting.
     """
 
     def __init__(
@@ -148,76 +81,176 @@ class FrozenModel:
         store_dir: Path,
         microbatch: int,
         view: View = FULL,
+        cache: Bound | None = None,
     ) -> None:
         self.view = view  # one a run: what is remembered is bound to it
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
         self.purpose: Purpose = purpose
         self.accounting, self.arithmetic, self.microbatch = accounting, arithmetic, microbatch
+        self.cache = cache or Bound()
         self.price: Price | None = None
         self.hits = 0
         self.amortised_macs = 0
-        towers = () if accounting == "online" else ("image", "text")
-        self._stores = {tower: EmbeddingStore(store_dir / f"{purpose}-{tower}.bin", model.width) for tower in towers}
+        self._rows: dict[str, Rows] = {}
+        self._met: dict[str, RunRows] = {}
+        for name, width in (("image", model.width), ("text", model.width), ("pair", 1)):
+            dtype: Stored = self.cache.dtype if name != "pair" else "float32"
+            if self.cache.folder is not None:
+                self._rows[name] = self.cache.shared(name, width, dtype)
+            elif accounting == "online":
+                self._rows[name] = Rows(width, dtype)
+            if accounting != "online":
+                path = store_dir / f"{purpose}-{name}.bin"
+                met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
+                self._rows.setdefault(name, met)
+                self._met[name] = met
+        self.cache.describe()
 
     def embeddings(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
         """Embeddings of a super-batch, and the passes that they cost."""
         self.price = self.price or Price.of(self.model, batch, self.view)
-        image_BD, image_missing = self._tower("image", batch.image_key_B, batch.images_BCHW, self._images)
-        tokens_BL = batch.tokens(self.model.tokenizer)
-        text_BD, text_missing = self._tower("text", batch.text_key_B, tokens_BL, self._texts)
+        images, texts = self._sighted("image", batch.image_key_B), self._sighted("text", batch.text_key_B)
+
+        def source(index_M: Tensor) -> Batch:
+            return batch if len(index_M) == len(batch) else batch.take(index_M)
+
+        image_BD = self._tower("image", batch.image_key_B, source)
+        text_BD = self._tower("text", batch.text_key_B, source)
         device = self.arithmetic.device
         embeddings = Embeddings(image_BD.to(device), text_BD.to(device), *self.model.scale_and_bias())
-        return embeddings, (
-            *self._charge("image", image_missing, self.price.images(image_missing)),
-            *self._charge("text", text_missing, text_missing * self.price.text),
+        return embeddings, self._towers_charged(images, texts)
+
+    def own_loss(
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        """The loss of each pair by itself, softplus(−u_ii) or −a_ii, and the passes that it cost.
+
+        Args:
+            loss: whose pair loss.
+            image_key_C: of C candidates.
+            text_key_C: theirs.
+            read: positions among the candidates → those pairs, decoded; called only for pairs whose
+                rows are nowhere to be found. ``price`` must be set before: there may be no such pair.
+
+        Returns:
+            ``[C]``, float64 on the CPU (of an fp32 cosine).
+        """
+        assert self.price is not None, "priced when it is built: nothing may be left to trace"
+        key_C = pair_key_B(image_key_C, text_key_C)
+        images, texts = self._sighted("image", image_key_C), self._sighted("text", text_key_C)
+        pairs = self._sighted("pair", key_C)
+
+        def compute(position_M: Tensor) -> Tensor:
+            parts = position_M.split(self.microbatch)
+            return torch.cat([self._cosine_P1(image_key_C[at], text_key_C[at], at, read) for at in parts])
+
+        cosine_C1, computed = self._rows["pair"].fetch(key_C, compute)
+        self.hits += len(key_C) - computed
+        scale, bias = self.model.scale_and_bias()
+        own_C = cosine_C1[:, 0].double() * scale
+        loss_C = -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
+        dots = self._charge("pairwise", pairs * self.model.width, f"own logits of {pairs} candidates")
+        return loss_C, (*self._towers_charged(images, texts), *dots)
+
+    def _cosine_P1(self, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read) -> Tensor:
+        """Cosines of candidates, of which those that lack an embedding are read, each once."""
+        lacking = torch.cat([self._rows["image"].missing(image_key_P), self._rows["text"].missing(text_key_P)])
+        source = _ReadOnce(lacking.unique(), lambda index: read(position_P[index]))
+        image_PD = self._tower("image", image_key_P, source)
+        text_PD = self._tower("text", text_key_P, source)
+        # In float64 the order of the sum cannot show after rounding.
+        cosine_P: Tensor = (image_PD.double() * text_PD.double()).sum(1)
+        return cosine_P.float().unsqueeze(1)
+
+    def _sighted(self, name: str, key_B: Tensor) -> int:
+        """How many of these are charged now: all, or each distinct one that this run has not met."""
+        met = self._met.get(name)
+        if met is None:
+            return len(key_B)
+        new = met.missing(key_B)
+        if met is not self._rows[name]:
+            met.add(key_B[new], torch.empty(len(new), 0))
+        return len(new)
+
+    def _tower(self, tower: Tower, key_B: Tensor, source: Callable[[Tensor], Batch]) -> Tensor:
+        """Embeddings ``[B, D]``: found, or computed from the pairs that ``source`` gives for positions."""
+        row_BD, computed = self._rows[tower].fetch(key_B, lambda index_M: self._encode(tower, source(index_M)))
+        self.hits += len(key_B) - computed
+        return row_BD
+
+    def _towers_charged(self, images: int, texts: int) -> tuple[Pass, ...]:
+        assert self.price is not None
+        under = "" if self.view == FULL else f" under {self.view.label}"
+        return (
+            *self._charge(self.purpose, self.price.images(images), f"image tower, {images} examples{under}"),
+            *self._charge(self.purpose, texts * self.price.text, f"text tower, {texts} examples{under}"),
         )
 
-    def _images(self, images_BCHW: Tensor, key_B: Tensor) -> Tensor:
-        return self.model.encode_image(images_BCHW, self.view, key_B)
-
-    def _texts(self, token_BL: Tensor, key_B: Tensor) -> Tensor:
-        return self.model.encode_text(token_BL, self.view)
-
-    def _tower(
-        self, tower: str, key_B: Tensor, inputs: Tensor, encode: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, int]:
-        """Embeddings, and how many of them were computed now."""
-        if self.accounting == "online":
-            return self._encode(inputs, key_B, encode), len(inputs)
-        store = self._stores[tower]
-        missing = store.missing(key_B)
-        self.hits += len(key_B) - len(missing)
-        if len(missing):
-            store.add(key_B[missing], self._encode(inputs[missing], key_B[missing], encode))
-        return store.get(key_B), len(missing)
-
-    def _charge(self, tower: str, count: int, macs: int) -> tuple[Pass, ...]:
+    def _charge(self, purpose: Purpose, macs: int, what: str) -> tuple[Pass, ...]:
         if self.accounting == "amortised":
             self.amortised_macs += macs
             return ()
-        under = "" if self.view == FULL else f" under {self.view.label}"
-        return (Pass(self.purpose, macs, f"{tower} tower, {count} examples{under}"),)
+        return (Pass(purpose, macs, what),)
 
-    def _encode(self, inputs: Tensor, key_B: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        device = self.arithmetic.device
-        parts = zip(inputs.split(self.microbatch), key_B.split(self.microbatch), strict=True)
+    def _encode(self, tower: Tower, batch: Batch) -> Tensor:
+        """Embeddings of all of a batch under one tower, in blocks of one size where others will find them."""
+        device, block = self.arithmetic.device, self.cache.block
+        inputs = batch.images_BCHW if tower == "image" else batch.tokens(self.model.tokenizer)
+        encoded = []
         with torch.no_grad(), self.arithmetic.autocast():
-            return torch.cat([encode(part.to(device), keys.to(device)) for part, keys in parts])
+            for index in torch.arange(len(batch)).split(block or self.microbatch):
+                count = len(index)
+                if block is not None and count < block:
+                    index = torch.cat([index, index[-1:].expand(block - count)])
+                part = inputs[index].to(device)
+                if tower == "image":
+                    row_PD = self.model.encode_image(part, self.view, batch.image_key_B[index].to(device))
+                else:
+                    row_PD = self.model.encode_text(part, self.view)
+                encoded.append(row_PD[:count])
+        return torch.cat(encoded)
+
+    def counts(self) -> dict[str, int]:
+        """``cache/…``: rows that were found instead of computed, and what the disk refused."""
+        failures = {"cache/failures": sum(rows.failures for rows in self._rows.values())}
+        return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: how many rows each store holds, and the counters."""
-        for store in self._stores.values():
-            store.flush()
-        rows = {tower: len(store) for tower, store in self._stores.items()}
+        """What a checkpoint keeps: how many rows each store of this run holds, and the counters."""
+        rows = {name: store.saved() for name, store in self._met.items()}
         return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
 
     def restore(self, state: dict[str, int]) -> None:
         """Go on from a checkpoint."""
-        for tower, store in self._stores.items():
-            store.restore(state[tower])
+        for name, store in self._met.items():
+            store.restore(state.get(name, 0))
         self.hits, self.amortised_macs = state["hits"], state["amortised_macs"]
 
+    def describe_cache(self) -> str:
+        """What the shared cache holds, for people; empty where there is none."""
+        shared = {name: rows for name, rows in self._rows.items() if isinstance(rows, SharedRows)}
+        if not shared:
+            return ""
+        held = ", ".join(f"{len(rows):,} {name}s" for name, rows in shared.items())
+        size = sum(rows.size for rows in shared.values())
+        return f"reference cache {self.cache.folder}: {held}, {size / 2**20:.1f} MiB"
+
     def close(self, remove: bool) -> None:
-        """Close the stores, and remove their files when the run has finished."""
-        for store in self._stores.values():
+        """Close the stores, and remove the files of this run when it has finished."""
+        for store in {id(store): store for store in (*self._rows.values(), *self._met.values())}.values():
             store.close(remove)
+
+
+class _ReadOnce:
+    """Reads the pairs that are known to be needed at once, and any other when it is asked for it."""
+
+    def __init__(self, position_M: Tensor, read: Read) -> None:
+        self._position_M, self._read = position_M, read
+        self._batch: Batch | None = None
+
+    def __call__(self, index_M: Tensor) -> Batch:
+        if not bool(torch.isin(index_M, self._position_M).all()):
+            return self._read(index_M)  # the shared file has been cut since
+        if self._batch is None:
+            self._batch = self._read(self._position_M)
+        return self._batch.take(torch.searchsorted(self._position_M, index_M))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jestbench.cache import Cache
+from jestbench.data.cascade import Cascade
 from jestbench.data.pairs import Dataset
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
@@ -48,6 +50,8 @@ class Run:
             is a file followed by bindings.
         reference_accounting: what reference scoring is charged: ``online``, ``first_sight``,
             ``amortised``.
+        cache: where a frozen model's embeddings outlive the run; ``None`` keeps them for the run alone.
+        cascade: draws the super-batch from more candidates by the reference's own loss; ``None`` draws it plainly.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -75,6 +79,8 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    cache: Cache | None = None
+    cascade: Cascade | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None
@@ -104,6 +110,12 @@ class Run:
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy or the cascade scores with the reference."""
+        assert not isinstance(self.policy, str)
+        return self.cascade is not None or "reference" in self.policy.needs
 
     @property
     def mix(self) -> Mix:
@@ -175,3 +187,8 @@ class Resolved:
     def draw_size(self) -> int:
         """Pairs drawn a step: B, or b for a policy that scores nothing."""
         return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+
+    @property
+    def candidates(self) -> int:
+        """Pairs that a step looks at: those that it draws, or those that a cascade draws them from."""
+        return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)

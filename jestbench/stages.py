@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from jestbench import seeds
+from jestbench.data.cascade import CascadedSuperBatches
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
@@ -54,7 +56,6 @@ def build_stages(
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
     pairs = data.split(run.split)
-    super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
     model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
     mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
     scored = fitted(run.scored_under, model, "run.score_view")
@@ -63,6 +64,7 @@ def build_stages(
     learner = Learner(model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices)
     frozen = None
     if reference is not None:
+        view = fitted(run.reference_under, reference, "run.reference_view")
         frozen = FrozenModel(
             reference,
             "reference_score",
@@ -70,15 +72,31 @@ def build_stages(
             arithmetic,
             store_dir,
             run.microbatch,
-            fitted(run.reference_under, reference, "run.reference_view"),
+            view,
+            None if run.cache is None else run.cache.bind(reference, view, arithmetic, pairs, run.microbatch),
         )
     return Stages(
         pairs,
-        super_batches,
+        source(resolved, pairs, draw_size or resolved.draw_size, frozen),
         Scorer(learner, frozen, run.microbatch, scored),
         learner,
         Evaluator(data.split(run.evaluate.split), run.evaluate),
     )
+
+
+def source(resolved: Resolved, pairs: Pairs, size: int, reference: FrozenModel | None) -> SuperBatchSource:
+    """Where super-batches of ``size`` pairs come from.
+
+    Raises:
+        DataError: the split is too small.
+    """
+    run = resolved.run
+    if run.cascade is None or reference is None:  # priced without one
+        return SuperBatches(pairs, size, run.seed)
+    drawn = SuperBatches(pairs, CascadedSuperBatches.candidates(size, run.cascade, len(pairs)), run.seed)
+    # Where the cache is full no candidate is ever decoded that a price could be traced on.
+    reference.price = Price.of(reference.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), reference.view)
+    return CascadedSuperBatches(drawn, size, run.cascade, partial(reference.own_loss, run.loss))
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:
@@ -99,7 +117,7 @@ def view_warnings(resolved: Resolved, stages: Stages, reference_mix: Mix) -> lis
     trained = {view for _, view in stages.learner.mix}
     if "learner" in needs and scorer.view not in trained:
         found.append(_untrained("the learner", "run.score_view", scorer.view, trained, "run.train_views"))
-    if "reference" in needs and scorer.reference is not None:
+    if resolved.run.needs_reference and scorer.reference is not None:
         frozen = scorer.reference
         trained = {_own_terms(view, frozen.model) for _, view in reference_mix}
         if frozen.view not in trained:
