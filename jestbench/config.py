@@ -58,7 +58,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference run.cache cache.mode cache.folder".split()
+    "run.reference run.cache cache.mode cache.folder evaluate.sets".split()
 )
 # Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
 ADDED: Mapping[str, Any] = {"run.cascade": None, "cache.dtype": "float32"}

@@ -214,6 +214,7 @@ class Recorder:
             "pretrain_flops": dict(pretrain),
             "pretrain_in_budget": self.allowance.pretrain,
             "seconds": progress.seconds,
+            **({"cache": reference.counts()} if reference is not None and reference.cache.folder is not None else {}),
             "metrics": self.final,
             **more,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, Mix, View
 from jestbench.precision import Arithmetic
 from jestbench.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
-from jestbench.scores import Embeddings
+from jestbench.scores import Embeddings, NonFiniteScore
 
 Accounting = Literal["online", "first_sight", "amortised"]
 Tower = Literal["image", "text"]
@@ -133,7 +134,7 @@ class FrozenModel:
                 rows are nowhere to be found. ``price`` must be set before: there may be no such pair.
 
         Returns:
-            ``[C]``, float64 on the CPU (of an fp32 cosine).
+            ``[C]``, float64 on the CPU (of an fp32 cosine); infinite where a pair is damaged.
         """
         assert self.price is not None, "priced when it is built: nothing may be left to trace"
         key_C = pair_key_B(image_key_C, text_key_C)
@@ -149,6 +150,7 @@ class FrozenModel:
         scale, bias = self.model.scale_and_bias()
         own_C = cosine_C1[:, 0].double() * scale
         loss_C = -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
+        loss_C = loss_C.masked_fill(loss_C.isnan(), torch.inf)
         dots = self._charge("pairwise", pairs * self.model.width, f"own logits of {pairs} candidates")
         return loss_C, (*self._towers_charged(images, texts), *dots)
 
@@ -173,8 +175,21 @@ class FrozenModel:
         return len(new)
 
     def _tower(self, tower: Tower, key_B: Tensor, source: Callable[[Tensor], Batch]) -> Tensor:
-        """Embeddings ``[B, D]``: found, or computed from the pairs that ``source`` gives for positions."""
-        row_BD, computed = self._rows[tower].fetch(key_B, lambda index_M: self._encode(tower, source(index_M)))
+        """Embeddings ``[B, D]``: found, or computed from the pairs that ``source`` gives for positions.
+
+        NaN where it gives another pair than was asked for, as a source does for one that is damaged.
+        """
+
+        def compute(index_M: Tensor) -> Tensor:
+            batch = source(index_M)
+            row_MD = self._encode(tower, batch)
+            given_M = batch.image_key_B if tower == "image" else batch.text_key_B
+            other_M = given_M != key_B[index_M]
+            if bool(other_M.any()):
+                row_MD[other_M.to(row_MD.device)] = torch.nan
+            return row_MD
+
+        row_BD, computed = self._rows[tower].fetch(key_B, compute)
         self.hits += len(key_B) - computed
         return row_BD
 
@@ -208,7 +223,10 @@ class FrozenModel:
                 else:
                     row_PD = self.model.encode_text(part, self.view)
                 encoded.append(row_PD[:count])
-        return torch.cat(encoded)
+        row_ND = torch.cat(encoded)
+        if not bool(torch.isfinite(row_ND).all()):
+            raise NonFiniteScore(f"the {self.purpose.partition('_')[0]}'s {tower} embeddings are NaN or infinite")
+        return row_ND
 
     def counts(self) -> dict[str, int]:
         """``cache/…``: rows that were found instead of computed, and what the disk refused."""
@@ -236,7 +254,9 @@ class FrozenModel:
         return f"reference cache {self.cache.folder}: {held}, {size / 2**20:.1f} MiB"
 
     def close(self, remove: bool) -> None:
-        """Close the stores, and remove the files of this run when it has finished."""
+        """Say how large the shared cache is, close the stores, and remove the files of a run that has finished."""
+        if said := self.describe_cache():
+            print(said, file=sys.stderr)
         for store in {id(store): store for store in (*self._rows.values(), *self._met.values())}.values():
             store.close(remove)
 

@@ -80,7 +80,7 @@ def build_stages(
         source(resolved, pairs, draw_size or resolved.draw_size, frozen),
         Scorer(learner, frozen, run.microbatch, scored),
         learner,
-        Evaluator(data.split(run.evaluate.split), run.evaluate),
+        Evaluator(data.split(run.evaluate.split), run.evaluate, run.model.image_size),
     )
 
 

@@ -7,7 +7,8 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 * over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
   already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
 * memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
-  two B×B fp32 matrices (learner's and reference's); the listing's own peak is larger;
+  two B×B fp32 matrices (learner's and reference's); the median of three processes, since an allocator
+  gives back what it likes; the listing's own peak is larger;
 * slopes: of log time over log B, by least squares;
 * share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
   + the reference's forward of B), at ``--pair-macs`` a pair forward.
@@ -190,11 +191,13 @@ def _status_bytes(name: str) -> int:
 
 
 def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
-    """By how much a draw raises the peak resident set of a fresh process; ``None`` off Linux."""
+    """By how much a draw raises the peak resident set of a fresh process, median of three; ``None`` off Linux."""
     if not Path("/proc/self/status").exists():
         return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing))
+    arguments = (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing)
+    # One task a process: what an earlier draw left allocated would hide a later one's peak.
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return statistics.median_low([pool.apply(_peak, arguments) for _ in range(3)])
 
 
 def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:

@@ -58,7 +58,10 @@ class OwnLoss(Protocol):
     def __call__(
         self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch]
     ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """A loss of each candidate, and what it cost; ``read`` decodes the pairs at some positions."""
+        """A loss of each candidate, and what it cost; ``read`` decodes the pairs at some positions.
+
+        A pair that turns out to be damaged, so that ``read`` gives another in its place, has an infinite loss.
+        """
         ...
 
 
@@ -103,30 +106,32 @@ class CascadedSuperBatches:
 
     def at(self, step: int) -> Batch:
         """The super-batch of a step, with the passes that choosing it cost."""
-        index_C, pairs = self.drawn.index_B(step), self.drawn.pairs
-        image_key_C = torch.from_numpy(pairs.image_key_N[index_C.numpy()])
-        loss_C, passes = self.score(
-            image_key_C, pairs.text_key_N[index_C], lambda position: self._read(index_C[position])
-        )
-        chosen_B = self.cascade.choose(loss_C, self.size, seeds.generator(self.drawn.seed, "cascade", step))
-        return replace(self._read(index_C[chosen_B]), passes=passes)
+        index_C, pairs = self.drawn.index_B(step), self.drawn.pairs_at(step)
 
-    def _read(self, index_N: Tensor) -> Batch:
-        self.decoded += len(index_N)
-        return self.drawn.pairs.batch(index_N)
+        def read(position_N: Tensor) -> Batch:
+            batch = pairs.batch(index_C[position_N])
+            self.decoded += len(batch)
+            self.drawn.tally.add(batch.counts)
+            return batch
+
+        image_key_C = torch.from_numpy(pairs.image_key_N[index_C.numpy()])
+        loss_C, passes = self.score(image_key_C, pairs.text_key_N[index_C], read)
+        chosen_B = self.cascade.choose(loss_C, self.size, seeds.generator(self.drawn.seed, "cascade", step))
+        return replace(read(chosen_B), passes=passes)
 
     def counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, and pairs decoded: the chosen, and candidates that no cache knew."""
         return self.drawn.counts(step) | {"data/decoded": self.decoded}
 
     def state(self) -> object:
-        """The count."""
-        return {"decoded": self.decoded}
+        """The counts."""
+        return {"decoded": self.decoded, "drawn": self.drawn.state()}
 
     def restore(self, state: object) -> None:
-        """Go on with the count."""
+        """Go on with the counts."""
         assert isinstance(state, dict)
         self.decoded = state["decoded"]
+        self.drawn.restore(state["drawn"])
 
     def close(self) -> None:
         """Let go of what lies below."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,6 +50,12 @@ class Pairs(Protocol):
         ...
 
 
+def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
+    """The split as it stands in an epoch: with one of several captions drawn for each image, where it has several."""
+    draw: Callable[[int, int], Pairs] | None = getattr(pairs, "drawn", None)
+    return pairs if draw is None else draw(seed, epoch)
+
+
 @dataclass(frozen=True)
 class ArrayPairs:
     """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
@@ -85,6 +91,11 @@ class ArrayPairs:
         keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
         object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions))
         object.__setattr__(self, "text_key_N", torch.tensor([keys[c] for c in self.captions], dtype=torch.int64))
+
+    @property
+    def preprocessing(self) -> str:
+        """What an embedding depends on besides the image's key, which hashes the pixels themselves."""
+        return f"pixels of {self.images_NHWC.shape[1]}×{self.images_NHWC.shape[2]}"
 
     def __len__(self) -> int:
         return len(self.captions)

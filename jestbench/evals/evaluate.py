@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jestbench.batch import Pass
+from jestbench.batch import DataError, Pass
 from jestbench.data.pairs import Pairs
+from jestbench.evals.benchmark import BenchmarkEvaluator
+from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.learner import Learner
 
@@ -33,18 +35,26 @@ class Evaluate:
         split: of the data set.
         limit: evaluate on the first so many pairs only; 0 for all.
         batch_size: images a forward pass.
+        sets: folders in CLIP_benchmark's WebDataset layout, evaluated beside the split.
+        few_shot: labelled examples a class, from the ``train/`` of each classification set; 0 for none.
     """
 
     points: int = 10
     split: str = "eval"
     limit: int = 0
     batch_size: int = 512
+    sets: tuple[str, ...] = ()
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
         if self.points < 1:
             raise ValueError(f"evaluate.points must be at least 1, got {self.points}")
         if self.batch_size < 1 or self.limit < 0:
             raise ValueError("evaluate.batch_size must be positive and evaluate.limit not negative")
+        if self.few_shot < 0:
+            raise ValueError(f"evaluate.few_shot must not be negative, got {self.few_shot}")
+        if self.few_shot and not self.sets:
+            raise ValueError("evaluate.few_shot takes its examples from evaluate.sets: name one that has train/")
 
     def due(self, before: float, after: float) -> bool:
         """Whether a point lies between two shares of the budget."""
@@ -52,9 +62,18 @@ class Evaluate:
 
 
 class Evaluator:
-    """The evaluation split, ready to be run."""
+    """The evaluation split and the sets beside it, ready to be run.
 
-    def __init__(self, pairs: Pairs, config: Evaluate) -> None:
+    Args:
+        pairs: the split.
+        config: when and on what.
+        resolution: pixels, of the model's image tower; what the sets' images are brought to.
+
+    Raises:
+        DataError: a set is not in its layout, or two have one name.
+    """
+
+    def __init__(self, pairs: Pairs, config: Evaluate, resolution: int = 0) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
         keys_N = pairs.text_key_N[:count]
@@ -63,6 +82,12 @@ class Evaluator:
         order = torch.argsort(self.class_N, stable=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.class_N.bincount().cumsum(0)[:-1]])
         self.example_C = order[starts]
+        sets = [read_benchmark(folder, train=config.few_shot > 0) for folder in config.sets]
+        if len({found.name for found in sets}) < len(sets):
+            raise DataError(f"evaluate.sets: two folders have one name: {', '.join(found.name for found in sets)}")
+        self.sets = [
+            BenchmarkEvaluator(found, pairs.tokenizer, resolution, config.batch_size, config.few_shot) for found in sets
+        ]
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """Metrics ``eval/…`` and the passes that they cost."""
@@ -78,4 +103,8 @@ class Evaluator:
                 texts.append(model.encode_text(tokens.to(device)))
         metrics = evaluate_embeddings(torch.cat(images), torch.cat(texts), self.class_N.to(device))
         macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
-        return metrics, (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
+        passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
+        for one in self.sets:
+            found, spent = one(learner)
+            metrics, passes = metrics | found, passes + spent
+        return metrics, passes

@@ -42,12 +42,21 @@ def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> 
 def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
     """Rank of the first right image for each class that has one, among the N images."""
     present = class_N.unique()
+    return group_ranks(class_CD[present], image_ND, present, class_N)
+
+
+def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor) -> Tensor:
+    """Rank of the first right gallery item of each query ``[Q]``; right is what has the query's group.
+
+    Ties with wrong items count against it. Several captions an image, or several images a caption: recall@k as
+    usual for COCO and Flickr30k.
+    """
     ranks = []
-    for part in present.split(_ROWS):
-        score_PN = class_CD[part] @ image_ND.T
-        right_PN = part[:, None] == class_N[None, :]
-        best_P1 = score_PN.masked_fill(~right_PN, -torch.inf).amax(1, keepdim=True)
-        ranks.append(1 + (~(score_PN < best_P1) & ~right_PN).sum(1))
+    for query_PD, group_P in zip(query_QD.split(_ROWS), group_Q.split(_ROWS), strict=True):
+        score_PG = query_PD @ gallery_GD.T
+        right_PG = group_P[:, None] == group_G[None, :]
+        best_P1 = score_PG.masked_fill(~right_PG, -torch.inf).amax(1, keepdim=True)
+        ranks.append(1 + (~(score_PG < best_P1) & ~right_PG).sum(1))
     return torch.cat(ranks)
 
 

@@ -1,0 +1,280 @@
+"""Evaluation sets in CLIP_benchmark's layout: read, evaluated, refused; few-shot against plain ridge regression."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jestbench.batch import DataError
+from jestbench.config import main
+from jestbench.data.synthetic import Synthetic
+from jestbench.evals import Evaluate, Evaluator
+from jestbench.evals.benchmark_files import read_benchmark
+from jestbench.evals.few_shot import PENALTIES, ridge_scores, shots_of
+from jestbench.evals.metrics import group_ranks
+from jestbench.learner import Learner, Optimizer, Price
+from jestbench.model.towers import Model
+from jestbench.precision import Arithmetic
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
+PAIRS = Synthetic(eval=16).split("eval")
+
+
+def encoded(colour: tuple[int, int, int], kind: str = "png", size: tuple[int, int] = (24, 16)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "JPEG" if kind == "jpg" else kind.upper())
+    return file.getvalue()
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def classification(folder: Path, shots: int = 3) -> Path:
+    """Three classes over two test shards, a few training images each."""
+    names = list(COLOURS)
+    folder.mkdir(parents=True)
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} square\nthe {c}\n")
+    for part, per_class in (("test", 2), ("train", shots)):
+        for shard in range(2):
+            files = []
+            for number in range(per_class):
+                for label, colour in enumerate(COLOURS.values()):
+                    key = f"s{shard}{number}{label}"
+                    shade = tuple(max(0, c - 9 * number - 3 * shard) for c in colour)
+                    files += [(f"{key}.png", encoded(shade)), (f"{key}.cls", str(label).encode())]
+            write_tar(folder / part / f"{shard}.tar", files)
+        (folder / part / "nshards.txt").write_text("2\n")
+    return folder
+
+
+def retrieval(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    files = []
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        captions = [f"a {name} square", f"{name} again"][: 1 + number % 2]
+        files += [(f"{number}.jpg", encoded(colour, "jpg")), (f"{number}.txt", "\n".join(captions).encode())]
+    write_tar(folder / "test" / "0.tar", files)
+    return folder
+
+
+def learner() -> Learner:
+    model = Model(
+        image_size=16,
+        patch_size=8,
+        image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        embed_dim=8,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+    ).build(PAIRS.tokenizer, "softmax", 0)
+    return Learner(model, "softmax", Optimizer(), Arithmetic(torch.device("cpu"), False), Price(1000, 10))
+
+
+def evaluated(**config: object) -> tuple[dict[str, float], int]:
+    found, passes = Evaluator(PAIRS, Evaluate(**config), 16)(learner())
+    return dict(found), sum(item.macs for item in passes)
+
+
+def test_a_classification_set_is_read_as_it_lies(tmp_path):
+    found = read_benchmark(str(classification(tmp_path / "wds_colours")), train=True)
+    assert (found.name, found.task, found.classnames) == ("colours", "zero_shot", tuple(COLOURS))
+    assert found.test.classes == (0, 1, 2) * 4
+    assert found.train is not None
+    assert len(found.train.images) == 18
+    with Image.open(io.BytesIO(found.test.images[1].read())) as image:
+        assert image.getpixel((0, 0)) == COLOURS["green"]
+
+
+def test_zero_shot_is_the_mean_over_templates_and_is_priced(tmp_path):
+    folder = classification(tmp_path / "colours")
+    alone, price_alone = evaluated(batch_size=5)
+    found, price = evaluated(batch_size=5, sets=(str(folder),))
+    assert {name: value for name, value in found.items() if not name.startswith("eval/colours/")} == alone
+    assert price - price_alone == 12 * 1000 + 6 * 10
+    model = learner().model.eval()
+    squares = []
+    for member in read_benchmark(str(folder)).test.images:
+        with Image.open(io.BytesIO(member.read())) as image:  # of one colour: resizing and cropping change nothing
+            squares.append(np.asarray(image.resize((16, 16))))
+    with torch.no_grad():
+        image_ND = model.encode_image(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
+        texts = [t.replace("{c}", c) for c in COLOURS for t in ("a {c} square", "the {c}")]
+        text_TD = model.encode_text(PAIRS.tokenizer.encode(texts))
+    class_CD = F.normalize(text_TD.reshape(3, 2, -1).mean(1), dim=-1)
+    right = (image_ND @ class_CD.T).argmax(1) == torch.arange(3).repeat(4)
+    assert found["eval/colours/zero_shot_top1"] == pytest.approx(float(right.double().mean()))
+    assert found["eval/colours/zero_shot_top5"] == 1.0
+    assert found["eval/colours/mean_per_class_recall"] == pytest.approx(found["eval/colours/zero_shot_top1"])
+
+
+def test_a_set_is_decoded_once_and_gives_the_same_figures_again(tmp_path):
+    evaluator = Evaluator(PAIRS, Evaluate(sets=(str(classification(tmp_path / "colours")),)), 16)
+    model = learner()
+    first, _ = evaluator(model)
+    for tar in (tmp_path / "colours" / "test").glob("*.tar"):
+        tar.unlink()
+    assert evaluator(model)[0] == first
+
+
+def test_retrieval_counts_every_caption(tmp_path):
+    found, price = evaluated(sets=(str(retrieval(tmp_path / "colour_captions")),))
+    names = {name for name in found if name.startswith("eval/colour_captions/")}
+    ways = ("image_to_text", "text_to_image")
+    assert names == {f"eval/colour_captions/{way}_recall{k}" for way in ways for k in (1, 5, 10)}
+    assert found["eval/colour_captions/image_to_text_recall5"] == 1.0
+    assert price == evaluated()[1] + 3 * 1000 + 4 * 10
+
+
+def test_few_shot_tells_colours_apart_that_an_untrained_model_embeds_apart(tmp_path):
+    folder = classification(tmp_path / "colours")
+    found, price = evaluated(sets=(str(folder),), few_shot=4)
+    assert found["eval/colours/4_shot_top1"] == 1.0
+    assert price == evaluated(sets=(str(folder),))[1] + 12 * 1000
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 4), st.integers(2, 6), st.integers(1, 12), st.integers(0, 10**6))
+def test_few_shot_is_ridge_regression_with_the_best_leave_one_out_penalty(classes, shots, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    class_S = torch.arange(classes).repeat(shots)
+    shot_SD = torch.randn(len(class_S), width, generator=generator, dtype=torch.float64)
+    test_ND = torch.randn(7, width, generator=generator, dtype=torch.float64)
+    y_SC = 2 * F.one_hot(class_S, classes).double() - 1
+
+    def fitted(x_SD, y_SC, penalty):
+        mean_D, offset_C = x_SD.mean(0), y_SC.mean(0)
+        centred = x_SD - mean_D
+        gram = centred.T @ centred + penalty * torch.eye(width, dtype=torch.float64)
+        weight_DC = torch.linalg.solve(gram, centred.T @ (y_SC - offset_C))
+        return lambda x: (x - mean_D) @ weight_DC + offset_C
+
+    unit = float((shot_SD - shot_SD.mean(0)).square().sum(1).mean())
+    errors = []
+    for penalty in PENALTIES:
+        residual = 0.0
+        hat = torch.stack([fitted(shot_SD, row, penalty * unit)(shot_SD)[:, 0] for row in _unit_targets(len(class_S))])
+        for i in range(len(class_S)):
+            fit = fitted(shot_SD, y_SC, penalty * unit)(shot_SD[i])
+            residual += float(((y_SC[i] - fit) / max(1e-9, 1 - float(hat[i, i]))).square().sum())
+        errors.append(residual)
+    best = PENALTIES[int(np.argmin(errors))] * unit
+    expected = fitted(shot_SD, y_SC, best)(test_ND)
+    close = sorted(errors)
+    if close[1] - close[0] > 1e-9 * close[0]:  # else which of two equal penalties is taken is open
+        torch.testing.assert_close(ridge_scores(shot_SD, class_S, test_ND, classes), expected, rtol=1e-7, atol=1e-7)
+
+
+def _unit_targets(count: int) -> list[torch.Tensor]:
+    return [row[:, None] for row in torch.eye(count, dtype=torch.float64)]
+
+
+def test_shots_are_the_first_of_each_class():
+    class_N = torch.tensor([2, 0, 2, 1, 0, 2, 0])
+    assert shots_of(class_N, 2).tolist() == [0, 1, 2, 3, 4]
+    assert shots_of(class_N, 1).tolist() == [0, 1, 3]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_group_ranks_are_a_plain_reading(groups, seed):
+    rng = np.random.default_rng(seed)
+    group_Q = torch.from_numpy(rng.integers(0, groups, 9))
+    group_G = torch.from_numpy(np.concatenate([np.arange(groups), rng.integers(0, groups, 5)]))
+    query, gallery = (torch.from_numpy(rng.integers(-2, 3, (n, 3))).float() for n in (9, len(group_G)))
+    expected = []
+    for q in range(9):
+        scores = gallery @ query[q]
+        best = max(float(s) for s, g in zip(scores, group_G, strict=True) if g == group_Q[q])
+        expected.append(1 + sum(float(s) >= best and g != group_Q[q] for s, g in zip(scores, group_G, strict=True)))
+    assert group_ranks(query, gallery, group_Q, group_G).tolist() == expected
+
+
+def breaks(how: str, folder: Path) -> None:
+    tar = folder / "test" / "0.tar"
+    if how == "classnames":
+        (folder / "classnames.txt").unlink()
+    elif how == "template":
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo\n")
+    elif how == "label":
+        write_tar(tar, [("a.png", encoded((0, 0, 0))), ("a.cls", b"7")])
+    elif how == "no label":
+        write_tar(tar, [("a.png", encoded((0, 0, 0)))])
+    elif how == "cut":
+        tar.write_bytes(tar.read_bytes()[:700])
+    elif how == "shards":
+        (folder / "test" / "nshards.txt").write_text("3\n")
+    elif how == "empty":
+        for path in (folder / "test").glob("*.tar"):
+            path.unlink()
+    elif how == "kind":
+        (folder / "dataset_type.txt").write_text("multilabel")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("classnames", "classnames.txt is missing"),
+        ("template", "has no {c}"),
+        ("label", "'7'.*3 classes"),
+        ("no label", "class ''"),
+        ("cut", "cut off|cannot be read"),
+        ("shards", "announces"),
+        ("empty", "holds no .tar"),
+        ("kind", "multilabel"),
+    ],
+)
+def test_a_set_that_is_not_whole_is_refused_by_name(tmp_path, how, said):
+    folder = classification(tmp_path / "colours")
+    breaks(how, folder)
+    with pytest.raises(DataError, match=said):
+        Evaluator(PAIRS, Evaluate(sets=(str(folder),)), 16)
+
+
+def test_a_damaged_image_stops_the_evaluation_with_its_name(tmp_path):
+    folder = classification(tmp_path / "colours")
+    write_tar(folder / "test" / "0.tar", [("a.png", encoded((9, 9, 9))[:40]), ("a.cls", b"1")])
+    with pytest.raises(DataError, match="colours is damaged"):
+        evaluated(sets=(str(folder),))
+
+
+def test_few_shot_needs_a_training_part(tmp_path):
+    folder = classification(tmp_path / "colours")
+    for file in (folder / "train").iterdir():
+        file.unlink()
+    (folder / "train").rmdir()
+    with pytest.raises(DataError, match="no train/"):
+        Evaluator(PAIRS, Evaluate(sets=(str(folder),), few_shot=2), 16)
+    with pytest.raises(ValueError, match="few_shot takes"):
+        Evaluate(few_shot=2)
+
+
+def test_a_run_evaluates_the_sets_at_each_point(tmp_path):
+    folder = classification(tmp_path / "colours")
+    bindings = [f"evaluate.sets=('{folder}',)", "evaluate.few_shot=2", "evaluate.points=1", "run.budget=2e9"]
+    assert main(["--gin_file", "gin/run/tiny.gin", *bindings, "--run_dir", str(tmp_path / "run")]) == 0
+    last = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    assert {"eval/colours/zero_shot_top1", "eval/colours/2_shot_top1", "eval/zero_shot_top1"} <= set(last)
+
+
+def test_a_missing_set_is_said_before_anything_is_trained(tmp_path, capsys):
+    missing = ["evaluate.sets=('/nowhere/wds_x',)", "--run_dir", str(tmp_path / "run")]
+    assert main(["--gin_file", "gin/run/tiny.gin", *missing]) == 3
+    assert "no folder /nowhere/wds_x" in capsys.readouterr().err
