@@ -155,14 +155,22 @@ class FrozenModel:
         return loss_C, (*self._towers_charged(images, texts), *dots)
 
     def _cosine_P1(self, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read) -> Tensor:
-        """Cosines of candidates, of which those that lack an embedding are read, each once."""
-        lacking = torch.cat([self._rows["image"].missing(image_key_P), self._rows["text"].missing(text_key_P)])
-        source = _ReadOnce(lacking.unique(), lambda index: read(position_P[index]))
-        image_PD = self._tower("image", image_key_P, source)
-        text_PD = self._tower("text", text_key_P, source)
+        """Cosines of candidates, of which those that lack an embedding are read, each once; NaN for damaged ones."""
+        cosine_P1 = torch.full((len(position_P), 1), torch.nan)
+        intact = torch.arange(len(position_P))
+        while True:
+            image_key, text_key, position = image_key_P[intact], text_key_P[intact], position_P[intact]
+            lacking = torch.cat([self._rows["image"].missing(image_key), self._rows["text"].missing(text_key)]).unique()
+            source = _ReadOnce(lacking, position, read)
+            damaged = source.replaced(image_key, text_key)
+            if not len(damaged):
+                break
+            # Another pair may hold the caption that was to be read here: look for it there.
+            intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
+        image_PD, text_PD = self._tower("image", image_key, source), self._tower("text", text_key, source)
         # In float64 the order of the sum cannot show after rounding.
-        cosine_P: Tensor = (image_PD.double() * text_PD.double()).sum(1)
-        return cosine_P.float().unsqueeze(1)
+        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float()
+        return cosine_P1
 
     def _sighted(self, name: str, key_B: Tensor) -> int:
         """How many of these are charged now: all, or each distinct one that this run has not met."""
@@ -264,13 +272,23 @@ class FrozenModel:
 class _ReadOnce:
     """Reads the pairs that are known to be needed at once, and any other when it is asked for it."""
 
-    def __init__(self, position_M: Tensor, read: Read) -> None:
-        self._position_M, self._read = position_M, read
+    def __init__(self, position_M: Tensor, of_P: Tensor, read: Read) -> None:
+        self._position_M, self._of_P, self._ask = position_M, of_P, read
         self._batch: Batch | None = None
 
+    def _read(self, index_M: Tensor) -> Batch:
+        return self._ask(self._of_P[index_M])
+
+    def replaced(self, image_key_P: Tensor, text_key_P: Tensor) -> Tensor:
+        """Positions of those read that turn out to be damaged: another pair is given in their place."""
+        if not len(self._position_M):
+            return self._position_M
+        self._batch = self._read(self._position_M)
+        images_M = self._batch.image_key_B != image_key_P[self._position_M]
+        texts_M = self._batch.text_key_B != text_key_P[self._position_M]
+        return self._position_M[images_M | texts_M]
+
     def __call__(self, index_M: Tensor) -> Batch:
-        if not bool(torch.isin(index_M, self._position_M).all()):
+        if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
             return self._read(index_M)  # the shared file has been cut since
-        if self._batch is None:
-            self._batch = self._read(self._position_M)
         return self._batch.take(torch.searchsorted(self._position_M, index_M))
