@@ -348,7 +348,7 @@ class SharedRows(_Kept):
 
     def _checks(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
         """Checksum of each record: a multilinear hash of its words; that of an empty page is not 0."""
-        words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), -1)[:, :-1]
+        words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), self._record.itemsize // 4)[:, :-1]
         summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + _GOLDEN
         return (summed >> np.uint64(32)).astype(np.uint32)
 
@@ -371,8 +371,9 @@ class SharedRows(_Kept):
             with self._lock:
                 self._read()
                 new = finite & (self._index.find(key_N) < 0)  # another process may have been faster
-                self._append(key_N[new], row_ND[new])
-                self._read()
+                if new.any():
+                    self._append(key_N[new], row_ND[new])
+                    self._read()
         except (OSError, ValueError, Timeout) as error:
             self._writable = isinstance(error, Timeout)
             self._fail(f"cannot be written to ({error})")
