@@ -169,7 +169,7 @@ class FrozenModel:
             intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
         image_PD, text_PD = self._tower("image", image_key, source), self._tower("text", text_key, source)
         # In float64 the order of the sum cannot show after rounding.
-        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float()
+        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
         return cosine_P1
 
     def _sighted(self, name: str, key_B: Tensor) -> int:
