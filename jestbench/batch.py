@@ -116,12 +116,15 @@ class Selection:
         weight_K: optional loss weight of each chosen pair, acting on the pair's row and column of
             the loss alike; ``None`` weighs all alike.
         state: the policy's next state, where it has one (an explicit value, checkpointed).
+        score_B: what the policy thinks of each pair by itself, before anything is chosen; shown beside the
+            examples, where there is one. It costs nothing: a policy gives what it has computed anyway.
     """
 
     index_K: Tensor
     statistics: Mapping[str, float] = field(default_factory=dict)
     weight_K: Tensor | None = None
     state: object = None
+    score_B: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,11 @@ def configurables() -> dict[str, type[Any]]:
     return found
 
 
+def parameters() -> dict[str, tuple[str, ...]]:
+    """Everything that can be bound, and its parameters."""
+    return {name: tuple(_fields(cls)) for name, cls in configurables().items()}
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -537,6 +542,12 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], reference: str) -> 
         arm.pop("run.reference_accounting", None)
         arm.pop("run.reference_view", None)
         reference = ""
+    # Saving memory costs FLOPs and is part of the arm; not doing so is none.
+    if not arm.get("run.grad_checkpointing"):
+        arm.pop("run.grad_checkpointing", None)
+    micro, whole = arm.get("run.train_microbatch"), arm.get("run.batch_size")
+    if micro is None or (whole is not None and micro >= whole):
+        arm.pop("run.train_microbatch", None)
     if not any(arm.get(f"run.{name}") for name in ("train_views", "score_view", "reference_view")):
         arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
     text = json.dumps({"arm": arm, "reference": reference}, sort_keys=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
@@ -26,9 +26,9 @@ from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
 from jestbench.learner import NonFiniteLoss
-from jestbench.ledger import Allowance
+from jestbench.ledger import Allowance, Budget
 from jestbench.loop import Progress, Status, train
-from jestbench.metrics import Jsonl, Metrics, WandBSink
+from jestbench.metrics import Jsonl, Label, Log, Metrics, WandB, WandBSink
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX, Mix
 from jestbench.paths import cache_root
@@ -41,6 +41,7 @@ from jestbench.selection import choose
 from jestbench.stages import Stages, build_stages, update_seed, view_warnings
 
 SUMMARY = "summary.json"
+Role = Literal["arm", "reference"]
 
 
 class RunFolderError(ConfigError):
@@ -174,12 +175,20 @@ def ensure_reference(resolved: Resolved) -> Path | None:
         with FileLock(f"{folder}.lock"):
             if (read_summary(folder) or {}).get("status") != "finished":
                 print(f"training the reference {resolved.reference.run.arm!r} into {folder}", file=sys.stderr)
-                if train_run(resolved.reference, folder, resume=True) == "interrupted":
+                if train_run(_beside(resolved.reference, resolved), folder, True, "reference") == "interrupted":
                     raise KeyboardInterrupt
     summary = read_summary(folder)
     if summary is None or summary["status"] != "finished":
         raise DataError(f"{folder} holds no finished run to take as a reference: give a run folder or a .gin file")
     return folder
+
+
+def _beside(reference: Resolved, asking: Resolved) -> Resolved:
+    """A reference in the W&B project of the run that asks for it, unless it has settings of its own."""
+    if reference.run.wandb != WandB():
+        return reference
+    wandb = replace(asking.run.wandb, name="")
+    return replace(reference, run=replace(reference.run, wandb=wandb))
 
 
 def pretrain_flops(reference_dir: Path | None) -> dict[str, int]:
@@ -203,8 +212,14 @@ def building() -> Iterator[None]:
         raise ConfigError(said) from error
 
 
-def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
+def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm") -> Status:
     """Train one arm into a folder; its reference first, where it needs one.
+
+    Args:
+        resolved: the run.
+        run_dir: its folder.
+        resume: go on in a folder that holds this run.
+        role: what the run is for; W&B tells an arm from a reference by it.
 
     Raises:
         ConfigError: the folder cannot be used, or the configuration cannot be built.
@@ -224,15 +239,16 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
             reference = load_model(reference_dir) if reference_dir is not None else None
             stages = build_stages(resolved, data, reference, run_dir / "cache")
             _affordable(resolved, stages, allowance)
+        newest = checkpoint.newest(run_dir) if going_on else None
+        step = -1 if newest is None else int(newest.name.removeprefix("step-"))
+        Jsonl.cut(run_dir / "metrics.jsonl", step)
+        metrics = _metrics(resolved, run_dir, role, step)
     except ConfigError:
         if not going_on:  # nothing has begun: the folder is free for the mended configuration
             shutil.rmtree(run_dir)
         raise
     progress = Progress()
-    newest = checkpoint.newest(run_dir) if going_on else None
-    step = -1 if newest is None else int(newest.name.removeprefix("step-"))
-    Jsonl.cut(run_dir / "metrics.jsonl", step)
-    recorder = Recorder(resolved, stages, allowance, run_dir, _metrics(resolved, run_dir))
+    recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
     more = {
@@ -255,12 +271,26 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool) -> Status:
     return "finished" if status == "finished" else "interrupted"
 
 
-def _metrics(resolved: Resolved, run_dir: Path) -> Metrics:
+def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:
+    """All sinks of a run that goes on from a step; -1 for a new one.
+
+    Raises:
+        ConfigError: W&B refuses the run.
+    """
     run = resolved.run
+    name = f"{run.arm}-seed{run.seed}"
     sink = None
     if run.wandb.resolved() != "disabled":
         flat = dict(resolved.flat) | {"config_hash": resolved.config_hash}
-        sink = WandBSink(run.wandb, run_dir, f"{run.arm}-seed{run.seed}", resolved.policy_name, flat, "")
+        going_on = step >= 0
+        label = Label(
+            name=f"{name}-from{step}" if going_on else name,
+            job_type=resolved.policy_name if role == "arm" else role,
+            own_id=going_on,
+            in_sweep=role == "arm",
+        )
+        with building():
+            sink = WandBSink(run.wandb, run_dir, label, flat)
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
@@ -331,6 +361,46 @@ def without_download(resolved: Resolved) -> Resolved:
     """The same run from random weights, which cost the same."""
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
     return plain if plain.reference is None else replace(plain, reference=without_download(plain.reference))
+
+
+def logged_names(resolved: Resolved) -> frozenset[str]:
+    """Names of all metrics that a run logs: those that one step on a few pairs logs. Nothing is left behind.
+
+    Raises:
+        ConfigError: the configuration cannot be built, or cannot do a step.
+        DataError: the data does not fit it.
+    """
+    resolved = without_download(resolved)
+    drawn = min(32, resolved.draw_size)
+    run = replace(
+        resolved.run,
+        device="cpu",
+        batch_size=max(1, resolved.run.batch_size * drawn // resolved.draw_size),
+        super_batch_size=drawn,
+        budget=None,
+        limit=Budget(steps=1),
+        evaluate=replace(resolved.run.evaluate, points=1, limit=32),
+        log=Log(every=1, progress=False),
+    )
+    small = replace(resolved, run=run)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with building():
+            data, reference = stand_ins(resolved)
+            stages = build_stages(small, data, reference, folder / "cache", drawn)
+        allowance = run.allowance({})
+        evaluated = stages.evaluator.names
+        stages.evaluator.sets = []  # whole benchmarks: their names are known without them
+        metrics = Metrics(folder, None, run.log, "")
+        try:
+            train(small, stages, Progress(), allowance, Recorder(small, stages, allowance, folder, metrics))
+        except (NonFiniteScore, NonFiniteLoss) as error:
+            raise ConfigError(f"the untrained model cannot do one step: {error}") from error
+        finally:
+            metrics.close({}, failed=False)
+            stages.super_batches.close()
+        rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return frozenset(evaluated).union(*(json.loads(row) for row in rows))
 
 
 def check(resolved: Resolved) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jestbench import seeds
 from jestbench.batch import Batch, Pass
-from jestbench.flops import TRAINING_PASSES, forward_macs
+from jestbench.flops import TRAINING_PASSES, counted_macs, forward_macs, without_values
 from jestbench.model.losses import LOSSES, LossName
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, Mix, View, split_counts
@@ -126,6 +127,38 @@ class Price:
         # What a second image adds is the price of an image; the rest does not depend on how many there are.
         return cls(two - one, text, 2 * one - two)
 
+    @classmethod
+    def of_training(cls, model: TwoTowers, batch: Batch, view: View = FULL, checkpointing: bool = False) -> Price:
+        """Forward *and* backward as torch's own counter sees them: what the 3x convention is judged by.
+
+        Args:
+            model: the towers; they are counted without values (``meta``), and left alone.
+            batch: its first pair gives the shapes.
+            view: under which they are run.
+            checkpointing: with activation checkpointing.
+        """
+        ghost = without_values(model)
+        ghost.image.prepare(view)
+        image, text = _UnderView(ghost.image, view), _UnderView(ghost.text, view)
+        tokens_1L = batch.tokens(model.tokenizer)[:1].to("meta")
+        images_1CHW, key_1 = batch.images_BCHW[:1].to("meta"), batch.image_key_B[:1].to("meta")
+        with ghost.checkpointing(checkpointing):
+            spent = counted_macs(text, tokens_1L).training
+            one = counted_macs(image, images_1CHW, key_1).training
+            if view.patch_size is None:  # nothing is resized: all of it is the image's
+                return cls(one, spent)
+            two = counted_macs(image, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2)).training
+            return cls(two - one, spent, 2 * one - two)
+
+    @classmethod
+    def of_rerun(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
+        """What a backward pass runs again under activation checkpointing.
+
+        Measured, as torch stops short of a block's end once it has what the backward pass needs.
+        """
+        plain, again = (cls.of_training(model, batch, view, checkpointing) for checkpointing in (False, True))
+        return cls(again.image - plain.image, again.text - plain.text, again.fixed - plain.fixed)
+
     @property
     def pair(self) -> int:
         """One pair through both towers."""
@@ -162,6 +195,8 @@ class Learner:
         price: Price,
         mix: Mix = FULL_MIX,
         prices: Mapping[View, Price] | None = None,
+        reruns: Mapping[View, Price] | None = None,
+        microbatch: int | None = None,
     ) -> None:
         """Take a model.
 
@@ -173,16 +208,24 @@ class Learner:
             price: of the full view.
             mix: the views that a batch is trained under.
             prices: of the other views that the model is run under.
+            reruns: activation checkpointing: what the backward pass runs again, by view of the mix;
+                ``None`` is none.
+            microbatch: pairs that hold activations at once (cached gradients); ``None`` is all.
         """
         self.model = model.to(arithmetic.device)
         self.loss: LossName = loss
         self.arithmetic, self.price = arithmetic, price
         self.mix, self.prices = mix, {**(prices or {}), FULL: price}
+        self.reruns, self.microbatch = reruns, microbatch
         self.schedule = optimizer
         self.optimizer = optimizer.build(self.model)
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
         """One optimizer step on the chosen pairs.
+
+        More pairs than a micro-batch are embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983;
+        open_clip's ``--accum-freq``): without gradient, for the loss over all of them and its gradient by
+        their embeddings; then a micro-batch at a time, to carry that gradient on into the towers.
 
         Args:
             batch: the sub-batch.
@@ -193,10 +236,12 @@ class Learner:
         Raises:
             NonFiniteLoss: before anything is changed.
         """
-        torch.manual_seed(seed)
         self.model.train()
-        with self.arithmetic.autocast():
-            image_KD, text_KD = self._embed(batch)
+        cached = self._cached(len(batch))
+        with torch.set_grad_enabled(not cached):
+            image_KD, text_KD = self._embed(batch, seed)
+        if cached:
+            image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else weight_K.to(image_KD.device)
         loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
         value = float(loss.detach())
@@ -204,6 +249,8 @@ class Learner:
             raise NonFiniteLoss(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if cached:
+            self._carry_on(batch, image_KD, text_KD, seed)
         clip = self.schedule.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if not math.isfinite(norm):
@@ -216,23 +263,48 @@ class Learner:
             self.model.clamp_scale()
         return Update(value, rate, norm, self.training_passes(len(batch)))
 
-    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings of a sub-batch, its parts each under their view, concatenated in order."""
-        parts = [(view, index) for view, index in self._parts(len(batch)) if len(index)]
-        if len(parts) == 1:
-            whole: tuple[Tensor, Tensor] = self.model(batch, parts[0][0])
-            return whole
-        embedded = [self.model(batch.take(index), view) for view, index in parts]
+    def _cached(self, count: int) -> bool:
+        """Whether a sub-batch of so many pairs is more than a micro-batch."""
+        return self.microbatch is not None and count > self.microbatch
+
+    def _embed(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of a sub-batch, its pieces each under their view, concatenated in order."""
+        pieces = self._pieces(self.mix, len(batch))
+        embedded = [self._embed_piece(batch, seed, position, *piece) for position, piece in enumerate(pieces)]
+        if len(embedded) == 1:
+            return embedded[0]
         return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
 
-    def _parts(self, count: int) -> Iterator[tuple[View, Tensor]]:
-        """The views of the mix and the positions of the sub-batch that each gets."""
-        sizes = split_counts(count, [share for share, _ in self.mix])
-        for (_, view), index in zip(self.mix, torch.arange(count).split(sizes), strict=True):
-            yield view, index
+    def _embed_piece(self, batch: Batch, seed: int, position: int, view: View, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
+        if position == 0 or self._cached(len(batch)):
+            torch.manual_seed(seeds.derive(seed, "update", position) if position else seed)
+        piece = batch if len(index) == len(batch) else batch.take(index)
+        checkpointed = self.reruns is not None and torch.is_grad_enabled()
+        with self.arithmetic.autocast(), self.model.checkpointing(checkpointed):
+            embedded: tuple[Tensor, Tensor] = self.model(piece, view)
+        return embedded
+
+    def _carry_on(self, batch: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
+        """The gradient by the embeddings, already there, on into the towers: one micro-batch at a time."""
+        assert image_KD.grad is not None
+        assert text_KD.grad is not None
+        for position, (view, index) in enumerate(self._pieces(self.mix, len(batch))):
+            embedded = self._embed_piece(batch, seed, position, view, index)
+            rows = index.to(image_KD.device)
+            torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
+
+    def _pieces(self, mix: Mix, count: int) -> list[tuple[View, Tensor]]:
+        """The parts of a mix, none empty, in micro-batches: each with its view and its positions, in order."""
+        sizes = split_counts(count, [share for share, _ in mix])
+        limit = self.microbatch if self.microbatch is not None and self._cached(count) else count
+        parts = zip(mix, torch.arange(count).split(sizes), strict=True)
+        return [(view, index) for (_, view), part in parts for index in part.split(limit) if len(index)]
 
     def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
+
+        Beside them what is run again to save memory.
 
         Args:
             count: pairs.
@@ -250,7 +322,25 @@ class Learner:
             if size
         )
         logits = count * count * self.model.width
-        return (*towers, Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}"))
+        pairwise = Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}")
+        return (*towers, pairwise, *self._recompute_passes(count, mix))
+
+    def _recompute_passes(self, count: int, mix: Mix) -> Iterator[Pass]:
+        """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
+        pieces = [(view, len(index)) for view, index in self._pieces(mix, count)]
+        if self.reruns is not None:
+            again = sum(self.reruns[view].pairs(size) for view, size in pieces)
+            yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
+        if self._cached(count):
+            forward = sum(self.prices[view].pairs(size) for view, size in pieces)
+            sizes = split_counts(count, [share for share, _ in mix])
+            whole = sum(self.prices[view].pairs(size) for size, (_, view) in zip(sizes, mix, strict=True))
+            # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
+            yield Pass(
+                "recompute",
+                forward + TRAINING_PASSES * (forward - whole),
+                f"cached gradients, {count} pairs in {len(pieces)} micro-batches",
+            )
 
     def state(self) -> dict[str, Any]:
         """The optimizer's state."""

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from jestbench import seeds
-from jestbench.batch import PURPOSES, Pass, Purpose
+from jestbench.batch import PURPOSES, Batch, Pass, Purpose
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.launch import stand_ins
+from jestbench.launch import pretrain_flops, stand_ins
 from jestbench.learner import Price
-from jestbench.model.views import FULL_MIX
+from jestbench.model.towers import TwoTowers
+from jestbench.model.views import FULL, FULL_MIX, View, check
 from jestbench.run import Resolved
 from jestbench.scores import Embeddings, Scores
 from jestbench.selection import choose
@@ -28,7 +29,7 @@ class StepPrice:
     Attributes:
         flops: by purpose; ``reference_score`` at the price of a super-batch that this run has not
             met before.
-        uniform: FLOPs of a uniform step.
+        uniform: FLOPs of a uniform step, nothing of it run again to save memory.
         reference_pair: FLOPs of one pair through the reference, under its view.
         first_sight: FLOPs of a step that are charged for pairs met for the first time alone: those of the reference,
             and of the own logits that a cascade takes from it; 0 under ``amortised``.
@@ -82,18 +83,30 @@ def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
 
 def step_price(resolved: Resolved) -> StepPrice:
     """Price a run's step from its shapes; data and reference may be stand-ins."""
+    return _step_price(resolved, *_built(resolved))
+
+
+def _built(resolved: Resolved) -> tuple[Stages, TwoTowers | None]:
+    """What a run is priced by: its stages, and the reference."""
     data, reference = stand_ins(resolved)
-    run, drawn = resolved.run, resolved.draw_size
     with tempfile.TemporaryDirectory() as folder:
-        stages = build_stages(resolved, data, None, Path(folder), draw_size=1)
-    one = stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
-    learner = stages.learner
+        return build_stages(resolved, data, None, Path(folder), draw_size=1), reference
+
+
+def _one(stages: Stages) -> Batch:
+    return stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
+
+
+def _step_price(resolved: Resolved, stages: Stages, reference: TwoTowers | None) -> StepPrice:
+    run, drawn = resolved.run, resolved.draw_size
+    one, learner = _one(stages), stages.learner
     full = learner.price.pair
     reference_price = None
     if reference is not None:
         reference_price = Price.of(reference, one, fitted(run.reference_under, reference, "run.reference_view"))
     training = learner.training_passes(run.batch_size)
-    uniform = sum(_sum(learner.training_passes(run.batch_size, FULL_MIX)).values())
+    plain = _sum(learner.training_passes(run.batch_size, FULL_MIX))
+    uniform = sum(flops for purpose, flops in plain.items() if purpose != "recompute")
     passes = [*training, *_selection_passes(resolved, stages)]
     scored = 0
     if "learner" in resolved.policy.needs:
@@ -121,15 +134,38 @@ def _reference_scored(resolved: Resolved) -> tuple[int, ...]:
     return (*((resolved.candidates,) if cascaded else ()), *((resolved.draw_size,) if policy else ()))
 
 
-def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
-    """Steps until ``run.budget`` is reached, for a pool of so many pairs.
+def pretraining(resolved: Resolved) -> int:
+    """FLOPs of training a run's reference, with what that stood on: read from its folder, or forecast."""
+    if resolved.reference_dir is not None:
+        return sum(pretrain_flops(resolved.reference_dir).values())
+    if resolved.reference is None:
+        return 0
+    stages, below = _built(resolved.reference)
+    price = _step_price(resolved.reference, stages, below)
+    taken = pretraining(resolved.reference)
+    included = taken if "reference" in resolved.reference.run.limit.includes else 0
+    steps = steps_bought(resolved.reference, price, len(stages.pairs), included)
+    if steps is None:
+        limit, drawn = resolved.reference.run.limit, resolved.reference.draw_size
+        steps = limit.steps or -(-(limit.pairs or 0) // drawn)
+    return steps * price.total + taken
+
+
+def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0) -> int | None:
+    """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
 
     Under ``first_sight`` the reference (and the own logits that a cascade takes from it) is charged during the first
     pass over the pool alone.
+
+    Args:
+        resolved: the run.
+        price: of its steps.
+        pool: pairs in its split.
+        taken: FLOPs of pre-training that are taken out of the budget first.
     """
     if resolved.run.budget is None:
         return None
-    budget, first = int(resolved.run.budget), price.total
+    budget, first = max(0, int(resolved.run.budget) - taken), price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
     in_first_pass = max(1, pool // resolved.candidates)
     if budget <= in_first_pass * first:
@@ -145,22 +181,105 @@ def _cascade_charged(resolved: Resolved) -> str:
     }[resolved.run.reference_accounting]
 
 
+def convention_error(model: TwoTowers, price: Price, batch: Batch) -> float:
+    """Forward and backward of a pair as torch counts them over the three forward passes that are charged.
+
+    A little under 1: nothing asks for the gradient of pixels, so the patch embedding's backward pass costs one
+    product instead of two.
+
+    Args:
+        model: the towers.
+        price: theirs, under the full view.
+        batch: its first pair gives the shapes.
+    """
+    return Price.of_training(model, batch).pair / (TRAINING_PASSES * price.pair)
+
+
+def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
+    """The view that approximate scoring stands for in the closed forms.
+
+    The run's own where it scores under one, else twice the patch size; ``None`` where the tower cannot run it.
+    """
+    patch = resolved.run.model.patch_size
+    view = resolved.run.score_view or View(patch_size=2 * patch)
+    try:
+        view = check(view, model)
+    except ValueError:
+        return None
+    return None if view == FULL else view
+
+
+FILTER_RATIOS = (0.5, 0.8, 0.9)
+
+
+def closed_forms(cheap: float | None) -> dict[str, list[float]]:
+    """Cost of an update over a uniform one's, towers only, by scheme and filter ratio f (arXiv 2406.17711).
+
+    A training pass is 3 forward passes, r = B/b = 1/(1 − f).
+
+    Args:
+        cheap: a cheap pass over a full one, as measured; without it the schemes that need one are left out.
+
+    Returns:
+        Scheme with its formula → the cost at each of ``FILTER_RATIOS``.
+    """
+    ratios = [1 / (1 - f) for f in FILTER_RATIOS]
+    found = {
+        "reference remembered: 1 + r/3": [1 + r / 3 for r in ratios],
+        "and the selected not run twice: 1 + (r-1)/3": [1 + (r - 1) / 3 for r in ratios],
+        "reference of the same size run: 1 + 2r/3": [1 + 2 * r / 3 for r in ratios],
+    }
+    if cheap is not None:
+        half = (1 + cheap) / 2
+        found[f"cheap scoring: 1 + {cheap:.2f}r/3"] = [1 + cheap * r / 3 for r in ratios]
+        found[f"half of it trained so: {half:.2f} + {cheap:.2f}r/3"] = [half + cheap * r / 3 for r in ratios]
+    return found
+
+
+def _closed_form_lines(resolved: Resolved, stages: Stages) -> list[str]:
+    """The closed forms for this model, and the view that they call cheap."""
+    model, full = stages.learner.model, stages.learner.price.pair
+    view = cheap_view(resolved, model)
+    cheap = None if view is None else Price.of(model, _one(stages), view).pair / full
+    heads = "".join(f"{f'f = {f}':>9}" for f in FILTER_RATIOS)
+    lines = [f"{'closed forms for this model, x uniform step':<46}{heads}"]
+    lines += [
+        f"  {scheme:<44}" + "".join(f"{cost:>9.2f}" for cost in costs) for scheme, costs in closed_forms(cheap).items()
+    ]
+    if view is not None:
+        lines.append(f"  a cheap pass ({view.label}) costs {cheap:.3f} of a full one")
+    return lines
+
+
+def _pair_lines(stages: Stages) -> list[str]:
+    """What a pair costs, and how far the 3x convention errs for this model."""
+    model, price = stages.learner.model, stages.learner.price
+    counted = convention_error(model, price, _one(stages))
+    return [
+        f"one pair, one forward pass: {price.pair:,} MACs (image {price.image:,}, text {price.text:,}), "
+        f"{FLOPS_PER_MAC * price.pair:,} FLOPs",
+        f"3x convention: torch counts {counted:.4f} of it forward and backward; "
+        f"the ledger charges {1 / counted - 1:+.2%} too much",
+    ]
+
+
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
-    price = step_price(resolved)
+    stages, reference = _built(resolved)
+    price = _step_price(resolved, stages, reference)
     run = resolved.run
-    data, _ = stand_ins(resolved)
-    pool = len(data.split(run.split))
-    steps = steps_bought(resolved, price, pool)
+    pool = len(stages.pairs)
+    taken = pretraining(resolved) if "reference" in run.limit.includes else 0
+    steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
         f"filter ratio {1 - run.batch_size / resolved.draw_size:.2f}, {run.reference_accounting} accounting",
-        f"{'purpose':<18}{'FLOPs a step':>16}{'x uniform step':>16}",
+        f"{'purpose':<18}{'FLOPs a step':>22}{'MACs a step':>22}{'x uniform step':>16}",
     ]
     for purpose, flops in price.flops.items():
         if flops:
-            lines.append(f"{purpose:<18}{flops:>16,}{flops / price.uniform:>16.3f}")
-    lines.append(f"{'total':<18}{price.total:>16,}{price.total / price.uniform:>16.3f}")
+            lines.append(_row(purpose, flops, price.uniform))
+    lines.append(_row("total", price.total, price.uniform))
     lines.append(f"closed form, towers only: {price.closed_form:.3f}")
     if price.flops["reference_score"] and run.reference_accounting == "first_sight":
         rest = (price.total - price.first_sight) / price.uniform
@@ -172,9 +291,19 @@ def price_table(resolved: Resolved) -> str:
             f"({_cascade_charged(resolved)})"
         )
     if steps is not None:
-        note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
-        lines.append(
-            f"a budget of {int(run.budget or 0):.4g} FLOPs buys {steps:,} steps, {steps * resolved.draw_size:,} pairs "
-            f"seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
-        )
-    return "\n".join(lines)
+        lines.append(_bought(resolved, steps, pool, taken))
+    return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+
+
+def _row(name: str, flops: int, uniform: int) -> str:
+    return f"{name:<18}{flops:>22,}{flops // FLOPS_PER_MAC:>22,}{flops / uniform:>16.3f}"
+
+
+def _bought(resolved: Resolved, steps: int, pool: int, taken: int) -> str:
+    run = resolved.run
+    note = "" if run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
+    less = f", less {taken:.4g} for training the reference," if taken else ""
+    return (
+        f"a budget of {int(run.budget or 0):.4g} FLOPs{less} buys {steps:,} steps, {steps * resolved.draw_size:,} "
+        f"pairs seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
+    )

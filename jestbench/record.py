@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from jestbench import checkpoint
+from jestbench import checkpoint, examples, seeds
 from jestbench.batch import Batch, Selection
 from jestbench.evals import points_reached
 from jestbench.learner import NonFiniteLoss, Update
@@ -107,7 +107,8 @@ class Recorder:
         run = self.resolved.run
         evaluate = run.evaluate.due(before, after)
         found = self._evaluate(progress) if evaluate else {}
-        if evaluate or self.metrics.due(progress.step):
+        table = self._examples(progress.step, batch, selection, before, after)
+        if evaluate or table is not None or self.metrics.due(progress.step):
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,
@@ -115,10 +116,24 @@ class Recorder:
                 "train/scale": self.stages.learner.model.scale_and_bias()[0],
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
-            self.metrics.write(self._row(progress, train | chosen | found))
+            self.metrics.write(self._row(progress, train | chosen | found), table)
         self.metrics.progress(after, progress.pairs_seen, progress.ledger.total, progress.seconds)
         if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
             self.save(progress)
+
+    def _examples(
+        self, step: int, batch: Batch, selection: Selection, before: float, after: float
+    ) -> examples.ExampleTable | None:
+        """A table of chosen and refused pairs, written, where one is due."""
+        log, seed = self.resolved.run.log, self.resolved.run.seed
+        if not log.examples:
+            return None
+        if step > 1 and points_reached(before, log.examples) == points_reached(after, log.examples):
+            return None
+        generator = seeds.generator(seed, "examples", step)
+        table = examples.pick(step, batch, selection, log.examples_count, generator)
+        examples.save(table, self.run_dir)
+        return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
         found, passes = self.stages.evaluator(self.stages.learner)

@@ -59,6 +59,9 @@ class Run:
         precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once.
+        train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
+            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+        grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
         wandb: Weights & Biases.
@@ -90,11 +93,15 @@ class Run:
     checkpoints: int = 4
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
+    train_microbatch: int | None = None
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.train_microbatch is not None and self.train_microbatch < 1:
+            raise ValueError(f"run.train_microbatch must be at least 1, or None, got {self.train_microbatch}")
         if self.batch_size > self.super_batch_size:
             raise ValueError(
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "

@@ -25,10 +25,14 @@ from jestbench.scores import Embeddings, NonFiniteScore, ScoreError, Scores, str
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Distinct indices in the order in which they were drawn, and what the draw looked like."""
+    """Distinct indices in the order in which they were drawn, what the draw looked like, and what it went by.
+
+    ``score_B`` is each pair's own score; for a joint draw that of the first chunk, given nothing.
+    """
 
     index_K: Tensor
     statistics: Mapping[str, float] = field(default_factory=dict)
+    score_B: Tensor | None = None
 
 
 def chunk_sizes(count: int, chunks: int) -> tuple[int, ...]:
@@ -238,7 +242,7 @@ def joint_draw(
             joint.extend(index_C)
     index_K = torch.cat(drawn)
     mean = {name: sum(row[name] for row in per_chunk) / len(per_chunk) for name in per_chunk[0]}
-    return Draw(index_K, mean | choice_statistics(joint.diagonal_B, index_K))
+    return Draw(index_K, mean | choice_statistics(joint.diagonal_B, index_K), joint.diagonal_B)
 
 
 def _gained(logit_B: Tensor, gain: float) -> Tensor:
@@ -272,4 +276,5 @@ def independent_draw(
     """
     _checked(Scores(values={"score": score_B}), count, 1, gain)
     index_K = top_k(score_B, count) if deterministic else gumbel_top_k(_gained(score_B, gain), count, generator)
-    return Draw(index_K, draw_statistics(_gained(score_B, gain)) | choice_statistics(score_B, index_K))
+    statistics = draw_statistics(_gained(score_B, gain)) | choice_statistics(score_B, index_K)
+    return Draw(index_K, statistics, score_B)

@@ -66,7 +66,8 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         state: what the policy's last selection returned, where it has state.
 
     Raises:
-        PolicyError: wrong count, repeated or foreign indices, weights or statistics that are not finite.
+        PolicyError: wrong count, repeated or foreign indices, weights or statistics that are not finite,
+            scores of another length.
     """
     if isinstance(policy, StatefulPolicy):
         selection = policy.select(scores, count, generator, state=state)
@@ -85,4 +86,6 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
     weight_K = selection.weight_K
     if weight_K is not None and (weight_K.shape != index_K.shape or not bool(torch.isfinite(weight_K).all())):
         raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
+    if selection.score_B is not None and selection.score_B.shape != (len(scores),):
+        raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
     return selection

@@ -61,7 +61,12 @@ def build_stages(
     scored = fitted(run.scored_under, model, "run.score_view")
     one = pairs.batch(torch.zeros(1, dtype=torch.int64))
     prices = {view: Price.of(model, one, view) for view in {FULL, scored, *(view for _, view in mix)}}
-    learner = Learner(model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices)
+    reruns = None
+    if run.grad_checkpointing:
+        reruns = {view: Price.of_rerun(model, one, view) for view in {FULL, *(view for _, view in mix)}}
+    learner = Learner(
+        model, run.loss, run.optimizer, arithmetic, prices[FULL], mix, prices, reruns, run.train_microbatch
+    )
     frozen = None
     if reference is not None:
         view = fitted(run.reference_under, reference, "run.reference_view")

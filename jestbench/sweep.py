@@ -16,8 +16,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ import torch
 import yaml
 
 from jestbench import command, config
-from jestbench.launch import read_summary
+from jestbench.evals.metrics import NAMES
+from jestbench.launch import logged_names, read_summary
+from jestbench.metrics import WandB, log_comparison
 from jestbench.processes import Job, run_side_by_side
 from jestbench.run import ConfigError, Resolved
 
@@ -34,7 +36,15 @@ KEYS = (
     "program method metric parameters command name project entity description early_terminate run_cap controller"
 ).split()
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
+METRIC_KEYS = ("name", "goal", "target")
+GOALS = ("maximize", "minimize")
+SPEC_KEYS = "value values distribution probabilities min max mu sigma q parameters".split()
+ARGS = ("${args}", "${args_no_hyphens}")
+MACROS = ("${env}", "${interpreter}", "${program}", *ARGS)
+CHOOSES_A_POLICY = ("gin_file", "run.policy")
+"""Parameters that another policy, and with it other ``select/…`` metrics, comes in by."""
 MOST_REPEATS = 20
+COMPARISON = "comparison"
 DEFAULT_COUNT = 10
 """Arms of a random or bayes sweep that says no ``run_cap`` and is given no ``--count``."""
 
@@ -48,6 +58,7 @@ class Sweep:
         name: of the sweep; names the output folder and groups its runs in W&B.
         method: ``grid``, ``random`` or ``bayes``.
         metric: name of the metric that the sweep is about.
+        goal: ``maximize`` or ``minimize``; ``None`` where the file does not say.
         parameters: as in the file.
         command: as in the file, macros not yet expanded.
         program: the script.
@@ -59,11 +70,18 @@ class Sweep:
     name: str
     method: str
     metric: str
+    goal: str | None
     parameters: Mapping[str, Mapping[str, Any]]
     command: Sequence[str]
     program: str
     run_cap: int | None
     raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def wandb(self) -> dict[str, str]:
+        """Where the file wants its runs in W&B, as W&B's own variables."""
+        names = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+        return {variable: str(self.raw[key]) for key, variable in names.items() if self.raw.get(key)}
 
     def command_line(self, arm: Mapping[str, Any]) -> list[str]:
         """The command line of an arm, as the W&B agent makes it."""
@@ -112,29 +130,32 @@ def read_sweep(path: Path) -> Sweep:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a sweep file is a mapping with program, method, metric, parameters, command")
-    for key in raw:
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            raise ConfigError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    _known(path, "", raw, KEYS)
     method = raw.get("method")
     if method not in METHODS:
-        raise ConfigError(f"{path}: method must be one of {', '.join(METHODS)}, got {method!r}")
-    metric = raw.get("metric")
-    if not isinstance(metric, dict) or "name" not in metric:
-        raise ConfigError(f"{path}: metric.name is required: it is what the comparison is about")
-    _check_metric(path, str(metric["name"]))
+        raise ConfigError(f"{path}: method must be one of {', '.join(METHODS)}, got {method!r}{_near(method, METHODS)}")
+    metric, goal = _metric(path, raw.get("metric"), method)
     if "early_terminate" in raw:
-        print(f"{path}: early_terminate is W&B's server's business: every arm runs to its end here", file=sys.stderr)
+        raise ConfigError(
+            f"{path}: early_terminate: W&B's hyperband counts logged rows, not FLOPs, and a stopped arm has no end of "
+            "its schedule to compare: remove it; run.budget is what an arm may spend"
+        )
     command_words, run_cap = raw.get("command", DEFAULT_COMMAND), raw.get("run_cap")
     if not isinstance(command_words, list):
         raise ConfigError(f"{path}: command must be a list of words, got {command_words!r}")
+    for word in command_words:
+        if word not in MACROS:
+            _expand(str(word), path)
+    if not any(word in ARGS for word in command_words):
+        raise ConfigError(f"{path}: command never passes the parameters: it needs ${{args_no_hyphens}}")
     if run_cap is not None and not (type(run_cap) is int and run_cap >= 1):
         raise ConfigError(f"{path}: run_cap must be a whole number, at least 1, got {run_cap!r}")
     return Sweep(
         path=path,
         name=str(raw.get("name") or path.stem),
         method=method,
-        metric=str(metric["name"]),
+        metric=metric,
+        goal=goal,
         parameters=_parameters(path, raw.get("parameters")),
         command=[str(word) for word in command_words],
         program=str(raw.get("program", "tools/run.py")),
@@ -143,13 +164,71 @@ def read_sweep(path: Path) -> Sweep:
     )
 
 
-def _check_metric(path: Path, name: str) -> None:
-    from jestbench.evals.metrics import NAMES
+def _near(name: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
-        raise ConfigError(f"{path}: no run logs the metric {name!r}; {hint}")
+
+def _known(path: Path, owner: str, found: Mapping[Any, Any], known: Sequence[str]) -> None:
+    for key in found:
+        if key not in known:
+            near = _near(key, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"{path}: {owner}unknown key {key!r}{near}")
+
+
+def _metric(path: Path, found: Any, method: str) -> tuple[str, str | None]:
+    """The metric's name and goal. Whether a run logs it is asked of a run: ``check_metric``."""
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise ConfigError(f"{path}: metric.name is required: it is what the comparison is about")
+    _known(path, "metric: ", found, METRIC_KEYS)
+    name, goal = found["name"], found.get("goal")
+    if goal not in (None, *GOALS):
+        raise ConfigError(f"{path}: metric.goal must be {' or '.join(GOALS)}, got {goal!r}")
+    if goal is None and method == "bayes":
+        raise ConfigError(f"{path}: metric.goal is required: a bayes search minimizes where the file does not say")
+    return name, goal
+
+
+def _no_such_metric(path: Path, name: str, known: Iterable[str]) -> ConfigError:
+    known = sorted(known)
+    return ConfigError(
+        f"{path}: no run logs the metric {name!r}{_near(name, known) or '; there are ' + ', '.join(known)}"
+    )
+
+
+def check_metric(sweep: Sweep) -> None:
+    """Whether a run of this sweep logs the metric that it is about.
+
+    What a run logs depends on its policy and its data, so arms with each of the policies are asked: each
+    takes one step on a few pairs. What every run evaluates needs no asking.
+
+    Raises:
+        ConfigError: none logs it, or none can be built.
+    """
+    if sweep.metric in NAMES:
+        return
+    names: set[str] = set()
+    refused: ConfigError | None = None
+    for parameters in _one_of_each_policy(sweep):
+        try:
+            names |= logged_names(resolve_arm(sweep, parameters).resolved)
+        except ConfigError as error:  # an arm that cannot be fails alone, as it would when run
+            refused = refused or error
+        if sweep.metric in names:
+            return
+    if not names and refused is not None:
+        raise refused
+    raise _no_such_metric(sweep.path, sweep.metric, names)
+
+
+def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Parameters of one arm with each of the policies, the others at their first or least value."""
+    axes = []
+    for name, spec in sweep.parameters.items():
+        values = spec.get("values", [next((spec[key] for key in ("value", "min", "mu") if key in spec), None)])
+        axes.append(values if name in CHOOSES_A_POLICY else values[:1])
+    for combination in itertools.product(*axes):
+        yield dict(zip(sweep.parameters, combination, strict=True))
 
 
 def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
@@ -159,9 +238,23 @@ def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(spec, dict) or not spec:
             raise ConfigError(f"{path}: parameters.{name} needs value, values, or a distribution")
         if "parameters" in spec:
-            raise ConfigError(f"{path}: parameters.{name} is nested; write {name}.<parameter> as one flat name")
-        if "values" in spec and not (isinstance(spec["values"], list) and spec["values"]):
+            inner = spec["parameters"] if isinstance(spec["parameters"], dict) else {"<parameter>": None}
+            flat = ", ".join(f"{name}.{key}" for key in inner)
+            raise ConfigError(
+                f"{path}: parameters.{name} is nested, which W&B's agent would pass as one word {name}={{…}} "
+                f"(wandb issue 2005): write flat names: {flat}"
+            )
+        _known(path, f"parameters.{name}: ", spec, SPEC_KEYS)
+        if "value" in spec and "values" in spec:
+            raise ConfigError(f"{path}: parameters.{name} has both value and values")
+        if "values" in spec and not isinstance(spec["values"], list):
+            raise ConfigError(f"{path}: parameters.{name}.values must be a list, got {spec['values']!r}")
+        if "values" in spec and not spec["values"]:
             raise ConfigError(f"{path}: parameters.{name}.values is empty: the grid would hold no arm")
+        if "." not in str(name) and not str(name).isupper() and name != "gin_file":
+            known = [f"{owner}.{field}" for owner, fields in config.parameters().items() for field in fields]
+            near = _near(name, ["gin_file", *known])
+            raise ConfigError(f"{path}: parameters.{name}: no parameter of a run has this name{near}")
     return dict(found)
 
 
@@ -259,7 +352,7 @@ def _repeats(arm: Arm, seen: dict[tuple[str, int], Arm]) -> bool:
 def _job(sweep: Sweep, arm: Arm, out: Path, threads: int) -> Job[Arm]:
     words = [*sweep.command_line(arm.parameters), "--run_dir", str(arm.folder(out)), "--resume"]
     print(f"$ {shlex.join(words)}", flush=True)
-    environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads)}
+    environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads), **sweep.wandb}
     return Job(arm, words, {name: os.environ.get(name, value) for name, value in environment.items()})
 
 
@@ -339,6 +432,9 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
+    if not dry_run and not Path(sweep.program).is_file():
+        raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+    check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:
         for arm in itertools.islice(_arms(sweep, done, None), limit):
@@ -348,10 +444,11 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     arms = itertools.islice(_arms(sweep, done, _memory(sweep, out)), limit)
     started: list[Arm] = []
     failed: dict[str, int] = {}
+    sent = (out / COMPARISON / "wandb").exists()
     try:
         for arm, status in _run(sweep, arms, out, places(sweep, jobs), started, done):
-            summary = read_summary(arm.folder(out)) or {}
-            done.append((dict(arm.parameters), summary.get("metrics", {}).get(sweep.metric) if not status else None))
+            sent = False
+            done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric) if not status else None))
             if status in (130, -signal.SIGINT):
                 raise KeyboardInterrupt
             if status:
@@ -361,8 +458,20 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     folders = [arm.folder(out) for arm in started]
-    _compare(sweep, [folder for folder in folders if read_summary(folder) is not None], out)
+    # A summary run for each comparison: where nothing has run, the last one still stands.
+    if _compare(sweep, [folder for folder in folders if read_summary(folder) is not None], out) and not sent:
+        _summary_run(sweep, started[0].resolved.run.wandb, out)
     return next(iter(failed.values()), 0)
+
+
+def final_value(run_dir: Path, metric: str) -> float | None:
+    """The last value that a run logged of a metric; ``None`` where it never did."""
+    try:
+        rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = (json.loads(row).get(metric) for row in reversed(rows))
+    return next((float(value) for value in found if value is not None), None)
 
 
 def _run(
@@ -382,27 +491,44 @@ def _run(
             summary = read_summary(arm.folder(out)) or {}
             if summary.get("status") == "finished":
                 print(f"already finished: {arm.folder(out)}")
-                done.append((dict(arm.parameters), summary["metrics"].get(sweep.metric)))
+                done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric)))
             else:
                 yield _job(sweep, arm, out, threads)
 
     yield from run_side_by_side(jobs(), at_once)
 
 
-def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> None:
+def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
+    """Compare, say it, and whether there is a comparison."""
     from jestbench.compare import CompareError, compare, format_table
 
     arms = [summary["arm"] for folder in folders if (summary := read_summary(folder)) is not None]
     if not arms:
-        return
+        return False
     baseline = "uniform" if "uniform" in arms else arms[0]
+    lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
     try:
-        comparison = compare(folders, sweep.metric, baseline, out / "comparison")
+        comparison = compare(folders, sweep.metric, baseline, out / COMPARISON, lower_is_better=lower_is_better)
     except CompareError as error:
         print(f"no comparison: {error}", file=sys.stderr)
-        return
+        return False
     print(format_table(comparison))
-    print(f"comparison: {out / 'comparison' / 'index.html'}")
+    print(f"comparison: {out / COMPARISON / 'index.html'}")
+    return True
+
+
+def _summary_run(sweep: Sweep, settings: WandB, out: Path) -> None:
+    """The comparison as one W&B run beside those of the arms; an arm's own W&B settings hold for it too."""
+    settings = replace(
+        settings,
+        project=settings.project or os.environ.get("WANDB_PROJECT") or sweep.wandb.get("WANDB_PROJECT", ""),
+        entity=settings.entity or os.environ.get("WANDB_ENTITY") or sweep.wandb.get("WANDB_ENTITY", ""),
+        name="",
+    )
+    try:
+        log_comparison(settings, out / COMPARISON, f"{sweep.name}-comparison", sweep.name)
+    except ValueError as error:
+        print(f"the comparison is not in W&B: {error}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

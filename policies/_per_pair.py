@@ -34,7 +34,7 @@ def check_pair_loss(pair_loss: str) -> None:
 
 def selected(draw: Draw) -> Selection:
     """A draw as a selection."""
-    return Selection(draw.index_K, draw.statistics)
+    return Selection(draw.index_K, draw.statistics, score_B=draw.score_B)
 
 
 @dataclass(frozen=True)

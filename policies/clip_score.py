@@ -42,4 +42,4 @@ class ClipScore:
         passed_P = top_k(score_B, max(count, math.ceil(self.share * len(scores))))
         drawn_K = independent_draw(torch.zeros(len(passed_P)), count, generator=generator).index_K
         index_K = passed_P[drawn_K.to(passed_P.device)]
-        return Selection(index_K, choice_statistics(score_B, index_K))
+        return Selection(index_K, choice_statistics(score_B, index_K), score_B=score_B)

@@ -46,4 +46,4 @@ class SelectiveBackprop:
         percentile_B = torch.searchsorted(ordered_B, loss_B, right=True).double() / len(scores)
         logit_B = self.beta * percentile_B.log()
         index_K = gumbel_top_k(logit_B, count, generator)
-        return Selection(index_K, draw_statistics(logit_B) | choice_statistics(loss_B, index_K))
+        return Selection(index_K, draw_statistics(logit_B) | choice_statistics(loss_B, index_K), score_B=loss_B)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jestbench.batch import DataError
-from jestbench.config import main
+from jestbench.config import main, resolve
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate, Evaluator
 from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.few_shot import PENALTIES, ridge_scores, shots_of
 from jestbench.evals.metrics import group_ranks
+from jestbench.launch import logged_names
 from jestbench.learner import Learner, Optimizer, Price
 from jestbench.model.towers import Model
 from jestbench.precision import Arithmetic
@@ -89,7 +90,9 @@ def learner() -> Learner:
 
 
 def evaluated(**config: object) -> tuple[dict[str, float], int]:
-    found, passes = Evaluator(PAIRS, Evaluate(**config), 16)(learner())
+    evaluator = Evaluator(PAIRS, Evaluate(**config), 16)
+    found, passes = evaluator(learner())
+    assert set(evaluator.names) == set(found)
     return dict(found), sum(item.macs for item in passes)
 
 
@@ -272,6 +275,12 @@ def test_a_run_evaluates_the_sets_at_each_point(tmp_path):
     assert main(["--gin_file", "gin/run/tiny.gin", *bindings, "--run_dir", str(tmp_path / "run")]) == 0
     last = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
     assert {"eval/colours/zero_shot_top1", "eval/colours/2_shot_top1", "eval/zero_shot_top1"} <= set(last)
+
+
+def test_a_sweep_may_be_about_a_set(tmp_path):
+    folder = classification(tmp_path / "colours")
+    names = logged_names(resolve(["gin/run/tiny.gin"], [f"evaluate.sets=('{folder}',)", "evaluate.few_shot=2"]))
+    assert {"eval/colours/zero_shot_top1", "eval/colours/2_shot_top1", "eval/zero_shot_top1", "train/loss"} <= names
 
 
 def test_a_missing_set_is_said_before_anything_is_trained(tmp_path, capsys):

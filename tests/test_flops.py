@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES, UnknownOperator, forward_macs
+from jestbench.batch import Batch
+from jestbench.config import PROJECT, main, resolve
+from jestbench.flops import (
+    FLOPS_PER_MAC,
+    TRAINING_PASSES,
+    UnknownOperator,
+    counted_macs,
+    forward_macs,
+    without_values,
+)
+from jestbench.learner import Price
 from jestbench.model.losses import sigmoid_loss
-from jestbench.model.towers import ImageTower, TextTower
+from jestbench.model.towers import ImageTower, TextTower, TwoTowers
+from jestbench.pricing import cheap_view, closed_forms, convention_error
+from jestbench.run import Resolved
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,44 @@ def test_a_vit_costs_its_closed_form_and_what_torch_counts(vit):
     assert type(macs) is int
     assert macs == vit.macs()
     assert FLOPS_PER_MAC * macs == counted_by_torch(module, images)
+
+
+# More of timm: attention pooling, NaFlexViT, rotary and relative positions, gated and parallel blocks.
+OTHERS = (
+    "vit_so400m_patch14_siglip_224",
+    "vit_base_patch16_siglip_gap_224",
+    "naflexvit_base_patch16_gap",
+    "naflexvit_base_patch16_siglip",
+    "naflexvit_base_patch16_map",
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_dinov3",
+    "vit_pe_core_tiny_patch16_384",
+    "beit_base_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_base_patch16_xp_224",
+    "vit_dpwee_patch16_reg1_gap_256",
+    "vit_relpos_small_patch16_224",
+    "vit_srelpos_small_patch16_224",
+    "aimv2_large_patch14_224",
+    "samvit_base_patch16_224",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_towers_cost_what_torch_counts(name):
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    if name.startswith("samvit"):
+        options["global_attn_indexes"] = (1,)
+    module = timm.create_model(name, num_classes=0, **options).eval().requires_grad_(False)
+    images = torch.zeros(2, 3, 32, 32)
+    assert FLOPS_PER_MAC * forward_macs(module, images) == counted_by_torch(module, images)
+
+
+def test_a_hybrid_costs_what_torch_counts():
+    module = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0, img_size=32, depth=1)
+    images = torch.zeros(1, 3, 32, 32)
+    module.eval().requires_grad_(False)
+    assert FLOPS_PER_MAC * forward_macs(module, images) == counted_by_torch(module, images)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -293,3 +344,57 @@ def test_three_forward_passes_are_a_fair_price_of_a_training_step():
     error = charged / counter.get_total_flops() - 1
     print(f"a training step is charged {error:+.2%} of what torch counts")
     assert 0 <= error < 0.05
+    text_counted, image_counted = (
+        counted_macs(without_values(tower), inputs.to("meta")) for tower, inputs in ((text, tokens), (image, images))
+    )
+    products = TRAINING_PASSES * count * count * width
+    counted = FLOPS_PER_MAC * (text_counted.training + image_counted.training + products)
+    assert counted == counter.get_total_flops(), "counting without values counts the same"
+    assert (text_counted.forward, image_counted.forward) == (forward_macs(text, tokens), forward_macs(image, images))
+
+
+def shipped(name: str, *bindings: str) -> tuple[Resolved, TwoTowers, Batch]:
+    """A model of gin/model with memory, but without values, and a batch for it."""
+    resolved = resolve([str(PROJECT / "gin/run/tiny.gin"), str(PROJECT / f"gin/model/{name}.gin")], bindings)
+    data = resolved.run.data.stand_in().split("pool")
+    with torch.device("meta"):
+        model = resolved.run.model.build(data.tokenizer, "softmax", 0)
+    return resolved, model.to_empty(device="cpu"), data.batch(torch.zeros(1, dtype=torch.int64))
+
+
+# Too much by one product of the patch embedding: nothing asks for the gradient of pixels.
+@pytest.mark.parametrize("path", sorted((PROJECT / "gin" / "model").glob("*.gin")), ids=lambda path: path.stem)
+def test_the_3x_convention_errs_little_for_every_shipped_model(path):
+    _, model, batch = shipped(path.stem)
+    price = Price.of(model, batch)
+    embed = model.image.backbone.patch_embed
+    patches = embed.num_patches * embed.proj.weight.numel()
+    assert Price.of_training(model, batch).pair == TRAINING_PASSES * price.pair - patches
+    assert convention_error(model, price, batch) == pytest.approx(1 - patches / (TRAINING_PASSES * price.pair), abs=0)
+    assert patches / (TRAINING_PASSES * price.pair) < 0.03
+
+
+def test_the_price_of_a_pair_is_printed(capsys):
+    assert main(["--gin_file", str(PROJECT / "gin/run/tiny.gin"), "--price"]) == 0
+    printed = capsys.readouterr().out
+    counted, error = re.search(r"torch counts ([\d.]+) of it .* charges ([+-][\d.]+)% too much", printed).groups()
+    assert (counted, error) == ("0.9926", "+0.75")
+    pair = int(re.search(r"one forward pass: ([\d,]+) MACs", printed)[1].replace(",", ""))
+    trained = next(line.split()[1:3] for line in printed.splitlines() if line.startswith("learner_train"))
+    assert [int(word.replace(",", "")) for word in trained] == [FLOPS_PER_MAC * 3 * 32 * pair, 3 * 32 * pair]
+    assert "reference remembered: 1 + r/3                    1.67     2.67     4.33" in printed
+
+
+def test_the_papers_cheap_view_costs_what_it_says():
+    """ViT-B/16 at 256 px, texts of 12 tokens: 0.28 of a forward pass at patch 32, 0.64 for training half of it so."""
+    resolved, model, batch = shipped("vit_b16_256", "synthetic.length=12")
+    cheap = Price.of(model, batch, cheap_view(resolved, model)).pair / Price.of(model, batch).pair
+    assert cheap == pytest.approx(0.28, abs=0.01)
+    assert (1 + cheap) / 2 == pytest.approx(0.64, abs=0.005)
+    forms = closed_forms(cheap).values()
+    assert [[round(cost, 2) for cost in costs] for costs in forms][:3] == [
+        [1.67, 2.67, 4.33], [1.33, 2.33, 4.0], [2.33, 4.33, 7.67]
+    ]  # fmt: skip
+    paper = ([1.19, 1.47, 1.93], [0.83, 1.11, 1.57])
+    for costs, published in zip(list(forms)[3:], paper, strict=True):
+        assert costs == pytest.approx(published, abs=0.02)

@@ -220,8 +220,8 @@ def test_images_of_another_size_are_resized(tokenizer):
         torch.testing.assert_close(model.encode_image(large), model.encode_image(small))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch16_dinov3"])
-def test_a_timm_model_that_is_no_plain_vit_is_refused(tokenizer, name):
+@pytest.mark.parametrize("name", ["resnet18", "vit_relpos_small_patch16_224"])
+def test_a_timm_model_that_is_no_vision_transformer_is_refused(tokenizer, name):
     options = {} if name == "resnet18" else {"image_options": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
     with pytest.raises(ValueError, match="image_tower"):
         tiny(tokenizer, image_tower=name, **options)

@@ -328,6 +328,7 @@ class TestChoose:
             (Selection(FINE, weight_K=torch.ones(3, 1)), "weights"),
             (Selection(FINE, weight_K=torch.tensor([1.0, math.nan, 1.0])), "weights"),
             (Selection(FINE, weight_K=torch.tensor([1.0, 1.0, math.inf])), "weights"),
+            (Selection(FINE, score_B=torch.ones(3)), r"one for each pair \[5\], got \[3\]"),
         ],
     )
     def test_what_is_no_choice_is_refused(self, selection: Selection, message: str) -> None:

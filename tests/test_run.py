@@ -541,45 +541,6 @@ def test_two_processes_train_a_reference_once(tmp_path):
 # Records
 
 
-def wandb_records(file: Path) -> Iterator[bytes]:
-    """The records of a ``.wandb`` file: LevelDB's log format behind 7 bytes (what wandb's own DataStore read)."""
-    data, position, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def test_wandb_records_what_the_jsonl_holds(tmp_path, monkeypatch):
-    record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    command = [*arm("uniform"), "run.budget=None", "budget.steps=4", "wandb.mode=offline", "evaluate.points=2"]
-    assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
-    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    records: list[Any] = []
-    for _ in range(600):  # wandb's service writes the file a little after the run has ended
-        records = [record.FromString(data) for data in wandb_records(file)]
-        if any(each.WhichOneof("record_type") == "exit" for each in records):
-            break
-        time.sleep(0.1)
-    found = []
-    for history in (each.history for each in records if each.WhichOneof("record_type") == "history"):
-        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in history.item}
-        found.append({key: value for key, value in items.items() if not key.startswith("_")})
-    assert found == rows_of(tmp_path / "run")
-    defined = (each.metric for each in records if each.WhichOneof("record_type") == "metric")
-    stepped = {metric.name or metric.glob_name: metric.step_metric for metric in defined}
-    assert stepped["*"] == "flops/total"
-
-
 @pytest.mark.parametrize("name", make_golden.ARMS)
 def test_golden_losses(tmp_path, name):
     """A refactor leaves them as they are, to the last bit on the machine that recorded them."""

@@ -165,7 +165,7 @@ VALUES = {
     "log.progress": False,
     "run.arm": "two words",
     "jest.chunks": None,
-    "x": [1],
+    "model.x": [1],
 }
 
 
@@ -209,22 +209,39 @@ WRONG: dict[str, tuple[object, dict[str, object], list[str]]] = {
     "empty grid": ({"run.seed": {"values": []}}, {}, ["run.seed.values is empty"]),
     "no values": ({"run.seed": {}}, {}, ["run.seed"]),
     "bare value": ({"run.seed": 3}, {}, ["run.seed needs value"]),
-    "misspelt values": ({"run.seed": {"vales": [1]}}, {}, ["run.seed", "value or values"]),
+    "misspelt values": ({"run.seed": {"vales": [1]}}, {}, ["run.seed", "'vales'", "did you mean 'values'?"]),
+    "values that are none": ({"run.seed": {"values": 3}}, {}, ["run.seed.values must be a list, got 3"]),
+    "value and values": ({"run.seed": {"value": 1, "values": [1]}}, {}, ["run.seed has both"]),
     "distribution in a grid": ({"run.seed": {"min": 0, "max": 1}}, {}, ["run.seed", "value or values"]),
-    "nested": ({"run": {"parameters": {"seed": {"value": 1}}}}, {}, ["parameters.run is nested"]),
+    "nested": ({"run": {"parameters": {"seed": {"value": 1}}}}, {}, ["parameters.run is nested", "run.seed"]),
     "unknown metric": (SEEDS, {"metric": {"name": "eval/zero_shot_top6"}}, ["did you mean 'eval/zero_shot_top"]),
     "foreign metric": (SEEDS, {"metric": {"name": "accuracy!"}}, ["'accuracy!'", "eval/zero_shot_top1"]),
+    "training metric": (SEEDS, {"metric": {"name": "train/los"}}, ["'train/los'", "did you mean 'train/loss'?"]),
+    "another policy's metric": (SEEDS, {"metric": {"name": "select/entropy"}}, ["no run logs", "'select/entropy'"]),
+    "metric with a space": (SEEDS, {"metric": {"name": "train/loss "}}, ["'train/loss '", "'train/loss'?"]),
+    "metric that is no text": (SEEDS, {"metric": {"name": 5}}, ["metric.name is required"]),
+    "metric's key": (SEEDS, {"metric": METRIC | {"gaol": "minimize"}}, ["'gaol'", "did you mean 'goal'?"]),
+    "goal": (SEEDS, {"metric": METRIC | {"goal": "maximise"}}, ["metric.goal", "'maximise'", "maximize or minimize"]),
+    "bayes without a goal": (
+        SEEDS,
+        {"method": "bayes", "metric": {"name": METRIC["name"]}},
+        ["metric.goal is required", "minimizes"],
+    ),
+    "early termination": (SEEDS, {"early_terminate": {"type": "hyperband"}}, ["early_terminate", "not FLOPs"]),
     "no metric": (SEEDS, {"metric": None}, ["metric.name is required"]),
-    "unknown method": (SEEDS, {"method": "gird"}, ["grid, random, bayes", "'gird'"]),
+    "unknown method": (SEEDS, {"method": "gird"}, ["grid, random, bayes", "'gird'", "did you mean 'grid'?"]),
     "unknown macro": (SEEDS, {"command": [*COMMAND[:-1], "${args_hydra}"]}, ["${args_hydra}", "${args_no_hyphens}"]),
     "command without the program": (SEEDS, {"command": ["python", "${args}"]}, ["${program}"]),
     "command in one word": (SEEDS, {"command": "python ${program} ${args}"}, ["list of words"]),
+    "command without the arms": (SEEDS, {"command": COMMAND[:-1]}, ["never passes", "${args_no_hyphens}"]),
     "run cap": (SEEDS, {"run_cap": "ten"}, ["run_cap", "'ten'"]),
     "misspelt parameter": ({"run.sed": {"values": [0, 1]}}, {}, ["{'run.sed': 0}", "did you mean 'seed'?"]),
     "mistake in the last arm": ({"run.batch_size": {"values": [8, 500]}}, {}, ["{'run.batch_size': 500}", "160"]),
     "unused binding": ({"jest.chunks": {"values": [1, 4]}}, {}, ["jest.chunks", "--allow_unused"]),
     "no such file": ({"gin_file": {"values": ["gin/policy/jets.gin"]}}, {}, ["gin/policy/jets.gin", "jest.gin"]),
-    "unknown option": ({"seed": {"value": 1}}, {"command": [*COMMAND[:-1], "${args}"]}, ["{'seed': 1}"]),
+    "misspelt file": ({"gin_fiel": {"value": "gin/policy/jest.gin"}}, {}, ["gin_fiel", "did you mean 'gin_file'?"]),
+    "misspelt owner": ({"rum.seed": {"value": 1}}, {}, ["{'rum.seed': 1}", "did you mean 'run'?"]),
+    "no owner": ({"seed": {"value": 1}}, {"command": [*COMMAND[:-1], "${args}"]}, ["parameters.seed", "'run.seed'?"]),
 }
 
 
@@ -259,6 +276,42 @@ def test_files_that_cannot_be_read(call: Call) -> None:
     path = write(SEEDS)
     for count in (0, -1):
         assert call(path, "--count", count, "--dry_run").status == 2
+
+
+def test_a_program_that_is_not_there(call: Call, nothing_starts: Callable[[], None]) -> None:
+    path = write(SEEDS, program="tools/rum.py")
+    result = call(path, "--out", "out")
+    assert (result.status, result.out) == (2, "")
+    assert "there is no file tools/rum.py" in result.err
+    nothing_starts()
+    assert call(path, "--dry_run").status == 0  # the commands may be meant for another folder
+
+
+POLICIES = {
+    "gin_file": {"values": ["gin/policy/uniform.gin", "gin/policy/hard_learner.gin"]},
+    "optimizer.learning_rate": {"values": [1e-3, 1e-2]},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["train/loss", "flops/total", "pairs/seen", "time/seconds", "data/skipped", "select/entropy"]
+)
+def test_a_metric_that_some_run_logs(call: Call, nothing_starts: Callable[[], None], name: str) -> None:
+    """Of training, the ledger, the data, or of one of the policies: all that the JSONL holds."""
+    sweep.check_metric(sweep.read_sweep(write(POLICIES, metric={"name": name})))
+    nothing_starts()
+
+
+def test_a_policy_of_a_search_is_asked_for_its_metrics(call: Call) -> None:
+    parameters = {
+        **POLICIES,
+        "optimizer.learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
+    }
+    metric = {"name": "select/entropy", "goal": "minimize"}
+    for method in ("random", "bayes"):
+        found = sweep.read_sweep(write(parameters, method=method, metric=metric))
+        assert len(list(sweep._one_of_each_policy(found))) == 2
+        sweep.check_metric(found)
 
 
 # Arms
@@ -301,6 +354,46 @@ def test_a_sweep_ends_with_the_comparison(call: Call, started: list[list[str]]) 
     assert call(path, "--out", "out").out.count("already finished") == 2
     assert len(started) == 2
     assert [contents(folder) for folder in folders] == before
+
+
+def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
+    call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[Any, ...]] = []
+
+    def log(settings: Any, out: Path, *more: str) -> None:
+        assert (out / "comparison.json").exists()
+        (out / "wandb").mkdir()
+        sent.append((settings, out, *more))
+
+    monkeypatch.setattr(sweep, "log_comparison", log)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    parameters = {**SMALL, "run.budget": {"value": 1e9}, "wandb.tags": {"value": "('icons',)"}, **SEEDS}
+    more = {"metric": {"name": "train/gradient_norm", "goal": "minimize"}, "project": "ours", "entity": "us"}
+    path = write(parameters, name="night", **more)
+    assert call(path, "--out", "out").status == 0
+    ((settings, out, name, group),) = sent
+    assert (settings.project, settings.entity, settings.tags) == ("ours", "us", ("icons",))
+    assert (out, name, group) == (Path("out/comparison"), "night-comparison", "night")
+    found = json.loads(Path("out/comparison/comparison.json").read_text())
+    assert (found["metric"], found["lower_is_better"]) == ("train/gradient_norm", True)
+    for folder in arms_in(Path("out")):
+        assert sweep.final_value(folder, "train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
+    assert sweep.final_value(Path("out"), "train/loss") is None
+    assert call(path, "--out", "out").out.count("already finished") == 2
+    assert len(sent) == 1  # nothing has run: the summary run of before still stands
+
+
+def test_a_comparison_that_wandb_refuses_is_said(
+    call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no key")
+
+    monkeypatch.setattr(sweep, "log_comparison", refuse)
+    result = call(write({**SMALL, "run.budget": {"value": 1e9}}), "--out", "out")
+    assert result.status == 0
+    assert "the comparison is not in W&B: no key" in result.err
 
 
 def test_a_sweep_with_an_arm_that_fails(call: Call, started: list[list[str]]) -> None:
@@ -509,9 +602,11 @@ def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Cal
     start_with(monkeypatch, Popen)
     monkeypatch.setattr(sweep, "_compare", lambda _, __, out: compared.append(out))
     compared: list[Path] = []
-    path = write({**SMALL, "run.budget": {"value": 1e9}}, name="night")
+    for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+    path = write({**SMALL, "run.budget": {"value": 1e9}}, name="night", project="ours", entity="us")
     assert call(path).status == 0
-    assert seen[0]["WANDB_RUN_GROUP"] == "night"
+    assert [seen[0][f"WANDB_{name}"] for name in ("RUN_GROUP", "PROJECT", "ENTITY")] == ["night", "ours", "us"]
     assert seen[0]["JESTBENCH_CACHE"] == os.environ["JESTBENCH_CACHE"]
     assert compared == [Path("runs/night")]
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")

@@ -107,6 +107,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     _print(format_table(comparison), sys.stdout)
     _print(f"\nwritten: {options.out / PAGE}, comparison.json, comparison.md and plots beside it", sys.stdout)
+    return _to_wandb(options.out) if options.wandb else 0
+
+
+def _to_wandb(out: Path) -> int:
+    from jestbench.metrics import WandB, log_comparison
+
+    try:
+        folder = log_comparison(WandB(), out, out.resolve().name)
+    except ValueError as error:
+        _print(f"compare: {error}", sys.stderr)
+        return 2
+    if folder is not None:
+        _print(f"W&B, offline: {folder}; wandb sync sends it", sys.stdout)
     return 0
 
 
@@ -143,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         "--lower_is_better",
         action=argparse.BooleanOptionalAction,
         help="whether a smaller value is better (default: where the metric's name holds 'loss')",
+    )
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="put the table, the plots and the page into one W&B run too; offline, in --out, unless WANDB_MODE=online "
+        "(WANDB_PROJECT, WANDB_ENTITY and WANDB_RUN_GROUP say where)",
     )
     return parser
 

@@ -38,7 +38,7 @@ _AXIS_LONG = {
     "pairs_trained": "pairs trained on",
     "seconds": "seconds of training",
 }
-_RUN_FILES = ("metrics.jsonl", "summary.json", "operative.gin", "environment.json")
+_RUN_FILES = ("metrics.jsonl", "summary.json", "operative.gin", "environment.json", "examples/index.html")
 
 
 def to_html(comparison: Comparison, out: Path) -> str:

@@ -80,6 +80,15 @@ class BenchmarkEvaluator:
         passes = (Pass("eval", macs, f"evaluation on {name}, {count} images"),)
         return {f"eval/{name}/{metric}": value for metric, value in found.items()}, passes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics that a call gives."""
+        found = [f"{direction}_recall{k}" for direction in ("image_to_text", "text_to_image") for k in RANKS]
+        if self.benchmark.task == "zero_shot":
+            found = ["zero_shot_top1", "zero_shot_top5", "mean_per_class_recall"]
+            found += [f"{self.few_shot}_shot_top1"] if self.few_shot else []
+        return tuple(f"eval/{self.benchmark.name}/{metric}" for metric in found)
+
     def _zero_shot(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, float]:
         classes = len(self.benchmark.classnames)
         # A class is the mean over its templates of normalised embeddings (Radford et al. 2021, section 3.1.4).

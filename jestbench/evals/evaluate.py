@@ -12,7 +12,7 @@ from jestbench.batch import DataError, Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.metrics import evaluate_embeddings
+from jestbench.evals.metrics import NAMES, evaluate_embeddings
 from jestbench.learner import Learner
 
 
@@ -88,6 +88,11 @@ class Evaluator:
         self.sets = [
             BenchmarkEvaluator(found, pairs.tokenizer, resolution, config.batch_size, config.few_shot) for found in sets
         ]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics that a call gives."""
+        return (*NAMES, *(name for one in self.sets for name in one.names))
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """Metrics ``eval/…`` and the passes that they cost."""

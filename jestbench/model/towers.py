@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models import checkpoint_seq
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jestbench import seeds
 from jestbench.batch import Batch
@@ -23,20 +28,29 @@ from jestbench.model.losses import LossName
 from jestbench.model.views import FULL, View, cut_text, grid_of, kept_patches, layers_run, patches_kept, resize_matrix
 
 TextPool = Literal["mean", "end"]
+Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit
+"""What can stand in an image tower; views are for plain vision transformers (``views.check``)."""
+
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
 INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
 MAX_SCALE = 100.0
 
 
+def _at_least_fp32(value: Tensor) -> Tensor:
+    """fp32, or fp64 where the model is: half precision never reaches a similarity."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 class ImageTower(nn.Module):
     """A timm vision transformer and a projection: uint8 ``[B, 3, H, W]`` → ``[B, D]``, not normalised."""
 
-    def __init__(self, backbone: VisionTransformer, output: int) -> None:
+    def __init__(self, backbone: Backbone, output: int, image_size: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Linear(backbone.num_features, output, bias=False)
         nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
-        height, width = backbone.patch_embed.img_size
+        # A NaFlexViT takes images of any size and has none of its own.
+        height, width = backbone.patch_embed.img_size if image_size is None else (image_size, image_size)
         self.resolution: tuple[int, int] = (int(height), int(width))
         self._resize: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -49,7 +63,7 @@ class ImageTower(nn.Module):
             key_B: int64 content keys of the images, for a view that keeps a share of the patches.
         """
         resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
-        pixels = images_BCHW.float()
+        pixels = images_BCHW.to(self.projection.weight.dtype)
         if pixels.shape[-2:] != resolution:
             pixels = F.interpolate(pixels, resolution, mode="bilinear", antialias=True, align_corners=False)
         pixels = pixels / 127.5 - 1
@@ -91,8 +105,10 @@ class ImageTower(nn.Module):
         if patch_size is None or (patch_size, patch_size) == tuple(embed.patch_size):
             return weight
         matrix = self._resize_matrix(patch_size)
-        with torch.autocast(weight.device.type, enabled=False):
-            flat = weight.float().flatten(2) @ matrix
+        place = weight.device.type
+        with torch.autocast(place if torch.amp.is_autocast_available(place) else "cpu", enabled=False):
+            exact = _at_least_fp32(weight)
+            flat = exact.flatten(2) @ matrix.to(exact.dtype)
         return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
 
     def _resize_matrix(self, patch_size: int) -> Tensor:
@@ -188,6 +204,7 @@ class TextTower(nn.Module):
     ) -> None:
         super().__init__()
         self.pad_id, self.causal, self.pool = pad_id, causal, pool
+        self.grad_checkpointing = False
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.empty(length, width))
         self.blocks = nn.ModuleList(TextBlock(width, heads, mlp_ratio) for _ in range(layers))
@@ -212,7 +229,10 @@ class TextTower(nn.Module):
         x_BLW = self.tokens(token_BL) + positions
         mask = None if self.causal else real_BL[:, None, None, :]
         for block in self.blocks[: layers_run(view.text_layers, len(self.blocks))]:
-            x_BLW = block(x_BLW, mask, self.causal)
+            if self.grad_checkpointing:
+                x_BLW = checkpoint(block, x_BLW, mask, self.causal, use_reentrant=False)
+            else:
+                x_BLW = block(x_BLW, mask, self.causal)
         if self.pool == "mean":
             share_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
             pooled = (self.norm(x_BLW) * share_BL1).sum(1) / share_BL1.sum(1)
@@ -249,13 +269,30 @@ class TwoTowers(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
+    @contextmanager
+    def checkpointing(self, enabled: bool) -> Iterator[None]:
+        """Forward passes that keep a block's input alone; backward runs the block again (arXiv 1604.06174).
+
+        The random state is restored for the second run, so drop path drops the same.
+        """
+        if not enabled:
+            yield
+            return
+        self.image.backbone.set_grad_checkpointing(True)
+        self.text.grad_checkpointing = True
+        try:
+            yield
+        finally:
+            self.image.backbone.set_grad_checkpointing(False)
+            self.text.grad_checkpointing = False
+
     def encode_image(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
         """Normalised fp32 image embeddings ``[B, D]``, whatever autocast the tower ran under."""
-        return F.normalize(self.image(images_BCHW, view, key_B).float(), dim=-1)
+        return F.normalize(_at_least_fp32(self.image(images_BCHW, view, key_B)), dim=-1)
 
     def encode_text(self, token_BL: Tensor, view: View = FULL) -> Tensor:
         """Normalised fp32 text embeddings ``[B, D]``."""
-        return F.normalize(self.text(token_BL, view).float(), dim=-1)
+        return F.normalize(_at_least_fp32(self.text(token_BL, view)), dim=-1)
 
     def forward(self, batch: Batch, view: View = FULL) -> tuple[Tensor, Tensor]:
         """Both embeddings of a batch under a view; the batch must hold ids of this model's own tokenizer.
@@ -277,7 +314,7 @@ class Model:
     """Shape of the two towers.
 
     Attributes:
-        image_tower: any timm vision transformer by name.
+        image_tower: any timm vision transformer by name: ViT, SigLIP, FlexiViT, NaFlexViT, EVA-02, DINOv3, BEiT.
         image_size: pixels; images of another size are resized on the device.
         patch_size: pixels.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
@@ -347,12 +384,12 @@ class Model:
                 raise ValueError(
                     f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
                 ) from error
-            if not isinstance(backbone, VisionTransformer):
+            if not isinstance(backbone, Backbone):
                 raise ValueError(
                     f"model.image_tower = {self.image_tower!r} is a {type(backbone).__name__}; "
-                    "a vision transformer is needed (timm.list_models('vit*'))"
+                    "a vision transformer is needed (timm.list_models('vit*'), or flexivit, naflexvit, eva, beit)"
                 )
-            image = ImageTower(backbone, self.embed_dim)
+            image = ImageTower(backbone, self.embed_dim, self.image_size if isinstance(backbone, NaFlexVit) else None)
             text = TextTower(
                 tokenizer.vocab_size,
                 tokenizer.length,

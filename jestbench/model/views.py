@@ -163,9 +163,10 @@ def _check_backbone(view: View, backbone: VisionTransformer) -> None:
     Raises:
         ValueError: with the reason.
     """
-    reason, kind, embed = "", type(backbone), backbone.patch_embed
+    reason, kind = "", type(backbone)
+    embed: Any = getattr(backbone, "patch_embed", None)
     if any(
-        getattr(kind, step) is not getattr(VisionTransformer, step)
+        getattr(kind, step, None) is not getattr(VisionTransformer, step)
         for step in ("forward_features", "_pos_embed", "forward_head", "pool")
     ):
         reason = f"{kind.__name__} is no plain vision transformer"

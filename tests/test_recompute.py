@@ -1,0 +1,339 @@
+"""What saving memory costs and leaves alone: activation checkpointing and cached gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jestbench import config
+from jestbench.batch import Batch
+from jestbench.data.tokenizer import Tokenizer, train_bpe
+from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.learner import Learner, NonFiniteLoss, Optimizer, Price
+from jestbench.model.losses import LossName
+from jestbench.model.towers import Model, TwoTowers
+from jestbench.model.views import FULL, FULL_MIX, Mix, View, mix_of
+from jestbench.precision import Arithmetic
+
+SIZE, WIDTH, DEPTH, OUT, LENGTH = 16, 32, 2, 24, 6
+COARSE = View(patch_size=8, resolution=32)  # as many patches: timm interpolates positions in fp32, whatever the model
+MIXES: dict[str, Mix] = {
+    "full": FULL_MIX,
+    "flexi": mix_of([(0.5, FULL), (0.5, COARSE)]),
+    "interpolated": mix_of([(0.5, FULL), (0.5, View(patch_size=8))]),
+    "cheap": mix_of([(0.6, FULL), (0.4, View(keep=0.5, layers=0.5, text_layers=0.5, text_length=4))]),
+}
+PLAIN: dict[str, Any] = {}
+DROPPING: dict[str, Any] = {"drop_path_rate": 0.5, "proj_drop_rate": 0.2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 64).to_str(), LENGTH)
+
+
+def towers(tokenizer: Tokenizer, loss: LossName = "sigmoid", **options: Any) -> TwoTowers:
+    shape = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2} | options
+    model = Model(
+        image_size=SIZE,
+        patch_size=4,
+        image_options=shape,
+        embed_dim=OUT,
+        text_width=WIDTH,
+        text_layers=2,
+        text_heads=2,
+    )
+    return model.build(tokenizer, loss, 0)
+
+
+def batch_of(tokenizer: Tokenizer, count: int) -> Batch:
+    random = torch.Generator().manual_seed(1)
+    captions = ["a red star", "two green circles", "the blue square", "a a a"] * count
+    return Batch(
+        images_BCHW=torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=random),
+        token_ids={tokenizer.identity: tokenizer.encode(captions[:count])},
+        image_key_B=torch.randint(-(2**62), 2**62, (count,), generator=random),
+        text_key_B=torch.arange(count),
+    )
+
+
+RERUNS: dict[tuple[str, View], Price] = {}
+
+
+def rerun_price(model: TwoTowers, batch: Batch, view: View) -> Price:
+    """Measured once for each shape of the tests."""
+    key = (str(model.image.backbone), view)
+    if key not in RERUNS:
+        RERUNS[key] = Price.of_rerun(model, batch, view)
+    return RERUNS[key]
+
+
+def learner_of(
+    model: TwoTowers,
+    batch: Batch,
+    mix: Mix = FULL_MIX,
+    loss: LossName = "sigmoid",
+    checkpointing: bool = False,
+    microbatch: int | None = None,
+) -> Learner:
+    """A learner priced as a run prices it; no clipping, so that gradients can be compared."""
+    views = {FULL, *(view for _, view in mix)}
+    prices = {view: Price.of(model, batch, view) for view in views}
+    reruns = {view: rerun_price(model, batch, view) for view in views} if checkpointing else None
+    arithmetic = Arithmetic(torch.device("cpu"), bf16=False)
+    return Learner(model, loss, Optimizer(clip=0.0), arithmetic, prices[FULL], mix, prices, reruns, microbatch)
+
+
+@dataclass(frozen=True)
+class Updated:
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def updated(learner: Learner, batch: Batch, weight_K: Tensor | None = None, seed: int = 5) -> Updated:
+    loss = learner.update(batch, weight_K, 0.5, seed).loss
+    named = learner.model.named_parameters()
+    return Updated(loss, {name: value.grad for name, value in named if value.grad is not None})
+
+
+def assert_same(one: Updated, other: Updated, tolerance: float) -> None:
+    assert one.loss == pytest.approx(other.loss, rel=max(tolerance, 1e-12))
+    assert one.gradients.keys() == other.gradients.keys()
+    for name, gradient in one.gradients.items():
+        scale = other.gradients[name].abs().max().clamp(min=1.0)
+        assert (gradient - other.gradients[name]).abs().max() <= tolerance * scale, name
+
+
+def charged(passes: Sequence[Any], purpose: str) -> int:
+    return sum(item.macs for item in passes if item.purpose == purpose)
+
+
+# Values and gradients
+
+
+@pytest.mark.parametrize(
+    ("mix", "options"),
+    [(MIXES["full"], PLAIN), (MIXES["full"], DROPPING), (MIXES["interpolated"], PLAIN), (MIXES["cheap"], DROPPING)],
+    ids=["full", "full-drop_path", "interpolated", "cheap-drop_path"],
+)
+def test_checkpointing_changes_no_gradient(tokenizer: Tokenizer, mix: Mix, options: dict[str, Any]) -> None:
+    batch = batch_of(tokenizer, 7)
+    plain, saving = (
+        updated(learner_of(towers(tokenizer, **options), batch, mix, checkpointing=on), batch) for on in (False, True)
+    )
+    assert_same(saving, plain, 0.0)
+    assert plain.gradients["log_scale"].abs() > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
+@pytest.mark.parametrize("mix", [MIXES["full"], MIXES["flexi"], MIXES["cheap"]], ids=["full", "flexi", "cheap"])
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_cached_gradients_are_those_of_one_pass(
+    tokenizer: Tokenizer, loss: LossName, mix: Mix, weighted: bool, checkpointing: bool
+) -> None:
+    batch = batch_of(tokenizer, 11)
+    weight_K = torch.linspace(0.2, 3.0, 11, dtype=torch.float64) if weighted else None
+    one = learner_of(towers(tokenizer, loss).double(), batch, mix, loss)
+    cached = learner_of(towers(tokenizer, loss).double(), batch, mix, loss, checkpointing, microbatch=3)
+    expected = updated(one, batch, weight_K)
+    assert_same(updated(cached, batch, weight_K), expected, 1e-10)
+    assert expected.gradients["log_scale"].abs() > 0
+    assert ("bias" in expected.gradients) == (loss == "sigmoid")
+    for name, value in one.model.state_dict().items():
+        assert torch.allclose(value, cached.model.state_dict()[name], atol=1e-6), "the step is the same too"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_both_passes_of_a_micro_batch_drop_the_same(tokenizer: Tokenizer, checkpointing: bool) -> None:
+    """The gradient is that of the loss which the first pass found: by central differences, along the gradient."""
+    batch, seed = batch_of(tokenizer, 9), 4
+    model = towers(tokenizer, **DROPPING).double()
+    learner = learner_of(model, batch, MIXES["cheap"], checkpointing=checkpointing, microbatch=4)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    found = updated(learner, batch, seed=seed)
+
+    def loss_at(step: float) -> float:
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                value.copy_(before[name] + step * found.gradients[name])
+        return learner.update(batch, None, 0.5, seed).loss
+
+    slope = (loss_at(1e-7) - loss_at(-1e-7)) / 2e-7
+    square = sum(float((gradient**2).sum()) for gradient in found.gradients.values())
+    found_again = loss_at(0.0)
+    assert found_again == found.loss
+    assert slope == pytest.approx(square, rel=1e-5)
+    other = learner.update(batch, None, 0.5, seed + 1).loss
+    assert other != found_again, "the test drops something"
+
+
+def test_a_batch_that_fits_is_run_once(tokenizer: Tokenizer) -> None:
+    batch = batch_of(tokenizer, 6)
+    plain = learner_of(towers(tokenizer, **DROPPING), batch, MIXES["flexi"])
+    wide = learner_of(towers(tokenizer, **DROPPING), batch, MIXES["flexi"], microbatch=6)
+    assert wide.training_passes(6) == plain.training_passes(6)
+    assert_same(updated(wide, batch), updated(plain, batch), 0.0)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(tokenizer: Tokenizer) -> None:
+    batch = batch_of(tokenizer, 6)
+    learner = learner_of(towers(tokenizer), batch, microbatch=2, checkpointing=True)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match="the loss is nan"):
+        learner.update(batch, torch.full((6,), torch.nan), 0.5, 0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
+    assert all(value.grad is None for value in learner.model.parameters())
+
+
+def test_checkpointing_is_off_outside_of_training(tokenizer: Tokenizer) -> None:
+    batch = batch_of(tokenizer, 4)
+    learner = learner_of(towers(tokenizer), batch, checkpointing=True)
+    learner.update(batch, None, 0.5, 0)
+    assert not learner.model.text.grad_checkpointing
+    assert not learner.model.image.backbone.grad_checkpointing
+
+
+# What is charged
+
+
+def counted(learner: Learner, batch: Batch) -> int:
+    """Multiply-adds of a whole update that torch's counter sees, under unfused attention."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        learner.update(batch, None, 0.5, 0)
+    return counter.get_total_flops() // FLOPS_PER_MAC
+
+
+@pytest.mark.parametrize(
+    ("mix", "options"),
+    [
+        *((mix, PLAIN) for mix in MIXES.values()),
+        (MIXES["cheap"], DROPPING),
+        (MIXES["flexi"], {"init_values": 0.1}),
+        (MIXES["full"], {"class_token": False, "global_pool": "map"}),
+    ],
+    ids=[*MIXES, "drop_path", "layer_scale", "map_pool"],
+)
+def test_checkpointing_is_charged_what_torch_counts(tokenizer: Tokenizer, mix: Mix, options: dict[str, Any]) -> None:
+    batch = batch_of(tokenizer, 7)
+    plain = learner_of(towers(tokenizer, **options), batch, mix)
+    saving = learner_of(towers(tokenizer, **options), batch, mix, checkpointing=True)
+    extra = counted(saving, batch) - counted(plain, batch)
+    assert charged(saving.training_passes(7), "recompute") == extra > 0
+    assert charged(saving.training_passes(7), "learner_train") == charged(plain.training_passes(7), "learner_train")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_cached_gradients_are_charged_a_forward_pass(tokenizer: Tokenizer, mix: Mix, checkpointing: bool) -> None:
+    """What torch counts, but for the patch embedding's resizing, whose training is charged by the 3x convention."""
+    batch = batch_of(tokenizer, 11)
+    plain = learner_of(towers(tokenizer), batch, mix)
+    cached = learner_of(towers(tokenizer), batch, mix, checkpointing=checkpointing, microbatch=3)
+    pieces = cached._pieces(mix, 11)
+    assert max(len(index) for _, index in pieces) == 3
+    assert torch.cat([index for _, index in pieces]).tolist() == list(range(11))
+    extra = counted(cached, batch) - counted(plain, batch)
+    fixed = [cached.prices[view].fixed for view, _ in pieces if view.patch_size is not None]
+    repeated = sum(fixed[1:])
+    convention = repeated * (TRAINING_PASSES - 2)  # the matrix needs no gradient: forward and one product back
+    assert charged(cached.training_passes(11), "recompute") == extra + convention
+    forward = sum(cached.prices[view].pairs(len(index)) for view, index in pieces)
+    rerun = sum((cached.reruns or {})[view].pairs(len(index)) for view, index in pieces) if checkpointing else 0
+    assert charged(cached.training_passes(11), "recompute") == forward + rerun + TRAINING_PASSES * repeated
+
+
+def test_a_checkpointed_block_costs_its_closed_form(tokenizer: Tokenizer) -> None:
+    """All of a block but its last layer: torch has what it needs once that layer's input is there again."""
+    rerun = Price.of_rerun(towers(tokenizer), batch_of(tokenizer, 1))
+    tokens = (SIZE // 4) ** 2 + 1
+    image = DEPTH * (8 * tokens * WIDTH**2 + 2 * tokens**2 * WIDTH)
+    text = 2 * (8 * LENGTH * WIDTH**2 + 2 * LENGTH**2 * WIDTH)
+    assert rerun == Price(image, text)
+
+
+def test_counting_leaves_the_model_alone(tokenizer: Tokenizer) -> None:
+    model, batch = towers(tokenizer, **DROPPING).eval(), batch_of(tokenizer, 2)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    Price.of_rerun(model, batch, COARSE)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.grad is None and value.device.type == "cpu" for value in model.parameters())
+
+
+# Other image towers
+
+
+def tower_of(tokenizer: Tokenizer, name: str) -> TwoTowers:
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    shape = {"embed_dim": 24, "text_width": 32, "text_layers": 1, "text_heads": 2}
+    return Model(name, image_size=SIZE, patch_size=4, image_options=options, **shape).build(tokenizer, "sigmoid", 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["naflexvit_base_patch16_siglip", "eva02_tiny_patch14_224", "beit_base_patch16_224", "flexivit_small"]
+)
+def test_other_towers_train_and_pay_for_what_is_run_again(tokenizer: Tokenizer, name: str) -> None:
+    batch = batch_of(tokenizer, 3)
+    plain = learner_of(tower_of(tokenizer, name), batch)
+    saving = learner_of(tower_of(tokenizer, name), batch, checkpointing=True)
+    extra = counted(saving, batch) - counted(plain, batch)
+    assert charged(saving.training_passes(3), "recompute") == extra > 0
+
+
+def test_towers_that_are_no_plain_vision_transformer_have_no_views(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("naflexvit_base_patch16_gap", "eva02_tiny_patch14_224"):
+        assert config.main([*TINY, f"model.image_tower={name}", "--check"]) == 2
+        assert "is no plain vision transformer" in capsys.readouterr().err
+    assert config.main([*TINY, "model.image_tower=resnet18", "--check"]) == 2
+    assert "model.image_tower = 'resnet18'" in capsys.readouterr().err
+
+
+# Whole runs
+
+WORLD = ["synthetic.pool=100", "synthetic.curated=64", "synthetic.holdout=64", "synthetic.eval=32"]
+SMALL = ["run.batch_size=8", "run.super_batch_size=24", *WORLD, "run.budget=None", "budget.steps=3"]
+QUIET = ["log.every=1", "log.progress=False", "wandb.mode=disabled", "run.device=cpu", "evaluate.points=1"]
+FLEXI = ["--gin_file", str(config.PROJECT / "gin/policy/uniform_flexi.gin")]
+TINY = ["--gin_file", str(config.PROJECT / "gin/run/tiny.gin"), *FLEXI, *SMALL, *QUIET]
+
+
+def test_a_run_pays_what_price_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saving = ["run.train_microbatch=3", "run.grad_checkpointing=True"]
+    assert config.main([*TINY, *saving, "--price"]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    price = {name: int(lines[name][1].replace(",", "")) for name in ("learner_train", "pairwise", "recompute", "total")}
+    flops, rows = {}, {}
+    for name, bindings in {"plain": [], "saving": saving}.items():
+        assert config.main([*TINY, *bindings, "--run_dir", str(tmp_path / name)]) == 0
+        flops[name] = json.loads((tmp_path / name / "summary.json").read_text())["flops"]
+        lines_of = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [json.loads(line).get("train/loss") for line in lines_of]
+    assert {name: flops["saving"][name] for name in price} == {name: 3 * one for name, one in price.items()}
+    assert flops["plain"]["recompute"] == 0 < flops["saving"]["recompute"]
+    assert flops["plain"]["learner_train"] == flops["saving"]["learner_train"]
+    assert rows["saving"] == pytest.approx(rows["plain"], abs=1e-4)
+
+
+def test_saving_memory_is_part_of_the_arm_where_it_costs() -> None:
+    def digest(*bindings: str) -> str:
+        return config.resolve(["gin/run/tiny.gin"], bindings).config_hash
+
+    assert digest("run.grad_checkpointing=True") != digest()
+    assert digest("run.train_microbatch=31") != digest()
+    assert digest("run.train_microbatch=32") == digest("run.train_microbatch=None") == digest()
+
+
+def test_a_micro_batch_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main([*TINY, "run.train_microbatch=0", "--check"]) == 2
+    assert "run.train_microbatch must be at least 1" in capsys.readouterr().err
