@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -46,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
     command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
     command.add_argument("--price", action="store_true", help="print what a step costs; train nothing")
+    command.add_argument(
+        "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
+    )
     command.add_argument("--list_policies", action="store_true", help="print the registered policies")
     command.add_argument(
         "--allow_unused", action="append", nargs="+", default=[], metavar="PATTERN", help="such as 'jest.*'"
@@ -152,6 +156,11 @@ def _run(arguments: argparse.Namespace) -> int:
         with launch.building():
             table = price_table(launch.without_download(resolved))
         print(table)
+        return 0
+    if arguments.fill_cache:
+        from jestbench.fill import fill_cache
+
+        print(json.dumps(fill_cache(resolved), indent=2))
         return 0
     if arguments.resume and arguments.run_dir is None:
         raise ConfigError("--resume needs the run's folder: --run_dir DIR")

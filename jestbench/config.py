@@ -28,7 +28,9 @@ import typeguard
 from gin import config_parser
 
 import policies
+from jestbench.cache import Cache
 from jestbench.data.captions import Captions
+from jestbench.data.cascade import Cascade
 from jestbench.data.hub import HuggingFace
 from jestbench.data.icons import Icons
 from jestbench.data.shards import WebDataset
@@ -64,11 +66,13 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "huggingface": HuggingFace,
     "captions": Captions,
     "tokenizer": TokenizerChoice,
+    "cache": Cache,
+    "cascade": Cascade,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference run.scorer evaluate.sets".split()
+    "run.reference run.scorer run.cache cache.mode cache.folder evaluate.sets".split()
 )
 # Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
 ADDED: Mapping[str, Any] = {
@@ -76,9 +80,11 @@ ADDED: Mapping[str, Any] = {
     "run.twin": False,
     "run.half": None,
     "run.objective": None,
+    "run.cascade": None,
+    "cache.dtype": "float32",
     "budget.adds": [],
 }
-# A frozen model that a policy may need: the run file that trains one, and whether by regression.
+# A frozen model that a run may need: the run file that trains one, and whether by regression.
 PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
     "reference": ("gin/run/reference.gin", False),
     "scorer": ("gin/run/cappy.gin", True),
@@ -558,11 +564,13 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping
         arm.pop("run.super_batch_size", None)
     if "learner" not in needs:
         arm.pop("run.score_view", None)
-    if "reference" not in needs:
+    cascaded = "run.cascade" in arm
+    if "reference" not in needs and not cascaded:
         arm.pop("run.reference_view", None)
         arm.pop("run.twin", None)
-    if not needs & PRETRAINED.keys():
+    if not needs & PRETRAINED.keys() and not cascaded:
         arm.pop("run.reference_accounting", None)
+        arm.pop("cache.dtype", None)
     # Saving memory costs FLOPs and is part of the arm; not doing so is none.
     if not arm.get("run.grad_checkpointing"):
         arm.pop("run.grad_checkpointing", None)
@@ -695,7 +703,12 @@ def _roles(run: Run) -> list[Pretrained]:
             f"the policy {name} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a "
             f"run file ({PRETRAINED['scorer'][0]})"
         )
-    asked = (needs | set(run.limit.adds)) - ({"scorer"} if in_training else set())
+    if run.cascade is not None and run.cascade.score == "scorer" and in_training:
+        raise ConfigError(
+            "cascade.score = 'scorer' needs a pretrained scorer, not one trained beside the learner: bind run.scorer "
+            f"to a run file ({PRETRAINED['scorer'][0]})"
+        )
+    asked = (run.needs | set(run.limit.adds)) - ({"scorer"} if in_training else set())
     return [role for role in PRETRAINED if role in asked]
 
 
@@ -728,7 +741,9 @@ def _pretrained(
     key, asked = f"run.{role}", getattr(run, role)
     usual, by_regression = PRETRAINED[role]
     if not asked:
-        who = "budget.adds" if role in run.limit.adds else f"the policy {type(run.policy).__name__}"
+        assert not isinstance(run.policy, str)
+        who = f"the policy {type(run.policy).__name__}" if role in run.policy.needs else "run.cascade"
+        who = "budget.adds" if role in run.limit.adds else who
         raise ConfigError(
             f"{who} needs a {role}: bind {key} to a run file ({usual}) or to the folder of a finished run"
         )

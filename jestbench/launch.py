@@ -164,7 +164,7 @@ def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, Path]:
     Raises:
         DataError: the given folder holds no finished run, or training did not finish.
     """
-    needs = resolved.policy.needs  # a reference that the budget adds is paid for, not trained
+    needs = resolved.run.needs  # a reference that the budget adds is paid for, not trained
     roles = [role for role in get_args(Pretrained) if role in needs and any(resolved.pretrained(role))]
     return {role: _ensure(resolved, role) for role in roles}
 
@@ -375,7 +375,7 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None, Regressor 
         data = data.stand_in()
     tokenizer = data.split(resolved.run.split).tokenizer
     reference: TwoTowers | None = None
-    if "reference" not in resolved.policy.needs:
+    if "reference" not in resolved.run.needs:
         pass
     elif resolved.reference_dir is not None:
         reference = load_model(resolved.reference_dir)
@@ -452,18 +452,19 @@ def check(resolved: Resolved) -> None:
         DataError: the data does not fit it.
     """
     resolved = without_download(resolved)
-    drawn = min(32, resolved.draw_size)
+    # The candidates of a cascade are to fit the stand-in's pool.
+    drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
-            run = replace(resolved.run, device="cpu", reference_accounting="online")
+            run = replace(resolved.run, device="cpu", reference_accounting="online", cache=None)
             data, reference, regressor = stand_ins(resolved)
             twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
             tiny = replace(resolved, run=run)
             stages = build_stages(tiny, data, reference, Path(folder), drawn, regressor, twin)
             if resolved.run.data.is_prepared():
-                SuperBatches(stages.pairs, resolved.draw_size, run.seed)
+                SuperBatches(stages.pairs, resolved.candidates, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         _warned(resolved, stages)
         batch = stages.super_batches.at(0)

@@ -2,103 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, Pass
+from jestbench.cache import Bound
 from jestbench.learner import Price
+from jestbench.model.losses import LossName
 from jestbench.model.regression import Regressor
 from jestbench.precision import Arithmetic
-from jestbench.reference import Accounting, EmbeddingStore
-
-_ODD = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # splitmix64's, as signed 64-bit integers
-
-
-def pair_keys(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
-    """One int64 content key a pair, from both of its keys: splitmix64 over the two.
-
-    Equal pairs have equal keys; others collide as 64-bit hashes do.
-    """
-    return _mixed(_mixed(image_key_B) + text_key_B)
+from jestbench.reference import Accounting, Read, Remembering
+from jestbench.rows import pair_key_B
 
 
-def _mixed(key_B: Tensor) -> Tensor:
-    """The finaliser of splitmix64, a bijection; integer arithmetic wraps, shifts are logical."""
-    key_B = key_B + _ODD[0]
-    for shift, factor in ((30, _ODD[1]), (27, _ODD[2])):
-        key_B = (key_B ^ _shifted(key_B, shift)) * factor
-    return key_B ^ _shifted(key_B, 31)
-
-
-def _shifted(key_B: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right (torch's keeps the sign)."""
-    return (key_B >> bits) & ((1 << (64 - bits)) - 1)
-
-
-class PairScorer:
+class PairScorer(Remembering):
     """A frozen scorer, in eval mode, without gradient, its passes reported as ``scorer_score``.
 
-    The accounting is that of ``FrozenModel``: ``online`` runs and charges every pair; ``first_sight``
-    charges towers and head the first time this run meets a pair, and remembers its grade; ``amortised``
-    remembers too and charges nothing. A grade belongs to image *and* text, so an image that comes back
-    with another caption is a pair of its own, and goes through its tower again.
+    A grade belongs to image *and* text, so an image that comes back with another caption is a pair of its
+    own, and goes through its tower again.
     """
 
     def __init__(
-        self, model: Regressor, accounting: Accounting, arithmetic: Arithmetic, store_dir: Path, microbatch: int
+        self,
+        model: Regressor,
+        accounting: Accounting,
+        arithmetic: Arithmetic,
+        store_dir: Path,
+        microbatch: int,
+        cache: Bound | None = None,
     ) -> None:
+        super().__init__("scorer_score", accounting, microbatch, store_dir, {"pair": 1}, cache)
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
-        self.accounting, self.arithmetic, self.microbatch = accounting, arithmetic, microbatch
+        self.arithmetic = arithmetic
         self.head_macs = self.model.head_macs()
-        self.price: Price | None = None
-        self.hits = 0
-        self.amortised_macs = 0
-        self._store = None if accounting == "online" else EmbeddingStore(store_dir / "scorer_score-pairs.bin", 1)
 
     def grades(self, batch: Batch) -> tuple[Tensor, tuple[Pass, ...]]:
         """g of each pair, float32 ``[B]``, and the passes that it cost."""
         self.price = self.price or Price.of(self.model, batch)
-        if self._store is None:
-            return self._graded(batch), self._charge(len(batch))
-        key_B = pair_keys(batch.image_key_B, batch.text_key_B)
-        missing = self._store.missing(key_B)
-        self.hits += len(batch) - len(missing)
-        if len(missing):
-            self._store.add(key_B[missing], self._graded(batch.take(missing))[:, None])
-        return self._store.get(key_B)[:, 0].to(self.arithmetic.device), self._charge(len(missing))
+        key_B = pair_key_B(batch.image_key_B, batch.text_key_B)
+        charged = self._charged(self._sighted("pair", key_B))
+        grade_B = self._fetch(key_B, lambda index_M: self._graded(batch.take(index_M)))
+        return grade_B.to(self.arithmetic.device), charged
+
+    def own_loss(
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        """−g of each candidate, float64 ``[C]`` on the CPU, infinite where it is damaged; and the passes that it cost.
+
+        As ``FrozenModel.own_loss``; ``loss`` plays no part, and ``price`` must be set before.
+        """
+        key_C = pair_key_B(image_key_C, text_key_C)
+        charged = self._charged(self._sighted("pair", key_C))
+
+        def compute(index_M: Tensor) -> Tensor:
+            batch = read(index_M)
+            # A damaged pair has another in its place, whose grade is not its own.
+            same_M = (batch.image_key_B == image_key_C[index_M]) & (batch.text_key_B == text_key_C[index_M])
+            return self._graded(batch).masked_fill(~same_M, torch.nan)
+
+        loss_C = -self._fetch(key_C, compute).double()
+        return loss_C.masked_fill(loss_C.isnan(), torch.inf), charged
+
+    def _fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        grade_B1, computed = self._rows["pair"].fetch(key_B, lambda index_M: compute(index_M)[:, None])
+        self.hits += len(key_B) - computed
+        return grade_B1[:, 0]
 
     def _graded(self, batch: Batch) -> Tensor:
-        parts = torch.arange(len(batch)).split(self.microbatch)
+        graded = []
         with torch.no_grad(), self.arithmetic.autocast():
-            return torch.cat([self.model.score(batch.take(part)) for part in parts])
+            for index, count in self._blocks(len(batch)):
+                graded.append(self.model.score(batch.take(index))[:count].float().cpu())
+        return torch.cat(graded)
 
-    def _charge(self, count: int) -> tuple[Pass, ...]:
-        assert self.price is not None
-        macs = pair_macs(self.price, self.head_macs, count)
-        if self.accounting == "amortised":
-            self.amortised_macs += macs
-            return ()
-        return (Pass("scorer_score", macs, f"pair scorer, {count} pairs"),)
-
-    def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: how many grades the store holds, and the counters."""
-        if self._store is not None:
-            self._store.flush()
-        rows = 0 if self._store is None else len(self._store)
-        return {"pairs": rows, "hits": self.hits, "amortised_macs": self.amortised_macs}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on from a checkpoint."""
-        if self._store is not None:
-            self._store.restore(state["pairs"])
-        self.hits, self.amortised_macs = state["hits"], state["amortised_macs"]
-
-    def close(self, remove: bool) -> None:
-        """Close the store, and remove its file when the run has finished."""
-        if self._store is not None:
-            self._store.close(remove)
+    def _charged(self, count: int) -> tuple[Pass, ...]:
+        assert self.price is not None, "priced before: nothing may be left to trace"
+        return self._charge(self.purpose, pair_macs(self.price, self.head_macs, count), f"pair scorer, {count} pairs")
 
 
 def pair_macs(price: Price, head_macs: int, count: int) -> int:

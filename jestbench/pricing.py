@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -36,7 +36,9 @@ class StepPrice:
             met before.
         uniform: FLOPs of a uniform step, nothing of it run again to save memory.
         reference_pair: FLOPs of one pair through the reference, under its view.
-        once: the part of the step that ``first_sight`` charges once a pair: all that frozen models score.
+        first_sight: FLOPs of a step that are charged for pairs met for the first time alone: all that frozen models
+            score, and the own logits that a cascade takes from them; 0 under ``amortised``.
+        cascade_pair: FLOPs of one candidate of a cascade, met for the first time.
         closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
             only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
@@ -47,7 +49,8 @@ class StepPrice:
     uniform: int
     reference_pair: int
     closed_form: float
-    once: int = 0
+    first_sight: int = 0
+    cascade_pair: int = 0
 
     @property
     def total(self) -> int:
@@ -132,9 +135,6 @@ def _step_price(
     run, drawn = resolved.run, resolved.draw_size
     one, learner = _one(stages), stages.learner
     full = learner.price.pair
-    reference_price = None
-    if reference is not None:
-        reference_price = Price.of(reference, one, fitted(run.reference_under, reference, "run.reference_view"))
     training = learner.training_passes(run.batch_size)
     plain = _sum(learner.training_passes(run.batch_size, FULL_MIX))
     uniform = sum(flops for purpose, flops in plain.items() if purpose != "recompute")
@@ -144,20 +144,59 @@ def _step_price(
     if "learner" in resolved.policy.needs:
         scored = learner.prices[stages.scorer.view].pairs(drawn)
         passes.append(Pass("learner_score", scored, "learner"))
-    frozen: list[Pass] = []
+    frozen: tuple[Pass, ...] = ()
     if run.reference_accounting != "amortised":
-        if reference_price is not None:
-            again = 0 if resolved.twin is None else reference_price.fixed  # each of the two makes a pass
-            frozen.append(Pass("reference_score", reference_price.pairs(drawn) + again, "reference"))
-        if regressor is not None:
-            macs = pair_macs(Price.of(regressor, one), regressor.head_macs(), drawn)
-            frozen.append(Pass("scorer_score", macs, "pair scorer"))
+        frozen = tuple(_frozen_passes(resolved, one, reference, regressor))
     passes += frozen
-    charged = sum(item.macs for item in frozen)
+    towers = sum(item.macs for item in frozen if item.purpose != "pairwise")
     trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
-    closed = (trained + scored + charged) / (TRAINING_PASSES * run.batch_size * full)
-    reference_pair = 0 if reference_price is None else FLOPS_PER_MAC * reference_price.pair
-    return StepPrice(_sum(passes), uniform, reference_pair, closed, FLOPS_PER_MAC * charged)
+    closed = (trained + scored + towers) / (TRAINING_PASSES * run.batch_size * full)
+    reference_pair = 0 if reference is None else FLOPS_PER_MAC * _reference_price(resolved, one, reference).pair
+    first_sight = FLOPS_PER_MAC * sum(item.macs for item in frozen)
+    cascade_pair = _cascade_pair(resolved, one, reference, regressor)
+    return StepPrice(_sum(passes), uniform, reference_pair, closed, first_sight, cascade_pair)
+
+
+def _reference_price(resolved: Resolved, one: Batch, reference: TwoTowers) -> Price:
+    return Price.of(reference, one, fitted(resolved.run.reference_under, reference, "run.reference_view"))
+
+
+def _frozen_passes(
+    resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None
+) -> Iterator[Pass]:
+    """What frozen models are run for in a step whose pairs this run has not met."""
+    cascade = resolved.run.cascade
+    if reference is not None:
+        price = _reference_price(resolved, one, reference)
+        again = 0 if resolved.twin is None else price.fixed  # each of the two makes a pass
+        for count in _scored_by("reference", resolved):
+            yield Pass("reference_score", price.pairs(count) + again, "reference")
+        if cascade is not None and cascade.score == "reference":
+            yield Pass("pairwise", resolved.candidates * reference.width, "own logits of the candidates")
+    if regressor is not None:
+        for count in _scored_by("scorer", resolved):
+            macs = pair_macs(Price.of(regressor, one), regressor.head_macs(), count)
+            yield Pass("scorer_score", macs, "pair scorer")
+
+
+def _scored_by(role: Pretrained, resolved: Resolved) -> tuple[int, ...]:
+    """Pairs that each use of a frozen model is charged for in a step whose pairs this run has not met."""
+    run = resolved.run
+    cascaded = run.cascade is not None and run.cascade.score == role
+    # A pair that the cascade has met is not charged to the policy again, but under online accounting.
+    policy = role in resolved.policy.needs and not (cascaded and run.reference_accounting != "online")
+    return (*((resolved.candidates,) if cascaded else ()), *((resolved.draw_size,) if policy else ()))
+
+
+def _cascade_pair(resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None) -> int:
+    """FLOPs of one candidate of a cascade, met for the first time; 0 without one."""
+    cascade = resolved.run.cascade
+    if cascade is None:
+        return 0
+    if cascade.score == "reference" and reference is not None:
+        return FLOPS_PER_MAC * (_reference_price(resolved, one, reference).pair + reference.width)
+    assert regressor is not None, "a cascade is built with the model that it scores with"
+    return FLOPS_PER_MAC * pair_macs(Price.of(regressor, one), regressor.head_macs(), 1)
 
 
 def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
@@ -188,7 +227,8 @@ def _forecast(resolved: Resolved) -> int:
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0) -> int | None:
     """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
 
-    Under ``first_sight`` frozen models are charged during the first pass over the pool alone.
+    Under ``first_sight`` frozen models (and the own logits that a cascade takes from them) are charged during the
+    first pass over the pool alone.
 
     Args:
         resolved: the run.
@@ -199,11 +239,19 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0
     if resolved.run.budget is None:
         return None
     budget, first = max(0, int(resolved.run.budget) + resolved.added_flops - taken), price.total
-    later = first if resolved.run.reference_accounting == "online" else first - price.once
-    in_first_pass = max(1, pool // resolved.draw_size)
+    later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
+    in_first_pass = max(1, pool // resolved.candidates)
     if budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
+
+
+def _cascade_charged(resolved: Resolved) -> str:
+    return {
+        "online": "charged at every step, with the policy's own scoring",
+        "first_sight": "charged once each, as they are met",
+        "amortised": "shown apart, not charged",
+    }[resolved.run.reference_accounting]
 
 
 def convention_error(model: TwoTowers, price: Price, batch: Batch) -> float:
@@ -306,9 +354,15 @@ def price_table(resolved: Resolved) -> str:
             lines.append(_row(purpose, flops, price.uniform))
     lines.append(_row("total", price.total, price.uniform))
     lines.append(f"closed form, towers only: {price.closed_form:.3f}")
-    if price.once and run.reference_accounting == "first_sight":
-        rest = (price.total - price.once) / price.uniform
+    if price.first_sight and run.reference_accounting == "first_sight":
+        rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
+    if run.cascade is not None:
+        lines.append(
+            f"cascade: {resolved.candidates} candidates a step; one met for the first time costs "
+            f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
+            f"({_cascade_charged(resolved)})"
+        )
     if steps is not None:
         lines.append(_bought(resolved, steps, pool, taken))
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])

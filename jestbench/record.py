@@ -156,7 +156,7 @@ class Recorder:
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
             "time/seconds": round(progress.seconds, 6),
-            "cache/hits": sum(model.hits for model in self.stages.scorer.frozen.values()),
+            **self.stages.scorer.cache_counts(),
             **self.stages.super_batches.counts(progress.step),
             **more,
         }
@@ -244,6 +244,7 @@ class Recorder:
             "pretrain_in_budget": self.allowance.pretrain,
             "added_to_budget": self.allowance.added,
             "seconds": progress.seconds,
+            **({"cache": self.stages.scorer.cache_counts()} if resolved.run.cache is not None else {}),
             "metrics": self.final,
             **more,
         }

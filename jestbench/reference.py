@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jestbench import checkpoint
 from jestbench.batch import Batch, DataError, Pass, Purpose
+from jestbench.cache import Bound
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.learner import Price
 from jestbench.model.losses import LossName
@@ -22,9 +24,13 @@ from jestbench.model.regression import Regressor
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import FULL, FULL_MIX, Mix, View
 from jestbench.precision import Arithmetic
-from jestbench.scores import Embeddings
+from jestbench.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
+from jestbench.scores import Embeddings, NonFiniteScore
 
 Accounting = Literal["online", "first_sight", "amortised"]
+Tower = Literal["image", "text"]
+Read = Callable[[Tensor], Batch]
+"""Positions → those pairs, decoded."""
 
 Kind = Literal["contrastive", "regression"]
 KINDS: Mapping[Kind, str] = {
@@ -95,85 +101,116 @@ def trained_mix(run_dir: Path) -> Mix:
     return tuple((share, View(**view)) for share, view in described.get("train_views", ())) or FULL_MIX
 
 
-class EmbeddingStore:
-    """Embeddings of one tower by content key, in an append-only file.
+class Remembering:
+    """What frozen models have in common: rows that are found again, and what is charged for those that are not.
 
-    The file makes a resumed run exact: an embedding computed anew, in another batch, may differ in
-    its last bit. Rows past what the checkpoint knows are cut.
+    Accounting is about what is *charged*: ``online`` charges every pass; ``first_sight`` charges what this
+    run meets for the first time; ``amortised`` charges nothing (its cost is in ``amortised_macs``). What is
+    *run* depends on the rows that are found: those of this run, but under ``online`` (where all is run), or
+    with a shared cache those of all runs, whatever the accounting.
+
+    Args:
+        purpose: of the passes.
+        accounting: what is charged.
+        microbatch: examples that a tower sees at once.
+        store_dir: where the rows of this run lie.
+        widths: floats a row, by the rows' name; rows of width 1 are never rounded.
+        cache: the shared rows, where there are any.
     """
 
-    def __init__(self, path: Path, width: int) -> None:
-        self.path, self.width = path, width
-        self._record = np.dtype([("key", "<i8"), ("row", "<f4", (width,))])
-        self._row_of: dict[int, int] = {}
-        self._rows = np.empty((1024, width), dtype=np.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+    def __init__(
+        self,
+        purpose: Purpose,
+        accounting: Accounting,
+        microbatch: int,
+        store_dir: Path,
+        widths: Mapping[str, int],
+        cache: Bound | None = None,
+    ) -> None:
+        self.purpose: Purpose = purpose
+        self.accounting, self.microbatch, self.cache = accounting, microbatch, cache or Bound()
+        self.price: Price | None = None
+        self.hits = 0
+        self.amortised_macs = 0
+        self._rows: dict[str, Rows] = {}
+        self._met: dict[str, RunRows] = {}
+        for name, width in widths.items():
+            dtype: Stored = self.cache.dtype if width > 1 else "float32"
+            if self.cache.folder is not None:
+                self._rows[name] = self.cache.shared(name, width, dtype)
+            elif accounting == "online":
+                self._rows[name] = Rows(width, dtype)
+            if accounting != "online":
+                path = store_dir / f"{purpose}-{name}.bin"
+                met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
+                self._rows.setdefault(name, met)
+                self._met[name] = met
+        self.cache.describe()
 
-    def __len__(self) -> int:
-        return len(self._row_of)
+    def _sighted(self, name: str, key_B: Tensor) -> int:
+        """How many of these are charged now: all, or each distinct one that this run has not met."""
+        met = self._met.get(name)
+        if met is None:
+            return len(key_B)
+        new = met.missing(key_B)
+        if met is not self._rows[name]:
+            met.add(key_B[new], torch.empty(len(new), 0))
+        return len(new)
 
-    def restore(self, count: int) -> None:
-        """Go back to the first ``count`` rows of the file.
+    def _charge(self, purpose: Purpose, macs: int, what: str) -> tuple[Pass, ...]:
+        if self.accounting == "amortised":
+            self.amortised_macs += macs
+            return ()
+        return (Pass(purpose, macs, what),)
 
-        Raises:
-            DataError: the file holds fewer.
+    def _blocks(self, count: int) -> Iterator[tuple[Tensor, int]]:
+        """Positions of so many examples, block by block, and how many of each block are real.
+
+        Where others will find the rows, blocks have one size: a short one repeats its last example.
         """
-        self._file.close()
-        if self.path.stat().st_size < count * self._record.itemsize:
-            raise DataError(f"{self.path} is shorter than its checkpoint says; start the run anew")
-        with self.path.open("r+b") as file:
-            file.truncate(count * self._record.itemsize)
-        records = np.fromfile(self.path, dtype=self._record)
-        self._row_of = {key: row for row, key in enumerate(records["key"].tolist())}
-        self._rows = np.ascontiguousarray(records["row"])
-        self._file = self.path.open("ab")
+        block = self.cache.block
+        for index in torch.arange(count).split(block or self.microbatch):
+            real = len(index)
+            yield (torch.cat([index, index[-1:].expand(block - real)]) if block and real < block else index), real
 
-    def missing(self, key_B: Tensor) -> Tensor:
-        """Positions of keys that are not in the store, each distinct key once."""
-        first: dict[int, int] = {}
-        for position, key in enumerate(key_B.tolist()):
-            if key not in self._row_of:
-                first.setdefault(key, position)
-        return torch.tensor(list(first.values()), dtype=torch.int64)
+    def counts(self) -> dict[str, int]:
+        """``cache/…``: rows that were found instead of computed, and what the disk refused."""
+        failures = {"cache/failures": sum(rows.failures for rows in self._rows.values())}
+        return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
-    def add(self, key_N: Tensor, row_ND: Tensor) -> None:
-        """Append rows."""
-        keys, rows = key_N.numpy(), row_ND.float().cpu().numpy()
-        records = np.empty(len(keys), dtype=self._record)
-        records["key"], records["row"] = keys, rows
-        self._file.write(records.tobytes())
-        start = len(self)
-        while start + len(keys) > len(self._rows):
-            # A store restored at step 0 is empty: doubling alone would never end.
-            self._rows = np.concatenate([self._rows, np.empty((max(1024, len(self._rows)), self.width), np.float32)])
-        self._rows[start : start + len(keys)] = rows
-        for offset, key in enumerate(keys.tolist()):
-            self._row_of[key] = start + offset
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how many rows each store of this run holds, and the counters."""
+        rows = {name: store.saved() for name, store in self._met.items()}
+        return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
 
-    def get(self, key_B: Tensor) -> Tensor:
-        """Rows ``[B, D]`` of keys that are all there."""
-        return torch.from_numpy(self._rows[[self._row_of[key] for key in key_B.tolist()]])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, store in self._met.items():
+            store.restore(state.get(name, 0))
+        self.hits, self.amortised_macs = state["hits"], state["amortised_macs"]
 
-    def flush(self) -> None:
-        """Bring everything to the file."""
-        self._file.flush()
+    def describe_cache(self) -> str:
+        """What the shared cache holds, for people; empty where there is none."""
+        shared = {name: rows for name, rows in self._rows.items() if isinstance(rows, SharedRows)}
+        if not shared:
+            return ""
+        held = ", ".join(f"{len(rows):,} {name}s" for name, rows in shared.items())
+        size = sum(rows.size for rows in shared.values())
+        who = self.purpose.partition("_")[0]
+        return f"{who} cache {self.cache.folder}: {held}, {size / 2**20:.1f} MiB"
 
     def close(self, remove: bool) -> None:
-        """Close, and remove the file of a run that has finished."""
-        self._file.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
-            if not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
+        """Say how large the shared cache is, close the stores, and remove the files of a run that has finished."""
+        if said := self.describe_cache():
+            print(said, file=sys.stderr)
+        for store in {id(store): store for store in (*self._rows.values(), *self._met.values())}.values():
+            store.close(remove)
 
 
-class FrozenModel:
+class FrozenModel(Remembering):
     """A frozen model over super-batches, in eval mode, without gradient, each pass reported.
 
-    Accounting is about what is *charged*: ``online`` runs and charges every pass; ``first_sight``
-    charges a tower the first time this run meets an image or a text, and remembers its embedding;
-    ``amortised`` remembers too and charges nothing (its cost is in ``amortised_macs``).
+    Its rows are the embeddings of images, of texts, and the cosines of pairs.
     """
 
     def __init__(
@@ -185,76 +222,145 @@ class FrozenModel:
         store_dir: Path,
         microbatch: int,
         view: View = FULL,
+        cache: Bound | None = None,
     ) -> None:
+        widths = {"image": model.width, "text": model.width, "pair": 1}
+        super().__init__(purpose, accounting, microbatch, store_dir, widths, cache)
         self.view = view  # one a run: what is remembered is bound to it
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
-        self.purpose: Purpose = purpose
-        self.accounting, self.arithmetic, self.microbatch = accounting, arithmetic, microbatch
-        self.price: Price | None = None
-        self.hits = 0
-        self.amortised_macs = 0
-        towers = () if accounting == "online" else ("image", "text")
-        self._stores = {tower: EmbeddingStore(store_dir / f"{purpose}-{tower}.bin", model.width) for tower in towers}
+        self.arithmetic = arithmetic
 
     def embeddings(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
         """Embeddings of a super-batch, and the passes that they cost."""
         self.price = self.price or Price.of(self.model, batch, self.view)
-        image_BD, image_missing = self._tower("image", batch.image_key_B, batch.images_BCHW, self._images)
-        tokens_BL = batch.tokens(self.model.tokenizer)
-        text_BD, text_missing = self._tower("text", batch.text_key_B, tokens_BL, self._texts)
+        images, texts = self._sighted("image", batch.image_key_B), self._sighted("text", batch.text_key_B)
+
+        def source(index_M: Tensor) -> Batch:
+            return batch if len(index_M) == len(batch) else batch.take(index_M)
+
+        image_BD = self._tower("image", batch.image_key_B, source)
+        text_BD = self._tower("text", batch.text_key_B, source)
         device = self.arithmetic.device
         embeddings = Embeddings(image_BD.to(device), text_BD.to(device), *self.model.scale_and_bias())
-        return embeddings, (
-            *self._charge("image", image_missing, self.price.images(image_missing)),
-            *self._charge("text", text_missing, text_missing * self.price.text),
+        return embeddings, self._towers_charged(images, texts)
+
+    def own_loss(
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        """The loss of each pair by itself, softplus(−u_ii) or −a_ii, and the passes that it cost.
+
+        Args:
+            loss: whose pair loss.
+            image_key_C: of C candidates.
+            text_key_C: theirs.
+            read: positions among the candidates → those pairs, decoded; called only for pairs whose
+                rows are nowhere to be found. ``price`` must be set before: there may be no such pair.
+
+        Returns:
+            ``[C]``, float64 on the CPU (of an fp32 cosine); infinite where a pair is damaged.
+        """
+        assert self.price is not None, "priced when it is built: nothing may be left to trace"
+        key_C = pair_key_B(image_key_C, text_key_C)
+        images, texts = self._sighted("image", image_key_C), self._sighted("text", text_key_C)
+        pairs = self._sighted("pair", key_C)
+
+        def compute(position_M: Tensor) -> Tensor:
+            parts = position_M.split(self.microbatch)
+            return torch.cat([self._cosine_P1(image_key_C[at], text_key_C[at], at, read) for at in parts])
+
+        cosine_C1, computed = self._rows["pair"].fetch(key_C, compute)
+        self.hits += len(key_C) - computed
+        scale, bias = self.model.scale_and_bias()
+        own_C = cosine_C1[:, 0].double() * scale
+        loss_C = -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
+        loss_C = loss_C.masked_fill(loss_C.isnan(), torch.inf)
+        dots = self._charge("pairwise", pairs * self.model.width, f"own logits of {pairs} candidates")
+        return loss_C, (*self._towers_charged(images, texts), *dots)
+
+    def _cosine_P1(self, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read) -> Tensor:
+        """Cosines of candidates, of which those that lack an embedding are read, each once; NaN for damaged ones."""
+        cosine_P1 = torch.full((len(position_P), 1), torch.nan)
+        intact = torch.arange(len(position_P))
+        while True:
+            image_key, text_key, position = image_key_P[intact], text_key_P[intact], position_P[intact]
+            lacking = torch.cat([self._rows["image"].missing(image_key), self._rows["text"].missing(text_key)]).unique()
+            source = _ReadOnce(lacking, position, read)
+            damaged = source.replaced(image_key, text_key)
+            if not len(damaged):
+                break
+            # Another pair may hold the caption that was to be read here: look for it there.
+            intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
+        image_PD, text_PD = self._tower("image", image_key, source), self._tower("text", text_key, source)
+        # In float64 the order of the sum cannot show after rounding.
+        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
+        return cosine_P1
+
+    def _tower(self, tower: Tower, key_B: Tensor, source: Callable[[Tensor], Batch]) -> Tensor:
+        """Embeddings ``[B, D]``: found, or computed from the pairs that ``source`` gives for positions.
+
+        NaN where it gives another pair than was asked for, as a source does for one that is damaged.
+        """
+
+        def compute(index_M: Tensor) -> Tensor:
+            batch = source(index_M)
+            row_MD = self._encode(tower, batch)
+            given_M = batch.image_key_B if tower == "image" else batch.text_key_B
+            other_M = given_M != key_B[index_M]
+            if bool(other_M.any()):
+                row_MD[other_M.to(row_MD.device)] = torch.nan
+            return row_MD
+
+        row_BD, computed = self._rows[tower].fetch(key_B, compute)
+        self.hits += len(key_B) - computed
+        return row_BD
+
+    def _towers_charged(self, images: int, texts: int) -> tuple[Pass, ...]:
+        assert self.price is not None
+        under = "" if self.view == FULL else f" under {self.view.label}"
+        return (
+            *self._charge(self.purpose, self.price.images(images), f"image tower, {images} examples{under}"),
+            *self._charge(self.purpose, texts * self.price.text, f"text tower, {texts} examples{under}"),
         )
 
-    def _images(self, images_BCHW: Tensor, key_B: Tensor) -> Tensor:
-        return self.model.encode_image(images_BCHW, self.view, key_B)
-
-    def _texts(self, token_BL: Tensor, key_B: Tensor) -> Tensor:
-        return self.model.encode_text(token_BL, self.view)
-
-    def _tower(
-        self, tower: str, key_B: Tensor, inputs: Tensor, encode: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, int]:
-        """Embeddings, and how many of them were computed now."""
-        if self.accounting == "online":
-            return self._encode(inputs, key_B, encode), len(inputs)
-        store = self._stores[tower]
-        missing = store.missing(key_B)
-        self.hits += len(key_B) - len(missing)
-        if len(missing):
-            store.add(key_B[missing], self._encode(inputs[missing], key_B[missing], encode))
-        return store.get(key_B), len(missing)
-
-    def _charge(self, tower: str, count: int, macs: int) -> tuple[Pass, ...]:
-        if self.accounting == "amortised":
-            self.amortised_macs += macs
-            return ()
-        under = "" if self.view == FULL else f" under {self.view.label}"
-        return (Pass(self.purpose, macs, f"{tower} tower, {count} examples{under}"),)
-
-    def _encode(self, inputs: Tensor, key_B: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _encode(self, tower: Tower, batch: Batch) -> Tensor:
+        """Embeddings of all of a batch under one tower, in blocks of one size where others will find them."""
         device = self.arithmetic.device
-        parts = zip(inputs.split(self.microbatch), key_B.split(self.microbatch), strict=True)
+        inputs = batch.images_BCHW if tower == "image" else batch.tokens(self.model.tokenizer)
+        encoded = []
         with torch.no_grad(), self.arithmetic.autocast():
-            return torch.cat([encode(part.to(device), keys.to(device)) for part, keys in parts])
+            for index, count in self._blocks(len(batch)):
+                part = inputs[index].to(device)
+                if tower == "image":
+                    row_PD = self.model.encode_image(part, self.view, batch.image_key_B[index].to(device))
+                else:
+                    row_PD = self.model.encode_text(part, self.view)
+                encoded.append(row_PD[:count])
+        row_ND = torch.cat(encoded)
+        if not bool(torch.isfinite(row_ND).all()):
+            raise NonFiniteScore(f"the {self.purpose.partition('_')[0]}'s {tower} embeddings are NaN or infinite")
+        return row_ND
 
-    def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: how many rows each store holds, and the counters."""
-        for store in self._stores.values():
-            store.flush()
-        rows = {tower: len(store) for tower, store in self._stores.items()}
-        return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on from a checkpoint."""
-        for tower, store in self._stores.items():
-            store.restore(state[tower])
-        self.hits, self.amortised_macs = state["hits"], state["amortised_macs"]
+class _ReadOnce:
+    """Reads the pairs that are known to be needed at once, and any other when it is asked for it."""
 
-    def close(self, remove: bool) -> None:
-        """Close the stores, and remove their files when the run has finished."""
-        for store in self._stores.values():
-            store.close(remove)
+    def __init__(self, position_M: Tensor, of_P: Tensor, read: Read) -> None:
+        self._position_M, self._of_P, self._ask = position_M, of_P, read
+        self._batch: Batch | None = None
+
+    def _read(self, index_M: Tensor) -> Batch:
+        return self._ask(self._of_P[index_M])
+
+    def replaced(self, image_key_P: Tensor, text_key_P: Tensor) -> Tensor:
+        """Positions of those read that turn out to be damaged: another pair is given in their place."""
+        if not len(self._position_M):
+            return self._position_M
+        self._batch = self._read(self._position_M)
+        images_M = self._batch.image_key_B != image_key_P[self._position_M]
+        texts_M = self._batch.text_key_B != text_key_P[self._position_M]
+        return self._position_M[images_M | texts_M]
+
+    def __call__(self, index_M: Tensor) -> Batch:
+        if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
+            return self._read(index_M)  # the shared file has been cut since
+        return self._batch.take(torch.searchsorted(self._position_M, index_M))

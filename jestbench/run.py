@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jestbench.cache import Cache
+from jestbench.data.cascade import Cascade
 from jestbench.data.pairs import Dataset
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
@@ -19,6 +21,7 @@ from jestbench.online import OnlineScorer
 from jestbench.precision import Precision
 from jestbench.reference import Accounting
 from jestbench.regression import Regression
+from jestbench.scores import Side
 from jestbench.selection import Policy
 from jestbench.twin import Half
 
@@ -58,6 +61,8 @@ class Run:
             (``gin/run/cappy.gin``), or an ``@online_scorer()``, trained beside the learner.
         objective: train a pair scorer by regression instead of the contrastive loss; ``loss`` is not
             used then, and nothing is selected.
+        cache: where frozen models' embeddings and grades outlive the run; ``None`` keeps them for the run alone.
+        cascade: draws the super-batch from more candidates by a frozen model's own score; ``None`` draws it plainly.
         train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
@@ -92,6 +97,8 @@ class Run:
     half: Half | None = None
     scorer: OnlineScorer | str | tuple[str, ...] | None = None
     objective: Regression | None = None
+    cache: Cache | None = None
+    cascade: Cascade | None = None
     train_views: tuple[tuple[float, View], ...] | None = None
     score_view: View | None = None
     reference_view: View | None = None
@@ -130,7 +137,15 @@ class Run:
             raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
         if self.objective is not None and self.evaluate.sets:
             raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
+        if self.twin and self.cascade is not None and self.cascade.score == "reference":
+            raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
+
+    @property
+    def needs(self) -> frozenset[Side]:
+        """The models that the policy, or the cascade before it, scores with."""
+        assert not isinstance(self.policy, str)
+        return self.policy.needs | ({self.cascade.score} if self.cascade is not None else set())
 
     @property
     def mix(self) -> Mix:
@@ -223,6 +238,11 @@ class Resolved:
         """
         return sum(pretraining_flops(self) for _ in self.run.limit.adds)
 
+    @property
+    def candidates(self) -> int:
+        """Pairs that a step looks at: those that it draws, or those that a cascade draws them from."""
+        return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
+
 
 def pretraining_flops(resolved: Resolved) -> int:
     """What training the reference of a run is configured to cost, with the references that it needs itself.
@@ -238,6 +258,6 @@ def pretraining_flops(resolved: Resolved) -> int:
                 "whose run.budget is in FLOPs (gin/run/reference.gin)"
             )
         total += int(reference.run.budget) + reference.added_flops
-        if "reference" in reference.policy.needs and "reference" not in reference.run.limit.includes:
+        if "reference" in reference.run.needs and "reference" not in reference.run.limit.includes:
             total += pretraining_flops(reference)
     return total

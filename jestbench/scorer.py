@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,13 @@ class Scorer:
             "scorer": self.pairs,
         }
         return {role: model for role, model in models.items() if model is not None}
+
+    def cache_counts(self) -> dict[str, int]:
+        """``cache/…``, summed over the frozen models; ``cache/hits`` always."""
+        found = Counter({"cache/hits": 0})
+        for model in self.frozen.values():
+            found.update(model.counts())
+        return dict(found)
 
     def __call__(self, batch: Batch, needs: frozenset[Side]) -> Scores:
         """What the policy asked for and nothing else, with the passes that it cost."""

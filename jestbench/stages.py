@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch
+from jestbench.data.cascade import CascadedSuperBatches
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.evals import Evaluator
@@ -77,12 +79,12 @@ def build_stages(
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
     pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
-    super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
     learner, scored = _learner(run, pairs, arithmetic)
     frozen: FrozenModel | TwinModel | None = None
     if reference is not None and twin is not None:
-        frozen = build_twin(resolved, (reference, twin), arithmetic, store_dir)
+        frozen = build_twin(resolved, (reference, twin), pairs, arithmetic, store_dir)
     elif reference is not None:
+        view = fitted(run.reference_under, reference, "run.reference_view")
         frozen = FrozenModel(
             reference,
             "reference_score",
@@ -90,15 +92,18 @@ def build_stages(
             arithmetic,
             store_dir,
             run.microbatch,
-            fitted(run.reference_under, reference, "run.reference_view"),
+            view,
+            None if run.cache is None else run.cache.bind(reference, view, arithmetic, pairs, run.microbatch),
         )
     grader = None
     if regressor is not None:
-        grader = PairScorer(regressor, run.reference_accounting, arithmetic, store_dir, run.microbatch)
+        bound = None if run.cache is None else run.cache.bind(regressor, FULL, arithmetic, pairs, run.microbatch)
+        grader = PairScorer(regressor, run.reference_accounting, arithmetic, store_dir, run.microbatch, bound)
     online = None
     if "scorer" in resolved.policy.needs and isinstance(run.scorer, OnlineScorer):
         online = build_online(resolved, run.scorer, learner, pairs)
     scorer = Scorer(learner, frozen, run.microbatch, scored, grader, online)
+    super_batches = source(resolved, pairs, draw_size or resolved.draw_size, scorer)
     return Stages(pairs, super_batches, scorer, learner, _evaluator(run, data.split(run.evaluate.split)))
 
 
@@ -132,7 +137,7 @@ def _evaluator(run: Run, pairs: Pairs) -> Evaluator:
 
 
 def build_twin(
-    resolved: Resolved, models: tuple[TwoTowers, TwoTowers], arithmetic: Arithmetic, store_dir: Path
+    resolved: Resolved, models: tuple[TwoTowers, TwoTowers], pairs: Pairs, arithmetic: Arithmetic, store_dir: Path
 ) -> TwinModel:
     """The two references, by the half that each was trained on, each with a store of its own.
 
@@ -150,6 +155,7 @@ def build_twin(
             store_dir / f"half{half}",
             run.microbatch,
             view,
+            None if run.cache is None else run.cache.bind(model, view, arithmetic, pairs, run.microbatch),
         )
         for half, model in enumerate(models)
     )
@@ -170,6 +176,24 @@ def build_online(resolved: Resolved, scorer: OnlineScorer, learner: Learner, pai
     return OnlineLearner(model, run.loss, scorer.optimizer, learner.arithmetic, prices[FULL], ((1.0, view),), prices)
 
 
+def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> SuperBatchSource:
+    """Where super-batches of ``size`` pairs come from.
+
+    Raises:
+        DataError: the split is too small.
+    """
+    run = resolved.run
+    frozen = None if run.cascade is None else scorer.frozen.get(run.cascade.score)
+    if run.cascade is None or frozen is None:  # priced without one
+        return SuperBatches(pairs, size, run.seed)
+    assert not isinstance(frozen, TwinModel), "a run refuses to be built with a cascade over twins"
+    drawn = SuperBatches(pairs, CascadedSuperBatches.candidates(size, run.cascade, len(pairs)), run.seed)
+    # Where the cache is full no candidate is ever decoded that a price could be traced on.
+    view = frozen.view if isinstance(frozen, FrozenModel) else FULL
+    frozen.price = Price.of(frozen.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
+    return CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss))
+
+
 def fitted(view: View, model: TwoTowers, name: str) -> View:
     """A view in the model's own terms.
 
@@ -188,7 +212,7 @@ def view_warnings(resolved: Resolved, stages: Stages, reference_mix: Mix) -> lis
     trained = {view for _, view in stages.learner.mix}
     if "learner" in needs and scorer.view not in trained:
         found.append(_untrained("the learner", "run.score_view", scorer.view, trained, "run.train_views"))
-    if "reference" in needs and scorer.reference is not None:
+    if "reference" in resolved.run.needs and scorer.reference is not None:
         frozen = scorer.reference
         trained = {_own_terms(view, frozen.model) for _, view in reference_mix}
         if frozen.view not in trained:

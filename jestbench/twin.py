@@ -166,6 +166,13 @@ class TwinModel:
                 passes += spent
         return tuple(found), passes
 
+    def counts(self) -> dict[str, int]:
+        """``cache/…`` of both."""
+        found = Counter[str]()
+        for model in self.trained:
+            found.update(model.counts())
+        return dict(found)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of both."""
         return {f"half{half}": self.trained[half].state() for half in HALVES}

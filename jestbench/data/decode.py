@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image, ImageOps
 
 Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
@@ -19,6 +20,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 MAX_PIXELS = 2**26
 """Images of more pixels than this (8,192 × 8,192) are refused before any is decoded: one of 50,000 × 50,000
 takes a few kilobytes on the disk and 7.5 GB in memory."""
+
+
+DECODER = f"decoder 1, Pillow {PIL.__version__}"
+"""Names the pixels that ``decode`` makes of a file. Counted up when they change, so that none is cached on."""
 
 
 class DamagedImage(Exception):

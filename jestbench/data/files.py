@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.decode import DamagedImage, decode
+from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.pairs import content_key
 from jestbench.data.tokenizer import Tokenizer
 
@@ -212,6 +212,11 @@ class FilePairs:
         if self.origin is not None:
             return _reopened, (self.origin,)
         return _rebuilt, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
+
+    @property
+    def preprocessing(self) -> str:
+        """What an embedding depends on besides the image's key, which hashes the encoded file."""
+        return f"decoded to {self.image_size}×{self.image_size} by {DECODER}"
 
     def __len__(self) -> int:
         return len(self.image_key_N)

@@ -92,6 +92,11 @@ class ArrayPairs:
         object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions))
         object.__setattr__(self, "text_key_N", torch.tensor([keys[c] for c in self.captions], dtype=torch.int64))
 
+    @property
+    def preprocessing(self) -> str:
+        """What an embedding depends on besides the image's key, which hashes the pixels themselves."""
+        return f"pixels of {self.images_NHWC.shape[1]}×{self.images_NHWC.shape[2]}"
+
     def __len__(self) -> int:
         return len(self.captions)
 

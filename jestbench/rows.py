@@ -1,0 +1,405 @@
+"""Rows of floats by 64-bit key: of one run, or shared by all runs on a machine.
+
+A key is the content hash of an image or of a caption, or of both (``pair_key_B``): a caption that is
+drawn or exchanged makes another pair, and never fetches what belongs to another.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from jestbench.batch import DataError
+
+Stored = Literal["float32", "float16"]
+Keys = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+HEADER = 64
+"""Bytes before the first record: what the file is, and the digest of what it is bound to."""
+MAGIC = b"jestbench rows 1"
+LOCK_SECONDS = 20.0
+"""How long a run waits for another one that is writing, before it goes on without."""
+VERIFIED_AT_ONCE = 8192
+# SplitMix64 (Steele, Lea & Flood 2014).
+_GOLDEN, _MIX_1, _MIX_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mixed(value_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
+    value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
+    return value_N ^ (value_N >> np.uint64(31))
+
+
+def pair_key_B(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
+    """One int64 key of each pair, from the content hashes of its image and its caption (not interchangeable)."""
+    image_B, text_B = (key_B.numpy().view(np.uint64) for key_B in (image_key_B, text_key_B))
+    return torch.from_numpy(_mixed(_mixed(image_B + _GOLDEN) + text_B).view(np.int64))
+
+
+class KeyIndex:
+    """Row numbers by key, in 16 bytes a key: sorted arrays, and a dictionary of the latest."""
+
+    def __init__(self) -> None:
+        self._keys: Keys = np.empty(0, np.int64)
+        self._rows: Keys = np.empty(0, np.int64)
+        self._latest: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._latest)
+
+    def find(self, key_N: Keys) -> Keys:
+        """The row of each key, −1 where it is unknown."""
+        row_N = np.full(len(key_N), -1, np.int64)
+        if len(self._keys):
+            at_N = np.searchsorted(self._keys, key_N).clip(max=len(self._keys) - 1)
+            known_N = self._keys[at_N] == key_N
+            row_N[known_N] = self._rows[at_N[known_N]]
+        if self._latest:
+            for position in np.flatnonzero(row_N < 0).tolist():
+                row_N[position] = self._latest.get(int(key_N[position]), -1)
+        return row_N
+
+    def add(self, key_N: Keys, row_N: Keys) -> None:
+        """Rows of keys; one that is known keeps the row that it has."""
+        unknown_N = self.find(key_N) < 0
+        for key, row in zip(key_N[unknown_N].tolist(), row_N[unknown_N].tolist(), strict=True):
+            self._latest.setdefault(key, row)
+        if len(self._latest) > max(4096, len(self._keys) // 4):
+            keys = np.concatenate([self._keys, np.fromiter(self._latest.keys(), np.int64)])
+            rows = np.concatenate([self._rows, np.fromiter(self._latest.values(), np.int64)])
+            order = np.argsort(keys, kind="stable")
+            self._keys, self._rows, self._latest = keys[order], rows[order], {}
+
+
+class Rows:
+    """Rows that are not kept: each is computed every time. The others inherit from it.
+
+    Args:
+        width: floats a row.
+        dtype: what a row is rounded to, whether it is kept or not, so that a run chooses alike with and
+            without a store.
+    """
+
+    failures = 0
+
+    def __init__(self, width: int, dtype: Stored = "float32") -> None:
+        self.width, self.dtype = width, np.dtype(dtype)
+        self._rounded = getattr(torch, dtype)
+
+    def __len__(self) -> int:
+        return 0
+
+    def missing(self, key_B: Tensor) -> Tensor:
+        """Positions whose rows are to be computed."""
+        return torch.arange(len(key_B))
+
+    def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+        """Rows ``[B, width]`` in fp32, and how many of them were computed now.
+
+        Args:
+            key_B: may hold a key twice.
+            compute: positions → their rows.
+        """
+        return compute(torch.arange(len(key_B))).to(self._rounded).float(), len(key_B)
+
+    def saved(self) -> int:
+        """What a checkpoint keeps."""
+        return 0
+
+    def restore(self, count: int) -> None:
+        """Go back to a checkpoint."""
+
+    def close(self, remove: bool) -> None:
+        """Let go of files; ``remove`` says that the run has finished."""
+
+
+class _Kept(Rows):
+    """Rows that are found again: what the two stores have in common."""
+
+    def _find(self, key_N: Keys) -> Keys:
+        raise NotImplementedError
+
+    def _take(self, row_N: Keys) -> Floats:
+        raise NotImplementedError
+
+    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        raise NotImplementedError
+
+    def missing(self, key_B: Tensor) -> Tensor:
+        """Positions of keys that are not in the store, each distinct key once."""
+        key_N = key_B.numpy()
+        lacking = np.flatnonzero(self._find(key_N) < 0)
+        first = np.unique(key_N[lacking], return_index=True)[1]
+        return torch.from_numpy(lacking[np.sort(first)])
+
+    def add(self, key_N: Tensor, row_ND: Tensor) -> None:
+        """Append rows of keys that are not in the store."""
+        self._add(key_N.numpy(), row_ND.detach().to(self._rounded).cpu().numpy())
+
+    def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+        """Rows ``[B, width]`` in fp32, and how many of them were computed now: each distinct key once."""
+        key_N = key_B.numpy()
+        row_N = self._find(key_N)
+        known = row_N >= 0
+        out = np.empty((len(key_N), self.width), np.float32)
+        out[known] = self._take(row_N[known])
+        if known.all():
+            return torch.from_numpy(out), 0
+        lacking = np.flatnonzero(~known)
+        _, first, inverse = np.unique(key_N[lacking], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        position = lacking[first[order]]
+        new = compute(torch.from_numpy(position)).detach().to(self._rounded).cpu().numpy()
+        out[lacking] = new[rank[inverse.reshape(-1)]]
+        self._add(key_N[position], new)
+        return torch.from_numpy(out), len(position)
+
+
+class RunRows(_Kept):
+    """Rows of one run, in memory and in an append-only file.
+
+    The file makes a resumed run exact: an embedding computed anew, in another batch, may differ in
+    its last bit. Rows past what the checkpoint knows are cut. With ``width`` 0 it remembers which keys
+    the run has met.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: Stored = "float32") -> None:
+        super().__init__(width, dtype)
+        self.path = path
+        self._record = np.dtype([("key", "<i8"), ("row", self.dtype, (width,))])
+        self._index = KeyIndex()
+        self._rows = np.empty((1024, width), self.dtype)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _find(self, key_N: Keys) -> Keys:
+        return self._index.find(key_N)
+
+    def _take(self, row_N: Keys) -> Floats:
+        return self._rows[row_N].astype(np.float32)
+
+    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        records = np.empty(len(key_N), self._record)
+        records["key"], records["row"] = key_N, row_ND
+        self._file.write(records.tobytes())
+        start, end = len(self), len(self) + len(key_N)
+        while end > len(self._rows):
+            # A store restored at step 0 is empty: doubling alone would never end.
+            more = np.empty((max(1024, len(self._rows)), self.width), self.dtype)
+            self._rows = np.concatenate([self._rows, more])
+        self._rows[start:end] = row_ND
+        self._index.add(key_N, np.arange(start, end))
+
+    def restore(self, count: int) -> None:
+        """Go back to the first ``count`` rows of the file.
+
+        Raises:
+            DataError: the file holds fewer.
+        """
+        self._file.close()
+        if self.path.stat().st_size < count * self._record.itemsize:
+            raise DataError(f"{self.path} is shorter than its checkpoint says; start the run anew")
+        with self.path.open("r+b") as file:
+            file.truncate(count * self._record.itemsize)
+        records = np.fromfile(self.path, dtype=self._record)
+        self._index = KeyIndex()
+        self._index.add(np.ascontiguousarray(records["key"]), np.arange(len(records)))
+        self._rows = np.ascontiguousarray(records["row"])
+        self._file = self.path.open("ab")
+
+    def saved(self) -> int:
+        """How many rows there are, all of them brought to the file."""
+        self._file.flush()
+        return len(self)
+
+    def close(self, remove: bool) -> None:
+        """Close, and remove the file of a run that has finished."""
+        self._file.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+            if not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
+
+
+class SharedRows(_Kept):
+    """Rows that outlive a run, memory-mapped, read and appended to by any number of processes at once.
+
+    One file: a header that says what the rows are bound to, then records of key, row and checksum. Who
+    appends holds the lock; a tail that a killed writer left is overwritten, a record whose checksum
+    does not fit is passed over. The store never stops a run: what the disk refuses is counted in
+    ``failures`` and said once, and the run goes on without.
+
+    Args:
+        path: the file, made where there is none.
+        width: floats a row.
+        dtype: of the floats in the file.
+        digest: 32 bytes, of all that the rows depend on besides their keys.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: Stored, digest: bytes) -> None:
+        super().__init__(width, dtype)
+        self.path, self.failures = path, 0
+        padding = -(width * self.dtype.itemsize) % 4
+        fields = [("key", "<i8"), ("row", self.dtype.newbyteorder("<"), (width,)), ("pad", "u1", (padding,))]
+        self._record = np.dtype([*fields, ("check", "<u4")])
+        self._header = (MAGIC + digest).ljust(HEADER, b"\0")
+        self._lock = FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
+        words = np.arange(1, self._record.itemsize // 4, dtype=np.uint64)
+        self._odd = _mixed(words * _GOLDEN) | np.uint64(1)
+        self._descriptor = -1
+        self._writable = False
+        self._forget()
+        try:
+            self._open()
+            self._look()
+        except (OSError, Timeout) as error:
+            self._fail(f"cannot be used ({error})")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
+
+    def _forget(self) -> None:
+        self._index, self._count = KeyIndex(), 0
+        self._records = np.empty(0, self._record)
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._lock:
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                if self.size < HEADER:  # new, or cut so short that nothing is left
+                    os.ftruncate(self._descriptor, 0)
+                    _write(self._descriptor, self._header, 0)
+                self._writable = True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._descriptor = os.open(self.path, os.O_RDONLY)  # another's cache may still be read
+        if os.pread(self._descriptor, HEADER, 0) != self._header:
+            self._let_go()
+            raise OSError("its header names another model, view or preprocessing")
+
+    def _let_go(self) -> None:
+        self._writable = False
+        self._forget()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _fail(self, what: str) -> None:
+        """Count what the disk refused; say it the first time."""
+        self.failures += 1
+        if self.failures == 1:
+            print(f"warning: the cache {self.path} {what}; the run goes on without", file=sys.stderr)
+
+    def _whole(self) -> int:
+        return max(0, self.size - HEADER) // self._record.itemsize
+
+    def _look(self) -> None:
+        """Take notice of what the file has gained, or lost, since the last look."""
+        if self._whole() < self._count:
+            self._forget()  # before anything is read: a page behind the end of the file would kill the process
+            self._fail("has been cut while in use")
+        if self._whole() > self._count:
+            # Under the lock nobody is in the middle of a record.
+            with self._lock if self._writable else nullcontext():
+                self._read()
+
+    def _read(self) -> None:
+        """Map the file anew, and index its new records; the lock is held."""
+        count = self._whole()
+        if count == self._count:
+            return
+        length = HEADER + count * self._record.itemsize
+        mapped = mmap.mmap(self._descriptor, length, access=mmap.ACCESS_READ)
+        self._records = np.frombuffer(mapped, self._record, count, HEADER)
+        damaged = 0
+        for start in range(self._count, count, VERIFIED_AT_ONCE):
+            part = self._records[start : min(count, start + VERIFIED_AT_ONCE)]
+            good = self._checks(part) == part["check"]
+            damaged += int((~good).sum())
+            self._index.add(part["key"][good], start + np.flatnonzero(good))
+        self._count = count
+        if damaged:
+            self._fail(f"holds {damaged} damaged rows, which are computed anew")
+
+    def _checks(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
+        """Checksum of each record: a multilinear hash of its words; that of an empty page is not 0."""
+        words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), self._record.itemsize // 4)[:, :-1]
+        summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + _GOLDEN
+        return (summed >> np.uint64(32)).astype(np.uint32)
+
+    def _find(self, key_N: Keys) -> Keys:
+        if self._descriptor >= 0:
+            try:
+                self._look()
+            except (OSError, ValueError, Timeout) as error:
+                self._fail(f"cannot be read on ({error})")
+        return self._index.find(key_N)
+
+    def _take(self, row_N: Keys) -> Floats:
+        return self._records["row"][row_N].astype(np.float32)
+
+    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        finite = np.isfinite(row_ND).all(1)  # what is not ends the run, and is no business of later ones
+        if not self._writable or not finite.any():
+            return
+        try:
+            with self._lock:
+                self._read()
+                new = finite & (self._index.find(key_N) < 0)  # another process may have been faster
+                if new.any():
+                    self._append(key_N[new], row_ND[new])
+                    self._read()
+        except (OSError, ValueError, Timeout) as error:
+            self._writable = isinstance(error, Timeout)
+            self._fail(f"cannot be written to ({error})")
+
+    def _append(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        records = np.zeros(len(key_N), self._record)
+        records["key"], records["row"] = key_N, row_ND
+        records["check"] = self._checks(records)
+        end = HEADER + self._whole() * self._record.itemsize
+        try:
+            if self.size < HEADER:
+                _write(self._descriptor, self._header, 0)
+            elif self.size > end:
+                os.ftruncate(self._descriptor, end)
+            _write(self._descriptor, records.tobytes(), end)
+        except OSError:
+            os.ftruncate(self._descriptor, end)
+            raise
+
+    def close(self, remove: bool) -> None:
+        """Let go of the file, which stays."""
+        self._let_go()
+
+
+def _write(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,421 @@
+"""The shared reference cache: bound to what its rows depend on, safe between processes, and never wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from jestbench import config, rows
+from jestbench.batch import Batch
+from jestbench.cache import Bound, Cache, fingerprint
+from jestbench.config import main
+from jestbench.data.synthetic import Synthetic
+from jestbench.learner import Price
+from jestbench.model.towers import Model, TwoTowers
+from jestbench.model.views import FULL, View
+from jestbench.precision import Arithmetic
+from jestbench.reference import FrozenModel
+from jestbench.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, pair_key_B
+
+WIDTH = 5
+DIGEST = bytes(range(32))
+CPU = Arithmetic(torch.device("cpu"), False)
+SIZES = [
+    *("run.batch_size=8", "run.super_batch_size=24", "synthetic.pool=100", "synthetic.curated=64"),
+    *(
+        "synthetic.holdout=32",
+        "synthetic.eval=32",
+        "log.every=1",
+        "log.progress=False",
+        "run.device=cpu",
+        "run.checkpoints=1",
+    ),
+]
+SMALL = 'model.image_options={"embed_dim": 32, "depth": 1, "num_heads": 2}'
+
+
+def truth(key_N: Tensor, width: int = WIDTH) -> Tensor:
+    """The one right row of each key."""
+    return torch.sin(key_N.double().unsqueeze(1) * torch.arange(1, width + 1)).float()
+
+
+def fetch(store: Rows, keys: list[int]) -> int:
+    """Ask for keys, check what comes back, and say how many were computed."""
+    key_B = torch.tensor(keys, dtype=torch.int64)
+    found, computed = store.fetch(key_B, lambda index: truth(key_B[index]))
+    assert torch.equal(found, truth(key_B))
+    return computed
+
+
+def shared(path: Path, **options: Any) -> SharedRows:
+    return SharedRows(path, **{"width": WIDTH, "dtype": "float32", "digest": DIGEST, **options})
+
+
+# Rows
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=30), max_size=6))
+def test_each_distinct_key_is_computed_once_and_found_from_then_on(tmp_path_factory, asked):
+    folder = tmp_path_factory.mktemp("rows")
+    for store in (RunRows(folder / "run.bin", WIDTH), shared(folder / "shared.rows")):
+        met: set[int] = set()
+        for keys in asked:
+            key_B = torch.tensor(keys, dtype=torch.int64)
+            assert [keys[i] for i in store.missing(key_B)] == list(dict.fromkeys(k for k in keys if k not in met))
+            assert fetch(store, keys) == len(set(keys) - met)
+            met |= set(keys)
+        assert len(store) == len(met)
+    again = shared(folder / "shared.rows")
+    assert sum(fetch(again, keys) for keys in asked) == 0
+    assert again.failures == 0
+
+
+def test_an_index_grows_past_its_dictionary():
+    index, keys = KeyIndex(), np.random.default_rng(0).permutation(20_000).astype(np.int64)
+    for start in range(0, len(keys), 1500):
+        index.add(keys[start : start + 1500], np.arange(start, min(len(keys), start + 1500)))
+        index.add(keys[:10], np.full(10, -7))  # known ones keep their rows
+    assert len(index) == len(keys)
+    assert index.find(keys).tolist() == list(range(len(keys)))
+    assert index.find(np.array([-1, 20_000])).tolist() == [-1, -1]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 2), min_size=2, max_size=20, unique=True))
+def test_an_exchanged_caption_makes_another_key(pairs):
+    image_B, text_B = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    keys = pair_key_B(image_B, text_B)
+    assert len(keys.unique()) == len(pairs)
+    assert not set(keys.tolist()) & set(pair_key_B(text_B, image_B)[image_B != text_B].tolist())
+    exchanged = text_B.roll(1)
+    assert not set(keys.tolist()) & set(pair_key_B(image_B, exchanged)[exchanged != text_B].tolist()) - {
+        key
+        for key, pair in zip(keys.tolist(), pairs, strict=True)
+        if pair in set(zip(image_B.tolist(), exchanged.tolist(), strict=True))
+    }
+
+
+# Faults
+
+
+@pytest.mark.parametrize("cut", [0, 1, HEADER - 1, HEADER, HEADER + 1, HEADER + 32, HEADER + 33, HEADER + 10 * 32 - 1])
+def test_a_cut_file_gives_what_is_whole_and_is_mended(tmp_path, cut):
+    path = tmp_path / "cut.rows"
+    store = shared(path)
+    assert fetch(store, list(range(10))) == 10
+    store.close(remove=True)
+    assert path.stat().st_size == HEADER + 10 * 32
+    os.truncate(path, cut)
+    whole = max(0, cut - HEADER) // 32
+    assert fetch(shared(path), list(range(10))) == 10 - whole
+    mended = shared(path)
+    assert (fetch(mended, list(range(10))), mended.failures) == (0, 0)
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 20, 28, 31])
+def test_a_flipped_bit_costs_its_row_alone(tmp_path, capsys, place):
+    path = tmp_path / "flipped.rows"
+    fetch(shared(path), list(range(10)))
+    content = bytearray(path.read_bytes())
+    content[HEADER + 3 * 32 + place] ^= 16
+    path.write_bytes(content)
+    store = shared(path)
+    assert fetch(store, list(range(10))) == 1
+    assert store.failures == 1
+    assert "1 damaged rows" in capsys.readouterr().err
+    assert fetch(shared(path), list(range(10))) == 0
+
+
+def test_an_empty_page_is_no_row(tmp_path):
+    path = tmp_path / "sparse.rows"
+    fetch(shared(path), [1, 2])
+    os.truncate(path, path.stat().st_size + 4096)  # a hole, as a power cut may leave
+    assert fetch(shared(path), [0, 1, 2]) == 1
+
+
+def test_a_file_cut_while_it_is_mapped_does_not_kill_the_run(tmp_path, capsys):
+    path = tmp_path / "mapped.rows"
+    store = shared(path)
+    fetch(store, list(range(3000)))
+    os.truncate(path, HEADER + 5 * 32)
+    assert fetch(store, list(range(3000))) == 2995
+    assert "has been cut while in use" in capsys.readouterr().err
+    path.unlink()
+    assert fetch(store, list(range(3000))) == 0, "an unlinked file stays until it is closed"
+
+
+def test_rows_of_something_else_are_refused(tmp_path, capsys):
+    path = tmp_path / "stale.rows"
+    fetch(shared(path), [1, 2])
+    before = path.read_bytes()
+    store = shared(path, digest=DIGEST[::-1])
+    assert (fetch(store, [1, 2]), fetch(store, [1, 2])) == (2, 2), "it goes on without"
+    assert "names another model, view or preprocessing" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_counted_and_the_run_goes_on(tmp_path, capsys):
+    path = tmp_path / "full.rows"
+    store = shared(path)
+    fetch(store, list(range(10)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER + 25 * 32 + 7, hard))  # a real refusal, in the middle of a row
+    try:
+        assert fetch(store, list(range(100))) == 90
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.failures == 1
+    assert "cannot be written to" in capsys.readouterr().err
+    assert fetch(store, list(range(100))) == 90, "uncached from then on, but for what was there"
+    again = shared(path)
+    assert (fetch(again, list(range(100))), again.failures) == (90, 0), "nothing torn is left"
+
+
+def test_a_folder_that_cannot_be_made_is_no_cache(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    store = shared(tmp_path / "file" / "sub" / "x.rows")
+    assert (fetch(store, [1]), fetch(store, [1]), store.failures) == (1, 1, 1)
+    assert "the run goes on without" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_never_kept(tmp_path):
+    store, key_B = shared(tmp_path / "nan.rows"), torch.tensor([1, 2])
+    store.fetch(key_B, lambda index: torch.tensor([[torch.nan] * WIDTH, [1.0] * WIDTH])[index])
+    assert len(store) == 1
+
+
+def _fill(path: Path, seed: int, ready: Any) -> None:
+    store, keys = shared(path), torch.randperm(4000, generator=torch.Generator().manual_seed(seed))
+    ready.wait()
+    for part in keys.split(40):
+        fetch(store, part.tolist())
+    os._exit(0 if store.failures == 0 else 1)
+
+
+def test_processes_fill_one_cache_at_once_and_a_killed_one_leaves_it_whole(tmp_path):
+    path, context = tmp_path / "both.rows", multiprocessing.get_context("fork")
+    ready = context.Barrier(3)
+    workers = [context.Process(target=_fill, args=(path, seed, ready)) for seed in range(3)]
+    for worker in workers:
+        worker.start()
+    while not path.exists() or path.stat().st_size < HEADER + 200 * 32:
+        time.sleep(0.001)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, 0, 0]
+    store = shared(path)
+    assert (fetch(store, list(range(4000))), store.failures) == (0, 0)
+    assert store.size == HEADER + 4000 * 32, "no row was written twice"
+
+
+# What it is bound to
+
+
+@pytest.fixture(scope="module")
+def world() -> Synthetic:
+    return Synthetic(pool=60, curated=16, holdout=16, eval=16)
+
+
+def model_of(world: Synthetic, seed: int = 0, heads: int = 2) -> TwoTowers:
+    options = {"embed_dim": 32, "depth": 1, "num_heads": heads}
+    shape = Model(image_size=16, patch_size=4, image_options=options, embed_dim=16, text_width=32, text_layers=1)
+    return shape.build(world.split("pool").tokenizer, "softmax", seed).eval()
+
+
+def test_another_model_view_size_or_type_is_another_cache(world, tmp_path):
+    cache, model, pairs = Cache(folder=str(tmp_path)), model_of(world), world.split("pool")
+
+    def folder(cache: Cache = cache, model: TwoTowers = model, view: View = FULL, size: int = 16) -> Path | None:
+        data = replace(world, image_size=size).split("pool")
+        return cache.bind(model, view, CPU, data, 4096).folder
+
+    nudged = model_of(world)
+    with torch.no_grad():
+        nudged.image.projection.weight[0, 0] += 1e-7
+    assert fingerprint(model_of(world)) == fingerprint(model)
+    found = [
+        folder(),
+        folder(model=model_of(world, seed=1)),
+        folder(model=model_of(world, heads=4)),  # the same weights by name, shape and value
+        folder(model=nudged),
+        folder(view=View(layers=0.5, keep=0.5)),
+        folder(size=32),
+        folder(cache=replace(cache, dtype="float16")),
+    ]
+    assert len(set(found)) == len(found)
+    assert folder() == found[0]
+    noisier = replace(world, noise=0.9).split("pool")
+    assert cache.bind(model, FULL, CPU, noisier, 4096).folder == found[0], "the noise is in the keys"
+    assert cache.bind(model, FULL, CPU, pairs, 8).folder != found[0], "blocks of another size round otherwise"
+
+
+def test_augmented_images_are_refused(world, tmp_path):
+    pairs = world.split("pool")
+    object.__setattr__(pairs, "augmented", True)
+    with pytest.raises(ValueError, match="augmented"):
+        Cache(folder=str(tmp_path)).bind(model_of(world), FULL, CPU, pairs, 4096)
+
+
+@pytest.mark.parametrize("options", [{"mode": "on"}, {"dtype": "bfloat16"}])
+def test_a_wrong_option_is_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"cache\.{name}"):
+        Cache(**options)
+
+
+def frozen_of(world: Synthetic, folder: Path, bound: Bound | None) -> FrozenModel:
+    frozen = FrozenModel(model_of(world), "reference_score", "first_sight", CPU, folder, 4096, FULL, bound)
+    frozen.price = Price.of(frozen.model, world.split("pool").batch(torch.tensor([0])), FULL)
+    return frozen
+
+
+def test_a_pair_that_is_replaced_is_never_cached_under_the_key_that_was_asked(world, tmp_path):
+    """A source gives another pair in the place of one that turns out to be damaged."""
+    pairs, damaged = world.split("pool"), {3, 5}
+    keys = torch.from_numpy(pairs.image_key_N[:12]), pairs.text_key_N[:12]
+
+    def read(position_N: Tensor) -> Batch:
+        return pairs.batch(torch.tensor([40 + int(i) if int(i) in damaged else int(i) for i in position_N]))
+
+    bound = Cache(folder=str(tmp_path / "cache")).bind(model_of(world), FULL, CPU, pairs, 4096)
+    broken, _ = frozen_of(world, tmp_path / "broken", bound).own_loss("softmax", *keys, read)
+    assert torch.isinf(broken).nonzero().flatten().tolist() == sorted(damaged)
+    later, _ = frozen_of(world, tmp_path / "later", bound).own_loss("softmax", *keys, pairs.batch)
+    plain, _ = frozen_of(world, tmp_path / "plain", None).own_loss("softmax", *keys, pairs.batch)
+    assert torch.allclose(later, plain, rtol=1e-6, atol=0)
+
+
+def test_an_embedding_does_not_depend_on_its_neighbours(world, tmp_path):
+    """Blocks of one size: what a warm cache holds is, to the last bit, what a cold one computes."""
+    pairs = world.split("pool")
+    bound = Cache(folder=str(tmp_path / "none")).bind(model_of(world), FULL, CPU, pairs, 4096)
+    frozen = frozen_of(world, tmp_path / "run", bound)
+    whole = {tower: frozen._encode(tower, pairs.batch(torch.arange(60))) for tower in ("image", "text")}
+    for size in (1, 2, 3, 7, 59):
+        index = torch.randperm(60, generator=torch.Generator().manual_seed(size))[:size]
+        for tower, row_ND in whole.items():
+            assert torch.equal(frozen._encode(tower, pairs.batch(index)), row_ND[index])
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    command = ["--gin_file", "gin/run/tiny_reference.gin", *SIZES, SMALL, "run.budget=3e8", "evaluate.points=1"]
+    assert main([*command, "--run_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def train(reference: Path, tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Run jest for six steps; its rows and summary."""
+    made = 0
+
+    def run(*more: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        nonlocal made
+        made += 1
+        folder = tmp_path / f"run{made}"
+        files = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/jest.gin"]
+        limits = ["run.budget=None", "budget.steps=6", "evaluate.points=1", f"run.reference={reference}"]
+        assert main([*files, *SIZES, *limits, *more, "--run_dir", str(folder)]) == 0
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines], json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+def lasting(found: list[dict[str, Any]]) -> list[str]:
+    """The rows as written, less what is physical."""
+    return [json.dumps({k: v for k, v in row.items() if k != "time/seconds" and k[:6] != "cache/"}) for row in found]
+
+
+@pytest.mark.parametrize("accounting", ["online", "first_sight", "amortised"])
+def test_cold_warm_and_broken_caches_write_the_same_run(train, tmp_path, monkeypatch, accounting):
+    charged = f"run.reference_accounting={accounting}"
+    use = [charged, "run.cache=@cache()", f"cache.folder={tmp_path / 'shared'}"]
+    encoded: list[int] = []
+    encode = FrozenModel._encode
+
+    def counted(self: FrozenModel, tower: Any, batch: Batch) -> Tensor:
+        encoded.append(len(batch))
+        return encode(self, tower, batch)
+
+    monkeypatch.setattr(FrozenModel, "_encode", counted)
+    off, without = train(charged)
+    cold, _ = train(*use)
+    before = len(encoded)
+    warm, with_cache = train(*use)
+    assert len(encoded) == before, "a warm cache runs no reference"
+    write = rows._write
+
+    def full(descriptor: int, content: bytes, offset: int) -> None:
+        write(descriptor, content[: len(content) // 2], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rows, "_write", full)
+    broken, _ = train(charged, "run.cache=@cache()", f"cache.folder={tmp_path / 'full'}")
+    assert lasting(cold) == lasting(warm) == lasting(broken)
+    assert broken[-1]["cache/failures"] > 0 == warm[-1]["cache/failures"]
+    assert warm[-1]["cache/hits"] == 6 * 24 * 2 > cold[-1]["cache/hits"]
+
+    # Without a cache the batches are of other sizes, and a last bit of a statistic may differ.
+    for key in (key for key in off[-1] if key.startswith(("flops/", "pairs/", "train/"))):
+        assert [row.get(key) for row in off] == [row.get(key) for row in warm], key
+    same = ("flops", "flops_amortised", "config_hash", "metrics")
+    assert [without[key] for key in same] == [with_cache[key] for key in same]
+
+
+def test_half_precision_is_another_arm_and_rounds_alike_without_a_cache(train, tmp_path):
+    half = ["run.cache=@cache()", "cache.dtype=float16", f"cache.folder={tmp_path / 'half'}"]
+    (cold, kept), (warm, _), (off, plain) = train(*half), train(*half), train(*half, "cache.mode=off")
+    _, exact = train()
+    assert lasting(cold) == lasting(warm)
+    assert [row.get("train/loss") for row in off] == [row.get("train/loss") for row in cold]
+    assert kept["config_hash"] == plain["config_hash"] != exact["config_hash"]
+    size = sum(file.stat().st_size for file in (tmp_path / "half").rglob("image.rows"))
+    with_padding = 8 + 2 * 64 + 4
+    assert (size - HEADER) % with_padding == 0
+
+
+def test_a_pass_of_its_own_fills_it(train, reference, tmp_path, capsys):
+    folder = tmp_path / "filled"
+    files = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/jest.gin"]
+    more = [*SIZES, f"run.reference={reference}", "run.cache=@cache()", f"cache.folder={folder}"]
+    assert main([*files, *more, "--fill_cache"]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert told["pairs"] == 100
+    assert told["bytes"] == sum(file.stat().st_size for file in folder.rglob("*.rows"))
+    assert "MiB" in said.err
+    found, _ = train("run.cache=@cache()", f"cache.folder={folder}")
+    assert found[-1]["cache/hits"] == 6 * 24 * 2
+    assert main([*files, *more, "cache.mode=off", "--fill_cache"]) == 2
+    assert main([*files, *more, "--gin_file", "gin/policy/uniform.gin", "--fill_cache"]) == 2
+
+
+def test_the_cache_is_no_part_of_an_arm():
+    files = ["gin/run/tiny.gin", "gin/policy/jest.gin"]
+    reference = ["run.reference=gin/run/tiny_reference.gin"]
+    plain = config.resolve(files, reference).config_hash
+    cached = config.resolve(files, [*reference, "run.cache=@cache()", "cache.folder=/elsewhere"]).config_hash
+    assert cached == plain
