@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,6 +45,12 @@ class Pairs(Protocol):
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read, decoded and ready for a model."""
         ...
+
+
+def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
+    """The split as it stands in an epoch: with one of several captions drawn for each image, where it has several."""
+    draw: Callable[[int, int], Pairs] | None = getattr(pairs, "drawn", None)
+    return pairs if draw is None else draw(seed, epoch)
 
 
 @dataclass(frozen=True)
