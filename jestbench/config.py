@@ -28,6 +28,7 @@ import typeguard
 from gin import config_parser
 
 import policies
+from jestbench.data.all_icons import Iconify
 from jestbench.data.icons import Icons
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate
@@ -48,6 +49,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "budget": Budget,
     "log": Log,
     "wandb": WandB,
+    "iconify": Iconify,
     "icons": Icons,
     "synthetic": Synthetic,
 }

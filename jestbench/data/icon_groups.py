@@ -26,6 +26,15 @@ Found by looking: below it lie tracings of the same logo and icons that one set 
 it different hands' drawings of the same simple thing."""
 
 
+LOOK_BITS = 128
+"""Bits of a perceptual hash."""
+
+NEAR = 5
+"""Drawings whose hashes differ in at most so many bits look alike. Found by looking: up to here lie recolourings,
+skin tones, genders and tracings of one drawing, and simple shapes that anybody draws so; from twice as many on,
+things that only share an outline."""
+
+
 class SplitSizes(Protocol):
     """How many drawings ``assign_splits`` gives to each split: see :class:`jestbench.data.icons.Recipe`."""
 
@@ -169,3 +178,32 @@ def near_copies(thumbnail_ND: npt.NDArray[np.float32], original_MD: npt.NDArray[
         distance = (block**2).sum(axis=1)[:, None] + square_M - 2 * block @ original_MD.T
         copies[start : start + 4096] = (distance < COPY * thumbnail_ND.shape[1]).any(axis=1)
     return copies
+
+
+def looks(thumbnail_ND: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Perceptual hashes that colour and brightness do not change: uint8 ``[N, 16]``, packed bits.
+
+    A difference hash: of each of 8 × 8 blocks, whether it is lighter than its right neighbour, and than the one
+    below (the first again for the last). In integers, so that it is the same on every machine.
+
+    Args:
+        thumbnail_ND: uint8 grey images of 16 × 16.
+    """
+    blocks = thumbnail_ND.reshape(-1, 8, 2, 8, 2).sum(axis=(2, 4), dtype=np.int32)
+    bits = [blocks > np.roll(blocks, -1, axis=axis) for axis in (2, 1)]
+    return np.packbits(np.concatenate(bits, axis=1).reshape(-1, LOOK_BITS), axis=1)
+
+
+def look_alike(look_NW: npt.NDArray[np.uint8], original_MW: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which hashes differ from one of the originals in at most ``NEAR`` bits: bool ``[N]``."""
+
+    def signs(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+
+    alike = np.zeros(len(look_NW), dtype=np.bool_)
+    original_DM = signs(original_MW).T
+    for start in range(0, len(look_NW), 4096):
+        # The dot product of two rows of signs is the number of bits less twice the number that differ.
+        product = signs(look_NW[start : start + 4096]) @ original_DM
+        alike[start : start + 4096] = (product >= LOOK_BITS - 2 * NEAR).any(axis=1)
+    return alike

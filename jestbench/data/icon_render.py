@@ -101,22 +101,21 @@ class Part:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
-    def pngs(self) -> list[bytes]:
-        """The PNG of each drawing, empty where it is blank.
+    @staticmethod
+    def pixels(path: Path) -> tuple[list[bytes], list[npt.NDArray[np.uint8]]] | None:
+        """The PNG of each drawing and, as an array, its image at half the width and height; empty where it is blank.
 
-        Raises:
-            zipfile.BadZipFile: the file is damaged.
+        ``None`` where the file is damaged.
         """
-        with np.load(self.path) as file:
-            blob = file["blob"].tobytes()
-        ends = np.cumsum(self.size_N).tolist()
-        return [blob[end - size : end] for end, size in zip(ends, self.size_N.tolist(), strict=True)]
-
-    def halved_MHWC(self) -> npt.NDArray[np.uint8]:
-        """The drawings that are not blank, at half their width and height: uint8."""
-        with np.load(self.path) as file:
-            images: npt.NDArray[np.uint8] = file["halved"]
-        return images
+        try:
+            with np.load(path) as file:
+                size_N, blob, halved = file["size"], file["blob"].tobytes(), iter(file["halved"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        ends, nothing = np.cumsum(size_N).tolist(), np.empty((0, 0, 3), dtype=np.uint8)
+        sizes = size_N.tolist()
+        pngs = [blob[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return pngs, [next(halved) if size else nothing for size in sizes]
 
 
 def render_part(drawings: Sequence[str], pixels: int, path: Path) -> int:

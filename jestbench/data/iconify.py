@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from jestbench.batch import DataError
 
@@ -301,8 +301,19 @@ def is_intact(tarball: Path, integrity: str) -> bool:
     return base64.b64encode(digest).decode() == expected
 
 
-def fetch(sets: Sequence[IconSet], folder: Path, pack: Pack) -> None:
-    """Have the tarballs of all sets in the folder, intact; what is there already is not fetched again.
+class Package(Protocol):
+    """What is pinned of a package."""
+
+    @property
+    def spec(self) -> str: ...  # noqa: D102
+    @property
+    def tarball(self) -> str: ...  # noqa: D102
+    @property
+    def integrity(self) -> str: ...  # noqa: D102
+
+
+def fetch(sets: Sequence[Package], folder: Path, pack: Pack) -> None:
+    """Have the tarballs of all packages in the folder, intact; what is there already is not fetched again.
 
     A tarball that is not what was pinned is fetched once more.
 
