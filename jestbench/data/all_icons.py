@@ -91,6 +91,10 @@ class Iconify:
             raise ValueError(f"iconify.captions must be 'name' or 'plain', got {self.captions!r}")
         if self.pixels not in (32, 64):
             raise ValueError(f"iconify.pixels must be 32 or 64, got {self.pixels}")
+        if self.min_hands < 1:
+            raise ValueError(f"iconify.min_hands must be at least 1, got {self.min_hands}")
+        if self.vocab_size < 256:
+            raise ValueError(f"iconify.vocab_size must be at least 256, got {self.vocab_size}")
         if self.length < 2:
             raise ValueError(
                 f"iconify.length: a text needs at least 2 tokens (one and the end token), got {self.length}"
