@@ -30,18 +30,22 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from jestbench.batch import DataError
-from jestbench.data.files import ByteRanges, FilePairs
+from jestbench.batch import Batch, DataError
+from jestbench.data.files import ByteRanges, FilePairs, Texts, text_keys
 from jestbench.data.icon_shards import CLEAN, PLACES, POOL, Recipe, prepare_folder
 from jestbench.data.noise import exchange_captions
-from jestbench.data.pairs import ArrayPairs, Dataset, Pairs
+from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.prepared import file_hash, is_complete, one_at_a_time
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.paths import cache_root
@@ -198,15 +202,16 @@ class Iconify:
         key_N = index["half_key" if self.pixels == 32 else "key"][row_N]
         content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
         fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+        texts = Texts.of(captions)
         if self.pixels == 32:
-            images = np.load(self.folder / "images-32.npy", mmap_mode="r")
-            return ArrayPairs(f"iconify/{name}", fingerprint, images, row_N, captions, tokenizer, key_N, marks)
+            images = self.folder / "images-32.npy"
+            return StoredPairs(f"iconify/{name}", fingerprint, images, row_N, texts, tokenizer, key_N, marks)
         shards = json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))
         paths = [str(self.folder / shard) for shard in shards]
         source = ByteRanges(paths, *(index[column][row_N] for column in ("shard", "offset", "size")))
         exact = all(part in CLEAN for part in parts)
         return FilePairs(
-            f"iconify/{name}", fingerprint, source, captions, tokenizer, key_N, self.recipe.pixels, marks, exact=exact
+            f"iconify/{name}", fingerprint, source, texts, tokenizer, key_N, self.recipe.pixels, marks, exact=exact
         )
 
     def _chosen(
@@ -228,7 +233,9 @@ class Iconify:
             texts = plain if clean or self.captions == "plain" else names
             # One stream a split: the pool's noise stays the same whatever else is asked for.
             seed = [self.noise_seed, SPLITS.index(part)]
-            exchanged, wrong = exchange_captions([texts[row] for row in some], 0.0 if clean else self.noise, seed)
+            exchanged, wrong = [texts[row] for row in some], np.zeros(len(some), dtype=np.bool_)
+            if self.noise and not clean:
+                exchanged, wrong = exchange_captions(exchanged, self.noise, seed)
             new = np.flatnonzero(~taken[some])
             taken[some] = True
             rows += some[new].tolist()
@@ -239,6 +246,65 @@ class Iconify:
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""
         return _StandIn(self.length, self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPairs:
+    """A split whose images lie decoded in a file that is mapped into memory; texts are tokenized when asked for.
+
+    Tokenizing hundreds of thousands of names would hold up the start of every run; those of a super-batch take a
+    millisecond.
+
+    Attributes:
+        name: of the split, for messages.
+        fingerprint: hash of everything that the pairs depend on (content, captions, noise).
+        path: of a ``.npy`` file, uint8 ``[M, H, W, 3]``; opened when it is first read, in each process.
+        row_N: row that holds the image of each pair.
+        captions: one caption a pair, none empty.
+        tokenizer: makes the token ids.
+        image_key_N: int64 content hash of each image.
+        marks: diagnostics, name → bool ``[N]``.
+        text_key_N: int64 content hash of each caption.
+    """
+
+    name: str
+    fingerprint: str
+    path: Path
+    row_N: npt.NDArray[np.int64]
+    captions: Sequence[str]
+    tokenizer: Tokenizer
+    image_key_N: npt.NDArray[np.int64]
+    marks: Mapping[str, npt.NDArray[np.bool_]]
+    text_key_N: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text_key_N", torch.from_numpy(text_keys(self.captions)))
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "images_NHWC"}
+
+    @cached_property
+    def images_NHWC(self) -> npt.NDArray[np.uint8]:
+        """All images of the file."""
+        images: npt.NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
+        return images
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, read and ready for a model."""
+        index = index_B.numpy()
+        captions = tuple(self.captions[i] for i in index.tolist())
+        images = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[self.row_N[index]]))
+        return Batch(
+            images_BCHW=images.permute(0, 3, 1, 2),
+            token_ids={self.tokenizer.identity: self.tokenizer.encode(captions)},
+            image_key_B=torch.from_numpy(self.image_key_N[index]),
+            text_key_B=self.text_key_N[index_B],
+            marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
+            captions=captions,
+        )
 
 
 @dataclass(frozen=True)
