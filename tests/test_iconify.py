@@ -397,11 +397,13 @@ def test_a_killed_preparation_goes_on_and_makes_the_same(
     time.sleep(0.5)  # the workers end by themselves
     there = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
     assert not fresh.is_prepared()
+    (parts / "ba-00000.npz.99").write_bytes(b"half a part")
     monkeypatch.setattr(icon_shards, "PART", 4)
     seen: dict[str, int] = {}
 
     def gather(rendered: icon_shards.Rendered) -> icon_shards.Drawings:
         seen.update({path.name: path.stat().st_mtime_ns for path, _ in rendered.parts})
+        assert seen.keys() == {path.name for path in parts.iterdir()}
         return original(rendered)
 
     original = icon_shards.gather

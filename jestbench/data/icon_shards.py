@@ -204,6 +204,8 @@ def render_collection(tarball: Path, recipe: Recipe, folder: Path) -> Rendered:
         DataError: a worker was killed, or the package holds something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob("*.npz.*"):  # of workers that were killed
+        unfinished.unlink()
     rendered = Rendered([], {})
 
     def texts() -> Iterator[tuple[Path, Sequence[str]]]:
