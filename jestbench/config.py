@@ -29,6 +29,7 @@ from gin import config_parser
 
 import policies
 from jestbench.cache import Cache
+from jestbench.data.all_icons import Iconify
 from jestbench.data.captions import Captions
 from jestbench.data.cascade import Cascade
 from jestbench.data.hub import HuggingFace
@@ -58,6 +59,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "budget": Budget,
     "log": Log,
     "wandb": WandB,
+    "iconify": Iconify,
     "icons": Icons,
     "synthetic": Synthetic,
     "regression": Regression,

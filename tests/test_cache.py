@@ -403,7 +403,7 @@ def test_a_pass_of_its_own_fills_it(train, reference, tmp_path, capsys):
     more = [*SIZES, f"run.reference={reference}", "run.cache=@cache()", f"cache.folder={folder}"]
     assert main([*files, *more, "--fill_cache"]) == 0
     said = capsys.readouterr()
-    told = json.loads(said.out)
+    told = json.loads(said.out)["reference"]
     assert told["pairs"] == 100
     assert told["bytes"] == sum(file.stat().st_size for file in folder.rglob("*.rows"))
     assert "MiB" in said.err

@@ -554,7 +554,7 @@ def test_an_interrupted_preparation_leaves_nothing_behind(small: Icons, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(icons_module, "_write_images", interrupt)
+        patch.setattr(icons_module, "write_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small.prepare()
     assert sorted(path.name for path in small.folder.parent.iterdir()) == ["iconify", "icons.lock"]

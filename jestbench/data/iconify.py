@@ -16,8 +16,8 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 from jestbench.batch import DataError
 
@@ -229,6 +229,69 @@ def read_set(tarball: Path) -> Content:
         )
 
 
+@dataclass(frozen=True)
+class Collection:
+    """All of Iconify's sets in one package.
+
+    Attributes:
+        version: of the package ``@iconify/json``.
+        integrity: of its tarball, as npm writes it.
+        icons: in all its sets, for the progress bar.
+    """
+
+    version: str = "2.2.535"
+    integrity: str = "sha512-nAV60ACUSHwnsb6fsp+letHlNkrwO4vzBtcC6B4EDHErQQfezk7E3nJdnwJjve6OCfMNO0uVT5Vrgna9/NCmXw=="
+    icons: int = 380909
+
+    @property
+    def spec(self) -> str:
+        """What npm is asked for."""
+        return f"@iconify/json@{self.version}"
+
+    @property
+    def tarball(self) -> str:
+        """The file name that ``npm pack`` gives it."""
+        return f"iconify-json-{self.version}.tgz"
+
+
+_STYLES = {icon_set.name: icon_set.styles for icon_set in SETS}
+_STYLES["fluent-emoji"] = _STYLES["fluent-emoji-flat"]
+
+# Authors who are one hand, because one took over the drawings of the other.
+_SAME_HAND = {
+    "google inc": "google",
+    "google cloud": "google",
+    "material design authors": "google",
+    "cole bemis": "lucide contributors",
+    "family": "ben sperry",
+}
+
+
+def read_collection(tarball: Path) -> Iterator[tuple[IconSet, Content]]:
+    """The sets of the package ``@iconify/json`` one after another, in the order of their names.
+
+    All sets of one author are one hand: most are weights or colours of each other. Only one set is in memory.
+    """
+    with tarfile.open(tarball, "r:gz") as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if path.parent != PurePosixPath("package/json") or path.suffix != ".json":
+                continue
+            file = archive.extractfile(member)
+            assert file is not None  # only a link or a folder has no content
+            icons = json.load(file)
+            info = icons.get("info", {})
+            author = str(info.get("author", {}).get("name") or path.stem).lower()
+            icon_set = IconSet(
+                name=path.stem,
+                version=str(info.get("version") or ""),
+                integrity="",
+                hand=_SAME_HAND.get(author, author),
+                styles=_STYLES.get(path.stem, ()),
+            )
+            yield icon_set, Content(icons, info, tuple(icons.get("prefixes", ())), tuple(icons.get("suffixes", ())))
+
+
 def is_intact(tarball: Path, integrity: str) -> bool:
     """Whether the tarball is there and has the pinned hash."""
     algorithm, _, expected = integrity.partition("-")
@@ -238,8 +301,19 @@ def is_intact(tarball: Path, integrity: str) -> bool:
     return base64.b64encode(digest).decode() == expected
 
 
-def fetch(sets: Sequence[IconSet], folder: Path, pack: Pack) -> None:
-    """Have the tarballs of all sets in the folder, intact; what is there already is not fetched again.
+class Package(Protocol):
+    """What is pinned of a package."""
+
+    @property
+    def spec(self) -> str: ...  # noqa: D102
+    @property
+    def tarball(self) -> str: ...  # noqa: D102
+    @property
+    def integrity(self) -> str: ...  # noqa: D102
+
+
+def fetch(sets: Sequence[Package], folder: Path, pack: Pack) -> None:
+    """Have the tarballs of all packages in the folder, intact; what is there already is not fetched again.
 
     A tarball that is not what was pinned is fetched once more.
 

@@ -29,23 +29,22 @@ import json
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
-from jestbench.data.icon_names import read_name
-from jestbench.data.icon_render import render_all
+from jestbench.data.icon_groups import Icon, assign_splits, catalogue, merge_groups, near_copies, rank
+from jestbench.data.icon_render import THUMBNAIL, render_all, thumbnail
 from jestbench.data.iconify import INSTALL, SETS, Content, IconSet, fetch, npm_pack, read_set
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Dataset, Pairs, content_key
+from jestbench.data.prepared import file_hash, is_complete, licences, one_at_a_time, write_images, write_json
 from jestbench.data.tokenizer import Tokenizer, train_bpe
 from jestbench.paths import cache_root
 
@@ -53,17 +52,6 @@ _LOG = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Counted up when the preparation below makes something else of the same recipe."""
-
-THUMBNAIL = 16
-"""Width and height of the grey thumbnails by which copies are known."""
-
-COPY = 1e-3
-"""Mean squared difference of two thumbnails (grey in [0, 1]) below which one drawing is a copy of the other.
-Found by looking: below it lie tracings of the same logo and icons that one set took over from another, above
-it different hands' drawings of the same simple thing."""
-
-CHECKED_BYTES = 2**25
-"""Files up to this size are compared with their checksum whenever the data are opened."""
 
 CLEAN_SPLITS = ("curated", "eval")
 NOISY_SPLITS = ("pool", "holdout")
@@ -106,34 +94,6 @@ class Recipe:
             )
 
 
-@dataclass(frozen=True)
-class Icon:
-    """An icon before it is rendered.
-
-    Attributes:
-        set: name of its set.
-        name: its name in the set.
-        caption: what it shows.
-        style: how it shows it.
-        drawing: who drew what: the same for all versions of one drawing.
-    """
-
-    set: str
-    name: str
-    caption: str
-    style: str
-    drawing: tuple[str, str]
-
-
-def catalogue(icon_set: IconSet, content: Content) -> list[Icon]:
-    """All icons of a set with their names taken apart."""
-    icons = []
-    for name in content.names():
-        parts = read_name(name, content.prefixes, (*content.suffixes, *icon_set.styles))
-        icons.append(Icon(icon_set.name, name, parts.caption, parts.style, (icon_set.hand, parts.subject)))
-    return icons
-
-
 def choose(icons: Iterable[Icon], recipe: Recipe) -> list[Icon]:
     """The icons worth rendering: captions of several hands, few versions of each drawing.
 
@@ -148,100 +108,9 @@ def choose(icons: Iterable[Icon], recipe: Recipe) -> list[Icon]:
     chosen: list[Icon] = []
     for (_, caption), candidates in sorted(versions.items()):
         if len(hands[caption]) >= recipe.min_hands:
-            candidates.sort(key=lambda icon: _rank("version", icon.set, icon.name))
+            candidates.sort(key=lambda icon: rank("version", icon.set, icon.name))
             chosen += candidates[: recipe.variants]
     return chosen
-
-
-def merge_groups(drawings: Sequence[tuple[str, str]], keys: Sequence[int]) -> list[str]:
-    """Name the group of each icon: icons of one drawing, or of equal pixels, are in one group.
-
-    Args:
-        drawings: who drew what, for each icon.
-        keys: content hash of each image.
-
-    Returns:
-        The name of each icon's group: the first of its drawings, ``hand:subject``.
-    """
-    parent: dict[tuple[str, str], tuple[str, str]] = {drawing: drawing for drawing in drawings}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    seen: dict[int, tuple[str, str]] = {}
-    for drawing, key in zip(drawings, keys, strict=True):
-        one, other = root(drawing), root(seen.setdefault(key, drawing))
-        parent[max(one, other)] = min(one, other)
-    return [":".join(root(drawing)) for drawing in drawings]
-
-
-def assign_splits(captions: Sequence[str], groups: Sequence[str], recipe: Recipe) -> list[str]:
-    """Which split each icon goes to, by hashes of its group and caption alone.
-
-    Args:
-        captions: of the icons.
-        groups: the group of each icon.
-        recipe: sizes of the splits.
-
-    Returns:
-        The split of each icon; ``""`` where it goes to none, because its group lies in ``eval`` or in
-        ``curated`` and the split needs no other version of it.
-
-    Raises:
-        DataError: there are too few core captions for ``eval``.
-    """
-    members: dict[str, list[int]] = defaultdict(list)
-    makers: dict[str, set[str]] = defaultdict(set)
-    for position, (caption, group) in enumerate(zip(captions, groups, strict=True)):
-        members[group].append(position)
-        makers[caption].add(group)
-    core = {caption for caption, drawn_by in makers.items() if len(drawn_by) >= recipe.core_hands}
-    splits = [""] * len(captions)
-    taken: set[str] = set()
-    classes = 0
-    for caption in sorted(core, key=lambda caption: _rank("class", caption)):
-        # A drawing that goes by two names stands for one class only, and a class leaves some drawings to learn from.
-        free = sorted(makers[caption] - taken, key=lambda group: _rank("eval", group))
-        if classes < recipe.eval_classes and len(free) > recipe.eval_drawings:
-            classes += 1
-            for group in free[: recipe.eval_drawings]:
-                taken.add(group)
-                splits[next(i for i in members[group] if captions[i] == caption)] = "eval"
-    if classes < recipe.eval_classes:
-        raise DataError(
-            f"only {classes} captions are drawn by {recipe.core_hands} hands or more, and eval needs "
-            f"{recipe.eval_classes}: take more sets, fewer classes or fewer hands"
-        )
-
-    curated = 0
-    for group in sorted(members.keys() - taken, key=lambda group: _rank("curated", group)):
-        fitting = [i for i in members[group] if captions[i] in core]
-        if curated >= recipe.curated_pairs:
-            break
-        if fitting:
-            taken.add(group)
-            curated += len(fitting)
-            for i in fitting:
-                splits[i] = "curated"
-
-    for group in members.keys() - taken:
-        split = "holdout" if _share("holdout", group) < recipe.holdout_share else "pool"
-        for i in members[group]:
-            splits[i] = split
-    return splits
-
-
-def _rank(*parts: str) -> bytes:
-    """A fixed pseudo-random place in an order."""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
-
-
-def _share(*parts: str) -> float:
-    """A fixed pseudo-random number in [0, 1)."""
-    return int.from_bytes(_rank(*parts)[:6], "big") / 2**48
 
 
 def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path) -> None:
@@ -270,13 +139,14 @@ def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path
         raw = work / "rendered"
         rendered = _render_icons(chosen, contents, recipe.pixels, raw)
         rows, table, left_out = _make_table(rendered, recipe)
-        _write_images(work / "images.npy", raw, rows, recipe.pixels)
+        write_images(work / "images.npy", raw, rows, recipe.pixels)
         raw.unlink()
-        _write_json(work / "table.json", table)
-        _write_json(work / "licences.json", _licences(recipe.sets, contents, table))
+        write_json(work / "table.json", table)
+        made = [(icon_set, contents[icon_set.name].info) for icon_set in recipe.sets]
+        write_json(work / "licences.json", licences(made, Counter(table["set"])))
         (work / "tokenizer.json").write_text(train_bpe(table["caption"], vocab_size).to_str(), encoding="utf-8")
         left_out |= {"not chosen": len(every) - len(chosen), "blank": len(chosen) - len(rendered.icons)}
-        _write_json(work / "manifest.json", _manifest(work, recipe, table, left_out))
+        write_json(work / "manifest.json", _manifest(work, recipe, table, left_out))
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -318,27 +188,6 @@ def _render_icons(icons: Sequence[Icon], contents: Mapping[str, Content], pixels
     return _Rendered(kept, keys, np.concatenate(thumbnails))
 
 
-def thumbnail(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Small grey images in [0, 1], flattened: float32 ``[N, D]``."""
-    count, size = images_NHWC.shape[:2]
-    step = size // THUMBNAIL
-    grey = images_NHWC[..., : step * THUMBNAIL, : step * THUMBNAIL, :].mean(axis=-1, dtype=np.float32) / 255
-    blocks = grey.reshape(count, THUMBNAIL, step, THUMBNAIL, step).mean(axis=(2, 4))
-    small: npt.NDArray[np.float32] = blocks.reshape(count, THUMBNAIL**2)
-    return small
-
-
-def near_copies(thumbnail_ND: npt.NDArray[np.float32], original_MD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which thumbnails look like one of the originals: bool ``[N]``."""
-    copies = np.zeros(len(thumbnail_ND), dtype=np.bool_)
-    square_M = (original_MD**2).sum(axis=1)
-    for start in range(0, len(thumbnail_ND), 4096):
-        block = thumbnail_ND[start : start + 4096]
-        distance = (block**2).sum(axis=1)[:, None] + square_M - 2 * block @ original_MD.T
-        copies[start : start + 4096] = (distance < COPY * thumbnail_ND.shape[1]).any(axis=1)
-    return copies
-
-
 def _make_table(rendered: _Rendered, recipe: Recipe) -> tuple[list[int], dict[str, list[Any]], dict[str, int]]:
     """Group the rendered icons and give each its split.
 
@@ -378,56 +227,6 @@ def _make_table(rendered: _Rendered, recipe: Recipe) -> tuple[list[int], dict[st
     return table.pop("position"), table, dict(left_out)
 
 
-def _write_images(path: Path, raw: Path, rows: Sequence[int], pixels: int) -> None:
-    """Copy these images of a file of pixels into an array file.
-
-    Written, not memory-mapped: a full disk is then an error with a message, and not a killed process.
-    """
-    images = np.memmap(raw, dtype=np.uint8, mode="r").reshape(-1, pixels, pixels, 3)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(rows), 4096):
-            file.write(images[rows[start : start + 4096]].tobytes())
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; who has to wait for it says so."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _LOG.warning("another process is preparing icons in %s: waiting for it", path.parent)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _licences(
-    sets: Sequence[IconSet], contents: Mapping[str, Content], table: Mapping[str, Sequence[Any]]
-) -> list[dict[str, Any]]:
-    """Who made each set, and under which licence."""
-    count = Counter(table["set"])
-    return [
-        {
-            "set": icon_set.name,
-            "version": icon_set.version,
-            "title": info.get("name"),
-            "author": info.get("author", {}).get("name"),
-            "url": info.get("author", {}).get("url"),
-            "licence": info.get("license", {}).get("title"),
-            "spdx": info.get("license", {}).get("spdx"),
-            "licence_url": info.get("license", {}).get("url"),
-            "count": count[icon_set.name],
-        }
-        for icon_set in sets
-        for info in [contents[icon_set.name].info]
-    ]
-
-
 def _manifest(
     folder: Path, recipe: Recipe, table: Mapping[str, Sequence[Any]], left_out: Mapping[str, int]
 ) -> dict[str, Any]:
@@ -452,28 +251,9 @@ def _manifest(
         },
         "left_out": left_out,
         "files": {
-            path.name: {"bytes": path.stat().st_size, "blake2b": _file_hash(path)} for path in sorted(folder.iterdir())
+            path.name: {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in sorted(folder.iterdir())
         },
     }
-
-
-def _is_complete(path: Path, bytes: int, blake2b: str) -> bool:
-    """Whether a file has the size that the manifest gives and, where reading it costs nothing, the checksum."""
-    if not path.is_file() or path.stat().st_size != bytes:
-        return False
-    return bytes > CHECKED_BYTES or _file_hash(path) == blake2b
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=None), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -520,7 +300,7 @@ class Icons:
             files = self.manifest()["files"]
         except DataError:
             return False
-        return all(_is_complete(self.folder / name, **expected) for name, expected in files.items())
+        return all(is_complete(self.folder / name, **expected) for name, expected in files.items())
 
     def prepare(self) -> None:
         """Fetch and render what is missing; of several processes that start at once, one does it.
@@ -533,7 +313,7 @@ class Icons:
         folder = self.folder
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(folder.with_name("icons.lock")):
+            with one_at_a_time(folder.with_name("icons.lock")):
                 if self.is_prepared():
                     return
                 if folder.exists():

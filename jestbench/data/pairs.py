@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,12 +12,10 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
+from jestbench.data.keys import content_key
 from jestbench.data.tokenizer import Tokenizer
 
-
-def content_key(content: bytes) -> int:
-    """A 64-bit content hash as a signed integer (the first 8 bytes of BLAKE2b)."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+__all__ = ["ArrayPairs", "Dataset", "Pairs", "content_key"]
 
 
 class Pairs(Protocol):

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-DATASETS = ("icons",)
+DATASETS = ("icons", "iconify")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,15 +29,31 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from jestbench.batch import DataError
-    from jestbench.data.icons import Icons
 
-    icons = Icons(cache_dir=arguments.out)
     try:
-        icons.prepare()
-        manifest = icons.manifest()
+        shown = _icons(arguments.out) if arguments.dataset == "icons" else _iconify(arguments.out)
     except DataError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 3
-    shown = {key: manifest[key] for key in ("splits", "pool_captions_by_hands", "left_out")}
-    print(json.dumps({"folder": str(icons.folder), **shown}, indent=2))
+    print(json.dumps(shown, indent=2))
     return 0
+
+
+def _icons(out: str | None) -> dict[str, Any]:
+    from jestbench.data.icons import Icons
+
+    icons = Icons(cache_dir=out)
+    icons.prepare()
+    manifest = icons.manifest()
+    keys = ("splits", "pool_captions_by_hands", "left_out")
+    return {"folder": str(icons.folder), **{key: manifest[key] for key in keys}}
+
+
+def _iconify(out: str | None) -> dict[str, Any]:
+    from jestbench.data.all_icons import Iconify
+
+    iconify = Iconify(cache_dir=out)
+    iconify.prepare(thorough=True)
+    manifest = iconify.manifest()
+    keys = ("splits", "pool_captions_by_hands", "left_out", "near", "copies_left")
+    return {"folder": str(iconify.folder), **{key: manifest[key] for key in keys}}
