@@ -28,7 +28,9 @@ import typeguard
 from gin import config_parser
 
 import policies
+from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.icons import Icons
+from jestbench.data.prefetch import Loader
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
@@ -50,11 +52,13 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "wandb": WandB,
     "icons": Icons,
     "synthetic": Synthetic,
+    "loader": Loader,
+    "random_resized_crop": RandomResizedCrop,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference".split()
+    "run.reference run.loader loader.*".split()
 )
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 _MACRO = "gin.macro"
@@ -474,6 +478,21 @@ def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
                 )
 
 
+def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
+    """What is remembered of a pair is bound to the plain image.
+
+    Raises:
+        ConfigError: a reference would be remembered for one crop and asked about another.
+    """
+    assert not isinstance(run.policy, str)
+    if run.augment is not None and "reference" in run.policy.needs and run.reference_accounting != "online":
+        raise ConfigError(
+            f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
+            f"{run.reference_accounting!r}: a reference remembered for one crop would be asked about another; set "
+            "run.reference_accounting = 'online' (each crop is scored and charged), or leave run.augment out"
+        )
+
+
 def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
     """A constructor's message, with the places where the parameters that it names were bound."""
     message, _, call = str(error).partition("\n  In call to configurable ")
@@ -568,6 +587,7 @@ def resolve(
     read = [_findable(binding) for binding in read]
     _bind(read)
     run, name = _build(read)
+    _check_augment(run, read)
     _unused(read, allow_unused)
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()

@@ -25,6 +25,7 @@ from jestbench import checkpoint, seeds
 from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
+from jestbench.data.prefetch import Loader
 from jestbench.learner import NonFiniteLoss
 from jestbench.ledger import Allowance
 from jestbench.loop import Progress, Status, train
@@ -346,7 +347,7 @@ def check(resolved: Resolved) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
-            run = replace(resolved.run, device="cpu", reference_accounting="online")
+            run = replace(resolved.run, device="cpu", reference_accounting="online", loader=Loader(workers=0))
             data, reference = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
             if resolved.run.data.is_prepared():

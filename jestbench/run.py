@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.pairs import Dataset
+from jestbench.data.prefetch import Loader
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
 from jestbench.ledger import Allowance, Budget
@@ -58,6 +60,8 @@ class Run:
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
         wandb: Weights & Biases.
+        loader: who decodes the pairs, and how far ahead.
+        augment: what is done to each image at each step; ``None`` is nothing.
     """
 
     policy: Policy | str
@@ -84,6 +88,8 @@ class Run:
     checkpoints: int = 4
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
+    loader: Loader = field(default_factory=Loader)
+    augment: RandomResizedCrop | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from jestbench import seeds
-from jestbench.data.loader import SuperBatches, SuperBatchSource
+from jestbench.data.loader import SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.prefetch import prefetched
 from jestbench.evals import Evaluator
 from jestbench.learner import Learner, Price
 from jestbench.model.towers import TwoTowers
@@ -54,7 +55,8 @@ def build_stages(
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
     pairs = data.split(run.split)
-    super_batches = SuperBatches(pairs, draw_size or resolved.draw_size, run.seed)
+    size, device = draw_size or resolved.draw_size, str(arithmetic.device)
+    super_batches = prefetched(pairs, size, run.seed, run.loader, run.augment, device)
     model = run.model.build(pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
     mix: Mix = tuple((share, fitted(view, model, "run.train_views")) for share, view in run.mix)
     scored = fitted(run.scored_under, model, "run.score_view")

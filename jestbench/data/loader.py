@@ -66,6 +66,7 @@ class SuperBatches:
     pairs: Pairs
     size: int
     seed: int
+    augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
 
     def __post_init__(self) -> None:
         if len(self.pairs) < self.size:
@@ -94,14 +95,19 @@ class SuperBatches:
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
     def index_B(self, step: int) -> Tensor:
-        """Positions in the split of the super-batch drawn at a step."""
+        """Positions in ``pairs`` of the super-batch drawn at a step."""
         epoch, number = divmod(step, self.per_epoch)
         start = number * self.size
-        return _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        index_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        return index_B + step * len(self.pairs) if self.augmented else index_B
 
     def at(self, step: int) -> Batch:
         """The super-batch of a step."""
-        return self.pairs.batch(self.index_B(step))
+        return self.pairs_at(step).batch(self.index_B(step))
+
+    def pairs_at(self, step: int) -> Pairs:
+        """The split in the epoch of a step."""
+        return self.pairs
 
     def counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails."""

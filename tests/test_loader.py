@@ -1,0 +1,219 @@
+"""The worker loader and the streams: the same super-batches however they are made, and nothing that hangs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jestbench.batch import Batch, DataError
+from jestbench.data.pairs import ArrayPairs
+from jestbench.data.prefetch import Loader, Prefetched, prefetched
+from jestbench.data.synthetic import Synthetic
+
+WORLD = Synthetic(pool=300, image_size=8)
+POOL = WORLD.split("pool")
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert torch.equal(one.images_BCHW, other.images_BCHW)
+    assert torch.equal(one.image_key_B, other.image_key_B)
+    assert torch.equal(one.text_key_B, other.text_key_B)
+    assert one.captions == other.captions
+    assert one.token_ids.keys() == other.token_ids.keys()
+    assert all(torch.equal(ids, other.token_ids[name]) for name, ids in one.token_ids.items())
+    assert one.marks.keys() == other.marks.keys()
+    assert all(torch.equal(mark, other.marks[name]) for name, mark in one.marks.items())
+
+
+def gone(pid: int) -> bool:
+    """Ended: no such process, or one that nobody has asked about yet."""
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def soon(condition, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def of_workers(workers: int, prefetch: int = 2, part: int = 256, pairs=POOL, size: int = 64, **more) -> Prefetched:
+    return prefetched(pairs, size, 0, Loader(workers=workers, prefetch=prefetch, part=part, **more))
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 4), st.integers(0, 4), st.sampled_from([1, 7, 20, 64, 1000]), st.integers(1, 5))
+def test_workers_change_nothing(workers, prefetch, part, jump):
+    plain, source = of_workers(0), of_workers(workers, prefetch, part)
+    try:
+        for step in [0, 1, 2, 5, 6, 5 + jump, 0]:  # across an epoch's end, forward, back
+            assert_same(source.at(step), plain.at(step))
+    finally:
+        source.close()
+
+
+def test_a_run_goes_on_with_another_number_of_workers():
+    first = of_workers(2)
+    for step in range(3):
+        first.at(step)
+    state = first.state()
+    first.close()
+    for workers in (0, 1, 3):
+        source = of_workers(workers)
+        source.restore(state)
+        assert_same(source.at(3), of_workers(0).at(3))
+        if workers:
+            assert source.counts(4)["data/wait_seconds"] >= state["waited"] > 0
+        source.close()
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Pairs that take their time, or never come."""
+
+    plain: ArrayPairs
+    seconds: float = 0.02
+    stuck: Path | None = None
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def __len__(self):
+        return len(self.plain)
+
+    def batch(self, index_B):
+        if self.stuck is not None and not self.stuck.exists():
+            self.stuck.touch()
+            time.sleep(1000)
+        time.sleep(self.seconds)
+        return self.plain.batch(index_B)
+
+
+def test_a_killed_worker_is_replaced_and_counted():
+    plain, source = of_workers(0), of_workers(2, part=8, pairs=Slow(POOL))
+    try:
+        for step in range(4):
+            batch = source.at(step)
+            if step in (0, 2):
+                os.kill(source.decoders.pids[0], signal.SIGKILL)
+            assert_same(batch, plain.at(step))
+        assert source.counts(4)["data/worker_restarts"] == 2
+        assert source.state()["restarts"] == 2
+    finally:
+        source.close()
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_a_message():
+    source = of_workers(2, part=8, pairs=Slow(POOL), restarts=2)
+
+    def run() -> None:
+        for step in range(100):
+            source.at(step)
+            os.kill(source.decoders.pids[0], signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"3 data workers were lost.*exit code -9.*loader.workers"):
+        run()
+    with pytest.raises(DataError, match="were lost"):
+        source.at(50)
+    pids = source.decoders.pids
+    source.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path):
+    source = of_workers(1, pairs=Slow(POOL, stuck=tmp_path / "once"), timeout=0.5)
+    assert_same(source.at(0), of_workers(0).at(0))
+    assert source.counts(1)["data/worker_restarts"] == 1
+    source.close()
+
+
+def test_a_stopped_worker_does_not_stop_the_run():
+    source = of_workers(2, part=8, pairs=Slow(POOL), timeout=0.5)
+    source.at(0)
+    os.kill(source.decoders.pids[0], signal.SIGSTOP)
+    for step in (1, 2, 3):
+        assert_same(source.at(step), of_workers(0).at(step))
+    assert source.counts(1)["data/worker_restarts"] == 1
+    source.close()
+
+
+@dataclass(frozen=True)
+class Wrong(Slow):
+    """Pairs that cannot be had."""
+
+    error: Exception | None = None
+
+    def batch(self, index_B):
+        raise self.error
+
+
+def test_what_a_worker_raises_reaches_the_run():
+    for error, wanted in ((DataError("the data is wrong"), DataError), (KeyError("x"), RuntimeError)):
+        source = of_workers(2, pairs=Wrong(POOL, error=error))
+        with pytest.raises(wanted, match=r"the data is wrong|KeyError\('x'\)"):
+            source.at(0)
+        source.close()
+
+
+def test_close_ends_all_workers_and_twice_is_no_harm():
+    source = of_workers(3)
+    source.at(0)
+    pids = source.decoders.pids
+    assert len(set(pids)) == 3
+    assert not any(gone(pid) for pid in pids)
+    source.close()
+    assert all(gone(pid) for pid in pids)
+    source.close()
+    of_workers(3).close()  # never started
+
+
+def run_until(end: object, said) -> None:
+    source = of_workers(2)
+    source.at(0)
+    said.send(source.decoders.pids)
+    if end == "exit":
+        sys.exit(7)
+    time.sleep(100)
+
+
+@pytest.mark.parametrize("end", ["exit", signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_no_worker_outlives_its_run(end):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_until, args=(end, theirs))
+    process.start()
+    pids = ours.recv()
+    assert len(pids) == 2
+    if end != "exit":
+        os.kill(process.pid, end)
+    process.join(20)
+    assert process.exitcode
+    assert soon(lambda: all(gone(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"workers": True}, {"prefetch": -1}, {"part": 0}, {"timeout": 0.0}, {"restarts": -1}]
+)
+def test_a_loader_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"loader.{next(iter(wrong))}"):
+        Loader(**wrong)
+
+
+def test_auto_is_no_worker_for_images_in_memory():
+    assert Loader().workers_for(POOL) == 0
+    assert 1 <= Loader().workers_for(Slow(POOL)) <= 16
+    assert Loader(workers=3).workers_for(POOL) == 3
+    assert replace(Loader(), pin_memory=True).pins("cpu") == torch.cuda.is_available()
