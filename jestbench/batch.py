@@ -53,6 +53,7 @@ class Batch:
             diagnostics alone; no policy and no model ever sees it.
         captions: the captions themselves, for diagnostics.
         passes: what choosing these pairs among more candidates has cost (a cascade); empty otherwise.
+        counts: what happened while these pairs were read, name → number (``read``, ``damaged``).
     """
 
     images_BCHW: Tensor
@@ -62,6 +63,7 @@ class Batch:
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
     passes: tuple[Pass, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = {len(self.images_BCHW), len(self.image_key_B), len(self.text_key_B)}

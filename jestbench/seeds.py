@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["init", "data", "select", "update", "noise", "check", "augment", "stream"]
+Stream = Literal["init", "data", "select", "update", "noise", "check", "captions", "augment", "stream"]
 
 
 def derive(seed: int, stream: Stream, position: int = 0) -> int:

@@ -7,7 +7,9 @@ depends on the pair, not on a crop of it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import Pairs, attempt, drawn, mended
 from jestbench.data.tokenizer import Tokenizer
 
 
@@ -75,12 +77,16 @@ class AugmentedPairs:
     plain: Pairs
     augment: RandomResizedCrop
     seed: int
-    name: str = field(init=False)
-    fingerprint: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.plain.name)
-        object.__setattr__(self, "fingerprint", f"{self.plain.fingerprint}/{self.augment}/{self.seed}")
+    @property
+    def name(self) -> str:
+        """The split's."""
+        return self.plain.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The split's, and what is done to it."""
+        return f"{self.plain.fingerprint}/{self.augment}/{self.seed}"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,12 +106,37 @@ class AugmentedPairs:
     def __len__(self) -> int:
         return len(self.plain)
 
+    @property
+    def max_damaged(self) -> float:
+        """The split's."""
+        return float(getattr(self.plain, "max_damaged", 1.0))
+
+    def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
+        """The split as it stands in an epoch."""
+        return replace(self, plain=drawn(self.plain, seed, epoch))
+
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, cropped."""
-        batch = self.plain.batch(index_B % len(self))
-        steps = (index_B // len(self)).tolist()
-        seed_B = [
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions, cropped, but for those that are damaged."""
+        batch, damaged = attempt(self.plain, index_B % len(self))
+        good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
+        return self._cropped(batch, good, index_B), damaged
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The damaged ones replaced, and these cropped, too."""
+        if not damaged:
+            return batch
+        return self._cropped(mended(self.plain, batch, damaged, index_B % len(self)), torch.tensor([*damaged]), index_B)
+
+    def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
+        steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()
+        seed_K = [
             seeds.derive(self.seed, "augment", (step << 64) | (key % 2**64))
-            for step, key in zip(steps, batch.image_key_B.tolist(), strict=True)
+            for step, key in zip(steps, keys, strict=True)
         ]
-        return replace(batch, images_BCHW=self.augment(batch.images_BCHW, seed_B))
+        images_BCHW = batch.images_BCHW.clone()
+        images_BCHW[slot_K] = self.augment(batch.images_BCHW[slot_K], seed_K)
+        return replace(batch, images_BCHW=images_BCHW)

@@ -8,7 +8,8 @@ and none holds a pair twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.pairs import Pairs
+from jestbench.data.files import too_many
+from jestbench.data.pairs import Pairs, drawn
 from jestbench.data.tokenizer import Tokenizer
 
 
@@ -55,6 +57,42 @@ class SuperBatchSource(Protocol):
         ...
 
 
+class Tally:
+    """What was read and what was damaged, summed over the batches of a run; a checkpoint keeps it.
+
+    Raises:
+        DataError: the share of damaged pairs exceeds the split's ``max_damaged``.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.name = pairs.name
+        self.limit: float = getattr(pairs, "max_damaged", 1.0)
+        self.summed: dict[str, float] = {}
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        """Count what travels with a batch."""
+        for name, count in counts.items():
+            self.summed[name] = self.summed.get(name, 0) + count
+        damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
+        if too_many(damaged, read, self.limit):
+            raise DataError(
+                f"{self.name}: {damaged:.0f} of {read:.0f} images read are damaged, more than max_damaged = "
+                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set"
+            )
+
+    def counts(self) -> dict[str, float]:
+        """As metrics, ``data/…``; nothing where no batch says anything."""
+        return {f"data/{name}": count for name, count in self.summed.items()}
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return dict(self.summed)
+
+    def restore(self, state: Mapping[str, float] | None) -> None:
+        """Go on from a checkpoint."""
+        self.summed = dict(state or {})
+
+
 @dataclass(frozen=True)
 class SuperBatches:
     """Super-batches of ``size`` pairs from an indexed split.
@@ -67,8 +105,10 @@ class SuperBatches:
     size: int
     seed: int
     augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
+    tally: Tally = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tally", Tally(self.pairs))
         if len(self.pairs) < self.size:
             raise DataError(
                 f"{self.pairs.name} holds {len(self.pairs)} pairs, fewer than the {self.size} of one "
@@ -102,23 +142,31 @@ class SuperBatches:
         return index_B + step * len(self.pairs) if self.augmented else index_B
 
     def at(self, step: int) -> Batch:
-        """The super-batch of a step."""
-        return self.pairs_at(step).batch(self.index_B(step))
+        """The super-batch of a step.
+
+        Raises:
+            DataError: too many images are damaged.
+        """
+        batch = self.pairs_at(step).batch(self.index_B(step))
+        self.tally.add(batch.counts)
+        return batch
 
     def pairs_at(self, step: int) -> Pairs:
-        """The split in the epoch of a step."""
-        return self.pairs
+        """The split in the epoch of a step: a pair of several captions has one of them drawn."""
+        return drawn(self.pairs, self.seed, step // self.per_epoch)
 
     def counts(self, step: int) -> dict[str, float]:
-        """Pairs skipped as tails."""
-        return {"data/skipped": self.skipped(step)}
+        """Pairs skipped as tails; images read and damaged."""
+        return {"data/skipped": self.skipped(step), **self.tally.counts()}
 
     def state(self) -> object:
-        """Nothing: the step says it all."""
-        return None
+        """What was damaged so far; the order needs the step alone."""
+        return self.tally.state()
 
     def restore(self, state: object) -> None:
-        """Nothing to restore."""
+        """Go on from a checkpoint."""
+        assert state is None or isinstance(state, dict)
+        self.tally.restore(state)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,24 @@ class Pairs(Protocol):
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read, decoded and ready for a model."""
         ...
+
+
+def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
+    """The split as it stands in an epoch: with one of several captions drawn for each image, where it has several."""
+    draw: Callable[[int, int], Pairs] | None = getattr(pairs, "drawn", None)
+    return pairs if draw is None else draw(seed, epoch)
+
+
+def attempt(pairs: Pairs, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+    """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
+    tried: Callable[[Tensor], tuple[Batch, Mapping[int, Any]]] | None = getattr(pairs, "attempt", None)
+    return (pairs.batch(index_B), {}) if tried is None else tried(index_B)
+
+
+def mended(pairs: Pairs, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+    """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
+    mend: Callable[[Batch, Mapping[int, Any], Tensor], Batch] | None = getattr(pairs, "mended", None)
+    return batch if mend is None else mend(batch, damaged, index_B)
 
 
 @dataclass(frozen=True)

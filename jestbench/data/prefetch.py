@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from jestbench.batch import Batch
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
-from jestbench.data.pairs import ArrayPairs, Pairs
+from jestbench.data.pairs import ArrayPairs, Pairs, attempt, drawn, mended
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.workers import Workers
 
@@ -100,20 +100,21 @@ class Packed:
 
     images_BCHW: Tensor
     rest: dict[str, Any]
+    damaged: Mapping[int, Any]
 
     @classmethod
-    def of(cls, batch: Batch) -> Packed:
+    def of(cls, batch: Batch, damaged: Mapping[int, Any]) -> Packed:
         """Pack."""
-        rest: dict[str, Any] = {"captions": batch.captions}
+        rest: dict[str, Any] = {"captions": batch.captions, "counts": batch.counts}
         for name in ("token_ids", "marks"):
             rest[name] = {key: value.numpy() for key, value in getattr(batch, name).items()}
         for name in ("image_key_B", "text_key_B"):
             rest[name] = getattr(batch, name).numpy()
-        return cls(batch.images_BCHW.contiguous(), rest)
+        return cls(batch.images_BCHW.contiguous(), rest, damaged)
 
 
 assert {field.name for field in fields(Batch)} == {
-    *("images_BCHW", "token_ids", "image_key_B", "text_key_B", "marks", "captions", "passes")
+    *("images_BCHW", "token_ids", "image_key_B", "text_key_B", "marks", "captions", "passes", "counts")
 }, "what a batch carries, a part must carry"
 
 
@@ -124,6 +125,7 @@ class Assembly:
         self.size, self.pinned = size, pinned
         self.images_BCHW: Tensor | None = None
         self.rest: dict[int, dict[str, Any]] = {}
+        self.damaged: dict[int, Any] = {}
 
     def put(self, start: int, part: Packed) -> None:
         """Bring a part to its place."""
@@ -133,6 +135,7 @@ class Assembly:
             self.images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
         self.images_BCHW[start : start + len(images_PCHW)].copy_(images_PCHW)
         self.rest[start] = part.rest
+        self.damaged |= {start + slot: error for slot, error in part.damaged.items()}
 
     def batch(self) -> Batch:
         """The whole, once all parts are there."""
@@ -149,6 +152,7 @@ class Assembly:
             token_ids={key: joined([part["token_ids"][key] for part in parts]) for key in parts[0]["token_ids"]},
             marks={key: joined([part["marks"][key] for part in parts]) for key in parts[0]["marks"]},
             captions=tuple(caption for part in parts for caption in part["captions"]),
+            counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
         )
 
 
@@ -201,7 +205,8 @@ class Decoders:
         assert self._workers is not None
         for future in futures:
             self._workers.wait(future)
-        return assembly.batch()
+        damaged = dict(sorted(assembly.damaged.items()))  # by place, as in one piece
+        return mended(self._as_drawn(draw), assembly.batch(), damaged, index_B)
 
     def close(self) -> None:
         """End the workers."""
@@ -222,9 +227,12 @@ class Decoders:
     def _decode(self, task: tuple[Draw, npt.NDArray[np.int64]]) -> Packed:
         """In a worker: a part of a super-batch."""
         draw, index = task
+        return Packed.of(*attempt(self._as_drawn(draw), torch.from_numpy(index)))
+
+    def _as_drawn(self, draw: Draw) -> Pairs:
         if self._drawn[0] != draw:
-            self._drawn = (draw, self.pairs)
-        return Packed.of(self._drawn[1].batch(torch.from_numpy(index)))
+            self._drawn = (draw, self.pairs if draw is None else drawn(self.pairs, *draw))
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)
@@ -257,11 +265,20 @@ class WorkerPairs:
 
     @property
     def text_key_N(self) -> Tensor:
+        """Those of the captions as drawn."""
+        return (self.plain if self.draw is None else drawn(self.plain, *self.draw)).text_key_N
+
+    @property
+    def max_damaged(self) -> float:
         """The split's."""
-        return self.plain.text_key_N
+        return float(getattr(self.plain, "max_damaged", 1.0))
 
     def __len__(self) -> int:
         return len(self.plain)
+
+    def drawn(self, seed: int, epoch: int) -> WorkerPairs:
+        """The split as it stands in an epoch; captions are drawn by the workers."""
+        return replace(self, draw=(seed, epoch))
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, decoded in parts by several workers."""

@@ -8,9 +8,9 @@ pure function of itself, so nothing that follows differs.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -55,6 +55,7 @@ class _Worker:
     process: Any
     connection: Connection
     held: deque[_Order] = field(default_factory=deque)
+    heard: float = field(default_factory=time.monotonic)  # when it last gave a result, or had nothing to do
 
 
 class Workers(Generic[Task, Result]):
@@ -84,7 +85,8 @@ class Workers(Generic[Task, Result]):
         self._workers = [self._start() for _ in range(count)]
         self._thread = threading.Thread(target=self._run, name="jestbench-workers", daemon=True)
         self._thread.start()
-        atexit.register(self.close)
+        # Not atexit: a process that multiprocessing itself started ends without it.
+        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=100)
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -118,13 +120,13 @@ class Workers(Generic[Task, Result]):
         """
         while True:
             try:
-                return future.result(self._timeout)
+                return future.result(self._timeout / 4)
             except FutureTimeout:
                 if future.done():
                     raise
                 # Hung: a stopped process, a read that never returns. Killed, it is replaced like a lost one.
                 for worker in self._workers:
-                    if worker.held:
+                    if worker.held and time.monotonic() - worker.heard > self._timeout:
                         worker.process.kill()
 
     def close(self) -> None:
@@ -132,7 +134,7 @@ class Workers(Generic[Task, Result]):
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        self._at_exit.cancel()
         for worker in self._workers:
             worker.process.kill()
         with contextlib.suppress(OSError):
@@ -182,6 +184,8 @@ class Workers(Generic[Task, Result]):
                         break
                     order = queue.popleft()
                 if order.future.set_running_or_notify_cancel():
+                    if not worker.held:
+                        worker.heard = time.monotonic()
                     worker.held.append(order)
                     with contextlib.suppress(OSError):  # lost: the sentinel says so
                         worker.connection.send(order.task)
@@ -196,6 +200,7 @@ class Workers(Generic[Task, Result]):
             self._replace(number, worker)
             return
         order = worker.held.popleft()
+        worker.heard = time.monotonic()
         try:
             if not good:
                 raise value

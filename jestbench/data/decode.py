@@ -1,0 +1,117 @@
+"""Encoded bytes to pixels: whatever a crawl holds becomes RGB, or is named as damaged."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
+"""Why an image cannot be had."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is opened. No vector formats: Pillow hands those to Ghostscript."""
+
+MAX_PIXELS = 2**26
+"""Images of more pixels than this (8,192 × 8,192) are refused before any is decoded: one of 50,000 × 50,000
+takes a few kilobytes on the disk and 7.5 GB in memory."""
+
+
+class DamagedImage(Exception):
+    """An image cannot be had; ``reason`` is counted, the message says more."""
+
+    def __init__(self, reason: Damage, said: str = "") -> None:
+        super().__init__(reason, said)  # both: an exception is pickled by its arguments
+        self.reason: Damage = reason
+        self.said = said
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.said}" if self.said else self.reason
+
+
+def _open(content: bytes, max_pixels: int) -> Image.Image:
+    """The image as its header describes it; no pixel is touched.
+
+    Raises:
+        DamagedImage: it has no content, no known header, or too many pixels.
+    """
+    if not content:
+        raise DamagedImage("empty image")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DamagedImage("too many pixels", str(error)) from error
+    except Exception as error:  # Pillow's readers raise whatever they meet: struct.error, KeyError, SyntaxError …
+        raise DamagedImage("no image", f"{type(error).__name__}: {error}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DamagedImage("too many pixels", f"{width} × {height}, more than {max_pixels}")
+    return image
+
+
+def probe(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height that the header gives, in pixels, without decoding.
+
+    Raises:
+        DamagedImage: what the header alone shows to be of no use.
+    """
+    return _open(content, max_pixels).size
+
+
+def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode an image, scale its shortest side to ``size`` (bicubic, antialiased) and crop the centre.
+
+    The first frame of an animation; EXIF orientation applied; alpha over white; CMYK, palette and grey as RGB; of 16
+    bits the upper 8. A JPEG more than four times as large as asked for is decoded at the reduced scale that its
+    format offers and is at least twice ``size``.
+
+    Args:
+        content: the file's bytes.
+        size: width and height of the result, in pixels.
+        max_pixels: of the encoded image; more are refused by the header.
+
+    Returns:
+        uint8 ``[size, size, 3]``.
+
+    Raises:
+        DamagedImage: it cannot be decoded.
+    """
+    image = _open(content, max_pixels)
+    try:
+        image.draft(None, (2 * size, 2 * size))
+        image.load()
+        image = _rgb(_upright(image))
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        # The box crops first, so that a picture of 1 × 60,000 px is not scaled up as a whole.
+        square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        return np.array(square, dtype=np.uint8)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DamagedImage("undecodable image", f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; EXIF that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", colours.size, "white")
+        return Image.alpha_composite(white, colours).convert("RGB")
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts at 255 instead of scaling
+        grey = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    return image if image.mode == "RGB" else image.convert("RGB")
