@@ -31,6 +31,7 @@ import policies
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.icons import Icons
 from jestbench.data.prefetch import Loader
+from jestbench.data.stream import Stream
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
@@ -54,6 +55,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "synthetic": Synthetic,
     "loader": Loader,
     "random_resized_crop": RandomResizedCrop,
+    "stream": Stream,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(

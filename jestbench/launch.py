@@ -281,7 +281,7 @@ def _references(reference_dir: Path | None, pretrain: Mapping[str, int]) -> list
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
     facts: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    facts["pairs"] = len(stages.pairs)
+    facts["pairs"] = stages.super_batches.pool
     facts["eval_images"] = len(stages.evaluator.index_N)
     facts["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
@@ -350,7 +350,7 @@ def check(resolved: Resolved) -> None:
             run = replace(resolved.run, device="cpu", reference_accounting="online", loader=Loader(workers=0))
             data, reference = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, reference, Path(folder), drawn)
-            if resolved.run.data.is_prepared():
+            if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 SuperBatches(stages.pairs, resolved.draw_size, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}))
         _warned(resolved, stages)

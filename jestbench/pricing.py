@@ -11,6 +11,7 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import PURPOSES, Pass, Purpose
+from jestbench.data.stream import StreamPairs
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.launch import stand_ins
 from jestbench.learner import Price
@@ -104,8 +105,8 @@ def step_price(resolved: Resolved) -> StepPrice:
     return StepPrice(_sum(passes), uniform, reference_pair, closed)
 
 
-def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
-    """Steps until ``run.budget`` is reached, for a pool of so many pairs.
+def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None) -> int | None:
+    """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` is a stream that never ends.
 
     Under ``first_sight`` the reference is charged during the first pass over the pool alone.
     """
@@ -113,8 +114,8 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int) -> int | None:
         return None
     budget, first = int(resolved.run.budget), price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.flops["reference_score"]
-    in_first_pass = max(1, pool // resolved.draw_size)
-    if budget <= in_first_pass * first:
+    in_first_pass = 0 if pool is None else max(1, pool // resolved.draw_size)
+    if pool is None or budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
 
@@ -124,7 +125,8 @@ def price_table(resolved: Resolved) -> str:
     price = step_price(resolved)
     run = resolved.run
     data, _ = stand_ins(resolved)
-    pool = len(data.split(run.split))
+    split = data.split(run.split)
+    pool = None if isinstance(split, StreamPairs) else len(split)
     steps = steps_bought(resolved, price, pool)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -141,8 +143,9 @@ def price_table(resolved: Resolved) -> str:
         lines.append(f"once every pair has been seen: {rest:.3f}")
     if steps is not None:
         note = "" if resolved.run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
+        drawn_from = "a stream" if pool is None else f"a pool of {pool:,}"
         lines.append(
             f"a budget of {int(run.budget or 0):.4g} FLOPs buys {steps:,} steps, {steps * resolved.draw_size:,} pairs "
-            f"seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
+            f"seen, {steps * run.batch_size:,} trained on, of {drawn_from}{note}"
         )
     return "\n".join(lines)

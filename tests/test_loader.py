@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.files import FilePairs
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.prefetch import Loader, Prefetched, prefetched
+from jestbench.data.stream import Shards, StreamBatches, deal, owner, take_turns
 from jestbench.data.synthetic import Synthetic
 from jestbench.run import ConfigError
 
@@ -317,3 +320,243 @@ def test_auto_is_no_worker_for_images_in_memory():
     assert 1 <= Loader().workers_for(Slow(POOL)) <= 16
     assert Loader(workers=3).workers_for(POOL) == 3
     assert replace(Loader(), pin_memory=True).pins("cpu") == torch.cuda.is_available()
+
+
+# Streams
+
+
+def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
+    """Tar shards of so many pairs, as webdataset's writer makes them; every image another one."""
+    import webdataset
+
+    number, paths = 0, []
+    for shard, size in enumerate(sizes):
+        paths.append(str(folder / f"{shard:03d}.tar"))
+        with webdataset.TarWriter(paths[-1]) as writer:
+            for _ in range(size):
+                writer.write({"__key__": f"{number:06d}", "jpg": jpeg(number), "txt": f"number {number}"})
+                number += 1
+    return tuple(paths)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Shards:
+    urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    return Shards(urls, POOL.tokenizer, 8, "txt", lanes=6, buffer=4, max_damaged=0.5)
+
+
+def keys_of(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch.image_key_B.tolist(), batch.text_key_B.tolist(), strict=True))
+
+
+def test_an_epoch_of_a_stream_holds_each_pair_once_but_for_a_counted_tail(shards):
+    source = StreamBatches(shards, 10)
+    tails = set()
+    for epoch in range(3):
+        drawn = [key for step in range(6) for key in keys_of(source.at(6 * epoch + step))]
+        assert len(set(drawn)) == len(drawn) == 60, "61 pairs, the tail left out"
+        tails.add(frozenset(drawn))
+    source.at(18)
+    assert len(tails) > 1, "another tail each epoch"
+    assert source.counts(19)["data/skipped"] == 3
+    assert source.counts(19)["data/read"] == 3 * 61 + 10
+    assert source.counts(19)["data/damaged"] == 0
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 6), st.integers(0, 3), st.sampled_from([1, 3, 100]), st.integers(0, 9))
+def test_the_order_of_a_stream_does_not_depend_on_who_reads(shards, workers, ahead, part, cut):
+    plain = StreamBatches(shards, 10)
+    wanted = [plain.at(step) for step in range(10)]
+    source = StreamBatches(shards, 10, workers, ahead, part)
+    for step in range(cut):
+        assert_same(source.at(step), wanted[step])
+    state = source.state()
+    source.close()
+    gone_on = StreamBatches(shards, 10, (workers + 2) % 7, ahead, part)
+    gone_on.restore(state)
+    for step in range(cut, 10):
+        assert_same(gone_on.at(step), wanted[step])
+    assert plain.counts(10).items() <= gone_on.counts(10).items()
+    gone_on.close()
+    assert [keys_of(batch) for batch in wanted] != [
+        keys_of(StreamBatches(replace(shards, seed=1), 10).at(0)),
+        *(keys_of(batch) for batch in wanted[1:]),
+    ]
+
+
+def test_a_state_of_a_stream_can_be_checkpointed(shards, tmp_path):
+    source = StreamBatches(shards, 10)
+    source.at(0)
+    torch.save(source.state(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == source.state()
+
+
+def test_two_ranks_of_three_workers_lose_no_pair_and_read_none_twice(shards):
+    """Each rank in a thread of its own; what they exchange goes over a barrier, as all_gather would."""
+    barrier, said = threading.Barrier(2), [None, None]
+    drawn: list[list[Batch]] = [[], []]
+
+    def run(rank: int) -> None:
+        def exchange(value):
+            said[rank] = value
+            barrier.wait(30)
+            values = list(said)
+            barrier.wait(30)
+            return values
+
+        source = StreamBatches(shards, 10, 3, rank=rank, ranks=2, exchange=exchange)
+        drawn[rank] = [source.at(step) for step in range(6)]
+        source.close()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    plain = StreamBatches(shards, 10)
+    seen: list[tuple[int, int]] = []
+    for step in range(6):
+        both = keys_of(drawn[0][step]) + keys_of(drawn[1][step])
+        assert sorted(both) == sorted(keys_of(plain.at(step)))
+        seen += both
+    assert len(set(seen)) == len(seen) == 60
+
+
+@given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 30))
+def test_every_shard_has_one_lane_and_every_lane_one_reader(lanes, ranks, workers, more):
+    dealt = deal(lanes + more, lanes, 0, 3)
+    assert sorted(shard for lane in dealt for shard in lane) == list(range(lanes + more))
+    assert all(dealt), "no lane without a shard"
+    owners = [owner(lane, ranks, workers) for lane in range(lanes)]
+    assert all(rank < ranks and worker < workers for rank, worker in owners)
+    if lanes >= ranks * workers:
+        assert len(set(owners)) == ranks * workers, "no reader without a lane"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 20), st.data())
+def test_turns_are_fair(available, need, data):
+    first = data.draw(st.integers(0, len(available) - 1))
+    lanes, _ = take_turns(available, first, need)
+    assert len(lanes) == min(need, sum(available))
+    given_by = [lanes.count(lane) for lane in range(len(available))]
+    assert all(count <= has for count, has in zip(given_by, available, strict=True))
+    for count, has in zip(given_by, available, strict=True):
+        assert count == has or count >= max(given_by) - 1
+
+
+def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
+    urls = write_shards(tmp_path, [4, 4])
+    twice = Shards((*urls, *urls), POOL.tokenizer, 8, "txt", lanes=4, buffer=4, max_damaged=0.5)
+    source = StreamBatches(twice, 6)
+    keys = keys_of(source.at(0))
+    assert len(set(keys)) == 6
+    assert source.counts(1)["data/duplicates"] > 0
+
+
+@pytest.mark.parametrize(
+    ("lanes", "ranks", "workers", "said"),
+    [
+        (10, 1, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
+        (5, 2, 3, r"5 lanes leave.*2 × 3 readers.*loader.workers to 2"),
+    ],
+)
+def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, ranks, workers, said):
+    with pytest.raises(DataError, match=said):
+        StreamBatches(replace(shards, lanes=lanes), 10, workers, ranks=ranks)
+
+
+def test_a_stream_of_less_than_a_super_batch_is_refused(shards):
+    with pytest.raises(DataError, match=r"fewer pairs than the 62.*super_batch_size"):
+        StreamBatches(shards, 62).at(0)
+
+
+def test_a_stream_goes_forward_only(shards):
+    with pytest.raises(ValueError, match="cannot go to 3"):
+        StreamBatches(shards, 10).at(3)
+
+
+def damage(shards: Shards, folder: Path) -> Shards:
+    """A truncated shard, one that is gone, one with half an image, one without captions, a pipe that fails."""
+    urls = list(shards.urls)
+    cut = folder / "cut.tar"
+    cut.write_bytes(Path(urls[4]).read_bytes()[:9000])
+    bad = [jpeg(200), jpeg(201)[:150], b""]
+    import webdataset
+
+    with webdataset.TarWriter(str(folder / "bad.tar")) as writer:
+        for number, content in enumerate(bad):
+            writer.write({"__key__": f"a{number}", "jpg": content, "txt": f"bad {number}"})
+        writer.write({"__key__": "b", "jpg": jpeg(202)})
+        writer.write({"__key__": "c", "txt": "no image"})
+        writer.write({"__key__": "d", "jpg": jpeg(203), "txt": b"\xff\xfe"})
+    urls[4] = str(cut)
+    urls[5] = str(folder / "gone.tar")
+    return replace(shards, urls=(*urls, str(folder / "bad.tar"), f"pipe:cat {urls[0]} && exit 3"))
+
+
+def test_damage_is_counted_and_passed_over(shards, tmp_path):
+    broken = damage(shards, tmp_path)
+    counts = []
+    for workers, cut in ((0, 99), (2, 3)):
+        source = StreamBatches(broken, 10, workers)
+        keys = []
+        for step in range(10):
+            if step == cut:
+                state = source.state()
+                source.close()
+                source = StreamBatches(broken, 10, workers)
+                source.restore(state)
+            keys.append(keys_of(source.at(step)))
+        counts.append((keys, {name: source.counts(10)[f"data/{name}"] for name in ("read", "damaged", "skipped")}))
+        source.close()
+    assert counts[0] == counts[1], "whoever reads, and resumed"
+    assert counts[0][1]["damaged"] >= 2 * 7
+    strict = StreamBatches(replace(broken, max_damaged=0.0), 10)
+    with pytest.raises(DataError, match=r"streamed pairs are damaged.*max_damaged"):
+        [strict.at(step) for step in range(100)]
+
+
+def test_a_killed_reader_is_replaced(shards):
+    plain, source = StreamBatches(shards, 10), StreamBatches(shards, 10, 2)
+    for step in range(12):
+        assert_same(source.at(step), plain.at(step))
+        if step in (1, 6):
+            os.kill(source.pids[0], signal.SIGKILL)
+    assert source.counts(12)["data/worker_restarts"] >= 1
+    pids = source.pids
+    source.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_run_reads_a_stream_and_resumes(shards, tmp_path):
+    urls = str(Path(shards.urls[0]).parent / "{000..008}.tar")
+    gin = tmp_path / "stream.gin"
+    gin.write_text(
+        f"""include "{ROOT / "gin/run/tiny.gin"}"
+run.data = @stream()
+stream.shards = "pipe:cat {urls}"
+stream.beside = @synthetic()
+stream.image_size = 16
+stream.lanes = 6
+run.batch_size = 10
+run.budget = None
+budget.steps = 9
+"""
+    )
+    quiet = ["log.every=1", "log.progress=False", "evaluate.points=1", "run.device=cpu", "loader.workers=2"]
+    assert config.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
+    assert config.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    resolved = config.resolve([str(gin)], quiet)
+    assert launch.train_run(resolved, whole, resume=False) == "finished"
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(max((cut / "checkpoints").iterdir()))
+    assert launch.train_run(resolved, cut, resume=True) == "finished"
+    rows = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    own = {"time/seconds", "data/wait_seconds", "data/worker_restarts"}
+    first, second = ([{k: v for k, v in json.loads(x).items() if k not in own} for x in part] for part in rows)
+    assert first == second
+    assert first[-1]["data/skipped"] == 1
+    assert json.loads((whole / "summary.json").read_text())["pairs"] is None

@@ -23,6 +23,7 @@ from jestbench.batch import Batch
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import ArrayPairs, Pairs, attempt, drawn, mended
+from jestbench.data.stream import StreamBatches, StreamPairs
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.workers import Workers
 
@@ -359,8 +360,8 @@ def prefetched(
     loader: Loader | None = None,
     augment: RandomResizedCrop | None = None,
     device: str = "cpu",
-) -> Prefetched:
-    """Super-batches of an indexed split, decoded as a loader says.
+) -> SuperBatchSource:
+    """Super-batches of a split, read and decoded as a loader says.
 
     Args:
         pairs: the split.
@@ -371,9 +372,17 @@ def prefetched(
         device: that the run is on.
 
     Raises:
-        DataError: the split holds fewer pairs than one super-batch needs.
+        DataError: the split holds fewer pairs than one super-batch needs, or a stream cannot be divided.
+        ValueError: a stream is to be augmented.
     """
     loader = loader or Loader()
+    if isinstance(pairs, StreamPairs):
+        if augment is not None:
+            raise ValueError("run.augment needs an indexed data set: a stream's pairs are not augmented")
+        workers = loader.workers if loader.workers != "auto" else min(loader.workers_for(pairs), pairs.shards.lanes)
+        shards, pinned = replace(pairs.shards, seed=seed), loader.pins(device)
+        limits = loader.timeout, loader.restarts, pinned
+        return StreamBatches(shards, size, workers, loader.prefetch, loader.part, *limits)
     if augment is not None:
         pairs = AugmentedPairs(pairs, augment, seed)
     workers = loader.workers_for(pairs)
