@@ -292,8 +292,8 @@ class StreamBatches:
         self.shards, self.size, self.pinned, self.ranks = shards, size, pinned, ranks
         self._exchange = exchange or (lambda value: [value])
         self._mine = [lane for lane in range(shards.lanes) if owner(lane, ranks, workers)[0] == rank]
-        share = -(-size // shards.lanes)
-        self._chunk, self._target = min(share, part), (ahead + 1) * share
+        self._share = -(-size // shards.lanes)
+        self._chunk, self._target = min(self._share, part), (ahead + 1) * self._share
         self._read = LaneReader(shards)
         self._workers: Workers[Any, Chunk] | None = None
         self._making = (workers, restarts, timeout)
@@ -395,7 +395,7 @@ class StreamBatches:
         """Have a lane read on, if it is not at it and runs low."""
         workers, restarts, timeout = self._making
         if not workers:
-            if len(lane.ready) < self._chunk and not lane.ended:
+            if len(lane.ready) < self._share and not lane.ended:
                 self._put(lane, self._read((self._epoch, lane.number, lane.read, self._chunk)))
             return
         if self._workers is None:
