@@ -29,10 +29,15 @@ from gin import config_parser
 
 import policies
 from jestbench.data.augment import RandomResizedCrop
+from jestbench.data.captions import Captions
+from jestbench.data.hub import HuggingFace
 from jestbench.data.icons import Icons
 from jestbench.data.prefetch import Loader
+from jestbench.data.shards import WebDataset
 from jestbench.data.stream import Stream
 from jestbench.data.synthetic import Synthetic
+from jestbench.data.tables import Csv
+from jestbench.data.vocabulary import TokenizerChoice
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
 from jestbench.ledger import Budget
@@ -56,6 +61,11 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "loader": Loader,
     "random_resized_crop": RandomResizedCrop,
     "stream": Stream,
+    "webdataset": WebDataset,
+    "csv": Csv,
+    "huggingface": HuggingFace,
+    "captions": Captions,
+    "tokenizer": TokenizerChoice,
 }
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(

@@ -286,7 +286,7 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     facts["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         facts["noise"] = data.noise
-    return facts
+    return facts | dict(getattr(stages.pairs, "facts", {}))
 
 
 def _affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

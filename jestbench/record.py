@@ -155,6 +155,8 @@ class Recorder:
                     "loss": run.loss,
                     "tokenizer": tokenizer.definition,
                     "length": tokenizer.length,
+                    "pad": tokenizer.pad,
+                    "end": tokenizer.end,
                     "train_views": [[share, asdict(view)] for share, view in run.mix],
                 },
             )

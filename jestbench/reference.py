@@ -39,7 +39,8 @@ def load_model(run_dir: Path) -> TwoTowers:
     if newest is None:
         raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
     described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer(described["tokenizer"], described["length"])
+    special = {name: described[name] for name in ("pad", "end") if name in described}
+    tokenizer = Tokenizer(described["tokenizer"], described["length"], **special)
     loss: LossName = described["loss"]
     model = Model(**described["model"] | {"pretrained": False}).build(tokenizer, loss, seed=0)
     try:

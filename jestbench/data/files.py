@@ -226,6 +226,13 @@ class FilePairs:
         """The split with one of its captions drawn for each pair: a function of the image's key, seed and epoch."""
         return self if self.first_N is None else _draw(self, seed, epoch)
 
+    def firsts(self) -> FilePairs:
+        """The split with the first of each image's captions alone."""
+        if self.first_N is None:
+            return self
+        origin = None if self.origin is None else _Firsts(self.origin)
+        return replace(self, first_N=None, row_N=np.arange(len(self)), caption_N=self.first_N, origin=origin)
+
     def expanded(self) -> FilePairs:
         """The split in which each caption is a pair of its own."""
         if self.first_N is None:
@@ -362,6 +369,14 @@ class _Drawn:
 
     def __call__(self) -> FilePairs:
         return self.origin().drawn(self.seed, self.epoch)
+
+
+@dataclass(frozen=True)
+class _Firsts:
+    origin: Callable[[], FilePairs]
+
+    def __call__(self) -> FilePairs:
+        return self.origin().firsts()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,15 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Backend:
     return backend
 
 
+def frame(backend: Backend) -> tuple[list[int], list[int]]:
+    """The ids that a definition itself puts before and behind a text (``[CLS]``, ``[SEP]``)."""
+    probe = backend.encode("a")
+    inner = [position for position, special in enumerate(probe.special_tokens_mask) if not special]
+    if not inner:
+        return [], []
+    return probe.ids[: inner[0]], probe.ids[inner[-1] + 1 :]
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Captions in, fixed-length int64 ids out.
@@ -38,22 +47,37 @@ class Tokenizer:
     Attributes:
         definition: the tokenizer as the JSON text of the ``tokenizers`` package.
         length: L, tokens a caption is cut or padded to, the end token included.
+        pad: the token that fills a text up; no other one may share its id.
+        end: the token that ends a text.
     """
 
     definition: str
     length: int
+    pad: str = PAD
+    end: str = END
     identity: str = field(init=False)
     _backend: Backend = field(init=False, repr=False, compare=False)
+    _start: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.length < 2:
             raise ValueError(f"a text needs at least 2 tokens (one and the end token), got length {self.length}")
         backend = Backend.from_str(self.definition)
-        for special in (PAD, END):
+        for special in (self.pad, self.end):
             if backend.token_to_id(special) is None:
                 raise ValueError(f"the tokenizer has no {special} token")
         digest = hashlib.blake2b(self.definition.encode(), digest_size=6).hexdigest()
-        object.__setattr__(self, "identity", f"{digest}/{self.length}")
+        named = "" if (self.pad, self.end) == (PAD, END) else f"/{self.pad}/{self.end}"
+        object.__setattr__(self, "identity", f"{digest}/{self.length}{named}")
+        # A definition may ask for a length of its own; the one here holds.
+        backend.no_truncation()
+        backend.no_padding()
+        start = tuple(frame(backend)[0])
+        if len(start) + 2 > self.length:
+            raise ValueError(
+                f"a text of this tokenizer opens with {len(start)} tokens: length {self.length} is too short"
+            )
+        object.__setattr__(self, "_start", start)
         # A caption that spells "<pad>" or "<end>" is text, not padding or an end.
         backend.encode_special_tokens = True
         object.__setattr__(self, "_backend", backend)
@@ -71,7 +95,7 @@ class Tokenizer:
     @property
     def pad_id(self) -> int:
         """The id that fills a text up to L tokens."""
-        return self._special(PAD)
+        return self._special(self.pad)
 
     def _special(self, token: str) -> int:
         found = self._backend.token_to_id(token)
@@ -79,13 +103,13 @@ class Tokenizer:
         return int(found)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Token ids ``[N, L]``: the caption's tokens, the end token, padding."""
-        end, pad = self._special(END), self.pad_id
+        """Token ids ``[N, L]``: what opens a text (most tokenizers: nothing), its tokens, the end token, padding."""
+        end, pad, start = self._special(self.end), self.pad_id, self._start
         # Captions repeat: each distinct one is encoded once.
         row_of = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
         rows = []
-        for encoding in self._backend.encode_batch_fast(list(row_of)):
-            ids = [*encoding.ids[: self.length - 1], end]
+        for encoding in self._backend.encode_batch_fast(list(row_of), add_special_tokens=False):
+            ids = [*start, *encoding.ids[: self.length - 1 - len(start)], end]
             rows.append(ids + [pad] * (self.length - len(ids)))
         ids_CL = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
         return ids_CL[torch.tensor([row_of[caption] for caption in captions], dtype=torch.int64)]

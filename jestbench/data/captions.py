@@ -1,0 +1,56 @@
+"""What becomes of a caption before it is a text: normalised, cut, one or several an image."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Normalisation of captions, and what is done with several of one image.
+
+    Attributes:
+        nfkc: Unicode's NFKC form: full-width letters, ligatures and the like become plain ones.
+        spaces: runs of white space become one blank.
+        lower: lower case.
+        max_characters: longer ones are cut.
+        several: captions of one image, in training: ``draw`` one anew for each epoch (a function of image, seed
+            and epoch), or always take the ``first``.
+        several_exact: where pairs may not change (evaluation): the ``first``, or ``all``, each a pair of its own
+            (for the metrics the image's other captions are then wrong ones).
+    """
+
+    nfkc: bool = True
+    spaces: bool = True
+    lower: bool = False
+    max_characters: int = 1000
+    several: Literal["draw", "first"] = "draw"
+    several_exact: Literal["first", "all"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.max_characters < 1:
+            raise ValueError(f"captions.max_characters must be at least 1, got {self.max_characters}")
+
+    def normalise(self, caption: str) -> str:
+        """The caption as models see it; empty where nothing is left."""
+        # Cut first as well: a megabyte of text is not worth normalising. NFKC can lengthen, hence the second cut.
+        caption = caption[: 8 * self.max_characters]
+        if self.nfkc:
+            caption = unicodedata.normalize("NFKC", caption)
+        if self.spaces:
+            caption = " ".join(caption.split())
+        if self.lower:
+            caption = caption.lower()
+        return caption[: self.max_characters].strip()
+
+    def usable(self, captions: Iterable[str]) -> list[str]:
+        """All captions of an image that are left, normalised, each once."""
+        return [text for text in dict.fromkeys(map(self.normalise, captions)) if text]
+
+    @property
+    def identity(self) -> str:
+        """Of what is stored: how several are drawn is decided later."""
+        return f"{self.nfkc}/{self.spaces}/{self.lower}/{self.max_characters}"
