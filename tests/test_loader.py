@@ -22,6 +22,7 @@ from test_sources import files_of, jpeg
 
 from jestbench import config, launch
 from jestbench.batch import Batch, DataError
+from jestbench.bench import data as bench
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.files import FilePairs
 from jestbench.data.pairs import ArrayPairs
@@ -560,3 +561,28 @@ budget.steps = 9
     assert first == second
     assert first[-1]["data/skipped"] == 1
     assert json.loads((whole / "summary.json").read_text())["data"]["pairs"] is None
+
+
+# The benchmark
+
+
+def test_both_paths_of_the_benchmark_read_the_same_shards(tmp_path):
+    plan = bench.Plan(batch=8, workers=1, shards=2, per_shard=10, minutes=0.0)
+    paths = bench.write_shards(tmp_path, 64, plan)
+    found = {}
+    for kind in ("indexed", "stream"):
+        source = bench.make_source(kind, paths, 64, plan)
+        batches = [source.at(step) for step in range(2)]
+        source.close()
+        found[kind] = {key: image for batch in batches for key, image in zip(keys_of(batch), batch.images_BCHW)}  # noqa: B905
+        assert len(found[kind]) == 16
+    both = found["indexed"].keys() & found["stream"].keys()
+    assert len(both) >= 12
+    assert all(torch.equal(found["indexed"][key], found["stream"][key]) for key in both)
+    measured = bench.memory(bench.make_source("stream", paths, 64, plan), lambda: [], 0.0)
+    assert measured["value"] > 0
+    assert bench.resident([os.getpid()]) > 2**20
+
+
+def test_a_ratio_of_the_benchmark_has_its_spread():
+    assert bench.ratio([2.0, 4.0, 3.0], [1.0, 4.0, 2.0]) == {"value": 1.5, "low": 1.0, "high": 2.0}
