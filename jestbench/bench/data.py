@@ -3,7 +3,7 @@
 The shards are made by the bench: noisy photographs as JPEG of two sizes, with captions. Everybody gets the same
 number of worker processes, makes RGB images of the same size, and token ids by a tokenizer of its own. Rounds of
 the contenders are interleaved, so that what disturbs one disturbs the others; each round reads ``--pairs`` pairs
-after the first batch has come, the start of the workers left out.
+after the first ``1 + 2 × workers`` batches: the start and what was made ahead during it are left out.
 
 * indexed over open_clip: pairs/s of jestbench's indexed path (byte ranges, any order) ÷ that of
   ``open_clip_train.data.get_wds_dataset`` with open_clip's image transform;
@@ -58,7 +58,7 @@ TRAINED = {64: 64, 256: 224}
 class Plan:
     """What to measure."""
 
-    pairs: int = 1024
+    pairs: int = 2048
     batch: int = 256
     workers: int = 2
     shards: int = 8
@@ -219,7 +219,8 @@ def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: Plan) -> 
     for _ in range(plan.rounds):
         for name, begin in contenders.items():
             batches = begin()
-            next(batches)
+            for _ in range(1 + 2 * plan.workers):  # past the start, and what was made ahead during it
+                next(batches)
             found[name].append(rate(batches, plan.pairs))
             batches.close()  # type: ignore[attr-defined]
     return found
