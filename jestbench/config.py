@@ -30,11 +30,14 @@ from gin import config_parser
 import policies
 from jestbench.cache import Cache
 from jestbench.data.all_icons import Iconify
+from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.captions import Captions
 from jestbench.data.cascade import Cascade
 from jestbench.data.hub import HuggingFace
 from jestbench.data.icons import Icons
+from jestbench.data.prefetch import Loader
 from jestbench.data.shards import WebDataset
+from jestbench.data.stream import Stream
 from jestbench.data.synthetic import Synthetic
 from jestbench.data.tables import Csv
 from jestbench.data.vocabulary import TokenizerChoice
@@ -63,6 +66,9 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "icons": Icons,
     "synthetic": Synthetic,
     "regression": Regression,
+    "loader": Loader,
+    "random_resized_crop": RandomResizedCrop,
+    "stream": Stream,
     "webdataset": WebDataset,
     "csv": Csv,
     "huggingface": HuggingFace,
@@ -74,7 +80,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
-    "run.reference run.scorer run.cache cache.mode cache.folder evaluate.sets".split()
+    "run.reference run.scorer run.cache run.loader loader.* cache.mode cache.folder evaluate.sets".split()
 )
 # Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
 ADDED: Mapping[str, Any] = {
@@ -83,6 +89,7 @@ ADDED: Mapping[str, Any] = {
     "run.half": None,
     "run.objective": None,
     "run.cascade": None,
+    "run.augment": None,
     "cache.dtype": "float32",
     "budget.adds": [],
 }
@@ -514,6 +521,21 @@ def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
                 )
 
 
+def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
+    """What is remembered of a pair is bound to the plain image.
+
+    Raises:
+        ConfigError: a frozen model would be remembered for one crop and asked about another.
+    """
+    frozen = run.needs - {"learner"} - ({"scorer"} if isinstance(run.scorer, OnlineScorer) else set())
+    if run.augment is not None and frozen and run.reference_accounting != "online":
+        raise ConfigError(
+            f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
+            f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
+            "run.reference_accounting = 'online' (each crop is scored and charged), or leave run.augment out"
+        )
+
+
 def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
     """A constructor's message, with the places where the parameters that it names were bound."""
     message, _, call = str(error).partition("\n  In call to configurable ")
@@ -619,6 +641,7 @@ def resolve(
     read = [_findable(binding) for binding in read]
     _bind(read)
     run, name = _build(read)
+    _check_augment(run, read)
     _unused(read, allow_unused)
     texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
     flat = _flat()

@@ -25,6 +25,7 @@ from jestbench import checkpoint, seeds
 from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset
+from jestbench.data.prefetch import Loader
 from jestbench.learner import NonFiniteLoss
 from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.loop import Progress, Status, train
@@ -335,7 +336,7 @@ def _references(folders: Mapping[Pretrained, Path], twin_dir: Path | None) -> li
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
     facts: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    facts["pairs"] = len(stages.pairs)
+    facts["pairs"] = stages.super_batches.pool
     facts["eval_images"] = len(stages.evaluator.index_N)
     facts["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
@@ -415,6 +416,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
     run = replace(
         resolved.run,
         device="cpu",
+        loader=Loader(workers=0),
+        cache=None,
         batch_size=max(1, resolved.run.batch_size * drawn // resolved.draw_size),
         super_batch_size=drawn,
         budget=None,
@@ -458,12 +461,14 @@ def check(resolved: Resolved) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
-            run = replace(resolved.run, device="cpu", reference_accounting="online", cache=None)
+            run = replace(
+                resolved.run, device="cpu", reference_accounting="online", cache=None, loader=Loader(workers=0)
+            )
             data, reference, regressor = stand_ins(resolved)
             twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
             tiny = replace(resolved, run=run)
             stages = build_stages(tiny, data, reference, Path(folder), drawn, regressor, twin)
-            if resolved.run.data.is_prepared():
+            if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 SuperBatches(stages.pairs, resolved.candidates, run.seed)
             _affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         _warned(resolved, stages)

@@ -13,6 +13,7 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import PURPOSES, Batch, Pass, Purpose
+from jestbench.data.stream import StreamPairs
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.launch import pretrain_flops, stand_ins
 from jestbench.learner import Price
@@ -217,14 +218,19 @@ def _forecast(resolved: Resolved) -> int:
     built = _built(resolved)
     price, below = _step_price(resolved, *built), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, len(built[0].pairs), included)
+    steps = steps_bought(resolved, price, _pool(built[0]), included)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
     return steps * price.total + sum(below.values())
 
 
-def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0) -> int | None:
+def _pool(stages: Stages) -> int | None:
+    """Pairs that are drawn from; ``None`` for a stream, which does not tell."""
+    return None if isinstance(stages.pairs, StreamPairs) else len(stages.pairs)
+
+
+def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
     """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
 
     Under ``first_sight`` frozen models (and the own logits that a cascade takes from them) are charged during the
@@ -233,15 +239,15 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int, taken: int = 0
     Args:
         resolved: the run.
         price: of its steps.
-        pool: pairs in its split.
+        pool: pairs in its split; ``None`` is a stream that never ends.
         taken: FLOPs of pre-training that are taken out of the budget first.
     """
     if resolved.run.budget is None:
         return None
     budget, first = max(0, int(resolved.run.budget) + resolved.added_flops - taken), price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
-    in_first_pass = max(1, pool // resolved.candidates)
-    if budget <= in_first_pass * first:
+    in_first_pass = 0 if pool is None else max(1, pool // resolved.candidates)
+    if pool is None or budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
 
@@ -341,7 +347,7 @@ def price_table(resolved: Resolved) -> str:
     built = _built(resolved)
     stages, price = built[0], _step_price(resolved, *built)
     run = resolved.run
-    pool = len(stages.pairs)
+    pool = _pool(stages)
     taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
     steps = steps_bought(resolved, price, pool, taken)
     lines = [
@@ -357,7 +363,7 @@ def price_table(resolved: Resolved) -> str:
     if price.first_sight and run.reference_accounting == "first_sight":
         rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
-    if run.cascade is not None:
+    if run.cascade is not None and pool is not None:
         lines.append(
             f"cascade: {resolved.candidates} candidates a step; one met for the first time costs "
             f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
@@ -372,12 +378,13 @@ def _row(name: str, flops: int, uniform: int) -> str:
     return f"{name:<18}{flops:>22,}{flops // FLOPS_PER_MAC:>22,}{flops / uniform:>16.3f}"
 
 
-def _bought(resolved: Resolved, steps: int, pool: int, taken: int) -> str:
+def _bought(resolved: Resolved, steps: int, pool: int | None, taken: int) -> str:
     run = resolved.run
     note = "" if run.data.is_prepared() else " (for the stand-in's pool: the data is not prepared yet)"
     less = f", less {taken:.4g} for pre-training," if taken else ""
     whole = int(run.budget or 0) + resolved.added_flops
+    drawn_from = "a stream" if pool is None else f"a pool of {pool:,}"
     return (
         f"a budget of {whole:.4g} FLOPs{less} buys {steps:,} steps, {steps * resolved.draw_size:,} "
-        f"pairs seen, {steps * run.batch_size:,} trained on, of a pool of {pool:,}{note}"
+        f"pairs seen, {steps * run.batch_size:,} trained on, of {drawn_from}{note}"
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.cache import Cache
+from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.cascade import Cascade
 from jestbench.data.pairs import Dataset
+from jestbench.data.prefetch import Loader
 from jestbench.evals import Evaluate
 from jestbench.learner import Optimizer
 from jestbench.ledger import Allowance, Budget, Pretrained
@@ -76,6 +78,8 @@ class Run:
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
         wandb: Weights & Biases.
+        loader: who decodes the pairs, and how far ahead.
+        augment: what is done to each image at each step; ``None`` is nothing.
     """
 
     policy: Policy | str
@@ -110,6 +114,8 @@ class Run:
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | None = None
     grad_checkpointing: bool = False
+    loader: Loader = field(default_factory=Loader)
+    augment: RandomResizedCrop | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):
@@ -139,6 +145,10 @@ class Run:
             raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
+        if self.augment is not None and self.cascade is not None:
+            raise ValueError("run.cascade looks pairs up by key, run.augment changes them at each step: leave one out")
+        if self.augment is not None and self.cache is not None and self.cache.mode == "shared":
+            raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
         object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property

@@ -12,7 +12,20 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["init", "data", "select", "update", "noise", "check", "captions", "corrupt", "cascade", "examples"]
+Stream = Literal[
+    "init",
+    "data",
+    "select",
+    "update",
+    "noise",
+    "check",
+    "captions",
+    "corrupt",
+    "cascade",
+    "examples",
+    "augment",
+    "stream",
+]
 
 
 def derive(seed: int, stream: Stream, position: int = 0) -> int:

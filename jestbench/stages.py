@@ -14,6 +14,8 @@ from jestbench.batch import Batch
 from jestbench.data.cascade import CascadedSuperBatches
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.prefetch import Prefetched, WorkerPairs, decoders_for, prefetched
+from jestbench.data.stream import StreamPairs
 from jestbench.evals import Evaluator
 from jestbench.evals.regression import RegressionEvaluator
 from jestbench.learner import Learner, Price, Update
@@ -181,17 +183,24 @@ def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> Super
 
     Raises:
         DataError: the split is too small.
+        ConfigError: a cascade over a stream, whose pairs are not known before they come.
     """
-    run = resolved.run
+    run, device = resolved.run, str(scorer.learner.arithmetic.device)
     frozen = None if run.cascade is None else scorer.frozen.get(run.cascade.score)
     if run.cascade is None or frozen is None:  # priced without one
-        return SuperBatches(pairs, size, run.seed)
+        return prefetched(pairs, size, run.seed, run.loader, run.augment, device)
+    if isinstance(pairs, StreamPairs):
+        raise ConfigError("run.cascade needs an indexed data set: the pairs of a stream have no keys before they come")
     assert not isinstance(frozen, TwinModel), "a run refuses to be built with a cascade over twins"
-    drawn = SuperBatches(pairs, CascadedSuperBatches.candidates(size, run.cascade, len(pairs)), run.seed)
     # Where the cache is full no candidate is ever decoded that a price could be traced on.
     view = frozen.view if isinstance(frozen, FrozenModel) else FULL
     frozen.price = Price.of(frozen.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
-    return CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss))
+    decoders = decoders_for(pairs, run.loader, device)
+    candidates = CascadedSuperBatches.candidates(size, run.cascade, len(pairs))
+    drawn = SuperBatches(pairs if decoders is None else WorkerPairs(pairs, decoders), candidates, run.seed)
+    return Prefetched(
+        CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss)), decoders, ahead=None
+    )
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.data.pairs import Pairs, drawn
+from jestbench.data.pairs import Pairs, attempt, drawn
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import View
@@ -74,6 +74,11 @@ class HalfPairs:
         return float(getattr(self.pairs, "max_damaged", 1.0))
 
     @property
+    def decoded(self) -> bool:
+        """Whether the split's pairs take no decoding."""
+        return bool(getattr(self.pairs, "decoded", False))
+
+    @property
     def image_key_N(self) -> npt.NDArray[np.int64]:
         """Content hash of each image of the half."""
         keys: npt.NDArray[np.int64] = self.pairs.image_key_N[self.index_N.numpy()]
@@ -95,6 +100,14 @@ class HalfPairs:
         same = copy.copy(self)
         object.__setattr__(same, "pairs", whole)
         return same
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions of the half, and which of them are damaged."""
+        return attempt(self.pairs, self.index_N[index_B])
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """What ``attempt`` gave; read anew as a whole where something is damaged."""
+        return self.batch(index_B) if damaged else batch
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions of the half.

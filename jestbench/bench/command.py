@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jestbench.bench import selection
+from jestbench.bench import data, selection
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,11 +15,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Ratios against peers and floors, measured in one run.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     selection.add_arguments(kinds.add_parser("selection", help="the joint draw", description=selection.__doc__))
+    data.add_arguments(kinds.add_parser("data", help="pairs from shards", description=data.__doc__))
     for kind in kinds.choices.values():
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     arguments = parser.parse_args(argv)
-    report = selection.measure(selection.Plan.of(arguments))
-    print(selection.table(report))
+    if arguments.kind == "data":
+        report = data.measure(data.Plan.of(arguments))
+        print(data.table(report))
+    else:
+        report = selection.measure(selection.Plan.of(arguments))
+        print(selection.table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0

@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -265,8 +265,10 @@ class StoredPairs:
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]``.
         text_key_N: int64 content hash of each caption.
+        decoded: reading is all that a pair takes: no worker processes are started for it.
     """
 
+    decoded: ClassVar[bool] = True
     name: str
     fingerprint: str
     path: Path

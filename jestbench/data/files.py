@@ -270,37 +270,83 @@ class FilePairs:
         Raises:
             DataError: one cannot be decoded and the split is exact, or so many cannot that none replaces them.
         """
-        positions = index_B.tolist()
-        images = np.empty((len(positions), self.image_size, self.image_size, 3), dtype=np.uint8)
-        taken, damaged = set(positions), 0
-        for slot, asked in enumerate(positions):
-            attempt = 0
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
+        """The pairs at these positions, damaged images left black; and which these are, by their place in the batch.
+
+        What replaces them depends on all pairs of a batch: a worker that decodes a part of one leaves it open.
+        """
+        images = np.zeros((len(index_B), self.image_size, self.image_size, 3), dtype=np.uint8)
+        damaged = {}
+        for slot, position in enumerate(index_B.tolist()):
+            try:
+                images[slot] = self.image(position)
+            except DamagedImage as error:
+                damaged[slot] = error
+        return self._batch(index_B, images), damaged
+
+    def mended(self, batch: Batch, damaged: Mapping[int, DamagedImage], index_B: Tensor) -> Batch:
+        """A batch of the pairs at these positions, its damaged ones replaced.
+
+        Raises:
+            DataError: the split is exact, or so many are damaged that none replaces them.
+        """
+        if not damaged:
+            return batch
+        taken, count = set(index_B.tolist()), 0
+        positions, images = [], []
+        for slot, error in damaged.items():
+            asked = position = int(index_B[slot])
+            attempt, failed = 0, error
             while True:
-                try:
-                    images[slot] = self.image(positions[slot])
-                    break
-                except DamagedImage as error:
-                    damaged += 1
-                    if self.exact or damaged > max(FLOOR, len(taken)) or len(taken) == len(self):
-                        raise DataError(f"{self.name}: pair {positions[slot]}: {error}") from error
-                while positions[slot] in taken:
-                    positions[slot] = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
+                count += 1
+                if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
+                    raise DataError(f"{self.name}: pair {position}: {failed}") from failed
+                while position in taken:
+                    position = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
                     attempt += 1
-                taken.add(positions[slot])
-        index = np.array(positions, dtype=np.int64)
+                taken.add(position)
+                try:
+                    images.append(self.image(position))
+                except DamagedImage as another:
+                    failed = another
+                else:
+                    break
+            positions.append(position)
+        fresh = self._batch(torch.tensor(positions), np.stack(images))
+        counts = {"read": len(index_B) + count, "damaged": count}
+        return replace(with_rows(batch, torch.tensor(list(damaged)), fresh), counts=counts)
+
+    def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:
+        index = index_B.numpy()
         assert self.caption_N is not None
         assert self.text_key_M is not None
         caption_B = self.caption_N[index]
         captions = tuple(self.captions[i] for i in caption_B.tolist())
         return Batch(
-            images_BCHW=torch.from_numpy(images).permute(0, 3, 1, 2),
+            images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: self.tokenizer.encode(captions)},
             image_key_B=torch.from_numpy(self.image_key_N[index]),
             text_key_B=torch.from_numpy(self.text_key_M[caption_B]),
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
             captions=captions,
-            counts={"read": len(positions) + damaged, "damaged": damaged},
+            counts={"read": len(index), "damaged": 0},
         )
+
+
+def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
+    """A batch whose pairs at some places are others; its images are changed where they lie."""
+    batch.images_BCHW[slot_K] = rows.images_BCHW
+    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
+    return replace(
+        batch,
+        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
+        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
+        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
+        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
+        captions=tuple(captions.values()),
+    )
 
 
 @lru_cache(maxsize=2)

@@ -104,6 +104,7 @@ class SuperBatches:
     pairs: Pairs
     size: int
     seed: int
+    augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
     tally: Tally = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,10 +135,11 @@ class SuperBatches:
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
     def index_B(self, step: int) -> Tensor:
-        """Positions in the split of the super-batch drawn at a step."""
+        """Positions in ``pairs`` of the super-batch drawn at a step."""
         epoch, number = divmod(step, self.per_epoch)
         start = number * self.size
-        return _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        index_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        return index_B + step * len(self.pairs) if self.augmented else index_B
 
     def at(self, step: int) -> Batch:
         """The super-batch of a step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,18 @@ def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
     return pairs if draw is None else draw(seed, epoch)
 
 
+def attempt(pairs: Pairs, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+    """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
+    tried: Callable[[Tensor], tuple[Batch, Mapping[int, Any]]] | None = getattr(pairs, "attempt", None)
+    return (pairs.batch(index_B), {}) if tried is None else tried(index_B)
+
+
+def mended(pairs: Pairs, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+    """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
+    mend: Callable[[Batch, Mapping[int, Any], Tensor], Batch] | None = getattr(pairs, "mended", None)
+    return batch if mend is None else mend(batch, damaged, index_B)
+
+
 @dataclass(frozen=True)
 class ArrayPairs:
     """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
@@ -66,8 +78,10 @@ class ArrayPairs:
         tokenizer: makes the token ids.
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
+        decoded: reading is all that a pair takes: no worker processes are started for it.
     """
 
+    decoded: ClassVar[bool] = True
     name: str
     fingerprint: str
     images_NHWC: npt.NDArray[np.uint8]

@@ -1,0 +1,338 @@
+"""Pairs/s from shards, measured against open_clip's own pipeline over the same shards, in one run.
+
+The shards are made by the bench: noisy photographs as JPEG of two sizes, with captions. Everybody gets the same
+number of worker processes, makes RGB images of the same size, and token ids by a tokenizer of its own. Rounds of
+the contenders are interleaved, so that what disturbs one disturbs the others; each round reads ``--pairs`` pairs
+after the first ``1 + 2 × workers`` batches: the start and what was made ahead during it are left out.
+
+* indexed over open_clip: pairs/s of jestbench's indexed path (byte ranges, any order) ÷ that of
+  ``open_clip_train.data.get_wds_dataset`` with open_clip's image transform;
+* stream over open_clip: the same of jestbench's streams (webdataset's openers, virtual lanes);
+* webdataset over datasets: raw samples/s of webdataset's tar reader, which the streams use, ÷ those of Hugging
+  Face ``datasets`` streaming the same shards, neither decoding, both in this process;
+* memory: resident set of this process and its workers at the end of a long reading of the indexed path and of the
+  stream ÷ that after its first quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import io
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jestbench.bench.selection import _processor
+from jestbench.data.files import ByteRanges, FilePairs, Texts
+from jestbench.data.loader import SuperBatchSource
+from jestbench.data.pairs import content_key
+from jestbench.data.prefetch import Loader, prefetched
+from jestbench.data.stream import Shards, StreamBatches
+from jestbench.data.tokenizer import Tokenizer, train_bpe
+
+TARGETS = {
+    "indexed over open_clip": "≥ 1.0",
+    "stream over open_clip": "≥ 1.0",
+    "webdataset over datasets": "",
+    "memory": "≤ 1.05",
+}
+TRAINED = {64: 64, 256: 224}
+"""Pixels of an image in the shard → pixels that it is made to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    pairs: int = 2048
+    batch: int = 256
+    workers: int = 2
+    shards: int = 8
+    per_shard: int = 256
+    rounds: int = 5
+    minutes: float = 0.2
+    sizes: tuple[int, ...] = (64, 256)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Plan:
+        """From the command line."""
+        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
+        return cls(**values | {"sizes": tuple(values["sizes"])})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``data``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, text in (
+        ("pairs", "read in a round"),
+        ("batch", "pairs of a batch"),
+        ("workers", "processes, for everybody"),
+        ("shards", "tar files of each size, at least as many as workers"),
+        ("per_shard", "pairs in each"),
+        ("rounds", "of each contender"),
+    ):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=getattr(Plan, name), help=f"{text} (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of each memory reading (%(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=list(TRAINED), default=Plan.sizes, help="pixels")
+
+
+def write_shards(folder: Path, pixels: int, plan: Plan) -> list[str]:
+    """Shards of JPEGs as photographs compress: smooth shapes under grain."""
+    import webdataset
+
+    paths = []
+    random = np.random.default_rng(pixels)
+    for shard in range(plan.shards):
+        paths.append(str(folder / f"{pixels}-{shard:05d}.tar"))
+        with webdataset.TarWriter(paths[-1]) as writer:
+            for number in range(plan.per_shard):
+                grid = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+                smooth = np.asarray(grid.resize((pixels, pixels), Image.Resampling.BICUBIC), dtype=np.int16)
+                grain = random.normal(0, 6, smooth.shape).astype(np.int16)
+                file = io.BytesIO()
+                Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+                words = " ".join(f"word{w}" for w in random.integers(0, 500, 8).tolist())
+                sample = {"__key__": f"{shard:05d}{number:05d}", "jpg": file.getvalue(), "txt": words}
+                writer.write(sample)
+    return paths
+
+
+def _tokenizer() -> Tokenizer:
+    return Tokenizer(train_bpe([f"word{i} word{i + 1}" for i in range(500)], 1024).to_str(), 32)
+
+
+def indexed(paths: list[str], pixels: int) -> FilePairs:
+    """The shards behind an index of byte ranges."""
+    import tarfile
+
+    rows, captions, keys = [], [], []
+    for which, path in enumerate(paths):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                if member.name.endswith(".jpg"):
+                    rows.append((which, member.offset_data, member.size))
+                    keys.append(content_key(file.read()))
+                else:
+                    captions.append(file.read().decode())
+    which_N, offset_N, size_N = (np.array(column) for column in zip(*rows, strict=True))
+    source = ByteRanges(paths, which_N.astype(np.int32), offset_N, size_N)
+    name, size = "bench", TRAINED[pixels]
+    return FilePairs(name, name, source, Texts.of(captions), _tokenizer(), np.array(keys, dtype=np.int64), size)
+
+
+def make_source(kind: str, paths: list[str], pixels: int, plan: Plan) -> SuperBatchSource:
+    """One of our two paths."""
+    if kind == "indexed":
+        return prefetched(indexed(paths, pixels), plan.batch, 0, Loader(workers=plan.workers, part=64))
+    lanes = max(plan.workers, plan.shards // 2)
+    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], "txt", lanes, plan.batch, 0.01)
+    return StreamBatches(shards, plan.batch, plan.workers, part=64)
+
+
+def steps_of(source: SuperBatchSource) -> Iterator[int]:
+    """Sizes of its batches, for ever."""
+    step = 0
+    while True:
+        yield len(source.at(step))
+        step += 1
+
+
+def open_clip_batches(paths: list[str], pixels: int, plan: Plan) -> Iterator[int]:
+    """Sizes of the batches of open_clip's training pipeline, for ever."""
+    from open_clip import image_transform
+    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip_train import data as theirs
+    from webdataset.tariterators import tar_file_expander
+
+    # Newer versions of webdataset mark a shard's end by an empty member, which open_clip's grouping stumbles over.
+    theirs.tar_file_expander = partial(tar_file_expander, eof_value=None)
+    arguments = SimpleNamespace(
+        train_data=f"{Path(paths[0]).parent}/{pixels}-{{00000..{plan.shards - 1:05d}}}.tar",
+        train_num_samples=plan.shards * plan.per_shard,
+        train_data_upsampling_factors=None,
+        dataset_resampled=False,
+        seed=0,
+        batch_size=plan.batch,
+        workers=plan.workers,
+        world_size=1,
+    )
+    # The transform without augmentation: shortest side, bicubic, centre crop, normalise.
+    transform = image_transform(TRAINED[pixels], is_train=False)
+    data = theirs.get_wds_dataset(arguments, transform, is_train=True, tokenizer=SimpleTokenizer(context_length=32))
+    epoch = 0
+    while True:
+        data.set_epoch(epoch)
+        for images, _ in data.dataloader:
+            yield len(images)
+        epoch += 1
+
+
+def raw_webdataset(paths: list[str]) -> Iterator[int]:
+    """Samples as webdataset's reader gives them, undecoded."""
+    from jestbench.data.stream import open_shard
+
+    while True:
+        for path in paths:
+            for _ in open_shard(path, lambda _: None):
+                yield 1
+
+
+def raw_datasets(paths: list[str]) -> Iterator[int]:
+    """Samples as Hugging Face datasets streams them, undecoded."""
+    import datasets
+
+    stream = datasets.load_dataset("webdataset", data_files={"train": paths}, split="train", streaming=True)
+    stream = stream.cast_column("jpg", datasets.Image(decode=False))
+    while True:
+        for _ in stream:
+            yield 1
+
+
+def rate(batches: Iterator[int], pairs: int) -> float:
+    """Pairs/s over the next so many."""
+    begin, seen = time.perf_counter(), 0
+    while seen < pairs:
+        seen += next(batches)
+    return seen / (time.perf_counter() - begin)
+
+
+def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: Plan) -> dict[str, list[float]]:
+    """Pairs/s by contender and round; each starts anew in each round, so that nobody works in another's."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(plan.rounds):
+        for name, begin in contenders.items():
+            batches = begin()
+            for _ in range(1 + 2 * plan.workers):  # past the start, and what was made ahead during it
+                next(batches)
+            found[name].append(rate(batches, plan.pairs))
+            batches.close()  # type: ignore[attr-defined]
+    return found
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """Of medians; the smallest and largest ratio of a round beside it."""
+    each = [one / other for one, other in zip(over, under, strict=True)]
+    return {"value": statistics.median(over) / statistics.median(under), "low": min(each), "high": max(each)}
+
+
+def resident(pids: list[int]) -> int:
+    """Resident bytes of processes, shared pages counted in each."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: float) -> dict[str, Any]:
+    """Resident set over time while a source is read as fast as it goes."""
+    samples: list[int] = []
+    begin, step = time.monotonic(), 0
+    while (spent := time.monotonic() - begin) < 60 * minutes or step < 8:
+        source.at(step)
+        step += 1
+        if spent >= len(samples) * 60 * minutes / 100:
+            samples.append(resident([os.getpid(), *pids()]))
+    source.close()
+    quarter = len(samples) // 4
+    early = statistics.median(samples[quarter : 2 * quarter] or samples)
+    return {"value": statistics.median(samples[-max(1, quarter) :]) / early, "bytes": samples, "batches": step}
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """All numbers, ready for JSON."""
+    load = os.getloadavg()[0]
+    report: dict[str, Any] = {"plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__}, "sizes": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for pixels in plan.sizes:
+            paths = write_shards(Path(folder), pixels, plan)
+            report["sizes"][str(pixels)] = _one_size(paths, pixels, plan)
+    names = ("torch", "open_clip_torch", "webdataset", "datasets", "pillow")
+    report["machine"] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load before": load,
+        "load after": os.getloadavg()[0],
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+    return report
+
+
+def _ours(kind: str, paths: list[str], pixels: int, plan: Plan) -> Iterator[int]:
+    source = make_source(kind, paths, pixels, plan)
+    try:
+        yield from steps_of(source)
+    finally:
+        source.close()
+
+
+def _one_size(paths: list[str], pixels: int, plan: Plan) -> dict[str, Any]:
+    found = rates(
+        {
+            "open_clip": partial(open_clip_batches, paths, pixels, plan),
+            "indexed": partial(_ours, "indexed", paths, pixels, plan),
+            "stream": partial(_ours, "stream", paths, pixels, plan),
+        },
+        plan,
+    )
+    report: dict[str, Any] = {
+        "indexed over open_clip": ratio(found["indexed"], found["open_clip"]),
+        "stream over open_clip": ratio(found["stream"], found["open_clip"]),
+    }
+    try:
+        raw = rates({"webdataset": partial(raw_webdataset, paths), "datasets": partial(raw_datasets, paths)}, plan)
+        report["webdataset over datasets"] = ratio(raw["webdataset"], raw["datasets"])
+    except ImportError as error:
+        raw = {}
+        print(f"webdataset over datasets is left out: {error}", file=sys.stderr)
+    report["pairs/s"] = found | {f"raw {name}": values for name, values in raw.items()}
+    for kind in ("indexed", "stream"):
+        source = make_source(kind, paths, pixels, plan)
+        held: Any = source.decoders if kind == "indexed" else source  # type: ignore[attr-defined]
+        report[f"memory, {kind}"] = memory(source, partial(getattr, held, "pids"), plan.minutes)
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The ratios, one a line, with their targets."""
+    plan, machine = report["plan"], report["machine"]
+    lines = [
+        "data: {workers} workers, batches of {batch}, {rounds} rounds of {pairs} pairs from {shards} shards".format(
+            **plan
+        ),
+        "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}".format(
+            **machine
+        )
+        + "".join(f", {name} {version}" for name, version in machine["versions"].items()),
+        "",
+        f"{'':40s}{'value':>8s}  {'rounds':>13s}  target",
+    ]
+    for pixels, part in report["sizes"].items():
+        for name, entry in part.items():
+            if name != "pairs/s":
+                target = next(text for start, text in TARGETS.items() if name.startswith(start))
+                spread = f"{entry['low']:.2f} to {entry['high']:.2f}" if "low" in entry else ""
+                lines.append(f"{f'{name} ({pixels} px)':40s}{entry['value']:8.2f}  {spread:>13s}  {target}".rstrip())
+        medians = {name: statistics.median(values) for name, values in part["pairs/s"].items()}
+        lines.append(f"  pairs/s: {', '.join(f'{name} {value:,.0f}' for name, value in medians.items())}")
+    return "\n".join(lines)

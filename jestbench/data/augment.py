@@ -1,0 +1,142 @@
+"""Augmentation: the pair as it looks at one step, a function of seed, pair and step alone.
+
+No paper of data selection needs it, and jestbench trains without it by default: what is chosen then
+depends on the pair, not on a crop of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from jestbench import seeds
+from jestbench.batch import Batch
+from jestbench.data.pairs import Pairs, attempt, drawn, mended
+from jestbench.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, resized to the whole (Szegedy et al. 2015, 1409.4842, section 6).
+
+    It works on the image at the size at which the data set delivers it.
+
+    Attributes:
+        scale: share of the image's area that a crop takes, drawn evenly between these.
+        ratio: width over height of a crop, its logarithm drawn evenly between these.
+    """
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ValueError(
+                f"random_resized_crop.scale holds two shares of the area, 0 < low ≤ high ≤ 1: {self.scale}"
+            )
+        if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(f"random_resized_crop.ratio is two ratios, 0 < low ≤ high: {self.ratio}")
+
+    def box(self, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop, in pixels: that of torchvision's transform of the same name."""
+        for _ in range(10):
+            area = height * width * random.uniform(*self.scale)
+            ratio = math.exp(random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+        return 0, 0, height, width
+
+    def __call__(self, images_BCHW: Tensor, seed_B: list[int]) -> Tensor:
+        """Images of the same shape, each cropped as its own seed says; uint8 in and out."""
+        height, width = images_BCHW.shape[2:]
+        out_BCHW = torch.empty_like(images_BCHW, memory_format=torch.contiguous_format)
+        for image_CHW, out_CHW, seed in zip(images_BCHW, out_BCHW, seed_B, strict=True):
+            top, left, h, w = self.box(height, width, np.random.default_rng(seed))
+            crop_1CHW = image_CHW[None, :, top : top + h, left : left + w]
+            out_CHW[:] = interpolate(crop_1CHW, (height, width), mode="bilinear", antialias=True)[0]
+        return out_BCHW
+
+
+@dataclass(frozen=True)
+class AugmentedPairs:
+    """The pairs of a split at all steps: position ``step · N + i`` is pair ``i`` as it looks at that step.
+
+    Keys are those of the plain pair: an embedding remembered by key would be that of some other crop,
+    which is why a run whose reference remembers refuses augmentation.
+    """
+
+    plain: Pairs
+    augment: RandomResizedCrop
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The split's."""
+        return self.plain.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The split's, and what is done to it."""
+        return f"{self.plain.fingerprint}/{self.augment}/{self.seed}"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The split's."""
+        return self.plain.tokenizer
+
+    @property
+    def image_key_N(self) -> npt.NDArray[np.int64]:
+        """The split's."""
+        return self.plain.image_key_N
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """The split's."""
+        return self.plain.text_key_N
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    @property
+    def max_damaged(self) -> float:
+        """The split's."""
+        return float(getattr(self.plain, "max_damaged", 1.0))
+
+    def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
+        """The split as it stands in an epoch."""
+        return replace(self, plain=drawn(self.plain, seed, epoch))
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, cropped."""
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions, cropped, but for those that are damaged."""
+        batch, damaged = attempt(self.plain, index_B % len(self))
+        good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
+        return self._cropped(batch, good, index_B), damaged
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The damaged ones replaced, and these cropped, too."""
+        if not damaged:
+            return batch
+        return self._cropped(mended(self.plain, batch, damaged, index_B % len(self)), torch.tensor([*damaged]), index_B)
+
+    def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
+        steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()
+        seed_K = [
+            seeds.derive(self.seed, "augment", (step << 64) | (key % 2**64))
+            for step, key in zip(steps, keys, strict=True)
+        ]
+        images_BCHW = batch.images_BCHW.clone()
+        images_BCHW[slot_K] = self.augment(batch.images_BCHW[slot_K], seed_K)
+        return replace(batch, images_BCHW=images_BCHW)

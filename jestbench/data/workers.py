@@ -1,0 +1,272 @@
+"""Worker processes that outlive what can happen to one of them.
+
+torch's ``DataLoader`` raises in the main thread, wherever that happens to be, when one of its workers
+is killed: in the middle of an optimizer step, too, which nothing can go on from. Here the loss of a
+worker is seen by a thread of its own, which starts another and gives it the same tasks; a task is a
+pure function of itself, so nothing that follows differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.multiprocessing  # teaches connections to pass tensors in shared memory
+
+from jestbench.batch import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+AT_ONCE = 2
+"""Tasks that a worker holds: the next is there when one is done."""
+
+_WATCH = 1.0  # seconds between two looks at whether the parent still lives
+
+
+@dataclass
+class _Order:
+    """A task, and who waits for what comes of it."""
+
+    future: Future[Any]
+    task: Any
+    then: Callable[[Any], Any] | None
+
+
+@dataclass
+class _Worker:
+    """One process and what it was given, oldest first."""
+
+    process: Any
+    connection: Connection
+    held: deque[_Order] = field(default_factory=deque)
+    heard: float = field(default_factory=time.monotonic)  # when it last gave a result, or had nothing to do
+
+
+class Workers(Generic[Task, Result]):
+    """Processes that each turn tasks into results, in the order in which they get them.
+
+    Started by ``fork`` where there is one, as torch's own loader: what ``work`` refers to (an index of
+    millions of pairs) is shared, not copied. They ignore SIGINT, end when their parent ends, however it
+    does, and hold nothing that must be put in order.
+
+    Args:
+        work: task → result; runs in the workers, and may keep state of its own there.
+        count: processes, at least 1.
+        restarts: how many lost workers are replaced before it is given up.
+        timeout: seconds that a result may take before its worker is taken for lost.
+    """
+
+    def __init__(self, work: Callable[[Task], Result], count: int, restarts: int = 3, timeout: float = 300.0) -> None:
+        self.restarts = 0
+        self._work, self._limit, self._timeout = work, restarts, timeout
+        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._waiting: list[deque[_Order]] = [deque() for _ in range(count)]
+        self._shared: deque[_Order] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._woken, self._wake = multiprocessing.Pipe(duplex=False)
+        self._workers = [self._start() for _ in range(count)]
+        self._thread = threading.Thread(target=self._run, name="jestbench-workers", daemon=True)
+        self._thread.start()
+        # Not atexit: a process that multiprocessing itself started ends without it.
+        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=100)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def submit(self, task: Task, to: int | None = None, then: Callable[[Result], Any] | None = None) -> Future[Any]:
+        """Ask for a result.
+
+        Args:
+            task: what to do.
+            to: the worker that must do it; else the first free one does.
+            then: called with the result in the thread that receives it; what it returns is the future's result.
+        """
+        order = _Order(Future(), task, then)
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            (self._shared if to is None else self._waiting[to % len(self._workers)]).append(order)
+        self._wake.send_bytes(b"w")
+        return order.future
+
+    def wait(self, future: Future[Any]) -> Any:
+        """The result, or whatever the work raised.
+
+        Raises:
+            DataError: workers were lost again and again, or the work said so.
+        """
+        while True:
+            try:
+                return future.result(self._timeout / 4)
+            except FutureTimeout:
+                if future.done():
+                    raise
+                # Hung: a stopped process, a read that never returns. Killed, it is replaced like a lost one.
+                for worker in self._workers:
+                    if worker.held and time.monotonic() - worker.heard > self._timeout:
+                        worker.process.kill()
+
+    def close(self) -> None:
+        """End all workers and wait for them; asking for more is an error from here on."""
+        if self._closed:
+            return
+        self._closed = True
+        self._at_exit.cancel()
+        for worker in self._workers:
+            worker.process.kill()
+        with contextlib.suppress(OSError):
+            self._wake.send_bytes(b"w")
+        self._thread.join()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+        self._fail(RuntimeError("the workers are closed"))
+        self._woken.close()
+        self._wake.close()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, self._work, os.getpid()), daemon=True, name="jestbench-worker"
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._hand_out()
+                readers: list[Any] = [self._woken]
+                for worker in self._workers:
+                    readers += [worker.connection, worker.process.sentinel]
+                ready = wait(readers)
+                if self._woken in ready:
+                    self._woken.recv_bytes()
+                for number, worker in enumerate(self._workers):
+                    if worker.connection in ready or worker.process.sentinel in ready:
+                        self._take(number, worker)
+        except BaseException as error:  # or callers would wait for ever
+            self._fail(error)
+            for worker in self._workers:
+                worker.process.kill()
+
+    def _hand_out(self) -> None:
+        for number, worker in enumerate(self._workers):
+            while len(worker.held) < AT_ONCE:
+                with self._lock:
+                    queue = self._waiting[number] or self._shared
+                    if not queue:
+                        break
+                    order = queue.popleft()
+                if order.future.set_running_or_notify_cancel():
+                    if not worker.held:
+                        worker.heard = time.monotonic()
+                    worker.held.append(order)
+                    with contextlib.suppress(OSError):  # lost: the sentinel says so
+                        worker.connection.send(order.task)
+
+    def _take(self, number: int, worker: _Worker) -> None:
+        """One result of a worker; or its end."""
+        try:
+            if not worker.connection.poll():
+                raise EOFError
+            good, value = worker.connection.recv()
+        except (EOFError, OSError, RuntimeError):
+            self._replace(number, worker)
+            return
+        order = worker.held.popleft()
+        worker.heard = time.monotonic()
+        try:
+            if not good:
+                raise value
+            order.future.set_result(value if order.then is None else order.then(value))
+        except Exception as error:
+            order.future.set_exception(error)
+
+    def _replace(self, number: int, worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        if self._closed:
+            return
+        self.restarts += 1
+        if self.restarts > self._limit:
+            raise DataError(
+                f"{self.restarts} data workers were lost, the last with exit code {worker.process.exitcode} (-9 is "
+                "killed, often for memory): lower loader.workers or loader.prefetch, or set loader.workers=0 to "
+                "see the trouble itself"
+            )
+        fresh = self._start()
+        fresh.held = worker.held
+        self._workers[number] = fresh
+        for order in fresh.held:
+            with contextlib.suppress(OSError):
+                fresh.connection.send(order.task)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = self._error or error
+            queues = [*self._waiting, self._shared, *(worker.held for worker in self._workers)]
+            futures = [order.future for queue in queues for order in queue]
+            for queue in queues:
+                queue.clear()
+        for future in futures:
+            if not future.cancel() and not future.done():
+                future.set_exception(error)
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> None:
+    """What a worker does until its parent is gone."""
+    # Ctrl-C reaches the whole group: the parent finishes its step, and needs its workers for it. The
+    # parent's handler of SIGTERM is inherited and must not be.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: tuple[bool, Any] = True, work(task)
+        except DataError as error:
+            answer = False, error
+        except BaseException as error:
+            answer = False, RuntimeError(f"a data worker failed: {error!r}\n{traceback.format_exc()}")
+        try:
+            connection.send(answer)
+        except OSError:
+            return
+
+
+def _end_with(parent: int) -> None:
+    # Not the parent's end of a pipe: the other workers hold copies of it.
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)

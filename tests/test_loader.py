@@ -1,0 +1,588 @@
+"""The worker loader and the streams: the same super-batches however they are made, and nothing that hangs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_sources import files_of, jpeg
+
+from jestbench import config, launch
+from jestbench.batch import Batch, DataError
+from jestbench.bench import data as bench
+from jestbench.data.augment import RandomResizedCrop
+from jestbench.data.files import FilePairs
+from jestbench.data.pairs import ArrayPairs
+from jestbench.data.prefetch import Loader, Prefetched, prefetched
+from jestbench.data.stream import Shards, StreamBatches, deal, owner, take_turns
+from jestbench.data.synthetic import Synthetic
+from jestbench.run import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+WORLD = Synthetic(pool=300, image_size=8)
+POOL = WORLD.split("pool")
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert torch.equal(one.images_BCHW, other.images_BCHW)
+    assert torch.equal(one.image_key_B, other.image_key_B)
+    assert torch.equal(one.text_key_B, other.text_key_B)
+    assert one.captions == other.captions
+    assert one.token_ids.keys() == other.token_ids.keys()
+    assert all(torch.equal(ids, other.token_ids[name]) for name, ids in one.token_ids.items())
+    assert one.marks.keys() == other.marks.keys()
+    assert all(torch.equal(mark, other.marks[name]) for name, mark in one.marks.items())
+
+
+def gone(pid: int) -> bool:
+    """Ended: no such process, or one that nobody has asked about yet."""
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def soon(condition, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def of_workers(workers: int, prefetch: int = 2, part: int = 256, pairs=POOL, size: int = 64, **more) -> Prefetched:
+    return prefetched(pairs, size, 0, Loader(workers=workers, prefetch=prefetch, part=part, **more))
+
+
+@settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 4), st.integers(0, 4), st.sampled_from([1, 7, 20, 64, 1000]), st.integers(1, 5))
+def test_workers_change_nothing(workers, prefetch, part, jump):
+    plain, source = of_workers(0), of_workers(workers, prefetch, part)
+    try:
+        for step in [0, 1, 2, 5, 6, 5 + jump, 0]:  # across an epoch's end, forward, back
+            assert_same(source.at(step), plain.at(step))
+    finally:
+        source.close()
+
+
+def test_a_run_goes_on_with_another_number_of_workers():
+    first = of_workers(2)
+    for step in range(3):
+        first.at(step)
+    state = first.state()
+    first.close()
+    for workers in (0, 1, 3):
+        source = of_workers(workers)
+        source.restore(state)
+        assert_same(source.at(3), of_workers(0).at(3))
+        if workers:
+            assert source.counts(4)["data/wait_seconds"] >= state["waited"] > 0
+        source.close()
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Pairs that take their time, or never come."""
+
+    plain: ArrayPairs
+    seconds: float = 0.02
+    stuck: Path | None = None
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def __len__(self):
+        return len(self.plain)
+
+    def batch(self, index_B):
+        if self.stuck is not None and not self.stuck.exists():
+            self.stuck.touch()
+            time.sleep(1000)
+        time.sleep(self.seconds)
+        return self.plain.batch(index_B)
+
+
+def test_a_killed_worker_is_replaced_and_counted():
+    plain, source = of_workers(0), of_workers(2, part=8, pairs=Slow(POOL))
+    try:
+        for step in range(4):
+            batch = source.at(step)
+            if step in (0, 2):
+                os.kill(source.decoders.pids[0], signal.SIGKILL)
+            assert_same(batch, plain.at(step))
+        assert source.counts(4)["data/worker_restarts"] == 2
+        assert source.state()["restarts"] == 2
+    finally:
+        source.close()
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_a_message():
+    source = of_workers(2, part=8, pairs=Slow(POOL), restarts=2)
+
+    def run() -> None:
+        for step in range(100):
+            source.at(step)
+            os.kill(source.decoders.pids[0], signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"3 data workers were lost.*exit code -9.*loader.workers"):
+        run()
+    with pytest.raises(DataError, match="were lost"):
+        source.at(50)
+    pids = source.decoders.pids
+    source.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path):
+    source = of_workers(1, pairs=Slow(POOL, stuck=tmp_path / "once"), timeout=0.5)
+    assert_same(source.at(0), of_workers(0).at(0))
+    assert source.counts(1)["data/worker_restarts"] == 1
+    source.close()
+
+
+def test_a_stopped_worker_does_not_stop_the_run():
+    source = of_workers(2, part=8, pairs=Slow(POOL), timeout=0.5)
+    source.at(0)
+    os.kill(source.decoders.pids[0], signal.SIGSTOP)
+    for step in (1, 2, 3):
+        assert_same(source.at(step), of_workers(0).at(step))
+    assert 1 <= source.counts(1)["data/worker_restarts"] <= 3
+    source.close()
+
+
+def damaged_files(folder: Path) -> FilePairs:
+    contents = [jpeg(i) if i % 5 else jpeg(i)[:100] + bytes([i]) for i in range(60)]
+    return files_of(folder, contents, max_damaged=0.5, marks={"odd": np.arange(60) % 2 == 1})
+
+
+@pytest.mark.parametrize("augment", [None, RandomResizedCrop((0.3, 0.8))], ids=["plain", "augmented"])
+def test_damaged_images_are_replaced_alike_by_any_number_of_workers(tmp_path, augment):
+    pairs = damaged_files(tmp_path)
+    plain = prefetched(pairs, 20, 0, Loader(workers=0), augment)
+    for workers, part in ((1, 3), (2, 7), (2, 100)):
+        source = prefetched(pairs, 20, 0, Loader(workers=workers, part=part), augment)
+        for step in range(4):
+            assert_same(source.at(step), plain.at(step))
+        if workers == 1:
+            first = plain.counts(4)
+        wanted = {"data/read": first["data/read"], "data/damaged": first["data/damaged"]}
+        assert wanted.items() <= source.counts(4).items()
+        assert wanted["data/damaged"] >= 12
+        source.close()
+
+
+def test_a_crop_is_a_function_of_seed_pair_and_step():
+    plain, augment = of_workers(0), RandomResizedCrop((0.2, 0.9))
+    loaders = (Loader(workers=0), Loader(workers=2, part=5))
+    sources = [prefetched(POOL, 64, 0, loader, augment) for loader in loaders]
+    other = prefetched(POOL, 64, 1, loaders[0], augment)
+    seen = []
+    for step in (0, 5, 4, 4):
+        one, two = (source.at(step) for source in sources)
+        assert_same(one, two)
+        whole = plain.at(step)
+        assert torch.equal(one.image_key_B, whole.image_key_B)
+        assert one.images_BCHW.shape == whole.images_BCHW.shape
+        assert (one.images_BCHW != whole.images_BCHW).flatten(1).any(1).float().mean() > 0.9
+        seen.append(dict(zip(one.image_key_B.tolist(), one.images_BCHW, strict=True)))
+    assert all(torch.equal(image, seen[3][key]) for key, image in seen[2].items()), "the same at the same step"
+    first = dict(zip(other.at(0).image_key_B.tolist(), other.at(0).images_BCHW, strict=True))
+    for these in (seen[1], first):
+        both = seen[0].keys() & these.keys()
+        assert sum(torch.equal(seen[0][key], these[key]) for key in both) < len(both) / 4
+    sources[1].close()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 1000))
+def test_a_crop_lies_in_the_image(height, width, seed):
+    top, left, h, w = RandomResizedCrop((0.1, 1.0)).box(height, width, np.random.default_rng(seed))
+    assert 0 <= top <= top + h <= height
+    assert 0 <= left <= left + w <= width
+    assert h > 0 < w
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.1)}, {"scale": (0.9, 0.8)}, {"ratio": (2.0, 1.0)}]
+)
+def test_a_crop_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"random_resized_crop.{next(iter(wrong))}"):
+        RandomResizedCrop(**wrong)
+
+
+def test_augmentation_is_refused_where_a_reference_remembers():
+    file, more = str(ROOT / "gin/run/tiny.gin"), ["run.augment=@random_resized_crop()"]
+    assert config.resolve([file], more).run.augment == RandomResizedCrop()
+    scored = [*more, "run.policy=jest", "run.reference=gin/run/tiny_reference.gin"]
+    with pytest.raises(ConfigError, match=r"run.augment with run.reference_accounting = 'first_sight'.*'online'"):
+        config.resolve([file], scored)
+    assert config.resolve([file], [*scored, "run.reference_accounting=online"]).run.augment
+
+
+def test_a_run_with_workers_is_the_run_without(tmp_path):
+    rows = {}
+    for workers in (0, 2):
+        bindings = [
+            f"loader.workers={workers}",
+            "loader.part=50",
+            "log.every=1",
+            "log.progress=False",
+            "run.device=cpu",
+        ]
+        resolved = config.resolve([str(ROOT / "gin/run/tiny.gin")], [*bindings, "run.budget=4e9"])
+        assert launch.train_run(resolved, tmp_path / str(workers), resume=False) == "finished"
+        lines = (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()
+        rows[workers] = [json.loads(line) for line in lines]
+    assert rows[2][-1]["data/wait_seconds"] > 0
+    own = {"time/seconds", "data/wait_seconds", "data/worker_restarts"}
+    assert [{k: v for k, v in row.items() if k not in own} for row in rows[2]] == [
+        {k: v for k, v in row.items() if k not in own} for row in rows[0]
+    ]
+    assert not multiprocessing.active_children()
+    hashes = {config.resolve([str(ROOT / "gin/run/tiny.gin")], [f"loader.workers={n}"]).config_hash for n in (0, 2)}
+    assert len(hashes) == 1, "who decodes is no part of the arm"
+
+
+@dataclass(frozen=True)
+class Wrong(Slow):
+    """Pairs that cannot be had."""
+
+    error: Exception | None = None
+
+    def batch(self, index_B):
+        raise self.error
+
+
+def test_what_a_worker_raises_reaches_the_run():
+    for error, wanted in ((DataError("the data is wrong"), DataError), (KeyError("x"), RuntimeError)):
+        source = of_workers(2, pairs=Wrong(POOL, error=error))
+        with pytest.raises(wanted, match=r"the data is wrong|KeyError\('x'\)"):
+            source.at(0)
+        source.close()
+
+
+def test_close_ends_all_workers_and_twice_is_no_harm():
+    source = of_workers(3)
+    source.at(0)
+    pids = source.decoders.pids
+    assert len(set(pids)) == 3
+    assert not any(gone(pid) for pid in pids)
+    source.close()
+    assert all(gone(pid) for pid in pids)
+    source.close()
+    of_workers(3).close()  # never started
+
+
+def run_until(end: object, said) -> None:
+    source = of_workers(2)
+    source.at(0)
+    said.send(source.decoders.pids)
+    if end == "exit":
+        sys.exit(7)
+    time.sleep(100)
+
+
+@pytest.mark.parametrize("end", ["exit", signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_no_worker_outlives_its_run(end):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_until, args=(end, theirs))
+    process.start()
+    pids = ours.recv()
+    assert len(pids) == 2
+    if end != "exit":
+        os.kill(process.pid, end)
+    process.join(20)
+    assert process.exitcode
+    assert soon(lambda: all(gone(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"workers": True}, {"prefetch": -1}, {"part": 0}, {"timeout": 0.0}, {"restarts": -1}]
+)
+def test_a_loader_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"loader.{next(iter(wrong))}"):
+        Loader(**wrong)
+
+
+def test_auto_is_no_worker_for_images_in_memory():
+    assert Loader().workers_for(POOL) == 0
+    assert 1 <= Loader().workers_for(Slow(POOL)) <= 16
+    assert Loader(workers=3).workers_for(POOL) == 3
+    assert replace(Loader(), pin_memory=True).pins("cpu") == torch.cuda.is_available()
+
+
+# Streams
+
+
+def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
+    """Tar shards of so many pairs, as webdataset's writer makes them; every image another one."""
+    import webdataset
+
+    number, paths = 0, []
+    for shard, size in enumerate(sizes):
+        paths.append(str(folder / f"{shard:03d}.tar"))
+        with webdataset.TarWriter(paths[-1]) as writer:
+            for _ in range(size):
+                writer.write({"__key__": f"{number:06d}", "jpg": jpeg(number), "txt": f"number {number}"})
+                number += 1
+    return tuple(paths)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Shards:
+    urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    return Shards(urls, POOL.tokenizer, 8, "txt", lanes=6, buffer=4, max_damaged=0.5)
+
+
+def keys_of(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch.image_key_B.tolist(), batch.text_key_B.tolist(), strict=True))
+
+
+def test_an_epoch_of_a_stream_holds_each_pair_once_but_for_a_counted_tail(shards):
+    source = StreamBatches(shards, 10)
+    tails = set()
+    for epoch in range(3):
+        drawn = [key for step in range(6) for key in keys_of(source.at(6 * epoch + step))]
+        assert len(set(drawn)) == len(drawn) == 60, "61 pairs, the tail left out"
+        tails.add(frozenset(drawn))
+    source.at(18)
+    assert len(tails) > 1, "another tail each epoch"
+    assert source.counts(19)["data/skipped"] == 3
+    assert source.counts(19)["data/read"] == 3 * 61 + 10
+    assert source.counts(19)["data/damaged"] == 0
+
+
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from([1, 3, 100]), st.integers(0, 9))
+def test_the_order_of_a_stream_does_not_depend_on_who_reads(shards, workers, ahead, part, cut):
+    plain = StreamBatches(shards, 10)
+    wanted = [plain.at(step) for step in range(10)]
+    source = StreamBatches(shards, 10, workers, ahead, part)
+    for step in range(cut):
+        assert_same(source.at(step), wanted[step])
+    state = source.state()
+    source.close()
+    gone_on = StreamBatches(shards, 10, (workers + 2) % 4, ahead, part)
+    gone_on.restore(state)
+    for step in range(cut, 10):
+        assert_same(gone_on.at(step), wanted[step])
+    assert plain.counts(10).items() <= gone_on.counts(10).items()
+    gone_on.close()
+    assert [keys_of(batch) for batch in wanted] != [
+        keys_of(StreamBatches(replace(shards, seed=1), 10).at(0)),
+        *(keys_of(batch) for batch in wanted[1:]),
+    ]
+
+
+def test_a_state_of_a_stream_can_be_checkpointed(shards, tmp_path):
+    source = StreamBatches(shards, 10)
+    source.at(0)
+    torch.save(source.state(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == source.state()
+
+
+def test_two_ranks_of_three_workers_lose_no_pair_and_read_none_twice(shards):
+    """Each rank in a thread of its own; what they exchange goes over a barrier, as all_gather would."""
+    barrier, said = threading.Barrier(2), [None, None]
+    drawn: list[list[Batch]] = [[], []]
+
+    def run(rank: int) -> None:
+        def exchange(value):
+            said[rank] = value
+            barrier.wait(30)
+            values = list(said)
+            barrier.wait(30)
+            return values
+
+        source = StreamBatches(shards, 10, 3, rank=rank, ranks=2, exchange=exchange)
+        drawn[rank] = [source.at(step) for step in range(6)]
+        source.close()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    plain = StreamBatches(shards, 10)
+    seen: list[tuple[int, int]] = []
+    for step in range(6):
+        both = keys_of(drawn[0][step]) + keys_of(drawn[1][step])
+        assert sorted(both) == sorted(keys_of(plain.at(step)))
+        seen += both
+    assert len(set(seen)) == len(seen) == 60
+
+
+@given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 30))
+def test_every_shard_has_one_lane_and_every_lane_one_reader(lanes, ranks, workers, more):
+    dealt = deal(lanes + more, lanes, 0, 3)
+    assert sorted(shard for lane in dealt for shard in lane) == list(range(lanes + more))
+    assert all(dealt), "no lane without a shard"
+    owners = [owner(lane, ranks, workers) for lane in range(lanes)]
+    assert all(rank < ranks and worker < workers for rank, worker in owners)
+    if lanes >= ranks * workers:
+        assert len(set(owners)) == ranks * workers, "no reader without a lane"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 20), st.data())
+def test_turns_are_fair(available, need, data):
+    first = data.draw(st.integers(0, len(available) - 1))
+    lanes, _ = take_turns(available, first, need)
+    assert len(lanes) == min(need, sum(available))
+    given_by = [lanes.count(lane) for lane in range(len(available))]
+    assert all(count <= has for count, has in zip(given_by, available, strict=True))
+    for count, has in zip(given_by, available, strict=True):
+        assert count == has or count >= max(given_by) - 1
+
+
+def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
+    urls = write_shards(tmp_path, [4, 4])
+    twice = Shards((*urls, *urls), POOL.tokenizer, 8, "txt", lanes=4, buffer=4, max_damaged=0.5)
+    source = StreamBatches(twice, 6)
+    keys = keys_of(source.at(0))
+    assert len(set(keys)) == 6
+    assert source.counts(1)["data/duplicates"] > 0
+
+
+@pytest.mark.parametrize(
+    ("lanes", "ranks", "workers", "said"),
+    [
+        (10, 1, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
+        (5, 2, 3, r"5 lanes leave.*2 × 3 readers.*loader.workers to 2"),
+    ],
+)
+def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, ranks, workers, said):
+    with pytest.raises(DataError, match=said):
+        StreamBatches(replace(shards, lanes=lanes), 10, workers, ranks=ranks)
+
+
+def test_a_stream_of_less_than_a_super_batch_is_refused(shards):
+    with pytest.raises(DataError, match=r"fewer pairs than the 62.*super_batch_size"):
+        StreamBatches(shards, 62).at(0)
+
+
+def test_a_stream_goes_forward_only(shards):
+    with pytest.raises(ValueError, match="cannot go to 3"):
+        StreamBatches(shards, 10).at(3)
+
+
+def damage(shards: Shards, folder: Path) -> Shards:
+    """A truncated shard, one that is gone, one with half an image, one without captions, a pipe that fails."""
+    urls = list(shards.urls)
+    cut = folder / "cut.tar"
+    cut.write_bytes(Path(urls[4]).read_bytes()[:9000])
+    bad = [jpeg(200), jpeg(201)[:150], b""]
+    import webdataset
+
+    with webdataset.TarWriter(str(folder / "bad.tar")) as writer:
+        for number, content in enumerate(bad):
+            writer.write({"__key__": f"a{number}", "jpg": content, "txt": f"bad {number}"})
+        writer.write({"__key__": "b", "jpg": jpeg(202)})
+        writer.write({"__key__": "c", "txt": "no image"})
+        writer.write({"__key__": "d", "jpg": jpeg(203), "txt": b"\xff\xfe"})
+    urls[4] = str(cut)
+    urls[5] = str(folder / "gone.tar")
+    return replace(shards, urls=(*urls, str(folder / "bad.tar"), "pipe:false"))
+
+
+def test_damage_is_counted_and_passed_over(shards, tmp_path):
+    broken = damage(shards, tmp_path)
+    counts = []
+    for workers, cut in ((0, 99), (2, 3)):
+        source = StreamBatches(broken, 10, workers)
+        keys = []
+        for step in range(10):
+            if step == cut:
+                state = source.state()
+                source.close()
+                source = StreamBatches(broken, 10, workers)
+                source.restore(state)
+            keys.append(keys_of(source.at(step)))
+        counts.append((keys, {name: source.counts(10)[f"data/{name}"] for name in ("read", "damaged", "skipped")}))
+        source.close()
+    assert counts[0] == counts[1], "whoever reads, and resumed"
+    assert counts[0][1]["damaged"] >= 2 * 7
+    strict = StreamBatches(replace(broken, max_damaged=0.0), 10)
+    with pytest.raises(DataError, match=r"streamed pairs are damaged.*max_damaged"):
+        [strict.at(step) for step in range(100)]
+
+
+def test_a_killed_reader_is_replaced(shards):
+    plain, source = StreamBatches(shards, 10), StreamBatches(shards, 10, 2)
+    for step in range(12):
+        assert_same(source.at(step), plain.at(step))
+        if step in (1, 6):
+            os.kill(source.pids[0], signal.SIGKILL)
+    assert source.counts(12)["data/worker_restarts"] >= 1
+    pids = source.pids
+    source.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_run_reads_a_stream_and_resumes(shards, tmp_path):
+    urls = str(Path(shards.urls[0]).parent / "{000..008}.tar")
+    gin = tmp_path / "stream.gin"
+    gin.write_text(
+        f"""include "{ROOT / "gin/run/tiny.gin"}"
+run.data = @stream()
+stream.shards = "pipe:cat {urls}"
+stream.beside = @synthetic()
+stream.image_size = 16
+stream.lanes = 6
+run.batch_size = 10
+run.budget = None
+budget.steps = 9
+"""
+    )
+    quiet = ["log.every=1", "log.progress=False", "evaluate.points=1", "run.device=cpu", "loader.workers=2"]
+    assert config.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
+    assert config.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    resolved = config.resolve([str(gin)], quiet)
+    assert launch.train_run(resolved, whole, resume=False) == "finished"
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(max((cut / "checkpoints").iterdir()))
+    assert launch.train_run(resolved, cut, resume=True) == "finished"
+    rows = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    own = {"time/seconds", "data/wait_seconds", "data/worker_restarts"}
+    first, second = ([{k: v for k, v in json.loads(x).items() if k not in own} for x in part] for part in rows)
+    assert first == second
+    assert first[-1]["data/skipped"] == 1
+    assert json.loads((whole / "summary.json").read_text())["data"]["pairs"] is None
+
+
+# The benchmark
+
+
+def test_both_paths_of_the_benchmark_read_the_same_shards(tmp_path):
+    plan = bench.Plan(batch=8, workers=1, shards=2, per_shard=10, minutes=0.0)
+    paths = bench.write_shards(tmp_path, 64, plan)
+    found = {}
+    for kind in ("indexed", "stream"):
+        source = bench.make_source(kind, paths, 64, plan)
+        batches = [source.at(step) for step in range(2)]
+        source.close()
+        found[kind] = {key: image for batch in batches for key, image in zip(keys_of(batch), batch.images_BCHW)}  # noqa: B905
+        assert len(found[kind]) == 16
+    both = found["indexed"].keys() & found["stream"].keys()
+    assert len(both) >= 12
+    assert all(torch.equal(found["indexed"][key], found["stream"][key]) for key in both)
+    measured = bench.memory(bench.make_source("stream", paths, 64, plan), lambda: [], 0.0)
+    assert measured["value"] > 0
+    assert bench.resident([os.getpid()]) > 2**20
+
+
+def test_a_ratio_of_the_benchmark_has_its_spread():
+    assert bench.ratio([2.0, 4.0, 3.0], [1.0, 4.0, 2.0]) == {"value": 1.5, "low": 1.0, "high": 2.0}
