@@ -630,15 +630,7 @@ def resolve(
         ConfigError: one paragraph, with file and line where there is one.
     """
     configurables()
-    read: list[Binding] = []
-    for file in files:
-        path = locate(file, beside)
-        if path is None or not path.is_file():
-            raise _missing(file, "", beside)
-        read += read_file(path)
-    read += [read_binding(text, origin) for text in bindings]
-    check_names(read)
-    read = [_findable(binding) for binding in read]
+    read = _read(files, bindings, beside, origin)
     _bind(read)
     run, name = _build(read)
     _check_augment(run, read)
@@ -652,10 +644,7 @@ def resolve(
             f"{_place('run.objective', read)}run.objective trains a pair scorer on all that it meets, and the policy "
             f"{name!r} selects: bind run.policy to uniform"
         )
-    twinned, roles = _twinned(run), _roles(run)
-    half = ("run.half=0",) if twinned else ()
-    own = {role: _pretrained(role, run, read, chain, half if role == "reference" else ()) for role in roles}
-    twin = _pretrained("reference", run, read, chain, ("run.half=1",))[0] if twinned else None
+    own, twin = _frozen_models(run, read, chain)
     identity = {role: _identity(*found) for role, found in own.items()}
     if twin is not None:
         identity["reference"] += twin.config_hash
@@ -672,6 +661,30 @@ def resolve(
         scorer_dir=scorer[1],
         twin=twin,
     )
+
+
+def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:
+    """All bindings of files and command line, checked for names and types."""
+    read: list[Binding] = []
+    for file in files:
+        path = locate(file, beside)
+        if path is None or not path.is_file():
+            raise _missing(file, "", beside)
+        read += read_file(path)
+    read += [read_binding(text, origin) for text in bindings]
+    check_names(read)
+    return [_findable(binding) for binding in read]
+
+
+def _frozen_models(
+    run: Run, bindings: Sequence[Binding], chain: tuple[str, ...]
+) -> tuple[dict[Pretrained, tuple[Resolved | None, Path | None]], Resolved | None]:
+    """The runs or folders of the frozen models that a run needs, by role; and that of the reference's twin."""
+    twinned, roles = _twinned(run), _roles(run)
+    half = ("run.half=0",) if twinned else ()
+    own = {role: _pretrained(role, run, bindings, chain, half if role == "reference" else ()) for role in roles}
+    twin = _pretrained("reference", run, bindings, chain, ("run.half=1",))[0] if twinned else None
+    return own, twin
 
 
 def _beside(binding: Binding) -> Path | None:

@@ -251,17 +251,13 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     going_on = open_folder(resolved, run_dir, resume)
     if going_on and (read_summary(run_dir) or {}).get("status") == "finished":
         return "finished"
-    data = resolved.run.data
-    data.prepare()
+    resolved.run.data.prepare()
     folders, twin_dir = ensure_pretrained(resolved), ensure_twin(resolved)
     pretrain = pretrain_flops(folders, twin_dir)
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            reference = load_model(folders["reference"]) if "reference" in folders else None
-            twin = load_model(twin_dir) if twin_dir is not None else None
-            regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
-            stages = build_stages(resolved, data, reference, run_dir / "cache", regressor=regressor, twin=twin)
+            stages = _loaded_stages(resolved, folders, twin_dir, run_dir / "cache")
             _affordable(resolved, stages, allowance)
         newest = checkpoint.newest(run_dir) if going_on else None
         if newest is not None:
@@ -295,6 +291,16 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         for model in stages.scorer.frozen.values():
             model.close(remove=status == "finished")
     return "finished" if status == "finished" else "interrupted"
+
+
+def _loaded_stages(
+    resolved: Resolved, folders: Mapping[Pretrained, Path], twin_dir: Path | None, store_dir: Path
+) -> Stages:
+    """The stages of a run, with its frozen models from their folders."""
+    reference = load_model(folders["reference"]) if "reference" in folders else None
+    twin = load_model(twin_dir) if twin_dir is not None else None
+    regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
+    return build_stages(resolved, resolved.run.data, reference, store_dir, regressor=regressor, twin=twin)
 
 
 def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:

@@ -139,6 +139,11 @@ class Run:
             )
         if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
             raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        self._check_combinations()
+        object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
+
+    def _check_combinations(self) -> None:
+        """Refuse what cannot go together."""
         if self.objective is not None and self.train_views:
             raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
         if self.objective is not None and self.evaluate.sets:
@@ -149,7 +154,6 @@ class Run:
             raise ValueError("run.cascade looks pairs up by key, run.augment changes them at each step: leave one out")
         if self.augment is not None and self.cache is not None and self.cache.mode == "shared":
             raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
-        object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
 
     @property
     def needs(self) -> frozenset[Side]:

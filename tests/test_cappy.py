@@ -34,7 +34,6 @@ from jestbench.pair_scorer import PairScorer
 from jestbench.precision import Arithmetic
 from jestbench.reference import load_regressor
 from jestbench.regression import Regression, captions_of, graded
-from jestbench.rows import pair_key_B
 from jestbench.selection import PolicyError
 
 TINY, SCORER = "gin/run/tiny.gin", "gin/run/tiny_cappy.gin"
@@ -234,26 +233,6 @@ def test_a_grade_is_a_share_and_starts_from_the_cosine():
 def test_the_head_costs_its_closed_form():
     width, hidden = SHAPE.embed_dim, 4
     assert regressor().head_macs() == width + 2 * width * hidden + hidden
-
-
-def splitmix(key: int) -> int:
-    """Steele, Lea, Flood 2014, on unsigned integers."""
-    mask = 2**64 - 1
-    key = (key + 0x9E3779B97F4A7C15) & mask
-    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & mask
-    return key ^ (key >> 31)
-
-
-KEYS = st.integers(-(2**63), 2**63 - 1)
-
-
-@given(KEYS, KEYS)
-def test_a_pairs_key_is_splitmix_of_both(image, text):
-    key = int(pair_key_B(torch.tensor([image]), torch.tensor([text])))
-    mask = 2**64 - 1
-    assert key & mask == splitmix((splitmix(image & mask) + text) & mask)
-    assert image == text or key != int(pair_key_B(torch.tensor([text]), torch.tensor([image])))
 
 
 @pytest.mark.parametrize("microbatch", [2, 100])
