@@ -531,7 +531,7 @@ def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     assert all(flops >= 2e9 for flops in end["pretrain_flops"].values())
     files = {entry.name for entry in Path("out").iterdir()}
     assert files == {
-        "config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json", "checkpoints"
+        "config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json", "checkpoints", "examples"
     }  # fmt: skip
     if not policy.needs:
         assert last["pairs/seen"] == last["pairs/trained"]
