@@ -458,7 +458,7 @@ class StreamBatches:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
         counts = {f"data/{name}": count for name, count in self._counts.items()}
         if self._making[0]:
-            counts |= {"data/wait_seconds": round(self._waited, 6), "data/worker_restarts": self.restarts}
+            counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
         return counts
 
     def state(self) -> object:
