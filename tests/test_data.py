@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 
@@ -97,6 +98,23 @@ def test_a_batch_whose_parts_differ_in_length_is_refused():
 
 
 # ArrayPairs
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_pairs_sent_to_another_process_are_the_same(tmp_path, offset, ahead):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    pairs = replace(pairs_of(9), images_NHWC=mapped[offset:] if offset else mapped, ahead=ahead)
+    sent = pickle.dumps(pairs)
+    assert (len(sent) > mapped[offset:].nbytes) == bool(offset), "a map goes by its place, a part of one by its content"
+    index = torch.tensor([8, 0, 3])
+    there, here, plain = pickle.loads(sent).batch(index), pairs.batch(index), replace(pairs, ahead=True).batch(index)
+    assert torch.equal(there.images_BCHW, here.images_BCHW)
+    assert torch.equal(here.images_BCHW.permute(0, 2, 3, 1), torch.from_numpy(mapped[offset + index.numpy()]))
+    for batch in (there, here):
+        assert torch.equal(batch.tokens(TOKENIZER.identity), plain.tokens(TOKENIZER.identity))
+        assert batch.captions == plain.captions
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\t\n", "\u3000"])

@@ -29,13 +29,14 @@ from PIL import Image
 from jestbench import config
 from jestbench.batch import DataError
 from jestbench.data import all_icons, icon_shards
-from jestbench.data.all_icons import SPLITS, Iconify, StoredPairs
+from jestbench.data.all_icons import SPLITS, Iconify
 from jestbench.data.files import FilePairs
 from jestbench.data.icon_groups import LOOK_BITS, NEAR, look_alike, looks
 from jestbench.data.icon_render import Part, encode, halve, render_part, thumbnail
 from jestbench.data.icon_shards import CLEAN, PLACES, TESTED, Recipe, Sizes, prepare_folder, spoken
 from jestbench.data.iconify import Collection, fetch, npm_pack, read_collection
 from jestbench.data.keys import content_key
+from jestbench.data.pairs import ArrayPairs
 from jestbench.data.prepare import main
 
 EMOJI = ("ea", "eb", "ec", "ed")
@@ -225,7 +226,7 @@ def test_any_reader_of_shards_finds_what_the_splits_hold(made: Iconify) -> None:
 
 def test_the_small_images_are_keyed_by_their_pixels_and_the_large_by_their_bytes(made: Iconify) -> None:
     small, large = made.split("pool"), dataclasses.replace(made, pixels=64).split("pool")
-    assert isinstance(small, StoredPairs)
+    assert isinstance(small, ArrayPairs)
     assert small.image_key_N.tolist() == [content_key(image.tobytes()) for image in small.images_NHWC[small.row_N]]
     assert isinstance(large, FilePairs)
     assert large.image_key_N.tolist() == [content_key(large.source.read(i)) for i in range(len(large))]
@@ -290,8 +291,8 @@ def test_noise_captions_and_hands(made: Iconify) -> None:
     noisy = dataclasses.replace(made, noise=0.5, noise_seed=3)
     for name in SPLITS:
         before, after = made.split(name), noisy.split(name)
-        assert isinstance(before, StoredPairs)
-        assert isinstance(after, StoredPairs)
+        assert isinstance(before, ArrayPairs)
+        assert isinstance(after, ArrayPairs)
         assert after.marks["noisy"].sum() == (0 if name in CLEAN else round(0.5 * len(before)))
         changed = np.array([a != b for a, b in zip(before.captions, after.captions, strict=True)])
         assert (changed == after.marks["noisy"]).all()
@@ -306,7 +307,7 @@ def test_noise_captions_and_hands(made: Iconify) -> None:
 
 def test_splits_joined_hold_no_pair_twice(made: Iconify) -> None:
     both = made.split("pool+curated+broad_curated")
-    assert isinstance(both, StoredPairs)
+    assert isinstance(both, ArrayPairs)
     assert len(set(both.row_N.tolist())) == len(both) == len(made.split("pool")) + len(made.split("broad_curated"))
     with pytest.raises(DataError, match="iconify has no split 'train': there are pool, eval"):
         made.split("pool+train")

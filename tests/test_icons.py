@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -252,6 +253,41 @@ def test_worker_processes_render_the_same_in_the_same_order() -> None:
     assert (np.concatenate(chunks) == render(drawings, 32)).all()
 
 
+ORPHANS = """
+if __name__ == "__main__":  # workers import this file
+    import multiprocessing, time
+    from jestbench.data.icon_render import CHUNK, render_all
+    for _ in render_all(["<svg"] * (2 * CHUNK), 32):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")  # who is dead and not waited for, lives on in name
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_workers_end_when_the_process_that_renders_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        assert all(map(alive, workers))
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.05)
+
+
 # --- the whole preparation, from a registry made here ----------------------------------------------------------------
 
 HANDS = ("ada", "ben", "cai", "dee", "eve", "fay")
@@ -408,7 +444,7 @@ def test_another_recipe_is_another_folder(small: Icons, monkeypatch: pytest.Monk
     ]
     folders = {dataclasses.replace(small, recipe=recipe).folder for recipe in recipes}
     folders.add(dataclasses.replace(small, vocab_size=512).folder)
-    monkeypatch.setattr(icons_module, "CODE_VERSION", 99)
+    monkeypatch.setattr(Icons, "code_version", 99)
     folders.add(small.folder)
     assert len(folders) == 5
     assert dataclasses.replace(small, noise=0.5, length=8, min_hands=3).folder == small.folder
@@ -445,7 +481,9 @@ def test_splits(small: Icons) -> None:
     assert batch.image_key_B.tolist() == [
         content_key(image.numpy().tobytes()) for image in batch.images_BCHW.permute(0, 2, 3, 1)
     ]
-    assert pickle.loads(pickle.dumps(both.images_NHWC)).shape == both.images_NHWC.shape
+    sent = pickle.dumps(both)
+    assert len(sent) < both.images_NHWC.nbytes / 4  # a worker opens the file by itself
+    assert torch.equal(pickle.loads(sent).batch(torch.tensor([0, len(both) - 1])).images_BCHW, batch.images_BCHW)
 
 
 def test_min_hands_thins_the_pool_alone(small: Icons) -> None:

@@ -6,13 +6,11 @@ This module imports neither torch nor anything that does: every worker process i
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
-import threading
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from jestbench.data.keys import content_key
+from jestbench.data.processes import spawned, usable_cores
 
 CHUNK = 250
 """Drawings handed to a worker at a time: a quarter of a second of work, 3 MB of pixels at 64 px."""
@@ -68,9 +67,7 @@ def render_all(drawings: Sequence[str], pixels: int) -> Iterator[npt.NDArray[np.
         if len(chunks) <= 1:
             yield from map(work, chunks)
             return
-        # Spawned, not forked: a fork of a process in which torch has started threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(_cores(), len(chunks)), mp_context=context) as workers:
+        with spawned(min(usable_cores(), len(chunks))) as workers:
             for images in workers.map(work, chunks):
                 progress.update(len(images))
                 yield images
@@ -186,11 +183,10 @@ def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], pixels: int, total
         concurrent.futures.process.BrokenProcessPool: a worker died.
         OSError: a part cannot be written.
     """
-    context = multiprocessing.get_context("spawn")
     waiting: deque[Future[int]] = deque()
     with (
         tqdm(total=total, desc="rendering icons", unit="icon", disable=None) as progress,
-        ProcessPoolExecutor(_cores(), mp_context=context, initializer=_end_with_parent) as workers,
+        spawned(usable_cores()) as workers,
     ):
         try:
             for path, drawings in parts:
@@ -198,26 +194,9 @@ def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], pixels: int, total
                     progress.update(len(drawings))
                     continue
                 waiting.append(workers.submit(render_part, drawings, pixels, path))
-                if len(waiting) > 4 * _cores():  # the texts of all drawings would fill the memory
+                if len(waiting) > 4 * usable_cores():  # the texts of all drawings would fill the memory
                     progress.update(waiting.popleft().result())
             while waiting:
                 progress.update(waiting.popleft().result())
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Have a worker end when the process that started it is killed, rather than wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,18 +22,16 @@ so are drawings whose pixels are equal; a group lies in one split. A caption tha
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,20 +40,15 @@ from jestbench.batch import DataError
 from jestbench.data.icon_groups import Icon, assign_splits, catalogue, merge_groups, near_copies, rank
 from jestbench.data.icon_render import THUMBNAIL, render_all, thumbnail
 from jestbench.data.iconify import INSTALL, SETS, Content, IconSet, fetch, npm_pack, read_set
-from jestbench.data.noise import exchange_captions
-from jestbench.data.pairs import ArrayPairs, Dataset, Pairs, content_key
-from jestbench.data.prepared import file_hash, is_complete, licences, one_at_a_time, write_images, write_json
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.paths import cache_root
-
-_LOG = logging.getLogger(__name__)
+from jestbench.data.pairs import Dataset, Pairs, content_key
+from jestbench.data.prepared import Chosen, PreparedIcons, Table, file_hash, licences, write_images, write_json
+from jestbench.data.tokenizer import train_bpe
 
 CODE_VERSION = 1
 """Counted up when the preparation below makes something else of the same recipe."""
 
 CLEAN_SPLITS = ("curated", "eval")
-NOISY_SPLITS = ("pool", "holdout")
-SPLITS = (*CLEAN_SPLITS, *NOISY_SPLITS)
+SPLITS = (*CLEAN_SPLITS, "pool", "holdout")
 
 
 @dataclass(frozen=True)
@@ -257,7 +250,7 @@ def _manifest(
 
 
 @dataclass(frozen=True)
-class Icons:
+class Icons(PreparedIcons):
     """Icons and their names, with as many wrong captions as asked for.
 
     Attributes:
@@ -271,116 +264,32 @@ class Icons:
         recipe: what is prepared.
     """
 
-    noise: float = 0.0
-    noise_seed: int = 0
     min_hands: int = 2
-    length: int = 16
-    vocab_size: int = 4096
-    cache_dir: str | None = None
     recipe: Recipe = field(default=Recipe(), repr=False)
+    label: ClassVar[str] = "icons"
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    clean: ClassVar[tuple[str, ...]] = CLEAN_SPLITS
+    code_version: ClassVar[int] = CODE_VERSION
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.noise < 1.0:
-            raise ValueError(f"noise is a share of the pairs in [0, 1), got {self.noise}")
-        if self.noise_seed < 0:
-            raise ValueError(f"noise_seed is not negative, got {self.noise_seed}")
-        if self.length < 2:
-            raise ValueError(f"a text needs at least 2 tokens (one and the end token), got length {self.length}")
+    def make(self, folder: Path, tarballs: Path) -> None:
+        """Fetch, render and split."""
+        prepare_folder(folder, self.recipe, self.vocab_size, tarballs)
 
-    @property
-    def folder(self) -> Path:
-        """Where the prepared data lie; its name tells everything that they depend on."""
-        root = self.cache_dir or cache_root()
-        text = json.dumps([CODE_VERSION, self.vocab_size, asdict(self.recipe)], sort_keys=True)
-        return Path(root).expanduser() / f"icons-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-
-    def is_prepared(self) -> bool:
-        """Whether the prepared data are there, and complete."""
-        try:
-            files = self.manifest()["files"]
-        except DataError:
-            return False
-        return all(is_complete(self.folder / name, **expected) for name, expected in files.items())
-
-    def prepare(self) -> None:
-        """Fetch and render what is missing; of several processes that start at once, one does it.
-
-        Raises:
-            DataError: it cannot be had; the message says what to do.
-        """
-        if self.is_prepared():
-            return
-        folder = self.folder
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(folder.with_name("icons.lock")):
-                if self.is_prepared():
-                    return
-                if folder.exists():
-                    _LOG.warning("%s is damaged: preparing it anew", folder)
-                    shutil.rmtree(folder)
-                prepare_folder(folder, self.recipe, self.vocab_size, tarballs=folder.with_name("iconify"))
-        except OSError as error:
-            raise DataError(
-                f"the icons cannot be prepared in {folder}: {error}; "
-                "free space there, or name another folder in JESTBENCH_CACHE"
-            ) from error
-
-    def manifest(self) -> dict[str, Any]:
-        """How the prepared data were made, how many there are in each split, and their checksums.
-
-        Raises:
-            DataError: they are not there.
-        """
-        try:
-            manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: cut off, or not JSON at all
-            raise DataError(
-                f"the icons are not prepared in {self.folder.parent}: run python tools/prepare.py icons"
-            ) from None
-        return manifest
-
-    def split(self, name: str) -> Pairs:
-        """The split of that name, or several joined by ``+``, as in ``pool+curated``.
-
-        Raises:
-            DataError: there is no such split, or the data are not prepared or damaged.
-        """
-        parts = name.split("+")
-        if unknown := [part for part in parts if part not in SPLITS]:
-            raise DataError(f"the icons have no split {unknown[0]!r}: there are {', '.join(SPLITS)}")
-        if not self.is_prepared():
-            raise DataError(f"{self.folder} is missing or damaged: run python tools/prepare.py icons")
+    def table(self) -> Table:
+        """What is known of the prepared images."""
         table = json.loads((self.folder / "table.json").read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
-
-        split_N, hands_N = np.array(table["split"]), np.array(table["hands"])
-        rows, captions, marks = [], list[str](), {"noisy": list[bool](), "curated": list[bool]()}
-        for part in parts:
-            wanted = (split_N == part) & ((hands_N >= self.min_hands) | (part in CLEAN_SPLITS))
-            rows.append(np.flatnonzero(wanted))
-            if not len(rows[-1]):
-                raise DataError(f"min_hands = {self.min_hands} leaves nothing of {part}: choose a lower one")
-            clean = [table["caption"][row] for row in rows[-1]]
-            noise = self.noise if part in NOISY_SPLITS else 0.0
-            # One stream a split: the pool's noise stays the same whatever else is asked for.
-            exchanged, noisy = exchange_captions(clean, noise, [self.noise_seed, SPLITS.index(part)])
-            captions += exchanged
-            marks["noisy"] += noisy.tolist()
-            marks["curated"] += [part == "curated"] * len(exchanged)
-        row_N = np.concatenate(rows)
-        key_N = np.array(table["key"], dtype=np.int64)[row_N]
-        content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
-        return ArrayPairs(
-            name=f"icons/{name}",
-            fingerprint=hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest(),
-            images_NHWC=np.load(self.folder / "images.npy", mmap_mode="r"),
-            row_N=row_N,
-            captions=captions,
-            tokenizer=tokenizer,
-            image_key_N=key_N,
-            marks={mark: np.array(values, dtype=np.bool_) for mark, values in marks.items()},
+        split_N = np.array(table["split"])
+        return Table(
+            key_N=np.array(table["key"], dtype=np.int64),
+            hands_N=np.array(table["hands"]),
+            curated_N=split_N == "curated",
+            rows=lambda part: split_N == part,
+            captions=lambda part: table["caption"],
         )
+
+    def pairs(self, chosen: Chosen) -> Pairs:
+        """These pairs, with their images."""
+        return chosen.in_array(self.folder / "images.npy")
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -65,9 +66,11 @@ def mended(pairs: Pairs, batch: Batch, damaged: Mapping[int, Any], index_B: Tens
     return batch if mend is None else mend(batch, damaged, index_B)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArrayPairs:
     """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
+
+    A memory map is sent to another process as its place in the file.
 
     Attributes:
         name: of the split, for messages.
@@ -78,6 +81,10 @@ class ArrayPairs:
         tokenizer: makes the token ids.
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
+        ahead: tokenize all captions now; else those of a batch when it is asked for, where hundreds of thousands
+            would hold up the start of every run.
+        token_NL: token ids of all captions, where ``ahead``.
+        text_key_N: int64 content hash of each caption.
         decoded: reading is all that a pair takes: no worker processes are started for it.
     """
 
@@ -90,7 +97,8 @@ class ArrayPairs:
     tokenizer: Tokenizer
     image_key_N: npt.NDArray[np.int64]
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    token_NL: Tensor = field(init=False, repr=False)
+    ahead: bool = True
+    token_NL: Tensor | None = field(init=False, repr=False)
     text_key_N: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,8 +108,16 @@ class ArrayPairs:
         if not len(self.row_N) == len(self.captions) == len(self.image_key_N):
             raise ValueError(f"{self.name}: rows, captions and keys differ in length")
         keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
-        object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions))
+        object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions) if self.ahead else None)
         object.__setattr__(self, "text_key_N", torch.tensor([keys[c] for c in self.captions], dtype=torch.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        mapped = _Mapped.of(self.images_NHWC)
+        return self.__dict__ if mapped is None else self.__dict__ | {"images_NHWC": mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["images_NHWC"]
+        self.__dict__.update(state | {"images_NHWC": images.opened() if isinstance(images, _Mapped) else images})
 
     @property
     def preprocessing(self) -> str:
@@ -114,15 +130,38 @@ class ArrayPairs:
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read and ready for a model."""
         index = index_B.numpy()
+        captions = tuple(self.captions[i] for i in index.tolist())
         images = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[self.row_N[index]]))
+        tokens = self.tokenizer.encode(captions) if self.token_NL is None else self.token_NL[index_B]
         return Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
-            token_ids={self.tokenizer.identity: self.token_NL[index_B]},
+            token_ids={self.tokenizer.identity: tokens},
             image_key_B=torch.from_numpy(self.image_key_N[index]),
             text_key_B=self.text_key_N[index_B],
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
-            captions=tuple(self.captions[i] for i in index.tolist()),
+            captions=captions,
         )
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """Where a memory-mapped array lies."""
+
+    path: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> _Mapped | None:
+        """``None`` where it is in memory, or is a part of a map: that does not know where it begins."""
+        if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
+            return None
+        return cls(str(array.filename), array.dtype, array.shape, array.offset)
+
+    def opened(self) -> npt.NDArray[Any]:
+        """The same array, mapped anew."""
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
 
 class Dataset(Protocol):

@@ -6,7 +6,6 @@ positions into pairs. So a run is the same for any number of them, and can be re
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ from jestbench.batch import Batch
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Pairs, attempt, drawn, mended
+from jestbench.data.processes import usable_cores
 from jestbench.data.stream import StreamBatches, StreamPairs
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.workers import Workers
@@ -73,14 +73,6 @@ class Loader:
         if self.pin_memory == "auto":
             return torch.device(device).type == "cuda"
         return self.pin_memory and torch.cuda.is_available()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 @runtime_checkable

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import multiprocessing
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +22,7 @@ from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.files import ByteRanges, Chained, Encoded, FilePairs, Texts, too_many
 from jestbench.data.index import VERSION, ShardIndex, Table, digest, write_table
 from jestbench.data.pairs import Dataset
+from jestbench.data.processes import spawned, usable_cores
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.vocabulary import TokenizerChoice
 from jestbench.paths import cache_root
@@ -309,14 +307,12 @@ def _many(count: int) -> Iterator[Callable[..., Iterable[None]]]:
     Raises:
         DataError: a process was killed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if count < TOGETHER or cores == 1:
         yield map
         return
-    # Spawned, not forked: a fork of a process in which torch has started threads can hang.
-    context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(cores, count), mp_context=context) as workers:
+        with spawned(min(cores, count)) as workers:
             yield workers.map
     except BrokenProcessPool:
         raise DataError("a process that indexed shards was killed (out of memory?): start again") from None

@@ -29,14 +29,13 @@ import torch
 import torch.multiprocessing  # teaches connections to pass tensors in shared memory
 
 from jestbench.batch import DataError
+from jestbench.data.processes import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AT_ONCE = 2
 """Tasks that a worker holds: the next is there when one is done."""
-
-_WATCH = 1.0  # seconds between two looks at whether the parent still lives
 
 
 @dataclass
@@ -246,7 +245,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> N
     # parent's handler of SIGTERM is inherited and must not be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     torch.set_num_threads(1)
     while True:
         try:
@@ -263,10 +262,3 @@ def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> N
             connection.send(answer)
         except OSError:
             return
-
-
-def _end_with(parent: int) -> None:
-    # Not the parent's end of a pipe: the other workers hold copies of it.
-    while os.getppid() == parent:
-        time.sleep(_WATCH)
-    os._exit(1)
