@@ -97,4 +97,5 @@ def _cost(frozen: FrozenModel | PairScorer, pairs: Pairs) -> int:
     images, texts, both = (len(key_N.unique()) for key_N in keys)
     if isinstance(frozen, PairScorer):
         return FLOPS_PER_MAC * pair_macs(frozen.price, frozen.head_macs, both)
-    return FLOPS_PER_MAC * (frozen.price.images(images) + texts * frozen.price.text + both * frozen.model.width)
+    towers = frozen.price.images(images, frozen.microbatch) + texts * frozen.price.text
+    return FLOPS_PER_MAC * (towers + both * frozen.model.width)
