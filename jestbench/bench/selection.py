@@ -7,7 +7,7 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 * over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
   already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
 * memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
-  two B×B fp32 matrices (learner's and reference's); the median of three processes, since an allocator
+  two B×B fp32 matrices (learner's and reference's); the median of ``--processes``, since an allocator
   gives back what it likes; the listing's own peak is larger;
 * slopes: of log time over log B, by least squares;
 * share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
@@ -57,6 +57,7 @@ class Plan:
     repetitions: int = 7
     listings: int = 2
     threads: int = 2
+    processes: int = 3
     sizes: tuple[int, ...] = (1024, 2048, 4096, 8192)
     pair_macs: float = 20.5e9
 
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("repetitions", "of the draw and of the products"),
         ("listings", "repetitions of the listing"),
         ("threads", "torch's threads"),
+        ("processes", "fresh ones for each memory reading, of which the median counts"),
     )
     timing.add_numbers(parser, Plan, numbers)
     parser.add_argument("--sizes", type=int, nargs="+", default=Plan.sizes, help="the values of B for the slopes")
@@ -185,13 +187,13 @@ def _status_bytes(name: str) -> int:
 
 
 def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
-    """By how much a draw raises the peak resident set of a fresh process, median of three; ``None`` off Linux."""
+    """By how much a draw raises the peak resident set of fresh processes, their median; ``None`` off Linux."""
     if not Path("/proc/self/status").exists():
         return None
     arguments = (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing)
     # One task a process: what an earlier draw left allocated would hide a later one's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return statistics.median_low([pool.apply(_peak, arguments) for _ in range(3)])
+        return statistics.median_low([pool.apply(_peak, arguments) for _ in range(plan.processes)])
 
 
 def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
