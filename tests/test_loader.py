@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_run_goes_on_with_another_number_of_workers():
         source.restore(state)
         assert_same(source.at(3), of_workers(0).at(3))
         if workers:
-            assert source.counts(4)["data/wait_seconds"] >= state["waited"] > 0
+            assert source.counts(4)["time/data_wait"] >= state["waited"] > 0
         source.close()
 
 
@@ -96,6 +97,7 @@ def test_a_run_goes_on_with_another_number_of_workers():
 class Slow:
     """Pairs that take their time, or never come."""
 
+    decoded: ClassVar[bool] = False
     plain: ArrayPairs
     seconds: float = 0.02
     stuck: Path | None = None
@@ -244,8 +246,8 @@ def test_a_run_with_workers_is_the_run_without(tmp_path):
         assert launch.train_run(resolved, tmp_path / str(workers), resume=False) == "finished"
         lines = (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()
         rows[workers] = [json.loads(line) for line in lines]
-    assert rows[2][-1]["data/wait_seconds"] > 0
-    own = {"time/seconds", "data/wait_seconds", "data/worker_restarts"}
+    assert rows[2][-1]["time/data_wait"] > 0
+    own = {"time/seconds", "time/data_wait", "data/worker_restarts"}
     assert [{k: v for k, v in row.items() if k not in own} for row in rows[2]] == [
         {k: v for k, v in row.items() if k not in own} for row in rows[0]
     ]
@@ -556,7 +558,7 @@ budget.steps = 9
     shutil.rmtree(max((cut / "checkpoints").iterdir()))
     assert launch.train_run(resolved, cut, resume=True) == "finished"
     rows = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
-    own = {"time/seconds", "data/wait_seconds", "data/worker_restarts"}
+    own = {"time/seconds", "time/data_wait", "data/worker_restarts"}
     first, second = ([{k: v for k, v in json.loads(x).items() if k not in own} for x in part] for part in rows)
     assert first == second
     assert first[-1]["data/skipped"] == 1

@@ -71,7 +71,7 @@ RERUNS: dict[tuple[str, View], Price] = {}
 
 def rerun_price(model: TwoTowers, batch: Batch, view: View) -> Price:
     """Measured once for each shape of the tests."""
-    key = (str(model.image.backbone), view)
+    key = (str(model), view)
     if key not in RERUNS:
         RERUNS[key] = Price.of_rerun(model, batch, view)
     return RERUNS[key]

@@ -879,6 +879,27 @@ def test_three_lines_for_shards(run, tmp_path):
     assert run(*check)[0] == 0, "of the data themselves, now that they are indexed"
 
 
+def test_a_stream_as_documented(run, tmp_path):
+    for path, text in folder_of_photos(tmp_path / "photos", 80):
+        path.with_suffix(".txt").write_text(text)
+    exec(documented("python").replace("10000", "4"), {})
+    shards = sorted(Path("shards").glob("*.tar"))
+    shards[-1].rename("shards/eval-00000.tar")
+    backend = train_bpe(["a photo of number one two three"] * 3, 64)
+    Path("tokenizer.json").write_text(backend.to_str())
+    text = documented("gin", 3).replace(
+        "curl -s https://host/shards/{00000..00999}.tar", "cat shards/pool-{00000..00018}.tar"
+    )
+    assert "pipe:cat" in text
+    (tmp_path / "mine.gin").write_text(text)
+    sizes = ("stream.image_size=32", "loader.workers=0", "run.batch_size=8", "run.arm=stream")
+    assert run("--gin_file", "mine.gin", *sizes, "--check")[0] == 0
+    status, said = run("--gin_file", "mine.gin", *sizes, *LITTLE, "--run_dir", "out")
+    assert status == 0, said
+    assert summary("out")["data"]["pairs"] is None
+    assert rows("out")[-1]["pairs/seen"] > 0
+
+
 def test_three_lines_for_parquet(run, tmp_path, datasets):
     hub_table(datasets, range(64)).to_parquet(tmp_path / "pool.parquet")
     hub_table(datasets, range(64, 80)).to_parquet(tmp_path / "eval.parquet")

@@ -305,7 +305,7 @@ class Prefetched:
         """The source's, the seconds that the run waited for pairs, and workers lost and replaced."""
         if self.decoders is None:
             return self.source.counts(step)
-        waited = {"data/wait_seconds": round(self._waited, 6), "data/worker_restarts": self.restarts}
+        waited = {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
         return {**self.source.counts(step), **waited}
 
     def state(self) -> object:

@@ -89,7 +89,7 @@ class Shards:
         urls: one shard each, as webdataset opens them.
         tokenizer: makes the token ids.
         image_size: pixels, width and height.
-        caption: ending of the member that holds the caption, or ``json:FIELD``.
+        caption: ending of the member that holds the caption, or ``json.FIELD``.
         lanes: V, virtual lanes.
         buffer: pairs of the blocks within which a lane shuffles.
         max_damaged: share of damaged pairs above which a run stops.
@@ -233,9 +233,9 @@ class LaneReader:
 
 def caption_of(sample: Mapping[str, Any], where: str) -> str | None:
     """The caption of a sample, on one line; ``None`` where there is none that can be read."""
-    name, _, key = where.partition(":")
+    key = where.removeprefix("json.") if where.startswith("json.") else ""
     try:
-        text = sample[name].decode()
+        text = sample["json" if key else where].decode()
         text = json.loads(text)[key] if key else text
         return " ".join(text.split()) or None
     except (KeyError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
@@ -458,7 +458,7 @@ class StreamBatches:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
         counts = {f"data/{name}": count for name, count in self._counts.items()}
         if self._making[0]:
-            counts |= {"data/wait_seconds": round(self._waited, 6), "data/worker_restarts": self.restarts}
+            counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
         return counts
 
     def state(self) -> object:
@@ -547,7 +547,7 @@ class Stream:
         shards: brace patterns of paths and URLs (``https://…/{00000..00999}.tar``, ``pipe:aws s3 cp … -``).
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
-        caption: ending of the member that holds the caption (``txt``), or ``json:FIELD``.
+        caption: ending of the member that holds the caption (``txt``), or ``json.FIELD``.
         lanes: virtual lanes that share the shards; part of the order, a multiple of ranks × workers.
         buffer: pairs within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
