@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import Pairs, augmented, preprocessing
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import View
 from jestbench.paths import cache_root
@@ -60,7 +60,7 @@ class Cache:
         """
         if self.mode == "off":
             return Bound(self.dtype)
-        if getattr(pairs, "augmented", False):
+        if augmented(pairs):
             raise ValueError(
                 'cache.mode = "shared" would keep embeddings of augmented images: give the reference plain '
                 'images, or set cache.mode = "off"'
@@ -72,7 +72,7 @@ class Cache:
             "view": asdict(view),
             "tokenizer": model.tokenizer,
             "text_length": len(model.text.positions),
-            "preprocessing": getattr(pairs, "preprocessing", None) or pairs.fingerprint,
+            "preprocessing": preprocessing(pairs),
             "device": arithmetic.device.type,
             "bf16": arithmetic.bf16,
             "block": block,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.loader import Tally
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import Pairs, expanded
 from jestbench.flops import FLOPS_PER_MAC
 from jestbench.launch import building, ensure_pretrained
 from jestbench.learner import Price
@@ -54,8 +54,7 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
             reference = load_model(folders["reference"]) if "reference" in folders else None
             regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
             stages = build_stages(plain, run.data, reference, Path(store), draw_size=1, regressor=regressor)
-        expanded = getattr(stages.pairs, "expanded", None)  # each of several captions is a pair
-        pairs: Pairs = stages.pairs if expanded is None else expanded()
+        pairs = expanded(stages.pairs)
         return {role: _filled(frozen, pairs, resolved) for role, frozen in stages.scorer.frozen.items()}
 
 
@@ -98,4 +97,5 @@ def _cost(frozen: FrozenModel | PairScorer, pairs: Pairs) -> int:
     images, texts, both = (len(key_N.unique()) for key_N in keys)
     if isinstance(frozen, PairScorer):
         return FLOPS_PER_MAC * pair_macs(frozen.price, frozen.head_macs, both)
-    return FLOPS_PER_MAC * (frozen.price.images(images) + texts * frozen.price.text + both * frozen.model.width)
+    towers = frozen.price.images(images, frozen.microbatch) + texts * frozen.price.text
+    return FLOPS_PER_MAC * (towers + both * frozen.model.width)

@@ -24,7 +24,7 @@ from filelock import FileLock
 from jestbench import checkpoint, seeds
 from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
-from jestbench.data.pairs import Dataset
+from jestbench.data.pairs import Dataset, facts
 from jestbench.data.prefetch import Loader
 from jestbench.learner import NonFiniteLoss
 from jestbench.ledger import Allowance, Budget, Pretrained
@@ -341,13 +341,13 @@ def _references(folders: Mapping[Pretrained, Path], twin_dir: Path | None) -> li
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
-    facts: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    facts["pairs"] = stages.super_batches.pool
-    facts["eval_images"] = len(stages.evaluator.index_N)
-    facts["eval_classes"] = len(stages.evaluator.example_C)
+    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
+    found["pairs"] = stages.super_batches.pool
+    found["eval_images"] = len(stages.evaluator.index_N)
+    found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
-        facts["noise"] = data.noise
-    return facts | dict(getattr(stages.pairs, "facts", {}))
+        found["noise"] = data.noise
+    return found | dict(facts(stages.pairs))
 
 
 def _affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

@@ -165,13 +165,14 @@ class Price:
         """One pair through both towers."""
         return self.image + self.text
 
-    def images(self, count: int) -> int:
-        """A pass over so many images."""
-        return count * self.image + (self.fixed if count else 0)
+    def images(self, count: int, microbatch: int | None = None) -> int:
+        """One pass over so many images, or as many as it takes with at most ``microbatch`` at once."""
+        passes = -(-count // (microbatch or max(1, count)))
+        return count * self.image + passes * self.fixed
 
-    def pairs(self, count: int) -> int:
-        """A pass over so many pairs."""
-        return self.images(count) + count * self.text
+    def pairs(self, count: int, microbatch: int | None = None) -> int:
+        """One pass over so many pairs, or as many as it takes with at most ``microbatch`` at once."""
+        return self.images(count, microbatch) + count * self.text
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _scorer_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
     online = stages.scorer.online
     if online is None:
         return ()
-    scored = online.prices[online.view].pairs(resolved.draw_size)
+    scored = online.prices[online.view].pairs(resolved.draw_size, resolved.run.microbatch)
     return (Pass("scorer_score", scored, "online scorer"), *online.training_passes(resolved.run.batch_size))
 
 
@@ -143,7 +143,7 @@ def _step_price(
     passes = [*training, *_selection_passes(resolved, stages, reference), *beside]
     scored = 0
     if "learner" in resolved.policy.needs:
-        scored = learner.prices[stages.scorer.view].pairs(drawn)
+        scored = learner.prices[stages.scorer.view].pairs(drawn, run.microbatch)
         passes.append(Pass("learner_score", scored, "learner"))
     frozen: tuple[Pass, ...] = ()
     if run.reference_accounting != "amortised":
@@ -169,9 +169,11 @@ def _frozen_passes(
     cascade = resolved.run.cascade
     if reference is not None:
         price = _reference_price(resolved, one, reference)
-        again = 0 if resolved.twin is None else price.fixed  # each of the two makes a pass
         for count in _scored_by("reference", resolved):
-            yield Pass("reference_score", price.pairs(count) + again, "reference")
+            # Each of two makes passes of its own, over its half.
+            parts = (count,) if resolved.twin is None else (count - count // 2, count // 2)
+            macs = sum(price.pairs(part, resolved.run.microbatch) for part in parts)
+            yield Pass("reference_score", macs, "reference")
         if cascade is not None and cascade.score == "reference":
             yield Pass("pairwise", resolved.candidates * reference.width, "own logits of the candidates")
     if regressor is not None:

@@ -318,7 +318,9 @@ class FrozenModel(Remembering):
         assert self.price is not None
         under = "" if self.view == FULL else f" under {self.view.label}"
         return (
-            *self._charge(self.purpose, self.price.images(images), f"image tower, {images} examples{under}"),
+            *self._charge(
+                self.purpose, self.price.images(images, self.microbatch), f"image tower, {images} examples{under}"
+            ),
             *self._charge(self.purpose, texts * self.price.text, f"text tower, {texts} examples{under}"),
         )
 

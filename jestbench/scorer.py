@@ -96,7 +96,7 @@ class Scorer:
                 text.append(text_PD)
         embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
         who = purpose.removesuffix("_score")
-        macs = learner.prices[view].pairs(len(batch))
+        macs = learner.prices[view].pairs(len(batch), self.microbatch)
         return embeddings, (Pass(purpose, macs, f"{who}, scoring {len(batch)} pairs{_under(view)}"),)
 
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.data.pairs import Pairs, attempt, drawn
-from jestbench.data.tokenizer import Tokenizer
+from jestbench.data.pairs import Wrapped, attempt, drawn
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import View
 from jestbench.reference import FrozenModel
@@ -36,16 +35,14 @@ def half_of(image_key_B: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class HalfPairs:
-    """The pairs of a split whose images belong to one half.
+class HalfPairs(Wrapped):
+    """The pairs of a split, ``pairs``, whose images belong to one half.
 
     Attributes:
-        pairs: the whole split.
         half: which.
         index_N: positions of its pairs in the whole split.
     """
 
-    pairs: Pairs
     half: Half
     index_N: Tensor = field(init=False, repr=False)
 
@@ -62,21 +59,6 @@ class HalfPairs:
     def fingerprint(self) -> str:
         """The split's, with the half."""
         return f"{self.pairs.fingerprint}-half{self.half}"
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.pairs.tokenizer
-
-    @property
-    def max_damaged(self) -> float:
-        """The split's."""
-        return float(getattr(self.pairs, "max_damaged", 1.0))
-
-    @property
-    def decoded(self) -> bool:
-        """Whether the split's pairs take no decoding."""
-        return bool(getattr(self.pairs, "decoded", False))
 
     @property
     def image_key_N(self) -> npt.NDArray[np.int64]:

@@ -19,7 +19,9 @@ from jestbench.bench.command import main
 from jestbench.bench.listing import listing_draw
 from jestbench.sampling import joint_sample
 
-MINIATURE = "--size 600 --count 40 --width 8 --chunks 4 --repetitions 2 --listings 1 --threads 1 --sizes 16 32 64"
+MINIATURE = (
+    "--size 600 --count 40 --width 8 --chunks 4 --repetitions 2 --listings 1 --threads 1 --processes 1 --sizes 16 32 64"
+)
 
 
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -73,7 +75,7 @@ def test_listing_and_draw_select_by_the_same_law(loss: str) -> None:
     generator = torch.Generator().manual_seed(3)
     left, right = ([torch.randn(5, 4, generator=generator) / 2 for _ in range(2)] for _ in range(2))
     scores = Scores(Embeddings(*left, 2.0, -1.0), Embeddings(*right, 1.5, -0.5), loss=loss)
-    draws = 1500
+    draws = 800
     ours = Counter(tuple(joint_sample(scores, 3, 3, 1.0, generator).tolist()) for _ in range(draws))
     listed = Counter(tuple(listing_draw(scores, 3, 3, generator).tolist()) for _ in range(draws))
     orders = [o for o in itertools.permutations(range(5), 3) if ours[o] + listed[o] >= 10]

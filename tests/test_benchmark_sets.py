@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,9 +24,7 @@ from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.few_shot import PENALTIES, ridge_scores, shots_of
 from jestbench.evals.metrics import group_ranks
 from jestbench.launch import logged_names
-from jestbench.learner import Learner, Optimizer, Price
-from jestbench.model.towers import Model
-from jestbench.precision import Arithmetic
+from jestbench.learner import Learner
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 PAIRS = Synthetic(eval=16).split("eval")
@@ -77,16 +76,7 @@ def retrieval(folder: Path) -> Path:
 
 
 def learner() -> Learner:
-    model = Model(
-        image_size=16,
-        patch_size=8,
-        image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
-        embed_dim=8,
-        text_width=16,
-        text_layers=1,
-        text_heads=2,
-    ).build(PAIRS.tokenizer, "softmax", 0)
-    return Learner(model, "softmax", Optimizer(), Arithmetic(torch.device("cpu"), False), Price(1000, 10))
+    return small_learner(PAIRS.tokenizer, "softmax")
 
 
 def evaluated(**config: object) -> tuple[dict[str, float], int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import CPU, SHAPE, kill_before, outcome, rows_of, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, spearmanr
@@ -22,16 +23,14 @@ from jestbench import Batch, Scores, config
 from jestbench.batch import DataError
 from jestbench.config import main
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
-from jestbench.data.loader import SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals.metrics import REGRESSION_NAMES
 from jestbench.evals.regression import area_under_curve, rank_correlation
 from jestbench.flops import FLOPS_PER_MAC, forward_macs
 from jestbench.learner import Price
 from jestbench.model.regression import PairHead, Regressor
-from jestbench.model.towers import ImageTower, Model, TextTower
+from jestbench.model.towers import ImageTower, TextTower
 from jestbench.pair_scorer import PairScorer
-from jestbench.precision import Arithmetic
 from jestbench.reference import load_regressor
 from jestbench.regression import Regression, captions_of, graded
 from jestbench.selection import PolicyError
@@ -192,18 +191,6 @@ def test_rank_correlation_is_spearmans(pairs):
 # The model and its remembered grades
 
 
-SHAPE = Model(
-    image_size=16,
-    patch_size=8,
-    image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
-    embed_dim=8,
-    text_width=16,
-    text_layers=1,
-    text_heads=2,
-)
-CPU = Arithmetic(torch.device("cpu"), False)
-
-
 def regressor() -> Regressor:
     """With a head that has left its zeros."""
     model = Regressor.build(SHAPE, Synthetic().split("pool").tokenizer, hidden=4, seed=0)
@@ -327,21 +314,6 @@ def test_scores_without_grades_are_refused():
 # Runs
 
 
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-
-
-def outcome(run_dir: Path) -> tuple[Any, ...]:
-    """All that a run must reproduce, the final model to the last bit."""
-    rows = [{key: value for key, value in row.items() if key != "time/seconds"} for row in rows_of(run_dir)]
-    summary = {key: value for key, value in summary_of(run_dir).items() if key != "seconds"}
-    return rows, summary, (max((run_dir / "checkpoints").glob("step-*")) / "model.safetensors").read_bytes()
-
-
 def train(run_dir: Path, *words: str) -> int:
     return main([*words, "--run_dir", str(run_dir)])
 
@@ -458,33 +430,16 @@ def test_grading_is_charged_as_the_accounting_says(scorer, tmp_path, accounting)
     assert (last["cache/hits"] == 0) == (accounting == "online")
 
 
-class Killed(BaseException):
-    """Stands for a kill between two statements: nothing catches it."""
-
-
-def die_before(step: int) -> Callable[[SuperBatches, int], Any]:
-    at = SuperBatches.at
-
-    def dying(self: SuperBatches, asked: int) -> Any:
-        if asked == step:
-            raise Killed
-        return at(self, asked)
-
-    return dying
-
-
-@pytest.mark.parametrize("step", [0, 7])
 @pytest.mark.parametrize("kind", ["cappy", "scorer"])
-def test_a_killed_run_goes_on_to_the_last_bit(scorer, tmp_path, monkeypatch, kind, step):
+def test_a_killed_run_goes_on_to_the_last_bit(scorer, tmp_path, kind):
     command = cappy(scorer) if kind == "cappy" else ["--gin_file", SCORER, *SMALL]
     command += [*steps(12), "run.checkpoints=3"]
     assert train(tmp_path / "whole", *command) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperBatches, "at", die_before(step))
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", *command)
-    assert train(tmp_path / "killed", *command, "--resume") == 0
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    for step in (0, 7):
+        killed = tmp_path / f"killed-{step}"
+        kill_before(step, [*command, "--run_dir", str(killed)])
+        assert train(killed, *command, "--resume") == 0
+        assert outcome(killed) == outcome(tmp_path / "whole")
 
 
 def test_a_scorer_is_trained_once_on_demand_and_counted_all_in(tmp_path, capsys):

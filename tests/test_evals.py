@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,9 +18,6 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.evals import Evaluate, Evaluator, points_reached
 from jestbench.evals import metrics as module
 from jestbench.evals.metrics import EMBEDDING_NAMES, RANKS, evaluate_embeddings
-from jestbench.learner import Learner, Optimizer, Price
-from jestbench.model.towers import Model
-from jestbench.precision import Arithmetic
 
 
 def rank(score: float, others: list[float]) -> int:
@@ -97,19 +95,6 @@ def pairs_of(captions: list[str]) -> ArrayPairs:
     return ArrayPairs("test/eval", "0", world.images_NHWC, world.row_N, captions, world.tokenizer, world.image_key_N)
 
 
-def learner_for(pairs: ArrayPairs) -> Learner:
-    model = Model(
-        image_size=16,
-        patch_size=8,
-        image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
-        embed_dim=8,
-        text_width=16,
-        text_layers=1,
-        text_heads=2,
-    ).build(pairs.tokenizer, "sigmoid", 0)
-    return Learner(model, "sigmoid", Optimizer(), Arithmetic(torch.device("cpu"), False), Price(1000, 10))
-
-
 def test_equal_captions_are_one_class():
     captions = ["red cat", "blue dog", "red cat", "green", "blue dog", "red cat"]
     pairs = pairs_of(captions)
@@ -122,7 +107,7 @@ def test_equal_captions_are_one_class():
 @pytest.mark.parametrize("limit", [0, 7, 1000])
 def test_an_evaluation_is_the_metrics_of_the_learner_s_embeddings_and_is_priced(batch_size, limit):
     pairs = pairs_of([f"name {i % 6}" for i in range(20)])
-    learner = learner_for(pairs)
+    learner = small_learner(pairs.tokenizer, "sigmoid")
     count = min(limit or 20, 20)
     found, (spent,) = Evaluator(pairs, Evaluate(limit=limit, batch_size=batch_size))(learner)
     model = learner.model.eval()

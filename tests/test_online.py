@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SLOW, final_model, kill_before, rows_of, start, summary_of, timeless, wait_for
 
 from jestbench import config, launch, stages
 from jestbench.config import main
-from jestbench.data.loader import SuperBatches
 from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
 from jestbench.model.views import FULL
 from jestbench.online import OnlineLearner, OnlineScorer
 from jestbench.stages import Stages, build_stages
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, SUPER_BATCH = 8, 24
 WORLD = [
     f"run.batch_size={BATCH}",
@@ -46,21 +39,12 @@ def arm(*more: str) -> list[str]:
     return [*ARM, *more]
 
 
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "time/seconds"} for line in lines]
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-
-
 def outcome(run_dir: Path) -> tuple[Any, ...]:
     """All that a run must reproduce: metrics, model and online scorer to the last bit."""
     final = max((run_dir / "checkpoints").glob("step-*"))
     scorer = torch.load(final / "state.pt", weights_only=True)["online_scorer"]["model"]
     weights = {name: value.numpy().tobytes() for name, value in scorer.items()}
-    return rows(run_dir), (final / "model.safetensors").read_bytes(), weights
+    return timeless(rows_of(run_dir)), final_model(run_dir), weights
 
 
 def built(tmp_path: Path, *more: str) -> Stages:
@@ -100,7 +84,7 @@ def test_the_ledger_is_the_closed_form(tmp_path: Path) -> None:
         "pairwise": in_loss + 2 * SUPER_BATCH * width,
         "recompute": 0,
     }
-    flops = summary(run_dir)["flops"]
+    flops = summary_of(run_dir)["flops"]
     assert {name: flops[name] for name in expected} == {
         name: FLOPS_PER_MAC * steps * macs for name, macs in expected.items()
     }
@@ -115,7 +99,7 @@ def test_the_price_knows_embeddings_of_different_widths(tmp_path: Path, capsys: 
     named = ("pairwise", "scorer_train", "total")
     price = {line[0]: int(line[1].replace(",", "")) for line in lines if line[0] in named}
     assert main([*arm(*more), "--run_dir", str(tmp_path / "run")]) == 0
-    first, second = rows(tmp_path / "run")[1:3]
+    first, second = rows_of(tmp_path / "run")[1:3]
     assert {name: second[f"flops/{name}"] - first[f"flops/{name}"] for name in price} == price
 
 
@@ -129,7 +113,7 @@ def test_the_scorer_learns_beside_the_learner(uninterrupted: Path, tmp_path: Pat
     before = online.model.state_dict()
     assert all(not torch.equal(value, before[name]) for name, value in trained["model"].items() if "proj" in name)
     rate = trained["optimizer"]["param_groups"][0]["lr"]
-    assert rate == rows(uninterrupted)[-1]["train/learning_rate"] > 0
+    assert rate == rows_of(uninterrupted)[-1]["train/learning_rate"] > 0
 
 
 def test_another_rate_for_the_scorer_alone(tmp_path: Path) -> None:
@@ -167,62 +151,19 @@ def test_it_is_scored_under_the_view_that_it_is_trained_under(tmp_path: Path) ->
     assert train == TRAINING_PASSES * online.prices[online.view].pairs(BATCH)
 
 
-class Killed(BaseException):
-    """Stands for a kill between two statements: nothing catches it."""
-
-
 @pytest.mark.parametrize("step", [0, 4])
-def test_it_goes_on_from_any_step(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    run_dir, at = tmp_path / "run", SuperBatches.at
-
-    def dying(self: SuperBatches, asked: int) -> Any:
-        if asked == step:
-            raise Killed
-        return at(self, asked)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperBatches, "at", dying)
-        with pytest.raises(Killed):
-            main([*arm(*STEPS), "--run_dir", str(run_dir)])
-    assert main([*arm(*STEPS), "--run_dir", str(run_dir), "--resume"]) == 0
+def test_it_goes_on_from_any_step(uninterrupted: Path, tmp_path: Path, step: int) -> None:
+    run_dir = tmp_path / "run"
+    command = [*arm(*STEPS), "--run_dir", str(run_dir)]
+    kill_before(step, command)
+    assert main([*command, "--resume"]) == 0
     assert outcome(run_dir) == outcome(uninterrupted)
-
-
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if ready():
-            return
-        assert process.poll() is None, f"ended too early: {process.communicate()[1]}"
-        time.sleep(0.01)
-    process.kill()
-    pytest.fail("the run did not get that far")
-
-
-SLOW = """
-import sys, time
-from jestbench import record
-from jestbench.config import main
-step = record.Recorder.step
-def slow(self, *args):
-    step(self, *args)
-    time.sleep(0.1)
-record.Recorder.step = slow
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def test_a_killed_process_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = [*arm(*STEPS), "--run_dir", str(run_dir)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("-c", SLOW, *command)
     wait_for(process, lambda: any(run_dir.glob("checkpoints/step-*3")))
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +14,7 @@ from typing import Any, ClassVar
 import make_golden
 import pytest
 import torch
+from helpers import SLOW, kill_before, outcome, rows_of, start, summary_of, wait_for
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -31,7 +28,6 @@ from jestbench.reference import load_model
 from jestbench.sampling import joint_sample
 from jestbench.scores import Embeddings, Scores
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL_POLICIES = [name for name in policies.available() if policies.get(name).needs <= {"learner", "reference"}]
 WITH_REFERENCE = [name for name in MODEL_POLICIES if "reference" in policies.get(name).needs]
 SCORING = [name for name in MODEL_POLICIES if policies.get(name).needs]
@@ -61,25 +57,6 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def arm(policy: str) -> list[str]:
     return ["--gin_file", "gin/run/tiny.gin", "--gin_file", f"gin/policy/{policy}.gin", *SIZES, *QUIET]
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-
-
-def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "time/seconds"} for row in rows]
-
-
-def outcome(run_dir: Path) -> tuple[Any, ...]:
-    """All that a run must reproduce, the final model to the last bit."""
-    summary = {key: value for key, value in summary_of(run_dir).items() if key != "seconds"}
-    final = max((run_dir / "checkpoints").glob("step-*"))
-    return timeless(rows_of(run_dir)), summary, final.name, (final / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -339,38 +316,6 @@ def test_a_limit_of_steps_or_pairs_is_met_exactly(reference, tmp_path, limit, st
 
 
 LONG = ["run.budget=None", "budget.steps=30", "run.checkpoints=6", "evaluate.points=3"]
-# A real process that takes its time after each step, so that it is met in mid-run.
-SLOW = """
-import sys, time
-from jestbench import record
-from jestbench.config import main
-step = record.Recorder.step
-def slow(self, *args):
-    step(self, *args)
-    time.sleep(0.1)
-record.Recorder.step = slow
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    for _ in range(20_000):
-        if ready():
-            return
-        assert process.poll() is None, f"ended too early: {process.communicate()[1]}"
-        time.sleep(0.01)
-    process.kill()
-    pytest.fail("the run did not get that far")
 
 
 @pytest.fixture(scope="module")
@@ -413,42 +358,21 @@ def test_a_stopped_process_goes_on_as_if_nothing_had_happened(uninterrupted, ref
     assert outcome(run_dir) == uninterrupted(policy)
 
 
-class Killed(BaseException):
-    """Stands for a kill between two statements: nothing catches it."""
-
-
-def die_before(step: int) -> Callable[[SuperBatches, int], Any]:
-    at = SuperBatches.at
-
-    def dying(self: SuperBatches, asked: int) -> Any:
-        if asked == step:
-            raise Killed
-        return at(self, asked)
-
-    return dying
-
-
 @pytest.mark.parametrize("step", [0, 1, 5, 7, 29])
-def test_jest_goes_on_from_any_step(uninterrupted, reference, tmp_path, monkeypatch, step):
+def test_jest_goes_on_from_any_step(uninterrupted, reference, tmp_path, step):
     """From the checkpoint before the first step too, when the reference's store is still empty."""
     run_dir = tmp_path / "run"
     command = [*bound("jest", reference, *LONG), "--run_dir", str(run_dir)]
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperBatches, "at", die_before(step))
-        with pytest.raises(Killed):
-            main(command)
+    kill_before(step, command)
     assert main([*command, "--resume"]) == 0
     assert outcome(run_dir) == uninterrupted("jest")
 
 
-def test_what_a_kill_tears_is_cut(uninterrupted, reference, tmp_path, monkeypatch):
+def test_what_a_kill_tears_is_cut(uninterrupted, reference, tmp_path):
     """Half a line, rows past the checkpoint, half a checkpoint, embeddings past the checkpoint."""
     run_dir = tmp_path / "run"
     command = [*bound("jest", reference, *LONG), "--run_dir", str(run_dir)]
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperBatches, "at", die_before(8))
-        with pytest.raises(Killed):
-            main(command)
+    kill_before(8, command)
     assert rows_of(run_dir)[-1]["step"] == 8
     newest = max((run_dir / "checkpoints").glob("step-*"))
     assert newest.name == "step-0000000005"

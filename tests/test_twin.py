@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import kill_before, outcome, rows_of, summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,20 +41,6 @@ ARM.append(f"run.reference={REFERENCE!r}")
 STEPS = ["run.budget=None", "budget.steps=12", "run.checkpoints=4", "evaluate.points=2"]
 
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "time/seconds"} for line in lines]
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-
-
-def outcome(run_dir: Path) -> tuple[Any, ...]:
-    final = max((run_dir / "checkpoints").glob("step-*"))
-    return rows(run_dir), (final / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +219,10 @@ def test_each_pair_is_scored_by_the_model_that_has_not_seen_it(tmp_path: Path) -
 
 
 def test_both_pre_trainings_are_counted(uninterrupted: Path) -> None:
-    said = summary(uninterrupted)
+    said = summary_of(uninterrupted)
     names = [entry["name"] for entry in said["references"]]
     assert names == ["tiny_irreducible (half 0)", "tiny_irreducible (half 1)"]
-    trained = [summary(Path(entry["run_dir"])) for entry in said["references"]]
+    trained = [summary_of(Path(entry["run_dir"])) for entry in said["references"]]
     assert said["pretrain_flops"] == {"reference": sum(one["flops"]["total"] for one in trained)}
     assert [one["data"]["pairs"] for one in trained] != [100, 100]
     assert sum(one["data"]["pairs"] for one in trained) == 100
@@ -245,11 +231,11 @@ def test_both_pre_trainings_are_counted(uninterrupted: Path) -> None:
 
 
 def test_scoring_costs_one_reference_pass_a_pair(uninterrupted: Path, tmp_path: Path) -> None:
-    flops = {"first_sight": summary(uninterrupted)["flops"]["reference_score"]}
+    flops = {"first_sight": summary_of(uninterrupted)["flops"]["reference_score"]}
     for accounting in ("online", "amortised"):
         more = [*STEPS, f"run.reference_accounting={accounting}"]
         assert main([*ARM, *more, "--run_dir", str(tmp_path / accounting)]) == 0
-        flops[accounting] = summary(tmp_path / accounting)["flops"]["reference_score"]
+        flops[accounting] = summary_of(tmp_path / accounting)["flops"]["reference_score"]
     resolved = config.resolve([ARM[1], ARM[3]], ARM[4:])
     data, reference, _ = launch.stand_ins(resolved)
     assert reference is not None
@@ -257,31 +243,16 @@ def test_scoring_costs_one_reference_pass_a_pair(uninterrupted: Path, tmp_path: 
     pair = stages.learner.price.pair  # the references have the learner's shape
     assert flops["online"] == 2 * 12 * SUPER_BATCH * pair
     assert 0 == flops["amortised"] < flops["first_sight"] < flops["online"]
-    assert summary(tmp_path / "amortised")["flops_amortised"] == flops["first_sight"]
-
-
-class Killed(BaseException):
-    """Stands for a kill between two statements: nothing catches it."""
+    assert summary_of(tmp_path / "amortised")["flops_amortised"] == flops["first_sight"]
 
 
 @pytest.mark.parametrize("step", [0, 5])
-def test_it_goes_on_from_any_step(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_it_goes_on_from_any_step(uninterrupted: Path, tmp_path: Path, step: int) -> None:
     """Rows of both stores past the checkpoint are cut."""
-    run_dir, at = tmp_path / "run", SuperBatches.at
-
-    def dying(self: SuperBatches, asked: int) -> Any:
-        if asked == step:
-            raise Killed
-        return at(self, asked)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperBatches, "at", dying)
-        with pytest.raises(Killed):
-            main([*ARM, *STEPS, "--run_dir", str(run_dir)])
-    assert main([*ARM, *STEPS, "--run_dir", str(run_dir), "--resume"]) == 0
-    assert outcome(run_dir) == outcome(uninterrupted)
+    command = [*ARM, *STEPS, "--run_dir", str(tmp_path / "run")]
+    kill_before(step, command)
+    assert main([*command, "--resume"]) == 0
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
 def test_the_price_of_even_halves_comes_close(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +261,7 @@ def test_the_price_of_even_halves_comes_close(tmp_path: Path, capsys: pytest.Cap
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     price = {line[0]: int(line[1].replace(",", "")) for line in lines if line[0] in ("pairwise", "reference_score")}
     assert main([*ARM, *more, "--run_dir", str(tmp_path / "run")]) == 0
-    first = rows(tmp_path / "run")[1]
+    first = rows_of(tmp_path / "run")[1]
     assert first["flops/reference_score"] == price["reference_score"]
     assert price["pairwise"] <= first["flops/pairwise"] < 2 * price["pairwise"]
 

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import resample_patch_embed
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import config
 from jestbench.batch import Batch
@@ -35,6 +37,8 @@ from jestbench.model.views import (
 )
 from jestbench.precision import Arithmetic
 from jestbench.pricing import step_price
+from jestbench.reference import FrozenModel
+from jestbench.scorer import Scorer
 
 CAPTIONS = ["a red cat", "a blue dog on a hill", "red", "two green fish and a red cat by the sea"]
 LENGTH, WIDTH, DEPTH, TEXT_WIDTH, TEXT_DEPTH, OUT = 8, 16, 3, 12, 2, 10
@@ -236,7 +240,29 @@ def test_the_price_of_a_view_is_the_closed_form(tokenizer: Tokenizer, view: View
     price = Price.of(model, batch, check(view, model))
     assert price == closed_form(view)
     assert price.pairs(3) == 3 * price.pair + price.fixed
-    assert price.pairs(0) == 0
+    assert price.pairs(3, 3) == price.pairs(3)
+    assert price.pairs(7, 3) == 7 * price.pair + 3 * price.fixed
+    assert price.pairs(0) == price.pairs(0, 3) == 0
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 4, 7, 100])
+def test_scoring_is_charged_what_torch_counts(tokenizer: Tokenizer, microbatch: int) -> None:
+    """The patch embedding is resized for each micro-batch, and charged so: by the learner and by the reference."""
+    model, batch, view = towers(tokenizer), batch_of(tokenizer, 7), View(patch_size=4)
+    arithmetic, price = Arithmetic(torch.device("cpu"), bf16=False), Price.of(towers(tokenizer), batch, view)
+    learner = Learner(model, "sigmoid", Optimizer(), arithmetic, Price(1, 1), prices={view: price})
+    learner.model.image.prepare(view)
+    reference = FrozenModel(
+        towers(tokenizer, 1), "reference_score", "online", arithmetic, Path("nowhere"), microbatch, view
+    )
+    reference.price = price
+    reference.model.image.prepare(view)
+    scorer = Scorer(learner, reference, microbatch, view)
+    for side in ("learner", "reference"):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            scores = scorer(batch, frozenset({side}))
+        assert FLOPS_PER_MAC * sum(item.macs for item in scores.model_passes) == counter.get_total_flops()
+    assert price.fixed > 0
 
 
 # What is refused
@@ -449,7 +475,9 @@ def test_a_run_is_charged_what_its_hooks_count_and_what_price_says(
     half = 9 * 432 * wide + 2 * (10 * block + 2 * 10**2 * wide) + wide**2 + text
     fixed = 3 * wide * 16 * 144
     assert flops["learner_train"] == FLOPS_PER_MAC * TRAINING_PASSES * steps * (4 * full + 4 * half + fixed)
-    assert flops["learner_score"] == FLOPS_PER_MAC * steps * (24 * half + fixed) == flops["reference_score"]
+    assert (
+        flops["learner_score"] == FLOPS_PER_MAC * steps * (24 * half + 3 * fixed) == flops["reference_score"]
+    )  # 10 + 10 + 4
     assert summary["warnings"] == []  # the reference's folder says what it was trained under
 
 

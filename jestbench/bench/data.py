@@ -17,17 +17,15 @@ after the first ``1 + 2 × workers`` batches: the start and what was made ahead 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import io
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jestbench.bench.selection import _processor
+from jestbench.bench import timing
 from jestbench.data.files import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import SuperBatchSource
 from jestbench.data.pairs import content_key
@@ -77,16 +75,15 @@ class Plan:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``data``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for name, text in (
+    numbers = (
         ("pairs", "read in a round"),
         ("batch", "pairs of a batch"),
         ("workers", "processes, for everybody"),
         ("shards", "tar files of each size, at least as many as workers"),
         ("per_shard", "pairs in each"),
         ("rounds", "of each contender"),
-    ):
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, default=getattr(Plan, name), help=f"{text} (%(default)s)")
+    )
+    timing.add_numbers(parser, Plan, numbers)
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of each memory reading (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(TRAINED), default=Plan.sizes, help="pixels")
 
@@ -215,21 +212,23 @@ def rate(batches: Iterator[int], pairs: int) -> float:
 
 def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: Plan) -> dict[str, list[float]]:
     """Pairs/s by contender and round; each starts anew in each round, so that nobody works in another's."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(plan.rounds):
-        for name, begin in contenders.items():
-            batches = begin()
-            for _ in range(1 + 2 * plan.workers):  # past the start, and what was made ahead during it
-                next(batches)
-            found[name].append(rate(batches, plan.pairs))
-            batches.close()  # type: ignore[attr-defined]
-    return found
+
+    def measured(begin: Callable[[], Iterator[int]]) -> float:
+        batches = begin()
+        for _ in range(1 + 2 * plan.workers):  # past the start, and what was made ahead during it
+            next(batches)
+        found = rate(batches, plan.pairs)
+        batches.close()  # type: ignore[attr-defined]
+        return found
+
+    measures = {name: partial(measured, begin) for name, begin in contenders.items()}
+    return timing.interleaved(measures, dict.fromkeys(contenders, plan.rounds))
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     """Of medians; the smallest and largest ratio of a round beside it."""
     each = [one / other for one, other in zip(over, under, strict=True)]
-    return {"value": statistics.median(over) / statistics.median(under), "low": min(each), "high": max(each)}
+    return {"value": timing.ratio(over, under), "low": min(each), "high": max(each)}
 
 
 def resident(pids: list[int]) -> int:
@@ -259,22 +258,14 @@ def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: flo
 
 def measure(plan: Plan) -> dict[str, Any]:
     """All numbers, ready for JSON."""
-    load = os.getloadavg()[0]
-    report: dict[str, Any] = {"plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__}, "sizes": {}}
+    load = timing.load()
+    report: dict[str, Any] = {"plan": asdict(plan), "sizes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for pixels in plan.sizes:
             paths = write_shards(Path(folder), pixels, plan)
             report["sizes"][str(pixels)] = _one_size(paths, pixels, plan)
     names = ("torch", "open_clip_torch", "webdataset", "datasets", "pillow")
-    report["machine"] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load before": load,
-        "load after": os.getloadavg()[0],
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
+    report["machine"] = timing.machine(load, versions={name: importlib.metadata.version(name) for name in names})
     return report
 
 
@@ -320,10 +311,7 @@ def table(report: Mapping[str, Any]) -> str:
         "data: {workers} workers, batches of {batch}, {rounds} rounds of {pairs} pairs from {shards} shards".format(
             **plan
         ),
-        "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}".format(
-            **machine
-        )
-        + "".join(f", {name} {version}" for name, version in machine["versions"].items()),
+        timing.machine_line(machine) + "".join(f", {name} {version}" for name, version in machine["versions"].items()),
         "",
         f"{'':40s}{'value':>8s}  {'rounds':>13s}  target",
     ]

@@ -7,7 +7,7 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 * over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
   already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
 * memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
-  two B×B fp32 matrices (learner's and reference's); the median of three processes, since an allocator
+  two B×B fp32 matrices (learner's and reference's); the median of ``--processes``, since an allocator
   gives back what it likes; the listing's own peak is larger;
 * slopes: of log time over log B, by least squares;
 * share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
@@ -17,22 +17,20 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import multiprocessing
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jestbench.bench import timing
 from jestbench.bench.listing import listing_draw
 from jestbench.model.losses import LossName
 from jestbench.sampling import chunk_sizes, joint_draw
@@ -59,6 +57,7 @@ class Plan:
     repetitions: int = 7
     listings: int = 2
     threads: int = 2
+    processes: int = 3
     sizes: tuple[int, ...] = (1024, 2048, 4096, 8192)
     pair_macs: float = 20.5e9
 
@@ -74,7 +73,7 @@ class Plan:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``selection``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for name, text in (
+    numbers = (
         ("size", "B, the super-batch"),
         ("count", "b, the sub-batch"),
         ("width", "D of the embeddings"),
@@ -82,8 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("repetitions", "of the draw and of the products"),
         ("listings", "repetitions of the listing"),
         ("threads", "torch's threads"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=f"{text} (%(default)s)")
+        ("processes", "fresh ones for each memory reading, of which the median counts"),
+    )
+    timing.add_numbers(parser, Plan, numbers)
     parser.add_argument("--sizes", type=int, nargs="+", default=Plan.sizes, help="the values of B for the slopes")
     parser.add_argument("--full", action="store_true", help="slopes over B from 1k to 64k (many minutes)")
     parser.add_argument(
@@ -134,23 +134,19 @@ def products(scores: Scores, count: int, chunks: int, blocks: bool) -> Callable[
     return in_blocks if blocks and whole == len(scores) else plain
 
 
-def _seconds(contenders: Mapping[str, Callable[[], object]], repetitions: Mapping[str, int]) -> dict[str, list[float]]:
-    """Times by name, interleaved: in each round, everyone who still has repetitions to do."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(max(repetitions.values())):
-        for name, contender in contenders.items():
-            if turn < repetitions[name]:
-                start = time.perf_counter()
-                contender()
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def _seconds(contender: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    contender()
+    return time.perf_counter() - start
+
+
+def _interleaved(contenders: Mapping[str, Callable[[], object]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
+    """Seconds by name, interleaved."""
+    return timing.interleaved({name: partial(_seconds, one) for name, one in contenders.items()}, rounds)
 
 
 def _ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    return {
-        "value": statistics.median(over) / statistics.median(under),
-        "of minima": min(over) / min(under),
-    }
+    return {"value": timing.ratio(over, under), "of minima": min(over) / min(under)}
 
 
 def _times(plan: Plan, loss: LossName) -> dict[str, Any]:
@@ -165,7 +161,7 @@ def _times(plan: Plan, loss: LossName) -> dict[str, Any]:
     for name in ("draw", "mm", "blocks"):
         contenders[name]()  # the first call wakes threads and touches memory
     repetitions = dict.fromkeys(contenders, plan.repetitions) | {"listing": plan.listings}
-    seconds = _seconds(contenders, repetitions)
+    seconds = _interleaved(contenders, repetitions)
     floor = min((seconds["mm"], seconds["blocks"]), key=statistics.median)
     return {
         "speed-up over the listing": _ratio(seconds["listing"], seconds["draw"]),
@@ -191,13 +187,13 @@ def _status_bytes(name: str) -> int:
 
 
 def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
-    """By how much a draw raises the peak resident set of a fresh process, median of three; ``None`` off Linux."""
+    """By how much a draw raises the peak resident set of fresh processes, their median; ``None`` off Linux."""
     if not Path("/proc/self/status").exists():
         return None
     arguments = (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing)
     # One task a process: what an earlier draw left allocated would hide a later one's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return statistics.median_low([pool.apply(_peak, arguments) for _ in range(3)])
+        return statistics.median_low([pool.apply(_peak, arguments) for _ in range(plan.processes)])
 
 
 def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
@@ -223,7 +219,7 @@ def _best_draw(plan: Plan, size: int, count: int) -> float:
     fresh = random_scores(size, plan.width, "sigmoid")
     turns = min(plan.repetitions, max(2, 4 * 8192 // size))
     draw = {"draw": lambda: joint_draw(fresh(), count, plan.chunks)}
-    return min(_seconds(draw, {"draw": turns})["draw"])
+    return min(_interleaved(draw, {"draw": turns})["draw"])
 
 
 def share_of_step(plan: Plan) -> float:
@@ -238,23 +234,15 @@ def measure(plan: Plan) -> dict[str, Any]:
     """All numbers, ready for JSON."""
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
-    load = os.getloadavg()[0]
+    load = timing.load()
     try:
         losses = {loss: _times(plan, loss) | _memory(plan, loss) for loss in LOSSES}
         slopes = _slopes(plan)
     finally:
         torch.set_num_threads(before)
     return {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load before": load,
-            "load after": os.getloadavg()[0],
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__},
+        "machine": timing.machine(load, torch=torch.__version__),
+        "plan": asdict(plan),
         "targets": TARGETS,
         "losses": losses,
         "slopes": slopes,
@@ -274,21 +262,12 @@ def _memory(plan: Plan, loss: LossName) -> dict[str, Any]:
     return report
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or sys.platform
-
-
 def table(report: Mapping[str, Any]) -> str:
     """The ratios, one a line, with their targets."""
     plan, machine = report["plan"], report["machine"]
     lines = [
         "joint draw: B={size} b={count} D={width} N={chunks}, {threads} threads".format(**plan),
-        "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, "
-        "Python {python}, torch {torch}".format(**machine),
+        f"{timing.machine_line(machine)}, torch {machine['torch']}",
         "",
         f"{'':44s}{'value':>8s}  {'of minima':>9s}  target",
     ]

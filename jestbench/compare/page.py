@@ -9,24 +9,10 @@ from urllib.parse import quote
 
 import jinja2
 
+from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
 from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
-from jestbench.compare.wording import (
-    AXIS_TITLES,
-    flops_text,
-    interval_text,
-    method,
-    prefixed,
-    reference_label,
-    relative,
-    seconds_text,
-    shares,
-    speedup_text,
-    subtitle,
-    typeset,
-    value_text,
-)
 
 PAGE = "index.html"
 
@@ -60,27 +46,27 @@ def to_html(comparison: Comparison, out: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "flops": flops_text,
-        "speedup": lambda speedup: typeset(speedup_text(speedup)).replace("x", "×"),
-        "value": lambda value: value_text(value, comparison),
-        "difference": lambda value: ("+" if value > 0 else "") + value_text(value, comparison),
+        "flops": wording.flops_text,
+        "speedup": lambda speedup: wording.typeset(wording.speedup_text(speedup)).replace("x", "×"),
+        "value": lambda value: wording.value_text(value, comparison),
+        "difference": lambda value: ("+" if value > 0 else "") + wording.value_text(value, comparison),
         "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
-        "seconds": seconds_text,
-        "reference": reference_label,
-        "link": lambda path: quote(relative(path, out)),
-        "relative": lambda path: relative(path, out),
+        "seconds": wording.seconds_text,
+        "reference": wording.reference_label,
+        "link": lambda path: quote(wording.relative(path, out)),
+        "relative": lambda path: wording.relative(path, out),
         "run_files": lambda folder: [name for name in _RUN_FILES if (folder / name).is_file()],
         "purpose": lambda purpose: purpose.replace("_", " "),
         "amount": lambda value, axis: _amount(value, axis),
     }
     return environment.get_template(_TEMPLATE).render(
         comparison=comparison,
-        subtitle=subtitle(comparison),
+        subtitle=wording.subtitle(comparison),
         rows=[_row(arm, comparison) for arm in comparison.arms],
         axes=AXES,
-        axis_titles=AXIS_TITLES,
+        axis_titles=wording.AXIS_TITLES,
         axis_long=_AXIS_LONG,
-        method=method(comparison),
+        method=wording.method(comparison),
         overview=_picture(out / OVERVIEW),
         metric_vs_flops=_picture(out / METRIC_VS_FLOPS),
         facts=_flat(comparison.environment),
@@ -92,10 +78,11 @@ def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
     return {
         "arm": arm,
         "is_baseline": arm.label == comparison.baseline,
-        "mean": typeset(interval_text(arm, comparison)),
+        "mean": wording.typeset(wording.interval_text(arm, comparison)),
         "colour": arm_colours(comparison)[arm.label],
         "shares": [
-            (purpose, 100 * share, PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)) for purpose, share in shares(arm).items()
+            (purpose, 100 * share, PURPOSE_COLOURS.get(purpose, OTHER_COLOUR))
+            for purpose, share in wording.shares(arm).items()
         ],
         "difference": {
             member.run.seed: member.value - of_baseline[member.run.seed]
@@ -109,8 +96,8 @@ def _amount(value: float | None, axis: str) -> str:
     if value is None:
         return "-"
     if axis.startswith("flops"):
-        return flops_text(value)
-    return seconds_text(value) if axis == "seconds" else prefixed(value, "")
+        return wording.flops_text(value)
+    return wording.seconds_text(value) if axis == "seconds" else wording.prefixed(value, "")
 
 
 def _picture(path: Path) -> str:

@@ -7,25 +7,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
-from jestbench.compare.wording import (
-    AXIS_TITLES,
-    end_label,
-    end_text,
-    flops_text,
-    interval_text,
-    method,
-    prefixed,
-    reference_label,
-    relative,
-    seconds_text,
-    shares,
-    speedup_text,
-    subtitle,
-    typeset,
-    value_text,
-)
 
 WIDTH = 110
 """Columns of the terminal table."""
@@ -33,11 +17,11 @@ WIDTH = 110
 
 def format_table(comparison: Comparison) -> str:
     """Write a comparison for a terminal, at most ``WIDTH`` columns wide."""
-    head = ["arm", comparison.metric, "n", "ahead", *AXIS_TITLES.values()]
+    head = ["arm", comparison.metric, "n", "ahead", *wording.AXIS_TITLES.values()]
     rows = [
         [
             arm.label,
-            interval_text(arm, comparison),
+            wording.interval_text(arm, comparison),
             str(len(arm.runs)),
             _ahead(arm, comparison),
             *_speedup_cells(arm),
@@ -45,15 +29,15 @@ def format_table(comparison: Comparison) -> str:
         for arm in comparison.arms
     ]
     rows += [
-        [f"[{end_label(arm)}]", end_text(arm)] + [""] * (len(head) - 2)
+        [f"[{wording.end_label(arm)}]", wording.end_text(arm)] + [""] * (len(head) - 2)
         for arm in comparison.arms
         if arm.added_to_budget
     ]
     rows += [
-        [f"[{reference_label(row.name)}]", value_text(row.value, comparison)] + [""] * (len(head) - 2)
+        [f"[{wording.reference_label(row.name)}]", wording.value_text(row.value, comparison)] + [""] * (len(head) - 2)
         for row in comparison.references
     ]
-    lines = _wrap(f"{comparison.metric}: {subtitle(comparison)}")
+    lines = _wrap(f"{comparison.metric}: {wording.subtitle(comparison)}")
     lines += ["", " " * (WIDTH - 50) + "x less than the baseline needs".rjust(50), *_align([head, *rows])]
     lines += [
         "",
@@ -65,7 +49,7 @@ def format_table(comparison: Comparison) -> str:
 
 
 def _speedup_cells(arm: Arm) -> list[str]:
-    return [speedup_text(arm.speedup[axis]) for axis in AXES]
+    return [wording.speedup_text(arm.speedup[axis]) for axis in AXES]
 
 
 def _ahead(arm: Arm, comparison: Comparison) -> str:
@@ -102,7 +86,7 @@ def to_markdown(comparison: Comparison, out: Path) -> str:
     """Write a comparison as Markdown, with paths relative to ``out``."""
     sections = [
         f"# {_plain(comparison.metric)} at equal compute",
-        _plain(subtitle(comparison)),
+        _plain(wording.subtitle(comparison)),
         "![metric against FLOPs](metric_vs_flops.png)",
         _table(
             [
@@ -111,7 +95,7 @@ def to_markdown(comparison: Comparison, out: Path) -> str:
                 "seeds",
                 "ahead",
             ]
-            + [f"× {title}" for title in AXIS_TITLES.values()],
+            + [f"× {title}" for title in wording.AXIS_TITLES.values()],
             [*_arm_rows(comparison), *_reference_cells(comparison)],
         ),
         f"×: how many times less than the baseline, `{_code(comparison.baseline)}`, an arm needs to first "
@@ -121,7 +105,7 @@ def to_markdown(comparison: Comparison, out: Path) -> str:
         "## Warnings",
         "\n".join(f"- {_plain(warning)}" for warning in comparison.warnings) or "None.",
         "## How every number is computed",
-        "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in method(comparison)),
+        "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in wording.method(comparison)),
         "## Runs",
         "\n".join(_run_lines(comparison, out)),
         "## Again",
@@ -135,32 +119,49 @@ def _arm_rows(comparison: Comparison) -> Iterable[list[str]]:
         base = " (baseline)" if arm.label == comparison.baseline else ""
         yield [
             _plain(arm.label) + base,
-            typeset(interval_text(arm, comparison)),
+            wording.typeset(wording.interval_text(arm, comparison)),
             str(len(arm.runs)),
             "" if base else _ahead(arm, comparison),
-            *(typeset(cell) for cell in _speedup_cells(arm)),
+            *(wording.typeset(cell) for cell in _speedup_cells(arm)),
         ]
 
 
 def _reference_cells(comparison: Comparison) -> Iterable[list[str]]:
     for arm in comparison.arms:
         if arm.added_to_budget:
-            yield [f"*{_plain(end_label(arm))}*", typeset(end_text(arm)), str(len(arm.runs)), *([""] * (1 + len(AXES)))]
+            yield [
+                f"*{_plain(wording.end_label(arm))}*",
+                wording.typeset(wording.end_text(arm)),
+                str(len(arm.runs)),
+                *([""] * (1 + len(AXES))),
+            ]
     for row in comparison.references:
         arms = _plain(", ".join(row.arms))
-        used = f"*{_plain(reference_label(row.name))}* (of {arms}; {flops_text(row.flops_total)})"
-        yield [used, value_text(row.value, comparison), *([""] * (2 + len(AXES)))]
+        used = f"*{_plain(wording.reference_label(row.name))}* (of {arms}; {wording.flops_text(row.flops_total)})"
+        yield [used, wording.value_text(row.value, comparison), *([""] * (2 + len(AXES)))]
 
 
 def _spending(comparison: Comparison) -> str:
-    purposes = sorted({purpose for arm in comparison.arms for purpose in shares(arm)})
+    purposes = sorted({purpose for arm in comparison.arms for purpose in wording.shares(arm)})
     head = ["arm", "total", *purposes, "pre-training, apart", "pairs seen", "pairs trained", "time"]
     rows = []
     for arm in comparison.arms:
-        part = shares(arm)
+        part = wording.shares(arm)
         cells = [f"{100 * part[purpose]:.1f} %" if purpose in part else "" for purpose in purposes]
-        counts = [prefixed(arm.pairs_seen, ""), prefixed(arm.pairs_trained, ""), seconds_text(arm.seconds)]
-        rows.append([_plain(arm.label), flops_text(arm.flops_total), *cells, flops_text(arm.pretrain_flops), *counts])
+        counts = [
+            wording.prefixed(arm.pairs_seen, ""),
+            wording.prefixed(arm.pairs_trained, ""),
+            wording.seconds_text(arm.seconds),
+        ]
+        rows.append(
+            [
+                _plain(arm.label),
+                wording.flops_text(arm.flops_total),
+                *cells,
+                wording.flops_text(arm.pretrain_flops),
+                *counts,
+            ]
+        )
     return _table(head, rows)
 
 
@@ -168,8 +169,8 @@ def _run_lines(comparison: Comparison, out: Path) -> Iterable[str]:
     for arm in comparison.arms:
         yield f"- {_plain(arm.label)}: policy `{_code(arm.policy)}`, configuration `{_code(arm.config_hash)}`"
         for member in arm.runs:
-            folder = _code(relative(member.run.folder, out))
-            yield f"  - seed {member.run.seed}: {value_text(member.value, comparison)}, `{folder}`"
+            folder = _code(wording.relative(member.run.folder, out))
+            yield f"  - seed {member.run.seed}: {wording.value_text(member.value, comparison)}, `{folder}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

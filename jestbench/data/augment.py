@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.data.pairs import Pairs, attempt, drawn, mended
-from jestbench.data.tokenizer import Tokenizer
+from jestbench.data.pairs import Wrapped, attempt, drawn, mended
 
 
 @dataclass(frozen=True)
@@ -67,53 +65,31 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class AugmentedPairs:
+class AugmentedPairs(Wrapped):
     """The pairs of a split at all steps: position ``step · N + i`` is pair ``i`` as it looks at that step.
 
     Keys are those of the plain pair: an embedding remembered by key would be that of some other crop,
     which is why a run whose reference remembers refuses augmentation.
     """
 
-    plain: Pairs
     augment: RandomResizedCrop
     seed: int
-
-    @property
-    def name(self) -> str:
-        """The split's."""
-        return self.plain.name
+    decoded: ClassVar[bool] = False  # cropping is work for the workers, too
+    augmented: ClassVar[bool] = True
 
     @property
     def fingerprint(self) -> str:
         """The split's, and what is done to it."""
-        return f"{self.plain.fingerprint}/{self.augment}/{self.seed}"
+        return f"{self.pairs.fingerprint}/{self.augment}/{self.seed}"
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.plain.tokenizer
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """The split's."""
-        return self.plain.image_key_N
-
-    @property
-    def text_key_N(self) -> Tensor:
-        """The split's."""
-        return self.plain.text_key_N
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    @property
-    def max_damaged(self) -> float:
-        """The split's."""
-        return float(getattr(self.plain, "max_damaged", 1.0))
+    def preprocessing(self) -> str:
+        """All that the pairs depend on: crops are not to be told from keys."""
+        return self.fingerprint
 
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
         """The split as it stands in an epoch."""
-        return replace(self, plain=drawn(self.plain, seed, epoch))
+        return replace(self, pairs=drawn(self.pairs, seed, epoch))
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, cropped."""
@@ -121,7 +97,7 @@ class AugmentedPairs:
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, cropped, but for those that are damaged."""
-        batch, damaged = attempt(self.plain, index_B % len(self))
+        batch, damaged = attempt(self.pairs, index_B % len(self))
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged
 
@@ -129,7 +105,7 @@ class AugmentedPairs:
         """The damaged ones replaced, and these cropped, too."""
         if not damaged:
             return batch
-        return self._cropped(mended(self.plain, batch, damaged, index_B % len(self)), torch.tensor([*damaged]), index_B)
+        return self._cropped(mended(self.pairs, batch, damaged, index_B % len(self)), torch.tensor([*damaged]), index_B)
 
     def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
         steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()

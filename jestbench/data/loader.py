@@ -19,7 +19,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.files import too_many
-from jestbench.data.pairs import Pairs, drawn
+from jestbench.data.pairs import Pairs, drawn, max_damaged
 from jestbench.data.tokenizer import Tokenizer
 
 
@@ -66,7 +66,7 @@ class Tally:
 
     def __init__(self, pairs: Pairs) -> None:
         self.name = pairs.name
-        self.limit: float = getattr(pairs, "max_damaged", 1.0)
+        self.limit = max_damaged(pairs)
         self.summed: dict[str, float] = {}
 
     def add(self, counts: Mapping[str, float]) -> None:

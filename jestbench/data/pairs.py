@@ -16,11 +16,15 @@ from jestbench.batch import Batch, DataError
 from jestbench.data.keys import content_key
 from jestbench.data.tokenizer import Tokenizer
 
-__all__ = ["ArrayPairs", "Dataset", "Pairs", "content_key"]
+__all__ = ["ArrayPairs", "Dataset", "Pairs", "Wrapped", "content_key"]
 
 
 class Pairs(Protocol):
     """An indexed split: its size, keys and captions are known before any image is decoded.
+
+    A split may say more about itself: ``drawn``, ``expanded``, ``attempt``, ``mended``, ``max_damaged``, ``decoded``,
+    ``augmented``, ``preprocessing``, ``facts``. The functions of these names in this module ask for it, and know what
+    holds for a split that says nothing.
 
     Attributes:
         name: of the split, for messages.
@@ -54,6 +58,12 @@ def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
     return pairs if draw is None else draw(seed, epoch)
 
 
+def expanded(pairs: Pairs) -> Pairs:
+    """The split in which each of several captions of an image is a pair of its own."""
+    expand: Callable[[], Pairs] | None = getattr(pairs, "expanded", None)
+    return pairs if expand is None else expand()
+
+
 def attempt(pairs: Pairs, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
     """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
     tried: Callable[[Tensor], tuple[Batch, Mapping[int, Any]]] | None = getattr(pairs, "attempt", None)
@@ -64,6 +74,102 @@ def mended(pairs: Pairs, batch: Batch, damaged: Mapping[int, Any], index_B: Tens
     """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
     mend: Callable[[Batch, Mapping[int, Any], Tensor], Batch] | None = getattr(pairs, "mended", None)
     return batch if mend is None else mend(batch, damaged, index_B)
+
+
+def max_damaged(pairs: Pairs) -> float:
+    """Share of damaged pairs above which a run stops; 1 where nothing is said."""
+    share: float = getattr(pairs, "max_damaged", 1.0)
+    return share
+
+
+def decoded(pairs: object) -> bool:
+    """Whether reading is all that a pair takes, so that no worker processes are started for it."""
+    ready: bool = getattr(pairs, "decoded", False)
+    return ready
+
+
+def augmented(pairs: Pairs) -> bool:
+    """Whether a pair looks another way at each step, so that its key does not say what a model sees."""
+    changing: bool = getattr(pairs, "augmented", False)
+    return changing
+
+
+def preprocessing(pairs: Pairs) -> str:
+    """What an embedding depends on besides the image's key; all that the pairs depend on where nothing is said."""
+    said: str | None = getattr(pairs, "preprocessing", None)
+    return said or pairs.fingerprint
+
+
+def facts(pairs: Pairs) -> Mapping[str, Any]:
+    """What is known about the split, for the summary."""
+    known: Mapping[str, Any] = getattr(pairs, "facts", {})
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapped:
+    """A split made of another: it is as that one is, where a subclass does not say otherwise.
+
+    How pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``) is the subclass's to say.
+
+    Attributes:
+        pairs: the split that it is made of.
+    """
+
+    pairs: Pairs
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.pairs.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the pairs depend on."""
+        return self.pairs.fingerprint
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Makes the token ids."""
+        return self.pairs.tokenizer
+
+    @property
+    def image_key_N(self) -> npt.NDArray[np.int64]:
+        """Content hash of each image."""
+        return self.pairs.image_key_N
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption."""
+        return self.pairs.text_key_N
+
+    @property
+    def max_damaged(self) -> float:
+        """Share of damaged pairs above which a run stops."""
+        return max_damaged(self.pairs)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether reading is all that a pair takes."""
+        return decoded(self.pairs)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a pair looks another way at each step."""
+        return augmented(self.pairs)
+
+    @property
+    def preprocessing(self) -> str:
+        """What an embedding depends on besides the image's key."""
+        return preprocessing(self.pairs)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is known about the split, for the summary."""
+        return facts(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from jestbench.batch import Batch
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
-from jestbench.data.pairs import Pairs, attempt, drawn, mended
+from jestbench.data.pairs import Pairs, Wrapped, attempt, decoded, drawn, mended
 from jestbench.data.processes import usable_cores
 from jestbench.data.stream import StreamBatches, StreamPairs
 from jestbench.data.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class Loader:
         """How many processes decode these pairs."""
         if self.workers != "auto":
             return self.workers
-        return 0 if getattr(pairs, "decoded", False) else min(MOST, usable_cores())
+        return 0 if decoded(pairs) else min(MOST, usable_cores())
 
     def pins(self, device: str) -> bool:
         """Whether images go to page-locked memory, for a run on this device."""
@@ -230,45 +230,16 @@ class Decoders:
 
 
 @dataclass(frozen=True)
-class WorkerPairs:
+class WorkerPairs(Wrapped):
     """A split whose pairs are decoded by worker processes; the same pairs, bit for bit."""
 
-    plain: Pairs
     decoders: Decoders
     draw: Draw = None
 
     @property
-    def name(self) -> str:
-        """The split's."""
-        return self.plain.name
-
-    @property
-    def fingerprint(self) -> str:
-        """The split's."""
-        return self.plain.fingerprint
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.plain.tokenizer
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """The split's."""
-        return self.plain.image_key_N
-
-    @property
     def text_key_N(self) -> Tensor:
         """Those of the captions as drawn."""
-        return (self.plain if self.draw is None else drawn(self.plain, *self.draw)).text_key_N
-
-    @property
-    def max_damaged(self) -> float:
-        """The split's."""
-        return float(getattr(self.plain, "max_damaged", 1.0))
-
-    def __len__(self) -> int:
-        return len(self.plain)
+        return (self.pairs if self.draw is None else drawn(self.pairs, *self.draw)).text_key_N
 
     def drawn(self, seed: int, epoch: int) -> WorkerPairs:
         """The split as it stands in an epoch; captions are drawn by the workers."""

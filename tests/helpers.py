@@ -1,0 +1,126 @@
+"""What several test files need: reading a run's record, killing a run and waiting for one, a model of two blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jestbench.config import main
+from jestbench.data.loader import SuperBatches
+from jestbench.data.tokenizer import Tokenizer
+from jestbench.learner import Learner, Optimizer, Price
+from jestbench.model.losses import LossName
+from jestbench.model.towers import Model
+from jestbench.precision import Arithmetic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a run has left
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what the clock says."""
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+
+
+def final_model(run_dir: Path) -> bytes:
+    return (max((run_dir / "checkpoints").glob("step-*")) / "model.safetensors").read_bytes()
+
+
+def outcome(run_dir: Path) -> tuple[Any, ...]:
+    """All that a run must reproduce, the final model to the last bit."""
+    summary = {key: value for key, value in summary_of(run_dir).items() if key != "seconds"}
+    final = max((run_dir / "checkpoints").glob("step-*"))
+    return timeless(rows_of(run_dir)), summary, final.name, final_model(run_dir)
+
+
+# Kills
+
+
+class Killed(BaseException):
+    """Stands for a kill between two statements: nothing catches it."""
+
+
+def kill_before(step: int, command: Sequence[str]) -> None:
+    """Start a run in this process, and end it as it asks for the super-batch of a step."""
+    at = SuperBatches.at
+
+    def dying(self: SuperBatches, asked: int) -> Any:
+        if asked == step:
+            raise Killed
+        return at(self, asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SuperBatches, "at", dying)
+        with pytest.raises(Killed):
+            main(command)
+
+
+SLOW = """
+import sys, time
+from jestbench import record
+from jestbench.config import main
+step = record.Recorder.step
+def slow(self, *args):
+    step(self, *args)
+    time.sleep(0.1)
+record.Recorder.step = slow
+sys.exit(main(sys.argv[1:]))
+"""
+"""A real process that takes its time after each step, so that it is met in mid-run."""
+
+
+def start(*command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    for _ in range(20_000):
+        if ready():
+            return
+        assert process.poll() is None, f"ended too early: {process.communicate()[1]}"
+        time.sleep(0.01)
+    process.kill()
+    pytest.fail("the run did not get that far")
+
+
+# A small model
+
+CPU = Arithmetic(torch.device("cpu"), False)
+SHAPE = Model(
+    image_size=16,
+    patch_size=8,
+    image_options={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    embed_dim=8,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+)
+
+
+def small_learner(tokenizer: Tokenizer, loss: LossName) -> Learner:
+    """A learner that has not learned anything, at a price that is easy to multiply by."""
+    return Learner(SHAPE.build(tokenizer, loss, 0), loss, Optimizer(), CPU, Price(1000, 10))
