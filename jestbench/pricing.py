@@ -145,40 +145,56 @@ def _step_price(
     if "learner" in resolved.policy.needs:
         scored = learner.prices[stages.scorer.view].pairs(drawn, run.microbatch)
         passes.append(Pass("learner_score", scored, "learner"))
+    models = _FrozenPrices.of(resolved, one, reference, regressor)
     frozen: tuple[Pass, ...] = ()
     if run.reference_accounting != "amortised":
-        frozen = tuple(_frozen_passes(resolved, one, reference, regressor))
+        frozen = tuple(_frozen_passes(resolved, models))
     passes += frozen
     towers = sum(item.macs for item in frozen if item.purpose != "pairwise")
     trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
     closed = (trained + scored + towers) / (TRAINING_PASSES * run.batch_size * full)
-    reference_pair = 0 if reference is None else FLOPS_PER_MAC * _reference_price(resolved, one, reference).pair
+    reference_pair = 0 if models.reference is None else FLOPS_PER_MAC * models.reference.pair
     first_sight = FLOPS_PER_MAC * sum(item.macs for item in frozen)
-    cascade_pair = _cascade_pair(resolved, one, reference, regressor)
+    cascade_pair = _cascade_pair(resolved, models)
     return StepPrice(_sum(passes), uniform, reference_pair, closed, first_sight, cascade_pair)
 
 
-def _reference_price(resolved: Resolved, one: Batch, reference: TwoTowers) -> Price:
-    return Price.of(reference, one, fitted(resolved.run.reference_under, reference, "run.reference_view"))
+@dataclass(frozen=True)
+class _FrozenPrices:
+    """What frozen models cost, traced once: the reference's towers and width, the pair scorer's towers and head."""
+
+    reference: Price | None
+    width: int
+    scorer: Price | None
+    head: int
+
+    @classmethod
+    def of(
+        cls, resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None
+    ) -> _FrozenPrices:
+        price, width = None, 0
+        if reference is not None:
+            view = fitted(resolved.run.reference_under, reference, "run.reference_view")
+            price, width = Price.of(reference, one, view), reference.width
+        if regressor is None:
+            return cls(price, width, None, 0)
+        return cls(price, width, Price.of(regressor, one), regressor.head_macs())
 
 
-def _frozen_passes(
-    resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None
-) -> Iterator[Pass]:
+def _frozen_passes(resolved: Resolved, models: _FrozenPrices) -> Iterator[Pass]:
     """What frozen models are run for in a step whose pairs this run has not met."""
     cascade = resolved.run.cascade
-    if reference is not None:
-        price = _reference_price(resolved, one, reference)
+    if (price := models.reference) is not None:
         for count in _scored_by("reference", resolved):
             # Each of two makes passes of its own, over its half.
             parts = (count,) if resolved.twin is None else (count - count // 2, count // 2)
             macs = sum(price.pairs(part, resolved.run.microbatch) for part in parts)
             yield Pass("reference_score", macs, "reference")
         if cascade is not None and cascade.score == "reference":
-            yield Pass("pairwise", resolved.candidates * reference.width, "own logits of the candidates")
-    if regressor is not None:
+            yield Pass("pairwise", resolved.candidates * models.width, "own logits of the candidates")
+    if models.scorer is not None:
         for count in _scored_by("scorer", resolved):
-            macs = pair_macs(Price.of(regressor, one), regressor.head_macs(), count)
+            macs = pair_macs(models.scorer, models.head, count)
             yield Pass("scorer_score", macs, "pair scorer")
 
 
@@ -191,15 +207,15 @@ def _scored_by(role: Pretrained, resolved: Resolved) -> tuple[int, ...]:
     return (*((resolved.candidates,) if cascaded else ()), *((resolved.draw_size,) if policy else ()))
 
 
-def _cascade_pair(resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None) -> int:
+def _cascade_pair(resolved: Resolved, models: _FrozenPrices) -> int:
     """FLOPs of one candidate of a cascade, met for the first time; 0 without one."""
     cascade = resolved.run.cascade
     if cascade is None:
         return 0
-    if cascade.score == "reference" and reference is not None:
-        return FLOPS_PER_MAC * (_reference_price(resolved, one, reference).pair + reference.width)
-    assert regressor is not None, "a cascade is built with the model that it scores with"
-    return FLOPS_PER_MAC * pair_macs(Price.of(regressor, one), regressor.head_macs(), 1)
+    if cascade.score == "reference" and models.reference is not None:
+        return FLOPS_PER_MAC * (models.reference.pair + models.width)
+    assert models.scorer is not None, "a cascade is built with the model that it scores with"
+    return FLOPS_PER_MAC * pair_macs(models.scorer, models.head, 1)
 
 
 def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
