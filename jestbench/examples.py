@@ -144,18 +144,12 @@ def _sheet(images: Sequence[Image]) -> tuple[Image, list[tuple[int, int]]]:
 
 
 def _page(folder: Path) -> str:
-    import jinja2
+    from jestbench.pages import templates
 
     tables: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("step-*.json"))
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     for table in tables:
         table["zoom"] = max(1, -(-_SHOWN // table["width"]))
     return environment.get_template(_TEMPLATE).render(run=folder.resolve().parent.name, tables=tables[::-1])

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
 from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
+from jestbench.pages import templates
 
 PAGE = "index.html"
 
@@ -38,13 +37,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
     Returns:
         The page; every text that comes from a run is escaped.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {
         "flops": wording.flops_text,
         "speedup": lambda speedup: wording.typeset(wording.speedup_text(speedup)).replace("x", "×"),
