@@ -179,15 +179,15 @@ def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
 
 def draw_statistics(logit_B: Tensor) -> dict[str, float]:
     """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
-    free_B = logit_B[~torch.isneginf(logit_B)].double()
+    free = len(logit_B) - int(torch.isneginf(logit_B).sum())
     # softmax and log_softmax of one row run in the caller's thread: waking the others costs more.
-    log_p_B, p_B = F.log_softmax(free_B, dim=0), F.softmax(free_B, dim=0)
-    entropy = -float((p_B * log_p_B).sum())
-    free = len(p_B)
+    log_p_B = F.log_softmax(logit_B.double().clamp_(min=-1e300), dim=0)  # what is excluded: p = 0, and p·log p too
+    p_B = log_p_B.exp()
+    entropy = -float(p_B @ log_p_B)
     return {
         "select/entropy": entropy,
         "select/entropy_share": entropy / math.log(free) if free > 1 else 1.0,
-        "select/effective_size": 1 / float((p_B * p_B).sum()),
+        "select/effective_size": 1 / float(p_B @ p_B),
     }
 
 

@@ -12,6 +12,7 @@ A B×B matrix is never held: whatever needs all pairs of pairs walks over tiles 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -33,6 +34,15 @@ TILE_BYTES = 8 * 2**20
 BLOCK_ROWS = 512
 """Rows of one product in a strip. A strip is thin, and a thread that has blocks of its own is faster
 than threads that share one thin product (``tools/bench.py selection`` times both)."""
+
+FOLDS = 3
+"""Halvings of a strip before its logarithms are taken: 8 to 15 terms of a sum share one."""
+
+MILD_OFFSET = 60.0
+"""Offsets b₀ up to which exp(b₀) and exp(a) may be taken apart in fp32."""
+
+LOG2_E = math.log2(math.e)
+"""Strips use powers of 2: torch's exp2 takes half the time of its exp on CPUs."""
 
 
 class ScoreError(ValueError):
@@ -353,16 +363,43 @@ def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
 
 
 def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
-    """Sums ``[n, R]`` over C. In place: a second tile would double the peak."""
-    offset = left_nRD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
-    with torch.autocast(left_nRD.device.type, enabled=False):
-        right_nCD = right_CD.expand(len(left_nRD), -1, -1)
-        logits_nCR = torch.baddbmm(offset, right_nCD, left_nRD.transpose(1, 2), alpha=model.scale)
-        if loss == "sigmoid":
-            terms_nCR: Tensor = torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR)
-            return terms_nCR.sum(1)
+    """Sums ``[n, R]`` over C. In place where it can be: a second tile would double the peak."""
+    if loss == "softmax":
+        logits_nCR = _products(left_nRD, right_CD, model.scale * LOG2_E)
         most_n1R = logits_nCR.amax(1, keepdim=True)
-        return logits_nCR.sub_(most_n1R).exp_().sum(1).log_() + most_n1R.squeeze(1)
+        return (logits_nCR.sub_(most_n1R).exp2_().sum(1).log2_() + most_n1R.squeeze(1)) / LOG2_E
+    if abs(model.bias) <= MILD_OFFSET:
+        sums_nR = _softplus_sums(_products(left_nRD, right_CD, model.scale * LOG2_E), math.exp(model.bias))
+        if bool(torch.isfinite(sums_nR).all()):
+            return sums_nR
+    logits_nCR = _products(left_nRD, right_CD, model.scale).add_(model.bias)
+    return torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR).sum(1)  # type: ignore[no-any-return]
+
+
+def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
+    with torch.autocast(left_nRD.device.type, enabled=False):
+        return torch.bmm((right_CD * factor).expand(len(left_nRD), -1, -1), left_nRD.transpose(1, 2))
+
+
+def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
+    """Σ_C log(1 + k·e_j) with e = 2^logits and k = exp(b₀), ``[n, R]``; overwrites the logits.
+
+    A sum of logarithms is the logarithm of a product, so that some ten terms share one. The product is kept as
+    k·s = Π(1 + k·e_j) − 1, in which small terms lose nothing beside the 1: two such are joined to s + s' + k·s·s'.
+    It overflows where the terms that it joins sum to 88 or more (fp32): the result is then not finite, and the caller
+    takes the slow road.
+    """
+    sums_nCR = logits_nCR.exp2_()
+    for _ in range(FOLDS):
+        half, odd = divmod(sums_nCR.shape[1], 2)
+        if not half:
+            break
+        left, right, last = sums_nCR.split((half, half, odd), 1)
+        sums_nCR = torch.add(left, right).addcmul_(left, right, value=factor)
+        if odd:
+            first = sums_nCR[:, :1]
+            first.copy_(torch.addcmul(first + last, first, last, value=factor))
+    return sums_nCR.mul_(factor).log1p_().sum(1)
 
 
 def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
