@@ -14,9 +14,10 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
-from jestbench.bench import selection
+from jestbench.bench import paper, selection
 from jestbench.bench.command import main
 from jestbench.bench.listing import listing_draw
+from jestbench.model.towers import Model
 from jestbench.sampling import joint_sample
 
 MINIATURE = (
@@ -48,6 +49,22 @@ def test_only_what_exists_is_offered(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["train"])
     assert "selection" in capsys.readouterr().err
+
+
+def test_the_papers_scale_in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Model(image_size=16, patch_size=8, embed_dim=16, text_width=16, text_layers=1, text_heads=1)
+    plan = paper.Plan(300, 60, 16, 4, repetitions=1, threads=1, microbatch=2, tokens=4, device="cpu", learner=learner)
+    monkeypatch.setattr(selection, "peak_bytes", lambda shape, *_: shape.size * shape.count)
+    report = json.loads(json.dumps(paper.measure(plan)))
+    passes = report["seconds of a pair"]
+    step = 60 * passes["train"] + 600 * passes["forward"]
+    assert report["share of a step"] == pytest.approx(report["seconds"][0] / (report["seconds"][0] + step))
+    assert report["peak bytes"] == 300 * 60
+    assert report["fused"] is False
+    printed = paper.table(report)
+    assert "B=300 b=60 D=16 N=4" in printed
+    assert "plain torch" in printed
+    assert "0.00 GiB" in printed
 
 
 def test_slope_of_a_power() -> None:

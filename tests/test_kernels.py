@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,69 @@ def test_equal_to_the_plain_path_in_the_interpreter() -> None:
 def test_the_cpu_and_float64_stay_with_plain_torch() -> None:
     assert not kernels.usable(torch.zeros(2, 2))
     assert not kernels.usable(torch.zeros(2, 2, dtype=torch.float64))
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from jestbench._strip_kernel import strip_sums
+from jestbench.kernels import COLUMNS, DEPTH, ROWS
+types = dict.fromkeys(("left_BD", "right_CD", "sums_B"), "*fp32") | dict.fromkeys("BCD", "i32")
+types |= dict.fromkeys(("scale", "offset"), "fp32")
+for sigmoid in (True, False):
+    constants = {"SIGMOID": sigmoid, "ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH}
+    source = ASTSource(strip_sums, types | dict.fromkeys(constants, "constexpr"), constants)
+    built = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
+    assert built.asm["cubin"], "no machine code"
+    assert "tf32" not in built.asm["ptx"], "products below fp32"
+    print(built.metadata.shared)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_machine_code_for_a_gpu_comes_without_one(capability: int) -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", COMPILE, str(capability)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Every CUDA device since Pascal has 48 KiB of shared memory for a block.
+    assert all(int(shared) <= 48 * 2**10 for shared in done.stdout.split())
+    assert len(done.stdout.split()) == 2
+
+
+def dense(left: torch.Tensor, right: torch.Tensor, scale: float, offset: float, loss: str) -> torch.Tensor:
+    logits = scale * left @ right.T + offset
+    return torch.nn.functional.softplus(logits).sum(1) if loss == "sigmoid" else logits.logsumexp(1)
+
+
+def crash(*_: object) -> torch.Tensor:
+    raise RuntimeError("out of resource: shared memory\nand more")
+
+
+@pytest.mark.parametrize(
+    ("row_sums", "said"),
+    [
+        (dense, None),
+        (lambda *a: dense(*a) * 1.001, "not close"),
+        (lambda *a: dense(*a) * math.nan, "not close"),
+        (crash, "out of resource: shared memory$"),
+    ],
+)
+def test_a_kernel_is_trusted_once_it_is_proven(
+    monkeypatch: pytest.MonkeyPatch, row_sums: Callable[..., torch.Tensor], said: str | None
+) -> None:
+    monkeypatch.setattr(kernels, "row_sums", row_sums)
+    kernels.proven.cache_clear()
+    if said is None:
+        assert kernels.proven(torch.device("cpu"))
+    else:
+        with pytest.warns(UserWarning, match=f"fused strips are off on cpu.*{said}"):
+            assert not kernels.proven(torch.device("cpu"))
+    kernels.proven.cache_clear()
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ from jestbench.sampling import (
     joint_draw,
     joint_sample,
 )
-from jestbench.scores import ScoreError
+from jestbench.scores import Meter, ScoreError, strip_sums
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "example_open_clip_loop.py"
 BOTH = ("learner", "reference")
@@ -214,6 +214,34 @@ class TestTiles:
             slices = list(jestbench.scores.tiles(columns, rows, 4))
         assert [i for part in slices for i in range(columns)[part]] == list(range(columns))
         assert all(4 * rows * (part.stop - part.start) <= max(tile_bytes, 4 * rows) for part in slices)
+
+
+@given(
+    columns=st.integers(1, 40),
+    scale=st.sampled_from([0.1, 10.0, 100.0, 1e4]),
+    bias=st.sampled_from([-300.0, -100.0, -59.0, -20.0, -10.0, 0.0, 30.0, 100.0]),
+    loss=st.sampled_from(["sigmoid", "softmax"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10**6),
+)
+@examples
+def test_strips_keep_small_terms_and_survive_large_ones(
+    columns: int, scale: float, bias: float, loss: str, dtype: torch.dtype, seed: int
+) -> None:
+    generator = seeded(seed)
+    # Cosines that are multiples of 2^-10, so that the logits are exact and what is compared is the sum alone.
+    cosine_BC = torch.randint(-1024, 1025, (7, columns), generator=generator) / 1024
+    model = Embeddings(torch.eye(7, dtype=dtype), torch.eye(7, dtype=dtype), scale, bias)
+    found_B = strip_sums(torch.eye(7, dtype=dtype), cosine_BC.T.to(dtype).contiguous(), model, loss, Meter())
+    logit_BC = scale * cosine_BC.double().numpy() + (bias if loss == "sigmoid" else 0.0)
+    terms_BC = np.logaddexp(0, logit_BC) if loss == "sigmoid" else logit_BC
+    wanted_B = terms_BC.sum(1) if loss == "sigmoid" else np.logaddexp.reduce(logit_BC, axis=1)
+    # A rounded logit moves a term by as much: relative to the term where that is a small exponential.
+    epsilon = 4 * torch.finfo(dtype).eps * max(1.0, scale, abs(bias))
+    slack = epsilon * (terms_BC.sum(1) if loss == "sigmoid" else 1.0)
+    smallest = torch.finfo(torch.float32).tiny * columns
+    assert found_B.dtype == dtype
+    assert np.all(np.abs(found_B.double().numpy() - wanted_B) <= slack + 1e-5 * np.abs(wanted_B) + smallest)
 
 
 def in_batch_oracle(model: Embeddings, loss: str) -> np.ndarray:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jestbench.bench import data, selection
+from jestbench.bench import data, paper, selection
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print a table, and write the same numbers as JSON if asked to."""
     parser = argparse.ArgumentParser(description="Ratios against peers and floors, measured in one run.")
     kinds = parser.add_subparsers(dest="kind", required=True)
-    selection.add_arguments(kinds.add_parser("selection", help="the joint draw", description=selection.__doc__))
+    draw = kinds.add_parser("selection", help="the joint draw", description=f"{selection.__doc__}\n{paper.__doc__}")
+    selection.add_arguments(draw)
+    paper.add_arguments(draw)
     data.add_arguments(kinds.add_parser("data", help="pairs from shards", description=data.__doc__))
     for kind in kinds.choices.values():
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
@@ -22,6 +24,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.kind == "data":
         report = data.measure(data.Plan.of(arguments))
         print(data.table(report))
+    elif arguments.paper:
+        report = paper.measure(paper.Plan.of(arguments))
+        print(paper.table(report))
     else:
         report = selection.measure(selection.Plan.of(arguments))
         print(selection.table(report))
