@@ -17,6 +17,7 @@ from jestbench.data.tokenizer import Tokenizer, train_bpe
 from jestbench.learner import Learner, NonFiniteLoss, Optimizer, Price
 from jestbench.model.losses import LOSSES, sigmoid_loss, softmax_loss
 from jestbench.model.towers import MAX_SCALE, Model
+from jestbench.model.views import FULL, View
 from jestbench.precision import Arithmetic
 
 SCALE, BIAS = torch.tensor(3.0, dtype=torch.float64), torch.tensor(-1.5, dtype=torch.float64)
@@ -209,6 +210,22 @@ def test_a_causal_text_tower_looks_back_only(tokenizer):
     changed[0, 0] = tokenizer.encode(["two"])[0, 0]
     with torch.no_grad():
         assert not torch.allclose(model.encode_text(ids_1L), model.encode_text(changed))
+
+
+@pytest.mark.parametrize("view", [FULL, View(resolution=8), View(patch_size=4), View(keep=0.5)], ids=lambda v: v.label)
+def test_who_made_the_batch_and_how_it_lies_in_memory_changes_no_bit(tokenizer, view):
+    image = tiny(tokenizer).image.eval()
+    image.prepare(view)
+    generator = torch.Generator().manual_seed(0)
+    images_BCHW = torch.randint(0, 256, (5, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    key_B = torch.arange(5)
+    plain = image(images_BCHW, view, key_B)
+    for other in (
+        images_BCHW.contiguous(memory_format=torch.channels_last),
+        images_BCHW.transpose(2, 3).contiguous().mT,
+    ):
+        assert other.stride() != images_BCHW.stride()
+        assert torch.equal(image(other, view, key_B), plain)
 
 
 def test_images_of_another_size_are_resized(tokenizer):

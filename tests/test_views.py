@@ -117,7 +117,7 @@ def test_the_kernel_and_its_gradient_are_timms(tokenizer: Tokenizer, patch: int)
 def test_the_full_view_is_the_plain_path_to_the_last_bit(tokenizer: Tokenizer) -> None:
     model, batch = towers(tokenizer).eval(), batch_of(tokenizer)
     backbone = model.image.backbone
-    pixels = batch.images_BCHW.float() / 127.5 - 1
+    pixels = batch.images_BCHW.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1
     plain = model.image.projection(backbone.forward_head(backbone.forward_features(pixels), pre_logits=True))
     for view in (FULL, View(), View(text_length=3)):
         assert torch.equal(model.image(batch.images_BCHW, view), plain)

@@ -63,7 +63,8 @@ class ImageTower(nn.Module):
             key_B: int64 content keys of the images, for a view that keeps a share of the patches.
         """
         resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
-        pixels = images_BCHW.to(self.projection.weight.dtype)
+        # One layout, whoever made the batch: the rounding of a convolution depends on it.
+        pixels = images_BCHW.to(self.projection.weight.dtype, memory_format=torch.channels_last)
         if pixels.shape[-2:] != resolution:
             pixels = F.interpolate(pixels, resolution, mode="bilinear", antialias=True, align_corners=False)
         pixels = pixels / 127.5 - 1
