@@ -97,8 +97,8 @@ class _Running:
     def extend(self, index_C: Tensor) -> None:
         """Add the strips of a chunk."""
         model, scores = self.model, self.scores
-        rows_B = strip_sums(model.image_BD, model.text_BD[index_C], model, scores.loss, scores.meter)
-        columns_B = strip_sums(model.text_BD, model.image_BD[index_C], model, scores.loss, scores.meter)
+        rows_B = strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)
+        columns_B = strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)
         join = torch.add if scores.loss == "sigmoid" else torch.logaddexp
         self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
 

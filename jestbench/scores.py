@@ -370,7 +370,7 @@ def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: Los
         return (logits_nCR.sub_(most_n1R).exp2_().sum(1).log2_() + most_n1R.squeeze(1)) / LOG2_E
     if abs(model.bias) <= MILD_OFFSET:
         sums_nR = _softplus_sums(_products(left_nRD, right_CD, model.scale * LOG2_E), math.exp(model.bias))
-        if bool(torch.isfinite(sums_nR).all()):
+        if math.isfinite(float(sums_nR.sum())):  # terms are not negative: one that is not finite is not made up for
             return sums_nR
     logits_nCR = _products(left_nRD, right_CD, model.scale).add_(model.bias)
     return torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR).sum(1)  # type: ignore[no-any-return]
@@ -391,14 +391,13 @@ def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
     """
     sums_nCR = logits_nCR.exp2_()
     for _ in range(FOLDS):
-        half, odd = divmod(sums_nCR.shape[1], 2)
+        half = sums_nCR.shape[1] // 2
         if not half:
             break
-        left, right, last = sums_nCR.split((half, half, odd), 1)
-        sums_nCR = torch.add(left, right).addcmul_(left, right, value=factor)
-        if odd:
-            first = sums_nCR[:, :1]
-            first.copy_(torch.addcmul(first + last, first, last, value=factor))
+        left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
+        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the one in the middle waits for its turn.
+        torch.addcmul(right, left, right + 1 / factor, value=factor, out=left)
+        sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
     return sums_nCR.mul_(factor).log1p_().sum(1)
 
 

@@ -7,6 +7,7 @@ literal one.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import random
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import policies
 from jestbench import Embeddings, Scores, Selection
-from jestbench.selection import Policy, PolicyError, choose
+from jestbench.selection import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from policies import registry
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ class TestEveryVariant:
     def test_exactly_count_distinct_pairs(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
         policy = policies.create(name, **parameters)
         for size, count in ((SIZE, COUNT), (SIZE, 1), (7, 7), (SIZE, SIZE), (1, 1)):
-            chosen = choose(policy, asked_for(all_scores(loss, size), policy), count, seeded()).index_K
+            chosen = select(policy, asked_for(all_scores(loss, size), policy), count=count).index_K
             assert chosen.dtype == torch.int64
             assert chosen.shape == (count,)
             assert len(set(chosen.tolist())) == count
@@ -129,14 +130,44 @@ class TestEveryVariant:
         select(policy, scores)
         assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors_of(scores), copies, strict=True))
 
+    def test_what_it_remembers_goes_in_and_comes_out(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        state = initial_state(policy)
+        assert (state is not None) == isinstance(policy, StatefulPolicy)
+        for step in range(3):
+            scores = asked_for(all_scores(loss, seed=step), policy)
+            before = saved(state)
+            first = choose(policy, scores, COUNT, seeded(step), state)
+            again = choose(policies.create(name, **parameters), scores, COUNT, seeded(step), state)
+            assert_same(first, again)
+            assert saved(state) == before, "the state that went in was changed"
+            assert saved(first.state) == saved(again.state)
+            state = first.state
+        assert (state is not None) == isinstance(policy, StatefulPolicy)
+        assert policy == policies.create(name, **parameters)
+
     def test_what_it_did_not_ask_for_changes_nothing(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
         policy = policies.create(name, **parameters)
         scores = all_scores(loss)
         assert_same(select(policy, scores), select(policy, asked_for(scores, policy)))
 
 
+def saved(state: object) -> bytes:
+    """A state as a checkpoint keeps it; what comes back from there is the same."""
+
+    def written(what: object) -> bytes:
+        file = io.BytesIO()
+        torch.save(what, file)
+        return file.getvalue()
+
+    found = written(state)
+    assert written(torch.load(io.BytesIO(found), weights_only=True)) == found
+    return found
+
+
 def select(policy: Policy, scores: Scores, seed: int = 0, count: int = COUNT) -> Selection:
-    return policy.select(scores, count, seeded(seed))
+    """The policy's first choice; from the state that it begins with, where it has one."""
+    return choose(policy, scores, count, seeded(seed), initial_state(policy))
 
 
 def assert_same(one: Selection, other: Selection) -> None:
@@ -148,7 +179,7 @@ def assert_same(one: Selection, other: Selection) -> None:
 
 def uses_generator(policy: Policy, scores: Scores) -> bool:
     generator = seeded()
-    policy.select(scores, COUNT, generator)
+    choose(policy, scores, COUNT, generator, initial_state(policy))
     return not torch.equal(generator.get_state(), seeded().get_state())
 
 
@@ -370,6 +401,54 @@ class FirstPairs:
     def select(self, scores, count, generator):
         return Selection(torch.arange(count))
 '''
+REMEMBERING = '''\
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from jestbench.batch import Selection
+from policies import register
+
+
+@register("near_the_mean")
+@dataclass(frozen=True)
+class NearTheMean:
+    """Pairs whose loss is nearest a running mean, which is the state."""
+
+    decay: float = 0.9
+    needs: ClassVar[frozenset[str]] = frozenset({"learner"})
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay lies in [0, 1), got {self.decay}")
+
+    def initial_state(self):
+        return {"mean": torch.zeros(()), "seen": 0, "by": "loss"}
+
+    def select(self, scores, count, generator, *, state):
+        loss_B = scores.pair_loss_B("learner")
+        mean = self.decay * state["mean"] + (1 - self.decay) * loss_B.mean().cpu()
+        index_K = (loss_B - mean).abs().argsort(stable=True)[:count]
+        return Selection(index_K, {}, state=state | {"mean": mean, "seen": state["seen"] + len(scores)})
+'''
+FAULTS = {
+    "a pair twice": ("argsort(stable=True)[:count]", "argsort(stable=True)[:1].expand(count)", "exactly_count"),
+    "global randomness": ("index_K = (", "index_K = torch.rand(()) * 0 + (", "global_randomness"),
+    "a hidden state": (
+        "loss_B = ",
+        "NearTheMean.used = getattr(self, 'used', 0) + 1; loss_B = self.used * ",
+        "goes_in_and_comes_out",
+    ),
+    "a state changed in place": ("state=state |", "state=state.update(seen=1) or state |", "goes_in_and_comes_out"),
+    "inputs changed": ("index_K = (", "scores.learner.image_BD.mul_(2); index_K = (", "inputs_are_left_alone"),
+    "more than it asked for": (
+        "mean = ",
+        "loss_B = loss_B - (0 if scores.reference is None else scores.pair_loss_B('reference')); mean = ",
+        "did_not_ask_for",
+    ),
+    "any parameter": ("if not 0 <=", "if 1 < 0 and not 0 <=", "wrong_parameters"),
+}
 USE_PLUGIN = """\
 import torch, policies
 from jestbench import Scores
@@ -380,15 +459,33 @@ print(choose(policies.create("first_pairs"), Scores(size=9), 3, torch.Generator(
 """
 
 
-@pytest.fixture
-def with_plugin(tmp_path: Path) -> dict[str, str]:
+def installed(folder: Path, source: str, name: str) -> dict[str, str]:
     """An environment in which a package is installed that brings a policy."""
-    (tmp_path / "somebodys_policies.py").write_text(PLUGIN)
-    metadata = tmp_path / "somebodys_policies-1.0.dist-info"
+    (folder / "somebodys_policies.py").write_text(source)
+    metadata = folder / "somebodys_policies-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-policies\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[{registry.GROUP}]\nfirst_pairs = somebodys_policies\n")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    (metadata / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = somebodys_policies\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+@pytest.fixture
+def with_plugin(tmp_path: Path) -> dict[str, str]:
+    return installed(tmp_path, PLUGIN, "first_pairs")
+
+
+@pytest.fixture(scope="module")
+def conformance(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What this suite prints over a policy that an installed package brings, and over its spoilt copies."""
+    sources = [REMEMBERING]
+    for number, (right, wrong, _) in enumerate(FAULTS.values()):
+        assert right in REMEMBERING
+        spoilt = REMEMBERING.replace(right, wrong, 1).replace("NearTheMean", f"Spoilt{number}")
+        sources.append(spoilt.replace("near_the_mean", f"spoilt{number}"))
+    environment = installed(tmp_path_factory.mktemp("site"), "\n".join(sources), "near_the_mean")
+    command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-rpf", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [str(Path(__file__)), "-k", "TestEvery and (near_the_mean or spoilt)"]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
 def run_python(environment: Mapping[str, str], *arguments: str) -> str:
@@ -451,3 +548,15 @@ class TestRegistry:
         ]
         assert {name for name, _ in rows} == {*NAMES, "first_pairs"}
         assert dict(rows)["first_pairs"] == "The first pairs, by a package of somebody else."
+
+    def test_an_installed_policy_passes_the_suite(self, conformance: str) -> None:
+        rows = [row for row in conformance.splitlines() if "near_the_mean" in row]
+        # Each test of a variant under both losses, each test of a policy once (of a wrong value: there is one, NaN).
+        each = [sum(name.startswith("test_") for name in vars(suite)) for suite in (TestEveryVariant, TestEveryPolicy)]
+        assert [row.partition(" ")[0] for row in rows] == ["PASSED"] * (2 * each[0] + each[1])
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_one_with_a_fault_does_not(self, fault: str, conformance: str) -> None:
+        name, caught_by = f"spoilt{list(FAULTS).index(fault)}", FAULTS[fault][2]
+        failed = [row for row in conformance.splitlines() if row.startswith("FAILED") and name in row]
+        assert any(caught_by in row for row in failed), conformance
