@@ -78,6 +78,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images_BCHW)
 
+    @property
+    def own(self) -> Batch:
+        """The pairs that this process holds: all, where no others share the batch."""
+        return self
+
+    def everywhere(self, index_P: Tensor) -> Batch:
+        """A few pairs, at every process that shares the batch."""
+        return self.take(index_P)
+
     def tokens(self, tokenizer: str) -> Tensor:
         """The token ids ``[B, L]`` made by the tokenizer of that identity.
 

@@ -117,7 +117,9 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _said(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))
+    if not rank or status != 2:  # of a wrong configuration, one of torchrun's processes speaks for all
+        print(f"error: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
     return status
 
 
@@ -134,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Before torch is imported: threads that spin at a barrier make small steps 5 times slower as soon as
     # another process wants one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from jestbench import config, launch
+    from jestbench import config, distributed, launch
     from jestbench.run import ConfigError
 
     if arguments.list_policies:
@@ -147,6 +149,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not files:
         raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
     resolved = config.resolve(files, arguments.bindings, arguments.allow_unused)
+    if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
+        return 0  # started by torchrun: the first process answers for all
     if arguments.check:
         launch.check(resolved)
         return 0
@@ -164,7 +168,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.resume and arguments.run_dir is None:
         raise ConfigError("--resume needs the run's folder: --run_dir DIR")
-    run_dir = arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed)
-    status = launch.train_run(resolved, run_dir, arguments.resume)
-    print(f"{status}: {os.fspath(run_dir)}")
+    with distributed.started() as world:
+        run_dir = world.first(lambda: arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed))
+        status = launch.train_run(resolved, run_dir, arguments.resume)
+        if world.first_of_all:
+            print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130

@@ -82,24 +82,27 @@ def pick(step: int, batch: Batch, selection: Selection, count: int, generator: t
     chosen_B = torch.zeros(len(batch), dtype=torch.bool)
     chosen_B[selection.index_K.cpu()] = True
     score_B = None if selection.score_B is None else selection.score_B.detach().double().cpu()
-    examples: list[Example] = []
+    positions: list[Tensor] = []
     for is_chosen in (True, False):
         index_N = (chosen_B == is_chosen).nonzero().flatten()
         index_P = index_N[torch.randperm(len(index_N), generator=generator)[:count]]
         if score_B is not None:
             index_P = index_P[score_B[index_P].argsort(descending=True, stable=True)]
-        examples += [_example(batch, i, is_chosen, score_B) for i in index_P.tolist()]
+        positions.append(index_P)
+    index_P = torch.cat(positions)
+    pairs, score_P = batch.everywhere(index_P), None if score_B is None else score_B[index_P]
+    examples = [_example(pairs, place, bool(chosen_B[at]), score_P) for place, at in enumerate(index_P.tolist())]
     return ExampleTable(step, tuple(examples))
 
 
-def _example(batch: Batch, position: int, chosen: bool, score_B: Tensor | None) -> Example:
-    score = None if score_B is None else float(score_B[position])
+def _example(pairs: Batch, place: int, chosen: bool, score_P: Tensor | None) -> Example:
+    score = None if score_P is None else float(score_P[place])
     return Example(
-        image_CHW=batch.images_BCHW[position].cpu(),
-        caption=batch.captions[position] if batch.captions else "",
+        image_CHW=pairs.images_BCHW[place].cpu(),
+        caption=pairs.captions[place] if pairs.captions else "",
         chosen=chosen,
         score=score if score is not None and math.isfinite(score) else None,
-        marks={name: bool(mark_B[position]) for name, mark_B in batch.marks.items()},
+        marks={name: bool(mark_P[place]) for name, mark_P in pairs.marks.items()},
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,15 +21,16 @@ from typing import Any, Literal, get_args
 import torch
 from filelock import FileLock
 
-from jestbench import checkpoint, seeds
+from jestbench import checkpoint, distributed, seeds
 from jestbench.batch import DataError
 from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import Dataset, facts
 from jestbench.data.prefetch import Loader
+from jestbench.distributed import World
 from jestbench.learner import NonFiniteLoss
 from jestbench.ledger import Allowance, Budget, Pretrained
 from jestbench.loop import Progress, Status, train
-from jestbench.metrics import Jsonl, Label, Log, Metrics, WandB, WandBSink
+from jestbench.metrics import Jsonl, Label, Log, Metrics, Unwritten, WandB, WandBSink
 from jestbench.model.regression import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import FULL_MIX, Mix
@@ -81,6 +82,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.world().size,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": versions,
         "commit": git.stdout.strip() or None,
@@ -172,27 +174,60 @@ def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, Path]:
 
 def _ensure(resolved: Resolved, role: Pretrained) -> Path:
     """One of them. Two runs that need the same one wait for each other; a killed training goes on where it stopped."""
-    own, _ = resolved.pretrained(role)
+    (own, _), world = resolved.pretrained(role), distributed.world()
     if own is not None:
-        own.run.data.prepare()
+        world.in_turn(own.run.data.prepare)
     folder = pretrained_folder(resolved, role)
-    if own is not None and (read_summary(folder) or {}).get("status") != "finished":
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (read_summary(folder) or {}).get("status") != "finished":
-                print(f"training the {role} {own.run.arm!r} into {folder}", file=sys.stderr)
-                asked = _beside(own, resolved)
-                try:
-                    status = train_run(asked, folder, True, role)
-                except checkpoint.ForeignCheckpoint:  # half trained by another version: nobody's work is lost
-                    shutil.rmtree(folder)
-                    status = train_run(asked, folder, True, role)
-                if status == "interrupted":
+    if own is not None and not _finished(folder):
+        with _locked(folder, world):
+            if not _finished(folder):
+                if world.first_of_all:
+                    print(f"training the {role} {own.run.arm!r} into {folder}", file=sys.stderr)
+                if _trained(_beside(own, resolved), folder, role) == "interrupted":
                     raise KeyboardInterrupt
     summary = read_summary(folder)
     if summary is None or summary["status"] != "finished":
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
     return folder
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run, as the first process sees it."""
+    return distributed.world().first(lambda: (read_summary(folder) or {}).get("status") == "finished")
+
+
+@contextmanager
+def _locked(folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs from a folder that is to be made: the first process holds the lock, the others wait for it."""
+    lock = FileLock(f"{folder}.lock")
+
+    def acquire() -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+
+    world.first(acquire)
+    try:
+        yield
+    finally:
+        if world.first_of_all:
+            lock.release()
+
+
+def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
+    """Train a frozen model: by all processes, or a pair scorer by the first while the others wait."""
+
+    def train_anew_if_foreign() -> Status:
+        try:
+            return train_run(resolved, folder, True, role)
+        except checkpoint.ForeignCheckpoint:  # half trained by another version: nobody's work is lost
+            distributed.world().first(lambda: shutil.rmtree(folder))
+            return train_run(resolved, folder, True, role)
+
+    def by_one() -> Status:
+        with distributed.alone():
+            return train_anew_if_foreign()
+
+    return train_anew_if_foreign() if resolved.run.objective is None else distributed.world().first(by_one)
 
 
 def _beside(reference: Resolved, asking: Resolved) -> Resolved:
@@ -248,25 +283,27 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
-    going_on = open_folder(resolved, run_dir, resume)
-    if going_on and (read_summary(run_dir) or {}).get("status") == "finished":
+    world = distributed.world()
+    going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
+    if going_on and _finished(run_dir):
         return "finished"
-    resolved.run.data.prepare()
+    world.in_turn(resolved.run.data.prepare)
     folders, twin_dir = ensure_pretrained(resolved), ensure_twin(resolved)
     pretrain = pretrain_flops(folders, twin_dir)
+    store_dir = run_dir / "cache" / (f"process{world.rank}" if world.size > 1 else "")
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = _loaded_stages(resolved, folders, twin_dir, run_dir / "cache")
+            stages = _loaded_stages(resolved, folders, twin_dir, store_dir)
             _affordable(resolved, stages, allowance)
-        newest = checkpoint.newest(run_dir) if going_on else None
+        newest = world.first(lambda: checkpoint.newest(run_dir)) if going_on else None
         if newest is not None:
             checkpoint.check_format(newest)
         step = -1 if newest is None else int(newest.name.removeprefix("step-"))
-        Jsonl.cut(run_dir / "metrics.jsonl", step)
+        world.first(lambda: Jsonl.cut(run_dir / "metrics.jsonl", step))
         metrics = _metrics(resolved, run_dir, role, step)
     except ConfigError:
-        if not going_on:  # nothing has begun: the folder is free for the mended configuration
+        if not going_on and world.first_of_all:  # nothing has begun: the folder is free for the mended configuration
             shutil.rmtree(run_dir)
         raise
     progress = Progress()
@@ -285,11 +322,15 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         failed = False
     finally:
         summary = recorder.summary(progress, status, pretrain, more)
-        write_json(run_dir / SUMMARY, summary)
+        if world.first_of_all:
+            write_json(run_dir / SUMMARY, summary)
         recorder.metrics.close(summary, failed)
         stages.super_batches.close()
         for model in stages.scorer.frozen.values():
             model.close(remove=status == "finished")
+        with suppress(OSError):  # the last process to leave finds it empty
+            (run_dir / "cache").rmdir()
+    world.first(lambda: None)  # nobody goes on before the first process has written how it ended
     return "finished" if status == "finished" else "interrupted"
 
 
@@ -310,6 +351,8 @@ def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metric
         ConfigError: W&B refuses the run.
     """
     run = resolved.run
+    if not distributed.world().first_of_all:
+        return Unwritten(run.log)
     name = f"{run.arm}-seed{run.seed}"
     sink = None
     if run.wandb.resolved() != "disabled":
@@ -370,7 +413,7 @@ def _warned(resolved: Resolved, stages: Stages) -> list[str]:
     elif resolved.reference_dir is not None:
         mix = trained_mix(resolved.reference_dir)
     found = view_warnings(resolved, stages, mix)
-    for warning in found:
+    for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ class Learner:
         """
         self.model = model.to(arithmetic.device)
         self.loss: LossName = loss
-        self.arithmetic, self.price = arithmetic, price
+        self.arithmetic, self.price, self.world = arithmetic, price, arithmetic.world
         self.mix, self.prices = mix, {**(prices or {}), FULL: price}
         self.reruns, self.microbatch = reruns, microbatch
         self.schedule = optimizer
@@ -224,6 +225,8 @@ class Learner:
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
         """One optimizer step on the chosen pairs.
+
+        Several processes embed their own rows of them, and compute the one loss over all alike.
 
         More pairs than a micro-batch are embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983;
         open_clip's ``--accum-freq``): without gradient, for the loss over all of them and its gradient by
@@ -239,18 +242,19 @@ class Learner:
             NonFiniteLoss: before anything is changed.
         """
         self.model.train()
-        cached = self._cached(len(batch))
+        cached, count = self._cached(len(batch)), len(batch)
         with torch.set_grad_enabled(not cached):
-            image_KD, text_KD = self._embed(batch, seed)
+            own = self._embed(batch.own, count, seed)
+            image_KD, text_KD = (self.world.collect_with_gradient(part_PD, count) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else weight_K.to(image_KD.device)
         loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
-        carry_on = partial(self._carry_on, batch, image_KD, text_KD, seed) if cached else None
+        carry_on = partial(self._carry_on, batch.own, image_KD, text_KD, seed) if cached else None
         value, rate, norm = self._descend(loss, share, carry_on)
         if self.loss == "softmax":
             self.model.clamp_scale()
-        return Update(value, rate, norm, self.training_passes(len(batch)))
+        return Update(value, rate, norm, self.training_passes(count))
 
     def _descend(
         self, loss: Tensor, share: float, carry_on: Callable[[], None] | None = None
@@ -275,6 +279,7 @@ class Learner:
         loss.backward()
         if carry_on is not None:
             carry_on()
+        self.world.share_gradients(self.model.parameters(), (self.model.log_scale, self.model.bias))
         clip = self.schedule.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if not math.isfinite(norm):
@@ -286,42 +291,56 @@ class Learner:
         return value, rate, norm
 
     def _cached(self, count: int) -> bool:
-        """Whether a sub-batch of so many pairs is more than a micro-batch."""
-        return self.microbatch is not None and count > self.microbatch
+        """Whether a process's share of so many pairs is more than a micro-batch."""
+        return self.microbatch is not None and -(-count // self.world.size) > self.microbatch
 
-    def _embed(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
-        """Embeddings of a sub-batch, its pieces each under their view, concatenated in order."""
-        pieces = self._pieces(self.mix, len(batch))
-        embedded = [self._embed_piece(batch, seed, position, *piece) for position, piece in enumerate(pieces)]
+    def _embed(self, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
+        pieces = self._pieces(self.mix, count)
+        embedded = [self._embed_piece(own, count, seed, position, *piece) for position, piece in enumerate(pieces)]
         if len(embedded) == 1:
             return embedded[0]
         return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
 
-    def _embed_piece(self, batch: Batch, seed: int, position: int, view: View, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed_piece(
+        self, own: Batch, count: int, seed: int, position: int, view: View, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
-        if position == 0 or self._cached(len(batch)):
-            torch.manual_seed(seeds.derive(seed, "update", position) if position else seed)
-        piece = batch if len(index) == len(batch) else batch.take(index)
+        if position == 0 or self._cached(count):
+            place = position * self.world.size + self.world.rank
+            torch.manual_seed(seeds.derive(seed, "update", place) if place else seed)
+        piece = own if len(index) == len(own) else own.take(index)
         checkpointed = self.reruns is not None and torch.is_grad_enabled()
         with self.arithmetic.autocast(), self.model.checkpointing(checkpointed):
             embedded: tuple[Tensor, Tensor] = self.model(piece, view)
         return embedded
 
-    def _carry_on(self, batch: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
+    def _carry_on(self, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
         """The gradient by the embeddings, already there, on into the towers: one micro-batch at a time."""
         assert image_KD.grad is not None
         assert text_KD.grad is not None
-        for position, (view, index) in enumerate(self._pieces(self.mix, len(batch))):
-            embedded = self._embed_piece(batch, seed, position, view, index)
-            rows = index.to(image_KD.device)
+        count = len(image_KD)
+        for position, (view, index) in enumerate(self._pieces(self.mix, count)):
+            embedded = self._embed_piece(own, count, seed, position, view, index)
+            rows = self.world.rows(count)[index].to(image_KD.device)
             torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
 
-    def _pieces(self, mix: Mix, count: int) -> list[tuple[View, Tensor]]:
-        """The parts of a mix, none empty, in micro-batches: each with its view and its positions, in order."""
-        sizes = split_counts(count, [share for share, _ in mix])
+    def _pieces(self, mix: Mix, count: int, rank: int | None = None) -> list[tuple[View, Tensor]]:
+        """The parts of a mix that a process embeds, none empty, in micro-batches: view, and positions among its rows.
+
+        Args:
+            mix: shares of ``count`` pairs, in order; every process has its share of each.
+            count: pairs of the whole sub-batch.
+            rank: of the process; ``None`` is this one.
+        """
+        own = (self.world if rank is None else replace(self.world, rank=rank)).rows(count)
         limit = self.microbatch if self.microbatch is not None and self._cached(count) else count
-        parts = zip(mix, torch.arange(count).split(sizes), strict=True)
-        return [(view, index) for (_, view), part in parts for index in part.split(limit) if len(index)]
+        ends = list(accumulate(split_counts(count, [share for share, _ in mix])))
+        pieces = []
+        for (_, view), start, end in zip(mix, (0, *ends), ends, strict=False):
+            index = ((own >= start) & (own < end)).nonzero().flatten()
+            pieces += [(view, part) for part in index.split(limit) if len(part)]
+        return pieces
 
     def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
@@ -349,7 +368,8 @@ class Learner:
 
     def _recompute_passes(self, count: int, mix: Mix) -> Iterator[Pass]:
         """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
-        pieces = [(view, len(index)) for view, index in self._pieces(mix, count)]
+        ranks = range(self.world.size)
+        pieces = [(view, len(index)) for rank in ranks for view, index in self._pieces(mix, count, rank)]
         if self.reruns is not None:
             again = sum(self.reruns[view].pairs(size) for view, size in pieces)
             yield Pass("recompute", again, f"activation checkpointing, {count} pairs")

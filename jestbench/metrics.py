@@ -362,3 +362,19 @@ class Metrics:
         self._jsonl.close()
         if self._sink is not None:
             self._sink.close(summary, failed)
+
+
+class Unwritten(Metrics):
+    """What the other processes of a run do with the rows that the first one writes: nothing."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
+        """Nothing."""
+
+    def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
+        """Nothing."""
+
+    def close(self, summary: Mapping[str, Any], failed: bool) -> None:
+        """Nothing."""

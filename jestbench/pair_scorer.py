@@ -34,18 +34,19 @@ class PairScorer(Remembering):
         microbatch: int,
         cache: Bound | None = None,
     ) -> None:
-        super().__init__("scorer_score", accounting, microbatch, store_dir, {"pair": 1}, cache)
+        super().__init__("scorer_score", accounting, microbatch, store_dir, {"pair": 1}, cache, arithmetic.world)
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
         self.arithmetic = arithmetic
         self.head_macs = self.model.head_macs()
 
     def grades(self, batch: Batch) -> tuple[Tensor, tuple[Pass, ...]]:
         """g of each pair, float32 ``[B]``, and the passes that it cost."""
-        self.price = self.price or Price.of(self.model, batch)
-        key_B = pair_key_B(batch.image_key_B, batch.text_key_B)
-        charged = self._charged(self._sighted("pair", key_B))
-        grade_B = self._fetch(key_B, lambda index_M: self._graded(batch.take(index_M)))
-        return grade_B.to(self.arithmetic.device), charged
+        own = batch.own
+        self.price = self.price or Price.of(self.model, own)
+        charged = self._charged(self._sighted("pair", pair_key_B(batch.image_key_B, batch.text_key_B)))
+        own_key_P = pair_key_B(own.image_key_B, own.text_key_B)
+        grade_P = self._fetch(own_key_P, lambda index_M: self._graded(own.take(index_M)))
+        return self.world.collect(grade_P.to(self.arithmetic.device), len(batch)), charged
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read

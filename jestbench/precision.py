@@ -1,31 +1,36 @@
-"""Device and number format, the same for training and scoring."""
+"""Device, number format and who shares the work, the same for training and scoring."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+
+from jestbench import distributed
+from jestbench.distributed import World
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where models run and under which autocast.
+    """Where models run, under which autocast, and which processes share the work.
 
     Attributes:
         device: a torch device.
         bf16: towers run under bf16 autocast; embeddings and everything after them stay fp32.
+        world: the processes, each with its own rows of a batch.
     """
 
     device: torch.device
     bf16: bool
+    world: World = field(default_factory=World)
 
     @classmethod
     def of(cls, device: str, precision: Precision) -> Arithmetic:
-        """Resolve ``auto``: CUDA where there is one, and bf16 there; fp32 on CPUs.
+        """Resolve ``auto``: CUDA where there is one (each process its own), and bf16 there; fp32 on CPUs.
 
         Raises:
             ValueError: the device is not there.
@@ -37,7 +42,10 @@ class Arithmetic:
             raise ValueError(f"run.device = {device!r} is no device: {error}") from error
         if resolved.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"run.device = {device!r}, but torch sees no CUDA device")
-        return cls(resolved, resolved.type == "cuda" if precision == "auto" else precision == "bf16")
+        world = distributed.world()
+        if resolved.type == "cuda" and resolved.index is None and world.size > 1:
+            resolved = torch.device("cuda", torch.cuda.current_device())
+        return cls(resolved, resolved.type == "cuda" if precision == "auto" else precision == "bf16", world)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jestbench import checkpoint, examples, seeds
-from jestbench.batch import Batch, Selection
+from jestbench.batch import Batch, DataError, Selection
 from jestbench.evals import points_reached
 from jestbench.flops import FLOPS_PER_MAC
 from jestbench.learner import NonFiniteLoss, Update
@@ -55,23 +55,33 @@ def _kind(run: Run) -> dict[str, Any]:
 
 
 class Recorder:
-    """Writes rows, evaluates, checkpoints; the loop calls it once a step."""
+    """Writes rows, evaluates, checkpoints; the loop calls it once a step.
+
+    Under several processes all of them do so together, and the first one writes.
+    """
 
     def __init__(
         self, resolved: Resolved, stages: Stages, allowance: Allowance, run_dir: Path, metrics: Metrics
     ) -> None:
         self.resolved, self.stages, self.allowance = resolved, stages, allowance
         self.run_dir, self.metrics = run_dir, metrics
-        self.stop_asked = False
+        self.world = stages.learner.world
+        self._asked = self._agreed = False
         self.final: dict[str, float] = {}
+        self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether the run is to end after this step, as all its processes have agreed."""
+        return self._asked if self.world.size == 1 else self._agreed
 
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.stop_asked = True
+            self._asked = True
             signal.signal(number, self._previous[signal.Signals(number)])
 
         try:
@@ -98,7 +108,7 @@ class Recorder:
 
     def start(self, progress: Progress) -> None:
         """Evaluate the untrained model; nothing when resuming, from the checkpoint at step 0 neither."""
-        if checkpoint.newest(self.run_dir) is None:
+        if self.world.first(lambda: checkpoint.newest(self.run_dir)) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
 
@@ -113,6 +123,7 @@ class Recorder:
     ) -> None:
         """Everything that follows a step."""
         run = self.resolved.run
+        self._agreed = self.world.any(self._asked)
         evaluate = run.evaluate.due(before, after)
         found = self._evaluate(progress) if evaluate else {}
         table = self._examples(progress.step, batch, selection, before, after)
@@ -140,7 +151,8 @@ class Recorder:
             return None
         generator = seeds.generator(seed, "examples", step)
         table = examples.pick(step, batch, selection, log.examples_count, generator)
-        examples.save(table, self.run_dir)
+        if self.world.first_of_all:
+            examples.save(table, self.run_dir)
         return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
@@ -150,13 +162,14 @@ class Recorder:
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
+        self._counted = self.world.summed(self.stages.scorer.cache_counts())
         return {
             "step": progress.step,
             "pairs/seen": progress.pairs_seen,
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
             "time/seconds": round(progress.seconds, 6),
-            **self.stages.scorer.cache_counts(),
+            **self._counted,
             **self.stages.super_batches.counts(progress.step),
             **more,
         }
@@ -165,6 +178,9 @@ class Recorder:
         """Write a checkpoint."""
         learner, frozen = self.stages.learner, self.stages.scorer.frozen
         online, run = self.stages.scorer.online, self.resolved.run
+        # Every process brings what it remembers to the disk before the first says how much that is.
+        data = self.stages.super_batches.state()
+        remembered: dict[str, Any] = {role: self.world.everybodys(model.state()) for role, model in frozen.items()}
 
         def fill(folder: Path) -> None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -193,25 +209,35 @@ class Recorder:
                 "macs": dict(progress.ledger.macs),
                 "policy": progress.policy_state,
                 "online_scorer": online.checkpoint() if online is not None else None,
-                "data": self.stages.super_batches.state(),
+                "data": data,
                 "final": self.final,
+                "processes": self.world.size,
             }
-            state |= {role: model.state() for role, model in frozen.items()}
+            state |= remembered
             torch.save(state, folder / "state.pt")
 
-        checkpoint.write(self.run_dir, progress.step, fill)
+        self.world.first(lambda: checkpoint.write(self.run_dir, progress.step, fill))
 
     def restore(self, progress: Progress, folder: Path) -> None:
-        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
+        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember.
+
+        Raises:
+            DataError: another number of processes wrote it.
+        """
         learner = self.stages.learner
-        state = torch.load(folder / "state.pt", weights_only=True)
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        if state["processes"] != self.world.size:
+            raise DataError(
+                f"{folder} was written by {state['processes']} processes, and this run has {self.world.size}: go on "
+                f"with as many (torchrun --nproc_per_node {state['processes']})"
+            )
         learner.model.load_state_dict(load_file(folder / "model.safetensors"))
         learner.optimizer.load_state_dict(state["optimizer"])
         progress.step, progress.seconds = state["step"], state["seconds"]
         progress.pairs_seen, progress.pairs_trained = state["pairs_seen"], state["pairs_trained"]
         progress.ledger = Ledger(state["macs"])
         for role, model in self.stages.scorer.frozen.items():
-            model.restore(state[role])
+            model.restore(state[role][self.world.rank])
         if self.stages.scorer.online is not None:
             self.stages.scorer.online.restore(state["online_scorer"])
         progress.policy_state = state["policy"]
@@ -244,7 +270,7 @@ class Recorder:
             "pretrain_in_budget": self.allowance.pretrain,
             "added_to_budget": self.allowance.added,
             "seconds": progress.seconds,
-            **({"cache": self.stages.scorer.cache_counts()} if resolved.run.cache is not None else {}),
+            **({"cache": self._counted} if resolved.run.cache is not None else {}),
             "metrics": self.final,
             **more,
         }

@@ -18,6 +18,7 @@ from jestbench import checkpoint
 from jestbench.batch import Batch, DataError, Pass, Purpose
 from jestbench.cache import Bound
 from jestbench.data.tokenizer import Tokenizer
+from jestbench.distributed import World
 from jestbench.learner import Price
 from jestbench.model.losses import LossName
 from jestbench.model.regression import Regressor
@@ -116,6 +117,7 @@ class Remembering:
         store_dir: where the rows of this run lie.
         widths: floats a row, by the rows' name; rows of width 1 are never rounded.
         cache: the shared rows, where there are any.
+        world: the processes of the run. Each keeps the rows that it has computed, and all keys that the run has met.
     """
 
     def __init__(
@@ -126,14 +128,17 @@ class Remembering:
         store_dir: Path,
         widths: Mapping[str, int],
         cache: Bound | None = None,
+        world: World | None = None,
     ) -> None:
         self.purpose: Purpose = purpose
+        self.world = world or World()
         self.accounting, self.microbatch, self.cache = accounting, microbatch, cache or Bound()
         self.price: Price | None = None
         self.hits = 0
         self.amortised_macs = 0
         self._rows: dict[str, Rows] = {}
         self._met: dict[str, RunRows] = {}
+        self._files: dict[str, RunRows] = {}
         for name, width in widths.items():
             dtype: Stored = self.cache.dtype if width > 1 else "float32"
             if self.cache.folder is not None:
@@ -142,9 +147,11 @@ class Remembering:
                 self._rows[name] = Rows(width, dtype)
             if accounting != "online":
                 path = store_dir / f"{purpose}-{name}.bin"
+                if name not in self._rows and self.world.size > 1:
+                    self._rows[name] = self._files[f"own {name}"] = RunRows(path.with_suffix(".own.bin"), width, dtype)
                 met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
                 self._rows.setdefault(name, met)
-                self._met[name] = met
+                self._met[name] = self._files[name] = met
         self.cache.describe()
 
     def _sighted(self, name: str, key_B: Tensor) -> int:
@@ -180,12 +187,12 @@ class Remembering:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: how many rows each store of this run holds, and the counters."""
-        rows = {name: store.saved() for name, store in self._met.items()}
+        rows = {name: store.saved() for name, store in self._files.items()}
         return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        for name, store in self._met.items():
+        for name, store in self._files.items():
             store.restore(state.get(name, 0))
         self.hits, self.amortised_macs = state["hits"], state["amortised_macs"]
 
@@ -203,7 +210,7 @@ class Remembering:
         """Say how large the shared cache is, close the stores, and remove the files of a run that has finished."""
         if said := self.describe_cache():
             print(said, file=sys.stderr)
-        for store in {id(store): store for store in (*self._rows.values(), *self._met.values())}.values():
+        for store in {id(store): store for store in (*self._rows.values(), *self._files.values())}.values():
             store.close(remove)
 
 
@@ -225,23 +232,23 @@ class FrozenModel(Remembering):
         cache: Bound | None = None,
     ) -> None:
         widths = {"image": model.width, "text": model.width, "pair": 1}
-        super().__init__(purpose, accounting, microbatch, store_dir, widths, cache)
+        super().__init__(purpose, accounting, microbatch, store_dir, widths, cache, arithmetic.world)
         self.view = view  # one a run: what is remembered is bound to it
         self.model = model.to(arithmetic.device).eval().requires_grad_(False)
         self.arithmetic = arithmetic
 
     def embeddings(self, batch: Batch) -> tuple[Embeddings, tuple[Pass, ...]]:
         """Embeddings of a super-batch, and the passes that they cost."""
-        self.price = self.price or Price.of(self.model, batch, self.view)
+        own, device = batch.own, self.arithmetic.device
+        self.price = self.price or Price.of(self.model, own, self.view)
         images, texts = self._sighted("image", batch.image_key_B), self._sighted("text", batch.text_key_B)
 
         def source(index_M: Tensor) -> Batch:
-            return batch if len(index_M) == len(batch) else batch.take(index_M)
+            return own if len(index_M) == len(own) else own.take(index_M)
 
-        image_BD = self._tower("image", batch.image_key_B, source)
-        text_BD = self._tower("text", batch.text_key_B, source)
-        device = self.arithmetic.device
-        embeddings = Embeddings(image_BD.to(device), text_BD.to(device), *self.model.scale_and_bias())
+        towers = self._tower("image", own.image_key_B, source), self._tower("text", own.text_key_B, source)
+        image_BD, text_BD = (self.world.collect(own_PD.to(device), len(batch)) for own_PD in towers)
+        embeddings = Embeddings(image_BD, text_BD, *self.model.scale_and_bias())
         return embeddings, self._towers_charged(images, texts)
 
     def own_loss(

@@ -87,14 +87,15 @@ class Scorer:
     def _in_training(
         self, learner: Learner, view: View, purpose: Purpose, batch: Batch
     ) -> tuple[Embeddings, tuple[Pass, ...]]:
-        model = learner.model.eval()
+        model, own, world = learner.model.eval(), batch.own, learner.world
         image, text = [], []
         with torch.no_grad(), learner.arithmetic.autocast():
-            for part in torch.arange(len(batch)).split(self.microbatch):
-                image_PD, text_PD = model(batch.take(part) if len(part) < len(batch) else batch, view)
+            for part in torch.arange(len(own)).split(self.microbatch):
+                image_PD, text_PD = model(own.take(part) if len(part) < len(own) else own, view)
                 image.append(image_PD)
                 text.append(text_PD)
-        embeddings = Embeddings(torch.cat(image), torch.cat(text), *model.scale_and_bias())
+        image_BD, text_BD = (world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
+        embeddings = Embeddings(image_BD, text_BD, *model.scale_and_bias())
         who = purpose.removesuffix("_score")
         macs = learner.prices[view].pairs(len(batch), self.microbatch)
         return embeddings, (Pass(purpose, macs, f"{who}, scoring {len(batch)} pairs{_under(view)}"),)

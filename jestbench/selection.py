@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from jestbench import distributed
 from jestbench.batch import Selection
 from jestbench.scores import Scores, Side
 
@@ -56,7 +57,7 @@ def initial_state(policy: Policy) -> object:
 
 
 def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator, state: object = None) -> Selection:
-    """Ask the policy, and check the answer.
+    """Ask the policy, and check the answer; where several processes ask, the first one's counts.
 
     Args:
         policy: with state or without.
@@ -88,4 +89,4 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
     if selection.score_B is not None and selection.score_B.shape != (len(scores),):
         raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
-    return selection
+    return distributed.world().agreed(selection)

@@ -15,7 +15,9 @@ from jestbench.data.cascade import CascadedSuperBatches
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.prefetch import Prefetched, WorkerPairs, decoders_for, prefetched
+from jestbench.data.shared import SharedSource
 from jestbench.data.stream import StreamPairs
+from jestbench.distributed import World
 from jestbench.evals import Evaluator
 from jestbench.evals.regression import RegressionEvaluator
 from jestbench.learner import Learner, Price, Update
@@ -80,6 +82,7 @@ def build_stages(
     """
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
+    _check_world(run, arithmetic.world)
     pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
     learner, scored = _learner(run, pairs, arithmetic)
     frozen: FrozenModel | TwinModel | None = None
@@ -107,6 +110,22 @@ def build_stages(
     scorer = Scorer(learner, frozen, run.microbatch, scored, grader, online)
     super_batches = source(resolved, pairs, draw_size or resolved.draw_size, scorer)
     return Stages(pairs, super_batches, scorer, learner, _evaluator(run, data.split(run.evaluate.split)))
+
+
+def _check_world(run: Run, world: World) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if world.size == 1:
+        return
+    if run.objective is not None:
+        raise ConfigError("run.objective: a pair scorer is trained by one process: start it without torchrun")
+    if run.batch_size < world.size:
+        raise ConfigError(
+            f"run.batch_size = {run.batch_size} pairs cannot be shared by {world.size} processes: start fewer"
+        )
 
 
 def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, View]:
@@ -161,6 +180,8 @@ def build_twin(
         )
         for half, model in enumerate(models)
     )
+    # One of them may meet fewer pairs at first than there are processes: nothing may be left to trace then.
+    first.price = second.price = Price.of(models[0], pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
     return TwinModel((first, second), store_dir)
 
 
@@ -185,10 +206,10 @@ def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> Super
         DataError: the split is too small.
         ConfigError: a cascade over a stream, whose pairs are not known before they come.
     """
-    run, device = resolved.run, str(scorer.learner.arithmetic.device)
+    run, device, world = resolved.run, str(scorer.learner.arithmetic.device), scorer.learner.world
     frozen = None if run.cascade is None else scorer.frozen.get(run.cascade.score)
     if run.cascade is None or frozen is None:  # priced without one
-        return prefetched(pairs, size, run.seed, run.loader, run.augment, device)
+        return prefetched(pairs, size, run.seed, run.loader, run.augment, device, world)
     if isinstance(pairs, StreamPairs):
         raise ConfigError("run.cascade needs an indexed data set: the pairs of a stream have no keys before they come")
     assert not isinstance(frozen, TwinModel), "a run refuses to be built with a cascade over twins"
@@ -198,9 +219,9 @@ def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> Super
     decoders = decoders_for(pairs, run.loader, device)
     candidates = CascadedSuperBatches.candidates(size, run.cascade, len(pairs))
     drawn = SuperBatches(pairs if decoders is None else WorkerPairs(pairs, decoders), candidates, run.seed)
-    return Prefetched(
-        CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss)), decoders, ahead=None
-    )
+    cascaded = CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss))
+    chosen = Prefetched(cascaded, decoders, ahead=None)
+    return chosen if world.size == 1 else SharedSource(chosen, size, world, read_whole=True)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

@@ -21,6 +21,7 @@ from jestbench.batch import Batch, DataError
 from jestbench.data.files import too_many
 from jestbench.data.pairs import Pairs, drawn, max_damaged
 from jestbench.data.tokenizer import Tokenizer
+from jestbench.distributed import World
 
 
 class SuperBatchSource(Protocol):
@@ -105,6 +106,7 @@ class SuperBatches:
     size: int
     seed: int
     augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
+    world: World = field(default_factory=World)  # the processes that share a super-batch; each reads its own rows
     tally: Tally = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -135,10 +137,11 @@ class SuperBatches:
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
     def index_B(self, step: int) -> Tensor:
-        """Positions in ``pairs`` of the super-batch drawn at a step."""
+        """Positions in ``pairs`` of the super-batch drawn at a step, or of this process's rows of it."""
         epoch, number = divmod(step, self.per_epoch)
         start = number * self.size
         index_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        index_B = index_B[self.world.rows(self.size)]
         return index_B + step * len(self.pairs) if self.augmented else index_B
 
     def at(self, step: int) -> Batch:

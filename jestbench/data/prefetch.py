@@ -23,9 +23,11 @@ from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Pairs, Wrapped, attempt, decoded, drawn, mended
 from jestbench.data.processes import usable_cores
+from jestbench.data.shared import SharedSource
 from jestbench.data.stream import StreamBatches, StreamPairs
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.workers import Workers
+from jestbench.distributed import World
 
 MOST = 16
 """Workers that ``auto`` starts at most."""
@@ -325,6 +327,7 @@ def prefetched(
     loader: Loader | None = None,
     augment: RandomResizedCrop | None = None,
     device: str = "cpu",
+    world: World | None = None,
 ) -> SuperBatchSource:
     """Super-batches of a split, read and decoded as a loader says.
 
@@ -335,24 +338,28 @@ def prefetched(
         loader: who decodes; by default as the split asks for.
         augment: what is done to each image at each step.
         device: that the run is on.
+        world: the processes that share each super-batch: each reads its own rows of it, or a stream as a whole.
 
     Raises:
         DataError: the split holds fewer pairs than one super-batch needs, or a stream cannot be divided.
         ValueError: a stream is to be augmented.
     """
-    loader = loader or Loader()
+    loader, world = loader or Loader(), world or World()
     if isinstance(pairs, StreamPairs):
         if augment is not None:
             raise ValueError("run.augment needs an indexed data set: a stream's pairs are not augmented")
         workers = loader.workers if loader.workers != "auto" else min(loader.workers_for(pairs), pairs.shards.lanes)
         shards, pinned = replace(pairs.shards, seed=seed), loader.pins(device)
         limits = loader.timeout, loader.restarts, pinned
-        return StreamBatches(shards, size, workers, loader.prefetch, loader.part, *limits)
+        stream = StreamBatches(shards, size, workers, loader.prefetch, loader.part, *limits)
+        return stream if world.size == 1 else SharedSource(stream, size, world, read_whole=True)
     if augment is not None:
         pairs = AugmentedPairs(pairs, augment, seed)
     decoders = decoders_for(pairs, loader, device)
     drawn_from = pairs if decoders is None else WorkerPairs(pairs, decoders)
-    return Prefetched(SuperBatches(drawn_from, size, seed, augment is not None), decoders, loader.prefetch)
+    batches = SuperBatches(drawn_from, size, seed, augment is not None, world)
+    source = Prefetched(batches, decoders, loader.prefetch)
+    return source if world.size == 1 else SharedSource(source, size, world, read_whole=False)
 
 
 def decoders_for(pairs: Pairs, loader: Loader, device: str) -> Decoders | None:

@@ -15,11 +15,12 @@ _WATCH = 0.2  # seconds between two looks at whether the parent still lives
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on; its share of them, where torchrun has started others on this machine."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def spawned(count: int) -> ProcessPoolExecutor:

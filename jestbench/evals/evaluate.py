@@ -97,22 +97,29 @@ class Evaluator:
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """Metrics ``eval/…`` and the passes that they cost."""
-        model = learner.model.eval()
+        model, world = learner.model.eval(), learner.world
         device = learner.arithmetic.device
-        images: list[Tensor] = []
-        texts: list[Tensor] = []
+
+        def image_of(index: Tensor) -> Tensor:
+            return model.encode_image(self._exactly(index).images_BCHW.to(device))
+
+        def text_of(index: Tensor) -> Tensor:
+            return model.encode_text(self.pairs.batch(index).tokens(model.tokenizer).to(device))
+
+        found: list[Tensor] = []
         with torch.no_grad(), learner.arithmetic.autocast():
-            for index in self.index_N.split(self.config.batch_size):
-                images.append(model.encode_image(self._exactly(index).images_BCHW.to(device)))
-            for index in self.example_C.split(self.config.batch_size):
-                tokens = self.pairs.batch(index).tokens(model.tokenizer)
-                texts.append(model.encode_text(tokens.to(device)))
-        metrics = evaluate_embeddings(torch.cat(images), torch.cat(texts), self.class_N.to(device))
+            for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
+                # Each process embeds its own rows (where there are fewer than processes, some embed none).
+                own = index_N[world.rows(len(index_N))]
+                parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
+                none = torch.empty(0, model.width, device=device)
+                found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
+        metrics = evaluate_embeddings(found[0], found[1], self.class_N.to(device))
         macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
         for one in self.sets:
-            found, spent = one(learner)
-            metrics, passes = metrics | found, passes + spent
+            more, spent = one(learner)
+            metrics, passes = metrics | more, passes + spent
         return metrics, passes
 
     def _exactly(self, index_B: Tensor) -> Batch:

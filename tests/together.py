@@ -1,0 +1,194 @@
+"""Started by torchrun from test_distributed: what processes exchange is checked, then several arms are run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from jestbench import config, distributed
+from jestbench.batch import Batch, Selection
+from jestbench.data.tokenizer import Tokenizer, train_bpe
+from jestbench.distributed import SharedBatch, World
+from jestbench.learner import Learner, Optimizer, Price
+from jestbench.model.towers import Model
+from jestbench.model.views import View
+from jestbench.precision import Arithmetic
+
+TINY = ["--gin_file", "gin/run/tiny.gin"]
+REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
+QUICK = ["run.budget=4e9", "log.every=1", "log.progress=False", "run.device=cpu"]
+COARSE = ["cheap/view.patch_size=8", "cheap/view.resolution=16"]
+
+
+def policy(name: str) -> list[str]:
+    return ["--gin_file", f"gin/policy/{name}.gin"]
+
+
+ARMS: dict[str, list[str]] = {
+    "uniform": [],
+    "jest": [*policy("jest"), REFERENCE, "loader.workers=2"],
+    "odd": [
+        *policy("flexi_jest"),
+        *COARSE,
+        REFERENCE,
+        "run.loss=sigmoid",
+        "run.batch_size=15",
+        "run.super_batch_size=67",
+        "run.train_microbatch=3",
+        "run.grad_checkpointing=True",
+        "run.microbatch=8",
+    ],
+    "twin": [
+        *policy("rho_loss_twin"),
+        'run.reference=("gin/run/tiny_irreducible.gin", "run.budget=2e9", "run.split=pool")',
+    ],
+    "online": [
+        *policy("active_clip"),
+        REFERENCE,
+        'scorer/model.image_options={"embed_dim": 16, "depth": 1, "num_heads": 2}',
+    ],
+    "cappy": [*policy("cappy"), 'run.scorer=("gin/run/tiny_cappy.gin", "run.budget=2e9")'],
+    "cascade": [
+        *policy("cascade_jest"),
+        REFERENCE,
+        "run.batch_size=8",
+        "run.super_batch_size=20",
+        "cascade.candidates=3",
+    ],
+    "weights": policy("grad_norm"),
+    "stream": ["--gin_file", "$STREAM", *policy("hard_learner"), "run.batch_size=5", "run.super_batch_size=10"],
+    "shared_cache": [*policy("easy_reference"), REFERENCE, "run.cache=@cache()", "run.reference_accounting=online"],
+}
+
+
+def command(arm: str, run_dir: Path) -> list[str]:
+    words = [*TINY, *ARMS[arm], *QUICK, "--run_dir", str(run_dir)]
+    return [os.path.expandvars(word) for word in words]
+
+
+def batch_of(count: int, tokenizer: Tokenizer) -> Batch:
+    generator = torch.Generator().manual_seed(count)
+    captions = tuple(f"word{i} word{i % 3}" for i in range(count))
+    return Batch(
+        images_BCHW=torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        token_ids={tokenizer.identity: tokenizer.encode(captions)},
+        image_key_B=torch.arange(count) + 100,
+        text_key_B=torch.arange(count) + 200,
+        marks={"noisy": torch.arange(count) % 3 == 0},
+        captions=captions,
+    )
+
+
+def shared(batch: Batch, world: World) -> SharedBatch:
+    return SharedBatch.of(batch.take(world.rows(len(batch))), len(batch), world)
+
+
+def same(one: Batch, other: Batch, captions: bool = True) -> None:
+    assert torch.equal(one.images_BCHW, other.images_BCHW)
+    assert torch.equal(one.image_key_B, other.image_key_B)
+    assert torch.equal(one.text_key_B, other.text_key_B)
+    assert all(torch.equal(one.token_ids[name], ids) for name, ids in other.token_ids.items() if one.token_ids)
+    assert all(torch.equal(one.marks[name], mark) for name, mark in other.marks.items())
+    assert not captions or one.captions == other.captions
+
+
+def check_batches(world: World, tokenizer: Tokenizer) -> None:
+    """What each holds of a batch, of pairs taken from it, and of pairs that all want to see."""
+    generator = torch.Generator().manual_seed(0)
+    for count in (world.size, 7, 24):
+        whole = batch_of(count, tokenizer)
+        spread = shared(whole, world)
+        assert len(spread) == count
+        same(spread.own, whole.take(world.rows(count)))
+        for taken in range(1, count + 1):
+            index = torch.randperm(count, generator=generator)[:taken]
+            chosen = spread.take(index)
+            assert len(chosen) == taken
+            same(chosen.own, whole.take(index).take(world.rows(taken)), captions=False)
+            same(spread.everywhere(index), whole.take(index))
+
+
+def check_agreement(world: World) -> None:
+    """Who says what, and who hears it."""
+    assert world.everybodys(world.rank) == list(range(world.size))
+    assert world.summed({"a": 1, "b": world.rank}) == {"a": world.size, "b": sum(range(world.size))}
+    assert world.first(lambda: world.rank) == 0
+    assert [world.any(world.rank == r) for r in (*range(world.size), world.size)] == [True] * world.size + [False]
+    chosen = Selection(torch.tensor([world.rank, 5]), weight_K=torch.tensor([1.0, float(world.rank)]))
+    assert world.agreed(chosen).index_K.tolist() == [0, 5]
+    assert world.agreed(chosen).weight_K.tolist() == [1.0, 0.0]
+    with pytest.raises(ZeroDivisionError, match="division"):
+        world.first(lambda: 1 // 0)
+    with distributed.alone():
+        assert distributed.world() == World()
+    assert distributed.world() == world
+
+
+def gradients(world: World, batch: Batch, model: Model, tokenizer: Tokenizer, options: dict) -> dict[str, Tensor]:
+    """Gradients, before clipping, of one update in float64."""
+    towers = model.build(tokenizer, options["loss"], 0).double()
+    price = Price(1, 1)
+    mix = options["mix"]
+    learner = Learner(
+        towers,
+        options["loss"],
+        Optimizer(learning_rate=1e-9, clip=0.0),
+        Arithmetic(torch.device("cpu"), False, world),
+        price,
+        mix,
+        {view: price for _, view in mix},
+        microbatch=options["microbatch"],
+    )
+    weight_K = torch.linspace(0.5, 1.5, len(batch), dtype=torch.float64) if options["weighted"] else None
+    update = learner.update(batch, weight_K, 0.5, 1)
+    found = {name: value.grad for name, value in towers.named_parameters() if value.grad is not None}
+    return found | {"loss": torch.tensor(update.loss), "norm": torch.tensor(update.gradient_norm)}
+
+
+def check_gradients(world: World, tokenizer: Tokenizer) -> None:
+    """Those of all processes together are those of one, for each loss, mix of views, weights and micro-batch."""
+    model = Model(
+        image_size=16,
+        patch_size=8,
+        embed_dim=8,
+        text_width=8,
+        text_layers=1,
+        text_heads=2,
+        image_options={"embed_dim": 16, "depth": 2, "num_heads": 2},
+    )
+    plain, mixed = ((1.0, View()),), ((0.5, View()), (0.25, View(patch_size=4)), (0.25, View(layers=0.5)))
+    for loss, mix, weighted, microbatch in itertools.product(
+        ("sigmoid", "softmax"), (plain, mixed), (False, True), (None, 2)
+    ):
+        options = {"loss": loss, "mix": mix, "weighted": weighted, "microbatch": microbatch}
+        whole = batch_of(13, tokenizer)
+        alone = gradients(World(), whole, model, tokenizer, options)
+        together = gradients(world, shared(whole, world), model, tokenizer, options)
+        assert alone.keys() == together.keys(), options
+        # Positions and kernels are resized in fp32, whatever the model is in.
+        close = {"rtol": 1e-9, "atol": 1e-12} if mix is plain else {"rtol": 2e-5, "atol": 1e-7}
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, **close, msg=f"{name} {options}")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 64).to_str(), 6)
+    with distributed.started() as world:
+        assert world.size > 1
+        check_batches(world, tokenizer)
+        check_agreement(world)
+        check_gradients(world, tokenizer)
+        for arm in sys.argv[2:]:
+            assert config.main(command(arm, folder / arm)) == 0, arm
+
+
+if __name__ == "__main__":
+    main()
