@@ -296,10 +296,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = _loaded_stages(resolved, folders, twin_dir, store_dir)
             _affordable(resolved, stages, allowance)
-        newest = world.first(lambda: checkpoint.newest(run_dir)) if going_on else None
-        if newest is not None:
-            checkpoint.check_format(newest)
-        step = -1 if newest is None else int(newest.name.removeprefix("step-"))
+        newest, step = _reached(run_dir) if going_on else (None, -1)
         world.first(lambda: Jsonl.cut(run_dir / "metrics.jsonl", step))
         metrics = _metrics(resolved, run_dir, role, step)
     except ConfigError:
@@ -332,6 +329,19 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
             (run_dir / "cache").rmdir()
     world.first(lambda: None)  # nobody goes on before the first process has written how it ended
     return "finished" if status == "finished" else "interrupted"
+
+
+def _reached(run_dir: Path) -> tuple[Path | None, int]:
+    """The newest checkpoint of a run, as the first process sees it, and its step; -1 where there is none.
+
+    Raises:
+        ForeignCheckpoint: another version wrote it.
+    """
+    newest = distributed.world().first(lambda: checkpoint.newest(run_dir))
+    if newest is None:
+        return None, -1
+    checkpoint.check_format(newest)
+    return newest, int(newest.name.removeprefix("step-"))
 
 
 def _loaded_stages(

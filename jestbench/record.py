@@ -66,22 +66,19 @@ class Recorder:
         self.resolved, self.stages, self.allowance = resolved, stages, allowance
         self.run_dir, self.metrics = run_dir, metrics
         self.world = stages.learner.world
-        self._asked = self._agreed = False
+        self.stop_asked = False
+        self._asked_here = False
         self.final: dict[str, float] = {}
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def stop_asked(self) -> bool:
-        """Whether the run is to end after this step, as all its processes have agreed."""
-        return self._asked if self.world.size == 1 else self._agreed
 
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = True
+            self._asked_here = True
+            self.stop_asked = self.stop_asked or self.world.size == 1  # several agree first, after the step
             signal.signal(number, self._previous[signal.Signals(number)])
 
         try:
@@ -123,7 +120,8 @@ class Recorder:
     ) -> None:
         """Everything that follows a step."""
         run = self.resolved.run
-        self._agreed = self.world.any(self._asked)
+        if self.world.size > 1:
+            self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
         found = self._evaluate(progress) if evaluate else {}
         table = self._examples(progress.step, batch, selection, before, after)
