@@ -21,19 +21,25 @@ KEEP = 2
 
 
 class ForeignCheckpoint(DataError):
-    """A checkpoint was written by another version of this package."""
+    """A checkpoint was written by another version of this package, or by another number of processes."""
 
 
-def check_format(folder: Path) -> None:
-    """Refuse a checkpoint that another version wrote; ``model.json`` tells.
+def check_format(folder: Path, processes: int) -> None:
+    """Refuse a checkpoint that another version wrote, or another number of processes; ``model.json`` tells.
 
     Raises:
         ForeignCheckpoint: naming it.
     """
     try:
-        found = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("format")
+        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        found, wrote = described.get("format"), described.get("processes")
     except (OSError, ValueError):
-        found = None
+        found = wrote = None
+    if found == FORMAT and wrote != processes:
+        raise ForeignCheckpoint(
+            f"{folder} was written by {wrote} processes, and this run has {processes}: go on with as many "
+            f"(torchrun --nproc_per_node {wrote})"
+        )
     if found != FORMAT:
         raise ForeignCheckpoint(
             f"{folder} was written by another version of jestbench and cannot be gone on from: start the run anew in "

@@ -219,7 +219,7 @@ def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
     def train_anew_if_foreign() -> Status:
         try:
             return train_run(resolved, folder, True, role)
-        except checkpoint.ForeignCheckpoint:  # half trained by another version: nobody's work is lost
+        except checkpoint.ForeignCheckpoint:  # half trained by another version, or by more or fewer processes
             distributed.world().first(lambda: shutil.rmtree(folder))
             return train_run(resolved, folder, True, role)
 
@@ -335,12 +335,13 @@ def _reached(run_dir: Path) -> tuple[Path | None, int]:
     """The newest checkpoint of a run, as the first process sees it, and its step; -1 where there is none.
 
     Raises:
-        ForeignCheckpoint: another version wrote it.
+        ForeignCheckpoint: another version wrote it, or another number of processes.
     """
-    newest = distributed.world().first(lambda: checkpoint.newest(run_dir))
+    world = distributed.world()
+    newest = world.first(lambda: checkpoint.newest(run_dir))
     if newest is None:
         return None, -1
-    checkpoint.check_format(newest)
+    checkpoint.check_format(newest, world.size)
     return newest, int(newest.name.removeprefix("step-"))
 
 

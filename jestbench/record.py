@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jestbench import checkpoint, examples, seeds
-from jestbench.batch import Batch, DataError, Selection
+from jestbench.batch import Batch, Selection
 from jestbench.evals import points_reached
 from jestbench.flops import FLOPS_PER_MAC
 from jestbench.learner import NonFiniteLoss, Update
@@ -188,6 +188,7 @@ class Recorder:
                 folder / "model.json",
                 {
                     "format": checkpoint.FORMAT,
+                    "processes": self.world.size,
                     "model": asdict(run.model),
                     "loss": run.loss,
                     "tokenizer": tokenizer.definition,
@@ -209,7 +210,6 @@ class Recorder:
                 "online_scorer": online.checkpoint() if online is not None else None,
                 "data": data,
                 "final": self.final,
-                "processes": self.world.size,
             }
             state |= remembered
             torch.save(state, folder / "state.pt")
@@ -217,18 +217,9 @@ class Recorder:
         self.world.first(lambda: checkpoint.write(self.run_dir, progress.step, fill))
 
     def restore(self, progress: Progress, folder: Path) -> None:
-        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember.
-
-        Raises:
-            DataError: another number of processes wrote it.
-        """
+        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
         learner = self.stages.learner
         state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        if state["processes"] != self.world.size:
-            raise DataError(
-                f"{folder} was written by {state['processes']} processes, and this run has {self.world.size}: go on "
-                f"with as many (torchrun --nproc_per_node {state['processes']})"
-            )
         learner.model.load_state_dict(load_file(folder / "model.safetensors"))
         learner.optimizer.load_state_dict(state["optimizer"])
         progress.step, progress.seconds = state["step"], state["seconds"]

@@ -69,33 +69,34 @@ def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp
 # Checkpoints of another version
 
 
-def of_another_version(run_dir: Path) -> None:
-    """As an older version left it: half trained, its checkpoint without what this one keeps."""
+def half_trained(run_dir: Path, **other: object) -> None:
+    """As another process left it: half trained, its checkpoint described otherwise (``None`` leaves out)."""
     (run_dir / "summary.json").unlink()
     newest = max((run_dir / "checkpoints").iterdir())
     described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    del described["format"]
+    described = {name: value for name, value in (described | other).items() if value is not None}
     (newest / "model.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def test_a_run_of_another_version_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--gin_file", "gin/run/tiny.gin", "run.budget=2e9", "--run_dir", str(tmp_path / "run"), "--resume"]
     assert config.main(command) == 0
-    of_another_version(tmp_path / "run")
+    half_trained(tmp_path / "run", format=None)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert config.main(command) == 3
     assert "another version" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_reference_half_trained_by_another_version_is_trained_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", [{"format": None}, {"processes": 4}], ids=str)
+def test_a_reference_half_trained_by_another_version_or_by_more_processes_is_trained_anew(
+    other: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     reference = "run.reference=('gin/run/tiny_reference.gin', 'run.budget=2e9')"
     command = ["--gin_file", "gin/run/tiny.gin", "run.policy=jest", reference, "run.budget=3e9"]
     assert config.main([*command, "--run_dir", str(tmp_path / "first")]) == 0
     (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
-    of_another_version(folder)
+    half_trained(folder, **other)
     assert config.main([*command, "--run_dir", str(tmp_path / "second")]) == 0
     assert list(rows(tmp_path / "second")) == list(rows(tmp_path / "first"))
