@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import together
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 from test_loader import write_shards
@@ -87,6 +88,22 @@ def test_two_processes_make_the_run_of_one(
     assert summaries[0]["flops"] == summaries[1]["flops"]
     assert json.loads((by_two / arm / "environment.json").read_text())["processes"] == 2
     assert not (by_two / arm / "cache").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+@pytest.mark.parametrize("arm", ["jest", "odd"])
+def test_two_gpus_make_the_run_of_one(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    more = ["run.device=auto", "run.precision=fp32", "--run_dir"]
+    assert config.main([*together.command(arm, tmp_path), *more, str(tmp_path / "one")]) == 0
+    words = [str(ROOT / "tools" / "run.py"), *together.command(arm, tmp_path), *more, str(tmp_path / "two")]
+    done = subprocess.run(torchrun(2, *words), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert [row["flops/total"] for row in one] == [row["flops/total"] for row in two]
+    losses = [[row["train/loss"] for row in rows[1:]] for rows in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_only_the_first_process_writes(by_two: Path) -> None:
