@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import together
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from test_loader import write_shards
 
@@ -47,47 +46,50 @@ stream.lanes = 6
 """
 
 
-@pytest.fixture(scope="session")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All arms, by two processes that have checked what they exchange; once for all of xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "by_two"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            write_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
-            (folder / "stream.gin").write_text(STREAM.format(root=ROOT, shards=folder))
-            script = str(ROOT / "tests" / "together.py")
-            words = torchrun(2, script, str(folder), *together.ARMS)
-            more = {"STREAM": str(folder / "stream.gin"), "JESTBENCH_CACHE": str(folder / "cache")}
-            done = subprocess.run(
-                words, cwd=ROOT, env=environment() | more, capture_output=True, text=True, check=False
-            )
-            said = [line for line in done.stderr.splitlines() if line.startswith(("[rank", "error"))]
-            (folder / "said").write_text("\n".join(said) if done.returncode else "")
-    assert not (folder / "said").read_text(), (folder / "said").read_text()
-    return folder
+def run_by_two(folder: Path) -> None:
+    """All arms, by two processes that first check what they exchange."""
+    write_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    (folder / "stream.gin").write_text(STREAM.format(root=ROOT, shards=folder))
+    words = torchrun(2, str(ROOT / "tests" / "together.py"), str(folder), *together.ARMS)
+    more = {"STREAM": str(folder / "stream.gin"), "JESTBENCH_CACHE": str(folder / "cache")}
+    done = subprocess.run(words, cwd=ROOT, env=environment() | more, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith(("[rank", "error"))]
+    assert done.returncode == 0, "\n".join(said)
+    # What cannot be is said once, and leaves nothing behind.
+    assert len(said) == 1
+    assert "run.batch_size = 1 pairs cannot be shared by 2 processes" in said[0]
+    assert not (folder / "refused").exists()
 
 
-@pytest.mark.parametrize("arm", together.ARMS)
-def test_two_processes_make_the_run_of_one(
-    arm: str, by_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("STREAM", str(by_two / "stream.gin"))
-    assert config.main(together.command(arm, tmp_path / arm)) == 0
-    one, two = rows_of(tmp_path / arm), rows_of(by_two / arm)
-    assert len(one) == len(two) > 3
+def assert_same_run(arm: str, alone_dir: Path, shared_dir: Path) -> None:
+    one, two = rows_of(alone_dir), rows_of(shared_dir)
+    assert len(one) == len(two) > 3, arm
     for alone, shared in zip(one, two, strict=True):
-        assert alone.keys() == shared.keys()
+        assert alone.keys() == shared.keys(), arm
         for name, value in alone.items():
             exact = name.startswith(("flops/", "pairs/", "step", "data/", "select/share"))
-            assert shared[name] == (value if exact else pytest.approx(value, rel=2e-3, abs=1e-4)), (name, alone["step"])
-    summaries = [json.loads((folder / arm / "summary.json").read_text()) for folder in (tmp_path, by_two)]
-    assert summaries[0]["config_hash"] == summaries[1]["config_hash"]
-    assert summaries[0]["flops"] == summaries[1]["flops"]
-    assert json.loads((by_two / arm / "environment.json").read_text())["processes"] == 2
-    assert not (by_two / arm / "cache").exists()
+            wanted = value if exact else pytest.approx(value, rel=2e-3, abs=1e-4)
+            assert shared[name] == wanted, (arm, name, alone["step"])
+    summaries = [json.loads((run_dir / "summary.json").read_text()) for run_dir in (alone_dir, shared_dir)]
+    assert summaries[0]["config_hash"] == summaries[1]["config_hash"], arm
+    assert summaries[0]["flops"] == summaries[1]["flops"], arm
+    assert json.loads((shared_dir / "environment.json").read_text())["processes"] == 2
+    assert not (shared_dir / "cache").exists(), arm
+
+
+def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one test: the processes start once, for all arms."""
+    monkeypatch.chdir(ROOT)
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    shared.mkdir()
+    run_by_two(shared)
+    monkeypatch.setenv("STREAM", str(shared / "stream.gin"))
+    for arm in together.ARMS:
+        assert config.main(together.command(arm, alone / arm)) == 0, arm
+        assert_same_run(arm, alone / arm, shared / arm)
+    steps = [row["step"] for row in rows_of(shared / "jest")]
+    assert steps == sorted(set(steps)), "only the first process writes"
+    assert (shared / "jest" / "examples" / "index.html").is_file()
 
 
 @pytest.mark.gpu
@@ -106,19 +108,13 @@ def test_two_gpus_make_the_run_of_one(arm: str, tmp_path: Path, monkeypatch: pyt
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_only_the_first_process_writes(by_two: Path) -> None:
-    steps = [row["step"] for row in rows_of(by_two / "jest")]
-    assert steps == sorted(set(steps))
-    assert (by_two / "jest" / "examples" / "index.html").is_file()
-
-
 LONG = ["run.budget=2.5e10", "run.checkpoints=40", "evaluate.points=2"]
 
 
-def start(run_dir: Path, *more: str, processes: int = 2) -> subprocess.Popen[str]:
+def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
     words = [str(ROOT / "tools" / "run.py"), *together.command("jest", run_dir), *LONG, *more]
     return subprocess.Popen(
-        torchrun(processes, *words),
+        torchrun(2, *words),
         cwd=ROOT,
         env=environment(),
         stderr=subprocess.PIPE,
@@ -172,14 +168,3 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     assert rows_of(cut) == rows_of(whole)
     weights = [load_file(checkpoint.newest(folder) / "model.safetensors") for folder in (whole, cut)]
     assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())
-
-
-def test_what_cannot_be_is_said_once(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "run.batch_size=2", "run.super_batch_size=8", processes=3)
-    errors = process.communicate(timeout=120)[1]
-    assert process.returncode != 0
-    messages = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1
-    assert "run.batch_size = 2 pairs cannot be shared by 3 processes" in messages[0]
-    assert str(ROOT / "jestbench") not in errors  # the traceback is torchrun's own
-    assert not (tmp_path / "run").exists()

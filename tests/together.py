@@ -31,7 +31,6 @@ def policy(name: str) -> list[str]:
 
 
 ARMS: dict[str, list[str]] = {
-    "uniform": [],
     "jest": [*policy("jest"), REFERENCE, "loader.workers=2"],
     "odd": [
         *policy("flexi_jest"),
@@ -188,6 +187,8 @@ def main() -> None:
         check_gradients(world, tokenizer)
         for arm in sys.argv[2:]:
             assert config.main(command(arm, folder / arm)) == 0, arm
+        refused = ["run.batch_size=1", "run.super_batch_size=8"]
+        assert config.main([*command("jest", folder / "refused"), *refused]) == 2
 
 
 if __name__ == "__main__":
