@@ -368,6 +368,8 @@ class Learner:
 
     def _recompute_passes(self, count: int, mix: Mix) -> Iterator[Pass]:
         """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
+        if self.reruns is None and not self._cached(count):
+            return
         ranks = range(self.world.size)
         pieces = [(view, len(index)) for rank in ranks for view, index in self._pieces(mix, count, rank)]
         if self.reruns is not None:

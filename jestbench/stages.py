@@ -15,7 +15,7 @@ from jestbench.data.cascade import CascadedSuperBatches
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.prefetch import Prefetched, WorkerPairs, decoders_for, prefetched
-from jestbench.data.shared import SharedSource
+from jestbench.data.shared import spread
 from jestbench.data.stream import StreamPairs
 from jestbench.distributed import World
 from jestbench.evals import Evaluator
@@ -220,8 +220,7 @@ def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> Super
     candidates = CascadedSuperBatches.candidates(size, run.cascade, len(pairs))
     drawn = SuperBatches(pairs if decoders is None else WorkerPairs(pairs, decoders), candidates, run.seed)
     cascaded = CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss))
-    chosen = Prefetched(cascaded, decoders, ahead=None)
-    return chosen if world.size == 1 else SharedSource(chosen, size, world, read_whole=True)
+    return spread(Prefetched(cascaded, decoders, ahead=None), size, world, read_whole=True)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

@@ -140,8 +140,8 @@ class SuperBatches:
         """Positions in ``pairs`` of the super-batch drawn at a step, or of this process's rows of it."""
         epoch, number = divmod(step, self.per_epoch)
         start = number * self.size
-        index_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
-        index_B = index_B[self.world.rows(self.size)]
+        whole_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
+        index_B = whole_B[self.world.rank :: self.world.size]
         return index_B + step * len(self.pairs) if self.augmented else index_B
 
     def at(self, step: int) -> Batch:

@@ -23,7 +23,7 @@ from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.loader import SuperBatches, SuperBatchSource
 from jestbench.data.pairs import Pairs, Wrapped, attempt, decoded, drawn, mended
 from jestbench.data.processes import usable_cores
-from jestbench.data.shared import SharedSource
+from jestbench.data.shared import spread
 from jestbench.data.stream import StreamBatches, StreamPairs
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.data.workers import Workers
@@ -352,14 +352,13 @@ def prefetched(
         shards, pinned = replace(pairs.shards, seed=seed), loader.pins(device)
         limits = loader.timeout, loader.restarts, pinned
         stream = StreamBatches(shards, size, workers, loader.prefetch, loader.part, *limits)
-        return stream if world.size == 1 else SharedSource(stream, size, world, read_whole=True)
+        return spread(stream, size, world, read_whole=True)
     if augment is not None:
         pairs = AugmentedPairs(pairs, augment, seed)
     decoders = decoders_for(pairs, loader, device)
     drawn_from = pairs if decoders is None else WorkerPairs(pairs, decoders)
     batches = SuperBatches(drawn_from, size, seed, augment is not None, world)
-    source = Prefetched(batches, decoders, loader.prefetch)
-    return source if world.size == 1 else SharedSource(source, size, world, read_whole=False)
+    return spread(Prefetched(batches, decoders, loader.prefetch), size, world, read_whole=False)
 
 
 def decoders_for(pairs: Pairs, loader: Loader, device: str) -> Decoders | None:

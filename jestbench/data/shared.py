@@ -13,6 +13,11 @@ SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
 """Counts that each process has its own of."""
 
 
+def spread(source: SuperBatchSource, size: int, world: World, *, read_whole: bool) -> SuperBatchSource:
+    """A source as several processes share it; one process has it as it is. The arguments are ``SharedSource``'s."""
+    return source if world.size == 1 else SharedSource(source, size, world, read_whole)
+
+
 class SharedSource:
     """The super-batches of a source, spread over the processes of a run.
 
