@@ -493,7 +493,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
             stages = build_stages(small, data, reference, folder / "cache", drawn, regressor, twin)
         allowance = run.allowance({})
-        evaluated = stages.evaluator.names
+        evaluated = stages.evaluator.measures
         stages.evaluator.sets = []  # whole benchmarks: their names are known without them
         metrics = Metrics(folder, None, run.log, "")
         try:

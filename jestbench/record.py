@@ -260,6 +260,8 @@ class Recorder:
             "added_to_budget": self.allowance.added,
             "seconds": progress.seconds,
             **({"cache": self._counted} if resolved.run.cache is not None else {}),
+            "learning_rate": resolved.run.optimizer.learning_rate,
+            "measures": {name: asdict(measure) for name, measure in self.stages.evaluator.measures.items()},
             "metrics": self.final,
             **more,
         }

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from jestbench import command, config
-from jestbench.evals.metrics import EMBEDDING_NAMES
+from jestbench.evals.metrics import embedding_measures
 from jestbench.launch import logged_names, read_summary
 from jestbench.metrics import WandB, log_comparison
 from jestbench.processes import Job, run_side_by_side
@@ -205,7 +205,7 @@ def check_metric(sweep: Sweep) -> None:
     Raises:
         ConfigError: none logs it, or none can be built.
     """
-    if sweep.metric in EMBEDDING_NAMES:
+    if sweep.metric in embedding_measures(0, 0):
         return
     names: set[str] = set()
     refused: ConfigError | None = None

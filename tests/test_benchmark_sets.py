@@ -82,7 +82,7 @@ def learner() -> Learner:
 def evaluated(**config: object) -> tuple[dict[str, float], int]:
     evaluator = Evaluator(PAIRS, Evaluate(**config), 16)
     found, passes = evaluator(learner())
-    assert set(evaluator.names) == set(found)
+    assert set(evaluator.measures) == set(found)
     return dict(found), sum(item.macs for item in passes)
 
 

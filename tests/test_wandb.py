@@ -292,7 +292,7 @@ def test_the_comparison_is_one_summary_run(runs: Runs) -> None:
         assert (row["mean"], row["flops_total"]) == (arm_found["mean"], arm_found["flops_total"])
         for axis, speedup in arm_found["speedup"].items():
             assert row[f"speedup/{axis}"] == speedup["value"]
-            assert row[f"speedup/{axis}/lower_bound"] == speedup["lower_bound"]
+            assert row[f"speedup/{axis}/kind"] == speedup["kind"]
         assert found.summary[f"{row['label']}/mean"] == arm_found["mean"]
     assert found.config["metric"] == "eval/zero_shot_top5"
     assert {f"plots/{name}/path" for name in ("metric_vs_flops", "overview")} <= found.summary.keys()

@@ -14,10 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jestbench.compare.comparison import Arm, Comparison, Paired, ReferenceRow, SeedRun, Speedup
-from jestbench.compare.curves import AXES, Reach, SeedCurve, first_reach, interval, mean_curve, value_at
+from jestbench.compare.comparison import (
+    Absent,
+    Arm,
+    Comparison,
+    Kind,
+    Paired,
+    ReferenceRow,
+    SeedRun,
+    Speedup,
+)
+from jestbench.compare.curves import AXES, FEWEST_SEEDS, Reach, SeedCurve, first_reach, interval, mean_curve, value_at
 from jestbench.compare.groups import (
     TOTAL_FLOPS,
+    Candidate,
     Group,
     choose_baseline,
     group_arms,
@@ -29,10 +39,11 @@ from jestbench.compare.groups import (
     split_usable,
     step_flops,
 )
-from jestbench.compare.load import CompareError, Run, load_run, shown
+from jestbench.compare.load import CompareError, Measure, Run, load_run, shown
 from jestbench.compare.provenance import (
     common_facts,
     environment,
+    learning_rate_notes,
     listed,
     run_notes,
     workplace_notes,
@@ -69,7 +80,8 @@ def analyse(
     groups, clashes = group_arms(kept)
     base, choice = choose_baseline(groups, baseline, unusable)
     budget = min(group.reached for group in groups)
-    arms, about_arms = _compare(groups, base, budget, lower)
+    measure = _measure(kept, metric)
+    arms, about_arms = _compare(groups, base, budget, lower, measure)
     references, about_references = _reference_rows(arms, metric)
     facts, about_data = common_facts(arms)
     excluded = (*unusable, *unreadable)
@@ -84,8 +96,8 @@ def analyse(
         references=references,
         excluded=excluded,
         warnings=(
-            *(*clashes, *choice, *left_out, *duplicates, *reading),
-            *(*about_arms, *about_references, *about_data, *about_runs),
+            *(*clashes, *choice, *left_out, *duplicates, *reading, *_few_seeds_notes(arms)),
+            *(*about_arms, *about_references, *learning_rate_notes(arms), *about_data, *about_runs),
         ),
         facts=facts,
         command=command,
@@ -94,7 +106,15 @@ def analyse(
     )
 
 
-def _compare(groups: Sequence[Group], base: Group, budget: int, lower: bool) -> tuple[list[Arm], list[str]]:
+def _measure(candidates: Iterable[Candidate], metric: str) -> Measure:
+    """The metric's range and number of examples, where all runs that say so agree."""
+    known = {candidate.run.measures[metric] for candidate in candidates if metric in candidate.run.measures}
+    return known.pop() if len(known) == 1 else Measure()
+
+
+def _compare(
+    groups: Sequence[Group], base: Group, budget: int, lower: bool, measure: Measure
+) -> tuple[list[Arm], list[str]]:
     read = {group.label: _read_at(group, budget) for group in groups}
     members = {label: runs for label, (runs, _) in read.items() if runs}
     notes = [note for _, about in read.values() for note in about]
@@ -110,21 +130,24 @@ def _compare(groups: Sequence[Group], base: Group, budget: int, lower: bool) -> 
     base_reach = reached[base.label]
     if base_reach is not None and not base_reach.at_end:
         notes.append(
-            f"the baseline {base.label} first meets its own final value before its end: speedups count from there"
+            f"the baseline {base.label} first touches its own final value before its end: its side of each first "
+            "touch is read there"
         )
     arms = []
     for group in groups:
         if group.label not in members:
             continue
         own = group is base
-        runs = members[group.label]
+        runs, curve = members[group.label], curves[group.label]
+        end = float(curve.value_E[-1])
         arm = _arm(
             group,
             runs,
             budget,
-            speedup=_speedups(reached[group.label], base_reach, own=own),
-            paired=None if own else _paired(runs, members[base.label], lower),
-            curve=curves[group.label],
+            measure,
+            speedup=_speedups(reached[group.label], base_reach, own=own, worse=end > target if lower else end < target),
+            paired=None if own else _paired(runs, members[base.label], lower, measure),
+            curve=curve,
         )
         arms.append(arm)
         notes.extend(_arm_notes(arm, None if own else members[base.label]))
@@ -158,13 +181,14 @@ def _arm(
     group: Group,
     members: tuple[SeedRun, ...],
     budget: int,
+    measure: Measure,
     *,
     speedup: Mapping[str, Speedup],
     paired: Paired | None,
     curve: SeedCurve,
 ) -> Arm:
     values = [member.value for member in members]
-    low, high = interval(values) or (None, None)
+    low, high = interval(values, measure.low, measure.high) or (None, None)
     ends = [float(member.curve.value_E[-1]) for member in members]
     runs = [member.run for member in members]
     purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")})
@@ -177,9 +201,10 @@ def _arm(
         mean=float(np.mean(values)),
         low=low,
         high=high,
+        evaluation_error=_binomial_error(float(np.mean(values)), measure.examples),
         budget=group.budget,
         added_to_budget=_mean_count(run.added_to_budget for run in runs),
-        end=(float(np.mean(ends)), *(interval(ends) or (None, None))),
+        end=(float(np.mean(ends)), *(interval(ends, measure.low, measure.high) or (None, None))),
         undecayed=group.reached > budget + max(step_flops(run) for run in runs),
         paired=paired,
         speedup=speedup,
@@ -213,18 +238,36 @@ def _mean_count(values: Iterable[float]) -> int:
     return (2 * sum(whole) + len(whole)) // (2 * len(whole))
 
 
-def _speedups(arm: Reach | None, baseline: Reach | None, *, own: bool) -> dict[str, Speedup]:
+def _speedups(arm: Reach | None, baseline: Reach | None, *, own: bool, worse: bool) -> dict[str, Speedup]:
+    """Speedup by axis.
+
+    Args:
+        arm: where the arm first has the baseline's final value; ``None`` if nowhere.
+        baseline: where the baseline first has it.
+        own: whether the arm is the baseline.
+        worse: whether the arm ends worse than the baseline: what it touched on the way it does not keep.
+    """
     speedups = {}
     for axis in AXES:
         need = _finite(arm.amount[axis]) if arm else None
         have = _finite(baseline.amount[axis]) if baseline else None
+        absent: Absent = ""
         if own:
-            speedups[axis] = Speedup(1.0, lower_bound=False, arm=need, baseline=have)
-        elif arm is None or not need or have is None:
-            # Also where nothing was spent: the target was met before training, and no ratio says anything.
-            speedups[axis] = Speedup(None, lower_bound=False, arm=need, baseline=have)
+            speedups[axis] = Speedup(1.0, "decayed", arm=need, baseline=have)
+            continue
+        if arm is None or baseline is None:
+            absent = "never"
+        elif worse:
+            absent = "worse"
+        elif not (arm.resolved and baseline.resolved):
+            absent, need = "early", None
+        elif not need or have is None:
+            absent = "unknown"
+        if absent or arm is None or baseline is None or not need or have is None:
+            speedups[axis] = Speedup(None, None, absent, arm=need, baseline=have)
         else:
-            speedups[axis] = Speedup(have / need, lower_bound=not arm.at_end, arm=need, baseline=have)
+            kind: Kind = "decayed" if arm.at_end and baseline.at_end else "touch"
+            speedups[axis] = Speedup(have / need, kind, arm=need, baseline=have)
     return speedups
 
 
@@ -232,7 +275,21 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool) -> Paired | None:
+def _binomial_error(share: float, examples: int | None) -> float | None:
+    """One standard error of a share by the number of its examples, √(p(1 − p)/n).
+
+    It takes the examples for independent; those of one class share a prompt, so the true error is larger.
+
+    Args:
+        share: p.
+        examples: n; ``None`` where the value is no share of examples.
+    """
+    if examples is None or not 0 <= share <= 1:
+        return None
+    return math.sqrt(share * (1 - share) / examples)
+
+
+def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool, measure: Measure) -> Paired | None:
     of_baseline = {member.run.seed: member.value for member in baseline}
     difference = {
         member.run.seed: member.value - of_baseline[member.run.seed]
@@ -242,7 +299,8 @@ def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool
     if not difference:
         return None
     values = list(difference.values())
-    low, high = interval(values) or (None, None)
+    widest = measure.high - measure.low
+    low, high = interval(values, -widest, widest) or (None, None)
     ahead = sum(value < 0 if lower else value > 0 for value in values)
     return Paired(tuple(difference), ahead, float(np.mean(values)), low, high)
 
@@ -250,8 +308,6 @@ def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool
 def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     """What to know about an arm; ``baseline`` is ``None`` for the baseline itself."""
     notes = []
-    if len(arm.runs) == 1:
-        notes.append(f"arm {arm.label} has one seed ({arm.seeds[0]}): no interval can be given")
     if arm.added_to_budget:
         notes.append(
             f"arm {arm.label} was given {arm.added_to_budget:.3e} FLOPs of pre-training beside its budget: its end, "
@@ -261,7 +317,7 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     elif arm.undecayed:
         notes.append(
             f"arm {arm.label} was given {arm.budget or arm.flops_all_in:.3e} FLOPs: its value at the common "
-            "budget is read inside an undecayed schedule and understates it"
+            "budget is read inside an undecayed schedule, and is not what a schedule that ends there gives"
         )
     if arm.flops_amortised:
         notes.append(
@@ -275,8 +331,6 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
                 f"arm {arm.label} has seeds {listed(arm.seeds)}, the baseline {listed(seeds)}: they are "
                 "paired where both have the seed"
             )
-        if any(speedup.arm == 0 for speedup in arm.speedup.values()):
-            notes.append(f"arm {arm.label} meets the baseline's final value before training: no speedup")
     unlogged = [axis for axis in AXES if not np.isfinite(arm.curve.amount_E[axis]).all()]
     if unlogged:
         notes.append(f"arm {arm.label}: {listed(unlogged)} not logged with every evaluation: no such speedup")
@@ -287,16 +341,37 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     return notes
 
 
+def _few_seeds_notes(arms: Sequence[Arm]) -> list[str]:
+    """Which arms have no interval, and why."""
+    few = [f"{arm.label} ({len(arm.runs)})" for arm in arms if len(arm.runs) < FEWEST_SEEDS]
+    equal = [arm.label for arm in arms if len(arm.runs) >= FEWEST_SEEDS and arm.low is None]
+    notes = [f"no interval is given below {FEWEST_SEEDS} seeds: {listed(few)}"] if few else []
+    if equal:
+        notes.append(
+            f"all seeds have the same value, which is no certainty, so that no interval is given: {listed(equal)}"
+        )
+    return notes
+
+
 def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
     used: dict[tuple[str, Path | None, int], dict[str, None]] = defaultdict(dict)
+    seeds: dict[tuple[str, Path | None, int], set[int]] = defaultdict(set)
     for arm in arms:
         for member in arm.runs:
             for entry in member.run.references:
-                used[entry.name, entry.folder, entry.pretrain_flops][arm.label] = None
+                key = (entry.name, entry.folder, entry.pretrain_flops)
+                used[key][arm.label] = None
+                seeds[key].add(member.run.seed)
     rows: list[ReferenceRow] = []
     notes: list[str] = []
-    for (name, folder, pretrain_flops), labels in sorted(used.items(), key=lambda item: str(item[0])):
+    for key, labels in sorted(used.items(), key=lambda item: str(item[0])):
+        name, folder, pretrain_flops = key
         value, flops, problem = _reference_score(folder, metric)
+        if len(seeds[key]) > 1:
+            notes.append(
+                f"one model {name} (one seed) serves the seeds {listed(sorted(seeds[key]))} of {listed(labels)}: what is "
+                "particular to it is in all of them and in no interval"
+            )
         rows.append(ReferenceRow(name, tuple(labels), value, pretrain_flops if flops is None else flops, folder))
         notes.extend([f"reference {name}: {problem}"] if problem else [])
     return tuple(rows), notes

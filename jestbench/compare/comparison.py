@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, Run, shown
 
 
+Kind = Literal["decayed", "touch"]
+Absent = Literal["", "never", "worse", "early", "unknown"]
+"""``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the
+first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged."""
+
+
 @dataclass(frozen=True)
 class Speedup:
-    """How many times less of something an arm needs than the baseline.
+    """How many times less of something an arm needs than the baseline to have the baseline's final value.
 
     Attributes:
-        value: baseline's amount over the arm's; ``None`` where the arm never reaches the baseline's
-            final value or an amount is not known.
-        lower_bound: whether the arm gets there before the end of its learning-rate schedule: with its
-            decay ending sooner it would have needed less.
+        value: baseline's amount over the arm's; ``None`` where ``absent`` gives the reason.
+        kind: ``decayed`` between two ends of learning-rate schedules; ``touch`` where one of the two curves first
+            touches the value inside its schedule. A touch is indicative: a run whose schedule ends there has another
+            value, a lower one wherever it was tried (docs/results.md).
+        absent: why there is no value, or an empty text.
         arm: the arm's amount at that point.
         baseline: the baseline's amount at that point.
     """
 
     value: float | None
-    lower_bound: bool
+    kind: Kind | None
+    absent: Absent = ""
     arm: float | None = None
     baseline: float | None = None
 
@@ -38,7 +46,7 @@ class Paired:
         seeds: the seeds that both have.
         ahead: in how many of them the arm is better.
         mean: mean difference, arm minus baseline.
-        low: lower end of its 95 % interval; ``None`` with fewer than two seeds.
+        low: lower end of its 95 % interval; ``None`` as for ``Arm.low``.
         high: upper end.
     """
 
@@ -81,13 +89,16 @@ class Arm:
         config_hash: hash of the configuration.
         runs: one for each seed, by seed.
         mean: mean of the metric at the common budget.
-        low: lower end of its 95 % interval; ``None`` with one seed.
+        low: lower end of its 95 % interval over seeds, within the metric's range; ``None`` with fewer than three seeds
+            and where all have the same value.
         high: upper end.
+        evaluation_error: one binomial standard error of the mean by the finite number of examples; ``None`` where the
+            metric is no share of examples.
         budget: FLOPs asked for; ``None`` if the runs do not say.
         added_to_budget: the part of them that a control was given beside its budget.
-        end: mean of the metric at the arm's own end, and the 95 % interval's ends (``None`` with one seed).
-        undecayed: whether the common budget lies inside its learning-rate schedule, so that its mean
-            understates it.
+        end: mean of the metric at the arm's own end, and the 95 % interval's ends (``None`` as for ``low``).
+        undecayed: whether the common budget lies inside its learning-rate schedule, so that its mean is not what a
+            schedule that ends there would give.
         paired: seed-by-seed difference to the baseline; ``None`` for the baseline, and without a common seed.
         speedup: axis → speedup over the baseline.
         flops_total: FLOPs of the runs themselves.
@@ -111,6 +122,7 @@ class Arm:
     mean: float
     low: float | None
     high: float | None
+    evaluation_error: float | None
     budget: int | None
     added_to_budget: int
     end: tuple[float, float | None, float | None]

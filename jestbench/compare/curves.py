@@ -6,6 +6,7 @@ on one of the axes in ``AXES``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
 """What an arm can be cheaper on. The first is the axis that budgets are stated on."""
 
 CONFIDENCE = 0.95
+FEWEST_SEEDS = 3
+"""Seeds below which no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,13 @@ class Reach:
     Attributes:
         amount: axis → amount spent there.
         at_end: whether that is the last evaluation, where the learning rate has decayed.
+        resolved: whether an evaluation after the start of training lies at or before it: within the first interval of
+            evaluations a straight line would invent the place.
     """
 
     amount: Mapping[str, float]
     at_end: bool
+    resolved: bool
 
 
 def mean_curve(curves: Sequence[Curve]) -> SeedCurve:
@@ -137,31 +143,39 @@ def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -
     if not reached_E.size:
         return None
     after = int(reached_E[0])
+    # The untrained model is evaluated too; where pairs were not logged (NaN), every evaluation counts as a later one.
+    later_E = curve.amount_E["pairs_trained"] != 0
+    resolved = bool(later_E[:after].any())
     if after == 0 or ahead_E[after] == 0:
         amount = {axis: float(amount_E[after]) for axis, amount_E in curve.amount_E.items()}
-        return Reach(amount, at_end=after == len(ahead_E) - 1)
+        exact = bool(ahead_E[after] == 0 and later_E[after])
+        return Reach(amount, at_end=after == len(ahead_E) - 1, resolved=resolved or exact)
     before = after - 1
     part = ahead_E[before] / (ahead_E[before] - ahead_E[after])
     amount = {
         axis: float(amount_E[before] + part * (amount_E[after] - amount_E[before]))
         for axis, amount_E in curve.amount_E.items()
     }
-    return Reach(amount, at_end=False)
+    return Reach(amount, at_end=False, resolved=resolved)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
+def interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float] | None:
     """The 95 % confidence interval of a mean, by Student's t.
 
     Args:
         values: independent observations.
+        low: the smallest value that their mean can have; the interval is cut there.
+        high: the largest.
 
     Returns:
-        Its lower and upper end, or ``None`` for fewer than two values.
+        Its lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread tells next to nothing (the
+        quantile of two is 12.7), and for equal ones, whose spread would be taken for certainty.
     """
     count = len(values)
-    if count < 2:
-        return None
+    deviation = float(np.std(values, ddof=1)) if count >= FEWEST_SEEDS else 0.0
     mean = float(np.mean(values))
-    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
-    half = quantile * float(np.std(values, ddof=1)) / count**0.5
-    return mean - half, mean + half
+    # Equal values can differ from their mean in the last digit.
+    if deviation <= 1e-12 * abs(mean):
+        return None
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / count**0.5
+    return max(low, mean - half), min(high, mean + half)

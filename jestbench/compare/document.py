@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jestbench.compare.comparison import Arm, Comparison
+from jestbench.compare.comparison import Arm, Comparison, Speedup
 from jestbench.compare.wording import relative
 
 
@@ -55,6 +55,7 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
         "mean": arm.mean,
         "low": arm.low,
         "high": arm.high,
+        "evaluation_error": arm.evaluation_error,
         "budget": arm.budget,
         "undecayed": arm.undecayed,
         "added_to_budget": arm.added_to_budget,
@@ -63,9 +64,7 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
         "difference": {"seeds": paired.seeds, "mean": paired.mean, "low": paired.low, "high": paired.high}
         if paired
         else None,
-        "speedup": {
-            axis: {"value": speedup.value, "lower_bound": speedup.lower_bound} for axis, speedup in arm.speedup.items()
-        },
+        "speedup": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup.items()},
         "reach": {axis: {"arm": speedup.arm, "baseline": speedup.baseline} for axis, speedup in arm.speedup.items()},
         "flops_total": arm.flops_total,
         "flops_by_purpose": dict(arm.flops_by_purpose),
@@ -79,6 +78,11 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
         "seconds": arm.seconds,
         "runs": [relative(member.run.folder, out) for member in arm.runs],
     }
+
+
+def _speedup_json(speedup: Speedup) -> dict[str, Any]:
+    # No interval is known for either kind yet; scripts find the keys that they will need.
+    return {"value": speedup.value, "low": None, "high": None, "kind": speedup.kind, "absent": speedup.absent or None}
 
 
 def _strict(value: Any) -> Any:

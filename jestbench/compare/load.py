@@ -41,6 +41,21 @@ class CompareError(Exception):
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What is known about a metric.
+
+    Attributes:
+        low: the smallest value that it can have.
+        high: the largest.
+        examples: of how many evaluation examples it is the share; ``None`` where it is no such share.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
 class ReferenceEntry:
     """A frozen model that a run was scored with, as the run's summary names it.
 
@@ -74,6 +89,8 @@ class Run:
         flops_amortised: FLOPs of reference scoring that its accounting leaves out of the total.
         references: the frozen models it was scored with.
         facts: what is known about its data.
+        learning_rate: at its peak; ``None`` if not recorded.
+        measures: what is known about its metrics, by key.
         environment: ``environment.json``, or empty.
         rows: the logged steps, in order, one for each step.
         final: the last finite number logged under each key, completed from the summary.
@@ -95,6 +112,8 @@ class Run:
     flops_amortised: int
     references: tuple[ReferenceEntry, ...]
     facts: Mapping[str, Fact]
+    learning_rate: float | None
+    measures: Mapping[str, Measure]
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
     final: Row
@@ -199,6 +218,8 @@ def load_run(folder: Path) -> Run:
             flops_amortised=_total(summary.get("flops_amortised")),
             references=tuple(_references(summary.get("references"), folder)),
             facts=_facts(summary.get("data")),
+            learning_rate=_real(summary.get("learning_rate")),
+            measures=_measures(summary.get("measures")),
             environment=environment,
             rows=rows,
             final=_final(rows, summary),
@@ -306,6 +327,24 @@ def _facts(data: object) -> dict[str, Fact]:
     if not isinstance(data, dict):
         return {}
     return {str(key): value for key, value in data.items() if isinstance(value, str | int | float)}
+
+
+def _measures(found: object) -> dict[str, Measure]:
+    entries = found.items() if isinstance(found, dict) else ()
+    return {str(key): _measure(entry) for key, entry in entries if isinstance(entry, dict)}
+
+
+def _measure(entry: Mapping[str, object]) -> Measure:
+    low, high = _real(entry.get("low")), _real(entry.get("high"))
+    return Measure(
+        low=-math.inf if low is None else low,
+        high=math.inf if high is None else high,
+        examples=_integer(entry.get("examples")) or None,
+    )
+
+
+def _real(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _is_number(value: object) -> bool:

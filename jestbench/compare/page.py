@@ -40,7 +40,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
     environment = templates(Path(__file__).parent)
     environment.filters |= {
         "flops": wording.flops_text,
-        "speedup": lambda speedup: wording.typeset(wording.speedup_text(speedup)).replace("x", "×"),
+        "speedup": lambda speedup: wording.speedup_text(speedup).replace("x", "×"),
         "value": lambda value: wording.value_text(value, comparison),
         "difference": lambda value: ("+" if value > 0 else "") + wording.value_text(value, comparison),
         "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
@@ -55,6 +55,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
     return environment.get_template(_TEMPLATE).render(
         comparison=comparison,
         subtitle=wording.subtitle(comparison),
+        evaluation_noise=wording.evaluation_noise(comparison),
         rows=[_row(arm, comparison) for arm in comparison.arms],
         axes=AXES,
         axis_titles=wording.AXIS_TITLES,
@@ -71,7 +72,7 @@ def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
     return {
         "arm": arm,
         "is_baseline": arm.label == comparison.baseline,
-        "mean": wording.typeset(wording.interval_text(arm, comparison)),
+        "mean": wording.interval_text(arm, comparison),
         "colour": arm_colours(comparison)[arm.label],
         "shares": [
             (purpose, 100 * share, PURPOSE_COLOURS.get(purpose, OTHER_COLOUR))

@@ -55,6 +55,23 @@ def workplace_notes(arms: Iterable[Arm]) -> list[str]:
     return notes
 
 
+def learning_rate_notes(arms: Iterable[Arm]) -> list[str]:
+    """A note on the learning rates: an arm may do better with one of its own."""
+    labels: dict[float, dict[str, None]] = defaultdict(dict)
+    for arm in arms:
+        for member in arm.runs:
+            if member.run.learning_rate is not None:
+                labels[member.run.learning_rate][arm.label] = None
+    if len(labels) > 1:
+        return [f"learning rates differ: {_described(labels)}"]
+    more = len({label for which in labels.values() for label in which}) > 1
+    return [
+        f"one learning rate, {rate:g}, was used for all arms: an arm may do better with one of its own"
+        for rate in labels
+        if more
+    ]
+
+
 def run_notes(arms: Iterable[Arm]) -> list[str]:
     """What the runs warned of themselves, each text once for an arm."""
     notes: list[str] = []

@@ -41,7 +41,12 @@ def format_table(comparison: Comparison) -> str:
     lines += ["", " " * (WIDTH - 50) + "x less than the baseline needs".rjust(50), *_align([head, *rows])]
     lines += [
         "",
-        *_wrap(f"baseline: {comparison.baseline}; >= lower bound (undecayed there); x < 1: needs more"),
+        *_wrap(
+            f"baseline: {comparison.baseline}; ~ first touch, indicative (not decayed there); x < 1: needs more; "
+            f"{wording.WORDS['early']}: within the first interval of evaluations; {wording.WORDS['worse']}: ends worse "
+            "than the baseline"
+        ),
+        *_wrap(wording.evaluation_noise(comparison)),
     ]
     for warning in comparison.warnings:
         lines += _wrap(f"warning: {warning}", indent="  ")
@@ -99,7 +104,8 @@ def to_markdown(comparison: Comparison, out: Path) -> str:
             [*_arm_rows(comparison), *_reference_cells(comparison)],
         ),
         f"×: how many times less than the baseline, `{_code(comparison.baseline)}`, an arm needs to first "
-        "reach the baseline's final value.",
+        "reach the baseline's final value; ~: a first touch on an undecayed curve, indicative.",
+        *([_plain(wording.evaluation_noise(comparison)) + "."] if wording.evaluation_noise(comparison) else []),
         "## What the FLOPs were spent on",
         _spending(comparison),
         "## Warnings",
@@ -119,10 +125,10 @@ def _arm_rows(comparison: Comparison) -> Iterable[list[str]]:
         base = " (baseline)" if arm.label == comparison.baseline else ""
         yield [
             _plain(arm.label) + base,
-            wording.typeset(wording.interval_text(arm, comparison)),
+            wording.interval_text(arm, comparison),
             str(len(arm.runs)),
             "" if base else _ahead(arm, comparison),
-            *(wording.typeset(cell) for cell in _speedup_cells(arm)),
+            *_speedup_cells(arm),
         ]
 
 
@@ -131,7 +137,7 @@ def _reference_cells(comparison: Comparison) -> Iterable[list[str]]:
         if arm.added_to_budget:
             yield [
                 f"*{_plain(wording.end_label(arm))}*",
-                wording.typeset(wording.end_text(arm)),
+                wording.end_text(arm),
                 str(len(arm.runs)),
                 *([""] * (1 + len(AXES))),
             ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from jestbench.compare.comparison import Arm, Comparison, Speedup
+from jestbench.compare.comparison import Absent, Arm, Comparison, Speedup
+from jestbench.compare.curves import FEWEST_SEEDS
 
 AXIS_TITLES = {
     "flops": "FLOPs",
@@ -16,7 +18,8 @@ AXIS_TITLES = {
     "seconds": "seconds",
 }
 
-NEVER = "never"
+WORDS: Mapping[Absent, str] = {"never": "never", "worse": "worse", "early": "early", "unknown": "-"}
+"""What stands in the place of a speedup that has no value."""
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DIGITS = 4
@@ -41,7 +44,18 @@ def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             f"{comparison.metric} of each run at the common budget, linear between its evaluations (the "
             "final value within one step of the end), averaged over seeds.",
         ),
-        ("[low, high]", "95 % confidence interval of that mean by Student's t; none with one seed."),
+        (
+            "[low, high]",
+            "95 % confidence interval of that mean over seeds by Student's t, cut at the metric's range; none below "
+            f"{FEWEST_SEEDS} seeds, and none where all seeds have the same value. It holds the seeds' noise, not that "
+            "of the evaluation.",
+        ),
+        (
+            "evaluation noise",
+            "one standard error of the mean by the number of evaluation examples, √(p(1 − p)/n) for a share p of n "
+            "(binomial); differences of that size are noise even where every seed agrees. Examples of one class share "
+            "a prompt, so the true error is larger.",
+        ),
         (
             "ahead",
             f"in how many of the seeds that both have, the arm's value is {ahead} than the baseline's.",
@@ -49,14 +63,21 @@ def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         (
             "×",
             f"what the baseline needs over what the arm needs to be first {better} the baseline's final "
-            f"seed-mean value, on seed-mean curves, linear between evaluations; '{NEVER}' where the arm does "
-            "not get there; below 1 where it needs more.",
+            "seed-mean value, on seed-mean curves, linear between evaluations; below 1 where the arm needs more. "
+            f"'{WORDS['never']}': not reached; '{WORDS['worse']}': touched on the way, but the arm ends worse than "
+            f"the baseline; '{WORDS['early']}': reached within the first interval of evaluations, where no place can "
+            "be read.",
         ),
         (
-            "≥",
-            "a bound: the arm gets there inside its learning-rate schedule, and with its decay ending there "
-            "it would have needed less; before a mean (≤ where lower is better): the common budget lies "
-            "inside the arm's schedule.",
+            "~",
+            "a first touch: one of the two curves touches the value inside its learning-rate schedule. It is "
+            "indicative and bounds nothing: a run whose schedule ends at that budget has another value. Give the arm "
+            "that budget (run.budget) to see which.",
+        ),
+        (
+            "undecayed",
+            "beside a mean: the common budget lies inside the arm's learning-rate schedule, so that the mean is not "
+            "what a schedule that ends there gives.",
         ),
         (
             "× all-in",
@@ -107,18 +128,32 @@ def value_text(value: float | None, comparison: Comparison) -> str:
 
 
 def interval_text(arm: Arm, comparison: Comparison) -> str:
-    """Write an arm's mean and its interval."""
-    bound = "<=" if comparison.lower_is_better else ">="
-    mean = (bound if arm.undecayed else "") + value_text(arm.mean, comparison)
+    """Write an arm's mean and its interval, or why there is none."""
+    mean = value_text(arm.mean, comparison) + (" undecayed" if arm.undecayed else "")
     if arm.low is None or arm.high is None:
-        return f"{mean} [one seed]"
+        return f"{mean} [{_no_interval(arm)}]"
     return f"{mean} [{value_text(arm.low, comparison)}, {value_text(arm.high, comparison)}]"
+
+
+def _no_interval(arm: Arm) -> str:
+    seeds = len(arm.runs)
+    return "seeds equal" if seeds >= FEWEST_SEEDS else f"{seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def evaluation_noise(comparison: Comparison) -> str:
+    """Write the evaluation noise of the arms with the smallest and the largest one; empty where none is known."""
+    known = sorted((arm.evaluation_error, arm.label) for arm in comparison.arms if arm.evaluation_error is not None)
+    if not known:
+        return ""
+    ends = list(dict.fromkeys((known[0], known[-1])))
+    errors = " to ".join(f"{value_text(error, comparison)} ({label})" for error, label in ends)
+    return f"evaluation noise, one binomial standard error: {errors}"
 
 
 def end_text(arm: Arm) -> str:
     """Write an arm's mean at its own end, and its interval."""
     mean, low, high = (None if value is None else f"{value:.4g}" for value in arm.end)
-    return f"{mean} [one seed]" if low is None else f"{mean} [{low}, {high}]"
+    return f"{mean} [{_no_interval(arm)}]" if low is None else f"{mean} [{low}, {high}]"
 
 
 def end_label(arm: Arm) -> str:
@@ -127,14 +162,17 @@ def end_label(arm: Arm) -> str:
 
 
 def speedup_text(speedup: Speedup) -> str:
-    """Write a speedup: ``2.65x``, ``>=2.65x`` for a lower bound, ``never``, ``-`` where nothing is known."""
+    """Write a speedup: ``2.65x`` between decayed points, ``~2.7x`` for a first touch, a word where there is none."""
     if speedup.value is None:
-        return NEVER if speedup.arm is None and speedup.baseline is not None else "-"
+        return WORDS[speedup.absent]
     value = speedup.value
+    if speedup.kind == "touch":
+        # Two digits: more would promise what a touch does not hold.
+        return f"~{value:.0f}x" if value >= 9.95 else f"~{value:.2g}x"
     digits = f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
     if value < 0.1:
         digits = f"{value:.2g}"
-    return f"{'>=' if speedup.lower_bound else ''}{digits}x"
+    return f"{digits}x"
 
 
 def shares(arm: Arm) -> dict[str, float]:
@@ -152,11 +190,6 @@ def subtitle(comparison: Comparison) -> str:
     facts.append(f"seed{plural} {', '.join(str(seed) for seed in seeds)}")
     facts.append(f"common budget {flops_text(comparison.budget)}")
     return " · ".join((*facts, comparison.created[:10]))
-
-
-def typeset(text: str) -> str:
-    """Replace the signs of a terminal by those of print."""
-    return text.replace(">=", "≥ ").replace("<=", "≤ ")
 
 
 def reference_label(name: str) -> str:

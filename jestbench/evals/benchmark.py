@@ -17,7 +17,7 @@ from jestbench.data.decode import DamagedImage, decode
 from jestbench.data.tokenizer import Tokenizer
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
-from jestbench.evals.metrics import RANKS, group_ranks, zero_shot_ranks
+from jestbench.evals.metrics import RANKS, Measure, group_ranks, share_of, zero_shot_ranks
 from jestbench.learner import Learner
 
 KEPT_BYTES = 2**30
@@ -81,13 +81,17 @@ class BenchmarkEvaluator:
         return {f"eval/{name}/{metric}": value for metric, value in found.items()}, passes
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the metrics that a call gives."""
-        found = [f"{direction}_recall{k}" for direction in ("image_to_text", "text_to_image") for k in RANKS]
+    def measures(self) -> dict[str, Measure]:
+        """The metrics that a call gives, by key."""
+        images, texts = len(self.benchmark.test.images), len(self._token_TL)
         if self.benchmark.task == "zero_shot":
-            found = ["zero_shot_top1", "zero_shot_top5", "mean_per_class_recall"]
-            found += [f"{self.few_shot}_shot_top1"] if self.few_shot else []
-        return tuple(f"eval/{self.benchmark.name}/{metric}" for metric in found)
+            shares = ["zero_shot_top1", "zero_shot_top5"] + ([f"{self.few_shot}_shot_top1"] if self.few_shot else [])
+            found = {name: share_of(images) for name in shares}
+            found["mean_per_class_recall"] = Measure(0.0, 1.0)  # classes of unequal sizes: no share of examples
+        else:
+            found = {f"image_to_text_recall{k}": share_of(images) for k in RANKS}
+            found |= {f"text_to_image_recall{k}": share_of(texts) for k in RANKS}
+        return {f"eval/{self.benchmark.name}/{metric}": measure for metric, measure in found.items()}
 
     def _zero_shot(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, float]:
         classes = len(self.benchmark.classnames)

@@ -13,7 +13,7 @@ from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.metrics import EMBEDDING_NAMES, evaluate_embeddings
+from jestbench.evals.metrics import Measure, embedding_measures, evaluate_embeddings
 from jestbench.learner import Learner
 
 
@@ -91,9 +91,12 @@ class Evaluator:
         ]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the metrics that a call gives."""
-        return (*EMBEDDING_NAMES, *(name for one in self.sets for name in one.names))
+    def measures(self) -> dict[str, Measure]:
+        """The metrics that a call gives, by key."""
+        found = embedding_measures(len(self.index_N), len(self.example_C))
+        for one in self.sets:
+            found |= one.measures
+        return found
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """Metrics ``eval/…`` and the passes that they cost."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from jestbench.batch import Pass
 from jestbench.data.pairs import Pairs
 from jestbench.evals.evaluate import Evaluate, Evaluator
-from jestbench.evals.metrics import REGRESSION_NAMES
+from jestbench.evals.metrics import REGRESSION_MEASURES, Measure
 from jestbench.learner import Learner
 from jestbench.regression import Regression, RegressionLearner, captions_of, graded
 
@@ -50,9 +50,9 @@ class RegressionEvaluator(Evaluator):
         self.objective = objective
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The metrics of an evaluation."""
-        return REGRESSION_NAMES
+    def measures(self) -> dict[str, Measure]:
+        """The metrics of an evaluation, by key."""
+        return REGRESSION_MEASURES
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
