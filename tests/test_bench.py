@@ -1,11 +1,15 @@
-"""The benchmark at a miniature size, and the listing that it times: the same law as the package's draw."""
+"""The benchmarks at a miniature size: their tables, the steps and products that they time, the listing's law."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import math
+import re
+import sys
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,10 +18,13 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
-from jestbench.bench import paper, selection
+from jestbench.bench import paper, selection, timing, train
 from jestbench.bench.command import main
 from jestbench.bench.listing import listing_draw
+from jestbench.bench.steps import OPTIMIZER, SHAPES, Contender, make_tokenizer, open_clips, ours, random_batch
+from jestbench.model.losses import LOSSES, LossName
 from jestbench.model.towers import Model
+from jestbench.precision import Arithmetic
 from jestbench.sampling import joint_sample
 
 MINIATURE = (
@@ -45,10 +52,175 @@ def test_a_miniature_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert "≤ 1.4" in printed
 
 
-def test_only_what_exists_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train"])
-    assert "selection" in capsys.readouterr().err
+def test_three_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluation"])
+    assert ended.value.code == 2
+    refusal = capsys.readouterr().err
+    for kind in ("selection", "data", "train"):
+        assert kind in refusal
+        with pytest.raises(SystemExit) as ended:
+            main([kind, "--help"])
+        assert ended.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["data", "train"])
+def test_a_missing_peer_is_named_with_its_remedy(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert main([kind, "--json", str(tmp_path / "bench.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert "open_clip" in printed.err
+    assert "pip install -e '.[bench]'" in printed.err
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_ratio_has_its_range() -> None:
+    found = timing.ratio_and_range([2.0, 4.0, 3.0], [1.0, 4.0, 2.0])
+    assert found == {"value": 1.5, "low": 1.0, "high": 2.0}
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    assert timing.versions("torch", "no-such-distribution") == {"torch": version("torch")}
+
+
+CPU = Arithmetic.of("cpu", "auto")
+
+
+def moved(contender: Contender) -> set[str]:
+    """Names of the parameters that three steps have changed."""
+    before = {name: parameter.detach().clone() for name, parameter in contender.model.named_parameters()}
+    for _ in range(3):
+        contender.step()
+    return {name for name, now in contender.model.named_parameters() if not torch.equal(before[name], now)}
+
+
+@each_loss
+def test_our_step_trains_every_parameter(loss: LossName) -> None:
+    contender = ours(SHAPES["miniature"], loss, 8, CPU)
+    free = {"bias"} if loss == "softmax" else set()
+    assert moved(contender) == {name for name, _ in contender.model.named_parameters()} - free
+
+
+@each_loss
+def test_open_clips_step_trains_every_parameter(loss: LossName) -> None:
+    pytest.importorskip("open_clip")
+    contender = open_clips(SHAPES["miniature"], loss, 8, CPU)
+    assert moved(contender) == {name for name, _ in contender.model.named_parameters()}
+    assert hasattr(contender.model, "logit_bias")
+    assert (contender.model.logit_bias is not None) == (loss == "sigmoid")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_steps_do_the_same_work(name: str) -> None:
+    pytest.importorskip("open_clip")
+    own, other = (make(SHAPES[name], "sigmoid", 2, CPU) for make in (ours, open_clips))
+    assert own.macs == other.macs
+    assert own.macs["training"] > 2 * own.macs["forward"] > 0
+    # Ours projects a text by a Linear without bias, open_clip by a bare matrix: as many numbers in either.
+    assert len({sum(p.numel() for p in one.model.parameters()) for one in (own, other)}) == 1
+
+
+@each_loss
+def test_the_peers_loss_and_learning_rate_are_ours(loss: LossName, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip")
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    image_KD, text_KD = (torch.nn.functional.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
+    scale, bias = torch.tensor(7.0), torch.tensor(-2.0)
+    theirs = SigLipLoss()(image_KD, text_KD, scale, bias) if loss == "sigmoid" else ClipLoss()(image_KD, text_KD, scale)
+    torch.testing.assert_close(LOSSES[loss](image_KD, text_KD, scale, bias), theirs)
+
+    rates: list[set[float]] = []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: rates.append({group["lr"] for group in self.param_groups})
+    )
+    for make in (ours, open_clips):
+        make(SHAPES["miniature"], loss, 8, CPU).step()
+    assert rates == [{OPTIMIZER.rate(0.5)}] * 2
+
+
+def test_the_batch_is_what_the_shape_says() -> None:
+    shape = SHAPES["miniature"]
+    tokenizer = make_tokenizer(shape)
+    assert tokenizer.vocab_size == shape.vocabulary
+    batch = random_batch(shape, tokenizer, 5, CPU.device)
+    ids_BL = batch.tokens(tokenizer.identity)
+    assert batch.images_BCHW.shape == (5, 3, 16, 16)
+    assert batch.images_BCHW.dtype == torch.uint8
+    assert ids_BL.shape == (5, shape.tokens)
+    assert (ids_BL != 1).all(), "no word is unknown"
+    real_B = (ids_BL != tokenizer.pad_id).sum(1)
+    assert real_B.min() > shape.tokens // 2
+
+
+def test_the_tiny_shape_is_that_of_the_gin_file() -> None:
+    text = (Path(__file__).parent.parent / "gin/model/tiny.gin").read_text()
+    bound = {name: ast.literal_eval(value) for name, value in re.findall(r"^model\.(\w+) = ([^#\n]+)", text, re.M)}
+    assert len(bound) == 8
+    assert Model(**bound) == SHAPES["tiny"].model
+
+
+def test_a_rate_is_that_of_the_steps_run() -> None:
+    calls: list[None] = []
+    contender = Contender(torch.nn.Identity(), lambda: calls.append(None), {})
+    assert train.pairs_per_second(contender, 5, 8, CPU.device) > 0
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize(
+    ("took", "plan", "steps"),
+    [
+        ([0.3, 0.4, 0.1, 0.2], train.Plan(), 5),
+        ([0.3, 1.5], train.Plan(), 1),
+        ([0.3, 0.4], train.Plan(steps=3), 3),
+        ([0.9, 0.9, 9.0, 0.9], train.Plan(), 1),
+    ],
+)
+def test_steps_of_a_round(took: list[float], plan: train.Plan, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(took)
+    monkeypatch.setattr(timing, "seconds", lambda step, device: next(times))
+    contender = Contender(torch.nn.Identity(), lambda: None, {})
+    assert train.steps_of_a_round({"ours": contender, "open_clip": contender}, plan, CPU.device) == steps
+    assert next(times, None) is None
+
+
+@pytest.mark.parametrize("peer", [True, False])
+def test_a_miniature_of_the_training_step(
+    peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if peer:
+        pytest.importorskip("open_clip")
+    else:  # our own step in its place: what is measured and printed needs no peer
+        monkeypatch.setattr(timing, "need", lambda *_: None)
+        monkeypatch.setattr(train, "open_clips", ours)
+    threads = torch.get_num_threads()
+    options = "--models miniature --rounds 3 --steps 2 --threads 1 --device cpu"
+    assert main(["train", *options.split(), "--json", str(tmp_path / "bench.json")]) == 0
+    assert torch.get_num_threads() == threads
+    report = json.loads((tmp_path / "bench.json").read_text())
+    printed = capsys.readouterr().out
+    part = report["models"]["miniature"]
+    assert part["batch"] == 8
+    for loss in ("softmax", "sigmoid"):
+        entry = part["losses"][loss]
+        assert entry["steps of a round"] == 2
+        assert [len(rates) for rates in entry["pairs/s"].values()] == [3, 3]
+        ratio = entry["ours over open_clip"]
+        assert 0 < ratio["low"] <= ratio["high"]
+        assert f"miniature, {loss}" in printed
+        assert f"{ratio['value']:.2f}  " in printed
+        macs = entry["MACs a pair"]
+        assert macs["ours"] == macs["open_clip"]
+        assert f"ours {macs['ours']['forward']:,}, {macs['ours']['training']:,}" in printed
+    assert "3 rounds, fp32 on cpu, 1 threads" in printed
+    assert "≥ 1.0" in printed
+    assert {"torch", "timm"} <= set(report["machine"]["versions"])
+    assert f"timm {report['machine']['versions']['timm']}" in printed
 
 
 def test_the_papers_scale_in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -584,7 +584,3 @@ def test_both_paths_of_the_benchmark_read_the_same_shards(tmp_path):
     measured = bench.memory(bench.make_source("stream", paths, 64, plan), lambda: [], 0.0)
     assert measured["value"] > 0
     assert bench.resident([os.getpid()]) > 2**20
-
-
-def test_a_ratio_of_the_benchmark_has_its_spread():
-    assert bench.ratio([2.0, 4.0, 3.0], [1.0, 4.0, 2.0]) == {"value": 1.5, "low": 1.0, "high": 2.0}

@@ -17,7 +17,6 @@ after the first ``1 + 2 × workers`` batches: the start and what was made ahead 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import os
 import statistics
@@ -225,12 +224,6 @@ def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: Plan) -> 
     return timing.interleaved(measures, dict.fromkeys(contenders, plan.rounds))
 
 
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Of medians; the smallest and largest ratio of a round beside it."""
-    each = [one / other for one, other in zip(over, under, strict=True)]
-    return {"value": timing.ratio(over, under), "low": min(each), "high": max(each)}
-
-
 def resident(pids: list[int]) -> int:
     """Resident bytes of processes, shared pages counted in each."""
     total = 0
@@ -257,15 +250,20 @@ def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: flo
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """All numbers, ready for JSON."""
+    """All numbers, ready for JSON.
+
+    Raises:
+        MissingPeer: open_clip's pipeline is not installed.
+    """
+    timing.need("webdataset", "open_clip", "open_clip_train.data")
     load = timing.load()
     report: dict[str, Any] = {"plan": asdict(plan), "sizes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for pixels in plan.sizes:
             paths = write_shards(Path(folder), pixels, plan)
             report["sizes"][str(pixels)] = _one_size(paths, pixels, plan)
-    names = ("torch", "open_clip_torch", "webdataset", "datasets", "pillow")
-    report["machine"] = timing.machine(load, versions={name: importlib.metadata.version(name) for name in names})
+    versions = timing.versions("torch", "open_clip_torch", "webdataset", "datasets", "pillow")
+    report["machine"] = timing.machine(load, versions=versions)
     return report
 
 
@@ -287,12 +285,12 @@ def _one_size(paths: list[str], pixels: int, plan: Plan) -> dict[str, Any]:
         plan,
     )
     report: dict[str, Any] = {
-        "indexed over open_clip": ratio(found["indexed"], found["open_clip"]),
-        "stream over open_clip": ratio(found["stream"], found["open_clip"]),
+        "indexed over open_clip": timing.ratio_and_range(found["indexed"], found["open_clip"]),
+        "stream over open_clip": timing.ratio_and_range(found["stream"], found["open_clip"]),
     }
     try:
         raw = rates({"webdataset": partial(raw_webdataset, paths), "datasets": partial(raw_datasets, paths)}, plan)
-        report["webdataset over datasets"] = ratio(raw["webdataset"], raw["datasets"])
+        report["webdataset over datasets"] = timing.ratio_and_range(raw["webdataset"], raw["datasets"])
     except ImportError as error:
         raw = {}
         print(f"webdataset over datasets is left out: {error}", file=sys.stderr)
@@ -311,7 +309,7 @@ def table(report: Mapping[str, Any]) -> str:
         "data: {workers} workers, batches of {batch}, {rounds} rounds of {pairs} pairs from {shards} shards".format(
             **plan
         ),
-        timing.machine_line(machine) + "".join(f", {name} {version}" for name, version in machine["versions"].items()),
+        timing.machine_line(machine),
         "",
         f"{'':40s}{'value':>8s}  {'rounds':>13s}  target",
     ]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -84,7 +83,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     try:
         fresh = _fresh(plan, arithmetic.device)
         draws = plan.repetitions if arithmetic.device.type == "cuda" else 1
-        seconds = [_seconds(partial(_draw, fresh, plan), arithmetic.device) for _ in range(draws)]
+        seconds = [timing.seconds(partial(_draw, fresh, plan), arithmetic.device) for _ in range(draws)]
         fused = kernels.usable(fresh().side("learner").image_BD)
         peak = _peak_bytes(plan, fresh, arithmetic.device)
         del fresh
@@ -117,16 +116,6 @@ def _fresh(plan: Plan, device: torch.device) -> Callable[[], Scores]:
 
 def _draw(fresh: Callable[[], Scores], plan: Plan) -> None:
     joint_draw(fresh(), plan.count, plan.chunks, generator=torch.Generator().manual_seed(0))
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _peak_bytes(plan: Plan, fresh: Callable[[], Scores], device: torch.device) -> int | None:
@@ -163,7 +152,7 @@ def _pass_seconds(plan: Plan, arithmetic: Arithmetic) -> dict[str, float]:
     for one in passes.values():
         one()  # the first call wakes threads, touches memory, chooses kernels
     rounds = dict.fromkeys(passes, plan.repetitions)
-    timed = {name: partial(_seconds, one, arithmetic.device) for name, one in passes.items()}
+    timed = {name: partial(timing.seconds, one, arithmetic.device) for name, one in passes.items()}
     found = timing.interleaved(timed, rounds)
     return {name: statistics.median(seconds) / pairs for name, seconds in found.items()}
 

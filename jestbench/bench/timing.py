@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
+import importlib.metadata
 import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+
+INSTALL = "pip install -e '.[bench]'"
+
+
+class MissingPeer(Exception):
+    """A package that is measured against cannot be imported (exit status 2)."""
+
+
+def need(*modules: str) -> None:
+    """Import the modules of peers before anything is measured.
+
+    Raises:
+        MissingPeer: one cannot be imported; the message says how to install it.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingPeer(f"the peer {name} cannot be imported ({error}); install it: {INSTALL}") from error
 
 
 def add_numbers(parser: argparse.ArgumentParser, plan: type, named: Iterable[tuple[str, str]]) -> None:
@@ -30,9 +54,26 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: Mapping[s
     return found
 
 
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one call, with what it leaves queued on a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def ratio(over: list[float], under: list[float]) -> float:
     """Of medians."""
     return statistics.median(over) / statistics.median(under)
+
+
+def ratio_and_range(over: list[float], under: list[float]) -> dict[str, float]:
+    """Ratio of medians (``value``); the smallest and largest ratio of a round beside it (``low``, ``high``)."""
+    each = [one / other for one, other in zip(over, under, strict=True)]
+    return {"value": ratio(over, under), "low": min(each), "high": max(each)}
 
 
 def load() -> float:
@@ -53,11 +94,21 @@ def machine(load_before: float, **more: Any) -> dict[str, Any]:
     }
 
 
+def versions(*distributions: str) -> dict[str, str]:
+    """Versions of installed distributions, by name; one that is not installed is left out."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def machine_line(facts: Mapping[str, Any]) -> str:
-    """The same as text, without what is more."""
-    return ("{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}").format(
-        **facts
-    )
+    """The same as text: of what is more, the versions alone."""
+    line = "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}"
+    return line.format(**facts) + "".join(f", {name} {version}" for name, version in facts.get("versions", {}).items())
 
 
 def _processor() -> str:
