@@ -42,12 +42,14 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.data.tables import Csv
 from jestbench.data.vocabulary import TokenizerChoice
 from jestbench.evals import Evaluate
+from jestbench.fitting import Trained, data_warnings, other_loss, recorded_data
 from jestbench.learner import Optimizer
 from jestbench.ledger import Budget, Pretrained
 from jestbench.metrics import Log, WandB
 from jestbench.model.towers import Model
 from jestbench.model.views import View
 from jestbench.online import OnlineScorer
+from jestbench.reference import trained_loss
 from jestbench.regression import Regression
 from jestbench.run import ConfigError, Resolved, Run
 
@@ -645,6 +647,7 @@ def resolve(
             f"{name!r} selects: bind run.policy to uniform"
         )
     own, twin = _frozen_models(run, read, chain)
+    warnings = _check_frozen(run, read, own)
     identity = {role: _identity(*found) for role, found in own.items()}
     if twin is not None:
         identity["reference"] += twin.config_hash
@@ -660,6 +663,7 @@ def resolve(
         scorer=scorer[0],
         scorer_dir=scorer[1],
         twin=twin,
+        warnings=warnings,
     )
 
 
@@ -810,6 +814,40 @@ def _pretrained(
         kind = "trains no pair scorer (it has no run.objective)" if by_regression else "trains a pair scorer"
         raise ConfigError(f"{where}{key} = {file!r} {kind}: bind {key} to a run like {usual}")
     return found, None
+
+
+def _check_frozen(
+    run: Run, bindings: Sequence[Binding], own: Mapping[Pretrained, tuple[Resolved | None, Path | None]]
+) -> tuple[str, ...]:
+    """What is doubtful about the frozen models that a run scores with; one that its budget adds is never run.
+
+    Raises:
+        ConfigError: the reference was trained on another loss, and more than its cosines is used.
+    """
+    models = [_training_of(run, role, *found) for role, found in own.items() if role in run.needs]
+    where = _place("run.loss", bindings).removesuffix(": ") or "the default"
+    if refused := other_loss(run, models, where):
+        raise ConfigError(_place("run.reference", bindings) + refused)
+    return data_warnings(run, models, {cls: name for name, cls in configurables().items()})
+
+
+def _training_of(run: Run, role: Pretrained, own: Resolved | None, folder: Path | None) -> Trained:
+    """What a frozen model of a run was trained on: by its own run, or as its folder records it."""
+    if folder is None:
+        assert own is not None
+        asked = getattr(run, role)
+        file = (asked,) if isinstance(asked, str) else tuple(asked)
+        loss = own.run.loss if own.run.objective is None else None
+        return Trained(role, own.run.arm or file[0], loss, own.run, file=file)
+    operative = folder / "operative.gin"
+    try:  # without the frozen models that it needs itself: they may be gone
+        read = _read([str(operative)], (), None, COMMAND_LINE)
+        _bind(read)
+        found: Run | None = _build(read)[0]
+    except ConfigError:
+        found = None
+    file = (_shown(operative),) if found is not None else ()
+    return Trained(role, _shown(folder), trained_loss(folder), found, recorded_data(folder), file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -423,7 +423,7 @@ def _warned(resolved: Resolved, stages: Stages) -> list[str]:
         mix = resolved.reference.run.mix
     elif resolved.reference_dir is not None:
         mix = trained_mix(resolved.reference_dir)
-    found = view_warnings(resolved, stages, mix)
+    found = [*resolved.warnings, *view_warnings(resolved, stages, mix)]
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

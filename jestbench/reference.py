@@ -102,6 +102,17 @@ def trained_mix(run_dir: Path) -> Mix:
     return tuple((share, View(**view)) for share, view in described.get("train_views", ())) or FULL_MIX
 
 
+def trained_loss(run_dir: Path) -> LossName | None:
+    """The contrastive loss of the model in a run's newest checkpoint; ``None`` where none can be read."""
+    newest = checkpoint.newest(run_dir)
+    try:
+        described = {} if newest is None else json.loads((newest / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reported when the model is loaded
+        return None
+    found: LossName | None = described.get("loss") if described.get("kind", "contrastive") == "contrastive" else None
+    return found
+
+
 class Remembering:
     """What frozen models have in common: rows that are found again, and what is charged for those that are not.
 

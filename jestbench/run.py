@@ -214,6 +214,7 @@ class Resolved:
         twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
         scorer: the pair scorer's own run, where it is to be trained on demand.
         scorer_dir: the pair scorer's run folder, where one was given.
+        warnings: what is doubtful about the configuration.
     """
 
     run: Run
@@ -227,6 +228,7 @@ class Resolved:
     twin: Resolved | None = None
     scorer: Resolved | None = None
     scorer_dir: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def policy(self) -> Policy:

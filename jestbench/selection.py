@@ -22,6 +22,10 @@ class Policy(Protocol):
 
     ``needs`` names the models whose scores it reads; empty means that the super-batch holds exactly
     ``count`` pairs. A policy never sees a model, and draws randomness from the generator alone.
+
+    A policy that reads nothing of the reference but its cosines, so that neither scale nor bias moves its choice,
+    declares ``cosine_only: ClassVar[bool] = True``: a reference of another loss than the run's is refused for every
+    other policy that needs one.
     """
 
     @property

@@ -27,10 +27,12 @@ class ClipScore:
 
     Attributes:
         share: of the super-batch that passes the filter, in (0, 1].
+        cosine_only: pairs are ordered by the reference's cosines: its loss may be another than the run's.
     """
 
     share: float = 0.3
     needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+    cosine_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

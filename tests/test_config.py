@@ -709,7 +709,6 @@ def test_the_hash_leaves_out_what_is_not_the_arm(same: str) -> None:
         "run.batch_size=16",
         "run.super_batch_size=64",
         "run.budget=5e10",
-        "run.loss=sigmoid",
         "run.split=curated",
         "run.reference_accounting=online",
         "optimizer.clip=2.0",
@@ -724,6 +723,11 @@ def test_the_hash_leaves_out_what_is_not_the_arm(same: str) -> None:
 )
 def test_the_hash_changes_with_the_arm(other: str) -> None:
     assert digest(other) != digest()
+
+
+def test_the_hash_changes_with_the_loss_alone() -> None:
+    """The reference's stays, which clip_score allows."""
+    assert digest("run.policy=clip_score", "run.loss=sigmoid") != digest("run.policy=clip_score")
 
 
 def test_the_hash_of_uniform_knows_no_super_batch_and_no_reference() -> None:
@@ -754,7 +758,9 @@ def test_a_reference_by_its_folder_is_the_same_arm_wherever_it_lies(run: Run, tm
 
 
 def test_the_order_of_bindings_does_not_change_the_hash() -> None:
-    assert digest("jest.gain=2.0", "run.loss=sigmoid") == digest("run.loss=sigmoid", "jest.gain=2.0")
+    reference = "run.reference=('gin/run/tiny_reference.gin','run.loss=sigmoid')"
+    one, other = ("jest.gain=2.0", "run.loss=sigmoid", reference), (reference, "run.loss=sigmoid", "jest.gain=2.0")
+    assert digest(*one) == digest(*other)
 
 
 # What is imported

@@ -258,6 +258,18 @@ class TestEveryPolicy:
         select(policy, scores)
         assert policy.needs or scores.meter.macs == 0
 
+    @each_policy
+    def test_what_reads_cosines_alone_is_moved_by_neither_scale_nor_bias(self, name: str) -> None:
+        policy = policies.create(name)
+        if not getattr(policy, "cosine_only", False):
+            return
+        assert "reference" in policy.needs, "there is no reference whose loss could matter"
+        for loss, scale, bias in (("sigmoid", 0.5, 0.0), ("sigmoid", 40.0, -20.0), ("softmax", 40.0, 0.0)):
+            scores = asked_for(all_scores(loss), policy)
+            other = dataclasses.replace(scores.side("reference"), scale=scale, bias=bias)
+            moved = dataclasses.replace(scores, reference=other)
+            assert torch.equal(select(policy, moved).index_K, select(policy, scores).index_K)
+
 
 @each_loss
 def test_control_jest_with_its_learner_as_reference_is_uniform(loss: str) -> None:

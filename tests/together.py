@@ -35,7 +35,7 @@ ARMS: dict[str, list[str]] = {
     "odd": [
         *policy("flexi_jest"),
         *COARSE,
-        REFERENCE,
+        'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9", "run.loss=sigmoid")',
         "run.loss=sigmoid",
         "run.batch_size=15",
         "run.super_batch_size=67",
