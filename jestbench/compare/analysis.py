@@ -369,8 +369,8 @@ def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRo
         value, flops, problem = _reference_score(folder, metric)
         if len(seeds[key]) > 1:
             notes.append(
-                f"one model {name} (one seed) serves the seeds {listed(sorted(seeds[key]))} of {listed(labels)}: what is "
-                "particular to it is in all of them and in no interval"
+                f"one model {name} (one seed) serves the seeds {listed(sorted(seeds[key]))} of {listed(labels)}: what "
+                "is particular to it is in all of them and in no interval"
             )
         rows.append(ReferenceRow(name, tuple(labels), value, pretrain_flops if flops is None else flops, folder))
         notes.extend([f"reference {name}: {problem}"] if problem else [])

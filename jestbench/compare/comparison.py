@@ -10,7 +10,6 @@ from typing import Any, Literal
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, Run, shown
 
-
 Kind = Literal["decayed", "touch"]
 Absent = Literal["", "never", "worse", "early", "unknown"]
 """``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the

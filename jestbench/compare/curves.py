@@ -168,8 +168,8 @@ def interval(values: Sequence[float], low: float = -math.inf, high: float = math
         high: the largest.
 
     Returns:
-        Its lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread tells next to nothing (the
-        quantile of two is 12.7), and for equal ones, whose spread would be taken for certainty.
+        Its lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread tells next to nothing
+        (the quantile of two is 12.7), and for equal ones, whose spread would be taken for certainty.
     """
     count = len(values)
     deviation = float(np.std(values, ddof=1)) if count >= FEWEST_SEEDS else 0.0
