@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jestbench import Embeddings, Scores
-from jestbench.sampling import joint_sample
+from jestbench import Embeddings, Scores, joint_sample
 
 SUPER_BATCH, BATCH, STEPS = 320, 64, 60
 CONCEPTS, WIDTH, CLEAN_SHARE = 512, 32, 1 / 3

@@ -9,17 +9,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jestbench.batch import Batch, Pass, Selection
-    from jestbench.scores import Embeddings, Scores
+    from jestbench.compare.report import compare as compare_runs
+    from jestbench.cost.tracing import UnknownOperator, forward_macs
+    from jestbench.launch.command import main
+    from jestbench.select import Embeddings, Scores, conditional_logits, joint_sample
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Embeddings", "Pass", "Scores", "Selection", "__version__"]
+__all__ = [
+    "Batch",
+    "Embeddings",
+    "Pass",
+    "Scores",
+    "Selection",
+    "UnknownOperator",
+    "__version__",
+    "compare_runs",
+    "conditional_logits",
+    "forward_macs",
+    "joint_sample",
+    "main",
+]
 
 _HOMES = {
-    "Batch": "jestbench.batch",
-    "Pass": "jestbench.batch",
-    "Selection": "jestbench.batch",
-    "Embeddings": "jestbench.scores",
-    "Scores": "jestbench.scores",
+    "Batch": "jestbench.batch.Batch",
+    "Embeddings": "jestbench.select.Embeddings",
+    "Pass": "jestbench.batch.Pass",
+    "Scores": "jestbench.select.Scores",
+    "Selection": "jestbench.batch.Selection",
+    "UnknownOperator": "jestbench.cost.tracing.UnknownOperator",
+    "compare_runs": "jestbench.compare.report.compare",
+    "conditional_logits": "jestbench.select.conditional_logits",
+    "forward_macs": "jestbench.cost.tracing.forward_macs",
+    "joint_sample": "jestbench.select.joint_sample",
+    "main": "jestbench.launch.command.main",
 }
 
 
@@ -27,5 +49,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].rpartition(".")
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from torch import Tensor
+
 from jestbench import seeds
-from jestbench.ledger import Allowance, Ledger
-from jestbench.record import Recorder
-from jestbench.run import Resolved
-from jestbench.selection import choose, initial_state
-from jestbench.stages import Stages, update_seed
+from jestbench.batch import Batch
+from jestbench.config.run import Resolved
+from jestbench.cost.budget import Allowance
+from jestbench.cost.ledger import Ledger
+from jestbench.data.pairs import Pairs
+from jestbench.data.super_batches import SuperBatchSource
+from jestbench.engine.learner import Learner, Update
+from jestbench.engine.scorer import Scorer
+from jestbench.evals.evaluate import Evaluator
+from jestbench.runs.recorder import Recorder
+from jestbench.seeds import update_seed
+from jestbench.select.policy import choose, initial_state
 
 Status = Literal["finished", "interrupted"]
 
@@ -57,3 +66,25 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
             progress.pairs_trained += len(chosen)
         recorder.step(progress, batch, selection, update, share, progress.share(allowance))
     return "finished" if progress.share(allowance) >= 1 else "interrupted"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the loop runs, in its order."""
+
+    pairs: Pairs
+    super_batches: SuperBatchSource
+    scorer: Scorer
+    learner: Learner
+    evaluator: Evaluator
+
+    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+        """The learner's optimizer step and, on the same pairs, that of an online scorer; the passes of both.
+
+        Raises:
+            NonFiniteLoss: of either.
+        """
+        update, online = self.learner.update(batch, weight_K, share, seed), self.scorer.online
+        if online is None:
+            return update
+        return replace(update, passes=(*update.passes, *online.update(batch, weight_K, share, seed).passes))

@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from jestbench import seeds
+
 Stream = Literal[
     "init",
     "data",
@@ -37,3 +39,8 @@ def derive(seed: int, stream: Stream, position: int = 0) -> int:
 def generator(seed: int, stream: Stream, position: int = 0) -> torch.Generator:
     """A CPU generator for one stream at one position."""
     return torch.Generator().manual_seed(derive(seed, stream, position))
+
+
+def update_seed(seed: int, step: int) -> int:
+    """Seed of the model's own randomness in one step."""
+    return seeds.derive(seed, "update", step)

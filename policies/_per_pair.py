@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Selection
-from jestbench.sampling import Draw, independent_draw, joint_draw
-from jestbench.scores import PairLoss, Scores
+from jestbench.select import Draw, PairLoss, Scores, independent_draw, joint_draw
 
 
 def check_gain(gain: float) -> None:

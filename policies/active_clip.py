@@ -17,8 +17,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import independent_draw
-from jestbench.scores import PairLoss, Scores, Side
+from jestbench.select import PairLoss, Scores, Side, independent_draw
 from policies._per_pair import check_gain, check_pair_loss, selected
 from policies.registry import register
 

@@ -16,9 +16,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import independent_draw
-from jestbench.scores import Scores, Side
-from jestbench.selection import PolicyError
+from jestbench.select import PolicyError, Scores, Side, independent_draw
 from policies._per_pair import selected
 from policies.registry import register
 

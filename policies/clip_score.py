@@ -15,8 +15,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import choice_statistics, independent_draw, top_k
-from jestbench.scores import Scores, Side
+from jestbench.select import Scores, Side, choice_statistics, independent_draw, top_k
 from policies.registry import register
 
 

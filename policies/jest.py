@@ -16,8 +16,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import joint_draw
-from jestbench.scores import Embeddings, Scores, Side
+from jestbench.select import Embeddings, Scores, Side, joint_draw
 from policies._per_pair import check_chunks, check_gain, selected
 from policies.registry import register
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.scores import Scores, Side
+from jestbench.select import Scores, Side
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 

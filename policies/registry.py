@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from jestbench.selection import Policy
+from jestbench.select import Policy
 
 GROUP = "jestbench.policies"
 _CLASSES: dict[str, type[Any]] = {}

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import choice_statistics, draw_statistics, gumbel_top_k
-from jestbench.scores import PairLoss, Scores, Side
+from jestbench.select import PairLoss, Scores, Side, choice_statistics, draw_statistics, gumbel_top_k
 from policies._per_pair import check_pair_loss
 from policies.registry import register
 

@@ -12,8 +12,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.sampling import independent_draw
-from jestbench.scores import Scores, Side
+from jestbench.select import Scores, Side, independent_draw
 from policies.registry import register
 
 

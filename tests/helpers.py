@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from jestbench.config import main
-from jestbench.data.loader import SuperBatches
-from jestbench.data.tokenizer import Tokenizer
-from jestbench.learner import Learner, Optimizer, Price
-from jestbench.model.losses import LossName
+from jestbench.cost.price import Price
+from jestbench.data.super_batches import SuperBatches
+from jestbench.engine.learner import Learner
+from jestbench.engine.optimizer import Optimizer
+from jestbench.launch.command import main
+from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model
-from jestbench.precision import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
 
 ROOT = Path(__file__).resolve().parent.parent
 

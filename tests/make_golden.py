@@ -22,7 +22,7 @@ ARMS = {
 
 def machine() -> dict[str, str]:
     """What losses depend on, to the last bit, beside the code."""
-    from jestbench.launch import environment
+    from jestbench.runs.environment import environment
 
     return {
         "torch": torch.__version__,
@@ -34,7 +34,7 @@ def machine() -> dict[str, str]:
 
 def tiny_losses(arm: str, folder: Path) -> list[float]:
     """The first training losses of a tiny arm, on one thread."""
-    from jestbench.config import main
+    from jestbench.launch.command import main
 
     run_dir = folder / f"golden-{arm}"
     quick = ["run.budget=None", f"budget.steps={STEPS}", "run.device=cpu", "log.every=1", "log.progress=False"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jestbench import config, launch
 from jestbench.compare.analysis import analyse
 from jestbench.compare.table import format_table, to_markdown
-from jestbench.config import main
-from jestbench.ledger import Budget
+from jestbench.config import identity, resolve
+from jestbench.cost.budget import Budget
+from jestbench.launch import rehearse, train_run
+from jestbench.launch.command import main
 
 SMALL = ["run.device=cpu", "log.progress=False", "log.every=1", "evaluate.points=2", "run.budget=2e9"]
 ARM = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/uniform_curated.gin", *SMALL]
@@ -61,9 +62,9 @@ def test_what_the_reference_needs_itself_is_counted() -> None:
         "run.reference=('gin/run/tiny_reference.gin','run.budget=1e9','run.policy=\"learnability\"',"
         '\'run.reference=("gin/run/tiny_irreducible.gin","run.budget=5e8")\')'
     )
-    assert config.resolve(files, [nested]).added_flops == 1_500_000_000
-    assert config.resolve(files, ["run.reference=gin/run/tiny_reference.gin"]).added_flops == 20_000_000_000
-    assert config.resolve(["gin/run/tiny.gin"]).added_flops == 0
+    assert resolve.resolve(files, [nested]).added_flops == 1_500_000_000
+    assert resolve.resolve(files, ["run.reference=gin/run/tiny_reference.gin"]).added_flops == 20_000_000_000
+    assert resolve.resolve(["gin/run/tiny.gin"]).added_flops == 0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_what_cannot_be_added_is_a_wrong_configuration(
 
 def test_the_values_of_a_budget() -> None:
     assert Budget(adds=["reference"]).adds == ("reference",)  # type: ignore[arg-type]
-    run = config.resolve(["gin/run/tiny.gin"]).run
+    run = resolve.resolve(["gin/run/tiny.gin"]).run
     allowance = replace(run, budget=7e9).allowance({}, added=5)
     assert (allowance.flops, allowance.added) == (7_000_000_005, 5)
 
@@ -93,12 +94,12 @@ def test_the_values_of_a_budget() -> None:
 def test_the_hash_knows_the_reference_that_is_paid_for() -> None:
     files = ["gin/run/tiny.gin", "gin/policy/uniform_curated.gin"]
     one, other = (
-        config.resolve(files, [f"run.reference=('gin/run/tiny_reference.gin','run.budget={budget}')"]).config_hash
+        resolve.resolve(files, [f"run.reference=('gin/run/tiny_reference.gin','run.budget={budget}')"]).config_hash
         for budget in ("1e9", "2e9")
     )
     assert one != other
-    plain = config.resolve(["gin/run/tiny.gin"])
-    assert plain.flat["budget.adds"] == config.ADDED["budget.adds"]
+    plain = resolve.resolve(["gin/run/tiny.gin"])
+    assert plain.flat["budget.adds"] == identity.ADDED["budget.adds"]
 
 
 def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: Path) -> None:
@@ -120,7 +121,7 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
 
 
 def test_no_reference_is_looked_for_by_the_launch() -> None:
-    resolved = config.resolve(["gin/run/tiny.gin", "gin/policy/uniform_curated.gin"], [REFERENCE])
+    resolved = resolve.resolve(["gin/run/tiny.gin", "gin/policy/uniform_curated.gin"], [REFERENCE])
     assert resolved.reference is not None
-    assert launch.ensure_pretrained(resolved) == {}
-    assert launch.stand_ins(resolved)[1] is None
+    assert train_run.ensure_pretrained(resolved) == {}
+    assert rehearse.stand_ins(resolved)[1] is None

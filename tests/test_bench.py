@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
 from jestbench.bench import paper, selection, timing, train
-from jestbench.bench.command import main
+from jestbench.bench.bench_command import main
 from jestbench.bench.listing import listing_draw
 from jestbench.bench.steps import OPTIMIZER, SHAPES, Contender, make_tokenizer, open_clips, ours, random_batch
-from jestbench.model.losses import LOSSES, LossName
 from jestbench.model.towers import Model
-from jestbench.precision import Arithmetic
-from jestbench.sampling import joint_sample
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.draws import joint_sample
+from jestbench.select.losses import LOSSES, LossName
 
 MINIATURE = (
     "--size 600 --count 40 --width 8 --chunks 4 --repetitions 2 --listings 1 --threads 1 --processes 1 --sizes 16 32 64"

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jestbench.batch import DataError
-from jestbench.config import main, resolve
+from jestbench.config.resolve import resolve
 from jestbench.data.synthetic import Synthetic
-from jestbench.evals import Evaluate, Evaluator
+from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import read_benchmark
+from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.few_shot import PENALTIES, ridge_scores, shots_of
 from jestbench.evals.metrics import group_ranks
-from jestbench.launch import logged_names
-from jestbench.learner import Learner
+from jestbench.launch.command import main
+from jestbench.launch.rehearse import logged_names
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 PAIRS = Synthetic(eval=16).split("eval")

@@ -21,17 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jestbench import config, rows
-from jestbench.batch import Batch
-from jestbench.cache import Bound, Cache, fingerprint
-from jestbench.config import main
+from jestbench.batch import FULL, Batch, View
+from jestbench.config import resolve
+from jestbench.cost.price import Price
 from jestbench.data.synthetic import Synthetic
-from jestbench.learner import Price
+from jestbench.engine import rows
+from jestbench.engine.cache import Bound, Cache, fingerprint
+from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, pair_key_B
+from jestbench.launch.command import main
 from jestbench.model.towers import Model, TwoTowers
-from jestbench.model.views import FULL, View
-from jestbench.precision import Arithmetic
-from jestbench.reference import FrozenModel
-from jestbench.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, pair_key_B
+from jestbench.parallel.arithmetic import Arithmetic
 
 WIDTH = 5
 DIGEST = bytes(range(32))
@@ -416,6 +416,6 @@ def test_a_pass_of_its_own_fills_it(train, reference, tmp_path, capsys):
 def test_the_cache_is_no_part_of_an_arm():
     files = ["gin/run/tiny.gin", "gin/policy/jest.gin"]
     reference = ["run.reference=gin/run/tiny_reference.gin"]
-    plain = config.resolve(files, reference).config_hash
-    cached = config.resolve(files, [*reference, "run.cache=@cache()", "cache.folder=/elsewhere"]).config_hash
+    plain = resolve.resolve(files, reference).config_hash
+    cached = resolve.resolve(files, [*reference, "run.cache=@cache()", "cache.folder=/elsewhere"]).config_hash
     assert cached == plain

@@ -19,21 +19,22 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import policies
-from jestbench import Batch, Scores, config
+from jestbench import Batch, Scores
 from jestbench.batch import DataError
-from jestbench.config import main
+from jestbench.config import resolve
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import FLOPS_PER_MAC, forward_macs
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
 from jestbench.data.synthetic import Synthetic
+from jestbench.engine.pair_scorer import PairScorer
+from jestbench.engine.regression import Regression, captions_of, graded
+from jestbench.evals.grading import area_under_curve, rank_correlation
 from jestbench.evals.metrics import REGRESSION_NAMES
-from jestbench.evals.regression import area_under_curve, rank_correlation
-from jestbench.flops import FLOPS_PER_MAC, forward_macs
-from jestbench.learner import Price
-from jestbench.model.regression import PairHead, Regressor
+from jestbench.launch.command import main
+from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
-from jestbench.pair_scorer import PairScorer
-from jestbench.reference import load_regressor
-from jestbench.regression import Regression, captions_of, graded
-from jestbench.selection import PolicyError
+from jestbench.runs.saved_model import load_regressor
+from jestbench.select.policy import PolicyError
 
 TINY, SCORER = "gin/run/tiny.gin", "gin/run/tiny_cappy.gin"
 QUIET = ("run.device=cpu", "log.every=1", "log.progress=False", "wandb.mode=disabled")
@@ -519,7 +520,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, capsys):
 
 
 def digest(*bindings: str, file: str = "gin/policy/cappy.gin") -> str:
-    return config.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings]).config_hash
+    return resolve.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings]).config_hash
 
 
 def test_the_scorer_is_part_of_the_arm():
@@ -527,7 +528,7 @@ def test_the_scorer_is_part_of_the_arm():
     others = ["cappy.temperature=0.2", "run.reference_accounting=online", f"run.scorer=({SCORER!r}, 'run.seed=1')"]
     others.append(f"run.scorer=({SCORER!r}, 'regression.share=0.4')")
     assert len({digest(), *map(digest, others)}) == 1 + len(others)
-    assert digest(file="gin/policy/uniform.gin") == config.resolve([TINY]).config_hash
+    assert digest(file="gin/policy/uniform.gin") == resolve.resolve([TINY]).config_hash
 
 
 def test_a_scorer_by_its_folder_is_the_same_arm(tmp_path):

@@ -13,26 +13,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from jestbench import config, seeds
-from jestbench.batch import Batch, DataError
-from jestbench.cache import Cache
-from jestbench.config import main
+from jestbench import seeds
+from jestbench.batch import FULL, Batch, DataError
+from jestbench.config import resolve
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.cascade import Cascade, CascadedSuperBatches
-from jestbench.data.loader import SuperBatches
 from jestbench.data.pairs import ArrayPairs
+from jestbench.data.super_batches import SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.learner import Price
-from jestbench.model.losses import LossName
+from jestbench.engine.cache import Cache
+from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.rows import pair_key_B
+from jestbench.launch.command import main
+from jestbench.launch.forecast import step_price
 from jestbench.model.towers import Model, TwoTowers
-from jestbench.model.views import FULL
-from jestbench.precision import Arithmetic
-from jestbench.pricing import step_price
-from jestbench.record import Recorder
-from jestbench.reference import FrozenModel, load_model
-from jestbench.rows import pair_key_B
-from jestbench.sampling import gumbel_top_k, top_k
-from jestbench.scores import Embeddings, Scores
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.runs.recorder import Recorder
+from jestbench.runs.saved_model import load_model
+from jestbench.select.draws import gumbel_top_k, top_k
+from jestbench.select.losses import LossName
+from jestbench.select.scores import Embeddings, Scores
 
 POOL, BATCH, SUPER_BATCH, CANDIDATES, STEPS, WIDTH = 100, 4, 8, 3, 9, 64
 ACCOUNTINGS = ("online", "first_sight", "amortised")
@@ -274,7 +275,7 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
     run = train(policy, *more)
     words = command(reference, tmp_path / "cache", policy, *more)
     files = [word for word in words if word.endswith(".gin")]
-    price = step_price(config.resolve(files, [word for word in words if "=" in word]))
+    price = step_price(resolve.resolve(files, [word for word in words if "=" in word]))
     charged = {purpose: flops for purpose, flops in run.summary["flops"].items() if purpose not in ("total", "eval")}
     assert {purpose: flops for purpose, flops in price.flops.items() if purpose != "eval"} == charged
     capsys.readouterr()
@@ -289,7 +290,7 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
 def test_first_sight_and_amortised_prices(reference, tmp_path):
     def price(accounting: str) -> Any:
         words = command(reference, tmp_path, "cascade_jest", f"run.reference_accounting={accounting}")
-        resolved = config.resolve([w for w in words if w.endswith(".gin")], [w for w in words if "=" in w])
+        resolved = resolve.resolve([w for w in words if w.endswith(".gin")], [w for w in words if "=" in w])
         return step_price(resolved)
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
@@ -338,7 +339,7 @@ def test_a_wrong_option_is_named(options, name):
 def test_an_arm_with_a_cascade_is_another_arm():
     def digest(policy: str, *more: str) -> str:
         reference = () if policy == "uniform" else ("run.reference=gin/run/tiny_reference.gin",)
-        return config.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more]).config_hash
+        return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more]).config_hash
 
     hashes = [
         digest("uniform"),

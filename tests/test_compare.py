@@ -16,7 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jestbench.compare import CompareError, Comparison, compare, format_table, main
+from jestbench.compare.comparison import Comparison
+from jestbench.compare.load import CompareError
+from jestbench.compare.report import compare, main
+from jestbench.compare.table import format_table
 
 ROOT = Path(__file__).parent.parent
 METRIC = "eval/top1"

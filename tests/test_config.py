@@ -17,8 +17,10 @@ import pytest
 import timm
 
 import policies
-from jestbench import command, config, launch
-from jestbench.data.icons import Icons
+from jestbench.config import grammar, resolve
+from jestbench.config.run import ConfigError
+from jestbench.data.icons.icons import Icons
+from jestbench.launch import command, train_run
 
 ROOT = Path(__file__).resolve().parent.parent
 GIN = ROOT / "gin"
@@ -56,12 +58,12 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``jestbench.config.main`` in an empty working directory."""
+    """``tools/run.py``, in process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv: str) -> Result:
         capsys.readouterr()
-        status = config.main(list(argv))
+        status = command.main(list(argv))
         captured = capsys.readouterr()
         return Result(status, captured.out, captured.err)
 
@@ -101,7 +103,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 def small_reference(policy_file: Path) -> list[str]:
     """The reference or scorer that a policy's file binds, of the tiny runs and trained on little, as a binding."""
-    bound = {binding.key: binding.value for binding in config.read_file(policy_file)}
+    bound = {binding.key: binding.value for binding in grammar.read_file(policy_file)}
     words = []
     for key in ("run.reference", "run.scorer"):
         if isinstance(bound.get(key), str | list | tuple):
@@ -320,7 +322,7 @@ def test_help_and_list(run: Run) -> None:
 def test_spellings_of_a_binding(words: list[str], file_first: bool) -> None:
     files = ["--gin_file", TINY]
     arguments = command.parse([*files, *words] if file_first else [*words, *files])
-    resolved = config.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused)
+    resolved = resolve.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused)
     assert resolved.run.seed == 7
 
 
@@ -344,7 +346,7 @@ def test_spellings_of_a_file_keep_their_order(
     Path("b.gin").write_text("run.seed = 2\n")
     arguments = command.parse(words)
     assert arguments.gin_file == ["a.gin", "b.gin"]
-    resolved = config.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused)
+    resolved = resolve.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused)
     assert (resolved.run.seed, resolved.run.arm) == (2, "a")
 
 
@@ -368,15 +370,15 @@ def test_spellings_of_a_file_keep_their_order(
     ],
 )
 def test_values_on_the_command_line(text: str, value: object) -> None:
-    assert config.read_binding(text).value == value
+    assert grammar.read_binding(text).value == value
 
 
 @pytest.mark.parametrize(
     "text", ["run.arm='a", "run.arm=[a", "run.arm=@nothing", "run.arm=a b]", "run.arm=", "=1", "a"]
 )
 def test_values_that_are_no_string(text: str) -> None:
-    with pytest.raises(config.ConfigError):
-        config.read_binding(text)
+    with pytest.raises(ConfigError):
+        grammar.read_binding(text)
 
 
 def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
@@ -442,7 +444,7 @@ def nothing_happens(
     cache = tmp_path_factory.mktemp("empty-cache")
     monkeypatch.setenv("JESTBENCH_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "train_run", forbidden)
+    monkeypatch.setattr(train_run, "train_run", forbidden)
     monkeypatch.setattr(Icons, "prepare", forbidden)
     watched = (tmp_path, cache, GIN, ROOT / "runs")
     before = snapshot(*watched)
@@ -473,7 +475,7 @@ def test_check_of_every_policy_file(run: Run, path: Path, nothing_happens: Calla
 
 
 def test_every_policy_file_binds_its_label() -> None:
-    labels = [config.read_file(path) for path in POLICY_FILES]
+    labels = [grammar.read_file(path) for path in POLICY_FILES]
     arms = [binding.value for bindings in labels for binding in bindings if binding.key == "run.arm"]
     assert len(arms) == len(set(arms)) == len(POLICY_FILES)
 
@@ -676,7 +678,7 @@ def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, poli
 
 def digest(*bindings: str) -> str:
     jest = ("run.policy=jest", "run.reference=gin/run/tiny_reference.gin")
-    return config.resolve(["gin/run/tiny.gin"], (*jest, *bindings)).config_hash
+    return resolve.resolve(["gin/run/tiny.gin"], (*jest, *bindings)).config_hash
 
 
 @pytest.mark.parametrize(
@@ -731,21 +733,21 @@ def test_the_hash_changes_with_the_loss_alone() -> None:
 
 
 def test_the_hash_of_uniform_knows_no_super_batch_and_no_reference() -> None:
-    plain = config.resolve([TINY]).config_hash
+    plain = resolve.resolve([TINY]).config_hash
     for binding in (
         "run.super_batch_size=64",
         "run.reference=gin/run/tiny_reference.gin",
         "run.reference=nowhere.gin",
         "run.reference_accounting=online",
     ):
-        assert config.resolve([TINY], [binding]).config_hash == plain
-    assert config.resolve([TINY], ["run.batch_size=16"]).config_hash != plain
+        assert resolve.resolve([TINY], [binding]).config_hash == plain
+    assert resolve.resolve([TINY], ["run.batch_size=16"]).config_hash != plain
 
 
 def test_the_hash_of_cache_folders() -> None:
     files = ["gin/run/icons.gin"]
-    hashes = {config.resolve(files, [f"icons.cache_dir={place}"]).config_hash for place in ("/a", "/b")}
-    assert hashes == {config.resolve(files).config_hash}
+    hashes = {resolve.resolve(files, [f"icons.cache_dir={place}"]).config_hash for place in ("/a", "/b")}
+    assert hashes == {resolve.resolve(files).config_hash}
 
 
 def test_a_reference_by_its_folder_is_the_same_arm_wherever_it_lies(run: Run, tmp_path: Path) -> None:
@@ -799,6 +801,6 @@ def test_help_is_answered_at_once() -> None:
 
 
 def test_flat_configuration_is_plain() -> None:
-    flat: Mapping[str, Any] = config.resolve([TINY], ["run.policy=hard_learner"]).flat
+    flat: Mapping[str, Any] = resolve.resolve([TINY], ["run.policy=hard_learner"]).flat
     assert json.loads(json.dumps(flat)) == flat
     assert flat["run.batch_size"] == 32

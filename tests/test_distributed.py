@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from test_loader import write_shards
 
-from jestbench import checkpoint, config
+from jestbench.launch import command
+from jestbench.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PHYSICAL = ("time/", "cache/hits", "data/decoded")
@@ -85,7 +86,7 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.M
     run_by_two(shared)
     monkeypatch.setenv("STREAM", str(shared / "stream.gin"))
     for arm in together.ARMS:
-        assert config.main(together.command(arm, alone / arm)) == 0, arm
+        assert command.main(together.command(arm, alone / arm)) == 0, arm
         assert_same_run(arm, alone / arm, shared / arm)
     steps = [row["step"] for row in rows_of(shared / "jest")]
     assert steps == sorted(set(steps)), "only the first process writes"
@@ -98,7 +99,7 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.M
 def test_two_gpus_make_the_run_of_one(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     more = ["run.device=auto", "run.precision=fp32", "--run_dir"]
-    assert config.main([*together.command(arm, tmp_path), *more, str(tmp_path / "one")]) == 0
+    assert command.main([*together.command(arm, tmp_path), *more, str(tmp_path / "one")]) == 0
     words = [str(ROOT / "tools" / "run.py"), *together.command(arm, tmp_path), *more, str(tmp_path / "two")]
     done = subprocess.run(torchrun(2, *words), cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -160,7 +161,7 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     stopped.communicate(timeout=120)
     assert json.loads((cut / "summary.json").read_text())["status"] == "interrupted"
 
-    assert config.main([*together.command("jest", cut), *LONG, "--resume"]) == 3
+    assert command.main([*together.command("jest", cut), *LONG, "--resume"]) == 3
     assert "was written by 2 processes, and this run has 1" in capsys.readouterr().err
 
     last = start(cut, "--resume")

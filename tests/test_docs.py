@@ -18,7 +18,7 @@ def test_the_policy_of_the_contributing_guide_trains(tmp_path: Path) -> None:
     words = [*command.split(), "run.budget=2e9", "--run_dir", str(tmp_path / "run")]
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import loss_band\n"
-        f"from jestbench.config import main; sys.exit(main({words!r}))"
+        f"from jestbench.launch.command import main; sys.exit(main({words!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.synthetic import Synthetic
-from jestbench.evals import Evaluate, Evaluator, points_reached
 from jestbench.evals import metrics as module
+from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
 from jestbench.evals.metrics import EMBEDDING_NAMES, RANKS, evaluate_embeddings
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import summary_of
 
-from jestbench import config, sweep
 from jestbench.compare.analysis import analyse
-from jestbench.config import main
+from jestbench.config import resolve
+from jestbench.launch.command import main
+from jestbench.sweep import run_sweep
 
 TINY = "gin/run/tiny.gin"
 WORLD = (
@@ -150,7 +151,7 @@ def test_every_command_refuses_it_and_leaves_nothing(
     sweep_file = {"program": "tools/run.py", "method": "grid", "command": command, "parameters": parameters}
     file.write_text(json.dumps(sweep_file | {"metric": {"name": "eval/zero_shot_top5", "goal": "maximize"}}))
     capsys.readouterr()
-    assert sweep.main([str(file), "--dry_run"]) == 2
+    assert run_sweep.main([str(file), "--dry_run"]) == 2
     assert "not comparable" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [file]
 
@@ -272,8 +273,8 @@ def test_what_leaves_the_arms_pairs_alone_is_not_warned_of(said: Said, bindings:
 
 def test_where_data_are_cached_is_not_compared() -> None:
     files = ["gin/run/icons.gin", "gin/policy/jest.gin"]
-    assert config.resolve(files, ["icons.cache_dir=/elsewhere"]).warnings == ()
-    (warning,) = config.resolve(files, ["icons.cache_dir=/elsewhere", "icons.noise=0.2"]).warnings
+    assert resolve.resolve(files, ["icons.cache_dir=/elsewhere"]).warnings == ()
+    (warning,) = resolve.resolve(files, ["icons.cache_dir=/elsewhere", "icons.noise=0.2"]).warnings
     assert warning.startswith(f"the reference 'reference' {OTHER}icons.noise is 0.6 there and 0.2 here; ")
 
 
@@ -294,19 +295,19 @@ def test_what_a_common_split_holds_is_compared(said: Said) -> None:
 
 def test_another_data_set_and_a_part_of_one_are_named(said: Said, tmp_path: Path) -> None:
     words = [word for word in arm("jest", "gin/run/reference.gin") if "synthetic" not in word]
-    (warning,) = config.resolve([TINY, "gin/policy/jest.gin"], [word for word in words[4:] if "=" in word]).warnings
+    (warning,) = resolve.resolve([TINY, "gin/policy/jest.gin"], [word for word in words[4:] if "=" in word]).warnings
     assert warning == f"the reference 'reference' {OTHER}run.data is 'icons' there and 'synthetic' here"
     files = ["gin/run/csv.gin", "gin/policy/jest.gin"]
     pairs = ["csv.pool=pool.csv", "csv.eval=eval.csv", "captions.lower=True"]
     plain = ("gin/run/csv.gin", "csv.curated=few.csv", "run.split=curated", "run.arm=plain")
-    (warning,) = config.resolve(files, [*pairs, f"run.reference={plain!r}"]).warnings
+    (warning,) = resolve.resolve(files, [*pairs, f"run.reference={plain!r}"]).warnings
     assert f"the reference 'plain' {OTHER}captions.lower is False there and True here; " in warning
 
 
 def test_a_reference_of_a_reference_is_its_own_affair() -> None:
     inner = "run.reference=('gin/run/tiny_irreducible.gin', 'synthetic.noise=0.2')"
     reference = (*REFERENCE, "run.policy='learnability'", inner)
-    resolved = config.resolve([TINY, "gin/policy/jest.gin"], [*WORLD, f"run.reference={reference!r}"])
+    resolved = resolve.resolve([TINY, "gin/policy/jest.gin"], [*WORLD, f"run.reference={reference!r}"])
     assert resolved.warnings == ()
     assert resolved.reference is not None
     assert len(resolved.reference.warnings) == 1

@@ -16,8 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench.batch import Batch
-from jestbench.config import PROJECT, main, resolve
-from jestbench.flops import (
+from jestbench.config.grammar import PROJECT
+from jestbench.config.resolve import resolve
+from jestbench.config.run import Resolved
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import (
     FLOPS_PER_MAC,
     TRAINING_PASSES,
     UnknownOperator,
@@ -25,11 +28,10 @@ from jestbench.flops import (
     forward_macs,
     without_values,
 )
-from jestbench.learner import Price
-from jestbench.model.losses import sigmoid_loss
+from jestbench.launch.command import main
+from jestbench.launch.forecast import cheap_view, closed_forms, convention_error
 from jestbench.model.towers import ImageTower, TextTower, TwoTowers
-from jestbench.pricing import cheap_view, closed_forms, convention_error
-from jestbench.run import Resolved
+from jestbench.select.losses import sigmoid_loss
 
 
 @dataclass(frozen=True)

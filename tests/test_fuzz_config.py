@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jestbench import config
-from jestbench.run import ConfigError, Resolved
+from jestbench.config import grammar, resolve
+from jestbench.config.run import ConfigError, Resolved
+from jestbench.launch import command
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
 POLICY_FILES = sorted((GIN / "policy").glob("*.gin"))
@@ -141,7 +142,7 @@ def outcome(text: str, path: Path) -> int:
     """Check a damaged file; whatever is raised fails the test."""
     path.write_text(text, encoding="utf-8")
     try:
-        resolved = config.resolve([str(path)])
+        resolved = resolve.resolve([str(path)])
     except ConfigError:
         resolved = None
     if resolved is not None:
@@ -150,7 +151,7 @@ def outcome(text: str, path: Path) -> int:
         _starts_the_same_run(resolved, path.with_name("operative.gin"))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = config.main(["--gin_file", str(path), "--check"])
+        status = command.main(["--gin_file", str(path), "--check"])
     said = err.getvalue()
     warned = re.match(r"(warning: .*\n)*", said)
     assert warned is not None
@@ -171,7 +172,7 @@ def outcome(text: str, path: Path) -> int:
 
 def _starts_the_same_run(resolved: Resolved, path: Path) -> None:
     path.write_text(resolved.operative, encoding="utf-8")
-    again = config.resolve([str(path)])
+    again = resolve.resolve([str(path)])
     assert again.flat == resolved.flat
     assert again.config_hash == resolved.config_hash
 
@@ -212,7 +213,7 @@ def test_many_damaged_files(text: str, tmp_path: Path) -> None:
 def test_any_binding_on_the_command_line(text: str) -> None:
     for word in (text, f"run.seed={text}", f"run.arm={text}"):
         with contextlib.suppress(ConfigError):
-            assert config.read_binding(word).where == "command line"
+            assert grammar.read_binding(word).where == "command line"
 
 
 @_profile(100)
@@ -221,4 +222,4 @@ def test_any_text_as_a_file(text: str, tmp_path: Path) -> None:
     path = tmp_path / "any.gin"
     path.write_text(text, encoding="utf-8")
     with contextlib.suppress(ConfigError):
-        assert all("any.gin" in binding.where for binding in config.read_file(path))
+        assert all("any.gin" in binding.where for binding in grammar.read_file(path))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import policies
-from jestbench import Embeddings, Scores, scores
-from jestbench.model.losses import LOSSES
-from jestbench.scores import ScoreError
+from jestbench import Embeddings, Scores
+from jestbench.select import scores
+from jestbench.select.losses import LOSSES
+from jestbench.select.scores import ScoreError
 
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 

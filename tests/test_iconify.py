@@ -26,18 +26,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jestbench import config
 from jestbench.batch import DataError
-from jestbench.data import all_icons, icon_shards
-from jestbench.data.all_icons import SPLITS, Iconify
-from jestbench.data.files import FilePairs
-from jestbench.data.icon_groups import LOOK_BITS, NEAR, look_alike, looks
-from jestbench.data.icon_render import Part, encode, halve, render_part, thumbnail
-from jestbench.data.icon_shards import CLEAN, PLACES, TESTED, Recipe, Sizes, prepare_folder, spoken
-from jestbench.data.iconify import Collection, fetch, npm_pack, read_collection
-from jestbench.data.keys import content_key
+from jestbench.data.file_pairs import FilePairs
+from jestbench.data.icons import icon_shards
+from jestbench.data.icons import iconify as all_icons
+from jestbench.data.icons.icon_groups import LOOK_BITS, NEAR, look_alike, looks
+from jestbench.data.icons.icon_render import Part, encode, halve, render_part, thumbnail
+from jestbench.data.icons.icon_shards import prepare_folder, spoken
+from jestbench.data.icons.iconify import SPLITS, Iconify
+from jestbench.data.icons.packages import Collection, fetch, npm_pack, read_collection
+from jestbench.data.icons.recipe import CLEAN, PLACES, TESTED, Recipe, Sizes
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.prepare import main
+from jestbench.disk import content_key
+from jestbench.launch import command
+from jestbench.launch.prepare import main
 
 EMOJI = ("ea", "eb", "ec", "ed")
 HELD_OUT = "held"
@@ -317,7 +319,7 @@ def test_splits_joined_hold_no_pair_twice(made: Iconify) -> None:
 
 
 def image(body: str) -> np.ndarray[Any, Any]:
-    from jestbench.data.icon_render import render
+    from jestbench.data.icons.icon_render import render
 
     text = f'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64" viewBox="0 0 16 16">{body}</svg>'
     return render([text], 64)
@@ -356,7 +358,7 @@ def test_an_encoded_image_has_the_very_pixels(fill: str) -> None:
 PREPARE = """
 if __name__ == "__main__":  # workers import this file
     import pickle, sys
-    from jestbench.data import icon_shards
+    from jestbench.data.icons import icon_shards
     from jestbench.batch import DataError
     icon_shards.PART = int(sys.argv[2])
     if len(sys.argv) > 3:
@@ -562,7 +564,7 @@ def test_a_run_is_checked_without_anything_prepared(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     argv = ["--gin_file", f"gin/run/{name}.gin", f"iconify.cache_dir={tmp_path}", "run.device=cpu", "--check"]
-    assert config.main(argv) == 0, capsys.readouterr().err
+    assert command.main(argv) == 0, capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert Iconify().stand_in().split("transfer").batch(torch.arange(2)).images_BCHW.shape == (2, 3, 32, 32)
 
@@ -572,7 +574,7 @@ def test_a_run_trains_on_what_was_prepared(made: Iconify, tmp_path: Path, monkey
     monkeypatch.setattr(all_icons.Iconify, "folder", made.folder)
     bindings = ["run.device=cpu", "run.budget=2e9", "run.batch_size=8", "run.super_batch_size=32", "log.progress=False"]
     argv = ["--gin_file", "gin/run/iconify.gin", "run.policy=hard_learner", "evaluate.points=1", *bindings]
-    assert config.main([*argv, "--run_dir", str(tmp_path / "run")]) == 0
+    assert command.main([*argv, "--run_dir", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert 0 <= summary["metrics"]["eval/zero_shot_top1"] <= 1

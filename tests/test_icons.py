@@ -30,21 +30,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jestbench.batch import DataError
-from jestbench.data import icons as icons_module
-from jestbench.data.icon_names import read_name
-from jestbench.data.icon_render import CHUNK, render, render_all
-from jestbench.data.iconify import SETS, IconSet
-from jestbench.data.icons import (
-    Icons,
-    Recipe,
-    assign_splits,
-    merge_groups,
-    near_copies,
-    thumbnail,
-)
+from jestbench.data.icons import icons as icons_module
+from jestbench.data.icons.icon_names import read_name
+from jestbench.data.icons.icon_render import CHUNK, render, render_all
+from jestbench.data.icons.icons import Icons, Recipe, assign_splits, merge_groups, near_copies, thumbnail
+from jestbench.data.icons.packages import SETS, IconSet
 from jestbench.data.noise import exchange_captions, normalised
 from jestbench.data.pairs import content_key
-from jestbench.data.prepare import main
+from jestbench.launch.prepare import main
 
 # --- names -----------------------------------------------------------------------------------------------------------
 

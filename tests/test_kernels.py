@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jestbench import kernels
+from jestbench.select import kernels
 
 # In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "jestbench").rglob("*.py"))
 POLICIES = sorted((ROOT / "policies").glob("*.py"))
 SHIPPED = [*sorted((ROOT / "gin").rglob("*.gin")), *sorted((ROOT / "gin").rglob("*.yaml"))]
-POLICY_DOORS = {"jestbench.batch", "jestbench.scores", "jestbench.sampling", "jestbench.selection", "policies", "torch"}
 
 
 def name(path: Path) -> str:
@@ -35,24 +35,29 @@ def roots(path: Path) -> set[str]:
     return {module.split(".")[0] for module in imports(path)}
 
 
-def test_only_config_knows_gin_and_the_policies() -> None:
-    assert [name(path) for path in PACKAGE if "gin" in roots(path)] == ["jestbench/config.py"]
-    assert [name(path) for path in PACKAGE if "policies" in roots(path)] == ["jestbench/config.py"]
+def test_the_layers_hold_and_a_wrong_import_breaks_them(tmp_path: Path) -> None:
+    """``lint-imports`` runs in tools/test.sh; here, that its contracts would notice."""
+    shutil.copytree(ROOT / "jestbench", tmp_path / "jestbench")
+    shutil.copytree(ROOT / "policies", tmp_path / "policies")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
+    def broken() -> set[str]:
+        command = ["lint-imports", "--no-cache"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "Contracts:" in done.stdout, done.stdout + done.stderr
+        return {line.removesuffix(" BROKEN") for line in done.stdout.splitlines() if line.endswith(" BROKEN")}
 
-def test_only_metrics_knows_wandb() -> None:
-    assert [name(path) for path in PACKAGE if "wandb" in roots(path)] == ["jestbench/metrics.py"]
-    assert [name(path) for path in PACKAGE if "sweeps" in roots(path)] == ["jestbench/sweep.py"]
-
-
-@pytest.mark.parametrize("path", [path for path in POLICIES if path.stem != "registry"], ids=name)
-def test_a_policy_sees_no_model_and_no_data(path: Path) -> None:
-    standard = sys.stdlib_module_names
-    for module in imports(path):
-        allowed = module.split(".")[0] in standard or any(
-            module == door or module.startswith(f"{door}.") for door in POLICY_DOORS
-        )
-        assert allowed, f"{name(path)} imports {module}"
+    assert broken() == set()
+    wrong = {
+        "jestbench/cost/ledger.py": "import jestbench.launch.stages",
+        "jestbench/evals/few_shot.py": "import gin",
+        "jestbench/engine/rows.py": "import wandb",
+        "policies/uniform.py": "import jestbench.model.towers",
+    }
+    for path, line in wrong.items():
+        with (tmp_path / path).open("a") as file:
+            file.write(f"\n{line}\n")
+    assert len(broken()) >= 4
 
 
 def test_the_folder_gin_does_not_hide_the_package() -> None:

@@ -21,16 +21,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sources import files_of, jpeg
 
-from jestbench import config, launch
 from jestbench.batch import Batch, DataError
 from jestbench.bench import data as bench
+from jestbench.config import resolve
+from jestbench.config.run import ConfigError
 from jestbench.data.augment import RandomResizedCrop
-from jestbench.data.files import FilePairs
+from jestbench.data.file_pairs import FilePairs
+from jestbench.data.loader import Loader
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.prefetch import Loader, Prefetched, prefetched
-from jestbench.data.stream import Shards, StreamBatches, deal, owner, take_turns
+from jestbench.data.sources.lanes import Shards, deal, owner, take_turns
+from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.super_batches import Prefetched, prefetched
 from jestbench.data.synthetic import Synthetic
-from jestbench.run import ConfigError
+from jestbench.launch import command, train_run
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = Synthetic(pool=300, image_size=8)
@@ -225,11 +228,11 @@ def test_a_crop_that_cannot_be_is_refused(wrong):
 
 def test_augmentation_is_refused_where_a_reference_remembers():
     file, more = str(ROOT / "gin/run/tiny.gin"), ["run.augment=@random_resized_crop()"]
-    assert config.resolve([file], more).run.augment == RandomResizedCrop()
+    assert resolve.resolve([file], more).run.augment == RandomResizedCrop()
     scored = [*more, "run.policy=jest", "run.reference=gin/run/tiny_reference.gin"]
     with pytest.raises(ConfigError, match=r"run.augment with run.reference_accounting = 'first_sight'.*'online'"):
-        config.resolve([file], scored)
-    assert config.resolve([file], [*scored, "run.reference_accounting=online"]).run.augment
+        resolve.resolve([file], scored)
+    assert resolve.resolve([file], [*scored, "run.reference_accounting=online"]).run.augment
 
 
 def test_a_run_with_workers_is_the_run_without(tmp_path):
@@ -242,8 +245,8 @@ def test_a_run_with_workers_is_the_run_without(tmp_path):
             "log.progress=False",
             "run.device=cpu",
         ]
-        resolved = config.resolve([str(ROOT / "gin/run/tiny.gin")], [*bindings, "run.budget=4e9"])
-        assert launch.train_run(resolved, tmp_path / str(workers), resume=False) == "finished"
+        resolved = resolve.resolve([str(ROOT / "gin/run/tiny.gin")], [*bindings, "run.budget=4e9"])
+        assert train_run.train_run(resolved, tmp_path / str(workers), resume=False) == "finished"
         lines = (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()
         rows[workers] = [json.loads(line) for line in lines]
     assert rows[2][-1]["time/data_wait"] > 0
@@ -252,7 +255,7 @@ def test_a_run_with_workers_is_the_run_without(tmp_path):
         {k: v for k, v in row.items() if k not in own} for row in rows[0]
     ]
     assert not multiprocessing.active_children()
-    hashes = {config.resolve([str(ROOT / "gin/run/tiny.gin")], [f"loader.workers={n}"]).config_hash for n in (0, 2)}
+    hashes = {resolve.resolve([str(ROOT / "gin/run/tiny.gin")], [f"loader.workers={n}"]).config_hash for n in (0, 2)}
     assert len(hashes) == 1, "who decodes is no part of the arm"
 
 
@@ -548,15 +551,15 @@ budget.steps = 9
 """
     )
     quiet = ["log.every=1", "log.progress=False", "evaluate.points=1", "run.device=cpu", "loader.workers=2"]
-    assert config.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
-    assert config.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
+    assert command.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
+    assert command.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    resolved = config.resolve([str(gin)], quiet)
-    assert launch.train_run(resolved, whole, resume=False) == "finished"
+    resolved = resolve.resolve([str(gin)], quiet)
+    assert train_run.train_run(resolved, whole, resume=False) == "finished"
     shutil.copytree(whole, cut)
     (cut / "summary.json").unlink()
     shutil.rmtree(max((cut / "checkpoints").iterdir()))
-    assert launch.train_run(resolved, cut, resume=True) == "finished"
+    assert train_run.train_run(resolved, cut, resume=True) == "finished"
     rows = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
     own = {"time/seconds", "time/data_wait", "data/worker_restarts"}
     first, second = ([{k: v for k, v in json.loads(x).items() if k not in own} for x in part] for part in rows)

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jestbench.batch import Batch, DataError
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.learner import Learner, NonFiniteLoss, Optimizer, Price
-from jestbench.model.losses import LOSSES, sigmoid_loss, softmax_loss
+from jestbench.batch import FULL, Batch, DataError, View
+from jestbench.cost.price import Price
+from jestbench.engine.learner import Learner, NonFiniteLoss
+from jestbench.engine.optimizer import Optimizer
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import MAX_SCALE, Model
-from jestbench.model.views import FULL, View
-from jestbench.precision import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LOSSES, sigmoid_loss, softmax_loss
 
 SCALE, BIAS = torch.tensor(3.0, dtype=torch.float64), torch.tensor(-1.5, dtype=torch.float64)
 CAPTIONS = ["a red cat", "a blue dog on a hill", "red", "two green fish and a red cat by the sea"]

@@ -10,12 +10,14 @@ import pytest
 import torch
 from helpers import SLOW, final_model, kill_before, rows_of, start, summary_of, timeless, wait_for
 
-from jestbench import config, launch, stages
-from jestbench.config import main
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
-from jestbench.model.views import FULL
-from jestbench.online import OnlineLearner, OnlineScorer
-from jestbench.stages import Stages, build_stages
+from jestbench.batch import FULL
+from jestbench.config import identity, resolve
+from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
+from jestbench.engine.online_scorer import OnlineLearner, OnlineScorer
+from jestbench.launch import rehearse, stages
+from jestbench.launch.command import main
+from jestbench.launch.stages import build_stages
+from jestbench.loop import Stages
 
 BATCH, SUPER_BATCH = 8, 24
 WORLD = [
@@ -49,8 +51,8 @@ def outcome(run_dir: Path) -> tuple[Any, ...]:
 
 def built(tmp_path: Path, *more: str) -> Stages:
     words = arm(*more)
-    resolved = config.resolve([words[1], words[3]], words[4:])
-    data, reference, _ = launch.stand_ins(resolved)
+    resolved = resolve.resolve([words[1], words[3]], words[4:])
+    data, reference, _ = rehearse.stand_ins(resolved)
     return build_stages(resolved, data, reference, tmp_path)
 
 
@@ -124,8 +126,8 @@ def test_another_rate_for_the_scorer_alone(tmp_path: Path) -> None:
 
 def test_without_a_model_it_is_half_the_learner(tmp_path: Path) -> None:
     words = ["--gin_file", "gin/run/tiny.gin", *WORLD, f"run.reference={REFERENCE!r}"]
-    resolved = config.resolve([words[1]], [*words[2:], "run.policy=active_clip", "run.scorer=@online_scorer()"])
-    data, reference, _ = launch.stand_ins(resolved)
+    resolved = resolve.resolve([words[1]], [*words[2:], "run.policy=active_clip", "run.scorer=@online_scorer()"])
+    data, reference, _ = rehearse.stand_ins(resolved)
     stage = build_stages(resolved, data, reference, tmp_path)
     assert stage.scorer.online is not None
     assert len(stage.scorer.online.model.image.backbone.blocks) == 1 < len(stage.learner.model.image.backbone.blocks)
@@ -221,9 +223,9 @@ def test_a_wrong_scorer_is_a_wrong_configuration(capsys: pytest.CaptureFixture[s
 def test_an_arm_without_a_scorer_keeps_its_hash() -> None:
     """A parameter that came later changes no arm that does not use it."""
     flat = {"run.batch_size": 8}
-    assert config.arm_hash(flat, frozenset(), {}) == config.arm_hash(flat | {"run.twin": False}, frozenset(), {})
+    assert identity.arm_hash(flat, frozenset(), {}) == identity.arm_hash(flat | {"run.twin": False}, frozenset(), {})
     needs = frozenset({"scorer"})
-    assert config.arm_hash(flat, needs, {}) != config.arm_hash(flat | {"online_scorer.model": None}, needs, {})
+    assert identity.arm_hash(flat, needs, {}) != identity.arm_hash(flat | {"online_scorer.model": None}, needs, {})
 
 
 def test_the_values_have_defaults() -> None:

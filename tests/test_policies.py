@@ -28,7 +28,7 @@ from torch import Tensor
 
 import policies
 from jestbench import Embeddings, Scores, Selection
-from jestbench.selection import Policy, PolicyError, StatefulPolicy, choose, initial_state
+from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from policies import registry
 
 ROOT = Path(__file__).parent.parent

@@ -14,15 +14,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jestbench import config
-from jestbench.batch import Batch
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.learner import Learner, NonFiniteLoss, Optimizer, Price
-from jestbench.model.losses import LossName
+from jestbench.batch import FULL, FULL_MIX, Batch, Mix, View, mix_of
+from jestbench.config import grammar, resolve
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.engine.learner import Learner, NonFiniteLoss
+from jestbench.engine.optimizer import Optimizer
+from jestbench.launch import command
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model, TwoTowers
-from jestbench.model.views import FULL, FULL_MIX, Mix, View, mix_of
-from jestbench.precision import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
 
 SIZE, WIDTH, DEPTH, OUT, LENGTH = 16, 32, 2, 24, 6
 COARSE = View(patch_size=8, resolution=32)  # as many patches: timm interpolates positions in fp32, whatever the model
@@ -293,9 +295,9 @@ def test_other_towers_train_and_pay_for_what_is_run_again(tokenizer: Tokenizer, 
 
 def test_towers_that_are_no_plain_vision_transformer_have_no_views(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("naflexvit_base_patch16_gap", "eva02_tiny_patch14_224"):
-        assert config.main([*TINY, f"model.image_tower={name}", "--check"]) == 2
+        assert command.main([*TINY, f"model.image_tower={name}", "--check"]) == 2
         assert "is no plain vision transformer" in capsys.readouterr().err
-    assert config.main([*TINY, "model.image_tower=resnet18", "--check"]) == 2
+    assert command.main([*TINY, "model.image_tower=resnet18", "--check"]) == 2
     assert "model.image_tower = 'resnet18'" in capsys.readouterr().err
 
 
@@ -304,18 +306,18 @@ def test_towers_that_are_no_plain_vision_transformer_have_no_views(capsys: pytes
 WORLD = ["synthetic.pool=100", "synthetic.curated=64", "synthetic.holdout=64", "synthetic.eval=32"]
 SMALL = ["run.batch_size=8", "run.super_batch_size=24", *WORLD, "run.budget=None", "budget.steps=3"]
 QUIET = ["log.every=1", "log.progress=False", "wandb.mode=disabled", "run.device=cpu", "evaluate.points=1"]
-FLEXI = ["--gin_file", str(config.PROJECT / "gin/policy/uniform_flexi.gin")]
-TINY = ["--gin_file", str(config.PROJECT / "gin/run/tiny.gin"), *FLEXI, *SMALL, *QUIET]
+FLEXI = ["--gin_file", str(grammar.PROJECT / "gin/policy/uniform_flexi.gin")]
+TINY = ["--gin_file", str(grammar.PROJECT / "gin/run/tiny.gin"), *FLEXI, *SMALL, *QUIET]
 
 
 def test_a_run_pays_what_price_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saving = ["run.train_microbatch=3", "run.grad_checkpointing=True"]
-    assert config.main([*TINY, *saving, "--price"]) == 0
+    assert command.main([*TINY, *saving, "--price"]) == 0
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     price = {name: int(lines[name][1].replace(",", "")) for name in ("learner_train", "pairwise", "recompute", "total")}
     flops, rows = {}, {}
     for name, bindings in {"plain": [], "saving": saving}.items():
-        assert config.main([*TINY, *bindings, "--run_dir", str(tmp_path / name)]) == 0
+        assert command.main([*TINY, *bindings, "--run_dir", str(tmp_path / name)]) == 0
         flops[name] = json.loads((tmp_path / name / "summary.json").read_text())["flops"]
         lines_of = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows[name] = [json.loads(line).get("train/loss") for line in lines_of]
@@ -327,7 +329,7 @@ def test_a_run_pays_what_price_says(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_saving_memory_is_part_of_the_arm_where_it_costs() -> None:
     def digest(*bindings: str) -> str:
-        return config.resolve(["gin/run/tiny.gin"], bindings).config_hash
+        return resolve.resolve(["gin/run/tiny.gin"], bindings).config_hash
 
     assert digest("run.grad_checkpointing=True") != digest()
     assert digest("run.train_microbatch=31") != digest()
@@ -335,5 +337,5 @@ def test_saving_memory_is_part_of_the_arm_where_it_costs() -> None:
 
 
 def test_a_micro_batch_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert config.main([*TINY, "run.train_microbatch=0", "--check"]) == 2
+    assert command.main([*TINY, "run.train_microbatch=0", "--check"]) == 2
     assert "run.train_microbatch must be at least 1" in capsys.readouterr().err

@@ -20,13 +20,13 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import policies
 from jestbench.batch import PURPOSES, Selection
-from jestbench.config import main
-from jestbench.data.loader import SuperBatches
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
+from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
+from jestbench.data.super_batches import SuperBatches
+from jestbench.launch.command import main
 from jestbench.model.towers import ImageTower, TextTower, TwoTowers
-from jestbench.reference import load_model
-from jestbench.sampling import joint_sample
-from jestbench.scores import Embeddings, Scores
+from jestbench.runs.saved_model import load_model
+from jestbench.select.draws import joint_sample
+from jestbench.select.scores import Embeddings, Scores
 
 MODEL_POLICIES = [name for name in policies.available() if policies.get(name).needs <= {"learner", "reference"}]
 WITH_REFERENCE = [name for name in MODEL_POLICIES if "reference" in policies.get(name).needs]

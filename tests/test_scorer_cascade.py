@@ -12,16 +12,15 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.config import main
+from jestbench.cost.price import Price, pair_macs
+from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.cascade import CascadedSuperBatches
-from jestbench.data.loader import SuperBatches
+from jestbench.data.super_batches import SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.flops import FLOPS_PER_MAC
-from jestbench.learner import Price
-from jestbench.pair_scorer import pair_macs
-from jestbench.reference import load_regressor
-from jestbench.rows import pair_key_B
-from jestbench.sampling import gumbel_top_k
+from jestbench.engine.rows import pair_key_B
+from jestbench.launch.command import main
+from jestbench.runs.saved_model import load_regressor
+from jestbench.select.draws import gumbel_top_k
 
 POOL, BATCH, CANDIDATES, STEPS, TEMPERATURE = 120, 8, 3, 8, 0.1
 SIZES = [

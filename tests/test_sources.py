@@ -26,20 +26,21 @@ from PIL import Image
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
-from jestbench import checkpoint, config
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.decode import Damage, DamagedImage, decode, probe
-from jestbench.data.files import WHOLE, ByteRanges, FilePairs, Texts
-from jestbench.data.hub import HuggingFace
-from jestbench.data.loader import SuperBatches
+from jestbench.data.file_pairs import WHOLE, ByteRanges, FilePairs, Texts
 from jestbench.data.pairs import content_key
-from jestbench.data.shards import WebDataset
-from jestbench.data.sources import Source
-from jestbench.data.tables import Csv
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.data.vocabulary import TokenizerChoice
-from jestbench.reference import load_model
+from jestbench.data.sources.csv_tables import Csv
+from jestbench.data.sources.hugging_face import HuggingFace
+from jestbench.data.sources.source import Source
+from jestbench.data.sources.web_dataset import WebDataset
+from jestbench.data.super_batches import SuperBatches
+from jestbench.launch import command
+from jestbench.model.tokenizer import Tokenizer, train_bpe
+from jestbench.model.tokenizer_choice import TokenizerChoice
+from jestbench.runs import checkpoint
+from jestbench.runs.saved_model import load_model
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
 COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "grey")
@@ -391,7 +392,7 @@ def test_a_tokenizer_of_the_hub_is_fetched_once(tmp_path, monkeypatch):
         return clip_like()
 
     monkeypatch.setattr(
-        "jestbench.data.vocabulary.Backend",
+        "jestbench.model.tokenizer_choice.Backend",
         type("Hub", (), {"from_pretrained": staticmethod(from_pretrained), "from_str": staticmethod(Backend.from_str)}),
     )
     choice = TokenizerChoice(source="openai/clip-vit-base-patch32", length=6)
@@ -521,7 +522,7 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
 def test_many_shards_are_indexed_by_all_cores_alike(tmp_path, monkeypatch):
     for number in range(2):
         tar_of(tmp_path / f"{number}.tar", [m for i in range(4) for m in sample(10 * number + i)])
-    monkeypatch.setattr("jestbench.data.sources.TOGETHER", 2)
+    monkeypatch.setattr("jestbench.data.sources.source.TOGETHER", 2)
     source = prepared(WebDataset, tmp_path, pool=f"{tmp_path}/{{0..1}}.tar")
     expect(source.split("pool"), [10 * number + i for number in range(2) for i in range(4)])
 
@@ -824,7 +825,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
 
     def call(*words: str) -> tuple[int, str]:
-        status = config.main([*words])
+        status = command.main([*words])
         return status, capsys.readouterr().err
 
     return call

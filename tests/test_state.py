@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from jestbench import config, launch
 from jestbench.batch import Selection
-from jestbench.scores import Scores, Side
+from jestbench.config import resolve
+from jestbench.launch import train_run
+from jestbench.select.scores import Scores, Side
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,13 +47,13 @@ def rows(run_dir: Path) -> Iterator[dict[str, Any]]:
 @pytest.fixture
 def resolved() -> Any:
     bindings = ["run.budget=1e10", "run.checkpoints=5", "log.every=1", "log.progress=False", "run.device=cpu"]
-    found = config.resolve([str(ROOT / "gin" / "run" / "tiny.gin")], bindings)
+    found = resolve.resolve([str(ROOT / "gin" / "run" / "tiny.gin")], bindings)
     return replace(found, run=replace(found.run, policy=RunningMean()))
 
 
 def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert launch.train_run(resolved, whole, resume=False) == "finished"
+    assert train_run.train_run(resolved, whole, resume=False) == "finished"
     counted = [row["select/steps"] for row in rows(whole) if "select/steps" in row]
     assert counted == [float(step + 1) for step in range(len(counted))]
     assert len(counted) > 3
@@ -62,7 +63,7 @@ def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp
     last, before = sorted((cut / "checkpoints").iterdir(), reverse=True)[:2]
     assert before.name < last.name
     shutil.rmtree(last)
-    assert launch.train_run(resolved, cut, resume=True) == "finished"
+    assert train_run.train_run(resolved, cut, resume=True) == "finished"
     assert list(rows(cut)) == list(rows(whole))
 
 
@@ -80,10 +81,10 @@ def half_trained(run_dir: Path, **other: object) -> None:
 
 def test_a_run_of_another_version_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--gin_file", "gin/run/tiny.gin", "run.budget=2e9", "--run_dir", str(tmp_path / "run"), "--resume"]
-    assert config.main(command) == 0
+    assert command.main(command) == 0
     half_trained(tmp_path / "run", format=None)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert config.main(command) == 3
+    assert command.main(command) == 3
     assert "another version" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -95,8 +96,8 @@ def test_a_reference_half_trained_by_another_version_or_by_more_processes_is_tra
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     reference = "run.reference=('gin/run/tiny_reference.gin', 'run.budget=2e9')"
     command = ["--gin_file", "gin/run/tiny.gin", "run.policy=jest", reference, "run.budget=3e9"]
-    assert config.main([*command, "--run_dir", str(tmp_path / "first")]) == 0
+    assert command.main([*command, "--run_dir", str(tmp_path / "first")]) == 0
     (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
     half_trained(folder, **other)
-    assert config.main([*command, "--run_dir", str(tmp_path / "second")]) == 0
+    assert command.main([*command, "--run_dir", str(tmp_path / "second")]) == 0
     assert list(rows(tmp_path / "second")) == list(rows(tmp_path / "first"))

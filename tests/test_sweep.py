@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from jestbench import config, processes, sweep
+from jestbench.launch import command
+from jestbench.sweep import arms, run_sweep, sweep_file
+from jestbench.sweep import side_by_side as processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP_FILES = sorted((ROOT / "gin" / "sweep").glob("*.yaml"))
@@ -53,7 +55,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
     def run(*argv: object) -> Result:
         capsys.readouterr()
-        status = sweep.main([str(word) for word in argv])
+        status = run_sweep.main([str(word) for word in argv])
         captured = capsys.readouterr()
         return Result(status, captured.out, captured.err)
 
@@ -71,7 +73,7 @@ class InProcess:
         self.arguments = words[words.index(PROGRAM) + 1 :]
 
     def poll(self) -> int:
-        return config.main(self.arguments)
+        return command.main(self.arguments)
 
 
 def start_with(monkeypatch: pytest.MonkeyPatch, popen: object) -> None:
@@ -148,9 +150,9 @@ def test_dry_run_of_every_sweep_file(call: Call, path: Path, nothing_starts: Cal
     result = call(path, "--dry_run")
     assert (result.status, result.err) == (0, "")
     commands = [line for line in result.out.splitlines() if not line.startswith("passed over")]
-    found = sweep.read_sweep(path)
+    found = sweep_file.read_sweep(path)
     if found.method == "grid":
-        expected = [agent_command(path, arm) for arm in sweep.grid(found.parameters, path)]
+        expected = [agent_command(path, arm) for arm in arms.grid(found.parameters, path)]
         assert [shlex.split(line) for line in commands] == [
             words for words in expected if shlex.join(words) in commands
         ]
@@ -184,8 +186,8 @@ def test_the_command_is_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JESTBENCH_WORD", "word")
     path = write({key: {"value": value} for key, value in VALUES.items()}, command=words)
-    found = sweep.read_sweep(path)
-    (arm,) = sweep.grid(found.parameters, path)
+    found = sweep_file.read_sweep(path)
+    (arm,) = arms.grid(found.parameters, path)
     assert found.command_line(arm) == agent_command(path, VALUES)
 
 
@@ -193,8 +195,8 @@ def test_both_spellings_of_arguments_are_the_same_arm(call: Call) -> None:
     parameters = {"gin_file": {"value": "gin/policy/hard_learner.gin"}, "run.arm": {"value": "bare word"}, **SMALL}
     keys = set()
     for macro in ("${args}", "${args_no_hyphens}"):
-        found = sweep.read_sweep(write(parameters, command=[*COMMAND[:-1], macro]))
-        arm = sweep.resolve_arm(found, next(sweep.grid(found.parameters, found.path)))
+        found = sweep_file.read_sweep(write(parameters, command=[*COMMAND[:-1], macro]))
+        arm = arms.resolve_arm(found, next(arms.grid(found.parameters, found.path)))
         assert (arm.resolved.run.arm, arm.resolved.policy_name) == ("bare word", "hard_learner")
         keys.add(arm.key)
     assert len(keys) == 1
@@ -298,7 +300,7 @@ POLICIES = {
 )
 def test_a_metric_that_some_run_logs(call: Call, nothing_starts: Callable[[], None], name: str) -> None:
     """Of training, the ledger, the data, or of one of the policies: all that the JSONL holds."""
-    sweep.check_metric(sweep.read_sweep(write(POLICIES, metric={"name": name})))
+    arms.check_metric(sweep_file.read_sweep(write(POLICIES, metric={"name": name})))
     nothing_starts()
 
 
@@ -309,9 +311,9 @@ def test_a_policy_of_a_search_is_asked_for_its_metrics(call: Call) -> None:
     }
     metric = {"name": "select/entropy", "goal": "minimize"}
     for method in ("random", "bayes"):
-        found = sweep.read_sweep(write(parameters, method=method, metric=metric))
-        assert len(list(sweep._one_of_each_policy(found))) == 2
-        sweep.check_metric(found)
+        found = sweep_file.read_sweep(write(parameters, method=method, metric=metric))
+        assert len(list(arms._one_of_each_policy(found))) == 2
+        arms.check_metric(found)
 
 
 # Arms
@@ -366,7 +368,7 @@ def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
         (out / "wandb").mkdir()
         sent.append((settings, out, *more))
 
-    monkeypatch.setattr(sweep, "log_comparison", log)
+    monkeypatch.setattr(run_sweep, "log_comparison", log)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     parameters = {**SMALL, "run.budget": {"value": 1e9}, "wandb.tags": {"value": "('icons',)"}, **SEEDS}
     more = {"metric": {"name": "train/gradient_norm", "goal": "minimize"}, "project": "ours", "entity": "us"}
@@ -378,8 +380,8 @@ def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
     found = json.loads(Path("out/comparison/comparison.json").read_text())
     assert (found["metric"], found["lower_is_better"]) == ("train/gradient_norm", True)
     for folder in arms_in(Path("out")):
-        assert sweep.final_value(folder, "train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
-    assert sweep.final_value(Path("out"), "train/loss") is None
+        assert run_sweep.final_value(folder, "train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
+    assert run_sweep.final_value(Path("out"), "train/loss") is None
     assert call(path, "--out", "out").out.count("already finished") == 2
     assert len(sent) == 1  # nothing has run: the summary run of before still stands
 
@@ -390,7 +392,7 @@ def test_a_comparison_that_wandb_refuses_is_said(
     def refuse(*_: object) -> None:
         raise ValueError("no key")
 
-    monkeypatch.setattr(sweep, "log_comparison", refuse)
+    monkeypatch.setattr(run_sweep, "log_comparison", refuse)
     result = call(write({**SMALL, "run.budget": {"value": 1e9}}), "--out", "out")
     assert result.status == 0
     assert "the comparison is not in W&B: no key" in result.err
@@ -542,7 +544,7 @@ def test_a_search_runs_and_goes_on(
     call: Call, started: list[list[str]], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sweeps")
-    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
     path = write(SEARCH, method=method)
     assert call(path, "--out", "out", "--count", "2").status == 0
     assert len(started) == len(arms_in(Path("out"))) == 2
@@ -562,7 +564,7 @@ def test_an_arm_of_a_search_that_cannot_be_is_passed_over(
         next_run=lambda _, runs: SimpleNamespace(config=proposed[len(runs)]) if len(runs) < 3 else None,
     )
     monkeypatch.setitem(sys.modules, "sweeps", engine)
-    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
     words = [*COMMAND, "run.budget=1e9", "run.device=cpu"]
     path = write({"run.batch_size": {"min": 8, "max": 500}}, method="bayes", command=words)
     result = call(path, "--out", "out")
@@ -600,7 +602,7 @@ def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Cal
             seen.append(env)
 
     start_with(monkeypatch, Popen)
-    monkeypatch.setattr(sweep, "_compare", lambda _, __, out: compared.append(out))
+    monkeypatch.setattr(run_sweep, "_compare", lambda _, __, out: compared.append(out))
     compared: list[Path] = []
     for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)

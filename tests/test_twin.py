@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import policies
-from jestbench import Embeddings, Scores, config, launch
+from jestbench import Embeddings, Scores
 from jestbench.batch import Batch, DataError
-from jestbench.config import main
-from jestbench.data.loader import SuperBatches
+from jestbench.config import resolve
+from jestbench.data.half_pairs import HALVES, HalfPairs, half_of
+from jestbench.data.super_batches import SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.scores import ScoreError
-from jestbench.stages import build_stages
-from jestbench.twin import HALVES, HalfPairs, TwinModel, half_of
+from jestbench.engine.twin import TwinModel
+from jestbench.launch import rehearse
+from jestbench.launch.command import main
+from jestbench.launch.stages import build_stages
+from jestbench.select.scores import ScoreError
 
 BATCH, SUPER_BATCH = 8, 24
 WORLD = [
@@ -197,7 +200,7 @@ def test_two_references_are_not_one() -> None:
 
 
 def test_each_pair_is_scored_by_the_model_that_has_not_seen_it(tmp_path: Path) -> None:
-    resolved = config.resolve([ARM[1], ARM[3]], [*ARM[4:], "run.reference_accounting=online"])
+    resolved = resolve.resolve([ARM[1], ARM[3]], [*ARM[4:], "run.reference_accounting=online"])
     assert resolved.reference is not None
     assert resolved.twin is not None
     assert [resolved.reference.run.half, resolved.twin.run.half] == [0, 1]
@@ -236,8 +239,8 @@ def test_scoring_costs_one_reference_pass_a_pair(uninterrupted: Path, tmp_path: 
         more = [*STEPS, f"run.reference_accounting={accounting}"]
         assert main([*ARM, *more, "--run_dir", str(tmp_path / accounting)]) == 0
         flops[accounting] = summary_of(tmp_path / accounting)["flops"]["reference_score"]
-    resolved = config.resolve([ARM[1], ARM[3]], ARM[4:])
-    data, reference, _ = launch.stand_ins(resolved)
+    resolved = resolve.resolve([ARM[1], ARM[3]], ARM[4:])
+    data, reference, _ = rehearse.stand_ins(resolved)
     assert reference is not None
     stages = build_stages(resolved, data, reference, tmp_path / "stages")
     pair = stages.learner.price.pair  # the references have the learner's shape
@@ -288,7 +291,7 @@ def test_what_cannot_be_is_said(
 
 def test_the_hash_knows_twins_where_they_score() -> None:
     def digest(*words: str) -> str:
-        return config.resolve(["gin/run/tiny.gin"], [f"run.reference={REFERENCE!r}", *words]).config_hash
+        return resolve.resolve(["gin/run/tiny.gin"], [f"run.reference={REFERENCE!r}", *words]).config_hash
 
     assert digest("run.policy=rho_loss") != digest("run.policy=rho_loss", "run.twin=True")
     assert digest() == digest("run.twin=True")

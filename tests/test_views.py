@@ -17,28 +17,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jestbench import config
-from jestbench.batch import Batch
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.flops import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.learner import Learner, Optimizer, Price
-from jestbench.model.losses import LOSSES
+from jestbench.batch import FULL, Batch, View, mix_of, split_counts
+from jestbench.config import grammar, resolve
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.learner import Learner
+from jestbench.engine.optimizer import Optimizer
+from jestbench.engine.scorer import Scorer
+from jestbench.launch import command
+from jestbench.launch.forecast import step_price
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import ImageTower, Model, TwoTowers
-from jestbench.model.views import (
-    FULL,
-    View,
-    check,
-    cut_text,
-    kept_patches,
-    layers_run,
-    mix_of,
-    patches_kept,
-    split_counts,
-)
-from jestbench.precision import Arithmetic
-from jestbench.pricing import step_price
-from jestbench.reference import FrozenModel
-from jestbench.scorer import Scorer
+from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LOSSES
 
 CAPTIONS = ["a red cat", "a blue dog on a hill", "red", "two green fish and a red cat by the sea"]
 LENGTH, WIDTH, DEPTH, TEXT_WIDTH, TEXT_DEPTH, OUT = 8, 16, 3, 12, 2, 10
@@ -379,15 +372,15 @@ NEW = ["flexi_jest", "jest_patch", "jest_patchdrop", "jest_layerdrop", "jest_low
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JESTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.chdir(config.PROJECT)
+        patch.chdir(grammar.PROJECT)
         yield
 
 
 def arm(policy: str, *bindings: str) -> list[str]:
     """A policy file on the tiny run, its reference the tiny one under the bindings that the file gives."""
-    path = config.PROJECT / "gin/policy" / f"{policy}.gin"
+    path = grammar.PROJECT / "gin/policy" / f"{policy}.gin"
     words = [*TINY, "--gin_file", str(path), *SIZES, *QUIET]
-    value = next((b.value for b in config.read_file(path) if b.key == "run.reference"), None)
+    value = next((b.value for b in grammar.read_file(path) if b.key == "run.reference"), None)
     if value is not None:
         views = value[1:] if isinstance(value, list | tuple) else ()
         reference = (
@@ -410,24 +403,24 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("policy", [*NEW, "uniform_flexi"])
 def test_every_policy_file_runs_and_is_honest(policy: str, tmp_path: Path) -> None:
     words = arm(policy, "run.budget=2e8", "run.checkpoints=1", "--run_dir", str(tmp_path / "run"))
-    assert config.main(words) == 0
+    assert command.main(words) == 0
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "finished"
     assert summary["arm"] == policy
     assert summary["warnings"] == []
-    again = config.resolve([str(tmp_path / "run" / "operative.gin")])
+    again = resolve.resolve([str(tmp_path / "run" / "operative.gin")])
     assert again.config_hash == summary["config_hash"]
 
 
 @pytest.mark.parametrize("policy", NEW)
 def test_policy_files_compose_with_the_icons(policy: str) -> None:
-    resolved = config.resolve(["gin/run/icons.gin", f"gin/policy/{policy}.gin"])
+    resolved = resolve.resolve(["gin/run/icons.gin", f"gin/policy/{policy}.gin"])
     assert resolved.reference is not None
     assert resolved.run.scored_under == resolved.run.reference_under
     assert resolved.run.scored_under in [view for _, view in resolved.run.mix]
     assert resolved.reference.run.mix == resolved.run.mix
     price = step_price(resolved)
-    plain = step_price(config.resolve(["gin/run/icons.gin", "gin/policy/jest.gin"]))
+    plain = step_price(resolve.resolve(["gin/run/icons.gin", "gin/policy/jest.gin"]))
     assert price.uniform == plain.uniform
     assert price.closed_form < plain.closed_form
     assert price.flops["learner_score"] < 0.75 * plain.flops["learner_score"]
@@ -438,11 +431,11 @@ def test_a_run_is_charged_what_its_hooks_count_and_what_price_says(
 ) -> None:
     bindings = ("run.budget=5e8", "run.reference_accounting=online", "run.microbatch=10")
     words = arm("flexi_jest", *bindings)
-    resolved = config.resolve(["gin/run/tiny.gin", "gin/policy/flexi_jest.gin"], [w for w in words[4:] if "=" in w])
+    resolved = resolve.resolve(["gin/run/tiny.gin", "gin/policy/flexi_jest.gin"], [w for w in words[4:] if "=" in w])
     price = step_price(resolved)
     reference = tmp_path / "reference"
     reference_words = [f"--gin_file={resolved.run.reference[0]}", *resolved.run.reference[1:], "--run_dir"]
-    assert config.main([*reference_words, str(reference), *QUIET]) == 0
+    assert command.main([*reference_words, str(reference), *QUIET]) == 0
 
     images: Counter[tuple[bool, bool, View]] = Counter()
     plain = ImageTower.forward
@@ -455,7 +448,7 @@ def test_a_run_is_charged_what_its_hooks_count_and_what_price_says(
 
     monkeypatch.setattr(ImageTower, "forward", counted)
     run_dir = tmp_path / "run"
-    assert config.main([*words, f"run.reference={reference}", "--run_dir", str(run_dir)]) == 0
+    assert command.main([*words, f"run.reference={reference}", "--run_dir", str(run_dir)]) == 0
     summary = summary_of(run_dir)
     steps, flops = summary["steps"], summary["flops"]
     cheap = View(patch_size=12, resolution=36)
@@ -483,32 +476,32 @@ def test_a_run_is_charged_what_its_hooks_count_and_what_price_says(
 
 def test_an_untrained_view_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cheap = ("run.score_view=@cheap/view()", "cheap/view.patch_size=8")
-    assert config.main([*arm("hard_learner", *cheap), "--check"]) == 0
+    assert command.main([*arm("hard_learner", *cheap), "--check"]) == 0
     said = capsys.readouterr().err
     assert "warning: run.score_view: the learner is scored under a view it was not trained under (patch 8 px" in said
-    assert config.main([*arm("jest", "run.reference_view=@cheap/view()", cheap[1]), "--check"]) == 0
+    assert command.main([*arm("jest", "run.reference_view=@cheap/view()", cheap[1]), "--check"]) == 0
     assert "warning: run.reference_view: the reference is scored" in capsys.readouterr().err
     own = ("run.score_view=@cheap/view()", "cheap/view.patch_size=4")
-    assert config.main([*arm("hard_learner", *own), "--check"]) == 0
+    assert command.main([*arm("hard_learner", *own), "--check"]) == 0
     assert "warning" not in capsys.readouterr().err
     words = arm("hard_learner", *cheap, "run.budget=1.5e8", "--run_dir", str(tmp_path / "run"))
-    assert config.main(words) == 0
+    assert command.main(words) == 0
     assert [line.split(":")[0] for line in summary_of(tmp_path / "run")["warnings"]] == ["run.score_view"]
 
 
 def test_views_are_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("run.score_view=@cheap/view()", "run.train_views=[(1.0, @cheap/view())]"):
-        assert config.main([*arm("hard_learner", name, "cheap/view.patch_size=5"), "--check"]) == 2
+        assert command.main([*arm("hard_learner", name, "cheap/view.patch_size=5"), "--check"]) == 2
         said = capsys.readouterr().err
         assert name.split("=")[0] in said
         assert "does not divide" in said
-    assert config.main([*arm("hard_learner", "cheap/view.patch_size=8"), "--check"]) == 2
+    assert command.main([*arm("hard_learner", "cheap/view.patch_size=8"), "--check"]) == 2
     assert "never uses cheap/view.patch_size" in capsys.readouterr().err
 
 
 def test_the_arm_is_its_views() -> None:
     def digest(policy: str, *bindings: str) -> str:
-        return config.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], bindings).config_hash
+        return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], bindings).config_hash
 
     assert digest("uniform_flexi") != digest("uniform")
     assert digest("uniform_flexi") != digest("uniform_flexi", "cheap/view.patch_size=18")

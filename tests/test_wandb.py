@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from jestbench import config, examples, metrics
 from jestbench.batch import Batch, Selection
-from jestbench.compare import command as compare_command
-from jestbench.config import main
-from jestbench.record import Recorder
-from jestbench.sampling import independent_draw, joint_draw
-from jestbench.scores import Embeddings, Scores
+from jestbench.compare import report as compare_command
+from jestbench.config import log, resolve
+from jestbench.launch.command import main
+from jestbench.runs import examples, wandb_run
+from jestbench.runs.recorder import Recorder
+from jestbench.select.draws import independent_draw, joint_draw
+from jestbench.select.scores import Embeddings, Scores
 
 wandb = pytest.importorskip("wandb")
 
@@ -191,7 +192,7 @@ def test_the_summary_is_the_jsonls_last_values_and_the_summary_file(runs: Runs) 
 
 def test_the_config_is_the_operative_one_under_gins_names(runs: Runs) -> None:
     (found,) = recorded(runs.jest)
-    resolved = config.resolve([str(runs.jest / "operative.gin")])
+    resolved = resolve.resolve([str(runs.jest / "operative.gin")])
     expected = dict(resolved.flat) | {"config_hash": summary_of(runs.jest)["config_hash"]}
     known = {key: value for key, value in found.config.items() if key != "_wandb"}
     assert known == expected
@@ -201,7 +202,7 @@ def test_the_config_is_the_operative_one_under_gins_names(runs: Runs) -> None:
 
 
 def test_integers_that_no_browser_holds_are_floats() -> None:
-    safe = metrics._safe({"flops": {"total": 2**60 + 1, "eval": 3}, "seeds": [1, 2**60], "yes": True})
+    safe = wandb_run._safe({"flops": {"total": 2**60 + 1, "eval": 3}, "seeds": [1, 2**60], "yes": True})
     assert safe == {"flops": {"total": float(2**60), "eval": 3}, "seeds": [1, float(2**60)], "yes": True}
     assert isinstance(safe["flops"]["total"], float)
     assert isinstance(safe["flops"]["eval"], int)
@@ -252,7 +253,7 @@ def test_modes(monkeypatch: pytest.MonkeyPatch, mode: Any, environment: dict[str
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert metrics.WandB(mode=mode).resolved() == expected
+    assert log.WandB(mode=mode).resolved() == expected
 
 
 def test_online_without_a_key_is_one_message(

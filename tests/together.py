@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from jestbench import config, distributed
-from jestbench.batch import Batch, Selection
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.distributed import SharedBatch, World
-from jestbench.learner import Learner, Optimizer, Price
+from jestbench.batch import Batch, Selection, View
+from jestbench.cost.price import Price
+from jestbench.engine.learner import Learner
+from jestbench.engine.optimizer import Optimizer
+from jestbench.launch.command import run_command
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
-from jestbench.model.views import View
-from jestbench.precision import Arithmetic
+from jestbench.parallel import distributed
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.distributed import World
+from jestbench.parallel.shared_batch import SharedBatch
 
 TINY = ["--gin_file", "gin/run/tiny.gin"]
 REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
@@ -186,9 +189,9 @@ def main() -> None:
         check_agreement(world)
         check_gradients(world, tokenizer)
         for arm in sys.argv[2:]:
-            assert config.main(command(arm, folder / arm)) == 0, arm
+            assert run_command(command(arm, folder / arm)) == 0, arm
         refused = ["run.batch_size=1", "run.super_batch_size=8"]
-        assert config.main([*command("jest", folder / "refused"), *refused]) == 2
+        assert run_command([*command("jest", folder / "refused"), *refused]) == 2
 
 
 if __name__ == "__main__":

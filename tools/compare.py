@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jestbench.compare import main
+from jestbench.compare.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jestbench.command import run_command
+from jestbench.launch.command import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(sys.argv[1:]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jestbench.sweep import main
+from jestbench.sweep.run_sweep import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,1 +1,4 @@
-"""Ratios against peers and floors, measured in one run; see ``tools/bench.py``."""
+"""How fast is it beside others? Ratios against peers and floors, measured in one run.
+
+May import everything else.
+"""

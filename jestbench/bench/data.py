@@ -34,12 +34,13 @@ import numpy as np
 from PIL import Image
 
 from jestbench.bench import timing
-from jestbench.data.files import ByteRanges, FilePairs, Texts
-from jestbench.data.loader import SuperBatchSource
+from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
+from jestbench.data.loader import Loader
 from jestbench.data.pairs import content_key
-from jestbench.data.prefetch import Loader, prefetched
-from jestbench.data.stream import Shards, StreamBatches
-from jestbench.data.tokenizer import Tokenizer, train_bpe
+from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.super_batches import SuperBatchSource, prefetched
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 
 TARGETS = {
     "indexed over open_clip": "≥ 1.0",
@@ -182,7 +183,7 @@ def open_clip_batches(paths: list[str], pixels: int, plan: Plan) -> Iterator[int
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
     """Samples as webdataset's reader gives them, undecoded."""
-    from jestbench.data.stream import open_shard
+    from jestbench.data.sources.lanes import open_shard
 
     while True:
         for path in paths:

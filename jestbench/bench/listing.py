@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.sampling import chunk_sizes
-from jestbench.scores import Embeddings, Scores
+from jestbench.select.draws import chunk_sizes
+from jestbench.select.scores import Embeddings, Scores
 
 
 def listing_draw(scores: Scores, count: int, chunks: int, generator: torch.Generator | None = None) -> Tensor:

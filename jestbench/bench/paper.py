@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from jestbench import kernels
 from jestbench.bench import selection, timing
-from jestbench.data.tokenizer import Tokenizer, train_bpe
-from jestbench.model.losses import LOSSES
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
-from jestbench.precision import Arithmetic
-from jestbench.sampling import joint_draw
-from jestbench.scores import Embeddings, Scores
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select import kernels
+from jestbench.select.draws import joint_draw
+from jestbench.select.losses import LOSSES
+from jestbench.select.scores import Embeddings, Scores
 
 GIB = 2**30
 TARGET_BYTES = 2 * GIB

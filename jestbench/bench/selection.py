@@ -32,9 +32,9 @@ from torch import Tensor
 
 from jestbench.bench import timing
 from jestbench.bench.listing import listing_draw
-from jestbench.model.losses import LossName
-from jestbench.sampling import chunk_sizes, joint_draw
-from jestbench.scores import BLOCK_ROWS, Embeddings, Scores
+from jestbench.select.draws import chunk_sizes, joint_draw
+from jestbench.select.losses import LossName
+from jestbench.select.scores import BLOCK_ROWS, Embeddings, Scores
 
 TARGETS = {
     "speed-up over the listing": "≥ 15",

@@ -15,12 +15,14 @@ from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
 from jestbench.batch import Batch
-from jestbench.data.tokenizer import END, PAD, UNKNOWN, Tokenizer
-from jestbench.flops import counted_macs, without_values
-from jestbench.learner import Learner, Optimizer, Price
-from jestbench.model.losses import LossName
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import counted_macs, without_values
+from jestbench.engine.learner import Learner
+from jestbench.engine.optimizer import Optimizer
+from jestbench.model.tokenizer import END, PAD, UNKNOWN, Tokenizer
 from jestbench.model.towers import INITIAL, MAX_SCALE, Model
-from jestbench.precision import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
 
 # So low a rate that tens of steps on one batch keep its loss, and gradients, away from zero.
 OPTIMIZER = Optimizer(learning_rate=1e-5)

@@ -33,8 +33,8 @@ import torch
 
 from jestbench.bench import timing
 from jestbench.bench.steps import SHAPES, Contender, Shape, open_clips, ours
-from jestbench.model.losses import LossName
-from jestbench.precision import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
 
 AIM = "≥ 1.0"
 LOSSES: tuple[LossName, ...] = ("softmax", "sigmoid")

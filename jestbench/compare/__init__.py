@@ -1,21 +1,4 @@
-"""The compute-matched comparison: run folders in; table, plots and one HTML page out."""
+"""Does it pay? Run folders to statistics to tables, plots and a page.
 
-from jestbench.compare.command import compare, main, render
-from jestbench.compare.comparison import Arm, Comparison, Excluded, Paired, ReferenceRow, SeedRun, Speedup
-from jestbench.compare.load import CompareError
-from jestbench.compare.table import format_table
-
-__all__ = [
-    "Arm",
-    "CompareError",
-    "Comparison",
-    "Excluded",
-    "Paired",
-    "ReferenceRow",
-    "SeedRun",
-    "Speedup",
-    "compare",
-    "format_table",
-    "main",
-    "render",
-]
+May import `jestbench.launch` and what stands below it.
+"""

@@ -14,16 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jestbench.compare.comparison import (
-    Absent,
-    Arm,
-    Comparison,
-    Kind,
-    Paired,
-    ReferenceRow,
-    SeedRun,
-    Speedup,
-)
+from jestbench.compare.comparison import Absent, Arm, Comparison, Kind, Paired, ReferenceRow, SeedRun, Speedup
 from jestbench.compare.curves import AXES, FEWEST_SEEDS, Reach, SeedCurve, first_reach, interval, mean_curve, value_at
 from jestbench.compare.groups import (
     TOTAL_FLOPS,

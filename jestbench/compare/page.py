@@ -11,7 +11,7 @@ from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
 from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
-from jestbench.pages import templates
+from jestbench.runs.templates import templates
 
 PAGE = "index.html"
 

@@ -1,1 +1,4 @@
-"""Where pairs come from."""
+"""Where do pairs come from? Pairs, super-batches, the cascade, decoding, captions.
+
+May import `jestbench.model` and what stands below it.
+"""

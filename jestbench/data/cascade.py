@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.data.loader import SuperBatches
-from jestbench.data.tokenizer import Tokenizer
-from jestbench.sampling import gumbel_top_k, top_k
+from jestbench.data.super_batches import SuperBatches
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.select.draws import gumbel_top_k, top_k
 
 
 @dataclass(frozen=True)

@@ -1,180 +1,58 @@
-"""Super-batches: a pure function of seed, sizes and step.
-
-The order depends on nothing else, so every policy that scores sees the same super-batches, and
-resuming needs no more than the step. A pass over the data is one permutation; a tail that does not
-fill a super-batch is skipped, and is another one in each pass, so no super-batch spans two passes
-and none holds a pair twice.
-"""
+"""How pairs are read: worker processes, and how far ahead of the step they decode."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from jestbench import seeds
-from jestbench.batch import Batch, DataError
-from jestbench.data.files import too_many
-from jestbench.data.pairs import Pairs, drawn, max_damaged
-from jestbench.data.tokenizer import Tokenizer
-from jestbench.distributed import World
+from jestbench.data.pairs import decoded
+from jestbench.data.spawned import usable_cores
 
-
-class SuperBatchSource(Protocol):
-    """What the loop draws from: the super-batch of a step, whatever lies behind it."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Makes the token ids of the batches."""
-        ...
-
-    @property
-    def pool(self) -> int | None:
-        """Pairs that are drawn from; ``None`` where a stream does not tell."""
-        ...
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step; steps are asked for in order."""
-        ...
-
-    def counts(self, step: int) -> dict[str, float]:
-        """What happened to the data until this step, ``data/…``: pairs skipped, damaged, waited for."""
-        ...
-
-    def state(self) -> object:
-        """What a checkpoint keeps beside the step (tensors, numbers, strings, and lists or dicts of these)."""
-        ...
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint."""
-        ...
-
-    def close(self) -> None:
-        """Let go of workers and files."""
-        ...
-
-
-class Tally:
-    """What was read and what was damaged, summed over the batches of a run; a checkpoint keeps it.
-
-    Raises:
-        DataError: the share of damaged pairs exceeds the split's ``max_damaged``.
-    """
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.name = pairs.name
-        self.limit = max_damaged(pairs)
-        self.summed: dict[str, float] = {}
-
-    def add(self, counts: Mapping[str, float]) -> None:
-        """Count what travels with a batch."""
-        for name, count in counts.items():
-            self.summed[name] = self.summed.get(name, 0) + count
-        damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
-        if too_many(damaged, read, self.limit):
-            raise DataError(
-                f"{self.name}: {damaged:.0f} of {read:.0f} images read are damaged, more than max_damaged = "
-                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set"
-            )
-
-    def counts(self) -> dict[str, float]:
-        """As metrics, ``data/…``; nothing where no batch says anything."""
-        return {f"data/{name}": count for name, count in self.summed.items()}
-
-    def state(self) -> dict[str, float]:
-        """For a checkpoint."""
-        return dict(self.summed)
-
-    def restore(self, state: Mapping[str, float] | None) -> None:
-        """Go on from a checkpoint."""
-        self.summed = dict(state or {})
+MOST = 16
+"""Workers that ``auto`` starts at most."""
 
 
 @dataclass(frozen=True)
-class SuperBatches:
-    """Super-batches of ``size`` pairs from an indexed split.
+class Loader:
+    """Who decodes, and how far ahead. None of it changes what a run does, only its seconds.
 
-    Raises:
-        DataError: the split holds fewer pairs than one super-batch needs.
+    Attributes:
+        workers: processes that read and decode; ``auto`` is none for images that lie decoded in memory
+            and else one a core, at most 16; 0 decodes in the main process.
+        prefetch: super-batches made ahead of the one that is trained on.
+        part: pairs that a worker decodes at a time; a super-batch is decoded by several at once.
+        pin_memory: page-locked memory for the images, which a GPU fetches by itself; ``auto`` where the
+            run is on CUDA.
+        timeout: seconds that a part may take before its worker is taken for lost.
+        restarts: lost workers that are replaced before the run gives up.
     """
 
-    pairs: Pairs
-    size: int
-    seed: int
-    augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
-    world: World = field(default_factory=World)  # the processes that share a super-batch; each reads its own rows
-    tally: Tally = field(init=False, repr=False, compare=False)
+    workers: int | Literal["auto"] = "auto"
+    prefetch: int = 2
+    part: int = 256
+    pin_memory: bool | Literal["auto"] = "auto"
+    timeout: float = 300.0
+    restarts: int = 3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tally", Tally(self.pairs))
-        if len(self.pairs) < self.size:
-            raise DataError(
-                f"{self.pairs.name} holds {len(self.pairs)} pairs, fewer than the {self.size} of one "
-                "super-batch: lower run.super_batch_size (or run.batch_size), or take more data"
-            )
+        if isinstance(self.workers, bool) or (self.workers != "auto" and self.workers < 0):
+            raise ValueError(f"loader.workers is a number of processes (0: none) or 'auto', got {self.workers}")
+        for name, low, high in (("prefetch", 0, 64), ("part", 1, 8192), ("restarts", 0, 1000)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"loader.{name} lies between {low} and {high}, got {getattr(self, name)}")
+        if not self.timeout > 0:
+            raise ValueError(f"loader.timeout is a positive number of seconds, got {self.timeout}")
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.pairs.tokenizer
+    def workers_for(self, pairs: object) -> int:
+        """How many processes decode these pairs."""
+        if self.workers != "auto":
+            return self.workers
+        return 0 if decoded(pairs) else min(MOST, usable_cores())
 
-    @property
-    def pool(self) -> int:
-        """All pairs of the split."""
-        return len(self.pairs)
-
-    @property
-    def per_epoch(self) -> int:
-        """Super-batches in one pass over the data."""
-        return len(self.pairs) // self.size
-
-    def skipped(self, step: int) -> int:
-        """Pairs left out as tails of the passes completed before this step."""
-        return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
-
-    def index_B(self, step: int) -> Tensor:
-        """Positions in ``pairs`` of the super-batch drawn at a step, or of this process's rows of it."""
-        epoch, number = divmod(step, self.per_epoch)
-        start = number * self.size
-        whole_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
-        index_B = whole_B[self.world.rank :: self.world.size]
-        return index_B + step * len(self.pairs) if self.augmented else index_B
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step.
-
-        Raises:
-            DataError: too many images are damaged.
-        """
-        batch = self.pairs_at(step).batch(self.index_B(step))
-        self.tally.add(batch.counts)
-        return batch
-
-    def pairs_at(self, step: int) -> Pairs:
-        """The split in the epoch of a step: a pair of several captions has one of them drawn."""
-        return drawn(self.pairs, self.seed, step // self.per_epoch)
-
-    def counts(self, step: int) -> dict[str, float]:
-        """Pairs skipped as tails; images read and damaged."""
-        return {"data/skipped": self.skipped(step), **self.tally.counts()}
-
-    def state(self) -> object:
-        """What was damaged so far; the order needs the step alone."""
-        return self.tally.state()
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint."""
-        assert state is None or isinstance(state, dict)
-        self.tally.restore(state)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-@lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))
+    def pins(self, device: str) -> bool:
+        """Whether images go to page-locked memory, for a run on this device."""
+        if self.pin_memory == "auto":
+            return torch.device(device).type == "cuda"
+        return self.pin_memory and torch.cuda.is_available()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.keys import content_key
-from jestbench.data.tokenizer import Tokenizer
+from jestbench.disk import content_key
+from jestbench.model.tokenizer import Tokenizer
 
 __all__ = ["ArrayPairs", "Dataset", "Pairs", "Wrapped", "content_key"]
 

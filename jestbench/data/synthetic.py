@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jestbench.batch import DataError
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs, content_key
-from jestbench.data.tokenizer import Tokenizer, train_bpe
+from jestbench.model.tokenizer import Tokenizer, train_bpe
 
 SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in "aeiou")
 SPLITS = ("pool", "curated", "holdout", "eval")

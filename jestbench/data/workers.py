@@ -29,7 +29,7 @@ import torch
 import torch.multiprocessing  # teaches connections to pass tensors in shared memory
 
 from jestbench.batch import DataError
-from jestbench.data.processes import end_with
+from jestbench.data.spawned import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

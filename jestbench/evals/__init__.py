@@ -1,5 +1,4 @@
-"""Evaluation: zero-shot classification and retrieval, outside the budget."""
+"""How good is the learner? Zero-shot, retrieval and few-shot figures.
 
-from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
-
-__all__ = ["Evaluate", "Evaluator", "points_reached"]
+May import `jestbench.engine` and what stands below it.
+"""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jestbench.batch import DataError, Pass
 from jestbench.data.decode import DamagedImage, decode
-from jestbench.data.tokenizer import Tokenizer
+from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.metrics import RANKS, Measure, group_ranks, share_of, zero_shot_ranks
-from jestbench.learner import Learner
+from jestbench.model.tokenizer import Tokenizer
 
 KEPT_BYTES = 2**30
 """A set whose decoded images fit in here is decoded once; a larger one at each evaluation."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import Pairs
+from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.metrics import Measure, embedding_measures, evaluate_embeddings
-from jestbench.learner import Learner
 
 
 def points_reached(share: float, points: int) -> int:

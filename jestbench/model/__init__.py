@@ -1,1 +1,4 @@
-"""The two towers and the losses between them."""
+"""What is a tower? Towers, how a view runs on them, the pair head, tokenizers.
+
+May import `jestbench.select` and what stands below it.
+"""

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jestbench import seeds
-from jestbench.batch import Batch
-from jestbench.data.tokenizer import Tokenizer
-from jestbench.model.losses import LossName
-from jestbench.model.views import FULL, View, cut_text, grid_of, kept_patches, layers_run, patches_kept, resize_matrix
+from jestbench.batch import FULL, Batch, View, grid_of
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.views import cut_text, kept_patches, layers_run, patches_kept, resize_matrix
+from jestbench.select.losses import LossName
 
 TextPool = Literal["mean", "end"]
 Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit

@@ -1,0 +1,188 @@
+"""The doors of the comparison: ``compare`` for the library, ``main`` for the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from jestbench.compare.analysis import analyse
+from jestbench.compare.comparison import Comparison
+from jestbench.compare.document import to_json
+from jestbench.compare.load import CompareError
+from jestbench.compare.page import PAGE, to_html
+from jestbench.compare.plots import save_plots
+from jestbench.compare.table import format_table, to_markdown
+
+_PROGRAM = ("python", "tools/compare.py")
+
+
+def compare(
+    run_dirs: Sequence[Path],
+    metric: str,
+    baseline: str = "uniform",
+    out: Path | None = None,
+    *,
+    lower_is_better: bool | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Compare finished runs at equal compute.
+
+    Args:
+        run_dirs: run folders, or folders that hold run folders one or two levels down.
+        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
+        baseline: label of the arm to hold the others against; ``label@hash`` where two configurations
+            share it.
+        out: folder to write the report to, made if missing; ``None`` writes nothing.
+        lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss" or "mse".
+        command: what to note as the command that makes the comparison again; by default
+            ``tools/compare.py`` with these arguments.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        CompareError: a folder, the metric or the baseline does not exist (``status`` 2), no run can be
+            used, or the report cannot be written (``status`` 3).
+    """
+    if command is None:
+        command = _command(run_dirs, metric, baseline, out, lower_is_better)
+    comparison = analyse(run_dirs, metric, baseline, lower_is_better, command)
+    if out is not None:
+        render(comparison, out)
+    return comparison
+
+
+def render(comparison: Comparison, out: Path) -> None:
+    """Write ``comparison.json``, ``comparison.md``, the plots and ``index.html``.
+
+    Args:
+        comparison: what to write.
+        out: folder to write to, made if missing; what a former comparison left there is replaced.
+
+    Raises:
+        CompareError: the folder cannot be written (``status`` 3).
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_plots(comparison, out)
+        for name, text in (
+            ("comparison.json", to_json(comparison, out)),
+            ("comparison.md", to_markdown(comparison, out)),
+            (PAGE, to_html(comparison, out)),
+        ):
+            # A label that is no valid Unicode (a folder name in another encoding) must not cost the report.
+            (out / name).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CompareError(f"{out}: cannot be written: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0 done, 2 a wrong argument, 3 wrong or missing data.
+    """
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        comparison = compare(
+            options.run_dirs,
+            options.metric,
+            options.baseline,
+            options.out,
+            lower_is_better=options.lower_is_better,
+        )
+    except CompareError as error:
+        _print(f"compare: {error}", sys.stderr)
+        return error.status
+    _print(format_table(comparison), sys.stdout)
+    _print(f"\nwritten: {options.out / PAGE}, comparison.json, comparison.md and plots beside it", sys.stdout)
+    return _to_wandb(options.out) if options.wandb else 0
+
+
+def _to_wandb(out: Path) -> int:
+    from jestbench.config.log import WandB
+    from jestbench.runs.wandb_run import log_comparison
+
+    try:
+        folder = log_comparison(WandB(), out, out.resolve().name)
+    except ValueError as error:
+        _print(f"compare: {error}", sys.stderr)
+        return 2
+    if folder is not None:
+        _print(f"W&B, offline: {folder}; wandb sync sends it", sys.stdout)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare.py",
+        description="Compare finished runs at equal compute: table, plots, one HTML page.",
+        epilog="exit status: 0 done, 2 a wrong argument, 3 wrong or missing data",
+    )
+    parser.add_argument(
+        "run_dirs",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a run folder, or a folder that holds run folders one or two levels down",
+    )
+    parser.add_argument(
+        "--metric", required=True, metavar="NAME", help="metric to compare, such as eval/zero_shot/top1"
+    )
+    parser.add_argument(
+        "--baseline",
+        default="uniform",
+        metavar="ARM",
+        help="arm to hold the others against; ARM@HASH where configurations share a label (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        default=Path("comparison"),
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lower_is_better",
+        action=argparse.BooleanOptionalAction,
+        help="whether a smaller value is better (default: where the metric's name holds 'loss' or 'mse')",
+    )
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="put the table, the plots and the page into one W&B run too; offline, in --out, unless WANDB_MODE=online "
+        "(WANDB_PROJECT, WANDB_ENTITY and WANDB_RUN_GROUP say where)",
+    )
+    return parser
+
+
+def _command(
+    run_dirs: Sequence[Path], metric: str, baseline: str, out: Path | None, lower_is_better: bool | None
+) -> str:
+    words = [*_PROGRAM, *(str(folder) for folder in run_dirs), "--metric", metric, "--baseline", baseline]
+    if out is not None:
+        words += ["--out", str(out)]
+    if lower_is_better is not None:
+        words.append("--lower_is_better" if lower_is_better else "--no-lower_is_better")
+    return shlex.join(words)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    # A terminal that knows only ASCII must not turn a Greek label into a traceback.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        # The reader (``| head``) has left; without this, the flush at exit fails once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,156 @@
+"""Whether frozen models fit an arm: a reference of the arm's loss, and models of the arm's data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jestbench.config.run import Run
+from jestbench.cost.budget import Pretrained
+from jestbench.data.pairs import Dataset
+from jestbench.data.sources.source import SPLITS
+from jestbench.select.losses import LossName
+
+NOT_THE_PAIRS = frozenset("cache_dir max_damaged verify allow_missing lanes buffer".split())
+"""Parameters of data sets that leave the pairs as they are: where they are cached, what damage is borne, their order.
+The tokenizer's are not among them: a frozen model is given the arm's token ids."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a frozen model of an arm was trained on.
+
+    Attributes:
+        role: of the model.
+        name: of its run, for messages.
+        loss: contrastive; ``None`` for a pair scorer, and where a folder holds no checkpoint.
+        run: its run; ``None`` where a folder's operative.gin describes none.
+        recorded: what the folder's summary.json holds of the data, instead of ``run``.
+        file: the run file that trains it, and bindings; empty where there is none.
+    """
+
+    role: Pretrained
+    name: str
+    loss: LossName | None
+    run: Run | None
+    recorded: object = None
+    file: tuple[str, ...] = ()
+
+    def mended(self, *bindings: str) -> str:
+        """The binding of the arm that trains the model with other parameters."""
+        return f"run.{self.role} = {(*self.file, *bindings)!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A parameter in which two data sets differ.
+
+    Attributes:
+        key: as it is bound.
+        there: its value for the frozen model.
+        here: its value for the arm.
+    """
+
+    key: str
+    there: Any
+    here: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.there!r} there and {self.here!r} here"
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether the arm's value can be bound as it is printed."""
+        return self.key != "run.data" and (self.here is None or isinstance(self.here, str | bool | int | float))
+
+
+def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
+    """The message that refuses a reference of another loss than the arm's; ``None`` where it can be scored by.
+
+    Args:
+        run: the arm.
+        models: its frozen models.
+        where: run.loss is bound.
+    """
+    who = _scaled_by(run)
+    reference = next((model for model in models if model.role == "reference"), None)
+    if who is None or reference is None or reference.loss in (None, run.loss):
+        return None
+    way = f", or train the reference on the arm's loss: {reference.mended(f'run.loss={run.loss!r}')}"
+    return (
+        f"run.reference: {reference.name!r} was trained on the {reference.loss} loss, and run.loss = {run.loss!r} "
+        f"({where}): {who} scores with the reference's scale and bias, and scores of two losses are not comparable; "
+        f"set run.loss = {reference.loss!r}{way if reference.file else ''}"
+    )
+
+
+def _scaled_by(run: Run) -> str | None:
+    """What scores with the reference's scale or bias; ``None`` where its cosines alone are used."""
+    assert not isinstance(run.policy, str)
+    if "reference" in run.policy.needs and not getattr(run.policy, "cosine_only", False):
+        return f"the policy {type(run.policy).__name__}"
+    if run.cascade is not None and run.cascade.score == "reference":
+        return "run.cascade"
+    return None
+
+
+def data_warnings(run: Run, models: Sequence[Trained], names: Mapping[type, str]) -> tuple[str, ...]:
+    """What is doubtful about the data of an arm's frozen models.
+
+    Args:
+        run: the arm.
+        models: its frozen models.
+        names: what the class of a data set, or of a part of one, is bound as.
+    """
+    found = []
+    for model in models:
+        what, different = f"the {model.role} {model.name!r}", _different(run, model, names)
+        if different is None:
+            found.append(
+                f"it is not known whether {what} was trained on this arm's data: its operative.gin and its "
+                "summary.json cannot be read"
+            )
+        elif different:
+            way = ""
+            if model.file and all(difference.is_literal for difference in different):
+                same = model.mended(*(f"{difference.key}={difference.here!r}" for difference in different))
+                way = f"; to train it on this arm's: {same}"
+            listed = ", ".join(map(str, different))
+            found.append(f"{what} was trained on other data than this arm: {listed}{way}")
+    return tuple(found)
+
+
+def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Difference] | None:
+    """The parameters in which a frozen model's data differ from the arm's; ``None`` where they cannot be read."""
+    if model.run is not None:
+        # Which split a frozen model is trained on differs by design, and with it what is in that split.
+        common = set(run.split.split("+")) & set(model.run.split.split("+"))
+        ignored = NOT_THE_PAIRS | (set(SPLITS) - common)
+        return list(_differences("run.data", model.run.data, run.data, names, ignored))
+    if isinstance(model.recorded, Mapping) and "data" in model.recorded:
+        return _recorded_differences(model.recorded, run.data)
+    return None
+
+
+def _differences(
+    key: str, there: object, here: object, names: Mapping[type, str], ignored: frozenset[str]
+) -> Iterator[Difference]:
+    """The parameters in which two values differ, those of their parts one by one."""
+    if type(there) is not type(here) or not dataclasses.is_dataclass(here):
+        if there != here:
+            yield Difference(key, names.get(type(there), there), names.get(type(here), here))
+        return
+    owner = names.get(type(here), key)
+    for field in dataclasses.fields(here):
+        if field.name not in ignored:
+            parts = getattr(there, field.name), getattr(here, field.name)
+            yield from _differences(f"{owner}.{field.name}", *parts, names, ignored)
+
+
+def _recorded_differences(recorded: Mapping[str, Any], here: Dataset) -> list[Difference]:
+    """As far as summary.json holds the data: their kind and their noise."""
+    kind, noise = type(here).__name__.lower(), getattr(here, "noise", None)
+    if recorded["data"] != kind:
+        return [Difference("run.data", recorded["data"], kind)]
+    return [] if recorded.get("noise") == noise else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]

@@ -1,0 +1,122 @@
+"""What can be bound, and its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+import gin
+import typeguard
+
+import policies
+from jestbench.batch import View
+from jestbench.config.log import Log, WandB
+from jestbench.config.run import ConfigError, Run
+from jestbench.cost.budget import Budget, Pretrained
+from jestbench.data.augment import RandomResizedCrop
+from jestbench.data.captions import Captions
+from jestbench.data.cascade import Cascade
+from jestbench.data.icons.iconify import Iconify
+from jestbench.data.icons.icons import Icons
+from jestbench.data.loader import Loader
+from jestbench.data.sources.csv_tables import Csv
+from jestbench.data.sources.hugging_face import HuggingFace
+from jestbench.data.sources.stream import Stream
+from jestbench.data.sources.web_dataset import WebDataset
+from jestbench.data.synthetic import Synthetic
+from jestbench.engine.cache import Cache
+from jestbench.engine.online_scorer import OnlineScorer
+from jestbench.engine.optimizer import Optimizer
+from jestbench.engine.regression import Regression
+from jestbench.evals.evaluate import Evaluate
+from jestbench.model.tokenizer_choice import TokenizerChoice
+from jestbench.model.towers import Model
+
+CONFIGURABLES: dict[str, type[Any]] = {
+    "run": Run,
+    "model": Model,
+    "view": View,
+    "optimizer": Optimizer,
+    "online_scorer": OnlineScorer,
+    "evaluate": Evaluate,
+    "budget": Budget,
+    "log": Log,
+    "wandb": WandB,
+    "iconify": Iconify,
+    "icons": Icons,
+    "synthetic": Synthetic,
+    "regression": Regression,
+    "loader": Loader,
+    "random_resized_crop": RandomResizedCrop,
+    "stream": Stream,
+    "webdataset": WebDataset,
+    "csv": Csv,
+    "huggingface": HuggingFace,
+    "captions": Captions,
+    "tokenizer": TokenizerChoice,
+    "cache": Cache,
+    "cascade": Cascade,
+}
+
+# A frozen model that a run may need: the run file that trains one, and whether by regression.
+PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
+    "reference": ("gin/run/reference.gin", False),
+    "scorer": ("gin/run/cappy.gin", True),
+}
+_REGISTERED: set[str] = set()
+
+
+def policy_classes() -> dict[str, type[Any]]:
+    """The registered policies: name → class.
+
+    Raises:
+        ConfigError: two have one name, or an entry point cannot be loaded.
+    """
+    try:
+        return {name: policies.get(name) for name in policies.available()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def configurables() -> dict[str, type[Any]]:
+    """Everything that can be bound: name → class. Registers with gin what is new."""
+    found = CONFIGURABLES | policy_classes()
+    for name, cls in found.items():
+        # Once: gin wraps anew each time, and references made before would no longer equal those after.
+        if name not in _REGISTERED:
+            _REGISTERED.add(name)
+            gin.external_configurable(cls, name=name, module="jestbench" if name in CONFIGURABLES else "policies")
+    return found
+
+
+def parameters() -> dict[str, tuple[str, ...]]:
+    """Everything that can be bound, and its parameters."""
+    return {name: tuple(fields_of(cls)) for name, cls in configurables().items()}
+
+
+def fields_of(cls: type[Any]) -> dict[str, Any]:
+    """Parameters of a configurable: name → annotation (``Any`` where there is none)."""
+    hints = typing.get_type_hints(cls)
+    if dataclasses.is_dataclass(cls):
+        return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls.__init__)
+    code = cls.__init__.__code__
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return {name: hints.get(name, Any) for name in names}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; a boolean is no number."""
+    if isinstance(value, bool) and hint in (int, float, float | None, int | None):
+        return False
+    try:
+        typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        return False
+    return True
+
+
+def shown_type(hint: Any) -> str:
+    """Write a type for a message."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,298 @@
+"""One arm as a value: everything that decides what a run does, validated when built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jestbench.batch import FULL, Mix, View, mix_of
+from jestbench.config.log import Log, WandB
+from jestbench.cost.budget import Allowance, Budget, Pretrained
+from jestbench.data.augment import RandomResizedCrop
+from jestbench.data.cascade import Cascade
+from jestbench.data.half_pairs import Half
+from jestbench.data.loader import Loader
+from jestbench.data.pairs import Dataset
+from jestbench.engine.cache import Cache
+from jestbench.engine.frozen import Accounting
+from jestbench.engine.online_scorer import OnlineScorer
+from jestbench.engine.optimizer import Optimizer
+from jestbench.engine.regression import Regression
+from jestbench.evals.evaluate import Evaluate
+from jestbench.model.towers import Model
+from jestbench.parallel.arithmetic import Precision
+from jestbench.select.losses import LossName
+from jestbench.select.policy import Policy
+from jestbench.select.scores import Side
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message says where and what to do (exit status 2)."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run folder records of the run in it; ``None`` where it cannot be read.
+
+    Attributes:
+        identity: configuration hash and seed.
+        loss: contrastive, of the model in the newest checkpoint; ``None`` for a pair scorer too.
+        data: what summary.json holds of the data.
+    """
+
+    identity: str | None = None
+    loss: LossName | None = None
+    data: object = None
+
+
+ReadFolder = Callable[[Path], Recorded]
+"""Reads a run folder. It is handed in, since the files of a run folder are read in ``jestbench.runs`` alone."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One learner under one policy.
+
+    Attributes:
+        policy: a policy, or its registered name.
+        data: the data set.
+        batch_size: b, pairs a step trains on.
+        super_batch_size: B, pairs it is chosen from; filter ratio = 1 − b/B. A policy that scores
+            nothing draws its b pairs straight from the pool.
+        budget: FLOPs that the run may spend (``flops/total``); ``None`` where ``limit`` sets steps
+            or pairs.
+        arm: the arm's label.
+        seed: of initialisation, data order and selection.
+        loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
+        split: that super-batches are drawn from; several joined by ``+``.
+        model: the two towers.
+        optimizer: AdamW and its schedule.
+        evaluate: when and on what.
+        limit: how the budget is counted.
+        reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
+            is a file followed by bindings.
+        reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
+            ``first_sight``, ``amortised``.
+        twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
+            each pair by the one that has not seen it; both are charged.
+        half: draw only from the half of the split whose images' content keys have this low bit.
+        scorer: a third model, where the policy needs one: a pretrained pair scorer, given like ``reference``
+            (``gin/run/cappy.gin``), or an ``@online_scorer()``, trained beside the learner.
+        objective: train a pair scorer by regression instead of the contrastive loss; ``loss`` is not
+            used then, and nothing is selected.
+        cache: where frozen models' embeddings and grades outlive the run; ``None`` keeps them for the run alone.
+        cascade: draws the super-batch from more candidates by a frozen model's own score; ``None`` draws it plainly.
+        train_views: ``((share, view), …)``: the parts of each sub-batch and the views that they are
+            trained under, under one loss; empty for the full view.
+        score_view: the view that the learner is scored under; ``None`` is full.
+        reference_view: the view that the reference is scored under.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
+        device: ``auto`` is CUDA where there is one.
+        microbatch: pairs that a tower scores at once.
+        train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
+            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+        grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
+        checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
+        log: how often metrics are written.
+        wandb: Weights & Biases.
+        loader: who decodes the pairs, and how far ahead.
+        augment: what is done to each image at each step; ``None`` is nothing.
+    """
+
+    policy: Policy | str
+    data: Dataset
+    batch_size: int
+    super_batch_size: int
+    budget: float | None = None
+    arm: str = ""
+    seed: int = 0
+    loss: LossName = "softmax"
+    split: str = "pool"
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    limit: Budget = field(default_factory=Budget)
+    reference: str | tuple[str, ...] | None = None
+    reference_accounting: Accounting = "first_sight"
+    twin: bool = False
+    half: Half | None = None
+    scorer: OnlineScorer | str | tuple[str, ...] | None = None
+    objective: Regression | None = None
+    cache: Cache | None = None
+    cascade: Cascade | None = None
+    train_views: tuple[tuple[float, View], ...] | None = None
+    score_view: View | None = None
+    reference_view: View | None = None
+    precision: Precision = "auto"
+    device: str = "auto"
+    microbatch: int = 4096
+    checkpoints: int = 4
+    log: Log = field(default_factory=Log)
+    wandb: WandB = field(default_factory=WandB)
+    train_microbatch: int | None = None
+    grad_checkpointing: bool = False
+    loader: Loader = field(default_factory=Loader)
+    augment: RandomResizedCrop | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.train_microbatch is not None and self.train_microbatch < 1:
+            raise ValueError(f"run.train_microbatch must be at least 1, or None, got {self.train_microbatch}")
+        if self.batch_size > self.super_batch_size:
+            raise ValueError(
+                f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
+                f"run.super_batch_size = {self.super_batch_size}"
+            )
+        if self.half not in (None, 0, 1):
+            raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
+        counted = self.limit.steps is not None or self.limit.pairs is not None
+        if (self.budget is None) != counted:
+            raise ValueError(
+                "give run.budget (FLOPs), or budget.steps or budget.pairs"
+                if self.budget is None
+                else "run.budget (FLOPs) and budget.steps or budget.pairs exclude each other"
+            )
+        if self.budget is not None and not (self.budget > 0 and self.budget == int(self.budget)):
+            raise ValueError(f"run.budget is a positive whole number of FLOPs, got {self.budget}")
+        self._check_combinations()
+        object.__setattr__(self, "train_views", mix_of(self.train_views) if self.train_views else None)
+
+    def _check_combinations(self) -> None:
+        """Refuse what cannot go together."""
+        if self.objective is not None and self.train_views:
+            raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
+        if self.objective is not None and self.evaluate.sets:
+            raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
+        if self.twin and self.cascade is not None and self.cascade.score == "reference":
+            raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
+        if self.augment is not None and self.cascade is not None:
+            raise ValueError("run.cascade looks pairs up by key, run.augment changes them at each step: leave one out")
+        if self.augment is not None and self.cache is not None and self.cache.mode == "shared":
+            raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
+
+    @property
+    def needs(self) -> frozenset[Side]:
+        """The models that the policy, or the cascade before it, scores with."""
+        assert not isinstance(self.policy, str)
+        return self.policy.needs | ({self.cascade.score} if self.cascade is not None else set())
+
+    @property
+    def mix(self) -> Mix:
+        """The views that a batch is trained under, and their shares."""
+        return mix_of(self.train_views)
+
+    @property
+    def scored_under(self) -> View:
+        """The learner's view when it is scored."""
+        return self.score_view or FULL
+
+    @property
+    def reference_under(self) -> View:
+        """The reference's view."""
+        return self.reference_view or FULL
+
+    def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
+        """What may be spent, pre-training taken out where the budget includes it.
+
+        Args:
+            pretrain: FLOPs of each model's pre-training.
+            added: FLOPs that ``budget.adds`` adds (``Resolved.added_flops``).
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
+        if self.budget is None:
+            return Allowance(None, self.limit.steps, self.limit.pairs, taken)
+        flops = int(self.budget) + added - taken
+        if flops <= 0:
+            raise ValueError(
+                f"run.budget = {int(self.budget):.3g} FLOPs, but the pre-training that budget.includes takes "
+                f"out of it costs {taken:.3g}: raise the budget or train a smaller reference"
+            )
+        return Allowance(flops, None, None, taken, added)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run with the text that it came from.
+
+    Attributes:
+        run: the run itself; its policy is an object.
+        policy_name: the registered name.
+        config: the bindings as parsed, as gin text.
+        operative: the bindings as used, as gin text; starts the same run again.
+        flat: the operative configuration, full parameter name → value.
+        config_hash: of the arm: the operative configuration without seed, label, logging and paths.
+        reference: the reference's own run, where it is to be trained on demand.
+        reference_dir: the reference's run folder, where one was given.
+        twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
+        scorer: the pair scorer's own run, where it is to be trained on demand.
+        scorer_dir: the pair scorer's run folder, where one was given.
+        warnings: what is doubtful about the configuration.
+    """
+
+    run: Run
+    policy_name: str
+    config: str
+    operative: str
+    flat: Mapping[str, Any]
+    config_hash: str
+    reference: Resolved | None = None
+    reference_dir: Path | None = None
+    twin: Resolved | None = None
+    scorer: Resolved | None = None
+    scorer_dir: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, as an object."""
+        assert not isinstance(self.run.policy, str)
+        return self.run.policy
+
+    def pretrained(self, role: Pretrained) -> tuple[Resolved | None, Path | None]:
+        """The run to be trained on demand for a role, or the folder of a finished one; neither where it needs none."""
+        return (self.reference, self.reference_dir) if role == "reference" else (self.scorer, self.scorer_dir)
+
+    @property
+    def draw_size(self) -> int:
+        """Pairs drawn a step: B, or b for a policy that scores nothing."""
+        return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+
+    @property
+    def added_flops(self) -> int:
+        """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
+
+        Raises:
+            ConfigError: the reference does not say.
+        """
+        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
+
+    @property
+    def candidates(self) -> int:
+        """Pairs that a step looks at: those that it draws, or those that a cascade draws them from."""
+        return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
+
+
+def pretraining_flops(resolved: Resolved) -> int:
+    """What training the reference of a run is configured to cost, with the references that it needs itself.
+
+    Raises:
+        ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
+    """
+    total = 0
+    for reference in (resolved.reference, *([resolved.twin] if resolved.twin else [])):
+        if reference is None or reference.run.budget is None:
+            raise ConfigError(
+                "budget.adds needs to know what the reference's training costs: bind run.reference to a run file "
+                "whose run.budget is in FLOPs (gin/run/reference.gin)"
+            )
+        total += int(reference.run.budget) + reference.added_flops
+        if "reference" in reference.run.needs and "reference" not in reference.run.limit.includes:
+            total += pretraining_flops(reference)
+    return total

@@ -1,0 +1,406 @@
+"""Pairs whose images are read and decoded when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench import seeds
+from jestbench.batch import Batch, DataError
+from jestbench.data.decode import DECODER, DamagedImage, decode
+from jestbench.data.pairs import content_key
+from jestbench.model.tokenizer import Tokenizer
+
+WHOLE = -1
+"""Size of a byte range that is a whole file."""
+
+OPEN_FILES = 64
+"""Files that one process keeps open."""
+
+FLOOR = 1000
+"""A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
+
+
+class Encoded(Protocol):
+    """Where the encoded images lie. It is pickled into workers, so it opens files when it first reads."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> bytes:
+        """The encoded bytes of an image.
+
+        Raises:
+            DamagedImage: they cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ByteRanges:
+    """Images as ranges of bytes: members of tar shards, or whole files.
+
+    Attributes:
+        paths: of the files.
+        path_N: which of them holds each image.
+        offset_N: where it begins, in bytes.
+        size_N: its size in bytes, or ``WHOLE``.
+    """
+
+    paths: Sequence[str]
+    path_N: npt.NDArray[np.int32]
+    offset_N: npt.NDArray[np.int64]
+    size_N: npt.NDArray[np.int64]
+    _open: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.path_N)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __del__(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def read(self, position: int) -> bytes:
+        """The bytes; reads share no position in the file, so forked processes may share its descriptor."""
+        which, size = int(self.path_N[position]), int(self.size_N[position])
+        try:
+            if size == WHOLE:
+                with open(self.paths[which], "rb") as file:  # noqa: PTH123  # Path is twice as slow, a million times
+                    return file.read()
+            content = os.pread(self._descriptor(which), size, int(self.offset_N[position]))
+        except OSError as error:
+            raise DamagedImage("unreadable file", f"{self.paths[which]}: {error.strerror}") from error
+        if len(content) < size:
+            raise DamagedImage("changed file", f"{self.paths[which]} ends before byte {self.offset_N[position] + size}")
+        return content
+
+    def _descriptor(self, which: int) -> int:
+        if which not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[which] = os.open(self.paths[which], os.O_RDONLY)
+        return self._open[which]
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Sources one behind the other."""
+
+    parts: tuple[Encoded, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def read(self, position: int) -> bytes:
+        """The bytes, from the part that holds the position."""
+        for part in self.parts:
+            if position < len(part):
+                return part.read(position)
+            position -= len(part)
+        raise IndexError(position)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts(Sequence[str]):
+    """Texts in one array of UTF-8 bytes: no object a text, so that forked workers copy nothing.
+
+    Attributes:
+        utf8: uint8, all texts one behind the other.
+        end_M: int64, where each ends.
+    """
+
+    utf8: npt.NDArray[np.uint8]
+    end_M: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        """Pack texts."""
+        encoded = [text.encode() for text in texts]
+        ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.end_M)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        position %= len(self)
+        start = int(self.end_M[position - 1]) if position else 0
+        return self.utf8[start : int(self.end_M[position])].tobytes().decode()
+
+
+def text_keys(captions: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Content key of each caption: int64 ``[M]``."""
+    return np.fromiter((content_key(text.encode()) for text in captions), dtype=np.int64, count=len(captions))
+
+
+@dataclass(frozen=True, eq=False)
+class FilePairs:
+    """A split whose images are decoded on demand.
+
+    An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each
+    epoch, ``expanded`` the split in which each caption is a pair of its own; without either the first one stands.
+
+    An image that is damaged only when it is read is replaced by another pair of the split, image and caption, drawn by
+    the position that is replaced: a pure function of the positions asked for and of what lies on the disk, so that a
+    resumed run sees the same. No pair stands twice in a batch. ``Batch.counts`` says how many were replaced.
+
+    Attributes:
+        name: of the split, for messages.
+        fingerprint: hash of everything that the pairs depend on (content, captions, preprocessing).
+        source: where the encoded images lie.
+        captions: M captions, none empty.
+        tokenizer: makes the token ids, when they are asked for.
+        image_key_N: int64 content hash of each encoded image.
+        image_size: pixels, width and height.
+        marks: diagnostics, name → bool ``[N]``.
+        text_key_M: int64 content hash of each caption; computed where not given.
+        first_N: position in ``captions`` of each pair's first; the next pair's is the end. ``None``: one each.
+        row_N: position of each pair's image in ``source``; ``None``: the same.
+        caption_N: position in ``captions`` of each pair's caption now; ``None``: the first.
+        max_damaged: share of damaged pairs above which a run stops.
+        exact: refuse instead of replacing: what is evaluated may not change.
+        facts: what is known about the split, for the summary.
+        origin: makes the split anew from what the cache holds: how it is sent to another process.
+    """
+
+    name: str
+    fingerprint: str
+    source: Encoded
+    captions: Sequence[str]
+    tokenizer: Tokenizer
+    image_key_N: npt.NDArray[np.int64]
+    image_size: int
+    marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    text_key_M: npt.NDArray[np.int64] | None = None
+    first_N: npt.NDArray[np.int64] | None = None
+    row_N: npt.NDArray[np.int64] | None = None
+    caption_N: npt.NDArray[np.int64] | None = None
+    max_damaged: float = 0.01
+    exact: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    origin: Callable[[], FilePairs] | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_key_M is None:
+            object.__setattr__(self, "text_key_M", text_keys(self.captions))
+        if self.caption_N is None:
+            first = np.arange(len(self.image_key_N)) if self.first_N is None else np.asarray(self.first_N)
+            object.__setattr__(self, "caption_N", first)
+        assert self.caption_N is not None
+        captions = len(self.captions) if self.first_N is None and self.row_N is None else len(self.caption_N)
+        if not len(self.image_key_N) == len(self.caption_N) == captions:
+            raise ValueError(f"{self.name}: images, captions and keys differ in length")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.origin is not None:
+            return _reopened, (self.origin,)
+        return _rebuilt, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
+
+    @property
+    def preprocessing(self) -> str:
+        """What an embedding depends on besides the image's key, which hashes the encoded file."""
+        return f"decoded to {self.image_size}×{self.image_size} by {DECODER}"
+
+    def __len__(self) -> int:
+        return len(self.image_key_N)
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each pair's caption, as drawn."""
+        assert self.text_key_M is not None
+        return torch.from_numpy(np.ascontiguousarray(self.text_key_M[self.caption_N]))
+
+    def drawn(self, seed: int, epoch: int) -> FilePairs:
+        """The split with one of its captions drawn for each pair: a function of the image's key, seed and epoch."""
+        return self if self.first_N is None else _draw(self, seed, epoch)
+
+    def firsts(self) -> FilePairs:
+        """The split with the first of each image's captions alone."""
+        if self.first_N is None:
+            return self
+        origin = None if self.origin is None else _Firsts(self.origin)
+        return replace(self, first_N=None, row_N=np.arange(len(self)), caption_N=self.first_N, origin=origin)
+
+    def expanded(self) -> FilePairs:
+        """The split in which each caption is a pair of its own."""
+        if self.first_N is None:
+            return self
+        row_M = np.repeat(np.arange(len(self)), np.diff(self.first_N, append=len(self.captions)))
+        return replace(
+            self,
+            image_key_N=self.image_key_N[row_M],
+            row_N=row_M if self.row_N is None else self.row_N[row_M],
+            first_N=None,
+            caption_N=np.arange(len(self.captions)),
+            marks={name: mark[row_M] for name, mark in self.marks.items()},
+            origin=None if self.origin is None else _Expanded(self.origin),
+        )
+
+    def image(self, position: int) -> npt.NDArray[np.uint8]:
+        """The image of a pair, uint8 ``[size, size, 3]``.
+
+        Raises:
+            DamagedImage: it cannot be had, or is no longer the one that was indexed.
+        """
+        content = self.source.read(position if self.row_N is None else int(self.row_N[position]))
+        if content_key(content) != self.image_key_N[position]:
+            raise DamagedImage("changed file", "it is not what was indexed; index it anew")
+        return decode(content, self.image_size)
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, read and decoded.
+
+        Raises:
+            DataError: one cannot be decoded and the split is exact, or so many cannot that none replaces them.
+        """
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
+        """The pairs at these positions, damaged images left black; and which these are, by their place in the batch.
+
+        What replaces them depends on all pairs of a batch: a worker that decodes a part of one leaves it open.
+        """
+        images = np.zeros((len(index_B), self.image_size, self.image_size, 3), dtype=np.uint8)
+        damaged = {}
+        for slot, position in enumerate(index_B.tolist()):
+            try:
+                images[slot] = self.image(position)
+            except DamagedImage as error:
+                damaged[slot] = error
+        return self._batch(index_B, images), damaged
+
+    def mended(self, batch: Batch, damaged: Mapping[int, DamagedImage], index_B: Tensor) -> Batch:
+        """A batch of the pairs at these positions, its damaged ones replaced.
+
+        Raises:
+            DataError: the split is exact, or so many are damaged that none replaces them.
+        """
+        if not damaged:
+            return batch
+        taken, count = set(index_B.tolist()), 0
+        positions, images = [], []
+        for slot, error in damaged.items():
+            asked = position = int(index_B[slot])
+            attempt, failed = 0, error
+            while True:
+                count += 1
+                if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
+                    raise DataError(f"{self.name}: pair {position}: {failed}") from failed
+                while position in taken:
+                    position = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
+                    attempt += 1
+                taken.add(position)
+                try:
+                    images.append(self.image(position))
+                except DamagedImage as another:
+                    failed = another
+                else:
+                    break
+            positions.append(position)
+        fresh = self._batch(torch.tensor(positions), np.stack(images))
+        counts = {"read": len(index_B) + count, "damaged": count}
+        return replace(with_rows(batch, torch.tensor(list(damaged)), fresh), counts=counts)
+
+    def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:
+        index = index_B.numpy()
+        assert self.caption_N is not None
+        assert self.text_key_M is not None
+        caption_B = self.caption_N[index]
+        captions = tuple(self.captions[i] for i in caption_B.tolist())
+        return Batch(
+            images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
+            token_ids={self.tokenizer.identity: self.tokenizer.encode(captions)},
+            image_key_B=torch.from_numpy(self.image_key_N[index]),
+            text_key_B=torch.from_numpy(self.text_key_M[caption_B]),
+            marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
+            captions=captions,
+            counts={"read": len(index), "damaged": 0},
+        )
+
+
+def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
+    """A batch whose pairs at some places are others; its images are changed where they lie."""
+    batch.images_BCHW[slot_K] = rows.images_BCHW
+    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
+    return replace(
+        batch,
+        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
+        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
+        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
+        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
+        captions=tuple(captions.values()),
+    )
+
+
+@lru_cache(maxsize=2)
+def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
+    assert pairs.first_N is not None
+    count_N = np.diff(pairs.first_N, append=len(pairs.captions)).astype(np.uint64)
+    hash_N = mixed(pairs.image_key_N.view(np.uint64) ^ np.uint64(seeds.derive(seed, "captions", epoch)))
+    origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
+    return replace(pairs, caption_N=pairs.first_N + (hash_N % count_N).astype(np.int64), origin=origin)
+
+
+def _rebuilt(fields: Mapping[str, Any]) -> FilePairs:
+    return FilePairs(**fields)
+
+
+def _reopened(origin: Callable[[], FilePairs]) -> FilePairs:
+    return origin()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    origin: Callable[[], FilePairs]
+    seed: int
+    epoch: int
+
+    def __call__(self) -> FilePairs:
+        return self.origin().drawn(self.seed, self.epoch)
+
+
+@dataclass(frozen=True)
+class _Firsts:
+    origin: Callable[[], FilePairs]
+
+    def __call__(self) -> FilePairs:
+        return self.origin().firsts()
+
+
+@dataclass(frozen=True)
+class _Expanded:
+    origin: Callable[[], FilePairs]
+
+    def __call__(self) -> FilePairs:
+        return self.origin().expanded()
+
+
+def mixed(bits: Any) -> Any:
+    """Well-mixed 64 bits of 64 bits (the finaliser of SplitMix64), element by element."""
+    with np.errstate(over="ignore"):
+        bits = bits + np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))
+
+
+def too_many(damaged: float, read: float, limit: float) -> bool:
+    """Whether so many damaged ones of those read are more than a share, taken over at least ``FLOOR``."""
+    return damaged > limit * max(read, FLOOR)

@@ -1,0 +1,108 @@
+"""One half of a split, by the low bit of the images' content keys."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch, DataError
+from jestbench.data.pairs import Wrapped, attempt, drawn
+
+Half = Literal[0, 1]
+HALVES: tuple[Half, Half] = (0, 1)
+
+
+def half_of(image_key_B: Tensor) -> Tensor:
+    """The half, 0 or 1, that each pair belongs to, ``[B]``."""
+    return image_key_B & 1
+
+
+@dataclass(frozen=True, eq=False)
+class HalfPairs(Wrapped):
+    """The pairs of a split, ``pairs``, whose images belong to one half.
+
+    Attributes:
+        half: which.
+        index_N: positions of its pairs in the whole split.
+    """
+
+    half: Half
+    index_N: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        of_half_N = half_of(torch.as_tensor(self.pairs.image_key_N)) == self.half
+        object.__setattr__(self, "index_N", of_half_N.nonzero().flatten())
+
+    @property
+    def name(self) -> str:
+        """The split's, with the half."""
+        return f"{self.pairs.name}, half {self.half}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The split's, with the half."""
+        return f"{self.pairs.fingerprint}-half{self.half}"
+
+    @property
+    def image_key_N(self) -> npt.NDArray[np.int64]:
+        """Content hash of each image of the half."""
+        keys: npt.NDArray[np.int64] = self.pairs.image_key_N[self.index_N.numpy()]
+        return keys
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption of the half."""
+        return self.pairs.text_key_N[self.index_N]
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    def drawn(self, seed: int, epoch: int) -> HalfPairs:
+        """The half of the split as it stands in an epoch; images, and so halves, stay what they are."""
+        whole = drawn(self.pairs, seed, epoch)
+        if whole is self.pairs:
+            return self
+        same = copy.copy(self)
+        object.__setattr__(same, "pairs", whole)
+        return same
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions of the half, and which of them are damaged."""
+        return attempt(self.pairs, self.index_N[index_B])
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """What ``attempt`` gave; read anew as a whole where something is damaged."""
+        return self.batch(index_B) if damaged else batch
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions of the half.
+
+        A split may put another pair in the place of a damaged one; where that is of the other half, the next free
+        one of this half is read instead.
+
+        Raises:
+            DataError: the split's own, or nothing of this half is left.
+        """
+        positions, counts = index_B.tolist(), Counter[str]()
+        tried = set(positions)
+        while True:
+            batch = self.pairs.batch(self.index_N[torch.tensor(positions, dtype=torch.int64)])
+            counts.update(batch.counts)
+            foreign = (half_of(batch.image_key_B) != self.half).nonzero().flatten().tolist()
+            if not foreign:
+                return replace(batch, counts=dict(counts))
+            for slot in foreign:
+                following = ((positions[slot] + step) % len(self) for step in range(len(self)))
+                free = next((position for position in following if position not in tried), None)
+                if free is None:
+                    raise DataError(f"{self.name}: no pair is left to stand for a damaged one: mend the data")
+                positions[slot] = free
+                tried.add(free)

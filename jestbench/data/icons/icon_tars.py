@@ -1,0 +1,79 @@
+"""WebDataset shards of icons, written in place and resumable."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from jestbench.data.icons.recipe import PLACES
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where each sample lies.
+
+    Attributes:
+        names: of the shards.
+        bytes: of each shard.
+        shard_N: int32, the shard of each sample.
+        offset_N: int64, where in it the sample begins.
+    """
+
+    names: list[str]
+    bytes: list[int]
+    shard_N: npt.NDArray[np.int32]
+    offset_N: npt.NDArray[np.int64]
+
+
+def placed(split_N: npt.NDArray[np.str_], png_N: npt.NDArray[np.int64], text_N: Sequence[int], most: int) -> Place:
+    """Give every sample its place: a header and the padded content of two members each."""
+    blocks = [-(-np.asarray(size_N) // BLOCK) for size_N in (png_N, text_N)]
+    padded = (2 + blocks[0] + blocks[1]) * BLOCK
+    place = Place([], [], np.empty(len(split_N), np.int32), np.empty(len(split_N), np.int64))
+    for name in PLACES:
+        rows = np.flatnonzero(split_N == name)
+        for number, start in enumerate(range(0, len(rows), most)):
+            some = rows[start : start + most]
+            ends = np.cumsum(padded[some])
+            place.shard_N[some] = len(place.names)
+            place.offset_N[some] = ends - padded[some]
+            place.names.append(f"{name}-{number:05d}.tar")
+            place.bytes.append(int(ends[-1]) + 2 * BLOCK)
+    return place
+
+
+@contextmanager
+def opened(work: Path, place: Place) -> Iterator[list[int]]:
+    """File descriptors of all shards, each of its final size: two empty blocks end an archive."""
+    files: list[int] = []
+    try:
+        for name, size in zip(place.names, place.bytes, strict=True):
+            files.append(os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+            os.ftruncate(files[-1], size)
+        yield files
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def member(name: str, content: bytes) -> bytes:
+    """A file as it lies in a tar archive."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
+
+
+def write_at(file: int, content: bytes, offset: int) -> None:
+    """Write all of it: a disk that gets full takes the first half, and refuses the second."""
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written

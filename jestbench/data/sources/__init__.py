@@ -1,0 +1,4 @@
+"""Which formats are read? One file a format, and the readers that they share.
+
+May import `jestbench.data` and what stands below it.
+"""

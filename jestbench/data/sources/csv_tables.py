@@ -1,0 +1,115 @@
+"""CSV and TSV files of image path and caption, as open_clip reads them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from jestbench.batch import DataError
+from jestbench.data.file_pairs import WHOLE
+from jestbench.data.sources.shard_index import Damaged, ShardIndex, image_key, text_of
+from jestbench.data.sources.source import Shard, Source, file_shard
+
+
+@dataclass(frozen=True)
+class Csv(Source):
+    """Tables whose rows name an image file and hold its caption; rows with the same image are its captions.
+
+    Attributes:
+        image_column: holds the image's path; a relative one is relative to the table's folder.
+        caption_column: holds the caption.
+        separator: between columns; ``None`` is a tab in ``.tsv`` files and a comma in others.
+    """
+
+    image_column: str = "filepath"
+    caption_column: str = "title"
+    separator: str | None = None
+    label: ClassVar[str] = "csv"
+    wanted: ClassVar[str] = "table ('/data/train.csv')"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.separator is not None and len(self.separator) != 1:
+            raise ValueError(f"csv.separator is one character, got {self.separator!r}")
+
+    @property
+    def reading(self) -> str:
+        """Which columns are read."""
+        return f"{self.image_column}/{self.caption_column}/{self.separator}"
+
+    def shards(self, split: str) -> list[Shard]:
+        """The split's tables."""
+        found = []
+        for name in self.where(split):
+            path = Path(name).expanduser()
+            if not path.is_file():
+                raise DataError(f"csv.{split}: there is no file {path}")
+            found.append(file_shard(path))
+        return found
+
+    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+        """Read a table and its images once; what is damaged is counted and left out."""
+        index, captions_of = ShardIndex(), dict[str, list[str]]()
+        folder = Path(shard.path).absolute().parent
+        for path, caption in self._rows(Path(shard.path), index):
+            captions_of.setdefault(path, []).append(caption)
+        for path, captions in captions_of.items():
+            file = folder / path
+            try:
+                content = file.read_bytes()
+                index.add(0, WHOLE, image_key(content, verified), captions, str(file))
+            except (OSError, ValueError):  # ValueError: a path with a zero byte
+                index.damage["no image"] += 1
+            except Damaged as damaged:
+                index.damage[damaged.reason] += 1
+        return index
+
+    def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
+        separator = self.separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
+            reader = csv.reader(file, delimiter=separator)
+            try:
+                header = next(reader, [])
+                image = self._column(header, "image_column", path)
+                caption = self._column(header, "caption_column", path)
+                for row in reader:
+                    if not row:
+                        continue
+                    try:
+                        if len(row) <= max(image, caption):
+                            raise Damaged("too few columns")
+                        if not row[image].strip():
+                            raise Damaged("no image")
+                        yield text_of(row[image]), text_of(row[caption])
+                    except Damaged as damaged:
+                        index.damage[damaged.reason] += 1
+            except csv.Error as error:
+                raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+
+    def _column(self, header: Sequence[str], field: str, path: Path) -> int:
+        wanted = getattr(self, field)
+        if wanted in header:
+            return list(header).index(wanted)
+        near = difflib.get_close_matches(wanted, header, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        shown = ", ".join(header[:20]) or "none"
+        raise DataError(
+            f"{path} has no column {wanted!r} (its columns: {shown}): {hint}set csv.{field}"
+            + (", or csv.separator" if len(header) < 2 else "")
+        )
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Python's reader stops at fields of 128 KiB, by a limit that all readers share."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

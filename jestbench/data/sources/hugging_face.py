@@ -1,0 +1,236 @@
+"""Hugging Face data sets: parquet and arrow files, image folders, local or from the hub."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from jestbench.batch import DataError
+from jestbench.data.decode import DamagedImage
+from jestbench.data.file_pairs import Encoded
+from jestbench.data.sources.shard_index import Damaged, ShardIndex, Table, digest, image_key, text_of
+from jestbench.data.sources.source import Shard, Source, needs
+
+FILES = {".parquet": "parquet", ".arrow": "arrow"}
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class HuggingFace(Source):
+    """Data sets that the ``datasets`` package opens.
+
+    A split is ``WHAT`` or ``WHAT:SPLIT`` (``train`` where it is not said; slices as in ``train[:10000]`` too), where
+    ``WHAT`` is a parquet or arrow file, a glob of these, a folder (of images with a ``metadata.csv`` or one subfolder
+    a class, of parquet files, or written by ``save_to_disk``), or a name on the hub.
+
+    Attributes:
+        image_column: holds the image: an image feature, bytes, or a path (relative to the file's folder).
+        caption_column: holds the caption or a list of captions; of a class label the name is the caption.
+        config_name: of a data set on the hub that has several.
+        revision: of a data set on the hub: a branch, a tag or a commit.
+    """
+
+    image_column: str = "image"
+    caption_column: str = "text"
+    config_name: str | None = None
+    revision: str = "main"
+    label: ClassVar[str] = "huggingface"
+    wanted: ClassVar[str] = "parquet file, folder or hub name ('/data/train.parquet')"
+
+    @property
+    def reading(self) -> str:
+        """Which columns are read."""
+        return f"{self.image_column}/{self.caption_column}"
+
+    def shards(self, split: str) -> list[Shard]:
+        """Each thing that the split names; a local one is known by its files, one of the hub by name and revision."""
+        return [Shard(name, self._identity(name, split)) for name in self.where(split)]
+
+    def _identity(self, name: str, split: str) -> str:
+        what, part = _parts(name)
+        files = _files(what)
+        if files is None:
+            return digest(what, part, self.config_name, self.revision)
+        if not files:
+            raise DataError(f"huggingface.{split}: there is no file {what}")
+        states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return digest(states, part)
+
+    def encoded(self, split: str, table: Table) -> Encoded:
+        """Rows of the data set."""
+        rows = tuple(Rows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
+        return RowRanges(rows, table.shard_N, table.offset_N)
+
+    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+        """Read a data set once; what is damaged is counted and left out."""
+        rows = Rows(shard.path, self.image_column, self.config_name, self.revision)
+        data = rows.data
+        caption = self._column(data.column_names, "caption_column", shard.path)
+        self._column(data.column_names, "image_column", shard.path)
+        feature = data.features[caption]
+        names: Sequence[str] | None = getattr(feature, "names", None)
+        texts = data.select_columns([caption])
+        index = ShardIndex()
+        for row in range(len(data)):
+            try:
+                found = texts[row][caption]
+                if names is not None and found is not None:
+                    found = names[found].replace("_", " ") if found >= 0 else None
+                captions = [text_of(text) for text in (found if isinstance(found, list) else [found])]
+                content = rows.read(row)
+                index.add(row, len(content), image_key(content, verified), captions or [text_of(None)])
+            except DamagedImage as damaged:
+                index.damage["no image" if damaged.reason == "unreadable file" else damaged.reason] += 1
+            except Damaged as damaged:
+                index.damage[damaged.reason] += 1
+        return index
+
+    def _column(self, columns: Sequence[str], field: str, name: str) -> str:
+        wanted: str = getattr(self, field)
+        if wanted in columns:
+            return wanted
+        if field == "caption_column" and "label" in columns and wanted == "text":
+            return "label"  # an image folder of one subfolder a class
+        near = difflib.get_close_matches(wanted, columns, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(
+            f"{name} has no column {wanted!r} (its columns: {', '.join(columns)}): {hint}set huggingface.{field}"
+        )
+
+
+@dataclass
+class Rows:
+    """The encoded images of one data set, by row; opened when first read, and in each process anew.
+
+    Attributes:
+        name: ``WHAT`` or ``WHAT:SPLIT``.
+        column: that holds the images.
+        config_name, revision: of one on the hub.
+    """
+
+    name: str
+    column: str
+    config_name: str | None
+    revision: str
+    _data: Any = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_data": None}
+
+    @property
+    def data(self) -> Any:
+        """The data set, its images left encoded.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        if self._data is None:
+            self._data = _open(self.name, self.column, self.config_name, self.revision)
+        return self._data
+
+    def read(self, row: int) -> bytes:
+        """The encoded bytes of a row's image.
+
+        Raises:
+            DamagedImage: there are none.
+        """
+        found: Any = self.data[row].get(self.column)
+        path: str | None = None
+        if isinstance(found, dict):
+            found, path = found.get("bytes"), found.get("path")
+        if isinstance(found, str):
+            found, path = None, found
+        if found is not None:
+            return bytes(found)
+        if path is None:
+            raise DamagedImage("unreadable file", "the row holds no image")
+        try:
+            return (_folder(self.name) / path).read_bytes()
+        except (OSError, ValueError) as error:
+            raise DamagedImage("unreadable file", f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class RowRanges:
+    """Images by data set and row."""
+
+    parts: tuple[Rows, ...]
+    part_N: npt.NDArray[np.int32]
+    row_N: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def read(self, position: int) -> bytes:
+        """The encoded bytes."""
+        return self.parts[int(self.part_N[position])].read(int(self.row_N[position]))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What, and which of its splits."""
+    matched = re.fullmatch(r"(?P<what>.+?):(?P<part>\w[\w.-]*(\[[^\]]*\])?)", name)
+    if matched is None or Path(name).expanduser().exists():
+        return name, "train"
+    return matched["what"], matched["part"]
+
+
+def _files(what: str) -> list[Path] | None:
+    """The local files that it stands for; ``None`` where it is a name on the hub."""
+    path = Path(what).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if any(mark in what for mark in "*?["):
+        base = Path(path.anchor) if path.is_absolute() else Path()
+        return sorted(base.glob(str(path.relative_to(path.anchor))))
+    if path.is_file():
+        return [path]
+    return [] if path.suffix in FILES or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None
+
+
+def _folder(name: str) -> Path:
+    """What relative paths in a data set are relative to."""
+    path = Path(_parts(name)[0]).expanduser()
+    return path if path.is_dir() else path.parent
+
+
+def _open(name: str, column: str, config_name: str | None, revision: str) -> Any:
+    datasets = needs(lambda: __import__("datasets"), "datasets")
+    what, part = _parts(name)
+    files = _files(what)
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    try:
+        if files is None:
+            data = datasets.load_dataset(what, config_name, split=part, revision=revision)
+        elif Path(what).expanduser().is_dir():
+            data = _open_folder(datasets, Path(what).expanduser(), part, files)
+        elif not files or files[0].suffix not in FILES:
+            raise DataError(f"{what} is no parquet or arrow file: name one, a folder of them, or use csv or webdataset")
+        else:
+            kind, paths = FILES[files[0].suffix], [str(file) for file in files]
+            data = datasets.load_dataset(kind, data_files={part.partition("[")[0]: paths}, split=part)
+    except DataError:
+        raise
+    except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the data set {name} cannot be opened: {said}") from error
+    if column in data.column_names and isinstance(data.features[column], datasets.Image):
+        data = data.cast_column(column, datasets.Image(decode=False))
+    return data
+
+
+def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) -> Any:
+    """A folder: saved by ``save_to_disk``, of images, or of files of another kind."""
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        data = datasets.load_from_disk(str(folder))
+        return data[part] if isinstance(data, datasets.DatasetDict) else data
+    if any(file.suffix.lower() in ENDINGS for file in files):
+        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=part)
+    return datasets.load_dataset(str(folder), split=part)

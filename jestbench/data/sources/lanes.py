@@ -1,0 +1,237 @@
+"""Virtual lanes of a stream of shards: which shards a lane reads, in which order, from which pair on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jestbench import seeds
+from jestbench.batch import DataError
+from jestbench.data.decode import DamagedImage, decode
+from jestbench.data.pairs import content_key
+from jestbench.model.tokenizer import Tokenizer
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+"""Endings of members that hold an image."""
+Place = tuple[int, int, int, int]
+"""Where a lane stands: shard of the lane and pairs of that shard before the block, number of the block, and pairs
+of the block behind us. Enough to go on from by reading one block again."""
+START: Place = (0, 0, 0, 0)
+
+
+def deal(shards: int, lanes: int, seed: int, epoch: int) -> list[list[int]]:
+    """The shards of each lane in an epoch, in the order in which it reads them: each shard in one lane."""
+    order = torch.randperm(shards, generator=seeds.generator(seed, "data", epoch)).tolist()
+    return [order[lane::lanes] for lane in range(lanes)]
+
+
+def owner(lane: int, ranks: int, workers: int) -> tuple[int, int]:
+    """The rank, and its worker, that read a lane."""
+    return lane % ranks, (lane // ranks) % max(1, workers)
+
+
+def take_turns(available_V: Sequence[int], first: int, need: int) -> tuple[list[int], int]:
+    """Who gives the next pairs: one from each lane in turn, lanes that have none left out.
+
+    Args:
+        available_V: pairs that each lane can give.
+        first: the lane whose turn it is.
+        need: pairs wanted.
+
+    Returns:
+        The lane of each pair, at most ``need``, and the lane whose turn it is then.
+    """
+    left, lane = list(available_V), first
+    lanes: list[int] = []
+    total = min(need, sum(left))
+    while len(lanes) < total:
+        if left[lane]:
+            left[lane] -= 1
+            lanes.append(lane)
+        lane = (lane + 1) % len(left)
+    return lanes, lane
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What is streamed, and how.
+
+    Attributes:
+        urls: one shard each, as webdataset opens them.
+        tokenizer: makes the token ids.
+        image_size: pixels, width and height.
+        caption: ending of the member that holds the caption, or ``json.FIELD``.
+        lanes: V, virtual lanes.
+        buffer: pairs of the blocks within which a lane shuffles.
+        max_damaged: share of damaged pairs above which a run stops.
+        seed: of the order.
+    """
+
+    urls: tuple[str, ...]
+    tokenizer: Tokenizer
+    image_size: int
+    caption: str
+    lanes: int
+    buffer: int
+    max_damaged: float
+    seed: int = 0
+
+
+@dataclass
+class Chunk:
+    """Consecutive pairs of a lane, decoded.
+
+    Attributes:
+        images_NHWC: uint8.
+        token_NL: their token ids.
+        captions: their captions.
+        key_N2: content hashes of image and caption, int64.
+        place_N: where the lane stands behind each pair.
+        damaged_N: pairs left out just before each pair.
+        last: where the lane stands behind the chunk.
+        rest: pairs left out behind the last one.
+        ended: the lane holds no more in this epoch.
+    """
+
+    images_NHWC: npt.NDArray[np.uint8]
+    token_NL: npt.NDArray[np.int64]
+    captions: tuple[str, ...]
+    key_N2: npt.NDArray[np.int64]
+    place_N: list[Place]
+    damaged_N: list[int]
+    last: Place
+    rest: int
+    ended: bool
+
+
+def open_shard(url: str, damaged: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The samples of a shard by webdataset's reader; what cannot be read is told, and ends the shard or the sample."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
+
+    def told(error: Exception) -> bool:
+        damaged(f"{url}: {error!r}")
+        return True
+
+    files = tar_file_expander(url_opener([{"url": url}], handler=told), handler=told)
+    yield from group_by_keys(files, handler=told)
+
+
+class LaneReader:
+    """Reads lanes; runs in a worker. A task that goes on where the last one of its lane ended finds the lane open."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self._open: dict[int, tuple[int, Place, Iterator[tuple[dict[str, Any], Place, int]]]] = {}
+        self._damaged = 0
+
+    def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
+        """Up to so many pairs of a lane, from a place on: ``(epoch, lane, place, count)``."""
+        epoch, lane, place, count = task
+        held = self._open.pop(lane, None)
+        if held is None or held[:2] != (epoch, place):
+            held = (epoch, place, self._samples(epoch, lane, place))
+        rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], Place, int]] = []
+        pairs, skipped, ended = held[2], 0, True
+        for sample, after, lost in pairs:
+            place, skipped = after, skipped + lost
+            try:
+                rows.append((*self._pair(sample), after, skipped))
+                skipped = 0
+            except DamagedImage:
+                skipped += 1
+            if len(rows) == count:
+                ended = False
+                break
+        if not ended:
+            self._open[lane] = (epoch, place, pairs)
+        else:
+            skipped, self._damaged = skipped + self._damaged, 0
+        return self._chunk(rows, place, skipped, ended)
+
+    def _chunk(self, rows: Sequence[Any], last: Place, rest: int, ended: bool) -> Chunk:
+        size, captions = self.shards.image_size, tuple(row[1] for row in rows)
+        return Chunk(
+            images_NHWC=np.stack([row[0] for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8),
+            token_NL=self.shards.tokenizer.encode(captions).numpy(),
+            captions=captions,
+            key_N2=np.array([row[2] for row in rows], dtype=np.int64).reshape(len(rows), 2),
+            place_N=[row[3] for row in rows],
+            damaged_N=[row[4] for row in rows],
+            last=last,
+            rest=rest,
+            ended=ended,
+        )
+
+    def _pair(self, sample: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int]]:
+        content = next((sample[name] for name in IMAGES if name in sample), None)
+        if content is None:
+            raise DamagedImage("no image")
+        caption = caption_of(sample, self.shards.caption)
+        if caption is None:
+            raise DamagedImage("unreadable file", "no caption")
+        keys = content_key(content), content_key(caption.encode())
+        return decode(content, self.shards.image_size), caption, keys
+
+    def _samples(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[dict[str, Any], Place, int]]:
+        """Samples of a lane from a place on, where the lane stands behind each, and what was lost before it."""
+        mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
+        shard, offset, block, behind = place
+        raw = self._in_order(mine, shard, offset)
+        self._damaged, start = 0, (shard, offset)
+        while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
+            position = (epoch * self.shards.lanes + lane) << 32 | block
+            if behind:
+                self._damaged = 0  # read a second time, for what is left of it; counted the first time
+            order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
+            for number in range(behind, len(held)):
+                lost, self._damaged = self._damaged, 0
+                yield held[order[number]][0], (*start, block, number + 1), lost
+            start, block, behind = held[-1][1], block + 1, 0
+
+    def _in_order(
+        self, mine: Sequence[int], shard: int, offset: int
+    ) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+        """Samples of shards as they lie, and the place behind each."""
+        for number in range(shard, len(mine)):
+            samples = open_shard(self.shards.urls[mine[number]], self._lose)
+            for index, sample in enumerate(samples):
+                if number > shard or index >= offset:
+                    yield sample, (number, index + 1)
+
+    def _lose(self, what: str) -> None:
+        self._damaged += 1
+
+
+def caption_of(sample: Mapping[str, Any], where: str) -> str | None:
+    """The caption of a sample, on one line; ``None`` where there is none that can be read."""
+    key = where.removeprefix("json.") if where.startswith("json.") else ""
+    try:
+        text = sample["json" if key else where].decode()
+        text = json.loads(text)[key] if key else text
+        return " ".join(text.split()) or None
+    except (KeyError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def check_lanes(shards: int, lanes: int, ranks: int, workers: int) -> None:
+    """Say before anything is read what would leave a reader without a shard (webdataset#188: it hangs).
+
+    Raises:
+        DataError: with what to do.
+    """
+    if shards < lanes:
+        raise DataError(
+            f"{shards} shards cannot feed {lanes} lanes: lower stream.lanes to {shards} or less (it is part of the "
+            "order, so keep it for all arms), or write more, smaller shards"
+        )
+    if lanes < ranks * max(1, workers):
+        raise DataError(
+            f"{lanes} lanes leave some of {ranks} × {max(1, workers)} readers (ranks × workers) without one: lower "
+            f"loader.workers to {max(1, lanes // ranks)} or less, or raise stream.lanes"
+        )

@@ -1,0 +1,262 @@
+"""What one reading of the data finds out, kept in the cache: where each image lies, its key, its captions, the damage.
+
+A *shard index* (one ``.npz``) is bound to path, size and time of one file; a *table* (a folder of memory-mapped
+arrays) joins those of a split, with captions normalised. Both appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jestbench.batch import DataError
+from jestbench.data.captions import Captions
+from jestbench.data.decode import DamagedImage, decode, probe
+from jestbench.data.file_pairs import Texts, text_keys
+from jestbench.data.pairs import content_key
+
+VERSION = 1
+"""Counted up when an index of the same data would hold something else."""
+
+
+def digest(*parts: object) -> str:
+    """A name in the cache."""
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=10).hexdigest()
+
+
+class Damaged(Exception):
+    """A pair is of no use; ``reason`` is counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def text_of(content: object) -> str:
+    """A caption as text.
+
+    Raises:
+        Damaged: it is not UTF-8, or there is none.
+    """
+    if content is None:
+        raise Damaged("no caption")
+    try:
+        if isinstance(content, bytes):
+            return content.decode("utf-8")
+        text = content if isinstance(content, str) else str(content)
+        text.encode("utf-8")  # half a surrogate pair, as JSON can hold
+    except UnicodeError:
+        raise Damaged("caption is not UTF-8") from None
+    return text
+
+
+def image_key(content: bytes, verified: int | None) -> int:
+    """The key of an image that its header shows to be of use, or that was decoded.
+
+    Args:
+        content: encoded.
+        verified: decode it, at so many pixels; ``None`` reads the header alone.
+
+    Raises:
+        Damaged: it is of no use.
+    """
+    try:
+        if verified is None:
+            probe(content)
+        else:
+            decode(content, verified)
+    except DamagedImage as error:
+        raise Damaged(error.reason) from None
+    return content_key(content)
+
+
+@dataclass
+class ShardIndex:
+    """What is in one shard, as found.
+
+    Attributes:
+        offset: where each image begins (of a table: its row).
+        size: in bytes.
+        key: content hash of each encoded image.
+        captions: of each image, as they stand.
+        paths: of each image, where the images are files of their own.
+        damage: what was left out, reason → count.
+    """
+
+    offset: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    key: list[int] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    damage: Counter[str] = field(default_factory=Counter)
+
+    def add(self, offset: int, size: int, key: int, captions: list[str], path: str | None = None) -> None:
+        """One more image."""
+        self.offset.append(offset)
+        self.size.append(size)
+        self.key.append(key)
+        self.captions.append(captions)
+        if path is not None:
+            self.paths.append(path)
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        texts = Texts.of([caption for captions in self.captions for caption in captions])
+        paths = Texts.of(self.paths)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                place=np.array([self.offset, self.size, self.key], dtype=np.int64),
+                count=np.array([len(captions) for captions in self.captions], dtype=np.int64),
+                utf8=texts.utf8,
+                end=texts.end_M,
+                path_utf8=paths.utf8,
+                path_end=paths.end_M,
+                damage=np.frombuffer(json.dumps(self.damage).encode(), dtype=np.uint8),
+            )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> ShardIndex:
+        """Read it."""
+        with np.load(path) as held:
+            texts, ends = list(Texts(held["utf8"], held["end"])), np.cumsum(held["count"]).tolist()
+            offset, size, key = held["place"].tolist()
+            captions = [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+            paths = list(Texts(held["path_utf8"], held["path_end"]))
+            damage = Counter[str](json.loads(held["damage"].tobytes()))
+        return cls(offset, size, key, captions, paths, damage)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A split as it lies in the cache.
+
+    Attributes:
+        shards: paths of the shards, or of the images where they are files of their own.
+        shard_N, offset_N, size_N: where each image lies.
+        image_key_N: content hash of each encoded image.
+        captions: M captions, normalised.
+        text_key_M: their content hashes.
+        first_N: position of each image's first caption.
+        damage: left out when it was indexed, reason → count.
+        cut: captions that were cut.
+        fingerprint: hash of all images and captions, wherever they lie.
+    """
+
+    shards: Sequence[str]
+    shard_N: npt.NDArray[np.int32]
+    offset_N: npt.NDArray[np.int64]
+    size_N: npt.NDArray[np.int64]
+    image_key_N: npt.NDArray[np.int64]
+    captions: Texts
+    text_key_M: npt.NDArray[np.int64]
+    first_N: npt.NDArray[np.int64]
+    damage: dict[str, int]
+    cut: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.image_key_N)
+
+    @property
+    def damaged(self) -> int:
+        """Pairs left out."""
+        return sum(self.damage.values())
+
+    @classmethod
+    def open(cls, folder: Path) -> Table:
+        """Map it into memory.
+
+        Raises:
+            DataError: it is not whole.
+        """
+
+        def array(name: str) -> Any:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        try:
+            meta = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+            numbers = {name: array(name) for name in ("shard_N", "offset_N", "size_N", "image_key_N")}
+            texts = Texts(array("utf8"), array("end_M"))
+            shards = meta["shards"] or Texts(array("path_utf8"), array("path_end"))
+            return cls(
+                shards,
+                **numbers,
+                captions=texts,
+                text_key_M=array("text_key_M"),
+                first_N=array("first_N"),
+                damage=meta["damage"],
+                cut=meta["cut"],
+                fingerprint=meta["fingerprint"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"the index {folder} is damaged ({error}): remove that folder and start again") from error
+
+
+def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardIndex], captions: Captions) -> None:
+    """Join the indexes of a split's shards; the folder appears when it is whole.
+
+    Args:
+        folder: what to make.
+        shards: their paths.
+        indexes: of each shard, in the same order.
+        captions: how captions are normalised.
+    """
+    places: list[tuple[int, int, int, int]] = []
+    texts, first, paths, damage, cut = list[str](), list[int](), list[str](), Counter[str](), 0
+    for number, index in enumerate(indexes):
+        damage += index.damage
+        for i, raw in enumerate(index.captions):
+            usable = captions.usable(raw)
+            cut += sum(len(caption) > captions.max_characters for caption in raw)
+            if not usable:
+                damage["empty caption"] += 1
+                continue
+            first.append(len(texts))
+            texts += usable
+            places.append((len(paths) if index.paths else number, index.offset[i], index.size[i], index.key[i]))
+            if index.paths:
+                paths.append(index.paths[i])
+    place = np.array(places, dtype=np.int64).reshape(-1, 4).T
+    packed, packed_paths = Texts.of(texts), Texts.of(paths)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "shard_N": place[0].astype(np.int32),
+        "offset_N": place[1].copy(),
+        "size_N": place[2].copy(),
+        "image_key_N": place[3].copy(),
+        "first_N": np.array(first, dtype=np.int64),
+        "text_key_M": text_keys(texts),
+        "utf8": packed.utf8,
+        "end_M": packed.end_M,
+        "path_utf8": packed_paths.utf8,
+        "path_end": packed_paths.end_M,
+    }
+    content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
+    fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+    meta = {
+        "shards": [] if paths else list(shards),
+        "damage": dict(damage),
+        "cut": cut,
+        "fingerprint": fingerprint,
+    }
+    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    work.mkdir(parents=True)
+    try:
+        for name, values in arrays.items():
+            np.save(work / f"{name}.npy", values)
+        (work / "table.json").write_text(json.dumps(meta), encoding="utf-8")
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

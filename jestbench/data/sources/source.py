@@ -1,0 +1,361 @@
+"""What all sources of a user's own pairs share: splits, the index in the cache, the tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from jestbench.batch import DataError
+from jestbench.data.captions import Captions
+from jestbench.data.decode import MAX_PIXELS
+from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts, too_many
+from jestbench.data.pairs import Dataset
+from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
+from jestbench.data.spawned import spawned, usable_cores
+from jestbench.disk import cache_root
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.tokenizer_choice import TokenizerChoice
+
+_LOG = logging.getLogger(__name__)
+
+SPLITS = ("pool", "curated", "holdout", "eval")
+Where = str | tuple[str, ...] | None
+
+TOGETHER = 8
+"""Shards from which on it is worth starting processes to index them."""
+
+INSTALL = "pip install 'jestbench[data]'"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to index.
+
+    Attributes:
+        path: for people, and to read it.
+        identity: changes with its content, and with everything that an index of it depends on.
+    """
+
+    path: str
+    identity: str
+
+
+def file_shard(path: Path, *options: object) -> Shard:
+    """A file that is known by path, size and time of change.
+
+    Raises:
+        OSError: there is none.
+    """
+    state = path.stat()
+    return Shard(str(path), digest(str(path.resolve()), state.st_size, state.st_mtime_ns, *options))
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Pairs that lie on the user's disk (or in a hub's cache), by split.
+
+    Attributes:
+        pool: what super-batches are drawn from.
+        curated: a small clean set, for a reference.
+        holdout: pairs like the pool's and apart from them, for an irreducible-loss model.
+        eval: what is evaluated on.
+        image_size: pixels, width and height: shortest side scaled to it, centre cropped. At least the model's.
+        captions: normalisation, and what is done with several captions of one image.
+        tokenizer: trained on the pool's captions, a file, or a name.
+        max_damaged: share of damaged pairs, of those indexed and of those read in a run, above which nothing is
+            trained (of at least 1,000 pairs: ten are let pass in any set by the default).
+        verify: splits whose images are decoded when they are indexed; they are complete or refused in a run,
+            where a damaged image of the others is replaced.
+        cache_dir: where the index is kept; by default the folder that JESTBENCH_CACHE names, else the user's
+            cache folder.
+    """
+
+    pool: Where = None
+    curated: Where = None
+    holdout: Where = None
+    eval: Where = None
+    image_size: int = 224
+    captions: Captions = field(default_factory=Captions)
+    tokenizer: TokenizerChoice = field(default_factory=TokenizerChoice)
+    max_damaged: float = 0.01
+    verify: tuple[str, ...] = ("eval",)
+    cache_dir: str | None = None
+    label: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.image_size <= 4096:
+            raise ValueError(f"{self.label}.image_size must lie between 4 and 4096 px, got {self.image_size}")
+        if not 0 <= self.max_damaged <= 1:
+            raise ValueError(f"{self.label}.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        if unknown := [name for name in self.verify if name not in SPLITS]:
+            raise ValueError(f"{self.label}.verify names {unknown[0]!r}: there are {', '.join(SPLITS)}")
+
+    # What each kind of source says
+
+    @abstractmethod
+    def shards(self, split: str) -> list[Shard]:
+        """The files of a split.
+
+        Raises:
+            DataError: they are not there.
+        """
+
+    @abstractmethod
+    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+        """Read one shard.
+
+        Raises:
+            DataError: it cannot be read at all.
+        """
+
+    def encoded(self, split: str, table: Table) -> Encoded:
+        """Where the images of a split lie."""
+        return ByteRanges(table.shards, table.shard_N, table.offset_N, table.size_N)
+
+    @property
+    def reading(self) -> str:
+        """Everything beside the files that an index depends on."""
+        return ""
+
+    # The data set
+
+    @property
+    def folder(self) -> Path:
+        """Where the index is kept."""
+        return Path(self.cache_dir or cache_root()).expanduser() / "indexed"
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """The splits that are given."""
+        return tuple(name for name in SPLITS if getattr(self, name))
+
+    def where(self, split: str) -> tuple[str, ...]:
+        """What a split is bound to.
+
+        Raises:
+            DataError: nothing; the message says which binding to set.
+        """
+        if split not in SPLITS:
+            near = difflib.get_close_matches(split, SPLITS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SPLITS)}"
+            raise DataError(f"{self.label} has no split {split!r}; {hint}")
+        found: Where = getattr(self, split)
+        if not found:
+            raise DataError(
+                f"the split {split!r} is not given: bind {self.label}.{split} to its {self.wanted}"
+                + (f" (given: {', '.join(self.bound)})" if self.bound else "")
+            )
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    wanted: ClassVar[str] = "files"
+
+    def prepare(self) -> None:
+        """Index what is not in the cache; of several processes that start at once, one does it.
+
+        Raises:
+            DataError: it cannot be read, or too much of it is damaged.
+        """
+        for split in self.bound or ("pool",):
+            folder = self._table(split)
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{folder}.lock"):
+                    if not folder.exists():
+                        self._write(split, folder)
+            except OSError as error:
+                raise DataError(
+                    f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
+                    "or name another folder in JESTBENCH_CACHE"
+                ) from error
+            self._acceptable(split, Table.open(folder))
+        first = Table.open(self._table(self.bound[0]))
+        with FileLock(self.folder / "tokenizers.lock"):
+            self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
+
+    def is_prepared(self) -> bool:
+        """Whether ``prepare`` has nothing left to do."""
+        try:
+            ready = bool(self.bound) and all(self._table(split).exists() for split in self.bound)
+            return ready and self.tokenizer.is_prepared(self.folder / "tokenizers", self._trained_on())
+        except (DataError, OSError):
+            return False
+
+    def split(self, name: str) -> FilePairs:
+        """The split of that name, or several joined by ``+``, as in ``pool+curated``.
+
+        Raises:
+            DataError: it is not given, not indexed, or too much of it is damaged.
+        """
+        tables = []
+        for part in name.split("+"):
+            folder = self._table(part)
+            if not folder.exists():
+                raise DataError(f"{self.label}.{part} is not indexed, or has changed since: start the run anew")
+            tables.append((part, Table.open(folder)))
+            self._acceptable(*tables[-1])
+        tokenizer = self.tokenizer.load(self.folder / "tokenizers", self._trained_on())
+        return self._pairs(name, tables, tokenizer)
+
+    def stand_in(self) -> Dataset:
+        """Synthetic pairs of the same shapes."""
+        from jestbench.data.synthetic import Synthetic
+
+        return Synthetic(length=self.tokenizer.length, image_size=self.image_size).stand_in()
+
+    # The index
+
+    def _verified(self, split: str) -> int | None:
+        return self.image_size if split in self.verify else None
+
+    def _table(self, split: str) -> Path:
+        self.where(split)
+        verified = split in self.verify
+        identities = [shard.identity for shard in self.shards(split)]
+        name = digest(VERSION, self.label, identities, self.reading, self.captions.identity, verified)
+        return self.folder / f"{self.label}-{name}"
+
+    def _trained_on(self) -> str:
+        return Table.open(self._table(self.bound[0])).fingerprint
+
+    def _write(self, split: str, folder: Path) -> None:
+        shards, verified = self.shards(split), self._verified(split)
+
+        def kept(shard: Shard) -> Path:
+            parts = (VERSION, self.label, shard.identity, self.reading, verified is not None)
+            return self.folder / f"shard-{digest(*parts)}.npz"
+
+        todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
+        with _many(len(todo)) as each:
+            for _ in tqdm(
+                each(_Reading.__call__, todo),
+                f"indexing {self.label}.{split}",
+                len(todo),
+                unit=" files",
+                disable=None if todo else True,
+            ):
+                pass
+        paths = [shard.path for shard in shards]
+        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
+        table = Table.open(folder)
+        if table.damaged:
+            _LOG.warning("%s.%s: %s left out of %d", self.label, split, _listed(table), table.damaged + len(table))
+
+    def _acceptable(self, split: str, table: Table) -> None:
+        read = len(table) + table.damaged
+        if too_many(table.damaged, read, self.max_damaged) or not len(table):
+            said = f"{_listed(table)} of {read}" if table.damaged else "it holds no pair"
+            advice = f"; mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+            raise DataError(f"{self.label}.{split}: {said}{advice}")
+
+    def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
+        parts = [table for _, table in tables]
+        captions, text_keys, first, keys = _joined(parts)
+        sources = tuple(self.encoded(part, table) for part, table in tables)
+        content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
+        damage = {part: table.damage for part, table in tables if table.damage}
+        curated = np.concatenate([np.full(len(table), part == "curated") for part, table in tables])
+        exact = all(part in self.verify for part, _ in tables)
+        pairs = FilePairs(
+            name=f"{self.label}/{name}",
+            fingerprint=digest(*content),
+            source=sources[0] if len(sources) == 1 else Chained(sources),
+            captions=captions,
+            tokenizer=tokenizer,
+            image_key_N=keys,
+            image_size=self.image_size,
+            marks={"curated": curated},
+            text_key_M=text_keys,
+            first_N=first,
+            max_damaged=self.max_damaged,
+            exact=exact,
+            facts={"damaged_when_indexed": damage, "captions_cut": sum(part.cut for part in parts)},
+            origin=_Origin(self, name),
+        )
+        if (self.captions.several_exact if exact else self.captions.several) == "all":
+            return pairs.expanded()
+        return pairs if self.captions.several == "draw" and not exact else pairs.firsts()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The reading of one shard, in whatever process."""
+
+    source: Source
+    shard: Shard
+    verified: int | None
+    kept: Path
+
+    def __call__(self) -> None:
+        self.source.index(self.shard, self.verified).save(self.kept)
+
+
+@contextmanager
+def _many(count: int) -> Iterator[Callable[..., Iterable[None]]]:
+    """A ``map`` over so many shards: by all cores where they are many, here where they are few.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    cores = usable_cores()
+    if count < TOGETHER or cores == 1:
+        yield map
+        return
+    try:
+        with spawned(min(cores, count)) as workers:
+            yield workers.map
+    except BrokenProcessPool:
+        raise DataError("a process that indexed shards was killed (out of memory?): start again") from None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    source: Source
+    split: str
+
+    def __call__(self) -> FilePairs:
+        return self.source.split(self.split)
+
+
+def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
+    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
+    if len(tables) == 1:
+        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
+        images = tables[0].image_key_N
+    else:
+        ends, firsts, bytes_before, texts_before = [], [], 0, 0
+        for table in tables:
+            ends.append(table.captions.end_M + bytes_before)
+            firsts.append(table.first_N + texts_before)
+            bytes_before += len(table.captions.utf8)
+            texts_before += len(table.captions)
+        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
+        keys = np.concatenate([table.text_key_M for table in tables])
+        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
+    return captions, keys, first if len(captions) > len(first) else None, images
+
+
+def _listed(table: Table) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in sorted(table.damage.items()))
+
+
+def needs(load: Callable[[], Any], package: str) -> Any:
+    """A package of the ``data`` extra.
+
+    Raises:
+        DataError: it is not installed, or not to be loaded; the message says what to do.
+    """
+    try:
+        return load()
+    except ImportError as error:
+        raise DataError(f"this data set needs {package}, which cannot be loaded ({error}): {INSTALL}") from error

@@ -1,0 +1,136 @@
+"""The shared cache of a frozen model: what its rows depend on, and where they lie.
+
+What is charged never depends on it: see ``jestbench.reference``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from jestbench.batch import View
+from jestbench.data.pairs import Pairs, augmented, preprocessing
+from jestbench.disk import cache_root
+from jestbench.engine.rows import SharedRows, Stored
+from jestbench.model.towers import TwoTowers
+from jestbench.parallel.arithmetic import Arithmetic
+
+FORMAT = 1
+"""Counted up when the same model, view and input give other rows, so that cached ones are computed anew."""
+
+BLOCK = {"cpu": 64, "cuda": 256}
+"""Examples that a tower sees at once when it fills a shared cache. Always the same number (a short rest is padded): the
+last bit of an embedding must not depend on how many others a run happened to lack."""
+
+Mode = Literal["shared", "off"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Whether the frozen models' embeddings and per-pair scores outlive the run.
+
+    Attributes:
+        mode: ``shared`` reads and fills files that all runs share; ``off`` keeps rows for the run alone.
+        dtype: of the stored embeddings, ``float32`` or ``float16`` (half the size). Embeddings are rounded to it
+            whether they come from the cache or not, so ``float16`` makes another arm.
+        folder: where the files lie; the default is ``embeddings`` in the cache folder.
+    """
+
+    mode: Mode = "shared"
+    dtype: Stored = "float32"
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", ("shared", "off")), ("dtype", ("float32", "float16"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"cache.{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def bind(self, model: TwoTowers, view: View, arithmetic: Arithmetic, pairs: Pairs, microbatch: int) -> Bound:
+        """The cache of one frozen model under one view and one preprocessing.
+
+        Raises:
+            ValueError: the images are augmented, so that a key does not say what the model sees.
+        """
+        if self.mode == "off":
+            return Bound(self.dtype)
+        if augmented(pairs):
+            raise ValueError(
+                'cache.mode = "shared" would keep embeddings of augmented images: give the reference plain '
+                'images, or set cache.mode = "off"'
+            )
+        block = min(microbatch, BLOCK.get(arithmetic.device.type, BLOCK["cuda"]))
+        described = {
+            "format": FORMAT,
+            "model": fingerprint(model),
+            "view": asdict(view),
+            "tokenizer": model.tokenizer,
+            "text_length": len(model.text.positions),
+            "preprocessing": preprocessing(pairs),
+            "device": arithmetic.device.type,
+            "bf16": arithmetic.bf16,
+            "block": block,
+            "dtype": self.dtype,
+            "versions": {name: version(name) for name in ("torch", "timm")},
+        }
+        digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=32).digest()
+        root = cache_root() / "embeddings" if self.folder is None else Path(self.folder).expanduser()
+        return Bound(self.dtype, block, root / digest.hex()[:16], digest, described)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A cache that knows what it is of.
+
+    Attributes:
+        dtype: embeddings are rounded to it.
+        block: examples that a tower sees at once; ``None`` leaves it to the run.
+        folder: of the shared files; ``None`` where nothing outlives the run.
+        digest: of ``described``, 32 bytes.
+        described: all that the rows depend on besides their keys.
+    """
+
+    dtype: Stored = "float32"
+    block: int | None = None
+    folder: Path | None = None
+    digest: bytes = b""
+    described: Mapping[str, Any] | None = None
+
+    def shared(self, name: str, width: int, dtype: Stored) -> SharedRows:
+        """The shared rows of that name."""
+        assert self.folder is not None
+        digest = hashlib.blake2b(self.digest + f"{name}/{width}/{dtype}".encode(), digest_size=32).digest()
+        return SharedRows(self.folder / f"{name}.rows", width, dtype, digest)
+
+    def describe(self) -> None:
+        """Say in the folder what it holds, for people; what the disk refuses is left."""
+        if self.folder is None or (self.folder / "about.json").exists():
+            return
+        try:
+            (self.folder / "about.json").write_text(json.dumps(self.described, indent=2) + "\n", encoding="utf-8")
+        except OSError:
+            return
+
+
+def fingerprint(model: TwoTowers) -> str:
+    """Hash of a model's weights and of what its modules are (class, and plain attributes such as heads)."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
+        hashed.update(f"{name} {type(module).__qualname__} {sorted(plain.items())!r}\n".encode())
+    for name, value in sorted(model.state_dict().items()):
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, str | int | float | bool | None)

@@ -1,0 +1,81 @@
+"""How well a pair scorer grades: squared error, matched against exchanged captions, and order of the corrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from jestbench.batch import Pass
+from jestbench.data.pairs import Pairs
+from jestbench.engine.learner import Learner
+from jestbench.engine.regression import Regression, RegressionLearner, captions_of, graded
+from jestbench.evals.evaluate import Evaluate, Evaluator
+from jestbench.evals.metrics import REGRESSION_MEASURES, Measure
+
+EVALUATION_SEED = 0
+"""Of the examples: the same for all runs over one split, so that their figures can be compared."""
+
+
+def area_under_curve(right_N: Tensor, wrong_M: Tensor) -> float:
+    """Probability that a right pair is graded above a wrong one, ties counted half; 0.5 where there is none."""
+    right, wrong = len(right_N), len(wrong_M)
+    if not right or not wrong:
+        return 0.5
+    rank = rankdata(torch.cat([right_N, wrong_M]).double().numpy())
+    return float((rank[:right].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def rank_correlation(one_N: Tensor, other_N: Tensor) -> float:
+    """Spearman's ρ, ties at their mean rank; 0 where either side is constant."""
+
+    def centred(values: Tensor) -> npt.NDArray[np.float64]:
+        rank: npt.NDArray[np.float64] = rankdata(values.double().numpy())
+        return rank - rank.mean() if len(rank) else rank
+
+    one, other = centred(one_N), centred(other_N)
+    norm = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / norm if norm else 0.0
+
+
+class RegressionEvaluator(Evaluator):
+    """The evaluation split, made into the same graded examples each time."""
+
+    def __init__(self, pairs: Pairs, config: Evaluate, objective: Regression) -> None:
+        super().__init__(pairs, config)
+        self.objective = objective
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """The metrics of an evaluation, by key."""
+        return REGRESSION_MEASURES
+
+    def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
+        """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
+        assert isinstance(learner, RegressionLearner), "an objective's evaluator is built with its learner"
+        learner.model.eval()
+        matched, exchanged, corrupted, labels, errors, macs = [], [], [], [], [], 0
+        for number, index in enumerate(self.index_N.split(self.config.batch_size)):
+            batch = self.pairs.batch(index)
+            examples = graded(captions_of(batch), self.objective, EVALUATION_SEED + number)
+            with torch.no_grad():
+                # What is no number tells nothing apart; the next update ends the run.
+                grade_E = learner.grade(batch, examples).cpu().nan_to_num(0.5)
+            macs += learner.forward_macs(len(index))
+            own_E, other_E, damaged_E = examples.kinds(grade_E)
+            _, other_label_E, label_E = examples.kinds(examples.label_E)
+            matched.append(own_E)
+            exchanged.append(other_E[other_label_E == 0])
+            corrupted.append(damaged_E)
+            labels.append(label_E)
+            errors.append(len(index) * examples.mean_of_kinds((grade_E - examples.label_E).square()))
+        metrics = {
+            "eval/mse": float(sum(errors)) / len(self.index_N),
+            "eval/auc": area_under_curve(torch.cat(matched), torch.cat(exchanged)),
+            "eval/rank_correlation": rank_correlation(torch.cat(corrupted), torch.cat(labels)),
+        }
+        return metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),)

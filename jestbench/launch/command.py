@@ -1,0 +1,190 @@
+"""The command line of ``tools/run.py``: cheap to import, so that ``--help`` is answered at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+EPILOG = """\
+A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
+like --gin_file FILE. Bindings win over files, later ones over earlier ones.
+
+exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 the loss is not finite,
+130 interrupted (a checkpoint is written; go on with --resume)
+"""
+
+# A binding behind hyphens, as W&B's ${args} writes it: Name.parameter=value, or a macro in capitals.
+_DOTTED = re.compile(r"^--?(?P<binding>(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]*)=.*)$", re.DOTALL)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says one short message, like every other mistake, instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = _Parser(
+        prog="run.py",
+        description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("bindings", nargs="*", metavar="BINDING", help="Name.parameter=value")
+    command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be given several times")
+    command.add_argument("--gin_param", action="append", default=[], metavar="BINDING", help="a binding")
+    command.add_argument("--run_dir", type=Path, help="default: a new folder under runs/")
+    command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
+    command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
+    command.add_argument("--price", action="store_true", help="print what a step costs; train nothing")
+    command.add_argument(
+        "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
+    )
+    command.add_argument("--list_policies", action="store_true", help="print the registered policies")
+    command.add_argument(
+        "--allow_unused", action="append", nargs="+", default=[], metavar="PATTERN", help="such as 'jest.*'"
+    )
+    return command
+
+
+def _one_spelling(argv: Sequence[str]) -> list[str]:
+    """All spellings of a file, a binding and a pattern as one each, in their order (later ones win)."""
+    words: list[str] = []
+    unwrap = patterns = False
+    for word in argv:
+        if unwrap or word.startswith("--gin_param="):
+            word, unwrap = word.removeprefix("--gin_param="), False
+        elif word == "--gin_param":
+            unwrap = True
+            continue
+        if matched := _DOTTED.match(word):
+            word = matched["binding"]
+        patterns = word == "--allow_unused" or (patterns and not word.startswith("-") and "=" not in word)
+        if word == "--allow_unused":
+            words.append("--allow_unused")
+        elif patterns:
+            if words[-1] == "--allow_unused":
+                words.pop()
+            words.append(f"--allow_unused={word}")
+        else:
+            words.append(f"--{word}" if word.startswith("gin_file=") else word)
+    return [*words, "--gin_param"] if unwrap else words
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments with all spellings of files and bindings sorted out."""
+    arguments = parser().parse_intermixed_args(_one_spelling(argv))
+    arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
+    return arguments
+
+
+def new_run_dir(arm: str, seed: int) -> Path:
+    """A name under ``runs/`` that is free."""
+    stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', arm) or 'run'}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [Path("runs") / stem, *(Path("runs") / f"{stem}-{n}" for n in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run, and turn what a user can mend into one message on stderr and an exit status."""
+    from jestbench.batch import DataError
+    from jestbench.config.run import ConfigError
+    from jestbench.cost.tracing import UnknownOperator
+    from jestbench.engine.learner import NonFiniteLoss
+    from jestbench.select.policy import PolicyError
+
+    try:
+        return work()
+    except (ConfigError, PolicyError, UnknownOperator) as error:
+        return _said(str(error), 2)
+    except DataError as error:
+        return _said(str(error), 3)
+    except NonFiniteLoss as error:
+        return _said(f"{error}: lower optimizer.learning_rate, or look at the data of that step", 4)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def _said(message: str, status: int) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if not rank or status != 2:  # of a wrong configuration, one of torchrun's processes speaks for all
+        print(f"error: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """The whole command, in process."""
+    try:
+        arguments = parse(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Before torch is imported: threads that spin at a barrier make small steps 5 times slower as soon as
+    # another process wants one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from jestbench.config import registry, resolve
+    from jestbench.config.run import ConfigError
+    from jestbench.launch import rehearse, train_run
+    from jestbench.parallel import distributed
+    from jestbench.runs.folder import recorded
+
+    if arguments.list_policies:
+        for name, cls in registry.policy_classes().items():
+            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
+        return 0
+    files = list(arguments.gin_file)
+    if not files and arguments.resume and arguments.run_dir is not None:
+        files = [str(arguments.run_dir / "operative.gin")]
+    if not files:
+        raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
+    resolved = resolve.resolve(files, arguments.bindings, arguments.allow_unused, recorded=recorded)
+    if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
+        return 0  # started by torchrun: the first process answers for all
+    if arguments.check:
+        rehearse.check(resolved)
+        return 0
+    if arguments.price:
+        from jestbench.launch.forecast import price_table
+
+        with train_run.building():
+            table = price_table(rehearse.without_download(resolved))
+        print(table)
+        return 0
+    if arguments.fill_cache:
+        from jestbench.launch.fill import fill_cache
+
+        print(json.dumps(fill_cache(resolved), indent=2))
+        return 0
+    if arguments.resume and arguments.run_dir is None:
+        raise ConfigError("--resume needs the run's folder: --run_dir DIR")
+    with distributed.started() as world:
+        run_dir = world.first(lambda: arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed))
+        status = train_run.train_run(resolved, run_dir, arguments.resume)
+        if world.first_of_all:
+            print(f"{status}: {os.fspath(run_dir)}")
+    return 0 if status == "finished" else 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of ``tools/run.py``, in process.
+
+    Returns:
+        The exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 a loss that is
+        not finite, 130 interrupted.
+    """
+    return run_command(sys.argv[1:] if argv is None else list(argv))

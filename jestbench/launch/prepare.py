@@ -1,0 +1,59 @@
+"""The command that fetches and prepares a data set: ``python tools/prepare.py DATASET [--out DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+DATASETS = ("icons", "iconify")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare the data set and print what is in it, as JSON.
+
+    Returns:
+        The exit status: 0, or 3 where the data cannot be had.
+    """
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description="Fetch and prepare a data set; what is there already is kept."
+    )
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="prepare here instead of in the cache folder; runs find it there with JESTBENCH_CACHE=DIR",
+    )
+    arguments = parser.parse_args(argv)
+
+    from jestbench.batch import DataError
+
+    try:
+        shown = _icons(arguments.out) if arguments.dataset == "icons" else _iconify(arguments.out)
+    except DataError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 3
+    print(json.dumps(shown, indent=2))
+    return 0
+
+
+def _icons(out: str | None) -> dict[str, Any]:
+    from jestbench.data.icons.icons import Icons
+
+    icons = Icons(cache_dir=out)
+    icons.prepare()
+    manifest = icons.manifest()
+    keys = ("splits", "pool_captions_by_hands", "left_out")
+    return {"folder": str(icons.folder), **{key: manifest[key] for key in keys}}
+
+
+def _iconify(out: str | None) -> dict[str, Any]:
+    from jestbench.data.icons.iconify import Iconify
+
+    iconify = Iconify(cache_dir=out)
+    iconify.prepare(thorough=True)
+    manifest = iconify.manifest()
+    keys = ("splits", "pool_captions_by_hands", "left_out", "near", "copies_left")
+    return {"folder": str(iconify.folder), **{key: manifest[key] for key in keys}}

@@ -1,0 +1,54 @@
+"""Device, number format and who shares the work, the same for training and scoring."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from jestbench.parallel import distributed
+from jestbench.parallel.distributed import World
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where models run, under which autocast, and which processes share the work.
+
+    Attributes:
+        device: a torch device.
+        bf16: towers run under bf16 autocast; embeddings and everything after them stay fp32.
+        world: the processes, each with its own rows of a batch.
+    """
+
+    device: torch.device
+    bf16: bool
+    world: World = field(default_factory=World)
+
+    @classmethod
+    def of(cls, device: str, precision: Precision) -> Arithmetic:
+        """Resolve ``auto``: CUDA where there is one (each process its own), and bf16 there; fp32 on CPUs.
+
+        Raises:
+            ValueError: the device is not there.
+        """
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            resolved = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"run.device = {device!r} is no device: {error}") from error
+        if resolved.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"run.device = {device!r}, but torch sees no CUDA device")
+        world = distributed.world()
+        if resolved.type == "cuda" and resolved.index is None and world.size > 1:
+            resolved = torch.device("cuda", torch.cuda.current_device())
+        return cls(resolved, resolved.type == "cuda" if precision == "auto" else precision == "bf16", world)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The autocast that every tower runs under."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)

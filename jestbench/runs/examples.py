@@ -1,0 +1,158 @@
+"""What a policy chose and what it refused, with the pictures: tables for people, on disk and in W&B.
+
+A run folder's ``examples/`` holds, for each table, ``step-….json`` (the pairs) and ``step-….png`` (their
+images as one sheet), and ``index.html``, which shows all of them. Nothing here is computed by a model: the
+score is the one that the policy drew by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch, Selection
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FOLDER = "examples"
+PAGE = "index.html"
+_COLUMNS = 8  # images side by side in a sheet
+_GAP = 2  # pixels between two images
+_SHOWN = 96  # pixels at least: smaller images are enlarged on the page
+_TEMPLATE = "examples.html.j2"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One pair of a super-batch.
+
+    Attributes:
+        image_CHW: uint8.
+        caption: empty where the data set gives none.
+        chosen: whether the policy chose it.
+        score: what the policy thought of the pair by itself; ``None`` where it gives no score.
+        marks: what is known about the pair (``noisy``, ``curated``).
+    """
+
+    image_CHW: Tensor
+    caption: str
+    chosen: bool
+    score: float | None
+    marks: dict[str, bool]
+
+    def image(self) -> Image:
+        """The image, for PIL."""
+        from PIL import Image
+
+        array = self.image_CHW.permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleTable:
+    """Some pairs of the super-batch of one step, the chosen ones first, each kind by falling score."""
+
+    step: int
+    examples: tuple[Example, ...]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Names of what is known about the pairs."""
+        return tuple(self.examples[0].marks) if self.examples else ()
+
+
+def pick(step: int, batch: Batch, selection: Selection, count: int, generator: torch.Generator) -> ExampleTable:
+    """At most ``count`` chosen and ``count`` refused pairs, drawn evenly: neither the best nor the worst.
+
+    Args:
+        step: steps done, the one that these pairs were chosen in included.
+        batch: the super-batch.
+        selection: what was chosen of it.
+        count: pairs of either kind.
+        generator: of these draws alone.
+    """
+    chosen_B = torch.zeros(len(batch), dtype=torch.bool)
+    chosen_B[selection.index_K.cpu()] = True
+    score_B = None if selection.score_B is None else selection.score_B.detach().double().cpu()
+    positions: list[Tensor] = []
+    for is_chosen in (True, False):
+        index_N = (chosen_B == is_chosen).nonzero().flatten()
+        index_P = index_N[torch.randperm(len(index_N), generator=generator)[:count]]
+        if score_B is not None:
+            index_P = index_P[score_B[index_P].argsort(descending=True, stable=True)]
+        positions.append(index_P)
+    index_P = torch.cat(positions)
+    pairs, score_P = batch.everywhere(index_P), None if score_B is None else score_B[index_P]
+    examples = [_example(pairs, place, bool(chosen_B[at]), score_P) for place, at in enumerate(index_P.tolist())]
+    return ExampleTable(step, tuple(examples))
+
+
+def _example(pairs: Batch, place: int, chosen: bool, score_P: Tensor | None) -> Example:
+    score = None if score_P is None else float(score_P[place])
+    return Example(
+        image_CHW=pairs.images_BCHW[place].cpu(),
+        caption=pairs.captions[place] if pairs.captions else "",
+        chosen=chosen,
+        score=score if score is not None and math.isfinite(score) else None,
+        marks={name: bool(mark_P[place]) for name, mark_P in pairs.marks.items()},
+    )
+
+
+def save(table: ExampleTable, run_dir: Path) -> None:
+    """Write the table and its sheet of images, and the page of all tables anew."""
+    if not table.examples:
+        return
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    stem = f"step-{table.step:010d}"
+    sheet, places = _sheet([example.image() for example in table.examples])
+    sheet.save(folder / f"{stem}.png")
+    pairs = []
+    for example, place in zip(table.examples, places, strict=True):
+        plain = {name: getattr(example, name) for name in ("caption", "chosen", "score", "marks")}
+        pairs.append(plain | {"left": place[0], "top": place[1]})
+    size = {"width": table.examples[0].image_CHW.shape[2], "height": table.examples[0].image_CHW.shape[1]}
+    document = {"step": table.step, "sheet": f"{stem}.png", "sheet_size": sheet.size, **size, "examples": pairs}
+    _write(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / PAGE, _page(folder))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a resumed run reads the tables of the one that was killed."""
+    partial = path.with_name(path.name + ".partial")
+    # A caption may hold what UTF-8 cannot (half a surrogate pair); it must not cost the run.
+    partial.write_text(text, encoding="utf-8", errors="replace")
+    partial.replace(path)
+
+
+def _sheet(images: Sequence[Image]) -> tuple[Image, list[tuple[int, int]]]:
+    """One picture of all images, and where each one's upper left corner lies in it."""
+    from PIL import Image
+
+    width, height = images[0].width + _GAP, images[0].height + _GAP
+    rows = -(-len(images) // _COLUMNS)
+    sheet = Image.new("RGB", (min(len(images), _COLUMNS) * width - _GAP, rows * height - _GAP), "white")
+    places = [(number % _COLUMNS * width, number // _COLUMNS * height) for number in range(len(images))]
+    for image, place in zip(images, places, strict=True):
+        sheet.paste(image, place)
+    return sheet, places
+
+
+def _page(folder: Path) -> str:
+    from jestbench.runs.templates import templates
+
+    tables: list[dict[str, Any]] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("step-*.json"))
+    ]
+    environment = templates(Path(__file__).parent)
+    for table in tables:
+        table["zoom"] = max(1, -(-_SHOWN // table["width"]))
+    return environment.get_template(_TEMPLATE).render(run=folder.resolve().parent.name, tables=tables[::-1])

@@ -1,0 +1,111 @@
+"""Where numbers go: an append-only JSONL (the source of truth), W&B, and a progress line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jestbench.config.log import Log
+from jestbench.runs.examples import ExampleTable
+from jestbench.runs.wandb_run import Value, WandBSink
+
+
+class Jsonl:
+    """One JSON object a line; every row is on disk before the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    @staticmethod
+    def cut(path: Path, step: int) -> None:
+        """Drop the rows after a step, and a torn last line: what a resumed run will write again."""
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if row["step"] <= step:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+
+    def write(self, row: Mapping[str, Value]) -> None:
+        """Append a row."""
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Metrics:
+    """All sinks of a run."""
+
+    def __init__(self, run_dir: Path, sink: WandBSink | None, log: Log, title: str) -> None:
+        self._jsonl = Jsonl(run_dir / "metrics.jsonl")
+        self._sink, self._log = sink, log
+        live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=1.0,
+            desc=title,
+            disable=not log.progress,
+            mininterval=0.2 if live else 10,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
+            file=sys.stderr,
+        )
+        self._shown: dict[str, str] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether a row is due after this step."""
+        return step % self._log.every == 0
+
+    def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
+        """One row to all sinks; with it a table of examples, which the JSONL has no place for."""
+        self._jsonl.write(row)
+        if self._sink is not None:
+            self._sink.write(row, table)
+        for name in ("eval/zero_shot_top5",):
+            if name in row:
+                self._shown[name.removeprefix("eval/")] = f"{100 * row[name]:.1f}%"
+
+    def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
+        """Move the progress line: budget spent, pairs/s, FLOP/s, metric, time left."""
+        speed = {
+            "pairs/s": f"{pairs_seen / max(seconds, 1e-9):.0f}",
+            "FLOP/s": f"{flops / max(seconds, 1e-9):.2g}",
+        }
+        self._bar.set_postfix(speed | self._shown, refresh=False)
+        self._bar.update(min(1.0, share) - self._bar.n)
+
+    def close(self, summary: Mapping[str, Any], failed: bool) -> None:
+        """Close all sinks."""
+        self._bar.close()
+        self._jsonl.close()
+        if self._sink is not None:
+            self._sink.close(summary, failed)
+
+
+class Unwritten(Metrics):
+    """What the other processes of a run do with the rows that the first one writes: nothing."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
+        """Nothing."""
+
+    def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
+        """Nothing."""
+
+    def close(self, summary: Mapping[str, Any], failed: bool) -> None:
+        """Nothing."""

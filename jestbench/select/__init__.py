@@ -1,0 +1,42 @@
+"""What is a pair worth, and which are taken? Scores in strips, the draws, the losses, a policy"s contract.
+
+May import `jestbench.cost` and what stands below it.
+The names below are what a policy may use beside `jestbench.batch`.
+"""
+
+from jestbench.select.draws import (
+    Draw,
+    choice_statistics,
+    conditional_logits,
+    draw_statistics,
+    gumbel_top_k,
+    independent_draw,
+    joint_draw,
+    joint_sample,
+    top_k,
+)
+from jestbench.select.losses import LossName
+from jestbench.select.policy import Policy, PolicyError, StatefulPolicy
+from jestbench.select.scores import Embeddings, NonFiniteScore, PairLoss, ScoreError, Scores, Side
+
+__all__ = [
+    "Draw",
+    "Embeddings",
+    "LossName",
+    "NonFiniteScore",
+    "PairLoss",
+    "Policy",
+    "PolicyError",
+    "ScoreError",
+    "Scores",
+    "Side",
+    "StatefulPolicy",
+    "choice_statistics",
+    "conditional_logits",
+    "draw_statistics",
+    "gumbel_top_k",
+    "independent_draw",
+    "joint_draw",
+    "joint_sample",
+    "top_k",
+]

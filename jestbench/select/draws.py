@@ -1,0 +1,280 @@
+"""Drawing b of B: independently by a score, or jointly as JEST does.
+
+The joint draw (Evans et al. 2024, section 2.2 and listing in the appendix): the sub-batch is drawn
+in N chunks; each chunk without replacement, with p ∝ exp(logit), where the logit of a pair is
+*conditional on the pairs already drawn*. Only strips of the B×B matrix are ever made: once a chunk C
+is drawn, the running sums of all B rows are extended by its columns; no chunk follows the last, which
+needs none. O(B·b·D) time, and memory for one tile of a strip.
+
+A draw without replacement is a Gumbel top-k (Efraimidis & Spirakis 2006; Kool et al. 2019): the same
+law as drawing one after the other, without an exponential that could overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores, strip_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Distinct indices in the order in which they were drawn, what the draw looked like, and what it went by.
+
+    ``score_B`` is each pair's own score; for a joint draw that of the first chunk, given nothing.
+    """
+
+    index_K: Tensor
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    score_B: Tensor | None = None
+
+
+def chunk_sizes(count: int, chunks: int) -> tuple[int, ...]:
+    """``count`` split into at most ``chunks`` parts that differ by one at most, in integers."""
+    size, rest = divmod(count, chunks)
+    return tuple(size + (i < rest) for i in range(chunks) if size + (i < rest))
+
+
+def gumbel_top_k(logit_B: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """``count`` draws without replacement, p ∝ exp(logit), in order of the draws.
+
+    Args:
+        logit_B: −inf excludes.
+        count: how many.
+        generator: a CPU generator; noise is drawn in float64 on the CPU, so that every device and
+            every world size makes the same choice.
+
+    Raises:
+        ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
+    """
+    noise_B = -torch.empty(len(logit_B), dtype=torch.float64).exponential_(generator=generator).log()
+    return top_k(logit_B.double() + noise_B.to(logit_B.device), count)
+
+
+def top_k(logit_B: Tensor, count: int) -> Tensor:
+    """The ``count`` largest, ties to the lower index.
+
+    Raises:
+        ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
+    """
+    if not bool((logit_B < math.inf).all()):
+        raise NonFiniteScore("a selection logit is NaN or +inf")
+    if not 0 <= count <= len(logit_B):
+        raise _too_few(logit_B, count)
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=logit_B.device)
+    best = torch.topk(logit_B, count)
+    if bool(torch.isneginf(best.values[-1])):
+        raise _too_few(logit_B, count)
+    # topk leaves the order of equals open, and which of them it takes: only then is a stable sort due.
+    distinct = (best.values[1:] < best.values[:-1]).all()
+    if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):
+        return best.indices
+    return torch.sort(logit_B, descending=True, stable=True).indices[:count]
+
+
+def _too_few(logit_B: Tensor, count: int) -> ScoreError:
+    available = int((~torch.isneginf(logit_B)).sum())
+    return ScoreError(f"cannot draw {count} distinct pairs: {available} of {len(logit_B)} can be drawn")
+
+
+class _Running:
+    """One model's running sums over the pairs drawn so far (rows and columns of S)."""
+
+    def __init__(self, sign: float, model: Embeddings, scores: Scores) -> None:
+        self.sign, self.model, self.scores = sign, model, scores
+        empty = 0.0 if scores.loss == "sigmoid" else -math.inf
+        # Row i: the image of i against the texts of S; column i: its text against the images of S.
+        self.row_B = model.image_BD.new_full((len(model),), empty)
+        self.column_B = model.image_BD.new_full((len(model),), empty)
+
+    def extend(self, index_C: Tensor) -> None:
+        """Add the strips of a chunk."""
+        model, scores = self.model, self.scores
+        rows_B = strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)
+        columns_B = strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)
+        join = torch.add if scores.loss == "sigmoid" else torch.logaddexp
+        self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
+
+    def term_B(self) -> Tensor:
+        """What S adds to each pair's logit."""
+        if self.scores.loss == "sigmoid":
+            return self.sign * (self.row_B + self.column_B)
+        return self.sign * (self.row_B + self.column_B) / 2
+
+
+class JointLogits:
+    """Conditional logits that are extended chunk by chunk.
+
+    For i not in S (facts of the paper's listing):
+
+    * sigmoid: s_ii + Σ_{j∈S}(s_ij + s_ji) with s = M(learner) − M(reference): exactly the increase of
+      the summed loss difference when i joins S;
+    * softmax: −a_ii + ½(LSE_{j∈S} a_ij + LSE_{j∈S} a_ji) of the learner minus the same of the
+      reference. This is *not* the increase of the batch loss: what i changes in the denominators of
+      S's pairs is left out, and a_ii is not inside its own denominators, as in the paper's listing.
+      For an empty S the LSE terms are dropped.
+
+    Args:
+        scores: with a learner, a reference or both (with one, that model's term alone: joint hard
+            learner, joint easy reference).
+
+    Raises:
+        ScoreError: neither is there.
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        self.diagonal_B = scores.learnability_B("own")
+        self._running = [_Running(sign, model, scores) for sign, model in scores.contrast()]
+        self._drawn_B = torch.zeros(len(scores), dtype=torch.bool, device=self.diagonal_B.device)
+        self._empty = True
+
+    def extend(self, index_C: Tensor) -> None:
+        """Condition on these pairs too."""
+        if not len(index_C):
+            return
+        for running in self._running:
+            running.extend(index_C)
+        self._empty = False
+
+    def exclude(self, index_C: Tensor) -> None:
+        """These can't be drawn any more."""
+        self._drawn_B[index_C] = True
+
+    def logit_B(self) -> Tensor:
+        """Logits of all B, −inf where excluded."""
+        logit_B = self.diagonal_B
+        if not self._empty:
+            logit_B = logit_B + torch.stack([running.term_B() for running in self._running]).sum(0)
+        return logit_B.masked_fill(self._drawn_B, -math.inf)
+
+
+def conditional_logits(scores: Scores, index_S: Tensor) -> Tensor:
+    """Logits ``[B]`` of every pair given the pairs of S; −inf at S; see ``JointLogits``.
+
+    Raises:
+        ScoreError: the scores hold neither learner nor reference.
+    """
+    joint = JointLogits(scores)
+    index_S = index_S.to(joint.diagonal_B.device)
+    joint.extend(index_S)
+    joint.exclude(index_S)
+    return joint.logit_B()
+
+
+def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
+    if not 1 <= count <= len(scores):
+        raise ValueError(f"count must lie between 1 and the super-batch's {len(scores)} pairs, got {count}")
+    if chunks < 1:
+        raise ValueError(f"chunks must be at least 1, got {chunks}")
+    if not (math.isfinite(gain) and gain >= 0):
+        raise ValueError(f"gain must be finite and not negative, got {gain}")
+
+
+def draw_statistics(logit_B: Tensor) -> dict[str, float]:
+    """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
+    free = len(logit_B) - int(torch.isneginf(logit_B).sum())
+    # softmax and log_softmax of one row run in the caller's thread: waking the others costs more.
+    log_p_B = F.log_softmax(logit_B.double().clamp_(min=-1e300), dim=0)  # what is excluded: p = 0, and p·log p too
+    p_B = log_p_B.exp()
+    entropy = -float(p_B @ log_p_B)
+    return {
+        "select/entropy": entropy,
+        "select/entropy_share": entropy / math.log(free) if free > 1 else 1.0,
+        "select/effective_size": 1 / float(p_B @ p_B),
+    }
+
+
+def choice_statistics(score_B: Tensor, index_K: Tensor) -> dict[str, float]:
+    """Mean score of the chosen and of all, and the share of the chosen that a top-k would have chosen."""
+    best_K = top_k(score_B, len(index_K))
+    return {
+        "select/score_chosen": float(score_B[index_K].mean()),
+        "select/score_super_batch": float(score_B.mean()),
+        "select/overlap_top": float(torch.isin(index_K, best_K).double().mean()),
+    }
+
+
+def joint_draw(
+    scores: Scores,
+    count: int,
+    chunks: int = 16,
+    gain: float = 1.0,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> Draw:
+    """JEST's joint draw of ``count`` pairs in ``chunks`` chunks.
+
+    Args:
+        scores: learner, reference or both.
+        count: b, how many distinct indices.
+        chunks: N; they need not divide b, and more than b are as good as b.
+        gain: factor on the logits (the paper's is unknown; 1 is the formula as printed).
+        deterministic: take the best of each chunk instead of drawing (gain → ∞).
+        generator: a CPU generator.
+
+    Returns:
+        Indices ``[K]`` in order of the draw, and statistics (averages over the chunks).
+
+    Raises:
+        ValueError: ``count``, ``chunks`` or ``gain`` is out of range.
+        ScoreError: a score is not finite, or neither learner nor reference is there.
+    """
+    _checked(scores, count, chunks, gain)
+    joint = JointLogits(scores)
+    drawn: list[Tensor] = []
+    per_chunk: list[dict[str, float]] = []
+    sizes = chunk_sizes(count, chunks)
+    for number, size in enumerate(sizes):
+        logit_B = joint.logit_B()
+        gained_B = _gained(logit_B, gain)
+        index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(gained_B, size, generator)
+        per_chunk.append(draw_statistics(gained_B) | {"select/logit_chosen": float(logit_B[index_C].mean())})
+        drawn.append(index_C)
+        joint.exclude(index_C)
+        if number + 1 < len(sizes):
+            joint.extend(index_C)
+    index_K = torch.cat(drawn)
+    mean = {name: sum(row[name] for row in per_chunk) / len(per_chunk) for name in per_chunk[0]}
+    return Draw(index_K, mean | choice_statistics(joint.diagonal_B, index_K), joint.diagonal_B)
+
+
+def _gained(logit_B: Tensor, gain: float) -> Tensor:
+    # 0 · −inf would be NaN: what is excluded stays so under any gain.
+    return torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)
+
+
+def joint_sample(
+    scores: Scores,
+    count: int,
+    chunks: int = 16,
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The indices of ``joint_draw``, for use without the rest of the framework."""
+    return joint_draw(scores, count, chunks, gain, generator=generator).index_K
+
+
+def independent_draw(
+    score_B: Tensor,
+    count: int,
+    gain: float = 1.0,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> Draw:
+    """``count`` pairs by their own scores: p ∝ exp(gain · score) without replacement, or the top.
+
+    Raises:
+        ValueError: ``count`` or ``gain`` is out of range.
+        ScoreError: a score is not finite.
+    """
+    _checked(Scores(values={"score": score_B}), count, 1, gain)
+    index_K = top_k(score_B, count) if deterministic else gumbel_top_k(_gained(score_B, gain), count, generator)
+    statistics = draw_statistics(_gained(score_B, gain)) | choice_statistics(score_B, index_K)
+    return Draw(index_K, statistics, score_B)

@@ -1,0 +1,410 @@
+"""What a policy may know about a super-batch: embeddings, and what can be asked of them in strips.
+
+Notation (Evans et al. 2024, arXiv 2406.17711; ``L`` below stands for either model):
+
+* u_ij = t·⟨x_i, y_j⟩ + b₀, each model with its own multiplier t and offset b₀;
+* sigmoid pair losses: M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j;
+* softmax logits: a_ij = t·⟨x_i, y_j⟩.
+
+A B×B matrix is never held: whatever needs all pairs of pairs walks over tiles of at most
+``TILE_BYTES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestbench.batch import Pass
+from jestbench.select import kernels
+from jestbench.select.losses import LossName
+
+Side = Literal["learner", "reference", "scorer"]
+PairLoss = Literal["own", "in_batch"]
+
+TILE_BYTES = 8 * 2**20
+"""Upper bound on one tile of similarities: what is made of a tile finds it in the cache."""
+
+BLOCK_ROWS = 512
+"""Rows of one product in a strip. A strip is thin, and a thread that has blocks of its own is faster
+than threads that share one thin product (``tools/bench.py selection`` times both)."""
+
+FOLDS = 3
+"""Halvings of a strip before its logarithms are taken: 8 to 15 terms of a sum share one."""
+
+MILD_OFFSET = 60.0
+"""Offsets b₀ up to which exp(b₀) and exp(a) may be taken apart in fp32."""
+
+LOG2_E = math.log2(math.e)
+"""Strips use powers of 2: torch's exp2 takes half the time of its exp on CPUs."""
+
+
+class ScoreError(ValueError):
+    """A score is not finite, or scores do not fit together; the message names which."""
+
+
+class NonFiniteScore(ScoreError):
+    """A model's embedding or a policy's logit is NaN or infinite."""
+
+
+class Meter:
+    """Counts the multiply-adds of similarity products, so that selection is charged like any pass."""
+
+    def __init__(self) -> None:
+        self.macs = 0
+
+    def add(self, rows: int, columns: int, width: int) -> None:
+        """Charge a ``rows × columns`` product over ``width`` dimensions."""
+        self.macs += rows * columns * width
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Normalised embeddings of B pairs under one model.
+
+    Half precision is raised to fp32; float64 stays. Gradients are cut off: selection has none.
+
+    Attributes:
+        image_BD: image embeddings.
+        text_BD: text embeddings.
+        scale: t, the multiplier on cosine similarities (not its logarithm).
+        bias: b₀, the offset; not used by the softmax loss.
+
+    Raises:
+        ScoreError: shapes differ, or a value is NaN or infinite.
+    """
+
+    image_BD: Tensor
+    text_BD: Tensor
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "bias"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, float(value.detach() if isinstance(value, Tensor) else value))
+        if self.image_BD.ndim != 2 or self.image_BD.shape != self.text_BD.shape:
+            raise ScoreError(
+                f"image and text embeddings are both [B, D]; got {tuple(self.image_BD.shape)} "
+                f"and {tuple(self.text_BD.shape)}"
+            )
+        for name in ("image_BD", "text_BD"):
+            value = getattr(self, name).detach()
+            half = value.dtype in (torch.float16, torch.bfloat16)
+            object.__setattr__(self, name, value.float() if half else value)
+            # A finite sum has only finite terms, and costs one read; a sum may overflow by itself.
+            summed = value.sum(dtype=torch.float32 if half else value.dtype)
+            if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):
+                rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
+                raise NonFiniteScore(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
+        if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
+            raise NonFiniteScore(f"scale and bias must be finite, got {self.scale} and {self.bias}")
+
+    def __len__(self) -> int:
+        return len(self.image_BD)
+
+    def take(self, index_P: Tensor) -> Embeddings:
+        """The embeddings of these pairs."""
+        return replace(self, image_BD=self.image_BD[index_P], text_BD=self.text_BD[index_P])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All that a policy gets to see. What it did not ask for is ``None``.
+
+    Attributes:
+        learner: the learner's embeddings.
+        reference: the reference's.
+        scorer: a third model's.
+        values: per-pair values by name, ``[B]`` each (a pretrained scorer's, say).
+        size: B; needed only where nothing else says it.
+        loss: which pair losses the scores are differences of.
+        model_passes: what the models were run for these scores.
+        meter: counts the similarity products made from them.
+        unseen: instead of one reference two that were trained on two halves: of each half that is there, the
+            positions and the embeddings under the model that has *not* seen it; see ``parts``.
+    """
+
+    learner: Embeddings | None = None
+    reference: Embeddings | None = None
+    scorer: Embeddings | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    size: int | None = None
+    loss: LossName = "sigmoid"
+    model_passes: tuple[Pass, ...] = ()
+    meter: Meter = field(default_factory=Meter, repr=False)
+    unseen: tuple[tuple[Tensor, Embeddings], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("sigmoid", "softmax"):
+            raise ScoreError(f"loss must be 'sigmoid' or 'softmax', got {self.loss!r}")
+        parts: dict[str, int] = {
+            name: len(part)
+            for name, part in (
+                ("learner", self.learner),
+                ("reference", self.reference),
+                ("scorer", self.scorer),
+            )
+            if part is not None
+        }
+        if self.unseen:
+            parts["unseen"] = sum(len(part) for _, part in self.unseen)
+        parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
+        if self.size is not None:
+            parts["size"] = self.size
+        if not parts:
+            raise ScoreError("scores of nothing: give embeddings, values or a size")
+        if len(set(parts.values())) > 1:
+            raise ScoreError(f"the parts of the scores differ in length: {parts}")
+        object.__setattr__(self, "size", next(iter(parts.values())))
+        for name, value in self.values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteScore(f"values[{name!r}] is NaN or infinite")
+
+    def __len__(self) -> int:
+        assert self.size is not None
+        return self.size
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """All that these scores have cost so far: the models' passes, and the similarity products."""
+        return (*self.model_passes, Pass("pairwise", self.meter.macs, "similarity products of the selection"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+        for part in (self.learner, self.reference, self.scorer, *(part for _, part in self.unseen)):
+            if part is not None:
+                return part.image_BD.device
+        return next((value.device for value in self.values.values()), torch.device("cpu"))
+
+    def side(self, side: Side) -> Embeddings:
+        """One model's embeddings.
+
+        Raises:
+            ScoreError: the policy did not ask for them.
+        """
+        part: Embeddings | None = getattr(self, side)
+        if part is None and side == "reference" and self.unseen:
+            raise ScoreError("two references have scored the pairs, each those that it has not seen: ask parts()")
+        if part is None:
+            raise ScoreError(f"the scores hold no {side}: name it in the policy's needs")
+        return part
+
+    def contrast(self) -> tuple[tuple[float, Embeddings], ...]:
+        """The models that a learnability is made of: the learner counts +1, the reference −1."""
+        both = ((1.0, self.learner), (-1.0, self.reference))
+        return tuple((sign, part) for sign, part in both if part is not None)
+
+    def only(self, *sides: Side) -> Scores:
+        """These scores with the other models left out (the meter stays shared)."""
+        gone: dict[str, None] = {side: None for side in ("learner", "reference", "scorer") if side not in sides}
+        return replace(self, **gone)  # type: ignore[arg-type]
+
+    def take(self, index_P: Tensor) -> Scores:
+        """The scores of these pairs alone, as if they were the whole super-batch (the meter stays shared).
+
+        Raises:
+            ScoreError: two references have scored the pairs; ``parts`` takes each its own.
+        """
+        if self.unseen:
+            raise ScoreError("pairs that two references have scored are taken by parts()")
+        sides = (self.learner, self.reference, self.scorer)
+        learner, reference, scorer = (None if model is None else model.take(index_P) for model in sides)
+        return Scores(
+            learner,
+            reference,
+            scorer,
+            values={name: value[index_P] for name, value in self.values.items()},
+            size=len(index_P),
+            loss=self.loss,
+            meter=self.meter,
+        )
+
+    def parts(self) -> Iterator[tuple[Tensor, Scores]]:
+        """The parts that one reference has scored: positions, and their scores as a super-batch of their own.
+
+        With one reference (or none) that is everything. With two, each trained on one half of the data and
+        scoring the other, every part is compared within itself, by the learner and the reference alike.
+        """
+        if not self.unseen:
+            yield torch.arange(len(self), device=self.device), self
+        for index_P, reference in self.unseen:
+            yield index_P, replace(replace(self, unseen=()).take(index_P), reference=reference)
+
+    def own_logit_B(self, side: Side) -> Tensor:
+        """u_ii: the logit of each pair with itself."""
+        return _own_logit_B(self.side(side), self.loss, self.meter)
+
+    def pair_loss_B(self, side: Side, kind: PairLoss = "own") -> Tensor:
+        """Each pair's loss under one model.
+
+        ``own`` needs the pair alone: softplus(−u_ii), or −a_ii for softmax (its numerator; JEST's
+        diagonal score). ``in_batch`` is its share of the loss of the whole super-batch, over its row
+        and its column: M_ii + ½·Σ_{j≠i}(M_ij + M_ji), or −a_ii + ½(LSE_j a_ij + LSE_j a_ji). These
+        shares sum to B times the batch loss.
+
+        Returns:
+            ``[B]``, at least fp32.
+        """
+        embeddings = self.side(side)
+        own_B = _own_logit_B(embeddings, self.loss, self.meter)
+        if kind == "own":
+            return F.softplus(-own_B) if self.loss == "sigmoid" else -own_B
+        rows_B, columns_B = self._reduce(embeddings)
+        return (rows_B + columns_B) / 2 - own_B
+
+    def learnability_B(self, kind: PairLoss = "own") -> Tensor:
+        """ℓ(learner) − ℓ(reference) of each pair; with one model only, that model's term alone."""
+        terms = [sign * self.pair_loss_B("learner" if sign > 0 else "reference", kind) for sign, _ in self.contrast()]
+        if not terms:
+            raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
+        return torch.stack(terms).sum(0)
+
+    def gradient_norm_B(self, side: Side) -> Tensor:
+        """Norm of the gradient of the super-batch's loss with respect to each pair's two embeddings.
+
+        √(‖∂L/∂x_i‖² + ‖∂L/∂y_i‖²) with ∂L/∂x = (t/B)·G·y and ∂L/∂y = (t/B)·Gᵀ·x, where G = B·∂L/∂u:
+        σ(u) − I for sigmoid, ½(softmax over rows + softmax over columns) − I for softmax. L is the mean
+        loss over the super-batch (``model/losses.py``), the embeddings are its normalised inputs. Three
+        B×B×D products (four for softmax, whose denominators come first), made in tiles and charged.
+
+        Returns:
+            ``[B]``, at least fp32.
+
+        Raises:
+            ScoreError: the policy did not ask for that model.
+        """
+        model = self.side(side)
+        image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
+        lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
+        by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
+        for tile in tiles(size, size, image_BD.element_size()):
+            slope_BT = strip(image_BD, text_BD[tile], model, self.loss, self.meter)
+            if lse_rows_B is None or lse_columns_B is None:
+                slope_BT = slope_BT.sigmoid_()
+            else:
+                over_rows_BT = (slope_BT - lse_rows_B[:, None]).exp_()
+                slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
+            slope_BT[tile].diagonal().sub_(1)
+            self.meter.add(2 * size, slope_BT.shape[1], image_BD.shape[1])
+            with torch.autocast(image_BD.device.type, enabled=False):
+                by_image_BD.addmm_(slope_BT, text_BD[tile])
+                by_text_BD[tile] = slope_BT.T @ image_BD
+        return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
+
+    def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
+        """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
+        size = len(embeddings)
+        columns_B = embeddings.image_BD.new_empty(size)
+        rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
+        for tile in tiles(size, size, embeddings.image_BD.element_size()):
+            logits = strip(embeddings.image_BD, embeddings.text_BD[tile], embeddings, self.loss, self.meter)
+            if self.loss == "sigmoid":
+                terms = F.softplus(logits)
+                rows_B += terms.sum(1)
+                columns_B[tile] = terms.sum(0)
+            else:
+                rows_B = torch.logaddexp(rows_B, logits.logsumexp(1))
+                columns_B[tile] = logits.logsumexp(0)
+        return rows_B, columns_B
+
+
+def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
+    """Slices over ``columns`` such that a tile of ``rows`` × slice stays below ``TILE_BYTES`` (or is one wide)."""
+    width = max(1, TILE_BYTES // max(1, rows * element_size))
+    for start in range(0, columns, width):
+        yield slice(start, min(columns, start + width))
+
+
+def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset.
+
+    Never below the embeddings' own precision, whatever autocast the caller is in.
+    """
+    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
+    with torch.autocast(left_BD.device.type, enabled=False):
+        return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
+
+
+def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    """Of every row of a strip, Σ softplus(u) (sigmoid) or the LSE of a (softmax), ``[B]``; no strip is held.
+
+    In tiles of rows, so that each row is summed at once. Never below the embeddings' own precision.
+    """
+    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    if kernels.usable(left_BD):
+        offset = model.bias if loss == "sigmoid" else 0.0
+        return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
+    sums_B = left_BD.new_empty(len(left_BD))
+    for rows in tiles(len(left_BD), len(right_CD), left_BD.element_size()):
+        start = rows.start
+        for blocks in _blocks(left_BD[rows]):
+            stop = start + blocks.shape[0] * blocks.shape[1]
+            sums_B[start:stop] = _block_sums(blocks, right_CD, model, loss).flatten()
+            start = stop
+    return sums_B
+
+
+def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
+    """The rows as ``[n, BLOCK_ROWS, D]``, then what is left as ``[1, rest, D]``; empty parts are skipped."""
+    whole = len(left_BD) - len(left_BD) % BLOCK_ROWS
+    if whole:
+        yield left_BD[:whole].unflatten(0, (-1, BLOCK_ROWS))
+    if whole < len(left_BD):
+        yield left_BD[whole:].unsqueeze(0)
+
+
+def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
+    """Sums ``[n, R]`` over C. In place where it can be: a second tile would double the peak."""
+    if loss == "softmax":
+        logits_nCR = _products(left_nRD, right_CD, model.scale * LOG2_E)
+        most_n1R = logits_nCR.amax(1, keepdim=True)
+        return (logits_nCR.sub_(most_n1R).exp2_().sum(1).log2_() + most_n1R.squeeze(1)) / LOG2_E
+    if abs(model.bias) <= MILD_OFFSET:
+        sums_nR = _softplus_sums(_products(left_nRD, right_CD, model.scale * LOG2_E), math.exp(model.bias))
+        if math.isfinite(float(sums_nR.sum())):  # terms are not negative: one that is not finite is not made up for
+            return sums_nR
+    logits_nCR = _products(left_nRD, right_CD, model.scale).add_(model.bias)
+    return torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR).sum(1)  # type: ignore[no-any-return]
+
+
+def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
+    with torch.autocast(left_nRD.device.type, enabled=False):
+        return torch.bmm((right_CD * factor).expand(len(left_nRD), -1, -1), left_nRD.transpose(1, 2))
+
+
+def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
+    """Σ_C log(1 + k·e_j) with e = 2^logits and k = exp(b₀), ``[n, R]``; overwrites the logits.
+
+    A sum of logarithms is the logarithm of a product, so that some ten terms share one. The product is kept as
+    k·s = Π(1 + k·e_j) − 1, in which small terms lose nothing beside the 1: two such are joined to s + s' + k·s·s'.
+    It overflows where the terms that it joins sum to 88 or more (fp32): the result is then not finite, and the caller
+    takes the slow road.
+    """
+    sums_nCR = logits_nCR.exp2_()
+    for _ in range(FOLDS):
+        half = sums_nCR.shape[1] // 2
+        if not half:
+            break
+        left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
+        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the one in the middle waits for its turn.
+        torch.addcmul(right, left, right + 1 / factor, value=factor, out=left)
+        sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
+    return sums_nCR.mul_(factor).log1p_().sum(1)
+
+
+def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+    meter.add(len(model), 1, model.image_BD.shape[1])
+    own_B = model.image_BD.new_empty(len(model))
+    for rows in tiles(len(model), model.image_BD.shape[1], model.image_BD.element_size()):
+        own_B[rows] = (model.image_BD[rows] * model.text_BD[rows]).sum(1)
+    own_B *= model.scale
+    return own_B + model.bias if loss == "sigmoid" else own_B

@@ -1,0 +1,206 @@
+"""The arms of a sweep file: each combination of its parameters, resolved and told from its repeats."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jestbench.config import resolve
+from jestbench.config.run import ConfigError, Resolved
+from jestbench.evals.metrics import embedding_measures
+from jestbench.launch import command
+from jestbench.launch.rehearse import logged_names
+from jestbench.runs.folder import recorded
+from jestbench.sweep.sweep_file import Sweep, did_you_mean
+
+CHOOSES_A_POLICY = ("gin_file", "run.policy")
+"""Parameters that another policy, and with it other ``select/…`` metrics, comes in by."""
+MOST_REPEATS = 20
+
+
+def _no_such_metric(path: Path, name: str, known: Iterable[str]) -> ConfigError:
+    known = sorted(known)
+    return ConfigError(
+        f"{path}: no run logs the metric {name!r}{did_you_mean(name, known) or '; there are ' + ', '.join(known)}"
+    )
+
+
+def check_metric(sweep: Sweep) -> None:
+    """Whether a run of this sweep logs the metric that it is about.
+
+    What a run logs depends on its policy and its data, so arms with each of the policies are asked: each
+    takes one step on a few pairs. What every run evaluates needs no asking.
+
+    Raises:
+        ConfigError: none logs it, or none can be built.
+    """
+    if sweep.metric in embedding_measures(0, 0):
+        return
+    names: set[str] = set()
+    refused: ConfigError | None = None
+    for parameters in _one_of_each_policy(sweep):
+        try:
+            names |= logged_names(resolve_arm(sweep, parameters).resolved)
+        except ConfigError as error:  # an arm that cannot be fails alone, as it would when run
+            refused = refused or error
+        if sweep.metric in names:
+            return
+    if not names and refused is not None:
+        raise refused
+    raise _no_such_metric(sweep.path, sweep.metric, names)
+
+
+def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Parameters of one arm with each of the policies, the others at their first or least value."""
+    axes = []
+    for name, spec in sweep.parameters.items():
+        values = spec.get("values", [next((spec[key] for key in ("value", "min", "mu") if key in spec), None)])
+        axes.append(values if name in CHOOSES_A_POLICY else values[:1])
+    for combination in itertools.product(*axes):
+        yield dict(zip(sweep.parameters, combination, strict=True))
+
+
+def grid(parameters: Mapping[str, Mapping[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """All combinations, the last parameter fastest.
+
+    Raises:
+        ConfigError: a parameter of a grid is a distribution.
+    """
+    axes = []
+    for name, spec in parameters.items():
+        if "values" not in spec and "value" not in spec:
+            raise ConfigError(f"{path}: parameters.{name}: a grid needs value or values")
+        axes.append(spec["values"] if "values" in spec else [spec["value"]])
+    for combination in itertools.product(*axes):
+        yield dict(zip(parameters, combination, strict=True))
+
+
+def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> Iterator[dict[str, Any]]:
+    """Arms proposed by W&B's search engine, which learns from those in ``done``.
+
+    Raises:
+        ConfigError: the engine is not installed, or refuses the file.
+    """
+    try:
+        import sweeps
+    except ImportError as error:
+        raise ConfigError(
+            f"{sweep.path}: method {sweep.method} needs W&B's search engine: pip install 'jestbench[search]' "
+            "(it asks for numpy < 2, so for Python < 3.13); a grid needs nothing"
+        ) from error
+    engine = {key: sweep.raw[key] for key in ("method", "metric", "parameters") if key in sweep.raw}
+    while True:
+        runs = [
+            sweeps.SweepRun(
+                config={key: {"value": value} for key, value in arm.items()},
+                state=sweeps.RunState.finished if score is not None else sweeps.RunState.failed,
+                summary_metrics={} if score is None else {sweep.metric: score},
+            )
+            for arm, score in done
+        ]
+        try:
+            proposed = sweeps.next_run(engine, runs)
+        except Exception as error:
+            raise ConfigError(f"{sweep.path}: {error}") from error
+        if proposed is None:
+            return
+        # Plain numbers: the engine's are numpy's.
+        values = {key: spec["value"] for key, spec in proposed.config.items()}
+        yield {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm of a sweep, resolved."""
+
+    parameters: Mapping[str, Any]
+    resolved: Resolved
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes it the same as another: effective configuration and seed."""
+        return self.resolved.config_hash, self.resolved.run.seed
+
+    def folder(self, out: Path) -> Path:
+        """Its run folder."""
+        label = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.resolved.run.arm) or self.resolved.policy_name
+        return out / f"{label}-{self.resolved.config_hash}-seed{self.resolved.run.seed}"
+
+
+def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> Arm:
+    """What an arm's command line stands for.
+
+    Raises:
+        ConfigError: naming the arm.
+    """
+    try:
+        arguments = command.parse(sweep.arguments(parameters))
+        resolved = resolve.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused, recorded=recorded)
+    except ConfigError as error:
+        raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: {error}") from error
+    except SystemExit as stop:  # argparse has said what it does not understand
+        raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: run.py does not take these arguments") from stop
+    return Arm(parameters, resolved)
+
+
+def _repeats(arm: Arm, seen: dict[tuple[str, int], Arm]) -> bool:
+    if arm.key in seen:
+        print(f"passed over: {dict(arm.parameters)} repeats {dict(seen[arm.key].parameters)}")
+        return True
+    seen[arm.key] = arm
+    return False
+
+
+def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[Arm]:
+    """The arms of a sweep, in order, each marked that repeats an earlier one."""
+    seen: dict[tuple[str, int], Arm] = {}
+    if sweep.method == "grid":
+        # All arms are resolved before the first one starts: a mistake in the last one shows at once.
+        arms = [resolve_arm(sweep, parameters) for parameters in grid(sweep.parameters, sweep.path)]
+        yield from (arm for arm in arms if not _repeats(arm, seen))
+        return
+    in_a_row = 0
+    for parameters in _proposals(sweep, done, memory):
+        try:
+            arm = resolve_arm(sweep, parameters)
+        except ConfigError as error:
+            if not seen:
+                raise
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            if not _repeats(arm, seen):
+                in_a_row = 0
+                yield arm
+                continue
+        done.append((parameters, None))
+        in_a_row += 1
+        if in_a_row == MOST_REPEATS:
+            print(f"the search has proposed {in_a_row} arms in a row that cannot be or repeat others: it ends here")
+            return
+
+
+def _proposals(
+    sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Arms that an earlier run of this sweep proposed, so that it goes on where it stopped, then new ones."""
+    if memory is not None and memory.exists():
+        yield from (json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines())
+    for parameters in searched(sweep, done):
+        if memory is not None:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            with memory.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(parameters) + "\n")
+        yield parameters
+
+
+def memory_of(sweep: Sweep, out: Path) -> Path:
+    """The file that remembers what a search has proposed."""
+    search = json.dumps([sweep.method, sweep.metric, sweep.parameters], sort_keys=True, default=str)
+    return out / f"proposals-{hashlib.blake2b(search.encode(), digest_size=4).hexdigest()}.jsonl"

@@ -1,0 +1,193 @@
+"""Runs the arms of a sweep file on this machine, and compares them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jestbench.config import grammar
+from jestbench.config.log import WandB
+from jestbench.config.run import ConfigError
+from jestbench.launch import command
+from jestbench.runs.folder import read_summary
+from jestbench.runs.wandb_run import log_comparison
+from jestbench.sweep.arms import Arm, arms_of, check_metric, memory_of
+from jestbench.sweep.side_by_side import Job, run_side_by_side
+from jestbench.sweep.sweep_file import Sweep, read_sweep
+
+COMPARISON = "comparison"
+DEFAULT_COUNT = 10
+"""Arms of a random or bayes sweep that says no ``run_cap`` and is given no ``--count``."""
+
+
+def _job(sweep: Sweep, arm: Arm, out: Path, threads: int) -> Job[Arm]:
+    words = [*sweep.command_line(arm.parameters), "--run_dir", str(arm.folder(out)), "--resume"]
+    print(f"$ {shlex.join(words)}", flush=True)
+    environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads), **sweep.wandb}
+    return Job(arm, words, {name: os.environ.get(name, value) for name, value in environment.items()})
+
+
+def places(sweep: Sweep, asked: int | None) -> int:
+    """How many arms run at once: as asked, else one a core up to 4; one where arms share a GPU.
+
+    A small model keeps one core busy better than it keeps two, and a search that learns from each arm
+    runs one after the other.
+    """
+    if asked is not None:
+        return asked
+    if sweep.method == "bayes" or torch.cuda.is_available():
+        return 1
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: int | None = None) -> int:
+    """Run all arms and compare them.
+
+    Args:
+        sweep: the checked file.
+        out: folder of the runs and the comparison; what has finished there is not run again.
+        count: most arms, or ``None``.
+        dry_run: print the commands only.
+        jobs: arms at once; ``None`` for ``places``.
+
+    Returns:
+        0, or the exit status of the first arm that failed; 130 when interrupted.
+    """
+    done: list[tuple[dict[str, Any], float | None]] = []
+    for name, value in (("count", count), ("jobs", jobs)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    if not dry_run and not Path(sweep.program).is_file():
+        raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+    check_metric(sweep)
+    limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
+    if dry_run:
+        for arm in itertools.islice(arms_of(sweep, done, None), limit):
+            print(shlex.join(sweep.command_line(arm.parameters)))
+            done.append((dict(arm.parameters), None))
+        return 0
+    arms = itertools.islice(arms_of(sweep, done, memory_of(sweep, out)), limit)
+    started: list[Arm] = []
+    failed: dict[str, int] = {}
+    sent = (out / COMPARISON / "wandb").exists()
+    try:
+        for arm, status in _run(sweep, arms, out, places(sweep, jobs), started, done):
+            sent = False
+            done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric) if not status else None))
+            if status in (130, -signal.SIGINT):
+                raise KeyboardInterrupt
+            if status:
+                failed[str(dict(arm.parameters))] = status
+                print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    folders = [arm.folder(out) for arm in started]
+    # A summary run for each comparison: where nothing has run, the last one still stands.
+    if _compare(sweep, [folder for folder in folders if read_summary(folder) is not None], out) and not sent:
+        _summary_run(sweep, started[0].resolved.run.wandb, out)
+    return next(iter(failed.values()), 0)
+
+
+def final_value(run_dir: Path, metric: str) -> float | None:
+    """The last value that a run logged of a metric; ``None`` where it never did."""
+    try:
+        rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = (json.loads(row).get(metric) for row in reversed(rows))
+    return next((float(value) for value in found if value is not None), None)
+
+
+def _run(
+    sweep: Sweep,
+    arms: Iterator[Arm],
+    out: Path,
+    at_once: int,
+    started: list[Arm],
+    done: list[tuple[dict[str, Any], float | None]],
+) -> Iterator[tuple[Arm, int]]:
+    """Run the arms that have not finished yet; note all of them in ``started``."""
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+
+    def jobs() -> Iterator[Job[Arm]]:
+        for arm in arms:
+            started.append(arm)
+            summary = read_summary(arm.folder(out)) or {}
+            if summary.get("status") == "finished":
+                print(f"already finished: {arm.folder(out)}")
+                done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric)))
+            else:
+                yield _job(sweep, arm, out, threads)
+
+    yield from run_side_by_side(jobs(), at_once)
+
+
+def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
+    """Compare, say it, and whether there is a comparison."""
+    from jestbench.compare.load import CompareError
+    from jestbench.compare.report import compare
+    from jestbench.compare.table import format_table
+
+    arms = [summary["arm"] for folder in folders if (summary := read_summary(folder)) is not None]
+    if not arms:
+        return False
+    baseline = "uniform" if "uniform" in arms else arms[0]
+    lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
+    try:
+        comparison = compare(folders, sweep.metric, baseline, out / COMPARISON, lower_is_better=lower_is_better)
+    except CompareError as error:
+        print(f"no comparison: {error}", file=sys.stderr)
+        return False
+    print(format_table(comparison))
+    print(f"comparison: {out / COMPARISON / 'index.html'}")
+    return True
+
+
+def _summary_run(sweep: Sweep, settings: WandB, out: Path) -> None:
+    """The comparison as one W&B run beside those of the arms; an arm's own W&B settings hold for it too."""
+    settings = replace(
+        settings,
+        project=settings.project or os.environ.get("WANDB_PROJECT") or sweep.wandb.get("WANDB_PROJECT", ""),
+        entity=settings.entity or os.environ.get("WANDB_ENTITY") or sweep.wandb.get("WANDB_ENTITY", ""),
+        name="",
+    )
+    try:
+        log_comparison(settings, out / COMPARISON, f"{sweep.name}-comparison", sweep.name)
+    except ValueError as error:
+        print(f"the comparison is not in W&B: {error}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of ``tools/sweep.py``."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", description="Run a W&B sweep file on this machine without a server, and compare its arms."
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")
+    parser.add_argument("--count", type=int, help="most arms to run")
+    parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
+    parser.add_argument("--out", type=Path, help="default: runs/<name of the sweep>")
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        path = grammar.locate(str(arguments.sweep))
+        if path is None:
+            raise ConfigError(f"there is no file {arguments.sweep}")
+        sweep = read_sweep(path)
+        out = arguments.out or Path("runs") / sweep.name
+        return run_sweep(sweep, out, arguments.count, arguments.dry_run, arguments.jobs)
+
+    return command.guarded(work)
