@@ -24,7 +24,7 @@ from jestbench.batch import DataError
 from jestbench.config import main
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
 from jestbench.data.synthetic import Synthetic
-from jestbench.evals.metrics import REGRESSION_NAMES
+from jestbench.evals.metrics import REGRESSION_MEASURES
 from jestbench.evals.regression import area_under_curve, rank_correlation
 from jestbench.flops import FLOPS_PER_MAC, forward_macs
 from jestbench.learner import Price
@@ -346,7 +346,7 @@ def cappy(scorer: Path | str, *more: str, policy: str = "cappy") -> list[str]:
 
 def test_the_scorer_learns_which_pairs_match(scorer):
     end = summary_of(scorer)
-    assert set(end["metrics"]) == set(REGRESSION_NAMES)
+    assert set(end["metrics"]) == set(REGRESSION_MEASURES)
     assert end["metrics"]["eval/auc"] > 0.85
     assert end["metrics"]["eval/rank_correlation"] > 0.4
     assert end["metrics"]["eval/mse"] < 0.6 * rows_of(scorer)[0]["eval/mse"]
