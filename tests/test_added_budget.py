@@ -114,9 +114,9 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
     assert curated.end == (final, None, None)
     notes = [note for note in comparison.warnings if "uniform_curated" in note and "beside its budget" in note]
     assert len(notes) == 1
-    assert not any("understates" in note for note in comparison.warnings)
+    assert not any("inside an undecayed schedule" in note for note in comparison.warnings)
     for text in (format_table(comparison), to_markdown(comparison, runs)):
-        assert f"{final:.4g} [one seed]" in text
+        assert f"{final:.4g} [1 seed]" in text
     assert "*uniform_curated at 3" in text
 
 

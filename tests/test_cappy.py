@@ -29,7 +29,7 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.engine.pair_scorer import PairScorer
 from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
-from jestbench.evals.metrics import REGRESSION_NAMES
+from jestbench.evals.metrics import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
@@ -347,7 +347,7 @@ def cappy(scorer: Path | str, *more: str, policy: str = "cappy") -> list[str]:
 
 def test_the_scorer_learns_which_pairs_match(scorer):
     end = summary_of(scorer)
-    assert set(end["metrics"]) == set(REGRESSION_NAMES)
+    assert set(end["metrics"]) == set(REGRESSION_MEASURES)
     assert end["metrics"]["eval/auc"] > 0.85
     assert end["metrics"]["eval/rank_correlation"] > 0.4
     assert end["metrics"]["eval/mse"] < 0.6 * rows_of(scorer)[0]["eval/mse"]

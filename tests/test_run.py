@@ -182,6 +182,18 @@ def test_the_purposes_sum_to_the_total(measured, policy):
     assert run.summary["flops"]["total"] == FLOPS_PER_MAC * run.summary["macs_total"]
 
 
+def test_the_summary_holds_what_is_known_of_each_metric(measured):
+    summary = measured("uniform").summary
+    images, classes = summary["data"]["eval_images"], summary["data"]["eval_classes"]
+    assert summary["measures"].keys() == summary["metrics"].keys()
+    for name, measure in summary["measures"].items():
+        examples = classes if name.startswith("eval/text_to_image") else images
+        assert measure == {"low": 0.0, "high": 1.0, "examples": examples}, name
+        # A share of so many examples is a whole number of them.
+        assert summary["metrics"][name] * examples == pytest.approx(round(summary["metrics"][name] * examples))
+    assert summary["learning_rate"] == 2e-3
+
+
 def test_uniform_is_charged_its_training_alone(measured):
     spent = {purpose for purpose, flops in measured("uniform").summary["flops"].items() if flops}
     assert spent == {"total", "learner_train", "pairwise", "eval"}

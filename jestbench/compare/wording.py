@@ -27,7 +27,11 @@ _DIGITS = 4
 
 def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     """How every number is computed: pairs of its name and one sentence."""
-    better, ahead = ("at or below", "lower") if comparison.lower_is_better else ("at or above", "higher")
+    return (*_about_values(comparison), *_about_speedups(comparison))
+
+
+def _about_values(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    ahead = "lower" if comparison.lower_is_better else "higher"
     return (
         (
             "FLOPs",
@@ -61,6 +65,17 @@ def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             f"in how many of the seeds that both have, the arm's value is {ahead} than the baseline's.",
         ),
         (
+            "undecayed",
+            "beside a mean: the common budget lies inside the arm's learning-rate schedule, so that the mean is not "
+            "what a schedule that ends there gives.",
+        ),
+    )
+
+
+def _about_speedups(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    better = "at or below" if comparison.lower_is_better else "at or above"
+    return (
+        (
             "×",
             f"what the baseline needs over what the arm needs to be first {better} the baseline's final "
             "seed-mean value, on seed-mean curves, linear between evaluations; below 1 where the arm needs more. "
@@ -73,11 +88,6 @@ def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             "a first touch: one of the two curves touches the value inside its learning-rate schedule. It is "
             "indicative and bounds nothing: a run whose schedule ends at that budget has another value. Give the arm "
             "that budget (run.budget) to see which.",
-        ),
-        (
-            "undecayed",
-            "beside a mean: the common budget lies inside the arm's learning-rate schedule, so that the mean is not "
-            "what a schedule that ends there gives.",
         ),
         (
             "× all-in",
