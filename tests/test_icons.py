@@ -41,7 +41,7 @@ from jestbench.data.icons.icons import Icons
 from jestbench.data.icons.packages import SETS, IconSet
 from jestbench.data.icons.recipe import Recipe, Sizes
 from jestbench.data.noise import exchange_captions, normalised
-from jestbench.data.pairs import content_key
+from jestbench.disk import content_key
 from jestbench.launch.prepare import main
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from jestbench.data.icons.icon_groups import Icon, catalogue, choose, merge_grou
 from jestbench.data.icons.icon_render import Part, render_parts
 from jestbench.data.icons.packages import Content, IconSet
 from jestbench.data.icons.recipe import Recipe
+from jestbench.disk import LEFTOVERS
 
 PART = 1000
 """Drawings rendered into one file: a second of work, all that a kill can lose on each core."""
@@ -109,7 +110,7 @@ def render_icons(recipe: Recipe, tarballs: Path, folder: Path) -> Rendered:
         DataError: a worker was killed, or the packages hold something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob("*.npz.*"):  # of workers that were killed
+    for unfinished in folder.glob(LEFTOVERS):  # of workers that were killed
         unfinished.unlink()
     rendered = Rendered([], {}, Counter())
 

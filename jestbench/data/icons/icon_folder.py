@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -30,9 +29,10 @@ from jestbench.data.icons.icon_groups import Icon, rank
 from jestbench.data.icons.icon_looks import LOOKS
 from jestbench.data.icons.icon_render import Part
 from jestbench.data.icons.icon_splits import copies_left, count_hands, divide
-from jestbench.data.icons.icon_tars import write_at, write_shards
+from jestbench.data.icons.icon_tars import write_shards
 from jestbench.data.icons.packages import INSTALL, IconSet, fetch
 from jestbench.data.icons.recipe import Recipe
+from jestbench.disk import LEFTOVERS, digest, whole, write_all
 from jestbench.model.tokenizer import train_bpe
 
 PNG_BYTES = 3_000
@@ -54,19 +54,17 @@ def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path
     """
     if importlib.util.find_spec("resvg_py") is None:
         raise DataError(f"icons are rendered with resvg_py, which is not installed: {INSTALL}")
-    parts, work = folder.with_name(f"{folder.name}.parts"), folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
+    parts = folder.with_name(f"{folder.name}.parts")
+    for unfinished in folder.parent.glob(f".{folder.name}{LEFTOVERS.lstrip('.')}"):  # of a preparation that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     _check_space(folder.parent, parts, recipe)
     fetch(recipe.packages, tarballs)
     drawings = gather(render_icons(recipe, tarballs, parts))
     split, left_out = divide(drawings, recipe)
-    work.mkdir()
-    try:
+    with whole(folder) as work:
+        work.mkdir()
         counts = write_files(work, drawings, split, recipe, vocab_size)
         _write_json(work / "manifest.json", _manifest(work, recipe) | counts | {"left_out": left_out})
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(parts)
 
 
@@ -167,7 +165,7 @@ def _write_images(path: Path, drawings: Drawings, pixels: int) -> None:
         file.flush()
         begin = file.tell()
         for position, image in drawings.each(Part.images):
-            write_at(file.fileno(), image.tobytes(), begin + position * image.nbytes)
+            write_all(file.fileno(), image.tobytes(), begin + position * image.nbytes)
 
 
 def _counts(
@@ -232,11 +230,8 @@ def _manifest(work: Path, recipe: Recipe) -> dict[str, Any]:
 
 def file_hash(path: Path) -> str:
     """Checksum of a file (BLAKE2b, 16 bytes)."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return digest(iter(lambda: file.read(1 << 20), b""), 16)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -7,13 +7,13 @@ not change with the machine, nor much with the other icons.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jestbench.data.icons.icon_names import read_name
 from jestbench.data.icons.packages import Content, IconSet
+from jestbench.disk import hashed
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def merge_groups(drawings: Sequence[tuple[str, str]], keys: Sequence[int]) -> li
 
 def rank(*parts: str) -> bytes:
     """A fixed pseudo-random place in an order."""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+    return hashed("\0".join(parts), 16)
 
 
 def share(*parts: str) -> float:

@@ -6,7 +6,6 @@ This module imports neither torch nor anything that does: every worker process i
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from jestbench.data.icons.icon_looks import LOOKS, Alike
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import content_key
+from jestbench.disk import content_key, whole
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -130,22 +129,17 @@ def render_part(drawings: Sequence[str], form: Form, path: Path) -> int:
     kept = halve(images) if form.halved else images
     pngs = [encode(image) if form.encoded else b"" for image in images]
     keys = [(content_key(image.tobytes()), content_key(one.tobytes())) for image, one in zip(images, kept, strict=True)]
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                count=np.array(len(drawings)),
-                which=which_N,
-                key=np.array(keys, dtype=np.int64).reshape(-1, 2),
-                look=LOOKS[form.alike].of(images),
-                size=np.array([len(png) for png in pngs], dtype=np.int64),
-                blob=np.frombuffer(b"".join(pngs), dtype=np.uint8),
-                images=kept,
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            count=np.array(len(drawings)),
+            which=which_N,
+            key=np.array(keys, dtype=np.int64).reshape(-1, 2),
+            look=LOOKS[form.alike].of(images),
+            size=np.array([len(png) for png in pngs], dtype=np.int64),
+            blob=np.frombuffer(b"".join(pngs), dtype=np.uint8),
+            images=kept,
+        )
     return len(drawings)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jestbench.data.icons.icon_drawings import Drawings
 from jestbench.data.icons.icon_render import Part
-from jestbench.disk import content_key
+from jestbench.disk import content_key, write_all
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -57,7 +57,7 @@ def write_shards(
     with opened(work, place) as shards:
         for position, png in drawings.each(Part.pngs):
             sample = member(f"{position:07d}.png", png) + member(f"{position:07d}.json", texts[position])
-            write_at(shards[int(place.shard_N[position])], sample, int(place.offset_N[position]))
+            write_all(shards[int(place.shard_N[position])], sample, int(place.offset_N[position]))
             key_N[position] = content_key(png)
     offset_N = place.offset_N + BLOCK
     return place.names, {"shard": place.shard_N, "offset": offset_N, "size": drawings.size_N, "png_key": key_N}
@@ -99,10 +99,3 @@ def member(name: str, content: bytes) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
-
-
-def write_at(file: int, content: bytes, offset: int) -> None:
-    """Write all of it: a disk that gets full takes the first half, and refuses the second."""
-    while content:
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
-from jestbench.data.icons.prepared_icons import Chosen, PreparedIcons
+from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import ICONIFY, Recipe
 from jestbench.data.pairs import Dataset, Pairs
 
@@ -74,24 +77,15 @@ class Iconify(PreparedIcons):
         """Names for what is not clean, where names are asked for."""
         return "captions.txt" if part in self.clean or self.captions == "plain" else "names.txt"
 
-    def pairs(self, chosen: Chosen) -> Pairs:
-        """These pairs, with their images."""
-        texts = Texts.of(chosen.captions)
+    def pairs(self, row_N: npt.NDArray[np.int64], clean: bool, **common: Any) -> Pairs:
+        """Pairs with the images of these rows, from the array or from the shards."""
+        common["captions"] = Texts.of(common["captions"])
         if self.pixels == 32:
-            return replace(chosen, captions=texts).in_array(self.folder / self.recipe.images, ahead=False)
+            return super().pairs(row_N, clean, ahead=False, **common)
         shards = json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))
-        columns = (column[chosen.row_N] for column in self.index("shard", "offset", "size"))
-        return FilePairs(
-            name=chosen.name,
-            fingerprint=chosen.fingerprint,
-            source=ByteRanges([str(self.folder / shard) for shard in shards], *columns),
-            captions=texts,
-            tokenizer=chosen.tokenizer,
-            image_key_N=chosen.image_key_N,
-            image_size=self.recipe.form.pixels,
-            marks=chosen.marks,
-            exact=chosen.clean,
-        )
+        columns = (column[row_N] for column in self.index("shard", "offset", "size"))
+        source = ByteRanges([str(self.folder / shard) for shard in shards], *columns)
+        return FilePairs(source=source, image_size=self.recipe.form.pixels, exact=clean, **common)
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""

@@ -19,9 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from jestbench.data.icons.prepared_icons import Chosen, PreparedIcons
+from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import QUICK_START, Recipe
-from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.pairs import Dataset
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ class Icons(PreparedIcons):
     min_hands: int = 2
     recipe: Recipe = field(default=QUICK_START, repr=False)
     label: ClassVar[str] = "icons"
-
-    def pairs(self, chosen: Chosen) -> Pairs:
-        """These pairs, with their images."""
-        return chosen.in_array(self.folder / self.recipe.images)
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""

@@ -7,12 +7,11 @@ where noise is asked for. What a process asks for again (a checksum, a split) is
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,7 +27,7 @@ from jestbench.data.icons.icon_folder import file_hash, prepare_folder
 from jestbench.data.icons.recipe import Recipe
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
-from jestbench.disk import cache_root
+from jestbench.disk import cache_root, digest
 from jestbench.model.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -38,38 +37,6 @@ CODE_VERSION = 2
 
 CHECKED_BYTES = 2**25
 """Files up to this size are compared with their checksum whenever the data are opened."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The pairs of a split, but for their images: see :class:`jestbench.data.pairs.ArrayPairs`.
-
-    Attributes:
-        clean: whether all the splits that are joined are.
-    """
-
-    name: str
-    fingerprint: str
-    row_N: npt.NDArray[np.int64]
-    captions: Sequence[str]
-    tokenizer: Tokenizer
-    image_key_N: npt.NDArray[np.int64]
-    marks: Mapping[str, npt.NDArray[np.bool_]]
-    clean: bool
-
-    def in_array(self, path: Path, ahead: bool = True) -> ArrayPairs:
-        """These pairs, with images that lie in an array file."""
-        return ArrayPairs(
-            name=self.name,
-            fingerprint=self.fingerprint,
-            images_NHWC=np.load(path, mmap_mode="r"),
-            row_N=self.row_N,
-            captions=self.captions,
-            tokenizer=self.tokenizer,
-            image_key_N=self.image_key_N,
-            marks=self.marks,
-            ahead=ahead,
-        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +80,16 @@ class PreparedIcons(ABC):
     def recipe(self) -> Recipe:
         """What is prepared."""
 
-    @abstractmethod
-    def pairs(self, chosen: Chosen) -> Pairs:
-        """These pairs, with their images."""
+    def pairs(self, row_N: npt.NDArray[np.int64], clean: bool, **common: Any) -> Pairs:
+        """Pairs with the images of these rows.
+
+        Args:
+            row_N: of the prepared images.
+            clean: whether every caption is right.
+            common: what all sorts of pairs are made of: name, fingerprint, captions, tokenizer, keys and marks.
+        """
+        images_NHWC = np.load(self.folder / self.recipe.images, mmap_mode="r")
+        return ArrayPairs(images_NHWC=images_NHWC, row_N=row_N, **common)
 
     def key_column(self) -> str:
         """The column of the index that holds the content hash of each image."""
@@ -233,8 +207,8 @@ class PreparedIcons(ABC):
             raise DataError(f"{self.label} has no split {unknown[0]!r}: there are {', '.join(self.splits)}")
         return parts
 
-    def choose(self, name: str) -> Chosen:
-        """The pairs of a split of prepared data, but for their images."""
+    def opened(self, name: str) -> Pairs:
+        """The split of that name of prepared data."""
         parts, places = self.known(name), self.recipe.places
         place_N, hands_N, all_key_N = self.index("split", "hands", self.key_column())
         rows: list[int] = []
@@ -264,24 +238,32 @@ class PreparedIcons(ABC):
         tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
         key_N = all_key_N[row_N]
         content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
-        fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+        fingerprint = digest(b"\0".join(content))
         curated_N = np.isin(place_N[row_N], [places.index(place) for place in self.recipe.curated])
         marks = {"noisy": np.array(noisy, dtype=np.bool_), "curated": curated_N}
-        clean = all(part in self.clean for part in parts)
-        return Chosen(f"{self.label}/{name}", fingerprint, row_N, captions, tokenizer, key_N, marks, clean)
+        return self.pairs(
+            row_N,
+            clean=all(part in self.clean for part in parts),
+            name=f"{self.label}/{name}",
+            fingerprint=fingerprint,
+            captions=captions,
+            tokenizer=tokenizer,
+            image_key_N=key_N,
+            marks=marks,
+        )
 
 
 @lru_cache
 def _digest(code_version: int, vocab_size: int, recipe: Recipe) -> str:
     """A hash of everything that a prepared folder depends on."""
     text = json.dumps([code_version, vocab_size, asdict(recipe)], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return digest(text, 6)
 
 
 @lru_cache(maxsize=8)
 def _opened(data: PreparedIcons, name: str, folder: Path, made_ns: int) -> Pairs:
     """A split of a folder that was made then: opened once in a process, however often it is asked for."""
-    return data.pairs(data.choose(name))
+    return data.opened(name)
 
 
 atexit.register(_opened.cache_clear)  # shards are closed while the interpreter still can
