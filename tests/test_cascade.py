@@ -276,8 +276,7 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
     run = train(policy, *more)
     words = command(reference, tmp_path / "cache", policy, *more)
     files = [word for word in words if word.endswith(".gin")]
-    bindings = [word for word in words if "=" in word]
-    price = step_price(resolve.resolve(files, bindings, recorded=recorded))
+    price = step_price(resolve.resolve(files, [word for word in words if "=" in word], recorded=recorded))
     charged = {purpose: flops for purpose, flops in run.summary["flops"].items() if purpose not in ("total", "eval")}
     assert {purpose: flops for purpose, flops in price.flops.items() if purpose != "eval"} == charged
     capsys.readouterr()
@@ -292,8 +291,10 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
 def test_first_sight_and_amortised_prices(reference, tmp_path):
     def price(accounting: str) -> Any:
         words = command(reference, tmp_path, "cascade_jest", f"run.reference_accounting={accounting}")
-        files, bindings = [w for w in words if w.endswith(".gin")], [w for w in words if "=" in w]
-        return step_price(resolve.resolve(files, bindings, recorded=recorded))
+        resolved = resolve.resolve(
+            [w for w in words if w.endswith(".gin")], [w for w in words if "=" in w], recorded=recorded
+        )
+        return step_price(resolved)
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
     pair = first.reference_pair
@@ -341,7 +342,9 @@ def test_a_wrong_option_is_named(options, name):
 def test_an_arm_with_a_cascade_is_another_arm():
     def digest(policy: str, *more: str) -> str:
         reference = () if policy == "uniform" else ("run.reference=gin/run/tiny_reference.gin",)
-        return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more]).config_hash
+        return resolve.resolve(
+            ["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more], recorded=recorded
+        ).config_hash
 
     hashes = [
         digest("uniform"),

@@ -525,7 +525,7 @@ def test_a_killed_reader_is_replaced(shards):
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_run_reads_a_stream_and_resumes(shards, tmp_path):
+def test_a_run_reads_a_stream_and_resumes(shards, tmp_path, capsys):
     urls = str(Path(shards.urls[0]).parent / "{000..008}.tar")
     gin = tmp_path / "stream.gin"
     gin.write_text(
@@ -543,6 +543,13 @@ budget.steps = 9
     quiet = ["log.every=1", "log.progress=False", "evaluate.points=1", "run.device=cpu", "loader.workers=2"]
     assert command.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
     assert command.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
+    for binding, asks in (
+        ("run.augment=@random_resized_crop()", "run.augment"),
+        ("evaluate.split=pool", "evaluate.split"),
+    ):
+        capsys.readouterr()
+        assert command.main(["--gin_file", str(gin), *quiet, binding, "--check"]) == 2
+        assert f"{asks} needs an indexed data set: the pairs of stream/pool have no keys" in capsys.readouterr().err
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     resolved = resolve.resolve([str(gin)], quiet)
     assert train_run.train_run(resolved, whole, resume=False) == "finished"

@@ -19,8 +19,6 @@ from jestbench.batch import Batch, DataError
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
-__all__ = ["ArrayPairs", "Dataset", "IndexedPairs", "Pairs", "Wrapped", "content_key"]
-
 
 class Pairs(ABC):
     """A split of a data set; :class:`IndexedPairs` where its pairs can be asked for by position.
