@@ -15,7 +15,9 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
+from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
+from jestbench.data.pairs import IndexedPairs
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -24,9 +26,6 @@ WHOLE = -1
 
 OPEN_FILES = 64
 """Files that one process keeps open."""
-
-FLOOR = 1000
-"""A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
 
 
 class Encoded(Protocol):
@@ -151,7 +150,7 @@ def text_keys(captions: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class FilePairs:
+class FilePairs(IndexedPairs):
     """A split whose images are decoded on demand.
 
     An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each
@@ -392,8 +391,3 @@ class _Expanded:
 
     def __call__(self) -> FilePairs:
         return self.origin().expanded()
-
-
-def too_many(damaged: float, read: float, limit: float) -> bool:
-    """Whether so many damaged ones of those read are more than a share, taken over at least ``FLOOR``."""
-    return damaged > limit * max(read, FLOOR)

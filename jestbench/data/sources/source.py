@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
+from jestbench.data.damage import too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts, too_many
+from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
 from jestbench.data.spawned import spawned, usable_cores
