@@ -386,6 +386,14 @@ class Pretended(TorchDispatchMode):
 
         return pinning
 
+    def _pinned_copy(self, tensor):
+        """``Tensor.pin_memory``, which asks the driver before any operator could be caught."""
+        if tensor.device.type != "cpu":
+            raise DeviceMixed("only dense CPU tensors can be pinned")
+        made = tensor.clone()
+        self.pinned.add(made.untyped_storage())
+        return made
+
     def __enter__(self):
         stack = self._stack = contextlib.ExitStack()
         _backward_without_a_driver()
@@ -430,6 +438,7 @@ class Pretended(TorchDispatchMode):
                 self._noting_attention(functional.scaled_dot_product_attention),
             ),
             (torch, "empty", self._pinning(torch.empty)),
+            (torch.Tensor, "pin_memory", lambda tensor, *_: self._pinned_copy(tensor)),
         ):
             stack.callback(setattr, holder, name, getattr(holder, name))
             setattr(holder, name, stand_in)

@@ -52,5 +52,11 @@ def test_copies_and_blocking_reads_are_counted() -> None:
         there = torch.ones(4).to("cuda")
         float(there.sum())
         there.cpu()
-    assert gpu.totals() == {"to device: pageable, blocking": 1, "read item": 1, "to host: blocking": 1}
+        torch.ones(4).pin_memory().to("cuda", non_blocking=True)
+    assert gpu.totals() == {
+        "to device: pageable, blocking": 1,
+        "to device: pinned, async": 1,
+        "read item": 1,
+        "to host: blocking": 1,
+    }
     assert "tests/test_pretended_device.py" in gpu.report()
