@@ -32,7 +32,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tested(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
     """Run tests in a folder, up to the first that fails."""
     # Bytecode of a spoilt file would outlive it: two files of one size and second have the same.
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -61,7 +61,7 @@ def test_faults_have_names_of_their_own() -> None:
 
 def test_without_a_fault_the_tests_pass(copy: Path) -> None:
     nodes = dict.fromkeys(node for mutant in MUTANTS for node in mutant.tests.split())
-    done = tested(copy, " ".join(nodes))
+    done = run(copy, " ".join(nodes))
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -69,5 +69,5 @@ def test_without_a_fault_the_tests_pass(copy: Path) -> None:
     ("spoilt", "mutant"), [(mutant, mutant) for mutant in MUTANTS], indirect=["spoilt"], ids=[m.fault for m in MUTANTS]
 )
 def test_a_fault_is_caught(spoilt: Path, mutant: Mutant) -> None:
-    done = tested(spoilt, mutant.tests)
+    done = run(spoilt, mutant.tests)
     assert done.returncode == FAILED, f"{mutant.fault}: it survives, or stops the tests\n{done.stdout[-3000:]}"
