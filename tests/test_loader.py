@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,8 @@ from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.sources.lanes import Shards, deal, owner, take_turns
+from jestbench.data.sources.lanes import Shards, deal, take_turns
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import Prefetched, prefetched
 from jestbench.data.synthetic import Synthetic
@@ -348,7 +348,7 @@ def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
-    return Shards(urls, POOL.tokenizer, 8, "txt", lanes=6, buffer=4, max_damaged=0.5)
+    return Shards(urls, POOL.tokenizer, 8, MemberRules(), lanes=6, buffer=4, max_damaged=0.5)
 
 
 def keys_of(batch: Batch) -> list[tuple[int, int]]:
@@ -398,46 +398,11 @@ def test_a_state_of_a_stream_can_be_checkpointed(shards, tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True) == source.state()
 
 
-def test_two_ranks_of_three_workers_lose_no_pair_and_read_none_twice(shards):
-    """Each rank in a thread of its own; what they exchange goes over a barrier, as all_gather would."""
-    barrier, said = threading.Barrier(2), [None, None]
-    drawn: list[list[Batch]] = [[], []]
-
-    def run(rank: int) -> None:
-        def exchange(value):
-            said[rank] = value
-            barrier.wait(30)
-            values = list(said)
-            barrier.wait(30)
-            return values
-
-        source = StreamBatches(shards, 10, 3, rank=rank, ranks=2, exchange=exchange)
-        drawn[rank] = [source.at(step) for step in range(6)]
-        source.close()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    plain = StreamBatches(shards, 10)
-    seen: list[tuple[int, int]] = []
-    for step in range(6):
-        both = keys_of(drawn[0][step]) + keys_of(drawn[1][step])
-        assert sorted(both) == sorted(keys_of(plain.at(step)))
-        seen += both
-    assert len(set(seen)) == len(seen) == 60
-
-
-@given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 30))
-def test_every_shard_has_one_lane_and_every_lane_one_reader(lanes, ranks, workers, more):
+@given(st.integers(1, 8), st.integers(0, 30))
+def test_every_shard_has_one_lane(lanes, more):
     dealt = deal(lanes + more, lanes, 0, 3)
     assert sorted(shard for lane in dealt for shard in lane) == list(range(lanes + more))
     assert all(dealt), "no lane without a shard"
-    owners = [owner(lane, ranks, workers) for lane in range(lanes)]
-    assert all(rank < ranks and worker < workers for rank, worker in owners)
-    if lanes >= ranks * workers:
-        assert len(set(owners)) == ranks * workers, "no reader without a lane"
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 20), st.data())
@@ -453,7 +418,7 @@ def test_turns_are_fair(available, need, data):
 
 def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
     urls = write_shards(tmp_path, [4, 4])
-    twice = Shards((*urls, *urls), POOL.tokenizer, 8, "txt", lanes=4, buffer=4, max_damaged=0.5)
+    twice = Shards((*urls, *urls), POOL.tokenizer, 8, MemberRules(), lanes=4, buffer=4, max_damaged=0.5)
     source = StreamBatches(twice, 6)
     keys = keys_of(source.at(0))
     assert len(set(keys)) == 6
@@ -461,15 +426,15 @@ def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "ranks", "workers", "said"),
+    ("lanes", "workers", "said"),
     [
-        (10, 1, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
-        (5, 2, 3, r"5 lanes leave.*2 × 3 readers.*loader.workers to 2"),
+        (10, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
+        (5, 6, r"5 lanes leave.* 6 workers.*loader.workers to 5"),
     ],
 )
-def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, ranks, workers, said):
+def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, workers, said):
     with pytest.raises(DataError, match=said):
-        StreamBatches(replace(shards, lanes=lanes), 10, workers, ranks=ranks)
+        StreamBatches(replace(shards, lanes=lanes), 10, workers)
 
 
 def test_a_stream_of_less_than_a_super_batch_is_refused(shards):

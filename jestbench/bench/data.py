@@ -38,6 +38,7 @@ from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import content_key
 from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import SuperBatchSource, prefetched
 from jestbench.model.tokenizer import Tokenizer, train_bpe
@@ -139,7 +140,7 @@ def make_source(kind: str, paths: list[str], pixels: int, plan: Plan) -> SuperBa
     if kind == "indexed":
         return prefetched(indexed(paths, pixels), plan.batch, 0, Loader(workers=plan.workers, part=64))
     lanes = max(plan.workers, plan.shards // 2)
-    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], "txt", lanes, plan.batch, 0.01)
+    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], MemberRules(), lanes, plan.batch, 0.01)
     return StreamBatches(shards, plan.batch, plan.workers, part=64)
 
 
@@ -183,12 +184,11 @@ def open_clip_batches(paths: list[str], pixels: int, plan: Plan) -> Iterator[int
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
     """Samples as webdataset's reader gives them, undecoded."""
-    from jestbench.data.sources.lanes import open_shard
+    from webdataset.tariterators import tarfile_samples
 
     while True:
-        for path in paths:
-            for _ in open_shard(path, lambda _: None):
-                yield 1
+        for _ in tarfile_samples({"url": path} for path in paths):
+            yield 1
 
 
 def raw_datasets(paths: list[str]) -> Iterator[int]:

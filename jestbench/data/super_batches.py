@@ -9,7 +9,6 @@ and none holds a pair twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -20,8 +19,8 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
+from jestbench.data.damage import Tally
 from jestbench.data.decoders import Decoders, Draw, WorkerPairs, decoders_for
-from jestbench.data.file_pairs import too_many
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Pairs, drawn, max_damaged
 from jestbench.data.sources.stream import StreamPairs
@@ -65,42 +64,6 @@ class SuperBatchSource(Protocol):
         ...
 
 
-class Tally:
-    """What was read and what was damaged, summed over the batches of a run; a checkpoint keeps it.
-
-    Raises:
-        DataError: the share of damaged pairs exceeds the split's ``max_damaged``.
-    """
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.name = pairs.name
-        self.limit = max_damaged(pairs)
-        self.summed: dict[str, float] = {}
-
-    def add(self, counts: Mapping[str, float]) -> None:
-        """Count what travels with a batch."""
-        for name, count in counts.items():
-            self.summed[name] = self.summed.get(name, 0) + count
-        damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
-        if too_many(damaged, read, self.limit):
-            raise DataError(
-                f"{self.name}: {damaged:.0f} of {read:.0f} images read are damaged, more than max_damaged = "
-                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set"
-            )
-
-    def counts(self) -> dict[str, float]:
-        """As metrics, ``data/…``; nothing where no batch says anything."""
-        return {f"data/{name}": count for name, count in self.summed.items()}
-
-    def state(self) -> dict[str, float]:
-        """For a checkpoint."""
-        return dict(self.summed)
-
-    def restore(self, state: Mapping[str, float] | None) -> None:
-        """Go on from a checkpoint."""
-        self.summed = dict(state or {})
-
-
 @dataclass(frozen=True)
 class SuperBatches:
     """Super-batches of ``size`` pairs from an indexed split.
@@ -117,7 +80,7 @@ class SuperBatches:
     tally: Tally = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tally", Tally(self.pairs))
+        object.__setattr__(self, "tally", Tally(self.pairs.name, max_damaged(self.pairs)))
         if len(self.pairs) < self.size:
             raise DataError(
                 f"{self.pairs.name} holds {len(self.pairs)} pairs, fewer than the {self.size} of one "

@@ -16,8 +16,8 @@ from jestbench.batch import FULL, Batch, DataError
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.price import Price, pair_macs
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.pairs import Pairs, expanded
-from jestbench.data.super_batches import Tally
+from jestbench.data.damage import Tally
+from jestbench.data.pairs import Pairs, expanded, max_damaged
 from jestbench.engine.frozen import FrozenModel
 from jestbench.engine.pair_scorer import PairScorer
 from jestbench.engine.rows import pair_key_B
@@ -73,7 +73,7 @@ def _filled(frozen: FrozenModel | PairScorer | TwinModel, pairs: Pairs, resolved
 
 
 def _walk(frozen: FrozenModel | PairScorer, pairs: Pairs, resolved: Resolved) -> None:
-    tally = Tally(pairs)
+    tally = Tally(pairs.name, max_damaged(pairs))
     done = 0
     for index_P in torch.arange(len(pairs)).split(min(1024, resolved.run.microbatch)):
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.file_pairs import too_many
-from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, owner, take_turns
+from jestbench.data.damage import Tally
+from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, take_turns
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 
@@ -46,12 +46,9 @@ class StreamBatches:
         timeout: seconds that a reader may be silent.
         restarts: lost readers that are replaced.
         pinned: images go to page-locked memory.
-        rank: of this process.
-        ranks: how many processes share each super-batch; each holds the pairs of its own lanes.
-        exchange: value of this rank → the values of all, in the order of ranks.
 
     Raises:
-        DataError: fewer shards than lanes, or fewer lanes than readers.
+        DataError: fewer shards than lanes, or fewer lanes than workers.
     """
 
     def __init__(
@@ -64,23 +61,19 @@ class StreamBatches:
         timeout: float = 300.0,
         restarts: int = 3,
         pinned: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
-        exchange: Callable[[Any], list[Any]] | None = None,
     ) -> None:
-        check_lanes(len(shards.urls), shards.lanes, ranks, workers)
-        self.shards, self.size, self.pinned, self.ranks = shards, size, pinned, ranks
-        self._exchange = exchange or (lambda value: [value])
-        self._mine = [lane for lane in range(shards.lanes) if owner(lane, ranks, workers)[0] == rank]
+        check_lanes(len(shards.urls), shards.lanes, workers)
+        self.shards, self.size, self.pinned = shards, size, pinned
         self._share = -(-size // shards.lanes)
         self._chunk, self._target = min(self._share, part), (ahead + 1) * self._share
         self._read = LaneReader(shards)
         self._workers: Workers[Any, Chunk] | None = None
         self._making = (workers, restarts, timeout)
         self._lock = threading.Lock()
-        self._lanes: dict[int, _Lane] = {lane: _Lane(lane) for lane in self._mine}
+        self._lanes = [_Lane(lane) for lane in range(shards.lanes)]
         self._epoch, self._turn, self._step, self._waited = 0, 0, 0, 0.0
-        self._counts = {"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0}
+        self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
+        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0})
         self._restarts, self._barren = 0, 0  # the latter: step at which the epoch began
 
     @property
@@ -104,7 +97,7 @@ class StreamBatches:
         return self._restarts + (0 if self._workers is None else self._workers.restarts)
 
     def at(self, step: int) -> Batch:
-        """The super-batch of the next step; under several ranks, this rank's pairs of it.
+        """The super-batch of the next step.
 
         Raises:
             DataError: too many pairs are damaged, or an epoch does not fill one super-batch.
@@ -122,30 +115,24 @@ class StreamBatches:
         return batch
 
     def _fill(self) -> list[tuple[Chunk, int]] | None:
-        """This rank's pairs of the next super-batch; ``None`` where the epoch holds no whole one."""
+        """The pairs of the next super-batch; ``None`` where the epoch holds no whole one."""
         rows: list[tuple[Chunk, int]] = []
         seen: set[tuple[int, int]] = set()
         while len(seen) < self.size:
             need = self.size - len(seen)
             quota = -(-need // self.shards.lanes)
-            ready = self._exchange({lane: self._ready(held, quota) for lane, held in self._lanes.items()})
-            available = {lane: count for part in ready for lane, count in part.items()}
-            lanes, turn = take_turns([available[lane] for lane in range(self.shards.lanes)], self._turn, need)
+            lanes, turn = take_turns([self._ready(lane, quota) for lane in self._lanes], self._turn, need)
             if not lanes:
-                self._counts["skipped"] += len(seen)
+                self._tally.add({"skipped": len(seen)})
                 return None
             self._turn = turn
-            popped = [self._pop(self._lanes[lane]) if lane in self._lanes else None for lane in lanes]
-            mine = [None if pair is None else tuple(pair[0].key_N2[pair[1]].tolist()) for pair in popped]
-            for slot, keys in enumerate(zip(*self._exchange(mine), strict=True)):
-                key = next(key for key in keys if key is not None)
+            for chunk, row in [self._pop(self._lanes[lane]) for lane in lanes]:
+                key = tuple(chunk.key_N2[row].tolist())
                 if key in seen:
-                    self._counts["duplicates"] += 1
+                    self._tally.add({"duplicates": 1})
                     continue
                 seen.add(key)
-                pair = popped[slot]
-                if pair is not None:
-                    rows.append(pair)
+                rows.append((chunk, row))
         return rows
 
     def _next_epoch(self) -> list[tuple[Chunk, int]] | None:
@@ -155,9 +142,9 @@ class StreamBatches:
                 "super-batch: lower run.super_batch_size (or run.batch_size), or take more data"
             )
         self._barren = self._step
-        for held in self._lanes.values():
+        for held in self._lanes:
             self._count(0, held.rest)
-        self._lanes = {lane: _Lane(lane) for lane in self._mine}
+        self._lanes = [_Lane(lane) for lane in range(self.shards.lanes)]
         self._epoch, self._turn = self._epoch + 1, 0
         return self._fill()
 
@@ -182,16 +169,15 @@ class StreamBatches:
             self._workers = Workers(self._read, workers, restarts, timeout)
         with self._lock:
             if lane.asked is None and not lane.ended and len(lane.ready) < self._target:
-                to = owner(lane.number, self.ranks, workers)[1]
                 task = (self._epoch, lane.number, lane.read, self._chunk)
-                lane.asked = self._workers.submit(task, to, then=partial(self._arrived, lane))
+                lane.asked = self._workers.submit(task, lane.number % workers, then=partial(self._arrived, lane))
 
     def _arrived(self, lane: _Lane, chunk: Chunk) -> None:
         """In the thread that receives: a lane that runs low goes on reading while the run trains."""
         with self._lock:
             self._put(lane, chunk)
             lane.asked = None
-        if self._lanes.get(lane.number) is lane:
+        if self._lanes[lane.number] is lane:
             self._ask(lane)
 
     @staticmethod
@@ -208,13 +194,7 @@ class StreamBatches:
         return chunk, row
 
     def _count(self, good: int, damaged: int) -> None:
-        self._counts["read"] += good + damaged
-        self._counts["damaged"] += damaged
-        if damaged and too_many(self._counts["damaged"], self._counts["read"], self.shards.max_damaged):
-            raise DataError(
-                f"{self._counts['damaged']:.0f} of {self._counts['read']:.0f} streamed pairs are damaged, more than "
-                f"stream.max_damaged = {self.shards.max_damaged:g} allows: mend the data, or raise it"
-            )
+        self._tally.add({"read": good + damaged, "damaged": damaged})
 
     def _batch(self, rows: Sequence[tuple[Chunk, int]]) -> Batch:
         size = self.shards.image_size
@@ -235,7 +215,7 @@ class StreamBatches:
 
     def counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
-        counts = {f"data/{name}": count for name, count in self._counts.items()}
+        counts = self._tally.counts()
         if self._making[0]:
             counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
         return counts
@@ -247,10 +227,10 @@ class StreamBatches:
             "turn": self._turn,
             "step": self._step,
             "barren": self._barren,
-            "counts": dict(self._counts),
+            "counts": self._tally.state(),
             "waited": self._waited,
             "restarts": self.restarts,
-            "lanes": {lane: list(held.taken) for lane, held in self._lanes.items()},
+            "lanes": [list(lane.taken) for lane in self._lanes],
         }
 
     def restore(self, state: object) -> None:
@@ -260,13 +240,13 @@ class StreamBatches:
             DataError: it is that of another number of lanes.
         """
         assert isinstance(state, dict)
-        if state["lanes"].keys() != self._lanes.keys():
+        if len(state["lanes"]) != len(self._lanes):
             raise DataError(f"the checkpoint stands in {len(state['lanes'])} lanes, not {len(self._lanes)}: keep them")
         self._epoch, self._turn, self._step = state["epoch"], state["turn"], state["step"]
         self._barren, self._waited, self._restarts = state["barren"], state["waited"], state["restarts"]
-        self._counts = dict(state["counts"])
-        places = {lane: tuple(place) for lane, place in state["lanes"].items()}
-        self._lanes = {lane: _Lane(lane, read=place, taken=place) for lane, place in places.items()}
+        self._tally.restore(state["counts"])
+        places = map(tuple, state["lanes"])
+        self._lanes = [_Lane(lane, read=place, taken=place) for lane, place in enumerate(places)]
 
     def close(self) -> None:
         """End the readers."""
