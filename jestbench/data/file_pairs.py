@@ -17,7 +17,7 @@ from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
-from jestbench.data.pairs import content_key
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
 WHOLE = -1
@@ -302,7 +302,8 @@ class FilePairs:
                 if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed}") from failed
                 while position in taken:
-                    position = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
+                    bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
+                    position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
                 try:
@@ -360,7 +361,8 @@ def drawn_captions(
     image_key_N: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64], seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
     """Which of its captions each image has in an epoch: a function of the image's key, seed and epoch."""
-    hash_N = mixed(image_key_N.view(np.uint64) ^ np.uint64(seeds.derive(seed, "captions", epoch)))
+    key_N = torch.from_numpy(image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
+    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
     drawn_N: npt.NDArray[np.int64] = (hash_N % count_N.astype(np.uint64)).astype(np.int64)
     return drawn_N
 
@@ -397,12 +399,3 @@ class _Expanded:
 
     def __call__(self) -> FilePairs:
         return self.origin().expanded()
-
-
-def mixed(bits: Any) -> Any:
-    """Well-mixed 64 bits of 64 bits (the finaliser of SplitMix64), element by element."""
-    with np.errstate(over="ignore"):
-        bits = bits + np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))

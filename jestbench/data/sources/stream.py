@@ -12,7 +12,6 @@ needs it. Hugging Face ``datasets`` streams the same shards, but needs Arrow and
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -26,6 +25,7 @@ from jestbench.data.pairs import ArrayPairs, Dataset, Pairs
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
 from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
 from jestbench.data.sources.source import needs
+from jestbench.disk import digest
 from jestbench.model.tokenizer import Tokenizer
 
 
@@ -46,8 +46,7 @@ class StreamPairs:
         """Of what is asked for; what the shards hold is seen when they are read."""
         shards = self.shards
         texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
-        asked = (shards.urls, shards.image_size, shards.members, *texts)
-        return hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
+        return digest(repr((shards.urls, shards.image_size, shards.members, *texts)))
 
     @property
     def tokenizer(self) -> Tokenizer:
