@@ -222,7 +222,7 @@ class Forward:
             return again
         try:
             fresh: bytes = self._stream.read(size - len(again) if size >= 0 else -1)
-            while fresh and len(again) + len(fresh) < size and (more := self._stream.read(size - len(again + fresh))):
+            while fresh and (left := size - len(again) - len(fresh)) > 0 and (more := self._stream.read(left)):
                 fresh += more
         except Exception as error:  # whatever a network, a pipe's command or a decompressor raises
             raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
