@@ -39,7 +39,7 @@ from jestbench.data.loader import Loader
 from jestbench.data.sources.lanes import Shards
 from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.super_batches import SuperBatchSource, prefetched
+from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 
@@ -137,11 +137,12 @@ def indexed(paths: list[str], pixels: int) -> FilePairs:
 
 def make_source(kind: str, paths: list[str], pixels: int, plan: Plan) -> SuperBatchSource:
     """One of our two paths."""
+    loader = Loader(workers=plan.workers, part=64)
     if kind == "indexed":
-        return prefetched(indexed(paths, pixels), plan.batch, 0, Loader(workers=plan.workers, part=64))
+        return SuperBatches.of(EpochPlan(indexed(paths, pixels), plan.batch, 0), loader)
     lanes = max(plan.workers, plan.shards // 2)
     shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], MemberRules(), lanes, plan.batch, 0.01)
-    return StreamBatches(shards, plan.batch, plan.workers, part=64)
+    return StreamBatches(shards, plan.batch, loader)
 
 
 def steps_of(source: SuperBatchSource) -> Iterator[int]:
@@ -235,7 +236,7 @@ def resident(pids: list[int]) -> int:
     return total
 
 
-def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: float) -> dict[str, Any]:
+def memory(source: SuperBatchSource, minutes: float) -> dict[str, Any]:
     """Resident set over time while a source is read as fast as it goes."""
     samples: list[int] = []
     begin, step = time.monotonic(), 0
@@ -243,7 +244,7 @@ def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: flo
         source.at(step)
         step += 1
         if spent >= len(samples) * 60 * minutes / 100:
-            samples.append(resident([os.getpid(), *pids()]))
+            samples.append(resident([os.getpid(), *source.pids]))
     source.close()
     quarter = len(samples) // 4
     early = statistics.median(samples[quarter : 2 * quarter] or samples)
@@ -297,9 +298,7 @@ def _one_size(paths: list[str], pixels: int, plan: Plan) -> dict[str, Any]:
         print(f"webdataset over datasets is left out: {error}", file=sys.stderr)
     report["pairs/s"] = found | {f"raw {name}": values for name, values in raw.items()}
     for kind in ("indexed", "stream"):
-        source = make_source(kind, paths, pixels, plan)
-        held: Any = source.decoders if kind == "indexed" else source  # type: ignore[attr-defined]
-        report[f"memory, {kind}"] = memory(source, partial(getattr, held, "pids"), plan.minutes)
+        report[f"memory, {kind}"] = memory(make_source(kind, paths, pixels, plan), plan.minutes)
     return report
 
 

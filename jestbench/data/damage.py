@@ -58,10 +58,10 @@ class Tally:
         """As metrics, ``data/…``; nothing where nothing was counted."""
         return {f"data/{name}": count for name, count in self.summed.items()}
 
-    def state(self) -> dict[str, float]:
-        """For a checkpoint."""
+    def state_dict(self) -> dict[str, float]:
+        """The sums."""
         return dict(self.summed)
 
-    def restore(self, state: Mapping[str, float] | None) -> None:
-        """Go on from a checkpoint."""
-        self.summed = dict(state or {})
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from the sums of a checkpoint."""
+        self.summed = dict(state)

@@ -17,6 +17,7 @@ from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
+from jestbench.data.pairs import IndexedPairs
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -149,7 +150,7 @@ def text_keys(captions: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class FilePairs:
+class FilePairs(IndexedPairs):
     """A split whose images are decoded on demand.
 
     An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each

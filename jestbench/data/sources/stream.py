@@ -15,60 +15,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
+import torch
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
-from jestbench.data.pairs import ArrayPairs, Dataset, Pairs
+from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
 from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
 from jestbench.data.sources.source import needs
 from jestbench.disk import digest
-from jestbench.model.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class StreamPairs:
-    """A split that is streamed: its first pair, by which a run is priced, and how to come by the rest."""
+class StreamPairs(Pairs):
+    """A split that is streamed: how its pairs are read, and the first of them, by which a run is priced.
 
-    shards: Shards
-    first: ArrayPairs
+    Its fingerprint is of what is asked for: what the shards hold is seen when they are read.
+    """
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return "stream/pool"
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what is asked for; what the shards hold is seen when they are read."""
-        shards = self.shards
+    def __init__(self, shards: Shards, first: Batch) -> None:
+        self.shards, self._first = shards, first
+        self.name, self.tokenizer = "stream/pool", shards.tokenizer
         texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
-        return digest(repr((shards.urls, shards.image_size, shards.members, *texts)))
+        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts)))
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the stream."""
-        return self.shards.tokenizer
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """Of the first pair."""
-        return self.first.image_key_N
-
-    @property
-    def text_key_N(self) -> Tensor:
-        """Of the first pair."""
-        return self.first.text_key_N
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def batch(self, index_B: Tensor) -> Batch:
+    def example(self) -> Batch:
         """The first pair."""
-        return self.first.batch(index_B)
+        return self._first
 
 
 @dataclass(frozen=True)
@@ -149,7 +121,7 @@ class Stream:
 
 
 @lru_cache(maxsize=4)
-def _first(shards: Shards) -> ArrayPairs:
+def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
     chunk = LaneReader(alone)((0, 0, START, 1))
     if not chunk.captions:
@@ -157,12 +129,11 @@ def _first(shards: Shards) -> ArrayPairs:
             f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(shards.members.images)}) and its "
             f"caption (stream.caption = {shards.members.caption!r})"
         )
-    return ArrayPairs(
-        name="stream/pool",
-        fingerprint="",
-        images_NHWC=chunk.images_NHWC,
-        row_N=np.zeros(1, dtype=np.int64),
+    key_12 = torch.from_numpy(chunk.key_N2)
+    return Batch(
+        images_BCHW=torch.from_numpy(chunk.images_NHWC).permute(0, 3, 1, 2),
+        token_ids={shards.tokenizer.identity: torch.from_numpy(chunk.token_NL)},
+        image_key_B=key_12[:, 0],
+        text_key_B=key_12[:, 1],
         captions=chunk.captions,
-        tokenizer=shards.tokenizer,
-        image_key_N=chunk.key_N2[:, 0],
     )
