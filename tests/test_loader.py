@@ -29,6 +29,7 @@ from jestbench.data.file_pairs import FilePairs
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs, Wrapped
 from jestbench.data.sources.lanes import Shards, deal, take_turns
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
@@ -369,7 +370,7 @@ def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
-    return Shards(urls, POOL.tokenizer, 8, "txt", lanes=6, buffer=4, max_damaged=0.5)
+    return Shards(urls, POOL.tokenizer, 8, MemberRules(), lanes=6, buffer=4, max_damaged=0.5)
 
 
 def read_by(workers: int, ahead: int = 2, part: int = 256) -> Loader:
@@ -443,7 +444,7 @@ def test_turns_are_fair(available, need, data):
 
 def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
     urls = write_shards(tmp_path, [4, 4])
-    twice = Shards((*urls, *urls), POOL.tokenizer, 8, "txt", lanes=4, buffer=4, max_damaged=0.5)
+    twice = Shards((*urls, *urls), POOL.tokenizer, 8, MemberRules(), lanes=4, buffer=4, max_damaged=0.5)
     source = StreamBatches(twice, 6)
     keys = keys_of(source.at(0))
     assert len(set(keys)) == 6
@@ -454,7 +455,7 @@ def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
     ("lanes", "workers", "said"),
     [
         (10, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
-        (5, 6, r"5 lanes leave.*6 readers.*loader.workers to 5"),
+        (5, 6, r"5 lanes leave.*6 workers.*loader.workers to 5"),
     ],
 )
 def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, workers, said):

@@ -36,6 +36,7 @@ from jestbench.bench import timing
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import Loader
 from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
 from jestbench.disk import content_key
@@ -117,7 +118,7 @@ def make_source(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> Sup
     if kind == "indexed":
         return SuperBatches.of(EpochPlan(indexed(paths, pixels), plan.batch, 0), loader)
     lanes = max(plan.workers, plan.shards // 2)
-    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], "txt", lanes, plan.batch, 0.01)
+    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], MemberRules(), lanes, plan.batch, 0.01)
     return StreamBatches(shards, plan.batch, loader)
 
 
@@ -161,12 +162,11 @@ def open_clip_batches(paths: list[str], pixels: int, plan: DataPlan) -> Iterator
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
     """Samples as webdataset's reader gives them, undecoded."""
-    from jestbench.data.sources.lanes import open_shard
+    from webdataset.tariterators import tarfile_samples
 
     while True:
-        for path in paths:
-            for _ in open_shard(path, lambda _: None):
-                yield 1
+        for _ in tarfile_samples({"url": path} for path in paths):
+            yield 1
 
 
 def raw_datasets(paths: list[str]) -> Iterator[int]:

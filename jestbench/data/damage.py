@@ -1,4 +1,4 @@
-"""What is damaged among a data set's pairs: its count, and how much of it stops a run."""
+"""What is damaged among a data set's pairs: its reason, its count, and how much of it stops a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from jestbench.batch import DataError
 
 FLOOR = 1000
 """A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
+
+
+class Damaged(Exception):
+    """A pair is of no use; ``reason`` is counted, the message says more."""
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        super().__init__(reason, said)  # both: an exception is pickled by its arguments
+        self.reason = reason
+        self.said = said
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.said}" if self.said else self.reason
 
 
 def too_many(damaged: float, read: float, limit: float) -> bool:

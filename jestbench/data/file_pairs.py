@@ -352,11 +352,20 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
 @lru_cache(maxsize=2)
 def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
     assert pairs.first_N is not None
-    count_N = np.diff(pairs.first_N, append=len(pairs.captions)).astype(np.uint64)
-    key_N = torch.from_numpy(pairs.image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
-    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
+    count_N = np.diff(pairs.first_N, append=len(pairs.captions))
     origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
-    return replace(pairs, caption_N=pairs.first_N + (hash_N % count_N).astype(np.int64), origin=origin)
+    caption_N = pairs.first_N + drawn_captions(pairs.image_key_N, count_N, seed, epoch)
+    return replace(pairs, caption_N=caption_N, origin=origin)
+
+
+def drawn_captions(
+    image_key_N: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64], seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Which of its captions each image has in an epoch: a function of the image's key, seed and epoch."""
+    key_N = torch.from_numpy(image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
+    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
+    drawn_N: npt.NDArray[np.int64] = (hash_N % count_N.astype(np.uint64)).astype(np.int64)
+    return drawn_N
 
 
 def _rebuilt(fields: Mapping[str, Any]) -> FilePairs:

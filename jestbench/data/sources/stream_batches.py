@@ -68,7 +68,7 @@ class StreamBatches(SuperBatchSource):
         count = loader.workers_for()
         if loader.workers == "auto":
             count = min(count, shards.lanes)
-        check_lanes(len(shards.urls), shards.lanes, 1, count)
+        check_lanes(len(shards.urls), shards.lanes, count)
         self._read_lane = LaneReader(shards)
         workers = Workers(self._read_lane, count, loader.restarts, loader.timeout) if count else None
         super().__init__(shards.tokenizer, None, size, world, True, workers)
