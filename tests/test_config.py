@@ -683,7 +683,7 @@ def _python(code: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     _python(
-        "import sys\nfrom jestbench.command import run_command\nassert run_command(['--help']) == 0\n"
+        "import sys\nfrom jestbench.launch.command import run_command\nassert run_command(['--help']) == 0\n"
         "heavy = {'torch', 'gin', 'wandb', 'timm', 'numpy', 'policies'} & set(sys.modules)\nassert not heavy, heavy"
     )
 
