@@ -11,6 +11,7 @@ gain on the scores is taken as 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,7 @@ class ActiveClip:
     gain: float = 1.0
     deterministic: bool = False
     needs: ClassVar[frozenset[Side]] = frozenset({"scorer", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"scorer": 1, "reference": -1}
     online: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

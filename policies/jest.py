@@ -10,6 +10,7 @@ a Gumbel top-k stands for the sequential draw (same law). The paper's gain is un
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class Jest:
     deterministic: bool = False
     shuffle_reference: bool = False
     needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def __post_init__(self) -> None:
         check_chunks(self.chunks)
