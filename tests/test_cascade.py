@@ -18,9 +18,9 @@ from jestbench.batch import FULL, Batch, DataError
 from jestbench.config import resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.cascade import Cascade, CascadedSuperBatches
+from jestbench.data.cascade import Cascade, CascadePlan
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
 from jestbench.engine.frozen import FrozenModel
@@ -63,7 +63,7 @@ def plain_choice(
     model: TwoTowers, pairs: ArrayPairs, cascade: Cascade, loss: LossName, step: int
 ) -> list[tuple[int, int]]:
     """All candidates read and scored as a policy would; the keys of the drawn."""
-    candidates = SuperBatches(pairs, cascade.candidates * SUPER_BATCH, seed=5)
+    candidates = SuperBatches(EpochPlan(pairs, cascade.candidates * SUPER_BATCH, seed=5))
     batch = candidates.at(step)
     with torch.no_grad():
         embeddings = Embeddings(*model(batch), *model.scale_and_bias())
@@ -89,13 +89,13 @@ def test_a_super_batch_is_key_for_key_what_plain_reading_chooses(world, tmp_path
     model = shape.build(pairs.tokenizer, loss, 0).eval()
     cascade = Cascade(**{"candidates": CANDIDATES, **options})
     frozen = frozen_of(model, tmp_path / "run", pairs, Cache(folder=str(tmp_path / "cache")) if cached else None)
-    drawn = SuperBatches(pairs, cascade.candidates * SUPER_BATCH, seed=5)
-    source = CascadedSuperBatches(drawn, SUPER_BATCH, cascade, partial(frozen.own_loss, loss))
-    for step in range(2 * drawn.per_epoch):
+    plan = CascadePlan(pairs, SUPER_BATCH, 5, cascade, partial(frozen.own_loss, loss))
+    source = SuperBatches(plan)
+    for step in range(2 * plan.candidates.per_epoch):
         found = keys_of(source.at(step))
         assert found == plain_choice(model, pairs, cascade, loss, step)
         assert len(set(found)) == SUPER_BATCH
-        batch = drawn.at(step)
+        batch = pairs.batch(plan.candidates.positions(step).index_B)
         assert set(found) <= set(keys_of(batch)), "no super-batch spans two passes over the candidates"
 
 
@@ -130,9 +130,9 @@ def command(reference: Path, cache: Path, policy: str, *more: str) -> list[str]:
 def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     keys: list[list[tuple[int, int]]] = []
     decoded: list[int] = []
-    at, batch = CascadedSuperBatches.at, ArrayPairs.batch
+    at, batch = SuperBatches.at, ArrayPairs.batch
 
-    def noted(self: CascadedSuperBatches, step: int) -> Batch:
+    def noted(self: SuperBatches, step: int) -> Batch:
         super_batch = at(self, step)
         keys.append(keys_of(super_batch))
         return super_batch
@@ -142,7 +142,7 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             decoded.append(len(index_B))
         return batch(self, index_B)
 
-    monkeypatch.setattr(CascadedSuperBatches, "at", noted)
+    monkeypatch.setattr(SuperBatches, "at", noted)
     monkeypatch.setattr(ArrayPairs, "batch", counted)
     made: list[Path] = []
 
@@ -164,8 +164,8 @@ def closed_form(reference: Path, accounting: str, size: int, policy_scores: bool
     """Multiply-adds of the towers and of the own logits, from the keys of the candidates alone."""
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
     price = Price.of(load_model(reference), pairs.batch(torch.tensor([0])))
-    drawn = SuperBatches(pairs, size * CANDIDATES, seed=0)
-    index_N = torch.cat([drawn.index_B(step) for step in range(STEPS)])
+    plan = EpochPlan(pairs, size * CANDIDATES, seed=0)
+    index_N = torch.cat([plan.positions(step).index_B for step in range(STEPS)])
     images, texts = torch.from_numpy(pairs.image_key_N)[index_N], pairs.text_key_N[index_N]
     if accounting == "online":
         scored = len(index_N) + (size * STEPS if policy_scores else 0)
@@ -321,7 +321,7 @@ def test_a_pool_too_small_for_the_candidates_is_wrong_data(reference, tmp_path, 
     assert "13 × 8" in said
     assert "cascade.candidates" in said
     with pytest.raises(DataError):
-        CascadedSuperBatches.candidates(8, Cascade(), 39)
+        CascadePlan(Synthetic(pool=39).split("pool"), 8, 0, Cascade(), None)
 
 
 def test_a_cascade_needs_a_reference_even_where_the_policy_needs_none(capsys):

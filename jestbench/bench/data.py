@@ -36,8 +36,9 @@ from jestbench.bench import timing
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import Loader
 from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.super_batches import SuperBatchSource, prefetched
+from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 
@@ -113,11 +114,12 @@ def indexed(paths: list[str], pixels: int) -> FilePairs:
 
 def make_source(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> SuperBatchSource:
     """One of our two paths."""
+    loader = Loader(workers=plan.workers, part=64)
     if kind == "indexed":
-        return prefetched(indexed(paths, pixels), plan.batch, 0, Loader(workers=plan.workers, part=64))
+        return SuperBatches.of(EpochPlan(indexed(paths, pixels), plan.batch, 0), loader)
     lanes = max(plan.workers, plan.shards // 2)
-    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], "txt", lanes, plan.batch, 0.01)
-    return StreamBatches(shards, plan.batch, plan.workers, part=64)
+    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], MemberRules(), lanes, plan.batch, 0.01)
+    return StreamBatches(shards, plan.batch, loader)
 
 
 def steps_of(source: SuperBatchSource) -> Iterator[int]:
@@ -160,12 +162,11 @@ def open_clip_batches(paths: list[str], pixels: int, plan: DataPlan) -> Iterator
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
     """Samples as webdataset's reader gives them, undecoded."""
-    from jestbench.data.sources.lanes import open_shard
+    from webdataset.tariterators import tarfile_samples
 
     while True:
-        for path in paths:
-            for _ in open_shard(path, lambda _: None):
-                yield 1
+        for _ in tarfile_samples({"url": path} for path in paths):
+            yield 1
 
 
 def raw_datasets(paths: list[str]) -> Iterator[int]:
@@ -212,7 +213,7 @@ def resident(pids: list[int]) -> int:
     return total
 
 
-def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: float) -> dict[str, Any]:
+def memory(source: SuperBatchSource, minutes: float) -> dict[str, Any]:
     """Resident set over time while a source is read as fast as it goes."""
     samples: list[int] = []
     begin, step = time.monotonic(), 0
@@ -220,7 +221,7 @@ def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: flo
         source.at(step)
         step += 1
         if spent >= len(samples) * 60 * minutes / 100:
-            samples.append(resident([os.getpid(), *pids()]))
+            samples.append(resident([os.getpid(), *source.pids]))
     source.close()
     quarter = len(samples) // 4
     early = statistics.median(samples[quarter : 2 * quarter] or samples)
@@ -274,9 +275,7 @@ def _one_size(paths: list[str], pixels: int, plan: DataPlan) -> dict[str, Any]:
         print(f"webdataset over datasets is left out: {error}", file=sys.stderr)
     report["pairs/s"] = found | {f"raw {name}": values for name, values in raw.items()}
     for kind in ("indexed", "stream"):
-        source = make_source(kind, paths, pixels, plan)
-        held: Any = source.decoders if kind == "indexed" else source  # type: ignore[attr-defined]
-        report[f"memory, {kind}"] = memory(source, partial(getattr, held, "pids"), plan.minutes)
+        report[f"memory, {kind}"] = memory(make_source(kind, paths, pixels, plan), plan.minutes)
     return report
 
 

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from jestbench.batch import Pass
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
 from jestbench.engine.regression import Regression, RegressionLearner, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
@@ -45,7 +45,7 @@ def rank_correlation(one_N: Tensor, other_N: Tensor) -> float:
 class RegressionEvaluator(Evaluator):
     """The evaluation split, made into the same graded examples each time."""
 
-    def __init__(self, pairs: Pairs, config: Evaluate, objective: Regression) -> None:
+    def __init__(self, pairs: IndexedPairs, config: Evaluate, objective: Regression) -> None:
         super().__init__(pairs, config)
         self.objective = objective
 

@@ -16,8 +16,8 @@ from jestbench.batch import FULL, Batch, DataError
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.price import Price, pair_macs
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.pairs import Pairs, expanded
-from jestbench.data.super_batches import Tally
+from jestbench.data.damage import Tally
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.frozen import FrozenModel
 from jestbench.engine.pair_scorer import PairScorer
 from jestbench.engine.rows import pair_key_B
@@ -54,15 +54,15 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
             reference = load_model(folders["reference"]) if "reference" in folders else None
             regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
             stages = build_stages(plain, run.data, reference, Path(store), draw_size=1, regressor=regressor)
-        pairs = expanded(stages.pairs)
+        pairs = stages.pairs.indexed("--fill_cache").expanded()
         return {role: _filled(frozen, pairs, resolved) for role, frozen in stages.scorer.frozen.items()}
 
 
-def _filled(frozen: FrozenModel | PairScorer | TwinModel, pairs: Pairs, resolved: Resolved) -> dict[str, Any]:
+def _filled(frozen: FrozenModel | PairScorer | TwinModel, pairs: IndexedPairs, resolved: Resolved) -> dict[str, Any]:
     """Fill the cache of one model."""
     assert not isinstance(frozen, TwinModel), "refused before"
     view = frozen.view if isinstance(frozen, FrozenModel) else FULL
-    frozen.price = Price.of(frozen.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
+    frozen.price = Price.of(frozen.model, pairs.example(), view)
     _walk(frozen, pairs, resolved)
     failures, cost = frozen.counts()["cache/failures"], _cost(frozen, pairs)
     frozen.close(remove=True)
@@ -72,8 +72,8 @@ def _filled(frozen: FrozenModel | PairScorer | TwinModel, pairs: Pairs, resolved
     return {"folder": str(frozen.cache.folder), "pairs": len(pairs), "bytes": size, "flops": cost}
 
 
-def _walk(frozen: FrozenModel | PairScorer, pairs: Pairs, resolved: Resolved) -> None:
-    tally = Tally(pairs)
+def _walk(frozen: FrozenModel | PairScorer, pairs: IndexedPairs, resolved: Resolved) -> None:
+    tally = Tally(pairs.name, pairs.max_damaged)
     done = 0
     for index_P in torch.arange(len(pairs)).split(min(1024, resolved.run.microbatch)):
 
@@ -89,7 +89,7 @@ def _walk(frozen: FrozenModel | PairScorer, pairs: Pairs, resolved: Resolved) ->
             print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
 
 
-def _cost(frozen: FrozenModel | PairScorer, pairs: Pairs) -> int:
+def _cost(frozen: FrozenModel | PairScorer, pairs: IndexedPairs) -> int:
     """FLOPs of all distinct images, captions and pairs."""
     assert frozen.price is not None
     image_key_N, text_key_N = torch.from_numpy(np.ascontiguousarray(pairs.image_key_N)), pairs.text_key_N

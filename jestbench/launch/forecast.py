@@ -17,7 +17,6 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price, pair_macs
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.sources.stream import StreamPairs
 from jestbench.launch.rehearse import stand_ins
 from jestbench.launch.stages import build_stages, fitted
 from jestbench.launch.train_run import pretrain_flops
@@ -128,7 +127,7 @@ def _built(resolved: Resolved) -> tuple[Stages, TwoTowers | None, Regressor | No
 
 
 def _one(stages: Stages) -> Batch:
-    return stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
+    return stages.pairs.example()
 
 
 def _step_price(
@@ -237,16 +236,11 @@ def _forecast(resolved: Resolved) -> int:
     built = _built(resolved)
     price, below = _step_price(resolved, *built), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, _pool(built[0]), included)
+    steps = steps_bought(resolved, price, built[0].super_batches.pool, included)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
     return steps * price.total + sum(below.values())
-
-
-def _pool(stages: Stages) -> int | None:
-    """Pairs that are drawn from; ``None`` for a stream, which does not tell."""
-    return None if isinstance(stages.pairs, StreamPairs) else len(stages.pairs)
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -366,7 +360,7 @@ def price_table(resolved: Resolved) -> str:
     built = _built(resolved)
     stages, price = built[0], _step_price(resolved, *built)
     run = resolved.run
-    pool = _pool(stages)
+    pool = stages.super_batches.pool
     taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
     steps = steps_bought(resolved, price, pool, taken)
     lines = [

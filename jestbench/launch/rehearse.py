@@ -13,7 +13,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.stages import build_stages
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -129,7 +129,7 @@ def check(resolved: Resolved) -> None:
             tiny = replace(resolved, run=run)
             stages = build_stages(tiny, data, reference, Path(folder), drawn, regressor, twin)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
-                SuperBatches(stages.pairs, resolved.candidates, run.seed)
+                EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
         batch = stages.super_batches.at(0)

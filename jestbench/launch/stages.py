@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from jestbench.batch import FULL, Mix, View
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.price import Price
-from jestbench.data.cascade import CascadedSuperBatches
-from jestbench.data.decoders import WorkerPairs, decoders_for
+from jestbench.data.augment import AugmentedPairs
+from jestbench.data.cascade import CascadePlan
 from jestbench.data.half_pairs import HalfPairs
-from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.pairs import Dataset, IndexedPairs, Pairs
 from jestbench.data.sources.stream import StreamPairs
-from jestbench.data.super_batches import Prefetched, SuperBatches, SuperBatchSource, prefetched, spread
+from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.frozen import FrozenModel
 from jestbench.engine.learner import Learner
 from jestbench.engine.online_scorer import OnlineLearner, OnlineScorer
@@ -60,7 +60,9 @@ def build_stages(
     run = resolved.run
     arithmetic = Arithmetic.of(run.device, run.precision)
     _check_world(run, arithmetic.world)
-    pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
+    pairs = data.split(run.split)
+    if run.half is not None:
+        pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
     learner, scored = _learner(run, pairs, arithmetic)
     frozen: FrozenModel | TwinModel | None = None
     if reference is not None and twin is not None:
@@ -86,7 +88,8 @@ def build_stages(
         online = build_online(resolved, run.scorer, learner, pairs)
     scorer = Scorer(learner, frozen, run.microbatch, scored, grader, online)
     super_batches = source(resolved, pairs, draw_size or resolved.draw_size, scorer)
-    return Stages(pairs, super_batches, scorer, learner, _evaluator(run, data.split(run.evaluate.split)))
+    evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
+    return Stages(pairs, super_batches, scorer, learner, _evaluator(run, evaluated))
 
 
 def _check_world(run: Run, world: World) -> None:
@@ -107,7 +110,7 @@ def _check_world(run: Run, world: World) -> None:
 
 def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, View]:
     """The learner, by the run's loss or its objective, and the view that it is scored under."""
-    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    one = pairs.example()
     if run.objective is not None:
         for name in ("grad_checkpointing", "train_microbatch"):
             if getattr(run, name):
@@ -128,7 +131,7 @@ def _learner(run: Run, pairs: Pairs, arithmetic: Arithmetic) -> tuple[Learner, V
     return learner, scored
 
 
-def _evaluator(run: Run, pairs: Pairs) -> Evaluator:
+def _evaluator(run: Run, pairs: IndexedPairs) -> Evaluator:
     if run.objective is not None:
         return RegressionEvaluator(pairs, run.evaluate, run.objective)
     return Evaluator(pairs, run.evaluate, run.model.image_size)
@@ -158,7 +161,7 @@ def build_twin(
         for half, model in enumerate(models)
     )
     # One of them may meet fewer pairs at first than there are processes: nothing may be left to trace then.
-    first.price = second.price = Price.of(models[0], pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
+    first.price = second.price = Price.of(models[0], pairs.example(), view)
     return TwinModel((first, second), store_dir)
 
 
@@ -171,33 +174,34 @@ def build_online(resolved: Resolved, scorer: OnlineScorer, learner: Learner, pai
     run = resolved.run
     model = scorer.build(run.model, learner.model, pairs.tokenizer, run.loss, run.seed).to(learner.arithmetic.device)
     view = fitted(scorer.under, model, "online_scorer.view")
-    one = pairs.batch(torch.zeros(1, dtype=torch.int64))
+    one = pairs.example()
     prices = {each: Price.of(model, one, each) for each in {FULL, view}}
     return OnlineLearner(model, run.loss, scorer.optimizer, learner.arithmetic, prices[FULL], ((1.0, view),), prices)
 
 
 def source(resolved: Resolved, pairs: Pairs, size: int, scorer: Scorer) -> SuperBatchSource:
-    """Where super-batches of ``size`` pairs come from.
+    """The super-batches of ``size`` pairs that a run draws from a split.
 
     Raises:
         DataError: the split is too small.
-        ConfigError: a cascade over a stream, whose pairs are not known before they come.
+        ValueError: a cascade over a stream, or augmentation of it: its pairs are not known before they come.
     """
     run, device, world = resolved.run, str(scorer.learner.arithmetic.device), scorer.learner.world
-    frozen = None if run.cascade is None else scorer.frozen.get(run.cascade.score)
-    if run.cascade is None or frozen is None:  # priced without one
-        return prefetched(pairs, size, run.seed, run.loader, run.augment, device, world)
-    if isinstance(pairs, StreamPairs):
-        raise ConfigError("run.cascade needs an indexed data set: the pairs of a stream have no keys before they come")
-    assert not isinstance(frozen, TwinModel), "a run refuses to be built with a cascade over twins"
-    # Where the cache is full no candidate is ever decoded that a price could be traced on.
-    view = frozen.view if isinstance(frozen, FrozenModel) else FULL
-    frozen.price = Price.of(frozen.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
-    decoders = decoders_for(pairs, run.loader, device)
-    candidates = CascadedSuperBatches.candidates(size, run.cascade, len(pairs))
-    drawn = SuperBatches(pairs if decoders is None else WorkerPairs(pairs, decoders), candidates, run.seed)
-    cascaded = CascadedSuperBatches(drawn, size, run.cascade, partial(frozen.own_loss, run.loss))
-    return spread(Prefetched(cascaded, decoders, ahead=None), size, world, read_whole=True)
+    frozen = None if run.cascade is None else scorer.frozen.get(run.cascade.score)  # none while a price is made
+    if run.augment is not None:
+        pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
+    plan: StepPlan
+    if run.cascade is not None and frozen is not None:
+        assert not isinstance(frozen, TwinModel), "a run refuses to be built with a cascade over twins"
+        # Where the cache is full no candidate is ever decoded that a price could be traced on.
+        frozen.price = Price.of(frozen.model, pairs.example(), frozen.view if isinstance(frozen, FrozenModel) else FULL)
+        own_loss = partial(frozen.own_loss, run.loss)
+        plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    elif isinstance(pairs, StreamPairs):
+        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
+    else:
+        plan = EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
+    return SuperBatches.of(plan, run.loader, device, world)
 
 
 def fitted(view: View, model: TwoTowers, name: str) -> View:

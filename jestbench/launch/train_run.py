@@ -16,7 +16,6 @@ from jestbench.batch import FULL_MIX, DataError, Mix
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.data.pairs import facts
 from jestbench.disk import cache_root, digest, write_json
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.loop import Progress, Stages, Status, train
@@ -286,7 +285,7 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
-    return found | dict(facts(stages.pairs))
+    return found | dict(stages.pairs.facts)
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

@@ -16,7 +16,7 @@ from jestbench.batch import DataError
 from jestbench.disk import LEFTOVERS, whole
 
 FOLDER = "checkpoints"
-FORMAT = 3
+FORMAT = 4
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 

@@ -166,7 +166,7 @@ class Recorder:
         learner, frozen = self.stages.learner, self.stages.scorer.frozen
         online, run = self.stages.scorer.online, self.resolved.run
         # Every process brings what it remembers to the disk before the first says how much that is.
-        data = self.stages.super_batches.state()
+        data = self.stages.super_batches.state_dict()
         remembered: dict[str, Any] = {role: self.world.everybodys(model.state()) for role, model in frozen.items()}
 
         def fill(folder: Path) -> None:
@@ -219,7 +219,7 @@ class Recorder:
         if self.stages.scorer.online is not None:
             self.stages.scorer.online.restore(state["online_scorer"])
         progress.policy_state = state["policy"]
-        self.stages.super_batches.restore(state["data"])
+        self.stages.super_batches.load_state_dict(state["data"])
         self.final = state["final"]
 
     def summary(
