@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, choice_statistics, draw_statistics, gumbel_top_k
+from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
 from policies.registry import register
 
 
@@ -38,7 +38,7 @@ class GradNorm:
 
     temperature: float = 1.0
     weighted: bool = True
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -29,10 +29,10 @@ from torch import Tensor
 import policies
 from jestbench import Embeddings, Scores, Selection
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
+from jestbench.select.scores import SIDES, Role
 from policies import registry
 
 ROOT = Path(__file__).parent.parent
-SIDES = ("learner", "reference", "scorer")
 SIZE, COUNT = 32, 9
 NAMES = policies.available()
 
@@ -58,7 +58,7 @@ def all_scores(loss: str, size: int = SIZE, seed: int = 0) -> Scores:
 
 def asked_for(scores: Scores, policy: Policy) -> Scores:
     """What the policy's ``needs`` name, and nothing else."""
-    models = {side: getattr(scores, side) for side in policy.needs}
+    models = {side: model for side, model in scores.models().items() if side in policy.needs}
     values = scores.values if "scorer" in policy.needs else {}
     return Scores(**models, values=values, size=len(scores), loss=scores.loss)
 
@@ -189,7 +189,7 @@ def global_randomness() -> tuple[object, ...]:
 
 
 def models_of(scores: Scores) -> dict[str, Embeddings]:
-    return {side: getattr(scores, side) for side in SIDES if getattr(scores, side) is not None}
+    return scores.models()
 
 
 def tensors_of(scores: Scores) -> list[Tensor]:
@@ -247,7 +247,7 @@ class TestEveryPolicy:
         policy = policies.create(name)
         assert isinstance(policy, Policy)
         assert isinstance(policy.needs, frozenset)
-        assert policy.needs <= set(SIDES)
+        assert policy.needs <= set(typing.get_args(Role))
         assert policy == policies.create(name)
         assert (type(policy).__doc__ or "").strip(), "--list_policies prints the first line"
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 with warnings.catch_warnings():
@@ -120,14 +121,14 @@ def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence
     }
     return UnknownOperator(
         f"no price for {', '.join(sorted(operators))} in {', '.join(sorted(where)) or type(module).__name__}: "
-        "give it a rule in jestbench/flops.py, or add it to FREE_OPERATORS if it multiplies no matrices"
+        "give it a rule in jestbench/cost/tracing.py, or add it to FREE_OPERATORS if it multiplies no matrices"
     )
 
 
 def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one forward call of the raw module, exactly.
 
-    Independent of autocast, of ``torch.compile`` (pass the module before it) and of whether
+    Independent of autocast, of torch's dispatch modes, of ``torch.compile`` (pass the module before it) and of whether
     attention is fused. The module is run once, without gradient, in eval mode.
 
     Args:
@@ -149,6 +150,7 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with (
+            _disable_current_modes(),  # inside a dispatch mode fvcore silently loses convolutions
             warnings.catch_warnings(),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
@@ -202,6 +204,7 @@ def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
         inputs: its positional inputs, on its device.
     """
     with (
+        _disable_current_modes(),
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),

@@ -15,7 +15,7 @@ from pathlib import Path
 from jestbench.batch import DataError
 
 FOLDER = "checkpoints"
-FORMAT = 3
+FORMAT = 4
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 
