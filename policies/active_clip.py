@@ -11,6 +11,7 @@ gain on the scores is taken as 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,7 @@ class ActiveClip:
     gain: float = 1.0
     deterministic: bool = False
     needs: ClassVar[frozenset[Role]] = frozenset({"online", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"online": 1, "reference": -1}
 
     def __post_init__(self) -> None:
         check_pair_loss(self.pair_loss)

@@ -10,6 +10,7 @@ Departures: Cappy ranks candidates and takes the best (``deterministic``); here 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,7 @@ class Cappy:
     deterministic: bool = False
     shuffle: bool = False
     needs: ClassVar[frozenset[Role]] = frozenset({"scorer"})
+    prefers: ClassVar[Mapping[str, int]] = {"g": 1}
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature) and math.isfinite(1 / self.temperature)):

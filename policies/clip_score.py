@@ -9,6 +9,7 @@ taken. It never looks at the learner, and is cheap once the reference's embeddin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ class ClipScore:
 
     share: float = 0.3
     needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
     cosine_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

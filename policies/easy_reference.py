@@ -9,6 +9,7 @@ reference's terms alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ class EasyReference(PairScorePolicy):
     """p ∝ exp(−gain · ℓ(θ*))."""
 
     needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the reference's negative loss."""

@@ -16,6 +16,7 @@ pays (its τ); here it samples from the first step.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class GradNorm:
     temperature: float = 1.0
     weighted: bool = True
     needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -8,6 +8,7 @@ learner's terms alone. The paper's gain on the scores is unknown: ``gain`` = 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ class HardLearner(PairScorePolicy):
     """p ∝ exp(gain · ℓ(θ))."""
 
     needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the learner's loss."""

@@ -2,7 +2,7 @@
 
 Source: Evans, Parthasarathy, Merzic, Hénaff 2024, "Data curation via joint example selection further
 accelerates multimodal learning" (arXiv 2406.17711), sections 2.1 and 2.2 and the listing.
-The logits are those of ``jestbench.sampling.JointLogits``: of the learner's loss minus the
+The logits are those of ``jestbench.select.draws.JointLogits``: of the learner's loss minus the
 reference's, conditional on the chunks already drawn.
 Departures: exactly ``count`` pairs are drawn, whatever ``chunks`` is (the listing truncates);
 a Gumbel top-k stands for the sequential draw (same law). The paper's gain is unknown: ``gain`` = 1.
@@ -10,6 +10,7 @@ a Gumbel top-k stands for the sequential draw (same law). The paper's gain is un
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class Jest:
     deterministic: bool = False
     shuffle_reference: bool = False
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def __post_init__(self) -> None:
         check_chunks(self.chunks)

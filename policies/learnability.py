@@ -8,6 +8,7 @@ Departures: the learner itself scores; ActiveCLIP's small online scorer is anoth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ class Learnability(PairScorePolicy):
     """p ∝ exp(gain · (ℓ(θ) − ℓ(θ*)))."""
 
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the difference of the losses."""

@@ -6,7 +6,6 @@ Packages installed beside this one bring theirs through the entry-point group ``
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from jestbench.disk import nearest
 from jestbench.select import Policy
 
 GROUP = "jestbench.policies"
@@ -37,6 +37,9 @@ def register(name: str) -> Callable[[_T], _T]:
                 f"two policies are named {name!r}: {known.__module__}.{known.__qualname__} "
                 f"and {cls.__module__}.{cls.__qualname__}; rename one"
             )
+        for default in ("cosine_only", "by_parts"):
+            if not hasattr(cls, default):
+                setattr(cls, default, getattr(Policy, default))
         for default in ("cosine_only", "by_parts"):
             if not hasattr(cls, default):
                 setattr(cls, default, getattr(Policy, default))
@@ -75,8 +78,7 @@ def get(name: str) -> type[Any]:
     """
     _discover()
     if name not in _CLASSES:
-        near = difflib.get_close_matches(name, _CLASSES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(name, _CLASSES, "did you mean {!r}? ")
         raise ValueError(f"no policy is named {name!r}; {hint}there are {', '.join(available())}")
     return _CLASSES[name]
 

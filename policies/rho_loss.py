@@ -13,6 +13,7 @@ paper keeps the checkpoint with the lowest training-set loss; here the irreducib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class RhoLoss:
 
     pair_loss: PairLoss = "in_batch"
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
     by_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ Departures: the percentile is taken within the super-batch, not in a history of 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class SelectiveBackprop:
     beta: float = 1.0
     pair_loss: PairLoss = "in_batch"
     needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.beta) and self.beta >= 0):

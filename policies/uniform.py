@@ -6,6 +6,7 @@ Asked to choose from more (in tests, say), it draws them uniformly without repla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ class Uniform:
     """Every pair alike."""
 
     needs: ClassVar[frozenset[Role]] = frozenset()
+    prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """All pairs where there are just ``count``, else a uniform draw."""

@@ -34,6 +34,7 @@ from jestbench.evals.metrics import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
+from jestbench.runs.folder import recorded
 from jestbench.runs.saved_model import load_model
 from jestbench.select.policy import PolicyError
 
@@ -533,7 +534,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, capsys):
 
 
 def digest(*bindings: str, file: str = "gin/policy/cappy.gin") -> str:
-    return resolve.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings]).config_hash
+    return resolve.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings], recorded=recorded).config_hash
 
 
 def test_the_scorer_is_part_of_the_arm():

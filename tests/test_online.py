@@ -216,4 +216,6 @@ def test_an_arm_without_a_scorer_keeps_its_hash() -> None:
     flat = {"run.batch_size": 8}
     assert identity.arm_hash(flat, frozenset(), {}) == identity.arm_hash(flat | {"run.twin": False}, frozenset(), {})
     needs = frozenset({"scorer"})
-    assert identity.arm_hash(flat, needs, {}) != identity.arm_hash(flat | {"online_scorer.model": None}, needs, {})
+    assert identity.arm_hash(flat, needs, {}) != identity.arm_hash(
+        flat | {"online_scorer.model": "@m/model()"}, needs, {}
+    )

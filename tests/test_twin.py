@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from jestbench import Embeddings, Scores
 from jestbench.batch import Batch, DataError
 from jestbench.config import resolve
 from jestbench.data.half_pairs import HALVES, HalfPairs, half_of
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.casting import FrozenCasting, TwinCasting
 from jestbench.engine.embedding_rows import EmbeddingRows
@@ -74,28 +74,20 @@ def test_a_half_is_a_split_like_any_other() -> None:
     assert np.array_equal(batch.image_key_B.numpy(), half.image_key_N)
     assert torch.equal(batch.text_key_B, half.text_key_N)
     assert (half_of(batch.image_key_B) == 1).all()
-    super_batches = SuperBatches(half, 7, seed=0)
+    super_batches = SuperBatches(EpochPlan(half, 7, seed=0))
     assert super_batches.pool == len(half)
     assert set(super_batches.at(0).image_key_B.tolist()) <= set(half.image_key_N.tolist())
 
 
-@dataclass(frozen=True)
-class Damaged:
+class Damaged(Wrapped):
     """A split that puts another pair, of either half, in the place of some; and draws captions anew each epoch."""
 
-    pairs: Any
-    instead: dict[int, int]
-    epoch: int = 0
-    max_damaged: float = 0.5
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pairs, name)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __init__(self, pairs: IndexedPairs, instead: dict[int, int], epoch: int = 0) -> None:
+        super().__init__(pairs)
+        self.instead, self.epoch, self.max_damaged = instead, epoch, 0.5
 
     def drawn(self, seed: int, epoch: int) -> Damaged:
-        return self if epoch == self.epoch else replace(self, epoch=epoch)
+        return self if epoch == self.epoch else Damaged(self.pairs, self.instead, epoch)
 
     def batch(self, index_B: torch.Tensor) -> Batch:
         positions = [self.instead.get(position, position) for position in index_B.tolist()]

@@ -147,12 +147,18 @@ def macs(image: nn.Module, text: nn.Module, images_BCHW: Tensor, token_BL: Tenso
     return {"forward": sum(c.forward for c in counted), "training": sum(c.training for c in counted)}
 
 
+def learner_of(shape: Shape, loss: LossName, arithmetic: Arithmetic, microbatch: int | None = None) -> Learner:
+    """The learner of a run."""
+    tokenizer = make_tokenizer(shape)
+    model = shape.model.build(tokenizer, loss, 0).to(arithmetic.device)
+    price = Price.of(model, random_batch(shape, tokenizer, 1, arithmetic.device))
+    return Learner(model, Contrastive(loss, microbatch=microbatch), OPTIMIZER, arithmetic, {FULL: price})
+
+
 def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:
     """The learner of a run, and its update of a batch of so many pairs."""
-    tokenizer = make_tokenizer(shape)
-    batch = random_batch(shape, tokenizer, pairs, arithmetic.device)
-    model = shape.model.build(tokenizer, loss, 0).to(arithmetic.device)
-    learner = Learner(model, Contrastive(loss), OPTIMIZER, arithmetic, {FULL: Price.of(model, batch)})
+    tokenizer, learner = make_tokenizer(shape), learner_of(shape, loss, arithmetic)
+    batch, model = random_batch(shape, tokenizer, pairs, arithmetic.device), learner.model
     counter = itertools.count()
     return Contender(
         model,

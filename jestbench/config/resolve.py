@@ -1,8 +1,8 @@
-"""Gin at the edge: the only file that knows gin, and the only one that knows the policies.
+"""Gin files and bindings to a run: everything that a command asks for, checked before anything is trained.
 
-Statements are parsed by gin's own parser, then checked one by one *before* anything is built (names,
-types), bound, and built. What gin passes over in silence is an error here: a binding, a scope or a
-macro that the run never uses, a bare word, a file that an include cannot find.
+Bindings are checked one by one *before* anything is built (names, types), bound, and built. What gin passes over in
+silence is an error here: a binding, a scope or a macro that the run never uses, a bare word, a file that an include
+cannot find.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import gin
-
-import policies
 from jestbench.config.fitting import Trained, data_warnings, other_loss
+from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
     PROJECT,
-    Binding,
     _beside,
     _missing,
     _shown,
@@ -29,15 +26,23 @@ from jestbench.config.grammar import (
     read_file,
 )
 from jestbench.config.identity import arm_hash, identity_of
-from jestbench.config.operative import bind, check_used, flat_config
-from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, policy_classes, shown_type
+from jestbench.config.operative import check_used, flat_config
+from jestbench.config.registry import (
+    PRETRAINED,
+    configurables,
+    fields_of,
+    fits,
+    policy_class,
+    policy_classes,
+    shown_type,
+)
 from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 
 
-def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
-    """Build the run and its policy from what is bound.
+def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
+    """The run that bindings stand for, its policy built; the policy's name; and what gin held.
 
     Raises:
         ConfigError: a required value is missing, or a constructor refused one.
@@ -47,30 +52,33 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
         for field in dataclasses.fields(Run)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    bound = {binding.key for binding in bindings}
+    keys = {binding.key for binding in bindings}
     for name in required:
-        if f"run.{name}" not in bound:
+        if f"run.{name}" not in keys:
             raise ConfigError(f"run.{name} is required: bind it in a gin file or as run.{name}=… on the command line")
     try:
-        run: Run = gin.get_configurable("run")()
-        asked = run.policy if isinstance(run.policy, str) else None
-        if asked is not None:
-            policies.get(asked)
-            run = dataclasses.replace(run, policy=gin.get_configurable(asked)())
-        elif isinstance(run.policy, type):
-            run = dataclasses.replace(run, policy=run.policy())
+        with bound(bindings):
+            run: Run = build("run")
+            asked = run.policy if isinstance(run.policy, str) else None
+            if asked is not None:
+                policy_class(asked)
+                run = dataclasses.replace(run, policy=build(asked))
+            elif isinstance(run.policy, type):
+                run = dataclasses.replace(run, policy=run.policy())
+            held = snapshot()
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise ConfigError(_constructor_message(error, bindings)) from error
     _check_built(run, bindings)
-    names = [known for known in policies.available() if type(run.policy) is policies.get(known)]
+    known = policy_classes()
+    names = [name for name, cls in known.items() if type(run.policy) is cls]
     if not names:
         raise ConfigError(
             f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
-            f"there are {', '.join(policies.available())}"
+            f"there are {', '.join(known)}"
         )
-    return run, asked or names[0]
+    return run, asked or names[0], held
 
 
 def _place(key: str, bindings: Sequence[Binding]) -> str:
@@ -140,6 +148,14 @@ def resolve(
 ) -> Resolved:
     """Files and bindings → a run. Bindings win over files, later over earlier.
 
+    The order matters, since gin's state is global and a frozen model's own run passes through it too:
+
+    1. read files and command line, and check names and types (an ``import`` in a file registers policies);
+    2. bind and build; what gin held then is a ``Snapshot``, and gin is empty again;
+    3. check that all was used, and take the texts and the flat configuration, from the snapshot;
+    4. resolve the frozen models, which are steps 1 to 5 of their own;
+    5. hash the arm, by its own configuration and the identities of its frozen models.
+
     Args:
         files: gin files.
         bindings: ``Name.parameter=value``.
@@ -152,14 +168,11 @@ def resolve(
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
     """
-    configurables()
     read = _read(files, bindings, beside, origin)
-    bind(read)
-    run, name = _build(read)
+    run, name, held = _build(read)
     _check_augment(run, read)
-    check_used(read, allow_unused)
-    texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
-    flat = flat_config()
+    check_used(held, read, allow_unused)
+    flat = flat_config(held)
     assert not isinstance(run.policy, str)
     needs = frozenset(run.policy.needs)
     if needs and not run.training.selects:
@@ -169,12 +182,13 @@ def resolve(
         )
     stands_on = _stands_on(run, read, chain, recorded)
     warnings = _check_frozen(run, read, stands_on, recorded)
-    identity = {role: "".join(_identity(stand, recorded) for stand in stands) for role, stands in stands_on.items()}
+    identity = {role: "".join(identity_of(stand, recorded) for stand in stands) for role, stands in stands_on.items()}
     identity |= {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
     return Resolved(
         run,
         name,
-        **texts,
+        config=held.config,
+        operative=held.operative,
         flat=flat,
         config_hash=arm_hash(flat, needs, identity),
         stands_on=stands_on,
@@ -206,10 +220,6 @@ def _stands_on(
         role: tuple(_pretrained(role, run, bindings, chain, recorded, half) for half in halves.get(role, ((),)))
         for role in _roles(run)
     }
-
-
-def _identity(stand: Resolved | Path, recorded: ReadFolder | None) -> str:
-    return identity_of(None, stand, recorded) if isinstance(stand, Path) else identity_of(stand, None, recorded)
 
 
 def _findable(binding: Binding) -> Binding:
@@ -345,7 +355,6 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
     operative = stand / "operative.gin"
     try:  # without the frozen models that it needs itself: they may be gone
         read = _read([str(operative)], (), None, COMMAND_LINE)
-        bind(read)
         found: Run | None = _build(read)[0]
     except ConfigError:
         found = None

@@ -150,7 +150,8 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with (
-            _disable_current_modes(),  # inside a dispatch mode fvcore silently loses convolutions
+            # Inside a dispatch mode the trace of a convolution holds no operator that has a rule: it would be free.
+            _disable_current_modes(),
             warnings.catch_warnings(),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
@@ -183,13 +184,13 @@ class Counted:
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
-def without_values(module: SomeModule) -> SomeModule:
-    """A copy of a module on torch's ``meta`` device: its shapes, neither its memory nor its arithmetic."""
+def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
+    """A copy of a module with its shapes and without its values; on ``meta`` without memory and arithmetic too."""
     memo: dict[int, Any] = {
-        id(value): nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
+        id(value): nn.Parameter(torch.empty_like(value, device=device), requires_grad=value.requires_grad)
         for value in module.parameters()
     }
-    memo |= {id(value): torch.empty_like(value, device="meta") for value in module.buffers()}
+    memo |= {id(value): torch.empty_like(value, device=device) for value in module.buffers()}
     return copy.deepcopy(module, memo)
 
 

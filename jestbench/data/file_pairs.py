@@ -15,8 +15,10 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
+from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
-from jestbench.data.pairs import content_key
+from jestbench.data.pairs import IndexedPairs
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
 WHOLE = -1
@@ -24,9 +26,6 @@ WHOLE = -1
 
 OPEN_FILES = 64
 """Files that one process keeps open."""
-
-FLOOR = 1000
-"""A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
 
 
 class Encoded(Protocol):
@@ -151,7 +150,7 @@ def text_keys(captions: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class FilePairs:
+class FilePairs(IndexedPairs):
     """A split whose images are decoded on demand.
 
     An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each
@@ -304,7 +303,8 @@ class FilePairs:
                 if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed}") from failed
                 while position in taken:
-                    position = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
+                    bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
+                    position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
                 try:
@@ -352,10 +352,20 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
 @lru_cache(maxsize=2)
 def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
     assert pairs.first_N is not None
-    count_N = np.diff(pairs.first_N, append=len(pairs.captions)).astype(np.uint64)
-    hash_N = mixed(pairs.image_key_N.view(np.uint64) ^ np.uint64(seeds.derive(seed, "captions", epoch)))
+    count_N = np.diff(pairs.first_N, append=len(pairs.captions))
     origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
-    return replace(pairs, caption_N=pairs.first_N + (hash_N % count_N).astype(np.int64), origin=origin)
+    caption_N = pairs.first_N + drawn_captions(pairs.image_key_N, count_N, seed, epoch)
+    return replace(pairs, caption_N=caption_N, origin=origin)
+
+
+def drawn_captions(
+    image_key_N: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64], seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Which of its captions each image has in an epoch: a function of the image's key, seed and epoch."""
+    key_N = torch.from_numpy(image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
+    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
+    drawn_N: npt.NDArray[np.int64] = (hash_N % count_N.astype(np.uint64)).astype(np.int64)
+    return drawn_N
 
 
 def _rebuilt(fields: Mapping[str, Any]) -> FilePairs:
@@ -390,17 +400,3 @@ class _Expanded:
 
     def __call__(self) -> FilePairs:
         return self.origin().expanded()
-
-
-def mixed(bits: Any) -> Any:
-    """Well-mixed 64 bits of 64 bits (the finaliser of SplitMix64), element by element."""
-    with np.errstate(over="ignore"):
-        bits = bits + np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
-
-
-def too_many(damaged: float, read: float, limit: float) -> bool:
-    """Whether so many damaged ones of those read are more than a share, taken over at least ``FLOOR``."""
-    return damaged > limit * max(read, FLOOR)

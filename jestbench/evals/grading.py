@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from jestbench.batch import Pass
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
 from jestbench.engine.regression import GradedObjective, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
@@ -47,7 +47,7 @@ def rank_correlation(one_N: Tensor, other_N: Tensor) -> float:
 class RegressionEvaluator(Evaluator):
     """The evaluation split, made into the same graded examples each time."""
 
-    def __init__(self, pairs: Pairs, config: Evaluate, objective: GradedObjective) -> None:
+    def __init__(self, pairs: IndexedPairs, config: Evaluate, objective: GradedObjective) -> None:
         super().__init__(pairs, config)
         self.objective = objective
 
@@ -82,7 +82,7 @@ class RegressionEvaluator(Evaluator):
         return metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),)
 
 
-EVALUATORS: Mapping[str, Callable[[Pairs, Evaluate, Model, Any], Evaluator]] = {
+EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any], Evaluator]] = {
     "contrastive": lambda pairs, config, model, objective: Evaluator(pairs, config, model.image_size),
     "regression": lambda pairs, config, model, objective: RegressionEvaluator(pairs, config, objective),
 }

@@ -15,8 +15,8 @@ from torch import Tensor
 from jestbench.batch import Batch, DataError
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.pairs import Pairs, expanded
-from jestbench.data.super_batches import Tally
+from jestbench.data.damage import Tally
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.frozen import FrozenActor
 from jestbench.launch.stages import setting_of
 from jestbench.launch.stands import trained
@@ -48,11 +48,11 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
         with building():
             setting = setting_of(replace(run, reference_accounting="online", cascade=None), run.data, Path(store))
             frozen = {role: trained(role, folder).cast(setting) for role, (folder,) in folders.items()}
-        pairs = expanded(setting.pairs)
+        pairs = setting.pairs.indexed("--fill_cache").expanded()
         return {role: _filled(actor, pairs, run) for role, actor in frozen.items()}
 
 
-def _filled(actor: FrozenActor, pairs: Pairs, run: Run) -> dict[str, Any]:
+def _filled(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> dict[str, Any]:
     """Fill the cache of one model."""
     _walk(actor, pairs, run)
     failures = actor.counts()["cache/failures"]
@@ -64,8 +64,8 @@ def _filled(actor: FrozenActor, pairs: Pairs, run: Run) -> dict[str, Any]:
     return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": FLOPS_PER_MAC * cost}
 
 
-def _walk(actor: FrozenActor, pairs: Pairs, run: Run) -> None:
-    tally = Tally(pairs)
+def _walk(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> None:
+    tally = Tally(pairs.name, pairs.max_damaged)
     done = 0
     for index_P in torch.arange(len(pairs)).split(min(1024, run.microbatch)):
 
@@ -80,6 +80,6 @@ def _walk(actor: FrozenActor, pairs: Pairs, run: Run) -> None:
             print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
 
 
-def _keys(pairs: Pairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
+def _keys(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
     """Image and text keys of some pairs."""
     return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_key_N[index_P]

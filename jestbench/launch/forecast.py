@@ -8,15 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.sources.stream import StreamPairs
 from jestbench.engine.actor import Actor
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins, trained_flops
@@ -94,7 +91,7 @@ def _built(resolved: Resolved) -> Stages:
 
 
 def _one(stages: Stages) -> Batch:
-    return stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
+    return stages.pairs.example()
 
 
 def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
@@ -145,16 +142,11 @@ def _forecast(resolved: Resolved) -> int:
     stages = _built(resolved)
     price, below = _step_price(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, _pool(stages), included)
+    steps = steps_bought(resolved, price, stages.super_batches.pool, included)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
     return steps * price.total + sum(below.values())
-
-
-def _pool(stages: Stages) -> int | None:
-    """Pairs that are drawn from; ``None`` for a stream, which does not tell."""
-    return None if isinstance(stages.pairs, StreamPairs) else len(stages.pairs)
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -274,7 +266,7 @@ def price_table(resolved: Resolved) -> str:
     stages = _built(resolved)
     price = _step_price(resolved, stages)
     run = resolved.run
-    pool = _pool(stages)
+    pool = stages.super_batches.pool
     taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
     steps = steps_bought(resolved, price, pool, taken)
     lines = [

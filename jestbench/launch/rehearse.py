@@ -12,7 +12,7 @@ from jestbench.config.log import Log
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
@@ -98,7 +98,7 @@ def check(resolved: Resolved) -> None:
             )
             stages = build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), drawn)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
-                SuperBatches(stages.pairs, resolved.candidates, run.seed)
+                EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
         batch = stages.super_batches.at(0)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
-from jestbench.data.cascade import CascadedSuperBatches
-from jestbench.data.decoders import WorkerPairs, decoders_for
+from jestbench.data.augment import AugmentedPairs
+from jestbench.data.cascade import CascadePlan
 from jestbench.data.half_pairs import HalfPairs
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.stream import StreamPairs
-from jestbench.data.super_batches import Prefetched, SuperBatches, SuperBatchSource, prefetched, spread
+from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
 from jestbench.engine.scorer import Scorer
@@ -54,17 +54,18 @@ def build_stages(
     actors |= {role: casting.cast(setting, learner) for role, casting in castings.items()}
     actors |= {role: casting.cast(setting, learner) for role, casting in run.castings.items() if role in run.needs}
     scorer = Scorer(actors, run.loss)
-    super_batches = source(resolved, setting, draw_size or resolved.draw_size, scorer)
-    evaluated = data.split(run.evaluate.split)
+    super_batches = source(setting, draw_size or resolved.draw_size, actors)
+    evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
     evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective)
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
 def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
     """What the actors of a run have in common, on its data set or a stand-in."""
-    pairs = data.split(run.split) if run.half is None else HalfPairs(data.split(run.split), run.half)
-    example = pairs.batch(torch.zeros(1, dtype=torch.int64))
-    return Setting(run, pairs, example, Arithmetic.of(run.device, run.precision), store_dir)
+    pairs = data.split(run.split)
+    if run.half is not None:
+        pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
+    return Setting(run, pairs, pairs.example(), Arithmetic.of(run.device, run.precision), store_dir)
 
 
 def _check_world(run: Run, world: World) -> None:
@@ -83,25 +84,26 @@ def _check_world(run: Run, world: World) -> None:
         )
 
 
-def source(resolved: Resolved, setting: Setting, size: int, scorer: Scorer) -> SuperBatchSource:
-    """Where super-batches of ``size`` pairs come from.
+def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBatchSource:
+    """The super-batches of ``size`` pairs that a run draws from a split.
 
     Raises:
         DataError: the split is too small.
-        ConfigError: a cascade over a stream, whose pairs are not known before they come.
+        ValueError: a cascade over a stream, or augmentation of it: its pairs are not known before they come.
     """
-    run, pairs, world = resolved.run, setting.pairs, setting.arithmetic.world
-    device = str(setting.arithmetic.device)
-    if run.cascade is None:
-        return prefetched(pairs, size, run.seed, run.loader, run.augment, device, world)
-    if isinstance(pairs, StreamPairs):
-        raise ConfigError("run.cascade needs an indexed data set: the pairs of a stream have no keys before they come")
-    decoders = decoders_for(pairs, run.loader, device)
-    candidates = CascadedSuperBatches.candidates(size, run.cascade, len(pairs))
-    drawn = SuperBatches(pairs if decoders is None else WorkerPairs(pairs, decoders), candidates, run.seed)
-    score = partial(scorer.actors[run.cascade.score].own_loss, run.loss)
-    cascaded = CascadedSuperBatches(drawn, size, run.cascade, score)
-    return spread(Prefetched(cascaded, decoders, ahead=None), size, world, read_whole=True)
+    run, pairs = setting.run, setting.pairs
+    device, world = str(setting.arithmetic.device), setting.arithmetic.world
+    if run.augment is not None:
+        pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
+    plan: StepPlan
+    if run.cascade is not None:
+        own_loss = partial(actors[run.cascade.score].own_loss, run.loss)
+        plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    elif isinstance(pairs, StreamPairs):
+        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
+    else:
+        plan = EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
+    return SuperBatches.of(plan, run.loader, device, world)
 
 
 def view_warnings(resolved: Resolved, stages: Stages) -> list[str]:

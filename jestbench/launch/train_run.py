@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,7 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.pairs import facts
-from jestbench.disk import cache_root, write_json
+from jestbench.disk import cache_root, digest, write_json
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, pretrain_flops, trained_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -44,8 +42,7 @@ def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
         return stand
     run = stand.run
     identity = f"{stand.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
-    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    return cache_root() / "models" / f"{run.arm or role}-{digest}"
+    return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
 def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, tuple[Path, ...]]:
@@ -259,7 +256,7 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
-    return found | dict(facts(stages.pairs))
+    return found | dict(stages.pairs.facts)
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

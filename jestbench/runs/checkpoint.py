@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jestbench.batch import DataError
+from jestbench.disk import LEFTOVERS, whole
 
 FOLDER = "checkpoints"
 FORMAT = 4
@@ -63,19 +64,19 @@ def write(run_dir: Path, step: int, fill: Callable[[Path], None], keep: int = KE
         keep: how many stay.
     """
     folder = run_dir / FOLDER
-    final, partial = folder / f"step-{step:010d}", folder / f".partial-{os.getpid()}"
+    final = folder / f"step-{step:010d}"
     if final.exists():
         return final
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fill(partial)
-    for file in partial.iterdir():
-        _sync(file)
-    partial.rename(final)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(final) as partial:
+        partial.mkdir()
+        fill(partial)
+        for file in partial.iterdir():
+            _sync(file)
     _sync(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
-    for left in folder.glob(".partial-*"):
+    for left in folder.glob(LEFTOVERS):
         shutil.rmtree(left, ignore_errors=True)
     return final
 

@@ -48,11 +48,6 @@ class Stateful(Protocol):
         ...
 
 
-class _Renamed:
-    def __init__(self, source: Any) -> None:
-        self.state_dict, self.load_state_dict = source.state, source.restore
-
-
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
     """Share of the marked pairs (noisy, curated …) among the chosen and in the super-batch."""
     index_K = selection.index_K.cpu()
@@ -198,7 +193,7 @@ class Recorder:
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
         actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
-        return {**actors, "super_batches": _Renamed(self.stages.super_batches), "progress": progress}
+        return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
 
     def _described(self) -> dict[str, Any]:
         """What the learner's model is, so that it can be built again."""

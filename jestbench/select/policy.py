@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -35,6 +36,15 @@ class Policy(Protocol):
     @property
     def needs(self) -> frozenset[Role]:
         """The roles whose scores are read; empty where the super-batch holds exactly ``count`` pairs."""
+        ...
+
+    @property
+    def prefers(self) -> Mapping[str, int]:
+        """Which way the choice goes: 1 where more is chosen of what has more of it, −1 where less.
+
+        By the role, of the pair's loss under it; by its name, of a value in ``Scores.values``; all else being equal.
+        What is not named has no direction. The conformance suite tries it on pairs of two kinds.
+        """
         ...
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:

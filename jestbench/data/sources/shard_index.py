@@ -6,12 +6,10 @@ arrays) joins those of a split, with captions normalised. Both appear whole or n
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,45 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jestbench import disk
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
-from jestbench.data.decode import DamagedImage, decode, probe
+from jestbench.data.damage import Damaged
+from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
-from jestbench.data.pairs import content_key
 
-VERSION = 1
+VERSION = 2
 """Counted up when an index of the same data would hold something else."""
 
 
 def digest(*parts: object) -> str:
     """A name in the cache."""
-    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=10).hexdigest()
-
-
-class Damaged(Exception):
-    """A pair is of no use; ``reason`` is counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def text_of(content: object) -> str:
-    """A caption as text.
-
-    Raises:
-        Damaged: it is not UTF-8, or there is none.
-    """
-    if content is None:
-        raise Damaged("no caption")
-    try:
-        if isinstance(content, bytes):
-            return content.decode("utf-8")
-        text = content if isinstance(content, str) else str(content)
-        text.encode("utf-8")  # half a surrogate pair, as JSON can hold
-    except UnicodeError:
-        raise Damaged("caption is not UTF-8") from None
-    return text
+    return disk.digest(json.dumps(parts, default=str), 10)
 
 
 def image_key(content: bytes, verified: int | None) -> int:
@@ -68,16 +41,13 @@ def image_key(content: bytes, verified: int | None) -> int:
         verified: decode it, at so many pixels; ``None`` reads the header alone.
 
     Raises:
-        Damaged: it is of no use.
+        DamagedImage: it is of no use.
     """
-    try:
-        if verified is None:
-            probe(content)
-        else:
-            decode(content, verified)
-    except DamagedImage as error:
-        raise Damaged(error.reason) from None
-    return content_key(content)
+    if verified is None:
+        probe(content)
+    else:
+        decode(content, verified)
+    return disk.content_key(content)
 
 
 @dataclass
@@ -109,12 +79,19 @@ class ShardIndex:
         if path is not None:
             self.paths.append(path)
 
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Count the damage that is raised within."""
+        try:
+            yield
+        except Damaged as damaged:
+            self.damage[damaged.reason] += 1
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         texts = Texts.of([caption for captions in self.captions for caption in captions])
         paths = Texts.of(self.paths)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
+        with disk.whole(path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 place=np.array([self.offset, self.size, self.key], dtype=np.int64),
@@ -125,7 +102,6 @@ class ShardIndex:
                 path_end=paths.end_M,
                 damage=np.frombuffer(json.dumps(self.damage).encode(), dtype=np.uint8),
             )
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -244,19 +220,16 @@ def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardInde
         "path_end": packed_paths.end_M,
     }
     content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
-    fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+    fingerprint = disk.digest(b"\0".join(content))
     meta = {
         "shards": [] if paths else list(shards),
         "damage": dict(damage),
         "cut": cut,
         "fingerprint": fingerprint,
     }
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    work.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with disk.whole(folder) as work:
+        work.mkdir()
         for name, values in arrays.items():
             np.save(work / f"{name}.npy", values)
-        (work / "table.json").write_text(json.dumps(meta), encoding="utf-8")
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        disk.write_json(work / "table.json", meta)
