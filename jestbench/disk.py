@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import platformdirs
 
-if TYPE_CHECKING:
-    pass
+
+class DataError(Exception):
+    """Data, or another file, is wrong or missing; the message names what to do (exit status 3)."""
 
 
 def content_key(content: bytes) -> int:

@@ -29,7 +29,7 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.engine.pair_scorer import PairScorer
 from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
-from jestbench.evals.metrics import REGRESSION_MEASURES
+from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower

@@ -148,7 +148,7 @@ def resolve(
         beside: the file that names the files, for a reference's.
         chain: references being resolved, to refuse a circle.
         origin: where the bindings stand, for messages.
-        recorded: reads a run folder that is bound in a role (``jestbench.runs.folder.recorded``).
+        recorded: reads a run folder that is bound in a role (``jestbench.runs.open_folder.recorded``).
 
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
@@ -356,14 +356,13 @@ def _training_of(
         file = (asked,) if isinstance(asked, str) else tuple(asked)
         loss = own.run.loss if own.run.objective is None else None
         return Trained(role, own.run.arm or file[0], loss, own.run, file=file)
-    operative = folder / "operative.gin"
+    assert recorded is not None, "a run folder is resolved with a reader of run folders"
+    read_back = recorded(folder)
     try:  # without the frozen models that it needs itself: they may be gone
-        read = _read([str(operative)], (), None, COMMAND_LINE)
+        read = _read([str(read_back.operative)], (), None, COMMAND_LINE)
         bind(read)
         found: Run | None = _build(read)[0]
     except ConfigError:
         found = None
-    file = (_shown(operative),) if found is not None else ()
-    assert recorded is not None, "a run folder is resolved with a reader of run folders"
-    read_back = recorded(folder)
+    file = (_shown(read_back.operative),) if found is not None else ()
     return Trained(role, _shown(folder), read_back.loss, found, read_back.data, file)

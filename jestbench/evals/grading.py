@@ -15,7 +15,7 @@ from jestbench.data.pairs import Pairs
 from jestbench.engine.learner import Learner
 from jestbench.engine.regression import Regression, RegressionLearner, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
-from jestbench.evals.metrics import REGRESSION_MEASURES, Measure
+from jestbench.evals.measure import REGRESSION_MEASURES, Measure
 
 EVALUATION_SEED = 0
 """Of the examples: the same for all runs over one split, so that their figures can be compared."""

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, Selection
+from jestbench.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FOLDER = "examples"
-PAGE = "index.html"
 _COLUMNS = 8  # images side by side in a sheet
 _GAP = 2  # pixels between two images
 _SHOWN = 96  # pixels at least: smaller images are enlarged on the page
@@ -110,7 +109,7 @@ def save(table: ExampleTable, run_dir: Path) -> None:
     """Write the table and its sheet of images, and the page of all tables anew."""
     if not table.examples:
         return
-    folder = run_dir / FOLDER
+    folder = RunFolder(run_dir).examples
     folder.mkdir(exist_ok=True)
     stem = f"step-{table.step:010d}"
     sheet, places = _sheet([example.image() for example in table.examples])
@@ -122,7 +121,7 @@ def save(table: ExampleTable, run_dir: Path) -> None:
     size = {"width": table.examples[0].image_CHW.shape[2], "height": table.examples[0].image_CHW.shape[1]}
     document = {"step": table.step, "sheet": f"{stem}.png", "sheet_size": sheet.size, **size, "examples": pairs}
     _write(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / PAGE, _page(folder))
+    _write(RunFolder(run_dir).examples_page, _page(folder))
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from jestbench import seeds
 from jestbench.batch import Batch, Selection
@@ -20,12 +19,13 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.disk import write_json
 from jestbench.engine.learner import NonFiniteLoss, Update
 from jestbench.evals.evaluate import points_reached
 from jestbench.runs import checkpoint, examples
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Metrics
-from jestbench.runs.saved_model import kind_of
+from jestbench.runs.saved_model import WEIGHTS, save_model
+from jestbench.runs.summary import Ending, ReferenceEntry, Summary
 from jestbench.runs.wandb_run import Value
 from jestbench.select.scores import NonFiniteScore
 
@@ -94,7 +94,7 @@ class Recorder:
 
     def start(self, progress: Progress) -> None:
         """Evaluate the untrained model; nothing when resuming, from the checkpoint at step 0 neither."""
-        if self.world.first(lambda: checkpoint.newest(self.run_dir)) is None:
+        if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
 
@@ -170,24 +170,7 @@ class Recorder:
         remembered: dict[str, Any] = {role: self.world.everybodys(model.state()) for role, model in frozen.items()}
 
         def fill(folder: Path) -> None:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
-            save_file(tensors, folder / "model.safetensors")
-            tokenizer = self.stages.super_batches.tokenizer
-            write_json(
-                folder / "model.json",
-                {
-                    "format": checkpoint.FORMAT,
-                    "processes": self.world.size,
-                    "model": asdict(run.model),
-                    "loss": run.loss,
-                    "tokenizer": tokenizer.definition,
-                    "length": tokenizer.length,
-                    "pad": tokenizer.pad,
-                    "end": tokenizer.end,
-                    "train_views": [[share, asdict(view)] for share, view in run.mix],
-                    **kind_of(run),
-                },
-            )
+            save_model(folder, learner.model, run, self.stages.super_batches.tokenizer, self.world.size)
             state: dict[str, Any] = {
                 "optimizer": learner.state(),
                 "step": progress.step,
@@ -209,7 +192,7 @@ class Recorder:
         """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
         learner = self.stages.learner
         state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        learner.model.load_state_dict(load_file(folder / "model.safetensors"))
+        learner.model.load_state_dict(load_file(folder / WEIGHTS))
         learner.optimizer.load_state_dict(state["optimizer"])
         progress.step, progress.seconds = state["step"], state["seconds"]
         progress.pairs_seen, progress.pairs_trained = state["pairs_seen"], state["pairs_trained"]
@@ -223,34 +206,39 @@ class Recorder:
         self.final = state["final"]
 
     def summary(
-        self, progress: Progress, status: str, pretrain: Mapping[str, int], more: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """``summary.json``."""
-        resolved, frozen = self.resolved, self.stages.scorer.frozen
-        overshoot = None
-        if self.allowance.flops is not None:
-            overshoot = progress.ledger.total - self.allowance.flops
-        return {
-            "arm": resolved.run.arm,
-            "policy": resolved.policy_name,
-            "config_hash": resolved.config_hash,
-            "seed": resolved.run.seed,
-            "status": status,
-            "steps": progress.step,
-            "pairs_seen": progress.pairs_seen,
-            "pairs_trained": progress.pairs_trained,
-            "budget": None if resolved.run.budget is None else int(resolved.run.budget),
-            "overshoot": overshoot,
-            "flops": progress.ledger.flops(),
-            "macs_total": progress.ledger.macs_total,
-            "flops_amortised": FLOPS_PER_MAC * sum(model.amortised_macs for model in frozen.values()),
-            "pretrain_flops": dict(pretrain),
-            "pretrain_in_budget": self.allowance.pretrain,
-            "added_to_budget": self.allowance.added,
-            "seconds": progress.seconds,
-            **({"cache": self._counted} if resolved.run.cache is not None else {}),
-            "learning_rate": resolved.run.optimizer.learning_rate,
-            "measures": {name: asdict(measure) for name, measure in self.stages.evaluator.measures.items()},
-            "metrics": self.final,
-            **more,
-        }
+        self,
+        progress: Progress,
+        status: Ending,
+        pretrain: Mapping[str, int],
+        references: Sequence[ReferenceEntry],
+        data: Mapping[str, Any],
+        warnings: Sequence[str],
+    ) -> Summary:
+        """What the run amounts to, with what its start has brought along: frozen models, data, warnings."""
+        resolved, frozen, allowance = self.resolved, self.stages.scorer.frozen, self.allowance
+        return Summary(
+            arm=resolved.run.arm,
+            policy=resolved.policy_name,
+            config_hash=resolved.config_hash,
+            seed=resolved.run.seed,
+            status=status,
+            steps=progress.step,
+            pairs_seen=progress.pairs_seen,
+            pairs_trained=progress.pairs_trained,
+            budget=None if resolved.run.budget is None else int(resolved.run.budget),
+            overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
+            flops=progress.ledger.flops(),
+            macs_total=progress.ledger.macs_total,
+            flops_amortised=FLOPS_PER_MAC * sum(model.amortised_macs for model in frozen.values()),
+            pretrain_flops=dict(pretrain),
+            pretrain_in_budget=allowance.pretrain,
+            added_to_budget=allowance.added,
+            seconds=progress.seconds,
+            cache=dict(self._counted) if resolved.run.cache is not None else None,
+            learning_rate=resolved.run.optimizer.learning_rate,
+            measures=self.stages.evaluator.measures,
+            metrics=self.final,
+            references=tuple(references),
+            data=data,
+            warnings=tuple(warnings),
+        )
