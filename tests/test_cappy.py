@@ -477,9 +477,6 @@ def test_models_of_the_wrong_kind_are_refused(scorer, contrastive, tmp_path, cap
     assert train(tmp_path / "d", "--gin_file", TINY, "run.policy=jest", f"run.reference={SCORER}", *SMALL) == 2
     assert "trains a pair scorer" in said(capsys)
     assert not any((tmp_path / name).exists() for name in "cd"), "found before anything is made"
-
-
-def test_an_older_model_without_a_kind_is_contrastive(contrastive, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(contrastive, old)
     (described,) = max((old / "checkpoints").glob("step-*")).glob("model.json")
@@ -487,7 +484,8 @@ def test_an_older_model_without_a_kind_is_contrastive(contrastive, tmp_path):
     assert model.pop("kind") == "contrastive"
     described.write_text(json.dumps(model), encoding="utf-8")
     jest = ["--gin_file", TINY, "run.policy=jest", f"run.reference={old}", *SMALL, *steps(2)]
-    assert train(tmp_path / "run", *jest) == 0
+    assert train(tmp_path / "e", *jest) == 3
+    assert "model.json holds no 'kind'" in said(capsys)
 
 
 @pytest.mark.parametrize(

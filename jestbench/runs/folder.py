@@ -55,7 +55,7 @@ class RunFolder:
         Raises:
             DataError: the file cannot be read, or is no whole summary.
         """
-        document = read_json(self.summary_json)
+        document = read_object(self.summary_json)
         try:
             return None if document is None else Summary.from_json(document)
         except ValueError as error:
@@ -77,10 +77,9 @@ class RunFolder:
     def environment(self) -> Mapping[str, Any]:
         """What the run's figures depend on beside its configuration; empty where that cannot be read."""
         try:
-            found = read_json(self.environment_json)
+            return read_object(self.environment_json) or {}
         except DataError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def read_rows(self) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         """The logged steps in order, one row for each step, and what was wrong with the file.
@@ -144,20 +143,23 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_json(path: Path) -> Any:
-    """The parsed content of a JSON file; ``None`` where there is no file.
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where there is no file.
 
     Raises:
-        DataError: it cannot be read, or is not JSON.
+        DataError: the file cannot be read, or holds no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(f"{shown(path)}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{shown(path)}: not a JSON object")
+    return found
 
 
 def shown(path: Path) -> str:

@@ -18,7 +18,7 @@ from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.checkpoint import FORMAT
-from jestbench.runs.folder import RunFolder, read_json
+from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
 
 ModelKind = Literal["contrastive", "regression"]
@@ -64,16 +64,15 @@ def _description(checkpoint: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or another version wrote it.
     """
-    found = read_json(checkpoint / DESCRIPTION)
+    found = read_object(checkpoint / DESCRIPTION) or {}
     names = ("format", "processes", "model", "loss", "tokenizer", "length", "pad", "end", "train_views", "kind")
-    missing = [name for name in names if not isinstance(found, dict) or name not in found]
+    missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
             f"{checkpoint / DESCRIPTION} holds no {missing[0]!r}, so it describes no model of this version: "
             "train the model anew"
         )
-    described: dict[str, Any] = found
-    return described
+    return found
 
 
 def check_format(checkpoint: Path, processes: int) -> None:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], document: object, where: str = "") -> T:
-    """A dataclass from a JSON object; keys of the object that are no fields are left out.
+    """A dataclass from a JSON object; keys that are no fields are left out.
 
     Args:
         cls: its fields are numbers, texts, literals, other dataclasses, ``… | None``, mappings of texts and
@@ -23,7 +23,7 @@ def from_json(cls: type[T], document: object, where: str = "") -> T:
         ValueError: the document is no object, or a field is missing or of another type; the message names the field.
     """
     if not isinstance(document, dict):
-        raise ValueError(f"{where!r} is {document!r}, not an object" if where else "not a JSON object")
+        raise ValueError(f"{where!r} is {document!r}, not an object")
     assert is_dataclass(cls)
     hints, found = get_type_hints(cls), {}
     for field in fields(cls):
