@@ -1,4 +1,7 @@
-"""Files and names that outlive a process: atomic writes, content hashes, the user's cache folder, nearest names."""
+"""Files and names that outlive a process: whole files, content hashes, the user's cache folder, nearest names.
+
+This module imports no torch: worker processes that render drawings import it.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,98 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+LEFTOVERS = ".*.partial"
+"""Pattern of what ``whole`` leaves in a folder when its process is killed."""
 
 
 class DataError(Exception):
     """Data, or another file, is wrong or missing; the message names what to do (exit status 3)."""
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside the target, to write a file or a folder to, which takes the target's name at the end.
+
+    So the target is complete or as it was, whenever the process is killed. An error inside removes what was written.
+
+    Args:
+        path: the target; a file is replaced, a folder must not exist. Its parent exists.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Args:
+        path: the file.
+        text: its content.
+        errors: ``strict`` raises where UTF-8 cannot hold a character (half a surrogate pair), ``replace`` writes ``?``.
+    """
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_all(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all bytes at an offset: a disk that gets full takes the first half, and refuses the second.
+
+    Raises:
+        OSError: the disk refuses them.
+    """
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def hashed(content: bytes | str | Iterable[bytes], size: int = 8) -> bytes:
+    """BLAKE2b of a text, of bytes or of pieces of bytes, in ``size`` bytes."""
+    if isinstance(content, str):
+        content = content.encode()
+    digest_of = hashlib.blake2b(digest_size=size)
+    for piece in (content,) if isinstance(content, bytes) else content:
+        digest_of.update(piece)
+    return digest_of.digest()
+
+
+def digest(content: bytes | str | Iterable[bytes], size: int = 8) -> str:
+    """BLAKE2b in hexadecimal digits, two for each of ``size`` bytes."""
+    return hashed(content, size).hex()
+
+
 def content_key(content: bytes) -> int:
     """A 64-bit content hash as a signed integer (the first 8 bytes of BLAKE2b)."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hashed(content), "little", signed=True)
 
 
 def cache_root() -> Path:
@@ -28,17 +109,24 @@ def cache_root() -> Path:
     return Path(moved).expanduser() if moved else platformdirs.user_cache_path("jestbench")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(
+    name: object, known: Iterable[str], form: str = "did you mean {!r}?", count: int = 1, cutoff: float = 0.6
+) -> str:
+    """A hint at the known names nearest to a name; empty where none is near.
+
+    Args:
+        name: what was asked for.
+        known: names that exist.
+        form: the hint, with ``{}`` for the names.
+        count: names that it lists at most.
+        cutoff: how alike a name must be, in [0, 1].
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
+    return form.format(", ".join(near)) if near else ""
+
+
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest known name, or all of them where none is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"there are: {', '.join(known)}" if known else "there is none"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    every = f"there are: {', '.join(known)}" if known else "there is none"
+    return nearest(name, known, cutoff=0.5) or every

@@ -7,12 +7,12 @@ generator state to go on exactly.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from jestbench import seeds
+from jestbench.disk import hashed
 
 Stream = Literal[
     "init",
@@ -30,10 +30,16 @@ Stream = Literal[
 ]
 
 
+# SplitMix64's constants (Steele, Lea & Flood 2014) as signed 64-bit integers, whose sums and products wrap.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+"""Its step from one state to the next."""
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
 def derive(seed: int, stream: Stream, position: int = 0) -> int:
     """A 63-bit seed for one stream at one position (a step or an epoch)."""
-    text = f"{seed}/{stream}/{position}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashed(f"{seed}/{stream}/{position}"), "little") >> 1
 
 
 def generator(seed: int, stream: Stream, position: int = 0) -> torch.Generator:
@@ -43,4 +49,19 @@ def generator(seed: int, stream: Stream, position: int = 0) -> torch.Generator:
 
 def update_seed(seed: int, step: int) -> int:
     """Seed of the model's own randomness in one step."""
-    return seeds.derive(seed, "update", step)
+    return derive(seed, "update", step)
+
+
+def mixed(value: Tensor) -> Tensor:
+    """Well-mixed 64 bits of 64 bits (SplitMix64's finaliser), element by element.
+
+    Args:
+        value: int64, on any device.
+
+    Returns:
+        int64 of the same shape.
+    """
+    # A shift of a signed integer brings ones from the left: the masks clear them.
+    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * _MIX_1
+    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * _MIX_2
+    return value ^ ((value >> 31) & ((1 << 33) - 1))

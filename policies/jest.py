@@ -2,7 +2,7 @@
 
 Source: Evans, Parthasarathy, Merzic, Hénaff 2024, "Data curation via joint example selection further
 accelerates multimodal learning" (arXiv 2406.17711), sections 2.1 and 2.2 and the listing.
-The logits are those of ``jestbench.sampling.JointLogits``: of the learner's loss minus the
+The logits are those of ``jestbench.select.draws.JointLogits``: of the learner's loss minus the
 reference's, conditional on the chunks already drawn.
 Departures: exactly ``count`` pairs are drawn, whatever ``chunks`` is (the listing truncates);
 a Gumbel top-k stands for the sequential draw (same law). The paper's gain is unknown: ``gain`` = 1.

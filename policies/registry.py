@@ -6,7 +6,6 @@ Packages installed beside this one bring theirs through the entry-point group ``
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from jestbench.disk import nearest
 from jestbench.select import Policy
 
 GROUP = "jestbench.policies"
@@ -72,8 +72,7 @@ def get(name: str) -> type[Any]:
     """
     _discover()
     if name not in _CLASSES:
-        near = difflib.get_close_matches(name, _CLASSES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(name, _CLASSES, "did you mean {!r}? ")
         raise ValueError(f"no policy is named {name!r}; {hint}there are {', '.join(available())}")
     return _CLASSES[name]
 

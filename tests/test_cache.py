@@ -366,13 +366,13 @@ def test_cold_warm_and_broken_caches_write_the_same_run(train, tmp_path, monkeyp
     before = len(encoded)
     warm, with_cache = train(*use)
     assert len(encoded) == before, "a warm cache runs no reference"
-    write = rows._write
+    write = rows.write_all
 
     def full(descriptor: int, content: bytes, offset: int) -> None:
         write(descriptor, content[: len(content) // 2], offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(rows, "_write", full)
+    monkeypatch.setattr(rows, "write_all", full)
     broken, _ = train(charged, "run.cache=@cache()", f"cache.folder={tmp_path / 'full'}")
     assert lasting(cold) == lasting(warm) == lasting(broken)
     assert broken[-1]["cache/failures"] > 0 == warm[-1]["cache/failures"]

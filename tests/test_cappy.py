@@ -33,6 +33,7 @@ from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
+from jestbench.runs.folder import recorded
 from jestbench.runs.saved_model import load_regressor
 from jestbench.select.policy import PolicyError
 
@@ -518,7 +519,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, capsys):
 
 
 def digest(*bindings: str, file: str = "gin/policy/cappy.gin") -> str:
-    return resolve.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings]).config_hash
+    return resolve.resolve([TINY, file], [f"run.scorer={SCORER}", *bindings], recorded=recorded).config_hash
 
 
 def test_the_scorer_is_part_of_the_arm():

@@ -29,6 +29,7 @@ from jestbench.launch.command import main
 from jestbench.launch.forecast import step_price
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.runs.folder import recorded
 from jestbench.runs.recorder import Recorder
 from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import gumbel_top_k, top_k
@@ -275,7 +276,7 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
     run = train(policy, *more)
     words = command(reference, tmp_path / "cache", policy, *more)
     files = [word for word in words if word.endswith(".gin")]
-    price = step_price(resolve.resolve(files, [word for word in words if "=" in word]))
+    price = step_price(resolve.resolve(files, [word for word in words if "=" in word], recorded=recorded))
     charged = {purpose: flops for purpose, flops in run.summary["flops"].items() if purpose not in ("total", "eval")}
     assert {purpose: flops for purpose, flops in price.flops.items() if purpose != "eval"} == charged
     capsys.readouterr()
@@ -290,7 +291,9 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
 def test_first_sight_and_amortised_prices(reference, tmp_path):
     def price(accounting: str) -> Any:
         words = command(reference, tmp_path, "cascade_jest", f"run.reference_accounting={accounting}")
-        resolved = resolve.resolve([w for w in words if w.endswith(".gin")], [w for w in words if "=" in w])
+        resolved = resolve.resolve(
+            [w for w in words if w.endswith(".gin")], [w for w in words if "=" in w], recorded=recorded
+        )
         return step_price(resolved)
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
@@ -339,7 +342,9 @@ def test_a_wrong_option_is_named(options, name):
 def test_an_arm_with_a_cascade_is_another_arm():
     def digest(policy: str, *more: str) -> str:
         reference = () if policy == "uniform" else ("run.reference=gin/run/tiny_reference.gin",)
-        return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more]).config_hash
+        return resolve.resolve(
+            ["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*reference, *more], recorded=recorded
+        ).config_hash
 
     hashes = [
         digest("uniform"),

@@ -21,6 +21,7 @@ from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
 from jestbench.launch import command, train_run
+from jestbench.runs.folder import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 GIN = ROOT / "gin"
@@ -678,7 +679,7 @@ def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, poli
 
 def digest(*bindings: str) -> str:
     jest = ("run.policy=jest", "run.reference=gin/run/tiny_reference.gin")
-    return resolve.resolve(["gin/run/tiny.gin"], (*jest, *bindings)).config_hash
+    return resolve.resolve(["gin/run/tiny.gin"], (*jest, *bindings), recorded=recorded).config_hash
 
 
 @pytest.mark.parametrize(
@@ -775,7 +776,7 @@ def _python(code: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     _python(
-        "import sys\nfrom jestbench.command import run_command\nassert run_command(['--help']) == 0\n"
+        "import sys\nfrom jestbench.launch.command import run_command\nassert run_command(['--help']) == 0\n"
         "heavy = {'torch', 'gin', 'wandb', 'timm', 'numpy', 'policies'} & set(sys.modules)\nassert not heavy, heavy"
     )
 

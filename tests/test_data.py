@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.noise import exchange_captions, normalised
-from jestbench.data.pairs import ArrayPairs, content_key
+from jestbench.data.pairs import ArrayPairs
 from jestbench.data.super_batches import SuperBatches
 from jestbench.data.synthetic import SPLITS, Synthetic
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import END, PAD, Tokenizer, train_bpe
 
 CAPTIONS = ["a red cat", "a blue dog", "two green fish by the sea", "a red dog"]

@@ -36,7 +36,7 @@ from jestbench.data.icons.icon_render import CHUNK, render, render_all
 from jestbench.data.icons.icons import Icons, Recipe, assign_splits, merge_groups, near_copies, thumbnail
 from jestbench.data.icons.packages import SETS, IconSet
 from jestbench.data.noise import exchange_captions, normalised
-from jestbench.data.pairs import content_key
+from jestbench.disk import content_key
 from jestbench.launch.prepare import main
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from jestbench.select import kernels
 PROGRAM = """
 import torch
 from jestbench import Embeddings
-from jestbench.kernels import row_sums
-from jestbench.scores import Meter, strip_sums
+from jestbench.select.kernels import row_sums
+from jestbench.select.scores import Meter, strip_sums
 generator = torch.Generator().manual_seed(0)
 for rows, columns, width, scale, bias in ((5, 1, 3, 3.0, -2.0), (70, 65, 40, 10.0, -10.0), (64, 130, 33, 100.0, -13.0)):
     left, right = (torch.randn(n, width, generator=generator) / width**0.5 for n in (rows, columns))
@@ -54,8 +54,8 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from jestbench._strip_kernel import strip_sums
-from jestbench.kernels import COLUMNS, DEPTH, ROWS
+from jestbench.select._strip_kernel import strip_sums
+from jestbench.select.kernels import COLUMNS, DEPTH, ROWS
 types = dict.fromkeys(("left_BD", "right_CD", "sums_B"), "*fp32") | dict.fromkeys("BCD", "i32")
 types |= dict.fromkeys(("scale", "offset"), "fp32")
 for sigmoid in (True, False):

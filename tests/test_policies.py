@@ -464,7 +464,7 @@ FAULTS = {
 USE_PLUGIN = """\
 import torch, policies
 from jestbench import Scores
-from jestbench.selection import choose
+from jestbench.select.policy import choose
 
 print(*policies.available())
 print(choose(policies.create("first_pairs"), Scores(size=9), 3, torch.Generator()).index_K.tolist())

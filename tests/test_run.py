@@ -388,7 +388,7 @@ def test_what_a_kill_tears_is_cut(uninterrupted, reference, tmp_path):
     assert rows_of(run_dir)[-1]["step"] == 8
     newest = max((run_dir / "checkpoints").glob("step-*"))
     assert newest.name == "step-0000000005"
-    torn = run_dir / "checkpoints" / ".partial-12345"
+    torn = run_dir / "checkpoints" / ".step-0000000010.12345.partial"
     shutil.copytree(newest, torn)
     (torn / "model.safetensors").write_bytes(b"half")
     with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -30,12 +30,12 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.decode import Damage, DamagedImage, decode, probe
 from jestbench.data.file_pairs import WHOLE, ByteRanges, FilePairs, Texts
-from jestbench.data.pairs import content_key
 from jestbench.data.sources.csv_tables import Csv
 from jestbench.data.sources.hugging_face import HuggingFace
 from jestbench.data.sources.source import Source
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.data.super_batches import SuperBatches
+from jestbench.disk import content_key
 from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.tokenizer_choice import TokenizerChoice

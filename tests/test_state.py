@@ -15,6 +15,7 @@ import torch
 from jestbench.batch import Selection
 from jestbench.config import resolve
 from jestbench.launch import train_run
+from jestbench.launch.command import main
 from jestbench.select.scores import Scores, Side
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,10 +82,10 @@ def half_trained(run_dir: Path, **other: object) -> None:
 
 def test_a_run_of_another_version_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--gin_file", "gin/run/tiny.gin", "run.budget=2e9", "--run_dir", str(tmp_path / "run"), "--resume"]
-    assert command.main(command) == 0
+    assert main(command) == 0
     half_trained(tmp_path / "run", format=None)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert command.main(command) == 3
+    assert main(command) == 3
     assert "another version" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -96,8 +97,8 @@ def test_a_reference_half_trained_by_another_version_or_by_more_processes_is_tra
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     reference = "run.reference=('gin/run/tiny_reference.gin', 'run.budget=2e9')"
     command = ["--gin_file", "gin/run/tiny.gin", "run.policy=jest", reference, "run.budget=3e9"]
-    assert command.main([*command, "--run_dir", str(tmp_path / "first")]) == 0
+    assert main([*command, "--run_dir", str(tmp_path / "first")]) == 0
     (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
     half_trained(folder, **other)
-    assert command.main([*command, "--run_dir", str(tmp_path / "second")]) == 0
+    assert main([*command, "--run_dir", str(tmp_path / "second")]) == 0
     assert list(rows(tmp_path / "second")) == list(rows(tmp_path / "first"))

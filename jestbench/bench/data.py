@@ -36,10 +36,10 @@ from PIL import Image
 from jestbench.bench import timing
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import content_key
 from jestbench.data.sources.lanes import Shards
 from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import SuperBatchSource, prefetched
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 
 TARGETS = {

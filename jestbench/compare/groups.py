@@ -6,7 +6,6 @@ without the metric) are split off here, each with a note that says so.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.curves import Array, Curve
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
+from jestbench.disk import nearest
 from jestbench.runs.folder import shown
 
 Item = TypeVar("Item")
@@ -128,8 +128,7 @@ def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
         if name in known:
             return name
     evaluations = sorted(name for name in known if name.startswith(_EVAL))
-    near = difflib.get_close_matches(metric, evaluations, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = nearest(metric, evaluations, "; did you mean {}?", cutoff=0.3)
     exist = "\n  ".join(evaluations) or "(none: no run was evaluated)"
     raise CompareError(f"no run has the metric {metric!r}{hint}\nmetrics that exist:\n  {exist}", status=2)
 
@@ -276,8 +275,7 @@ def choose_baseline(groups: Sequence[Group], baseline: str, excluded: Iterable[E
         if unusable:
             raise CompareError(f"no run of the baseline {baseline!r} can be used\n" + "\n".join(unusable))
         labels = [group.label for group in groups]
-        near = difflib.get_close_matches(baseline, labels, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = nearest(baseline, labels, "; did you mean {}?")
         raise CompareError(f"no arm {baseline!r} to compare with{hint}\narms: {', '.join(labels)}", status=2)
     best = max(chosen, key=lambda group: (len(group.members), group.reached))
     if len(chosen) == 1:

@@ -17,6 +17,7 @@ from jestbench.compare.load import CompareError
 from jestbench.compare.page import PAGE, to_html
 from jestbench.compare.plots import save_plots
 from jestbench.compare.table import format_table, to_markdown
+from jestbench.disk import write_text
 
 _PROGRAM = ("python", "tools/compare.py")
 
@@ -76,7 +77,7 @@ def render(comparison: Comparison, out: Path) -> None:
             (PAGE, to_html(comparison, out)),
         ):
             # A label that is no valid Unicode (a folder name in another encoding) must not cost the report.
-            (out / name).write_text(text, encoding="utf-8", errors="replace")
+            write_text(out / name, text, errors="replace")
     except OSError as error:
         raise CompareError(f"{out}: cannot be written: {error}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util  # gin's file reader uses it without importing it
 import math
@@ -18,7 +17,7 @@ from gin import config_parser
 
 from jestbench.config.registry import configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest
+from jestbench.disk import nearest, nearest_or_all
 
 PROJECT = Path(__file__).resolve().parents[2]
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
@@ -48,7 +47,7 @@ class _Delegate(gin.config.ParserDelegate):  # type: ignore[misc]
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
         name = scoped_selector.rsplit("/", 1)[-1]
         if name not in configurables():
-            raise ConfigError(f"@{scoped_selector}: nothing is named {name!r}; {nearest(name, configurables())}")
+            raise ConfigError(f"@{scoped_selector}: nothing is named {name!r}; {nearest_or_all(name, configurables())}")
         return super().configurable_reference(scoped_selector, evaluate)
 
 
@@ -102,8 +101,8 @@ def locate(path: str, beside: Path | None = None) -> Path | None:
 def _missing(path: str, where: str, beside: Path | None) -> ConfigError:
     folders = [base / Path(path).parent for base in (beside.parent if beside else Path.cwd(), PROJECT)]
     names = [file.name for folder in folders if folder.is_dir() for file in folder.glob("*.gin")]
-    near = difflib.get_close_matches(Path(path).name, names, n=1)
-    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
+    near = nearest(Path(path).name, names, "{}")
+    hint = f"; did you mean {Path(path).parent / near}?" if near else ""
     return ConfigError(f"{where}there is no file {path}{hint}")
 
 
@@ -204,20 +203,21 @@ def check_names(bindings: Sequence[Binding]) -> None:
     for binding in bindings:
         for macro in sorted(_macros_in(binding.value)):
             if macro not in macros:
-                raise ConfigError(f"{binding.where}: %{macro} is not defined; {nearest(macro, macros)}")
+                raise ConfigError(f"{binding.where}: %{macro} is not defined; {nearest_or_all(macro, macros)}")
             if not binding.parameter:
                 raise ConfigError(f"{binding.where}: {binding.key} renames %{macro}: one level of macros")
         if not binding.parameter:
             continue
         if binding.name not in known:
             raise ConfigError(
-                f"{binding.where}: {binding.key}: nothing is named {binding.name!r}; {nearest(binding.name, known)}"
+                f"{binding.where}: {binding.key}: nothing is named {binding.name!r}; "
+                f"{nearest_or_all(binding.name, known)}"
             )
         fields = fields_of(known[binding.name])
         if binding.parameter not in fields:
             raise ConfigError(
                 f"{binding.where}: {binding.name} has no parameter {binding.parameter!r}; "
-                f"{nearest(binding.parameter, fields)}"
+                f"{nearest_or_all(binding.parameter, fields)}"
             )
         value, hint = _filled_in(binding.value, macros), fields[binding.parameter]
         if not _holds_reference(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from jestbench.config.registry import PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
 from jestbench.cost.budget import Pretrained
+from jestbench.disk import digest
 
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
@@ -61,7 +61,7 @@ def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping
     if not any(arm.get(name) for name in views):
         arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
     text = json.dumps({"arm": arm, "reference": "", **pretrained}, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return digest(text, 6)
 
 
 def identity_of(resolved: Resolved | None, folder: Path | None, recorded: ReadFolder | None) -> str:

@@ -10,7 +10,7 @@ import gin
 
 from jestbench.config.grammar import Binding, bare_name
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest
+from jestbench.disk import nearest_or_all
 
 _MACRO = "gin.macro"
 
@@ -46,9 +46,9 @@ def check_used(bindings: Sequence[Binding], allowed: Sequence[str]) -> None:
         listed = ", ".join(f"{binding.key} ({binding.where})" for binding in dead)
         hint = ""
         if not first.parameter:
-            hint = nearest(first.key, {scope for scope, _ in used.get("macro", [])})
+            hint = nearest_or_all(first.key, {scope for scope, _ in used.get("macro", [])})
         elif first.scope:
-            hint = nearest(first.scope, {scope for scope, _ in used.get(first.name, []) if scope})
+            hint = nearest_or_all(first.scope, {scope for scope, _ in used.get(first.name, []) if scope})
         scope = f"{first.scope}/" if first.scope else ""
         pattern = f"{scope}{first.name}.*" if first.parameter else first.key
         raise ConfigError(

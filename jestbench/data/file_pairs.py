@@ -16,7 +16,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.decode import DECODER, DamagedImage, decode
-from jestbench.data.pairs import content_key
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
 WHOLE = -1
@@ -304,7 +304,8 @@ class FilePairs:
                 if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed}") from failed
                 while position in taken:
-                    position = int(mixed(np.uint64(asked << 20 | attempt)) % np.uint64(len(self)))
+                    bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
+                    position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
                 try:
@@ -353,7 +354,8 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
 def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
     assert pairs.first_N is not None
     count_N = np.diff(pairs.first_N, append=len(pairs.captions)).astype(np.uint64)
-    hash_N = mixed(pairs.image_key_N.view(np.uint64) ^ np.uint64(seeds.derive(seed, "captions", epoch)))
+    key_N = torch.from_numpy(pairs.image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
+    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
     origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
     return replace(pairs, caption_N=pairs.first_N + (hash_N % count_N).astype(np.int64), origin=origin)
 
@@ -390,15 +392,6 @@ class _Expanded:
 
     def __call__(self) -> FilePairs:
         return self.origin().expanded()
-
-
-def mixed(bits: Any) -> Any:
-    """Well-mixed 64 bits of 64 bits (the finaliser of SplitMix64), element by element."""
-    with np.errstate(over="ignore"):
-        bits = bits + np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
 
 
 def too_many(damaged: float, read: float, limit: float) -> bool:

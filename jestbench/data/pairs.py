@@ -16,8 +16,6 @@ from jestbench.batch import Batch, DataError
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
-__all__ = ["ArrayPairs", "Dataset", "Pairs", "Wrapped", "content_key"]
-
 
 class Pairs(Protocol):
     """An indexed split: its size, keys and captions are known before any image is decoded.

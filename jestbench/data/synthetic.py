@@ -7,7 +7,6 @@ pairs of a few very frequent concepts that are learned at once.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,7 +16,8 @@ import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.noise import exchange_captions
-from jestbench.data.pairs import ArrayPairs, Pairs, content_key
+from jestbench.data.pairs import ArrayPairs, Pairs
+from jestbench.disk import content_key, digest
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 
 SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in "aeiou")
@@ -91,7 +91,7 @@ class Synthetic:
         marks = {mark: np.concatenate([part[2][mark] for part in parts]) for mark in parts[0][2]}
         return ArrayPairs(
             name=f"synthetic/{name}",
-            fingerprint=hashlib.blake2b(f"{asdict(self)}/{name}".encode(), digest_size=8).hexdigest(),
+            fingerprint=digest(f"{asdict(self)}/{name}"),
             images_NHWC=images,
             row_N=np.arange(len(images), dtype=np.int64),
             captions=captions,

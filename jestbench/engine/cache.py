@@ -5,9 +5,8 @@ What is charged never depends on it: see ``jestbench.reference``.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from jestbench.batch import View
 from jestbench.data.pairs import Pairs, augmented, preprocessing
-from jestbench.disk import cache_root
+from jestbench.disk import cache_root, digest, hashed, write_json
 from jestbench.engine.rows import SharedRows, Stored
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
@@ -79,7 +78,7 @@ class Cache:
             "dtype": self.dtype,
             "versions": {name: version(name) for name in ("torch", "timm")},
         }
-        digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=32).digest()
+        digest = hashed(json.dumps(described, sort_keys=True), 32)
         root = cache_root() / "embeddings" if self.folder is None else Path(self.folder).expanduser()
         return Bound(self.dtype, block, root / digest.hex()[:16], digest, described)
 
@@ -105,7 +104,7 @@ class Bound:
     def shared(self, name: str, width: int, dtype: Stored) -> SharedRows:
         """The shared rows of that name."""
         assert self.folder is not None
-        digest = hashlib.blake2b(self.digest + f"{name}/{width}/{dtype}".encode(), digest_size=32).digest()
+        digest = hashed(self.digest + f"{name}/{width}/{dtype}".encode(), 32)
         return SharedRows(self.folder / f"{name}.rows", width, dtype, digest)
 
     def describe(self) -> None:
@@ -113,21 +112,23 @@ class Bound:
         if self.folder is None or (self.folder / "about.json").exists():
             return
         try:
-            (self.folder / "about.json").write_text(json.dumps(self.described, indent=2) + "\n", encoding="utf-8")
+            write_json(self.folder / "about.json", self.described or {})
         except OSError:
             return
 
 
 def fingerprint(model: TwoTowers) -> str:
     """Hash of a model's weights and of what its modules are (class, and plain attributes such as heads)."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
-        hashed.update(f"{name} {type(module).__qualname__} {sorted(plain.items())!r}\n".encode())
-    for name, value in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
+
+    def pieces() -> Iterator[bytes]:
+        for name, module in model.named_modules():
+            plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
+            yield f"{name} {type(module).__qualname__} {sorted(plain.items())!r}\n".encode()
+        for name, value in sorted(model.state_dict().items()):
+            yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
+            yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+    return digest(pieces(), 16)
 
 
 def _is_plain(value: object) -> bool:

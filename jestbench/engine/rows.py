@@ -21,7 +21,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from jestbench import seeds
 from jestbench.batch import DataError
+from jestbench.disk import write_all
 
 Stored = Literal["float32", "float16"]
 Keys = npt.NDArray[np.int64]
@@ -33,20 +35,11 @@ MAGIC = b"jestbench rows 1"
 LOCK_SECONDS = 20.0
 """How long a run waits for another one that is writing, before it goes on without."""
 VERIFIED_AT_ONCE = 8192
-# SplitMix64 (Steele, Lea & Flood 2014).
-_GOLDEN, _MIX_1, _MIX_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _mixed(value_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
-    value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
-    return value_N ^ (value_N >> np.uint64(31))
 
 
 def pair_key_B(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
     """One int64 key of each pair, from the content hashes of its image and its caption (not interchangeable)."""
-    image_B, text_B = (key_B.numpy().view(np.uint64) for key_B in (image_key_B, text_key_B))
-    return torch.from_numpy(_mixed(_mixed(image_B + _GOLDEN) + text_B).view(np.int64))
+    return seeds.mixed(seeds.mixed(image_key_B + seeds.GOLDEN) + text_key_B)
 
 
 class KeyIndex:
@@ -262,8 +255,9 @@ class SharedRows(_Kept):
         self._record = np.dtype([*fields, ("check", "<u4")])
         self._header = (MAGIC + digest).ljust(HEADER, b"\0")
         self._lock = FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
-        words = np.arange(1, self._record.itemsize // 4, dtype=np.uint64)
-        self._odd = _mixed(words * _GOLDEN) | np.uint64(1)
+        words = torch.arange(1, self._record.itemsize // 4)
+        self._start = np.uint64(seeds.GOLDEN % (1 << 64))
+        self._odd: npt.NDArray[np.uint64] = (seeds.mixed(words * seeds.GOLDEN) | 1).numpy().view(np.uint64)
         self._descriptor = -1
         self._writable = False
         self._forget()
@@ -292,7 +286,7 @@ class SharedRows(_Kept):
                 self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
                 if self.size < HEADER:  # new, or cut so short that nothing is left
                     os.ftruncate(self._descriptor, 0)
-                    _write(self._descriptor, self._header, 0)
+                    write_all(self._descriptor, self._header, 0)
                 self._writable = True
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -349,7 +343,7 @@ class SharedRows(_Kept):
     def _checks(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
         """Checksum of each record: a multilinear hash of its words; that of an empty page is not 0."""
         words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), self._record.itemsize // 4)[:, :-1]
-        summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + _GOLDEN
+        summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + self._start
         return (summed >> np.uint64(32)).astype(np.uint32)
 
     def _find(self, key_N: Keys) -> Keys:
@@ -385,10 +379,10 @@ class SharedRows(_Kept):
         end = HEADER + self._whole() * self._record.itemsize
         try:
             if self.size < HEADER:
-                _write(self._descriptor, self._header, 0)
+                write_all(self._descriptor, self._header, 0)
             elif self.size > end:
                 os.ftruncate(self._descriptor, end)
-            _write(self._descriptor, records.tobytes(), end)
+            write_all(self._descriptor, records.tobytes(), end)
         except OSError:
             os.ftruncate(self._descriptor, end)
             raise
@@ -396,10 +390,3 @@ class SharedRows(_Kept):
     def close(self, remove: bool) -> None:
         """Let go of the file, which stays."""
         self._let_go()
-
-
-def _write(descriptor: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.data.pairs import facts
-from jestbench.disk import cache_root
+from jestbench.disk import cache_root, digest
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
@@ -53,8 +52,7 @@ def pretrained_folder(resolved: Resolved, role: Pretrained) -> Path:
     assert own is not None
     run = own.run
     identity = f"{own.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
-    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    return cache_root() / "models" / f"{run.arm or role}-{digest}"
+    return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
 def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+
+from jestbench import disk
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 
@@ -66,7 +67,7 @@ class Tokenizer:
         for special in (self.pad, self.end):
             if backend.token_to_id(special) is None:
                 raise ValueError(f"the tokenizer has no {special} token")
-        digest = hashlib.blake2b(self.definition.encode(), digest_size=6).hexdigest()
+        digest = disk.digest(self.definition, 6)
         named = "" if (self.pad, self.end) == (PAD, END) else f"/{self.pad}/{self.end}"
         object.__setattr__(self, "identity", f"{digest}/{self.length}{named}")
         # A definition may ask for a length of its own; the one here holds.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
+from jestbench import disk
 from jestbench.batch import DataError
 from jestbench.model.tokenizer import END, PAD, Tokenizer, frame, train_bpe
 
@@ -59,7 +59,7 @@ class TokenizerChoice:
             trained_on: fingerprint of the captions that one is trained on.
         """
         asked = [self.source, self.revision] if self.source else ["trained", str(self.vocab_size), trained_on]
-        return folder / f"{hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()}.json"
+        return folder / f"{disk.digest(json.dumps(asked))}.json"
 
     def prepare(self, folder: Path, trained_on: str, captions: Callable[[], Sequence[str]]) -> None:
         """Train or fetch the definition; nothing where it is there.
@@ -77,9 +77,7 @@ class TokenizerChoice:
             step = -(-len(every) // SAMPLE)
             text = train_bpe((every[i] for i in range(0, len(every), step)), self.vocab_size).to_str()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        disk.write_text(path, text)
 
     def is_prepared(self, folder: Path, trained_on: str) -> bool:
         """Whether ``prepare`` has nothing left to do."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jestbench import seeds
 from jestbench.batch import FULL, Batch, View, grid_of
+from jestbench.disk import nearest
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.views import cut_text, kept_patches, layers_run, patches_kept, resize_matrix
 from jestbench.select.losses import LossName
@@ -361,10 +361,8 @@ class Model:
         if self.text_width % self.text_heads:
             raise ValueError(f"model.text_width = {self.text_width} does not divide into {self.text_heads} heads")
         if not timm.is_model(self.image_tower):
-            near = difflib.get_close_matches(self.image_tower, timm.list_models(), n=3)
-            raise ValueError(
-                f"timm has no model {self.image_tower!r}" + (f"; it has {', '.join(near)}" if near else "")
-            )
+            near = nearest(self.image_tower, timm.list_models(), "; it has {}", count=3)
+            raise ValueError(f"timm has no model {self.image_tower!r}{near}")
 
     def build(self, tokenizer: Tokenizer, loss: LossName, seed: int) -> TwoTowers:
         """The model, initialised from ``seed`` alone.

@@ -19,16 +19,11 @@ from timm.layers import PatchEmbed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from jestbench import seeds
 from jestbench.batch import View, grid_of
 
 if TYPE_CHECKING:
     from jestbench.model.towers import TwoTowers
-
-
-# SplitMix64's constants (Steele, Lea & Flood 2014) as signed 64-bit integers.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def patches_kept(view: View, patches: int) -> int:
@@ -130,15 +125,8 @@ def kept_patches(key_B: Tensor, patches: int, count: int) -> Tensor:
         int64 positions ``[B, count]``, rising.
     """
     position_N = torch.arange(1, patches + 1, device=key_B.device)
-    hash_BN = _mixed(key_B[:, None] + _mixed(position_N * _GOLDEN)[None, :])
+    hash_BN = seeds.mixed(key_B[:, None] + seeds.mixed(position_N * seeds.GOLDEN)[None, :])
     return hash_BN.topk(count, dim=1).indices.sort(dim=1).values
-
-
-def _mixed(value: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap; shifts are made logical by a mask."""
-    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * _MIX_1
-    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * _MIX_2
-    return value ^ ((value >> 31) & ((1 << 33) - 1))
 
 
 def cut_text(token_BL: Tensor, length: int, pad_id: int) -> Tensor:

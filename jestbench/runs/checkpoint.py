@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from jestbench.disk import LEFTOVERS, whole
 from jestbench.runs.folder import RunFolder
 
 FORMAT = 3
@@ -33,19 +34,19 @@ def write(run_dir: Path, step: int, fill: Callable[[Path], None], keep: int = KE
         keep: how many stay.
     """
     run = RunFolder(run_dir)
-    final, partial = run.checkpoints / f"step-{step:010d}", run.checkpoints / f".partial-{os.getpid()}"
+    final = run.checkpoints / f"step-{step:010d}"
     if final.exists():
         return final
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fill(partial)
-    for file in partial.iterdir():
-        _sync(file)
-    partial.rename(final)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    with whole(final) as partial:
+        partial.mkdir()
+        fill(partial)
+        for file in partial.iterdir():
+            _sync(file)
     _sync(run.checkpoints)
     for old in run.whole_checkpoints()[:-keep]:
         shutil.rmtree(old)
-    for left in run.checkpoints.glob(".partial-*"):
+    for left in run.checkpoints.glob(LEFTOVERS):
         shutil.rmtree(left, ignore_errors=True)
     return final
 

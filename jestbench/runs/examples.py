@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, Selection
+from jestbench.disk import write_text
 from jestbench.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -120,16 +121,9 @@ def save(table: ExampleTable, run_dir: Path) -> None:
         pairs.append(plain | {"left": place[0], "top": place[1]})
     size = {"width": table.examples[0].image_CHW.shape[2], "height": table.examples[0].image_CHW.shape[1]}
     document = {"step": table.step, "sheet": f"{stem}.png", "sheet_size": sheet.size, **size, "examples": pairs}
-    _write(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(RunFolder(run_dir).examples_page, _page(folder))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a resumed run reads the tables of the one that was killed."""
-    partial = path.with_name(path.name + ".partial")
     # A caption may hold what UTF-8 cannot (half a surrogate pair); it must not cost the run.
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    partial.replace(path)
+    write_text(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n", errors="replace")
+    write_text(RunFolder(run_dir).examples_page, _page(folder), errors="replace")
 
 
 def _sheet(images: Sequence[Image]) -> tuple[Image, list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jestbench.config.log import Log
+from jestbench.disk import write_text
 from jestbench.runs.examples import ExampleTable
 from jestbench.runs.folder import RunFolder, parse_row
 from jestbench.runs.wandb_run import Value, WandBSink
@@ -32,9 +33,7 @@ class Jsonl:
                 row = parse_row(line)
                 if row is not None and row["step"] <= step:
                     kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(kept))
 
     def write(self, row: Mapping[str, Value]) -> None:
         """Append a row."""

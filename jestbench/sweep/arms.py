@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -14,11 +13,12 @@ from typing import Any
 
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError, Resolved
+from jestbench.disk import digest, nearest_or_all
 from jestbench.evals.measure import embedding_measures
 from jestbench.launch import command
 from jestbench.launch.rehearse import logged_names
 from jestbench.runs.open_folder import recorded
-from jestbench.sweep.sweep_file import Sweep, did_you_mean
+from jestbench.sweep.sweep_file import Sweep
 
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
 """Parameters that another policy, and with it other ``select/…`` metrics, comes in by."""
@@ -26,10 +26,7 @@ MOST_REPEATS = 20
 
 
 def _no_such_metric(path: Path, name: str, known: Iterable[str]) -> ConfigError:
-    known = sorted(known)
-    return ConfigError(
-        f"{path}: no run logs the metric {name!r}{did_you_mean(name, known) or '; there are ' + ', '.join(known)}"
-    )
+    return ConfigError(f"{path}: no run logs the metric {name!r}; {nearest_or_all(name, known)}")
 
 
 def check_metric(sweep: Sweep) -> None:
@@ -203,4 +200,4 @@ def _proposals(
 def memory_of(sweep: Sweep, out: Path) -> Path:
     """The file that remembers what a search has proposed."""
     search = json.dumps([sweep.method, sweep.metric, sweep.parameters], sort_keys=True, default=str)
-    return out / f"proposals-{hashlib.blake2b(search.encode(), digest_size=4).hexdigest()}.jsonl"
+    return out / f"proposals-{digest(search, 4)}.jsonl"

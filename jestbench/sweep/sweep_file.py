@@ -7,7 +7,6 @@ walked here; ``random`` and ``bayes`` ask W&B's own search engine (the package `
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -20,7 +19,9 @@ import yaml
 
 from jestbench.config import registry
 from jestbench.config.run import ConfigError
+from jestbench.disk import nearest, nearest_or_all
 
+HINT = "; did you mean {!r}?"
 METHODS = ("grid", "random", "bayes")
 KEYS = (
     "program method metric parameters command name project entity description early_terminate run_cap controller"
@@ -118,7 +119,7 @@ def read_sweep(path: Path) -> Sweep:
     method = raw.get("method")
     if method not in METHODS:
         raise ConfigError(
-            f"{path}: method must be one of {', '.join(METHODS)}, got {method!r}{did_you_mean(method, METHODS)}"
+            f"{path}: method must be one of {', '.join(METHODS)}, got {method!r}{nearest(method, METHODS, HINT)}"
         )
     metric, goal = _metric(path, raw.get("metric"), method)
     if "early_terminate" in raw:
@@ -150,17 +151,10 @@ def read_sweep(path: Path) -> Sweep:
     )
 
 
-def did_you_mean(name: object, known: Sequence[str]) -> str:
-    """A hint at the nearest known name; empty where none is near."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _known(path: Path, owner: str, found: Mapping[Any, Any], known: Sequence[str]) -> None:
     for key in found:
         if key not in known:
-            near = did_you_mean(key, known) or f"; there are {', '.join(known)}"
-            raise ConfigError(f"{path}: {owner}unknown key {key!r}{near}")
+            raise ConfigError(f"{path}: {owner}unknown key {key!r}; {nearest_or_all(str(key), known)}")
 
 
 def _metric(path: Path, found: Any, method: str) -> tuple[str, str | None]:
@@ -198,6 +192,6 @@ def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{path}: parameters.{name}.values is empty: the grid would hold no arm")
         if "." not in str(name) and not str(name).isupper() and name != "gin_file":
             known = [f"{owner}.{field}" for owner, fields in registry.parameters().items() for field in fields]
-            near = did_you_mean(name, ["gin_file", *known])
+            near = nearest(name, ["gin_file", *known], HINT)
             raise ConfigError(f"{path}: parameters.{name}: no parameter of a run has this name{near}")
     return dict(found)

@@ -7,7 +7,6 @@ not change with the machine, nor much with the other icons.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from jestbench.batch import DataError
 from jestbench.data.icons.icon_names import read_name
 from jestbench.data.icons.packages import Content, IconSet
+from jestbench.disk import hashed
 
 COPY = 1e-3
 """Mean squared difference of two thumbnails (grey in [0, 1]) below which one drawing is a copy of the other.
@@ -161,7 +161,7 @@ def assign_splits(captions: Sequence[str], groups: Sequence[str], recipe: SplitS
 
 def rank(*parts: str) -> bytes:
     """A fixed pseudo-random place in an order."""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+    return hashed("\0".join(parts), 16)
 
 
 def share(*parts: str) -> float:

@@ -6,7 +6,6 @@ This module imports neither torch nor anything that does: every worker process i
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import content_key
+from jestbench.disk import content_key, whole
 
 CHUNK = 250
 """Drawings handed to a worker at a time: a quarter of a second of work, 3 MB of pixels at 64 px."""
@@ -126,20 +125,15 @@ def render_part(drawings: Sequence[str], pixels: int, path: Path) -> int:
     pngs = [encode(image) if kept else b"" for image, kept in zip(images, drawn, strict=True)]
     small = halve(images)
     keys = [(content_key(one.tobytes()), content_key(half.tobytes())) for one, half in zip(images, small, strict=True)]
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                size=np.array([len(png) for png in pngs], dtype=np.int64),
-                key=np.array(keys, dtype=np.int64).reshape(-1, 2),
-                thumbnail=np.rint(thumbnail(images) * 255).astype(np.uint8),
-                blob=np.frombuffer(b"".join(pngs), dtype=np.uint8),
-                halved=small[drawn],
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            size=np.array([len(png) for png in pngs], dtype=np.int64),
+            key=np.array(keys, dtype=np.int64).reshape(-1, 2),
+            thumbnail=np.rint(thumbnail(images) * 255).astype(np.uint8),
+            blob=np.frombuffer(b"".join(pngs), dtype=np.uint8),
+            halved=small[drawn],
+        )
     return len(drawings)
 
 

@@ -34,11 +34,11 @@ from jestbench.data.icons.icon_groups import (
     rank,
 )
 from jestbench.data.icons.icon_render import Part, render_parts
-from jestbench.data.icons.icon_tars import BLOCK, Place, member, opened, placed, write_at
+from jestbench.data.icons.icon_tars import BLOCK, Place, member, opened, placed
 from jestbench.data.icons.packages import INSTALL, IconSet, fetch, npm_pack, read_collection
 from jestbench.data.icons.prepared_icons import file_hash, licences, write_json
 from jestbench.data.icons.recipe import PLACES, POOL, TESTED, Recipe, Sizes
-from jestbench.disk import content_key
+from jestbench.disk import LEFTOVERS, content_key, write_all
 from jestbench.model.tokenizer import train_bpe
 
 PART = 1000
@@ -138,7 +138,7 @@ def render_collection(tarball: Path, recipe: Recipe, folder: Path) -> Rendered:
         DataError: a worker was killed, or the package holds something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob("*.npz.*"):  # of workers that were killed
+    for unfinished in folder.glob(LEFTOVERS):  # of workers that were killed
         unfinished.unlink()
     rendered = Rendered([], {})
 
@@ -371,8 +371,8 @@ def _write_samples(
             for row in rows:
                 where = int(drawings.place_N[kept_N[row]])
                 sample = member(f"{row:07d}.png", pngs[where]) + member(f"{row:07d}.json", texts[row])
-                write_at(shards[int(place.shard_N[row])], sample, int(place.offset_N[row]))
-                write_at(array.fileno(), halved[where].tobytes(), begin + row * each)
+                write_all(shards[int(place.shard_N[row])], sample, int(place.offset_N[row]))
+                write_all(array.fileno(), halved[where].tobytes(), begin + row * each)
                 key_N[row] = content_key(pngs[where])
     return key_N
 

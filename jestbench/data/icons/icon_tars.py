@@ -70,10 +70,3 @@ def member(name: str, content: bytes) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
-
-
-def write_at(file: int, content: bytes, offset: int) -> None:
-    """Write all of it: a disk that gets full takes the first half, and refuses the second."""
-    while content:
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written

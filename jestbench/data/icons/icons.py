@@ -49,7 +49,8 @@ from jestbench.data.icons.prepared_icons import (
     write_images,
     write_json,
 )
-from jestbench.data.pairs import Dataset, Pairs, content_key
+from jestbench.data.pairs import Dataset, Pairs
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import train_bpe
 
 CODE_VERSION = 1

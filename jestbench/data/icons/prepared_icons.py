@@ -6,7 +6,6 @@ where noise is asked for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ from jestbench.batch import DataError
 from jestbench.data.icons.packages import IconSet
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
-from jestbench.disk import cache_root
+from jestbench.disk import cache_root, digest
 from jestbench.model.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -153,7 +152,7 @@ class PreparedIcons(ABC):
         """Where the prepared data lie; its name tells everything that they depend on."""
         root = self.cache_dir or cache_root()
         text = json.dumps([self.code_version, self.vocab_size, asdict(self.recipe)], sort_keys=True)
-        return Path(root).expanduser() / f"{self.label}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+        return Path(root).expanduser() / f"{self.label}-{digest(text, 6)}"
 
     def is_prepared(self) -> bool:
         """Whether the prepared data are there, every file of its size, the small ones with their checksums."""
@@ -232,7 +231,7 @@ class PreparedIcons(ABC):
         tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
         key_N = table.key_N[row_N]
         content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
-        fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+        fingerprint = digest(b"\0".join(content))
         marks = {"noisy": noisy_N, "curated": table.curated_N[row_N]}
         clean = all(part in self.clean for part in parts)
         return self.pairs(Chosen(f"{self.label}/{name}", fingerprint, row_N, captions, tokenizer, key_N, marks, clean))
@@ -340,11 +339,8 @@ def is_complete(path: Path, bytes: int, blake2b: str) -> bool:
 
 def file_hash(path: Path) -> str:
     """Checksum of a file (BLAKE2b, 16 bytes)."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return digest(iter(lambda: file.read(1 << 20), b""), 16)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from jestbench.batch import DataError
 from jestbench.data.file_pairs import WHOLE
 from jestbench.data.sources.shard_index import Damaged, ShardIndex, image_key, text_of
 from jestbench.data.sources.source import Shard, Source, file_shard
+from jestbench.disk import nearest
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class Csv(Source):
         wanted = getattr(self, field)
         if wanted in header:
             return list(header).index(wanted)
-        near = difflib.get_close_matches(wanted, header, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(wanted, header, "did you mean {!r}? ")
         shown = ", ".join(header[:20]) or "none"
         raise DataError(
             f"{path} has no column {wanted!r} (its columns: {shown}): {hint}set csv.{field}"

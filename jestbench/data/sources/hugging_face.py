@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
 from jestbench.data.sources.shard_index import Damaged, ShardIndex, Table, digest, image_key, text_of
 from jestbench.data.sources.source import Shard, Source, needs
+from jestbench.disk import nearest
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -99,8 +99,7 @@ class HuggingFace(Source):
             return wanted
         if field == "caption_column" and "label" in columns and wanted == "text":
             return "label"  # an image folder of one subfolder a class
-        near = difflib.get_close_matches(wanted, columns, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(wanted, columns, "did you mean {!r}? ")
         raise DataError(
             f"{name} has no column {wanted!r} (its columns: {', '.join(columns)}): {hint}set huggingface.{field}"
         )

@@ -14,7 +14,7 @@ import torch
 from jestbench import seeds
 from jestbench.batch import DataError
 from jestbench.data.decode import DamagedImage, decode
-from jestbench.data.pairs import content_key
+from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

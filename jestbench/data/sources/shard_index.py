@@ -6,10 +6,7 @@ arrays) joins those of a split, with captions normalised. Both appear whole or n
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jestbench import disk
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.decode import DamagedImage, decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
-from jestbench.data.pairs import content_key
 
 VERSION = 1
 """Counted up when an index of the same data would hold something else."""
@@ -31,7 +28,7 @@ VERSION = 1
 
 def digest(*parts: object) -> str:
     """A name in the cache."""
-    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=10).hexdigest()
+    return disk.digest(json.dumps(parts, default=str), 10)
 
 
 class Damaged(Exception):
@@ -77,7 +74,7 @@ def image_key(content: bytes, verified: int | None) -> int:
             decode(content, verified)
     except DamagedImage as error:
         raise Damaged(error.reason) from None
-    return content_key(content)
+    return disk.content_key(content)
 
 
 @dataclass
@@ -113,8 +110,7 @@ class ShardIndex:
         """Write it, whole or not at all."""
         texts = Texts.of([caption for captions in self.captions for caption in captions])
         paths = Texts.of(self.paths)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
+        with disk.whole(path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 place=np.array([self.offset, self.size, self.key], dtype=np.int64),
@@ -125,7 +121,6 @@ class ShardIndex:
                 path_end=paths.end_M,
                 damage=np.frombuffer(json.dumps(self.damage).encode(), dtype=np.uint8),
             )
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -244,19 +239,16 @@ def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardInde
         "path_end": packed_paths.end_M,
     }
     content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
-    fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
+    fingerprint = disk.digest(b"\0".join(content))
     meta = {
         "shards": [] if paths else list(shards),
         "damage": dict(damage),
         "cut": cut,
         "fingerprint": fingerprint,
     }
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    work.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with disk.whole(folder) as work:
+        work.mkdir()
         for name, values in arrays.items():
             np.save(work / f"{name}.npy", values)
-        (work / "table.json").write_text(json.dumps(meta), encoding="utf-8")
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        disk.write_json(work / "table.json", meta)

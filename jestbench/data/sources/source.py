@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, T
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import cache_root
+from jestbench.disk import cache_root, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
 
@@ -147,9 +146,7 @@ class Source(ABC):
             DataError: nothing; the message says which binding to set.
         """
         if split not in SPLITS:
-            near = difflib.get_close_matches(split, SPLITS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SPLITS)}"
-            raise DataError(f"{self.label} has no split {split!r}; {hint}")
+            raise DataError(f"{self.label} has no split {split!r}; {nearest_or_all(split, SPLITS)}")
         found: Where = getattr(self, split)
         if not found:
             raise DataError(

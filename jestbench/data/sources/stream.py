@@ -14,7 +14,6 @@ needs no Arrow. It is also the faster of the two: 1.3 times, as ``python tools/b
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from jestbench.batch import Batch, DataError
 from jestbench.data.pairs import ArrayPairs, Dataset, Pairs
 from jestbench.data.sources.lanes import IMAGES, START, LaneReader, Shards, check_lanes
+from jestbench.disk import digest
 from jestbench.model.tokenizer import Tokenizer
 
 
@@ -44,7 +44,7 @@ class StreamPairs:
     def fingerprint(self) -> str:
         """Of what is asked for; what the shards hold is seen when they are read."""
         asked = (self.shards.urls, self.shards.image_size, self.shards.caption, self.shards.tokenizer.identity)
-        return hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
+        return digest(repr(asked))
 
     @property
     def tokenizer(self) -> Tokenizer:
