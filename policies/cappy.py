@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PolicyError, Scores, Side, independent_draw
+from jestbench.select import PolicyError, Role, Scores, independent_draw
 from policies._per_pair import selected
 from policies.registry import register
 
@@ -37,7 +37,7 @@ class Cappy:
     temperature: float = 0.1
     deterministic: bool = False
     shuffle: bool = False
-    needs: ClassVar[frozenset[Side]] = frozenset({"scorer"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"scorer"})
     prefers: ClassVar[Mapping[str, int]] = {"g": 1}
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, choice_statistics, independent_draw, top_k
+from jestbench.select import Role, Scores, choice_statistics, independent_draw, top_k
 from policies.registry import register
 
 
@@ -31,7 +31,7 @@ class ClipScore:
     """
 
     share: float = 0.3
-    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
     prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
     cosine_only: ClassVar[bool] = True
 

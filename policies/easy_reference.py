@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side
+from jestbench.select import Role, Scores
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -26,7 +26,7 @@ from policies.registry import register
 class EasyReference(PairScorePolicy):
     """p ∝ exp(−gain · ℓ(θ*))."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
     prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:

@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, choice_statistics, draw_statistics, gumbel_top_k
+from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
 from policies.registry import register
 
 
@@ -39,7 +39,7 @@ class GradNorm:
 
     temperature: float = 1.0
     weighted: bool = True
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:

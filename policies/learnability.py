@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side
+from jestbench.select import Role, Scores
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -25,7 +25,7 @@ from policies.registry import register
 class Learnability(PairScorePolicy):
     """p ∝ exp(gain · (ℓ(θ) − ℓ(θ*)))."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:

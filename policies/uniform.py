@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, independent_draw
+from jestbench.select import Role, Scores, independent_draw
 from policies.registry import register
 
 
@@ -22,7 +22,7 @@ from policies.registry import register
 class Uniform:
     """Every pair alike."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset()
+    needs: ClassVar[frozenset[Role]] = frozenset()
     prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:

@@ -23,7 +23,8 @@ from jestbench.data.pairs import ArrayPairs
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
-from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
 from jestbench.launch.forecast import step_price
@@ -52,11 +53,10 @@ def world() -> Synthetic:
     return Synthetic(pool=POOL, curated=16, holdout=16, eval=16)
 
 
-def frozen_of(model: TwoTowers, folder: Path, pairs: ArrayPairs, cache: Cache | None = None) -> FrozenModel:
+def frozen_of(model: TwoTowers, folder: Path, pairs: ArrayPairs, cache: Cache | None = None) -> FrozenActor:
     bound = None if cache is None else cache.bind(model, FULL, CPU, pairs, 4096)
-    frozen = FrozenModel(model, "reference_score", "first_sight", CPU, folder, 4096, cache=bound)
-    frozen.price = Price.of(frozen.model, pairs.batch(torch.tensor([0])))
-    return frozen
+    rows = EmbeddingRows(model, CPU, pairs.batch(torch.tensor([0])))
+    return FrozenActor("reference", rows, "first_sight", folder, 4096, bound)
 
 
 def plain_choice(
@@ -154,8 +154,8 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         assert main([*command(reference, tmp_path / "cache", policy, *more), "--run_dir", str(folder)]) == 0
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        # Two single pairs are looked at to price the learner and the reference.
-        return Run([json.loads(line) for line in lines], summary, list(keys), sum(decoded) - 2, folder)
+        # A single pair is looked at to price the learner and the reference.
+        return Run([json.loads(line) for line in lines], summary, list(keys), sum(decoded) - 1, folder)
 
     return run
 
@@ -297,7 +297,8 @@ def test_first_sight_and_amortised_prices(reference, tmp_path):
         return step_price(resolved)
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
-    pair = first.reference_pair
+    pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
+    pair = FLOPS_PER_MAC * Price.of(load_model(reference), pairs.batch(torch.tensor([0]))).pair
     assert first.cascade_pair == pair + FLOPS_PER_MAC * WIDTH
     assert first.flops["reference_score"] == SUPER_BATCH * CANDIDATES * pair
     assert online.flops["reference_score"] == SUPER_BATCH * (CANDIDATES + 1) * pair

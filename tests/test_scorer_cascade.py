@@ -12,13 +12,13 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.cost.price import Price, pair_macs
+from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
-from jestbench.runs.saved_model import load_regressor
+from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import gumbel_top_k
 
 POOL, BATCH, CANDIDATES, STEPS, TEMPERATURE = 120, 8, 3, 8, 0.1
@@ -75,7 +75,7 @@ def candidates_of() -> EpochPlan:
 
 @pytest.mark.parametrize("accounting", ["online", "first_sight", "amortised"])
 def test_grades_draw_what_plain_reading_draws_at_the_closed_form_s_cost(train, scorer, accounting):
-    model, candidates = load_regressor(scorer).eval(), candidates_of()
+    model, candidates = load_model(scorer, "regression").eval(), candidates_of()
     _, summary, drawn = train("uniform", *CASCADE, f"run.reference_accounting={accounting}")
     for step in range(STEPS):
         batch = candidates.pairs.batch(candidates.positions(step).index_B)
@@ -89,7 +89,7 @@ def test_grades_draw_what_plain_reading_draws_at_the_closed_form_s_cost(train, s
     keys = pair_key_B(torch.from_numpy(candidates.pairs.image_key_N)[index_N], candidates.pairs.text_key_N[index_N])
     price = Price.of(model, candidates.pairs.batch(torch.tensor([0])))
     graded = len(index_N) if accounting == "online" else len(keys.unique())
-    cost = FLOPS_PER_MAC * pair_macs(price, model.head_macs(), graded)
+    cost = FLOPS_PER_MAC * graded * (price.pair + model.head_macs())
     charged, apart = summary["flops"]["scorer_score"], summary["flops_amortised"]
     assert (charged, apart) == ((0, cost) if accounting == "amortised" else (cost, 0))
     assert summary["pretrain_flops"]["scorer"] > 0

@@ -26,7 +26,6 @@ from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.learner import Learner
-from jestbench.engine.scorer import Scorer
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select import kernels, scores
 from jestbench.select.draws import joint_draw
@@ -283,7 +282,7 @@ def training(rig: Rig) -> Found:
 
 def _flops(learner: Learner, count: int) -> int:
     """FLOPs that a training step on so many pairs is charged."""
-    return FLOPS_PER_MAC * sum(one.macs for one in learner.training_passes(count))
+    return FLOPS_PER_MAC * sum(one.macs for one in learner.forecast_update(count))
 
 
 def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
@@ -319,11 +318,11 @@ def scoring(rig: Rig) -> Found:
     """The learner's forward passes over a super-batch, and what the device waits for."""
     count, micro = rig.pick((32, 8), (8192, 512))
     learner, batch = rig.learner(), rig.batch(count)
-    scorer = Scorer(learner, None, micro)
+    learner.microbatch = micro
     images, tokens = (part[:micro] for part in rig.inputs(batch))
 
     def score() -> object:
-        return scorer(batch, frozenset({"learner"}))
+        return learner.score(batch)
 
     def forward() -> None:
         with torch.no_grad(), rig.arithmetic.autocast():

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
-from jestbench.batch import Batch
+from jestbench.batch import FULL, Batch
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import counted_macs, without_values
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.tokenizer import END, PAD, UNKNOWN, Tokenizer
@@ -151,7 +152,7 @@ def learner_of(shape: Shape, loss: LossName, arithmetic: Arithmetic, microbatch:
     tokenizer = make_tokenizer(shape)
     model = shape.model.build(tokenizer, loss, 0).to(arithmetic.device)
     price = Price.of(model, random_batch(shape, tokenizer, 1, arithmetic.device))
-    return Learner(model, loss, OPTIMIZER, arithmetic, price, microbatch=microbatch)
+    return Learner(model, Contrastive(loss, microbatch=microbatch), OPTIMIZER, arithmetic, {FULL: price})
 
 
 def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:

@@ -91,10 +91,9 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
         yield "run.train_microbatch"
 
 
-def identity_of(resolved: Resolved | None, folder: Path | None, recorded: ReadFolder | None) -> str:
+def identity_of(stand: Resolved | Path, recorded: ReadFolder | None) -> str:
     """Configuration and seed of a frozen model's run; the same wherever its folder lies."""
-    if resolved is not None:
-        return f"{resolved.config_hash}{resolved.run.seed}"
-    assert folder is not None
+    if isinstance(stand, Resolved):
+        return f"{stand.config_hash}{stand.run.seed}"
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
-    return recorded(folder).identity or str(folder)
+    return recorded(stand).identity or str(stand)

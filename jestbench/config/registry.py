@@ -60,10 +60,10 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "cascade": Cascade,
 }
 
-# A frozen model that a run may need: the run file that trains one, and whether by regression.
-PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
-    "reference": ("gin/run/reference.gin", False),
-    "scorer": ("gin/run/cappy.gin", True),
+# A frozen model that a run may need: the run file that trains one, and the kind of model.
+PRETRAINED: dict[Pretrained, tuple[str, str]] = {
+    "reference": ("gin/run/reference.gin", "contrastive"),
+    "scorer": ("gin/run/cappy.gin", "regression"),
 }
 _REGISTERED: set[str] = set()
 _FIELDS: dict[type[Any], Mapping[str, Any]] = {}

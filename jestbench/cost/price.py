@@ -103,8 +103,3 @@ class Price:
     def pairs(self, count: int, microbatch: int | None = None) -> int:
         """One pass over so many pairs, or as many as it takes with at most ``microbatch`` at once."""
         return self.images(count, microbatch) + count * self.text
-
-
-def pair_macs(price: Price, head_macs: int, count: int) -> int:
-    """Multiply-adds of grading so many pairs: both towers and the head."""
-    return price.pairs(count) + count * head_macs

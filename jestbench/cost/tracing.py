@@ -121,14 +121,14 @@ def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence
     }
     return UnknownOperator(
         f"no price for {', '.join(sorted(operators))} in {', '.join(sorted(where)) or type(module).__name__}: "
-        "give it a rule in jestbench/flops.py, or add it to FREE_OPERATORS if it multiplies no matrices"
+        "give it a rule in jestbench/cost/tracing.py, or add it to FREE_OPERATORS if it multiplies no matrices"
     )
 
 
 def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one forward call of the raw module, exactly.
 
-    Independent of autocast, of ``torch.compile`` (pass the module before it) and of whether
+    Independent of autocast, of torch's dispatch modes, of ``torch.compile`` (pass the module before it) and of whether
     attention is fused. The module is run once, without gradient, in eval mode.
 
     Args:
@@ -205,6 +205,7 @@ def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
         inputs: its positional inputs, on its device.
     """
     with (
+        _disable_current_modes(),
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
