@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from jestbench.disk import DataError as DataError
+
 if TYPE_CHECKING:
     pass
 
@@ -37,10 +39,6 @@ Purpose = Literal[
 ]
 """What a pass was run for. All but ``eval`` count towards the total."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
-
-
-class DataError(Exception):
-    """The data is wrong or missing; the message says what to do (exit status 3)."""
 
 
 @dataclass(frozen=True)

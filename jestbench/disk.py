@@ -21,6 +21,10 @@ LEFTOVERS = ".*.partial"
 """Pattern of what ``whole`` leaves in a folder when its process is killed."""
 
 
+class DataError(Exception):
+    """Data, or another file, is wrong or missing; the message names what to do (exit status 3)."""
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path beside the target, to write a file or a folder to, which takes the target's name at the end.

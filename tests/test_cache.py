@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, View
 from jestbench.config import resolve
+from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine import rows
 from jestbench.engine.cache import Bound, Cache, fingerprint
@@ -268,8 +269,7 @@ def test_another_model_view_size_or_type_is_another_cache(world, tmp_path):
 
 
 def test_augmented_images_are_refused(world, tmp_path):
-    pairs = world.split("pool")
-    object.__setattr__(pairs, "augmented", True)
+    pairs = AugmentedPairs(world.split("pool"), RandomResizedCrop(), 0)
     with pytest.raises(ValueError, match="augmented"):
         Cache(folder=str(tmp_path)).bind(model_of(world), FULL, CPU, pairs, 4096)
 

@@ -30,7 +30,7 @@ from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
-from jestbench.evals.metrics import REGRESSION_MEASURES
+from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
@@ -491,9 +491,6 @@ def test_models_of_the_wrong_kind_are_refused(scorer, contrastive, tmp_path, cap
     assert train(tmp_path / "d", "--gin_file", TINY, "run.policy=jest", f"run.reference={SCORER}", *SMALL) == 2
     assert "trains a pair scorer" in said(capsys)
     assert not any((tmp_path / name).exists() for name in "cd"), "found before anything is made"
-
-
-def test_an_older_model_without_a_kind_is_contrastive(contrastive, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(contrastive, old)
     (described,) = max((old / "checkpoints").glob("step-*")).glob("model.json")
@@ -501,7 +498,8 @@ def test_an_older_model_without_a_kind_is_contrastive(contrastive, tmp_path):
     assert model.pop("kind") == "contrastive"
     described.write_text(json.dumps(model), encoding="utf-8")
     jest = ["--gin_file", TINY, "run.policy=jest", f"run.reference={old}", *SMALL, *steps(2)]
-    assert train(tmp_path / "run", *jest) == 0
+    assert train(tmp_path / "e", *jest) == 3
+    assert "model.json holds no 'kind'" in said(capsys)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from jestbench.compare.comparison import Comparison
 from jestbench.compare.load import CompareError
 from jestbench.compare.report import compare, main
 from jestbench.compare.table import format_table
+from jestbench.runs.summary import Summary
 
 ROOT = Path(__file__).parent.parent
 METRIC = "eval/top1"
@@ -44,7 +45,7 @@ def write_run(
     environment: Mapping[str, object] | None = None,
     **summary: object,
 ) -> Path:
-    """Write a run whose evaluations are ``points``: FLOPs spent, value."""
+    """Write a run whose evaluations are ``points``: FLOPs spent, value. ``summary``: its other fields, as JSON."""
     folder.mkdir(parents=True)
     rows = [
         {
@@ -62,24 +63,32 @@ def write_run(
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     end = rows[-1]
-    described = {
-        "arm": arm,
-        "policy": arm,
-        "config_hash": config_hash or f"hash-of-{arm}",
-        "seed": seed,
-        "status": status,
-        "steps": end["step"],
-        "pairs_seen": end["pairs/seen"],
-        "pairs_trained": end["pairs/trained"],
-        "flops": {"total": end["flops/total"]},
-        "macs_total": end["flops/total"] // 2,
-        "pretrain_flops": 0,
-        "budget": end["flops/total"],
-        "seconds": end["time/seconds"],
-        "warnings": [],
-        "metrics": {metric: end[metric]},
-    }
-    (folder / "summary.json").write_text(json.dumps(described | summary))
+    described = Summary(
+        arm=arm,
+        policy=arm,
+        config_hash=config_hash or f"hash-of-{arm}",
+        seed=seed,
+        status="finished",
+        steps=end["step"],
+        pairs_seen=end["pairs/seen"],
+        pairs_trained=end["pairs/trained"],
+        budget=end["flops/total"],
+        overshoot=0,
+        flops={"total": end["flops/total"]},
+        macs_total=end["flops/total"] // 2,
+        flops_amortised=0,
+        pretrain_flops={},
+        pretrain_in_budget=0,
+        added_to_budget=0,
+        seconds=end["time/seconds"],
+        learning_rate=0.001,
+        measures={},
+        metrics={metric: end[metric]},
+        references=(),
+        data={},
+        warnings=(),
+    )
+    (folder / "summary.json").write_text(json.dumps(described.to_json() | {"status": status} | summary))
     if environment is not None:
         (folder / "environment.json").write_text(json.dumps(environment))
     return folder
@@ -371,7 +380,7 @@ def test_pretraining_taken_out_of_the_budget_counts_on_the_flop_axis(tmp_path):
         [(0, 0.0), (16, 0.2), (40, 0.5), (80, 0.6)],
         arm="jest_all_in",
         budget=100,
-        pretrain_flops=20,
+        pretrain_flops={"reference": 20},
         pretrain_in_budget=20,
         flops_amortised=50,
     )
@@ -546,7 +555,7 @@ def test_reference_has_a_row_of_its_own_and_is_no_arm(tmp_path):
     reference = write_run(tmp_path / "runs/ref", [(0, 0.0), (30, 0.25)], arm="reference")
     entries = [{"name": "base", "run_dir": str(reference), "pretrain_flops": 30}]
     write_run(tmp_path / "runs/u", UNIFORM)
-    write_run(tmp_path / "runs/j", UNIFORM, arm="jest", references=entries, pretrain_flops=30)
+    write_run(tmp_path / "runs/j", UNIFORM, arm="jest", references=entries, pretrain_flops={"reference": 30})
     comparison = compare([tmp_path / "runs"], METRIC, out=tmp_path / "out")
     assert {arm.label for arm in comparison.arms} == {"uniform", "jest"}
     document = strict((tmp_path / "out/comparison.json").read_text())
@@ -638,7 +647,7 @@ def report(tmp_path_factory) -> Path:
             seed=seed,
             data=facts,
             references=entries,
-            pretrain_flops=30,
+            pretrain_flops={"reference": 30},
             warnings=[HOSTILE],
             environment={"commit": HOSTILE, "versions": {"torch": "2"}},
         )
@@ -698,7 +707,7 @@ def test_recorded_command_makes_the_same_numbers(report, capsys):
 
 
 def test_terminal_table_fits(tmp_path):
-    entry = {"name": "r" * 200, "run_dir": None, "pretrain_flops": 0}
+    entry = {"name": "r" * 200, "run_dir": "gone", "pretrain_flops": 0}
     write_run(tmp_path / "u", [(0, 0.0), (100, 123456.7)], references=[entry], warnings=["w " * 300])
     for index, factor in enumerate((1e-5, 1.0, 1e3)):
         points = [(1, 0.0), (100, 123456.7 * factor), (200, 123456.7)]

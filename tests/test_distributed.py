@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_loader import write_shards
 
 from jestbench.launch import command
-from jestbench.runs import checkpoint
+from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 PHYSICAL = ("time/", "cache/hits", "data/decoded")
@@ -137,7 +137,7 @@ def kill_all(run_dir: Path) -> None:
 def wait_for_step(run_dir: Path, step: int) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        newest = checkpoint.newest(run_dir)
+        newest = RunFolder(run_dir).newest_checkpoint()
         if newest is not None and int(newest.name.removeprefix("step-")) >= step:
             return
         time.sleep(0.02)
@@ -167,5 +167,5 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     last = start(cut, "--resume")
     assert last.wait(300) == 0, last.communicate()[1]
     assert rows_of(cut) == rows_of(whole)
-    weights = [load_file(checkpoint.newest(folder) / "model.safetensors") for folder in (whole, cut)]
+    weights = [load_file(RunFolder(folder).newest_checkpoint() / "model.safetensors") for folder in (whole, cut)]
     assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())

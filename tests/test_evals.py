@@ -17,7 +17,8 @@ from jestbench.data.pairs import ArrayPairs
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import metrics as module
 from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
-from jestbench.evals.metrics import RANKS, embedding_measures, evaluate_embeddings
+from jestbench.evals.measure import RANKS, embedding_measures
+from jestbench.evals.metrics import evaluate_embeddings
 
 
 def rank(score: float, others: list[float]) -> int:

@@ -497,6 +497,17 @@ def test_splits(small: Icons) -> None:
     assert torch.equal(pickle.loads(sent).batch(torch.tensor([0, len(both) - 1])).images_BCHW, batch.images_BCHW)
 
 
+def test_a_split_is_opened_once_and_anew_after_another_preparation(small: Icons) -> None:
+    small.prepare()
+    first = small.split("pool")
+    assert dataclasses.replace(small).split("pool") is first
+    assert dataclasses.replace(small, noise=0.5).split("pool") is not first
+    shutil.rmtree(small.folder)
+    small.prepare()
+    assert small.split("pool") is not first
+    assert small.split("pool").fingerprint == first.fingerprint
+
+
 def test_min_hands_thins_the_pool_alone(small: Icons) -> None:
     small.prepare()
     hands = dict(zip(*(table_of(small)[column] for column in ("caption", "hands")), strict=True))

@@ -39,7 +39,7 @@ from jestbench.disk import content_key
 from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.tokenizer_choice import TokenizerChoice
-from jestbench.runs import checkpoint
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import load_model
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
@@ -875,7 +875,7 @@ def test_three_lines_for_shards(run, tmp_path):
     last = rows("out")[-1]
     assert last["data/damaged"] == 0
     assert last["data/read"] == last["pairs/seen"] == found["pairs_seen"]
-    model = json.loads((checkpoint.newest(Path("out")) / "model.json").read_text())
+    model = json.loads((RunFolder(Path("out")).newest_checkpoint() / "model.json").read_text())
     assert load_model(Path("out")).tokenizer == Tokenizer(model["tokenizer"], 32).identity
     assert run(*check)[0] == 0, "of the data themselves, now that they are indexed"
 
@@ -943,7 +943,7 @@ def test_a_run_on_damaged_pairs_counts_them_and_resumes_as_if_never_stopped(run,
     assert run(*words, "--run_dir", "again")[0] == 0
     steps = sorted(int(path.name.removeprefix("step-")) for path in Path("again/checkpoints").glob("step-*"))
     (Path("again") / "summary.json").unlink()
-    (checkpoint.newest(Path("again")) or Path()).rename(tmp_path / "gone")
+    (RunFolder(Path("again")).newest_checkpoint() or Path()).rename(tmp_path / "gone")
     assert run(*words, "--run_dir", "again", "--resume")[0] == 0
     resumed = rows("again")
     assert steps[0] < steps[-1] == resumed[-1]["step"]

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from jestbench.launch import command
+from jestbench.runs.folder import RunFolder
 from jestbench.sweep import arms, run_sweep, sweep_file
 from jestbench.sweep import side_by_side as processes
 
@@ -380,8 +381,8 @@ def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
     found = json.loads(Path("out/comparison/comparison.json").read_text())
     assert (found["metric"], found["lower_is_better"]) == ("train/gradient_norm", True)
     for folder in arms_in(Path("out")):
-        assert run_sweep.final_value(folder, "train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
-    assert run_sweep.final_value(Path("out"), "train/loss") is None
+        assert RunFolder(folder).final_value("train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
+    assert RunFolder(Path("out")).final_value("train/loss") is None
     assert call(path, "--out", "out").out.count("already finished") == 2
     assert len(sent) == 1  # nothing has run: the summary run of before still stands
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import importlib.metadata
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+
+from jestbench.runs import environment
 
 INSTALL = "pip install -e '.[bench]'"
 _P = TypeVar("_P", bound="Plan")
@@ -138,7 +137,7 @@ def load() -> float:
 def machine(load_before: float, **more: Any) -> dict[str, Any]:
     """What was measured on, ready for JSON: processor, cores, load before and now, date, Python, and more."""
     return {
-        "processor": _processor(),
+        "processor": environment.processor(),
         "cores": os.cpu_count(),
         "load before": load_before,
         "load after": load(),
@@ -155,24 +154,10 @@ def device_name(device: torch.device) -> str:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Versions of installed distributions, by name; one that is not installed is left out."""
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name, found in environment.versions(*distributions).items() if found is not None}
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:
     """The same as text: of what is more, the versions alone."""
     line = "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}"
     return line.format(**facts) + "".join(f", {name} {version}" for name, version in facts.get("versions", {}).items())
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or sys.platform

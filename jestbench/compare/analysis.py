@@ -30,7 +30,7 @@ from jestbench.compare.groups import (
     split_usable,
     step_flops,
 )
-from jestbench.compare.load import CompareError, Measure, Run, load_run, shown
+from jestbench.compare.load import CompareError, RunRecord, load_run
 from jestbench.compare.provenance import (
     common_facts,
     environment,
@@ -40,6 +40,8 @@ from jestbench.compare.provenance import (
     workplace_notes,
 )
 from jestbench.compare.wording import end_text
+from jestbench.evals.measure import Measure
+from jestbench.runs.folder import shown
 
 _EVAL_FLOPS = "flops/eval"
 
@@ -99,7 +101,8 @@ def analyse(
 
 def _measure(candidates: Iterable[Candidate], metric: str) -> Measure:
     """The metric's range and number of examples, where all runs that say so agree."""
-    known = {candidate.run.measures[metric] for candidate in candidates if metric in candidate.run.measures}
+    measures = [candidate.run.summary.measures for candidate in candidates]
+    known = {found[metric] for found in measures if metric in found}
     return known.pop() if len(known) == 1 else Measure()
 
 
@@ -179,14 +182,14 @@ def _arm(
     curve: SeedCurve,
 ) -> Arm:
     values = [member.value for member in members]
-    low, high = interval(values, measure.low, measure.high) or (None, None)
+    low, high = interval(values, *measure.limits) or (None, None)
     ends = [float(member.curve.value_E[-1]) for member in members]
     runs = [member.run for member in members]
     purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")})
     return Arm(
         arm=group.arm,
         label=group.label,
-        policy=runs[0].policy,
+        policy=runs[0].summary.policy,
         config_hash=group.config_hash,
         runs=members,
         mean=float(np.mean(values)),
@@ -194,8 +197,8 @@ def _arm(
         high=high,
         evaluation_error=_binomial_error(float(np.mean(values)), measure.examples),
         budget=group.budget,
-        added_to_budget=_mean_count(run.added_to_budget for run in runs),
-        end=(float(np.mean(ends)), *(interval(ends, measure.low, measure.high) or (None, None))),
+        added_to_budget=_mean_count(run.summary.added_to_budget for run in runs),
+        end=(float(np.mean(ends)), *(interval(ends, *measure.limits) or (None, None))),
         undecayed=group.reached > budget + max(step_flops(run) for run in runs),
         paired=paired,
         speedup=speedup,
@@ -206,12 +209,10 @@ def _arm(
             if key not in (TOTAL_FLOPS, _EVAL_FLOPS)
         },
         flops_eval=_mean_final(runs, _EVAL_FLOPS),
-        pretrain_flops=_mean_count(run.pretrain_flops for run in runs),
-        pretrain_in_budget=_mean_count(run.pretrain_in_budget for run in runs),
-        flops_amortised=_mean_count(run.flops_amortised for run in runs),
-        flops_all_in=_mean_count(
-            int(run.final.get(TOTAL_FLOPS, 0)) + max(run.pretrain_flops, run.pretrain_in_budget) for run in runs
-        ),
+        pretrain_flops=_mean_count(run.summary.pretrain_total for run in runs),
+        pretrain_in_budget=_mean_count(run.summary.pretrain_in_budget for run in runs),
+        flops_amortised=_mean_count(run.summary.flops_amortised for run in runs),
+        flops_all_in=_mean_count(int(run.final.get(TOTAL_FLOPS, 0)) + run.summary.pretrain_total for run in runs),
         pairs_seen=_mean_final(runs, "pairs/seen"),
         pairs_trained=_mean_final(runs, "pairs/trained"),
         seconds=float(np.mean([run.final.get("time/seconds", 0.0) for run in runs])),
@@ -219,7 +220,7 @@ def _arm(
     )
 
 
-def _mean_final(runs: Iterable[Run], key: str) -> int:
+def _mean_final(runs: Iterable[RunRecord], key: str) -> int:
     return _mean_count(run.final.get(key, 0) for run in runs)
 
 
@@ -281,16 +282,15 @@ def _binomial_error(share: float, examples: int | None) -> float | None:
 
 
 def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool, measure: Measure) -> Paired | None:
-    of_baseline = {member.run.seed: member.value for member in baseline}
+    of_baseline = {member.seed: member.value for member in baseline}
     difference = {
-        member.run.seed: member.value - of_baseline[member.run.seed]
-        for member in members
-        if member.run.seed in of_baseline
+        member.seed: member.value - of_baseline[member.seed] for member in members if member.seed in of_baseline
     }
     if not difference:
         return None
     values = list(difference.values())
-    widest = measure.high - measure.low
+    lowest, highest = measure.limits
+    widest = highest - lowest
     low, high = interval(values, -widest, widest) or (None, None)
     ahead = sum(value < 0 if lower else value > 0 for value in values)
     return Paired(tuple(difference), ahead, float(np.mean(values)), low, high)
@@ -316,7 +316,7 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
             "total and in no speedup"
         )
     if baseline is not None:
-        seeds = [member.run.seed for member in baseline]
+        seeds = [member.seed for member in baseline]
         if set(seeds) != set(arm.seeds):
             notes.append(
                 f"arm {arm.label} has seeds {listed(arm.seeds)}, the baseline {listed(seeds)}: they are "
@@ -352,7 +352,7 @@ def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRo
             for entry in member.run.references:
                 key = (entry.name, entry.folder, entry.pretrain_flops)
                 used[key][arm.label] = None
-                seeds[key].add(member.run.seed)
+                seeds[key].add(member.seed)
     rows: list[ReferenceRow] = []
     notes: list[str] = []
     for key, labels in sorted(used.items(), key=lambda item: str(item[0])):

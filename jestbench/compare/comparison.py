@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jestbench.compare.curves import Curve, SeedCurve
-from jestbench.compare.load import Fact, Run, shown
+from jestbench.compare.load import Fact, RunRecord
+from jestbench.runs.folder import shown
 
 Kind = Literal["decayed", "touch"]
 Absent = Literal["", "never", "worse", "early", "unknown"]
@@ -69,9 +70,14 @@ class SeedRun:
         value: the metric at the common budget.
     """
 
-    run: Run
+    run: RunRecord
     curve: Curve
     value: float
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.run.summary.seed
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Arm:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the runs, ascending."""
-        return tuple(member.run.seed for member in self.runs)
+        return tuple(member.seed for member in self.runs)
 
     @property
     def values(self) -> tuple[float, ...]:

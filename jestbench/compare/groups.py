@@ -17,8 +17,9 @@ import numpy as np
 
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.curves import Array, Curve
-from jestbench.compare.load import FINISHED, CompareError, Run, find_run_folders, load_run, shown
+from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
 from jestbench.disk import nearest
+from jestbench.runs.folder import shown
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -38,7 +39,7 @@ class Candidate:
         curve: its evaluations.
     """
 
-    run: Run
+    run: RunRecord
     curve: Curve
 
 
@@ -70,18 +71,18 @@ class Group:
         return self.budget or int(min(spent(member.run) for member in self.members))
 
 
-def spent(run: Run) -> float:
+def spent(run: RunRecord) -> float:
     """FLOPs of a run, with the pre-training that was taken out of its budget."""
-    return run.final.get(TOTAL_FLOPS, 0) + run.pretrain_in_budget
+    return run.final.get(TOTAL_FLOPS, 0) + run.summary.pretrain_in_budget
 
 
-def step_flops(run: Run) -> float:
+def step_flops(run: RunRecord) -> float:
     """FLOPs of a run's average step."""
     steps = run.final.get("step", 0)
     return run.final.get(TOTAL_FLOPS, 0) / steps if steps > 0 else 0.0
 
 
-def load_all(run_dirs: Sequence[Path]) -> tuple[list[Run], list[Excluded]]:
+def load_all(run_dirs: Sequence[Path]) -> tuple[list[RunRecord], list[Excluded]]:
     """Read every run that the arguments name or contain.
 
     Args:
@@ -94,7 +95,7 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[Run], list[Excluded]]:
         CompareError: a folder does not exist (status 2), or no run can be read (status 3).
     """
     named, found = find_run_folders(run_dirs)
-    runs: list[Run] = []
+    runs: list[RunRecord] = []
     unreadable: list[Excluded] = []
     for folder in (*named, *found):
         try:
@@ -109,7 +110,7 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[Run], list[Excluded]]:
     return runs, unreadable
 
 
-def resolve_metric(runs: Iterable[Run], metric: str) -> str:
+def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
     """Find the key that a metric's name means.
 
     Args:
@@ -132,7 +133,7 @@ def resolve_metric(runs: Iterable[Run], metric: str) -> str:
     raise CompareError(f"no run has the metric {metric!r}{hint}\nmetrics that exist:\n  {exist}", status=2)
 
 
-def split_usable(runs: Iterable[Run], metric: str) -> tuple[list[Candidate], tuple[Excluded, ...], list[str]]:
+def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate], tuple[Excluded, ...], list[str]]:
     """Split off the runs that would distort a mean.
 
     Args:
@@ -149,9 +150,10 @@ def split_usable(runs: Iterable[Run], metric: str) -> tuple[list[Candidate], tup
     excluded: list[Excluded] = []
     notes: list[str] = []
     for run in runs:
-        curve, reason = (None, f"status: {run.status}") if run.status != FINISHED else read_curve(run, metric)
+        finished = run.summary.status == "finished"
+        curve, reason = read_curve(run, metric) if finished else (None, f"status: {run.summary.status}")
         if curve is None:
-            excluded.append(Excluded(run.folder, run.arm, run.seed, reason))
+            excluded.append(Excluded(run.folder, run.summary.arm, run.summary.seed, reason))
         else:
             usable.append(Candidate(run, curve))
             notes.extend(f"{shown(run.folder)}: {problem}" for problem in (*run.problems, reason) if problem)
@@ -160,7 +162,7 @@ def split_usable(runs: Iterable[Run], metric: str) -> tuple[list[Candidate], tup
     return usable, tuple(excluded), notes
 
 
-def read_curve(run: Run, metric: str) -> tuple[Curve | None, str]:
+def read_curve(run: RunRecord, metric: str) -> tuple[Curve | None, str]:
     """Read a metric along a run.
 
     Args:
@@ -180,8 +182,8 @@ def read_curve(run: Run, metric: str) -> tuple[Curve | None, str]:
     curve = Curve(
         value_E=_column(finite, metric),
         amount_E={
-            "flops": flops_E + run.pretrain_in_budget,
-            "flops_all_in": flops_E + max(run.pretrain_flops, run.pretrain_in_budget),
+            "flops": flops_E + run.summary.pretrain_in_budget,
+            "flops_all_in": flops_E + run.summary.pretrain_total,
             "pairs_seen": _column(finite, "pairs/seen"),
             "pairs_trained": _column(finite, "pairs/trained"),
             "seconds": _column(finite, "time/seconds"),
@@ -206,16 +208,21 @@ def newest_by_seed(candidates: Iterable[Candidate]) -> tuple[list[Candidate], li
     """
     kept: list[Candidate] = []
     notes: list[str] = []
-    for same in _by(candidates, lambda item: (item.run.arm, item.run.config_hash, item.run.seed)).values():
+    for (arm, _, seed), same in _by(candidates, _identity).items():
         newest = max(same, key=lambda item: (item.run.modified, str(item.run.folder)))
         kept.append(newest)
         notes.extend(
-            f"duplicate left out: {shown(other.run.folder)} repeats arm {other.run.arm}, seed "
-            f"{other.run.seed}; {shown(newest.run.folder)} is newer"
+            f"duplicate left out: {shown(other.run.folder)} repeats arm {arm}, seed {seed}; "
+            f"{shown(newest.run.folder)} is newer"
             for other in same
             if other is not newest
         )
     return kept, notes
+
+
+def _identity(candidate: Candidate) -> tuple[str, str, int]:
+    summary = candidate.run.summary
+    return summary.arm, summary.config_hash, summary.seed
 
 
 def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]:
@@ -229,12 +236,13 @@ def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]
     """
     groups: list[Group] = []
     notes: list[str] = []
-    for arm, same_label in sorted(_by(candidates, lambda item: item.run.arm).items()):
-        by_hash = _by(same_label, lambda item: item.run.config_hash)
+    for arm, same_label in sorted(_by(candidates, lambda item: item.run.summary.arm).items()):
+        by_hash = _by(same_label, lambda item: item.run.summary.config_hash)
         clash = len(by_hash) > 1
         for config_hash, members in sorted(by_hash.items()):
             label = f"{arm}@{config_hash[:_HASH_LENGTH]}" if clash else arm
-            groups.append(Group(arm, label, config_hash, tuple(sorted(members, key=lambda item: item.run.seed))))
+            by_seed = tuple(sorted(members, key=lambda item: item.run.summary.seed))
+            groups.append(Group(arm, label, config_hash, by_seed))
         if clash:
             notes.append(
                 f"ONE LABEL, {len(by_hash)} CONFIGURATIONS: arm {arm} stands for "

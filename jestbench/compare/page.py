@@ -11,6 +11,7 @@ from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison
 from jestbench.compare.curves import AXES
 from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.templates import templates
 
 PAGE = "index.html"
@@ -23,7 +24,6 @@ _AXIS_LONG = {
     "pairs_trained": "pairs trained on",
     "seconds": "seconds of training",
 }
-_RUN_FILES = ("metrics.jsonl", "summary.json", "operative.gin", "environment.json", "examples/index.html")
 
 
 def to_html(comparison: Comparison, out: Path) -> str:
@@ -48,7 +48,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
         "reference": wording.reference_label,
         "link": lambda path: quote(wording.relative(path, out)),
         "relative": lambda path: wording.relative(path, out),
-        "run_files": lambda folder: [name for name in _RUN_FILES if (folder / name).is_file()],
+        "run_files": _run_files,
         "purpose": lambda purpose: purpose.replace("_", " "),
         "amount": lambda value, axis: _amount(value, axis),
     }
@@ -68,7 +68,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
 
 
 def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
-    of_baseline = {member.run.seed: member.value for member in comparison.baseline_arm.runs}
+    of_baseline = {member.seed: member.value for member in comparison.baseline_arm.runs}
     return {
         "arm": arm,
         "is_baseline": arm.label == comparison.baseline,
@@ -79,11 +79,17 @@ def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
             for purpose, share in wording.shares(arm).items()
         ],
         "difference": {
-            member.run.seed: member.value - of_baseline[member.run.seed]
+            member.seed: member.value - of_baseline[member.seed]
             for member in arm.runs
-            if member.run.seed in of_baseline and arm.label != comparison.baseline
+            if member.seed in of_baseline and arm.label != comparison.baseline
         },
     }
+
+
+def _run_files(folder: Path) -> list[str]:
+    run = RunFolder(folder)
+    files = (run.metrics_jsonl, run.summary_json, run.operative_gin, run.environment_json, run.examples_page)
+    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
 
 
 def _amount(value: float | None, axis: str) -> str:

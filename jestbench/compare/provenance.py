@@ -6,11 +6,11 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jestbench.compare.comparison import Arm
-from jestbench.compare.load import Fact, Run
+from jestbench.compare.load import Fact, RunRecord
+from jestbench.runs.environment import processor
 
 _WORKPLACE = ("device", "processor", "threads", "commit")
 _RECORDED = ("python", "platform", "processor", "cores", "threads", "device", "commit", "versions")
@@ -60,8 +60,7 @@ def learning_rate_notes(arms: Iterable[Arm]) -> list[str]:
     labels: dict[float, dict[str, None]] = defaultdict(dict)
     for arm in arms:
         for member in arm.runs:
-            if member.run.learning_rate is not None:
-                labels[member.run.learning_rate][arm.label] = None
+            labels[member.run.summary.learning_rate][arm.label] = None
     if len(labels) > 1:
         return [f"learning rates differ: {_described(labels)}"]
     more = len({label for which in labels.values() for label in which}) > 1
@@ -78,31 +77,22 @@ def run_notes(arms: Iterable[Arm]) -> list[str]:
     for arm in arms:
         seeds: dict[str, list[int]] = defaultdict(list)
         for member in arm.runs:
-            for warning in dict.fromkeys(member.run.warnings):
-                seeds[warning].append(member.run.seed)
+            for warning in dict.fromkeys(member.run.summary.warnings):
+                seeds[warning].append(member.seed)
         notes.extend(f"arm {arm.label} (seeds {listed(which)}): {text}" for text, which in seeds.items())
     return notes
 
 
-def environment(runs: Iterable[Run]) -> dict[str, Any]:
+def environment(runs: Iterable[RunRecord]) -> dict[str, Any]:
     """Where the comparison is computed, and what the first run that says so ran on."""
     recorded = next((run.environment for run in runs if run.environment), {})
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": processor(),
         "runs": {key: recorded[key] for key in _RECORDED if key in recorded},
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def listed(values: Iterable[object]) -> str:

@@ -176,7 +176,7 @@ def _run_lines(comparison: Comparison, out: Path) -> Iterable[str]:
         yield f"- {_plain(arm.label)}: policy `{_code(arm.policy)}`, configuration `{_code(arm.config_hash)}`"
         for member in arm.runs:
             folder = _code(wording.relative(member.run.folder, out))
-            yield f"  - seed {member.run.seed}: {wording.value_text(member.value, comparison)}, `{folder}`"
+            yield f"  - seed {member.seed}: {wording.value_text(member.value, comparison)}, `{folder}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -163,7 +163,7 @@ def resolve(
         beside: the file that names the files, for a reference's.
         chain: references being resolved, to refuse a circle.
         origin: where the bindings stand, for messages.
-        recorded: reads a run folder that is bound in a role (``jestbench.runs.folder.recorded``).
+        recorded: reads a run folder that is bound in a role (``jestbench.runs.open_folder.recorded``).
 
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
@@ -352,13 +352,12 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
         asked, own = getattr(run, role), stand.run
         file = (asked,) if isinstance(asked, str) else tuple(asked)
         return Trained(role, own.arm or file[0], own.training.loss(own), own, file=file)
-    operative = stand / "operative.gin"
+    assert recorded is not None, "a run folder is resolved with a reader of run folders"
+    read_back = recorded(stand)
     try:  # without the frozen models that it needs itself: they may be gone
-        read = _read([str(operative)], (), None, COMMAND_LINE)
+        read = _read([str(read_back.operative)], (), None, COMMAND_LINE)
         found: Run | None = _build(read)[0]
     except ConfigError:
         found = None
-    file = (_shown(operative),) if found is not None else ()
-    assert recorded is not None, "a run folder is resolved with a reader of run folders"
-    read_back = recorded(stand)
+    file = (_shown(read_back.operative),) if found is not None else ()
     return Trained(role, _shown(stand), read_back.loss, found, read_back.data, file)

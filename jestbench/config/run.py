@@ -39,11 +39,13 @@ class Recorded:
     """What a run folder records of the run in it; ``None`` where it cannot be read.
 
     Attributes:
+        operative: the file of its operative configuration.
         identity: configuration hash and seed.
         loss: contrastive, of the model in the newest checkpoint; ``None`` for a pair scorer too.
         data: what summary.json holds of the data.
     """
 
+    operative: Path
     identity: str | None = None
     loss: LossName | None = None
     data: object = None

@@ -17,7 +17,8 @@ from jestbench.data.decode import DamagedImage, decode
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
-from jestbench.evals.metrics import RANKS, Measure, group_ranks, share_of, zero_shot_ranks
+from jestbench.evals.measure import RANKS, Measure, share_of
+from jestbench.evals.metrics import group_ranks, zero_shot_ranks
 from jestbench.model.tokenizer import Tokenizer
 
 KEPT_BYTES = 2**30

@@ -14,7 +14,8 @@ from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.metrics import Measure, embedding_measures, evaluate_embeddings
+from jestbench.evals.measure import Measure, embedding_measures
+from jestbench.evals.metrics import evaluate_embeddings
 
 
 def points_reached(share: float, points: int) -> int:

@@ -16,7 +16,7 @@ from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
 from jestbench.engine.regression import GradedObjective, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
-from jestbench.evals.metrics import REGRESSION_MEASURES, Measure
+from jestbench.evals.measure import REGRESSION_MEASURES, Measure
 from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0

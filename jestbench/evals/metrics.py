@@ -6,52 +6,10 @@ certainly worse counts against (``~(score < own)``), so that NaN embeddings rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-RANKS = (1, 5, 10)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is known about a metric before it is measured.
-
-    Attributes:
-        low: the smallest value that it can have.
-        high: the largest; ``None`` where there is none.
-        examples: of how many evaluation examples it is the share; ``None`` where it is no such share.
-    """
-
-    low: float
-    high: float | None
-    examples: int | None = None
-
-
-def share_of(examples: int) -> Measure:
-    """A metric that is the share of hits among some examples."""
-    return Measure(0.0, 1.0, examples)
-
-
-def embedding_measures(images: int, captions: int) -> dict[str, Measure]:
-    """The metrics of ``evaluate_embeddings``.
-
-    Args:
-        images: of the split.
-        captions: distinct ones, the queries of text-to-image retrieval.
-    """
-    found = {f"eval/zero_shot_top{k}": share_of(images) for k in (1, 5)}
-    found |= {f"eval/image_to_text_recall{k}": share_of(images) for k in RANKS}
-    return found | {f"eval/text_to_image_recall{k}": share_of(captions) for k in RANKS}
-
-
-REGRESSION_MEASURES = {
-    "eval/mse": Measure(0.0, None),
-    "eval/auc": Measure(0.0, 1.0),
-    "eval/rank_correlation": Measure(-1.0, 1.0),
-}
-"""The metrics of a pair scorer (evals/regression.py); higher is better in all but mse."""
+from jestbench.evals.measure import RANKS
 
 _ROWS = 4096  # similarities held at once: 4096 × classes
 

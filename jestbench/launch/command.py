@@ -141,7 +141,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from jestbench.config.run import ConfigError
     from jestbench.launch import rehearse, train_run
     from jestbench.parallel import distributed
-    from jestbench.runs.folder import recorded
+    from jestbench.runs.folder import RunFolder
+    from jestbench.runs.open_folder import recorded
 
     if arguments.list_policies:
         for name, cls in registry.policy_classes().items():
@@ -149,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     files = list(arguments.gin_file)
     if not files and arguments.resume and arguments.run_dir is not None:
-        files = [str(arguments.run_dir / "operative.gin")]
+        files = [str(RunFolder(arguments.run_dir).operative_gin)]
     if not files:
         raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
     resolved = resolve.resolve(files, arguments.bindings, arguments.allow_unused, recorded=recorded)

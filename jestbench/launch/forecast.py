@@ -16,7 +16,7 @@ from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.engine.actor import Actor
 from jestbench.launch.stages import build_stages
-from jestbench.launch.stands import stand_ins, trained_flops
+from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
@@ -130,7 +130,7 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
     """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
     # The runs of two halves differ in the half of the pool that they draw from alone.
     return {
-        role: len(stands) * (trained_flops(one) if isinstance(one := stands[0], Path) else _forecast(one))
+        role: len(stands) * (ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one))
         for role, stands in resolved.stands_on.items()
     }
 

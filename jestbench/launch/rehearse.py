@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, train
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
@@ -75,8 +75,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         finally:
             metrics.close({}, failed=False)
             stages.super_batches.close()
-        rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return frozenset(evaluated).union(*(json.loads(row) for row in rows))
+        rows, _ = RunFolder(folder).read_rows()
+    return frozenset(evaluated).union(*rows)
 
 
 def check(resolved: Resolved) -> None:

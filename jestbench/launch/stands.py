@@ -12,8 +12,9 @@ from jestbench.data.pairs import Dataset
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.runs.folder import read_summary
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import load_model, trained_mix
+from jestbench.runs.summary import Summary
 
 
 def trained(role: Pretrained, folder: Path) -> FrozenCasting:
@@ -59,13 +60,13 @@ def _one_or_twin(role: Pretrained, models: Sequence[FrozenCasting]) -> Casting:
     return models[0] if len(models) == 1 else TwinCasting(role, tuple(models))
 
 
-def trained_flops(folder: Path) -> int:
-    """FLOPs of a finished run and of the pre-training that it stands on."""
-    summary = read_summary(folder)
+def ended(folder: Path) -> Summary:
+    """The summary of a run that has finished."""
+    summary = RunFolder(folder).summary()
     assert summary is not None
-    return int(summary["flops"]["total"]) + int(sum(summary["pretrain_flops"].values()))
+    return summary
 
 
 def pretrain_flops(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int]:
     """FLOPs of the pre-training that a run stands on, by role (those of twins summed)."""
-    return {role: sum(map(trained_flops, found)) for role, found in folders.items()}
+    return {role: sum(ended(folder).flops_all_in for folder in found) for role, found in folders.items()}

@@ -17,17 +17,19 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.disk import cache_root, digest, write_json
+from jestbench.disk import cache_root, digest
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, pretrain_flops, trained_flops
+from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
-from jestbench.runs import checkpoint
-from jestbench.runs.folder import SUMMARY, open_folder, read_summary
+from jestbench.runs.checkpoint import step_of
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
+from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import Recorder
-from jestbench.runs.saved_model import MODEL_FORMAT
+from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
+from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
 
 Role = Literal["arm", "reference", "scorer"]
@@ -69,15 +71,14 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
                 if _trained(_beside(stand, resolved), folder, role) == "interrupted":
                     raise KeyboardInterrupt
-    summary = read_summary(folder)
-    if summary is None or summary["status"] != "finished":
+    if not RunFolder(folder).has_finished():
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
     return folder
 
 
 def _finished(folder: Path) -> bool:
     """Whether a folder holds a finished run, as the first process sees it."""
-    return distributed.world().first(lambda: (read_summary(folder) or {}).get("status") == "finished")
+    return distributed.world().first(RunFolder(folder).has_finished)
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
     def train_anew_if_foreign() -> Status:
         try:
             return train_run(resolved, folder, True, role)
-        except checkpoint.ForeignCheckpoint:  # half trained by another version, or by more or fewer processes
+        except ForeignCheckpoint:  # half trained by another version, or by more or fewer processes
             distributed.world().first(lambda: shutil.rmtree(folder))
             return train_run(resolved, folder, True, role)
 
@@ -155,14 +156,15 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     world.in_turn(resolved.run.data.prepare)
     folders = ensure_pretrained(resolved)
     pretrain = pretrain_flops(folders)
-    store_dir = run_dir / "cache" / (f"process{world.rank}" if world.size > 1 else "")
+    folder = RunFolder(run_dir)
+    store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
             check_affordable(resolved, stages, allowance)
         newest, step = _reached(run_dir) if going_on else (None, -1)
-        world.first(lambda: Jsonl.cut(run_dir / "metrics.jsonl", step))
+        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
         metrics = _metrics(resolved, run_dir, role, step)
     except ConfigError:
         if not going_on and world.first_of_all:  # nothing has begun: the folder is free for the mended configuration
@@ -172,26 +174,21 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
-    more = {
-        "references": _references(folders.get("reference", ())),
-        "data": _facts(resolved, stages),
-        "warnings": warned(resolved, stages),
-    }
-    status, failed = "failed", True
+    brought = _references(folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
+    status: Ending = "failed"
     try:
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
-        failed = False
     finally:
-        summary = recorder.summary(progress, status, pretrain, more)
+        summary = recorder.summary(progress, status, pretrain, *brought)
         if world.first_of_all:
-            write_json(run_dir / SUMMARY, summary)
-        recorder.metrics.close(summary, failed)
+            folder.write_summary(summary)
+        recorder.metrics.close(summary.to_json(), failed=status == "failed")
         stages.super_batches.close()
         for actor in stages.scorer.actors.values():
             actor.close(remove=status == "finished")
         with suppress(OSError):  # the last process to leave finds it empty
-            (run_dir / "cache").rmdir()
+            folder.row_stores.rmdir()
     world.first(lambda: None)  # nobody goes on before the first process has written how it ended
     return "finished" if status == "finished" else "interrupted"
 
@@ -203,11 +200,11 @@ def _reached(run_dir: Path) -> tuple[Path | None, int]:
         ForeignCheckpoint: another version wrote it, or another number of processes.
     """
     world = distributed.world()
-    newest = world.first(lambda: checkpoint.newest(run_dir))
+    newest = world.first(RunFolder(run_dir).newest_checkpoint)
     if newest is None:
         return None, -1
-    checkpoint.check_format(newest, world.size)
-    return newest, int(newest.name.removeprefix("step-"))
+    check_format(newest, world.size)
+    return newest, step_of(newest)
 
 
 def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:
@@ -235,17 +232,14 @@ def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metric
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
     """What a run stands on: the comparison shows the reference's own score. A pair scorer has none to show."""
-    return [
-        {
-            "name": f"{(read_summary(folder) or {}).get('arm') or 'reference'}"
-            + (f" (half {half})" if len(folders) > 1 else ""),
-            "run_dir": str(folder.resolve()),
-            "pretrain_flops": trained_flops(folder),
-        }
-        for half, folder in enumerate(folders)
-    ]
+    entries = []
+    for half, folder in enumerate(folders):
+        summary = ended(folder)
+        name = f"{summary.arm or 'reference'}{f' (half {half})' if len(folders) > 1 else ''}"
+        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in))
+    return entries
 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:

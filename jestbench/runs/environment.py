@@ -11,32 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from jestbench.parallel import distributed
+PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "fvcore", "gin-config", "wandb", "numpy", "jestbench")
 
 
 def environment() -> dict[str, Any]:
     """Versions, commit, device, threads: what a figure depends on beside its configuration."""
-    versions: dict[str, str | None] = {}
-    for name in (
-        "torch",
-        "torchvision",
-        "timm",
-        "tokenizers",
-        "fvcore",
-        "gin-config",
-        "wandb",
-        "numpy",
-        "jestbench",
-    ):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    home = Path(__file__).parent
+    import torch  # here alone: the comparison names its processor without torch
+
+    from jestbench.parallel import distributed
+
     git = subprocess.run(
-        ["git", "-C", str(home), "describe", "--always", "--dirty"],
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,
@@ -44,21 +29,34 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world().size,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": versions,
+        "versions": versions(*PACKAGES),
         "commit": git.stdout.strip() or None,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def _processor() -> str:
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of distributions, by name; ``None`` for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from jestbench.batch import Batch, Selection
 from jestbench.disk import write_text
+from jestbench.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FOLDER = "examples"
-PAGE = "index.html"
 _COLUMNS = 8  # images side by side in a sheet
 _GAP = 2  # pixels between two images
 _SHOWN = 96  # pixels at least: smaller images are enlarged on the page
@@ -111,7 +110,7 @@ def save(table: ExampleTable, run_dir: Path) -> None:
     """Write the table and its sheet of images, and the page of all tables anew."""
     if not table.examples:
         return
-    folder = run_dir / FOLDER
+    folder = RunFolder(run_dir).examples
     folder.mkdir(exist_ok=True)
     stem = f"step-{table.step:010d}"
     sheet, places = _sheet([example.image() for example in table.examples])
@@ -124,7 +123,7 @@ def save(table: ExampleTable, run_dir: Path) -> None:
     document = {"step": table.step, "sheet": f"{stem}.png", "sheet_size": sheet.size, **size, "examples": pairs}
     # A caption may hold what UTF-8 cannot (half a surrogate pair); it must not cost the run.
     write_text(folder / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n", errors="replace")
-    write_text(folder / PAGE, _page(folder), errors="replace")
+    write_text(RunFolder(run_dir).examples_page, _page(folder), errors="replace")
 
 
 def _sheet(images: Sequence[Image]) -> tuple[Image, list[tuple[int, int]]]:

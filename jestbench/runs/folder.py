@@ -1,82 +1,170 @@
-"""The run folder: opened once, never mixed with another run's files."""
+"""The files of a run folder: their names, and how each is read back.
+
+Nothing here imports torch: the comparison reads runs without it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jestbench.batch import DataError
-from jestbench.config.run import ConfigError, Recorded, Resolved
-from jestbench.disk import write_json
-from jestbench.runs.environment import environment
-from jestbench.runs.saved_model import trained_loss
+from jestbench.disk import DataError, write_json
+from jestbench.runs.summary import Summary
 
-SUMMARY = "summary.json"
+Row = Mapping[str, float]
+"""One logged step: key → number (integers stay integers)."""
 
 
-class RunFolderError(ConfigError):
-    """The run folder cannot be used as asked; nothing in it was changed."""
+class RunFolder:
+    """What a run leaves, file by file.
+
+    Attributes:
+        path: the folder.
+        config_gin: the bindings as parsed.
+        operative_gin: the bindings as used; starts the same run again.
+        environment_json: identity of the run; versions, commit, device, threads.
+        metrics_jsonl: one object a logged step.
+        summary_json: how the run ended; not there before.
+        checkpoints: a folder for each whole checkpoint, ``step-…``.
+        examples: tables of chosen and refused pairs.
+        examples_page: all those tables, for a browser.
+        row_stores: what frozen models remember while the run goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_gin = path / "config.gin"
+        self.operative_gin = path / "operative.gin"
+        self.environment_json = path / "environment.json"
+        self.metrics_jsonl = path / "metrics.jsonl"
+        self.summary_json = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.examples = path / "examples"
+        self.examples_page = self.examples / "index.html"
+        self.row_stores = path / "cache"
+
+    def is_run_folder(self) -> bool:
+        """Whether the folder holds a run's files, if only those that it writes before its first step."""
+        return any(path.is_file() for path in (self.metrics_jsonl, self.summary_json, self.operative_gin))
+
+    def summary(self) -> Summary | None:
+        """The run's summary; ``None`` where it was killed or is still running.
+
+        Raises:
+            DataError: the file cannot be read, or is no whole summary.
+        """
+        document = read_object(self.summary_json)
+        try:
+            return None if document is None else Summary.from_json(document)
+        except ValueError as error:
+            raise DataError(f"{shown(self.summary_json)}: {error}") from error
+
+    def write_summary(self, summary: Summary) -> None:
+        """Write the summary, whole or not at all."""
+        write_json(self.summary_json, summary.to_json())
+
+    def has_finished(self) -> bool:
+        """Whether a run has spent its budget here.
+
+        Raises:
+            DataError: as for ``summary``.
+        """
+        summary = self.summary()
+        return summary is not None and summary.status == "finished"
+
+    def environment(self) -> Mapping[str, Any]:
+        """What the run's figures depend on beside its configuration; empty where that cannot be read."""
+        try:
+            return read_object(self.environment_json) or {}
+        except DataError:
+            return {}
+
+    def read_rows(self) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+        """The logged steps in order, one row for each step, and what was wrong with the file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if not self.metrics_jsonl.is_file():
+            return (), (f"{self.metrics_jsonl.name} is missing",)
+        try:
+            # A line torn inside a character is not UTF-8 any more, and must reach the parser that reports it.
+            text = self.metrics_jsonl.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise DataError(f"{shown(self.metrics_jsonl)}: cannot be read: {error}") from error
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows: dict[int, dict[str, float]] = {}
+        broken: list[int] = []
+        newest = -1
+        for number, line in enumerate(lines, start=1):
+            row = parse_row(line)
+            if row is None:
+                broken.append(number)
+                continue
+            step = int(row["step"])
+            if step < newest:
+                # A resumed run takes the steps after its checkpoint again: what it logged then counts.
+                rows = {earlier: kept for earlier, kept in rows.items() if earlier < step}
+            rows.setdefault(step, {}).update(row)
+            newest = step
+        name, torn = self.metrics_jsonl.name, bool(broken) and broken[-1] == len(lines)
+        problems = [f"{name}: line {number} is not a row and is left out" for number in broken if number < len(lines)]
+        return tuple(rows.values()), (*problems, *([f"{name}: the last line is torn and is left out"] if torn else ()))
+
+    def final_value(self, metric: str) -> float | None:
+        """The last value that the run logged of a metric; ``None`` where it never did."""
+        rows, _ = self.read_rows()
+        return next((row[metric] for row in reversed(rows) if metric in row), None)
+
+    def whole_checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("step-*"))
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; ``None`` where there is none."""
+        return next(reversed(self.whole_checkpoints()), None)
 
 
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """A run's summary, or ``None`` where there is none yet."""
+def parse_row(line: str) -> dict[str, float] | None:
+    """The numbers of one line of ``metrics.jsonl``; ``None`` where it is no row (torn, say)."""
     try:
-        found: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return {key: value for key, value in record.items() if is_number(value)}
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number; Python counts truth values among the integers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where there is no file.
+
+    Raises:
+        DataError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, OSError) as error:
-        raise DataError(f"{run_dir / SUMMARY} cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{shown(path)}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{shown(path)}: not a JSON object")
     return found
 
 
-def recorded(folder: Path) -> Recorded:
-    """What a run folder records of the run in it: configuration hash and seed, loss of the model, data."""
-    run, data = _part(folder / "environment.json", "run"), _part(folder / SUMMARY, "data")
-    identity = (
-        f"{run['config_hash']}{run['seed']}" if isinstance(run, dict) and {"config_hash", "seed"} <= set(run) else None
-    )
-    return Recorded(identity, trained_loss(folder), data)
-
-
-def _part(path: Path, key: str) -> object:
+def shown(path: Path) -> str:
+    """Write a path for a reader: relative to the working directory where it lies inside."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
-    """Make the run folder, or check that it holds this very run.
-
-    Returns:
-        Whether there is a run to resume.
-
-    Raises:
-        RunFolderError: it holds a run and ``resume`` was not asked, or holds another one.
-    """
-    identity = run_dir / "environment.json"
-    if identity.exists():
-        if not resume:
-            raise RunFolderError(f"{run_dir} already holds a run: choose another --run_dir, or go on with --resume")
-        try:
-            held = json.loads(identity.read_text(encoding="utf-8"))["run"]
-        except (OSError, ValueError, KeyError) as error:
-            raise RunFolderError(f"{identity} cannot be read: choose another --run_dir") from error
-        if held != {"config_hash": resolved.config_hash, "seed": resolved.run.seed}:
-            raise RunFolderError(
-                f"{run_dir} holds another run (arm configuration {held['config_hash']}, seed {held['seed']}; this "
-                f"is {resolved.config_hash}, seed {resolved.run.seed}): see its operative.gin"
-            )
-        return True
-    try:
-        if run_dir.exists() and any(run_dir.iterdir()):
-            raise RunFolderError(f"{run_dir} is not empty and holds no run: choose another --run_dir")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.gin").write_text(resolved.config, encoding="utf-8")
-        (run_dir / "operative.gin").write_text(resolved.operative, encoding="utf-8")
-        run = {"config_hash": resolved.config_hash, "seed": resolved.run.seed}
-        write_json(identity, {"run": run, **environment()})
-    except OSError as error:
-        raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
-    return False
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()

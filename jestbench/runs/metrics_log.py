@@ -13,6 +13,7 @@ from tqdm import tqdm
 from jestbench.config.log import Log
 from jestbench.disk import write_text
 from jestbench.runs.examples import ExampleTable
+from jestbench.runs.folder import RunFolder, parse_row
 from jestbench.runs.wandb_run import Value, WandBSink
 
 
@@ -29,11 +30,8 @@ class Jsonl:
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if row["step"] <= step:
+                row = parse_row(line)
+                if row is not None and row["step"] <= step:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
 
@@ -51,7 +49,7 @@ class Metrics:
     """All sinks of a run."""
 
     def __init__(self, run_dir: Path, sink: WandBSink | None, log: Log, title: str) -> None:
-        self._jsonl = Jsonl(run_dir / "metrics.jsonl")
+        self._jsonl = Jsonl(RunFolder(run_dir).metrics_jsonl)
         self._sink, self._log = sink, log
         live = sys.stderr.isatty()
         self._bar = tqdm(

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from jestbench import seeds
 from jestbench.batch import Batch, Selection
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.disk import write_json
 from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.runs import checkpoint, examples
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Metrics
+from jestbench.runs.saved_model import WEIGHTS, save_model
+from jestbench.runs.summary import Ending, ReferenceEntry, Summary
 from jestbench.runs.wandb_run import Value
 from jestbench.select.scores import NonFiniteScore
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
 
 
-MODEL, STATE = "model.safetensors", "state.pt"
-"""In a checkpoint's folder: the learner's weights, and everything else."""
+STATE = "state.pt"
+"""In a checkpoint's folder: all but the learner's weights."""
 
 
 class Stateful(Protocol):
@@ -109,7 +110,7 @@ class Recorder:
 
     def start(self, progress: Progress) -> None:
         """Evaluate the untrained model; nothing when resuming, from the checkpoint at step 0 neither."""
-        if self.world.first(lambda: checkpoint.newest(self.run_dir)) is None:
+        if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
 
@@ -183,9 +184,7 @@ class Recorder:
         weights = state["learner"].pop("model")
 
         def fill(folder: Path) -> None:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-            save_file(tensors, folder / MODEL)
-            write_json(folder / "model.json", self._described())
+            save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
             torch.save(state, folder / STATE)
 
         self.world.first(lambda: checkpoint.write(self.run_dir, progress.step, fill))
@@ -195,59 +194,48 @@ class Recorder:
         actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
         return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
 
-    def _described(self) -> dict[str, Any]:
-        """What the learner's model is, so that it can be built again."""
-        run, tokenizer = self.resolved.run, self.stages.super_batches.tokenizer
-        return {
-            "format": checkpoint.FORMAT,
-            "processes": self.world.size,
-            "model": asdict(run.model),
-            "loss": run.loss,
-            "tokenizer": tokenizer.definition,
-            "length": tokenizer.length,
-            "pad": tokenizer.pad,
-            "end": tokenizer.end,
-            "train_views": [[share, asdict(view)] for share, view in run.mix],
-            **run.training.described(),
-        }
-
     def restore(self, progress: Progress, folder: Path) -> None:
         """Go back to a checkpoint."""
         state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-        state["learner"]["model"] = load_file(folder / MODEL)
+        state["learner"]["model"] = load_file(folder / WEIGHTS)
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
 
     def summary(
-        self, progress: Progress, status: str, pretrain: Mapping[str, int], more: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """``summary.json``."""
-        resolved, actors = self.resolved, self.stages.scorer.actors
-        overshoot = None
-        if self.allowance.flops is not None:
-            overshoot = progress.ledger.total - self.allowance.flops
-        return {
-            "arm": resolved.run.arm,
-            "policy": resolved.policy_name,
-            "config_hash": resolved.config_hash,
-            "seed": resolved.run.seed,
-            "status": status,
-            "steps": progress.step,
-            "pairs_seen": progress.pairs_seen,
-            "pairs_trained": progress.pairs_trained,
-            "budget": None if resolved.run.budget is None else int(resolved.run.budget),
-            "overshoot": overshoot,
-            "flops": progress.ledger.flops(),
-            "macs_total": progress.ledger.macs_total,
-            "flops_amortised": FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
-            "pretrain_flops": dict(pretrain),
-            "pretrain_in_budget": self.allowance.pretrain,
-            "added_to_budget": self.allowance.added,
-            "seconds": progress.seconds,
-            **({"cache": self._counted} if resolved.run.cache is not None else {}),
-            "learning_rate": resolved.run.optimizer.learning_rate,
-            "measures": {name: asdict(measure) for name, measure in self.stages.evaluator.measures.items()},
-            "metrics": self.final,
-            **more,
-        }
+        self,
+        progress: Progress,
+        status: Ending,
+        pretrain: Mapping[str, int],
+        references: Sequence[ReferenceEntry],
+        data: Mapping[str, Any],
+        warnings: Sequence[str],
+    ) -> Summary:
+        """What the run amounts to, with what its start has brought along: frozen models, data, warnings."""
+        resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
+        return Summary(
+            arm=resolved.run.arm,
+            policy=resolved.policy_name,
+            config_hash=resolved.config_hash,
+            seed=resolved.run.seed,
+            status=status,
+            steps=progress.step,
+            pairs_seen=progress.pairs_seen,
+            pairs_trained=progress.pairs_trained,
+            budget=None if resolved.run.budget is None else int(resolved.run.budget),
+            overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
+            flops=progress.ledger.flops(),
+            macs_total=progress.ledger.macs_total,
+            flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
+            pretrain_flops=dict(pretrain),
+            pretrain_in_budget=allowance.pretrain,
+            added_to_budget=allowance.added,
+            seconds=progress.seconds,
+            cache=dict(self._counted) if resolved.run.cache is not None else None,
+            learning_rate=resolved.run.optimizer.learning_rate,
+            measures=self.stages.evaluator.measures,
+            metrics=self.final,
+            references=tuple(references),
+            data=data,
+            warnings=tuple(warnings),
+        )

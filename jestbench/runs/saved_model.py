@@ -1,22 +1,91 @@
-"""Models read back from the newest checkpoint of a run folder."""
+"""The model of a checkpoint: written there with what describes it, and read back."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from jestbench.batch import FULL_MIX, DataError, Mix, View
+from jestbench.config.run import Run
+from jestbench.disk import write_json
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
-from jestbench.runs import checkpoint
+from jestbench.runs.checkpoint import FORMAT
+from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
 
 MODEL_FORMAT = 1
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class ForeignCheckpoint(DataError):
+    """A checkpoint was written by another version of this package, or by another number of processes."""
+
+
+def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, tokenizer: Tokenizer, processes: int) -> None:
+    """Write the weights of a model into a checkpoint, and the description that they are read back by."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(tensors, checkpoint / WEIGHTS)
+    description = {
+        "format": FORMAT,
+        "processes": processes,
+        "model": asdict(run.model),
+        "loss": run.loss,
+        "tokenizer": tokenizer.definition,
+        "length": tokenizer.length,
+        "pad": tokenizer.pad,
+        "end": tokenizer.end,
+        "train_views": [[share, asdict(view)] for share, view in run.mix],
+    }
+    write_json(checkpoint / DESCRIPTION, description | run.training.described())
+
+
+def _description(checkpoint: Path) -> dict[str, Any]:
+    """What ``save_model`` wrote of a model beside its weights.
+
+    Raises:
+        DataError: it cannot be read, or another version wrote it.
+    """
+    found = read_object(checkpoint / DESCRIPTION) or {}
+    names = ("format", "processes", "model", "loss", "tokenizer", "length", "pad", "end", "train_views", "kind")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(
+            f"{checkpoint / DESCRIPTION} holds no {missing[0]!r}, so it describes no model of this version: "
+            "train the model anew"
+        )
+    return found
+
+
+def check_format(checkpoint: Path, processes: int) -> None:
+    """Refuse a checkpoint that another version wrote, or another number of processes.
+
+    Raises:
+        ForeignCheckpoint: naming it.
+    """
+    try:
+        described = _description(checkpoint)
+    except DataError:
+        described = {"format": None}
+    if described["format"] != FORMAT:
+        raise ForeignCheckpoint(
+            f"{checkpoint} was written by another version of jestbench and cannot be gone on from: start the run anew "
+            "in another --run_dir"
+        )
+    wrote = described["processes"]
+    if wrote != processes:
+        raise ForeignCheckpoint(
+            f"{checkpoint} was written by {wrote} processes, and this run has {processes}: go on with as many "
+            f"(torchrun --nproc_per_node {wrote})"
+        )
 
 
 def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
@@ -29,37 +98,39 @@ def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     Raises:
         DataError: the folder holds no finished run, or a model of another kind.
     """
-    newest = checkpoint.newest(run_dir)
+    newest = RunFolder(run_dir).newest_checkpoint()
     if newest is None:
         raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
-    described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    found = described.get("kind", "contrastive")
+    described = _description(newest)
+    found = described["kind"]
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
-    special = {name: described[name] for name in ("pad", "end") if name in described}
-    model = KINDS[kind].rebuilt(described, Tokenizer(described["tokenizer"], described["length"], **special))
+    tokenizer = Tokenizer(described["tokenizer"], described["length"], described["pad"], described["end"])
+    model = KINDS[kind].rebuilt(described, tokenizer)
     try:
-        model.load_state_dict(load_file(newest / "model.safetensors"))
+        model.load_state_dict(load_file(newest / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        raise DataError(f"{newest} does not hold the model that its model.json describes: train it anew") from error
+        raise DataError(f"{newest} does not hold the model that its {DESCRIPTION} describes: train it anew") from error
     return model
 
 
 def trained_mix(run_dir: Path) -> Mix:
-    """The views that the model of a run's newest checkpoint was trained under; a folder without them counts as full."""
-    newest = checkpoint.newest(run_dir)
-    if newest is None:
-        return FULL_MIX
-    described = json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    return tuple((share, View(**view)) for share, view in described.get("train_views", ())) or FULL_MIX
+    """The views that the model of a run's newest checkpoint was trained under; the full one without a checkpoint.
+
+    Raises:
+        DataError: the checkpoint does not describe its model.
+    """
+    newest = RunFolder(run_dir).newest_checkpoint()
+    views = [] if newest is None else _description(newest)["train_views"]
+    return tuple((share, View(**view)) for share, view in views) or FULL_MIX
 
 
 def trained_loss(run_dir: Path) -> LossName | None:
     """The contrastive loss of the model in a run's newest checkpoint; ``None`` where none can be read."""
-    newest = checkpoint.newest(run_dir)
+    newest = RunFolder(run_dir).newest_checkpoint()
     try:
-        described = {} if newest is None else json.loads((newest / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # reported when the model is loaded
+        described = {"kind": None} if newest is None else _description(newest)
+    except DataError:  # reported when the model is loaded
         return None
-    found: LossName | None = described.get("loss") if described.get("kind", "contrastive") == "contrastive" else None
-    return found
+    loss: LossName | None = described["loss"] if described["kind"] == "contrastive" else None
+    return loss

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from jestbench.config.log import WandB
 from jestbench.runs.examples import ExampleTable
+from jestbench.runs.folder import RunFolder
 
 Value = float | int
 PROJECT = "jestbench"
@@ -119,7 +120,7 @@ class WandBSink:
         self._last_of_process = label.in_sweep
         self._run.define_metric(STEP_METRIC)
         self._run.define_metric("*", step_metric=STEP_METRIC)
-        _keep(self._run, run_dir, ("config.gin", "operative.gin"))
+        _keep(self._run, RunFolder(run_dir).config_gin, RunFolder(run_dir).operative_gin)
 
     def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
         """Log a row; integers as floats, since 64-bit ones are unsafe in a browser."""
@@ -185,7 +186,7 @@ def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path
     run.summary.update(
         {f"{arm}/{key}": _safe(value) for arm, row in of_arms.items() for key, value in row.items() if key != "label"}
     )
-    _keep(run, out, ("comparison.json", "comparison.md"))
+    _keep(run, out / "comparison.json", out / "comparison.md")
     folder = Path(run.dir).parent if run.offline else None
     run.finish()
     return folder
@@ -210,8 +211,8 @@ def _as_float(value: Any) -> Any:
     return float(value) if type(value) is int else value  # a column of a W&B table has one type
 
 
-def _keep(run: Any, folder: Path, names: Sequence[str]) -> None:
+def _keep(run: Any, *files: Path) -> None:
     """Copy files into a W&B run; a file that lies elsewhere would become a link."""
-    for name in names:
-        if (folder / name).exists():
-            run.save(shutil.copy(folder / name, run.dir), base_path=run.dir, policy="now")
+    for file in files:
+        if file.exists():
+            run.save(shutil.copy(file, run.dir), base_path=run.dir, policy="now")

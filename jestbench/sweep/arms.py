@@ -14,10 +14,10 @@ from typing import Any
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.disk import digest, nearest_or_all
-from jestbench.evals.metrics import embedding_measures
+from jestbench.evals.measure import embedding_measures
 from jestbench.launch import command
 from jestbench.launch.rehearse import logged_names
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 from jestbench.sweep.sweep_file import Sweep
 
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
@@ -114,7 +114,7 @@ def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> I
 
 
 @dataclass(frozen=True)
-class Arm:
+class SweepArm:
     """An arm of a sweep, resolved."""
 
     parameters: Mapping[str, Any]
@@ -131,7 +131,7 @@ class Arm:
         return out / f"{label}-{self.resolved.config_hash}-seed{self.resolved.run.seed}"
 
 
-def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> Arm:
+def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> SweepArm:
     """What an arm's command line stands for.
 
     Raises:
@@ -144,10 +144,10 @@ def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> Arm:
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: {error}") from error
     except SystemExit as stop:  # argparse has said what it does not understand
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: run.py does not take these arguments") from stop
-    return Arm(parameters, resolved)
+    return SweepArm(parameters, resolved)
 
 
-def _repeats(arm: Arm, seen: dict[tuple[str, int], Arm]) -> bool:
+def _repeats(arm: SweepArm, seen: dict[tuple[str, int], SweepArm]) -> bool:
     if arm.key in seen:
         print(f"passed over: {dict(arm.parameters)} repeats {dict(seen[arm.key].parameters)}")
         return True
@@ -155,9 +155,9 @@ def _repeats(arm: Arm, seen: dict[tuple[str, int], Arm]) -> bool:
     return False
 
 
-def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[Arm]:
+def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[SweepArm]:
     """The arms of a sweep, in order, each marked that repeats an earlier one."""
-    seen: dict[tuple[str, int], Arm] = {}
+    seen: dict[tuple[str, int], SweepArm] = {}
     if sweep.method == "grid":
         # All arms are resolved before the first one starts: a mistake in the last one shows at once.
         arms = [resolve_arm(sweep, parameters) for parameters in grid(sweep.parameters, sweep.path)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shlex
 import signal
@@ -19,9 +18,9 @@ from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
 from jestbench.launch import command
-from jestbench.runs.folder import read_summary
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.wandb_run import log_comparison
-from jestbench.sweep.arms import Arm, arms_of, check_metric, memory_of
+from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
 from jestbench.sweep.side_by_side import Job, run_side_by_side
 from jestbench.sweep.sweep_file import Sweep, read_sweep
 
@@ -30,7 +29,7 @@ DEFAULT_COUNT = 10
 """Arms of a random or bayes sweep that says no ``run_cap`` and is given no ``--count``."""
 
 
-def _job(sweep: Sweep, arm: Arm, out: Path, threads: int) -> Job[Arm]:
+def _job(sweep: Sweep, arm: SweepArm, out: Path, threads: int) -> Job[SweepArm]:
     words = [*sweep.command_line(arm.parameters), "--run_dir", str(arm.folder(out)), "--resume"]
     print(f"$ {shlex.join(words)}", flush=True)
     environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads), **sweep.wandb}
@@ -77,13 +76,13 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
             done.append((dict(arm.parameters), None))
         return 0
     arms = itertools.islice(arms_of(sweep, done, memory_of(sweep, out)), limit)
-    started: list[Arm] = []
+    started: list[SweepArm] = []
     failed: dict[str, int] = {}
     sent = (out / COMPARISON / "wandb").exists()
     try:
         for arm, status in _run(sweep, arms, out, places(sweep, jobs), started, done):
             sent = False
-            done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric) if not status else None))
+            done.append((dict(arm.parameters), None if status else _score(sweep, arm, out)))
             if status in (130, -signal.SIGINT):
                 raise KeyboardInterrupt
             if status:
@@ -92,41 +91,34 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    folders = [arm.folder(out) for arm in started]
     # A summary run for each comparison: where nothing has run, the last one still stands.
-    if _compare(sweep, [folder for folder in folders if read_summary(folder) is not None], out) and not sent:
+    if _compare(sweep, [arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)
     return next(iter(failed.values()), 0)
 
 
-def final_value(run_dir: Path, metric: str) -> float | None:
-    """The last value that a run logged of a metric; ``None`` where it never did."""
-    try:
-        rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = (json.loads(row).get(metric) for row in reversed(rows))
-    return next((float(value) for value in found if value is not None), None)
+def _score(sweep: Sweep, arm: SweepArm, out: Path) -> float | None:
+    """The last value of the sweep's metric in a finished arm; ``None`` where it was not logged."""
+    return RunFolder(arm.folder(out)).final_value(sweep.metric)
 
 
 def _run(
     sweep: Sweep,
-    arms: Iterator[Arm],
+    arms: Iterator[SweepArm],
     out: Path,
     at_once: int,
-    started: list[Arm],
+    started: list[SweepArm],
     done: list[tuple[dict[str, Any], float | None]],
-) -> Iterator[tuple[Arm, int]]:
+) -> Iterator[tuple[SweepArm, int]]:
     """Run the arms that have not finished yet; note all of them in ``started``."""
     threads = max(1, (os.cpu_count() or 1) // at_once)
 
-    def jobs() -> Iterator[Job[Arm]]:
+    def jobs() -> Iterator[Job[SweepArm]]:
         for arm in arms:
             started.append(arm)
-            summary = read_summary(arm.folder(out)) or {}
-            if summary.get("status") == "finished":
+            if RunFolder(arm.folder(out)).has_finished():
                 print(f"already finished: {arm.folder(out)}")
-                done.append((dict(arm.parameters), final_value(arm.folder(out), sweep.metric)))
+                done.append((dict(arm.parameters), _score(sweep, arm, out)))
             else:
                 yield _job(sweep, arm, out, threads)
 
@@ -134,18 +126,18 @@ def _run(
 
 
 def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
-    """Compare, say it, and whether there is a comparison."""
+    """Compare the runs that have ended, print the table, and return whether there is a comparison."""
     from jestbench.compare.load import CompareError
     from jestbench.compare.report import compare
     from jestbench.compare.table import format_table
 
-    arms = [summary["arm"] for folder in folders if (summary := read_summary(folder)) is not None]
+    arms = {folder: summary.arm for folder in folders if (summary := RunFolder(folder).summary()) is not None}
     if not arms:
         return False
-    baseline = "uniform" if "uniform" in arms else arms[0]
+    baseline = "uniform" if "uniform" in arms.values() else next(iter(arms.values()))
     lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
     try:
-        comparison = compare(folders, sweep.metric, baseline, out / COMPARISON, lower_is_better=lower_is_better)
+        comparison = compare(list(arms), sweep.metric, baseline, out / COMPARISON, lower_is_better=lower_is_better)
     except CompareError as error:
         print(f"no comparison: {error}", file=sys.stderr)
         return False

@@ -279,8 +279,8 @@ POLICIES = (
     Mutant(
         "active_clip turned round",
         "policies/active_clip.py",
-        "self.pair_loss) - scores.pair_loss_B(",
-        "self.pair_loss) * 0 + scores.pair_loss_B(",
+        "independent_draw(score_B, count",
+        "independent_draw(-score_B, count",
         DECLARED,
     ),
     Mutant(

@@ -1,0 +1,110 @@
+"""What a run amounts to, as ``summary.json`` holds it. No torch here: the comparison reads runs without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jestbench.evals.measure import Measure
+from jestbench.runs.typed_json import from_json
+
+Ending = Literal["finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class ReferenceEntry:
+    """A frozen model that a run was scored with.
+
+    Attributes:
+        name: label of the run that trained it.
+        run_dir: that run's folder, absolute or relative to the folder of the run that it served.
+        pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+    """
+
+    name: str
+    run_dir: str
+    pretrain_flops: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended, and whose numbers its metrics are. The fields are the keys of ``summary.json``.
+
+    Attributes:
+        arm: label of the arm.
+        policy: registered name of the policy.
+        config_hash: of the arm's configuration.
+        seed: the run's seed.
+        status: how it ended.
+        steps: steps done.
+        pairs_seen: pairs drawn into super-batches.
+        pairs_trained: pairs trained on.
+        budget: FLOPs asked for; ``None`` where the run counts steps or pairs.
+        overshoot: FLOPs that the last step spent beyond the budget (negative: left over); ``None`` likewise.
+        flops: FLOPs by purpose, with ``total``.
+        macs_total: multiply-adds behind that total.
+        flops_amortised: FLOPs of scoring by frozen models that the accounting leaves out of the total.
+        pretrain_flops: FLOPs of training the frozen models, by role.
+        pretrain_in_budget: the part of them that was taken out of the budget before the first step.
+        added_to_budget: FLOPs that a control was given beside its budget, a reference's pre-training.
+        seconds: time of training, without evaluation.
+        learning_rate: at its peak.
+        measures: what is known about the metrics of an evaluation, by key.
+        metrics: the last evaluation.
+        references: the references that the run was scored with.
+        data: what is known about the data.
+        warnings: what the run itself warned of.
+        cache: hits and misses of the shared cache; ``None`` (no such key) for a run without one.
+    """
+
+    arm: str
+    policy: str
+    config_hash: str
+    seed: int
+    status: Ending
+    steps: int
+    pairs_seen: int
+    pairs_trained: int
+    budget: int | None
+    overshoot: int | None
+    flops: Mapping[str, int]
+    macs_total: int
+    flops_amortised: int
+    pretrain_flops: Mapping[str, int]
+    pretrain_in_budget: int
+    added_to_budget: int
+    seconds: float
+    learning_rate: float
+    measures: Mapping[str, Measure]
+    metrics: Mapping[str, float]
+    references: tuple[ReferenceEntry, ...]
+    data: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    cache: Mapping[str, float] | None = None
+
+    @staticmethod
+    def from_json(document: object) -> Summary:
+        """A summary from parsed JSON.
+
+        Raises:
+            ValueError: a field is missing or of another type; the message names the field.
+        """
+        return from_json(Summary, document)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        found = asdict(self)
+        if self.cache is None:
+            del found["cache"]
+        return found
+
+    @property
+    def flops_all_in(self) -> int:
+        """FLOPs of the run and of training all the frozen models that it stands on."""
+        return self.flops["total"] + self.pretrain_total
+
+    @property
+    def pretrain_total(self) -> int:
+        """FLOPs of training all the frozen models that the run stands on."""
+        return sum(self.pretrain_flops.values())

@@ -1,0 +1,167 @@
+"""The files of a run folder: named in one place, and read back as far as they go."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jestbench.disk import DataError
+from jestbench.evals.measure import Measure
+from jestbench.runs.folder import RunFolder
+from jestbench.runs.summary import ReferenceEntry, Summary
+
+PACKAGE = Path(__file__).resolve().parent.parent / "jestbench"
+NAMES = re.compile(
+    r'"(?:[^"\s]*/)?(?:config\.gin|operative\.gin|environment\.json|metrics\.jsonl|summary\.json)"'
+    r'|"examples/index\.html"|/ "(?:checkpoints|examples)"|"model\.(?:json|safetensors)"'
+)
+
+SUMMARY = Summary(
+    arm="jest",
+    policy="jest",
+    config_hash="c0ffee",
+    seed=3,
+    status="finished",
+    steps=2,
+    pairs_seen=20,
+    pairs_trained=4,
+    budget=None,
+    overshoot=None,
+    flops={"total": 2**60 + 1},
+    macs_total=2**59,
+    flops_amortised=0,
+    pretrain_flops={"reference": 5, "scorer": 2},
+    pretrain_in_budget=5,
+    added_to_budget=0,
+    seconds=1.5,
+    learning_rate=1e-3,
+    measures={"eval/mse": Measure(0.0, None), "eval/top1": Measure(0.0, 1.0, 32)},
+    metrics={"eval/mse": 0.5},
+    references=(ReferenceEntry("base", "refs/base", 5),),
+    data={"noise": 0.4, "pairs": None},
+    warnings=("of the data",),
+)
+
+
+def test_names_of_files_stand_in_one_place() -> None:
+    found = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if NAMES.search(path.read_text())}
+    assert found == {"runs/folder.py", "runs/saved_model.py"}
+
+
+# The summary
+
+
+def test_a_summary_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.summary() is None
+    assert not folder.has_finished()
+    folder.write_summary(SUMMARY)
+    assert folder.summary() == SUMMARY
+    assert folder.has_finished()
+    assert "cache" not in json.loads(folder.summary_json.read_text())
+    assert (SUMMARY.pretrain_total, SUMMARY.flops_all_in) == (7, 2**60 + 8)
+
+
+def test_other_keys_of_a_summary_are_left_out() -> None:
+    assert Summary.from_json(plain() | {"later": 1}) == SUMMARY
+
+
+def plain() -> dict[str, Any]:
+    return json.loads(json.dumps(SUMMARY.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": None}, "'seed' is None, not a whole number"),
+        ({"seed": True}, "'seed' is True, not a whole number"),
+        ({"steps": 1.5}, "'steps' is 1.5, not a whole number"),
+        ({"budget": "1e9"}, "'budget' is '1e9', not a whole number"),
+        ({"seconds": "1"}, "'seconds' is '1', not a number"),
+        ({"arm": 1}, "'arm' is 1, not a text"),
+        ({"status": "done"}, "'status' is 'done', not one of ('finished', 'interrupted', 'failed')"),
+        ({"flops": 7}, "'flops' is 7, not an object"),
+        ({"flops": {"total": "7"}}, "'flops.total' is '7', not a whole number"),
+        ({"warnings": "w"}, "'warnings' is 'w', not a list"),
+        ({"warnings": ["w", 1]}, "'warnings[1]' is 1, not a text"),
+        ({"measures": {"eval/mse": {"low": "0"}}}, "'measures.eval/mse.low' is '0', not a number"),
+        ({"references": [7]}, "'references[0]' is 7, not an object"),
+        ({"references": [{"name": "base", "run_dir": "refs"}]}, "'references[0].pretrain_flops' is missing"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_field_that_does_not_fit_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary_json.write_text(json.dumps(plain() | fields))
+    with pytest.raises(DataError) as caught:
+        folder.summary()
+    assert str(caught.value) == f"{folder.summary_json.as_posix()}: {message}"
+
+
+@pytest.mark.parametrize("field", sorted(plain()))
+def test_no_field_of_a_summary_has_a_default(field: str) -> None:
+    document = plain()
+    del document[field]
+    with pytest.raises(ValueError, match=f"^'{field}' is missing$"):
+        Summary.from_json(document)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "not a JSON object"), ("null", "not a JSON")])
+def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary_json.write_text(text)
+    with pytest.raises(DataError, match=message):
+        folder.summary()
+    folder.summary_json.unlink()
+    folder.summary_json.mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        folder.has_finished()
+
+
+# Rows, environment, checkpoints
+
+
+def test_rows_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_rows() == ((), ("metrics.jsonl is missing",))
+    assert not folder.is_run_folder()
+    lines = [
+        '{"step": 0, "eval/top1": 0.1, "text": "left out", "flag": true}',
+        "[1]",
+        '{"step": 2, "loss": 3.5}',
+        '{"step": 4, "loss": 2.5, "eval/top1": 0.9}',
+        '{"step": 3, "loss": 3.0}',  # taken again after a resume at step 2
+        '{"step": 3, "eval/top1": 0.2}',
+        '{"step": 4, "lo',
+    ]
+    folder.metrics_jsonl.write_text("\n".join(lines))
+    rows, problems = folder.read_rows()
+    assert rows == ({"step": 0, "eval/top1": 0.1}, {"step": 2, "loss": 3.5}, {"step": 3, "loss": 3.0, "eval/top1": 0.2})
+    assert [problem.partition(": ")[2] for problem in problems] == [
+        "line 2 is not a row and is left out",
+        "the last line is torn and is left out",
+    ]
+    assert folder.is_run_folder()
+    assert (folder.final_value("eval/top1"), folder.final_value("loss"), folder.final_value("none")) == (0.2, 3.0, None)
+
+
+def test_an_environment_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.environment() == {}
+    for text in ("{", "[]"):
+        folder.environment_json.write_text(text)
+        assert folder.environment() == {}
+    folder.environment_json.write_text('{"threads": 2}')
+    assert folder.environment() == {"threads": 2}
+
+
+def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.newest_checkpoint() is None
+    for name in ("step-0000000009", "step-0000000010", ".partial-1"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    assert folder.newest_checkpoint() == folder.checkpoints / "step-0000000010"
