@@ -13,7 +13,7 @@ from gin import config as gin_state
 from jestbench.config import identity, resolve
 from jestbench.config.run import ConfigError
 from jestbench.launch.command import main
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 from policies import registry
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
