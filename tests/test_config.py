@@ -21,7 +21,7 @@ from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
 from jestbench.launch import command, train_run
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 GIN = ROOT / "gin"
