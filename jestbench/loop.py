@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.data.pairs import Pairs
 from jestbench.data.super_batches import SuperBatchSource
-from jestbench.engine.learner import Learner, Update
+from jestbench.engine.actor import Update
+from jestbench.engine.learner import Learner
 from jestbench.engine.scorer import Scorer
 from jestbench.evals.evaluate import Evaluator
 from jestbench.runs.recorder import Recorder
@@ -34,6 +36,18 @@ class Progress:
     seconds: float = 0.0
     policy_state: object = None
     ledger: Ledger = field(default_factory=Ledger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state.items():
+            if name != "ledger":
+                setattr(self, name, value)
+        self.ledger.load_state_dict(state["ledger"])
 
     def share(self, allowance: Allowance) -> float:
         """Share of the budget spent."""
@@ -79,12 +93,14 @@ class Stages:
     evaluator: Evaluator
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
-        """The learner's optimizer step and, on the same pairs, that of an online scorer; the passes of both.
+        """The optimizer step of the learner and, on the same pairs, of every other actor in training; their passes.
 
         Raises:
-            NonFiniteLoss: of either.
+            NonFiniteLoss: of any of them.
         """
-        update, online = self.learner.update(batch, weight_K, share, seed), self.scorer.online
-        if online is None:
-            return update
-        return replace(update, passes=(*update.passes, *online.update(batch, weight_K, share, seed).passes))
+        update = self.learner.update(batch, weight_K, share, seed)
+        for role, actor in self.scorer.actors.items():
+            beside = None if role == "learner" else actor.update(batch, weight_K, share, seed)
+            if beside is not None:
+                update = replace(update, passes=(*update.passes, *beside.passes))
+        return update

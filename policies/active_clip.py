@@ -11,13 +11,14 @@ gain on the scores is taken as 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PairLoss, Scores, Side, independent_draw
+from jestbench.select import PairLoss, Role, Scores, independent_draw
 from policies._per_pair import check_gain, check_pair_loss, selected
 from policies.registry import register
 
@@ -31,14 +32,13 @@ class ActiveClip:
         pair_loss: ``own`` (the paper's) or ``in_batch``, as in ``Scores.pair_loss_B``.
         gain: factor on the scores before the exponential.
         deterministic: take the largest instead of drawing.
-        online: the scorer is one that is trained beside the learner.
     """
 
     pair_loss: PairLoss = "own"
     gain: float = 1.0
     deterministic: bool = False
-    needs: ClassVar[frozenset[Side]] = frozenset({"scorer", "reference"})
-    online: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Role]] = frozenset({"online", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"online": 1, "reference": -1}
 
     def __post_init__(self) -> None:
         check_pair_loss(self.pair_loss)
@@ -46,5 +46,5 @@ class ActiveClip:
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the scorer's loss over the reference's."""
-        score_B = scores.pair_loss_B("scorer", self.pair_loss) - scores.pair_loss_B("reference", self.pair_loss)
+        score_B = scores.pair_loss_B("online", self.pair_loss) - scores.pair_loss_B("reference", self.pair_loss)
         return selected(independent_draw(score_B, count, self.gain, self.deterministic, generator))

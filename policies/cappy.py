@@ -10,13 +10,14 @@ Departures: Cappy ranks candidates and takes the best (``deterministic``); here 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PolicyError, Scores, Side, independent_draw
+from jestbench.select import PolicyError, Role, Scores, independent_draw
 from policies._per_pair import selected
 from policies.registry import register
 
@@ -36,7 +37,8 @@ class Cappy:
     temperature: float = 0.1
     deterministic: bool = False
     shuffle: bool = False
-    needs: ClassVar[frozenset[Side]] = frozenset({"scorer"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"scorer"})
+    prefers: ClassVar[Mapping[str, int]] = {"g": 1}
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature) and math.isfinite(1 / self.temperature)):

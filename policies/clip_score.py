@@ -9,13 +9,14 @@ taken. It never looks at the learner, and is cheap once the reference's embeddin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, choice_statistics, independent_draw, top_k
+from jestbench.select import Role, Scores, choice_statistics, independent_draw, top_k
 from policies.registry import register
 
 
@@ -30,7 +31,8 @@ class ClipScore:
     """
 
     share: float = 0.3
-    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
     cosine_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -9,13 +9,14 @@ reference's terms alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side
+from jestbench.select import Role, Scores
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -25,7 +26,8 @@ from policies.registry import register
 class EasyReference(PairScorePolicy):
     """p ∝ exp(−gain · ℓ(θ*))."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the reference's negative loss."""

@@ -16,13 +16,14 @@ pays (its τ); here it samples from the first step.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, choice_statistics, draw_statistics, gumbel_top_k
+from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
 from policies.registry import register
 
 
@@ -38,7 +39,8 @@ class GradNorm:
 
     temperature: float = 1.0
     weighted: bool = True
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -8,13 +8,14 @@ learner's terms alone. The paper's gain on the scores is unknown: ``gain`` = 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side
+from jestbench.select import Role, Scores
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -24,7 +25,8 @@ from policies.registry import register
 class HardLearner(PairScorePolicy):
     """p ∝ exp(gain · ℓ(θ))."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the learner's loss."""

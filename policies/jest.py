@@ -10,13 +10,14 @@ a Gumbel top-k stands for the sequential draw (same law). The paper's gain is un
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Embeddings, Scores, Side, joint_draw
+from jestbench.select import Embeddings, Role, Scores, joint_draw
 from policies._per_pair import check_chunks, check_gain, selected
 from policies.registry import register
 
@@ -38,7 +39,8 @@ class Jest:
     gain: float = 1.0
     deterministic: bool = False
     shuffle_reference: bool = False
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def __post_init__(self) -> None:
         check_chunks(self.chunks)

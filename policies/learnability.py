@@ -8,13 +8,14 @@ Departures: the learner itself scores; ActiveCLIP's small online scorer is anoth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side
+from jestbench.select import Role, Scores
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -24,7 +25,8 @@ from policies.registry import register
 class Learnability(PairScorePolicy):
     """p ∝ exp(gain · (ℓ(θ) − ℓ(θ*)))."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the difference of the losses."""

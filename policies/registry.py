@@ -37,6 +37,12 @@ def register(name: str) -> Callable[[_T], _T]:
                 f"two policies are named {name!r}: {known.__module__}.{known.__qualname__} "
                 f"and {cls.__module__}.{cls.__qualname__}; rename one"
             )
+        for default in ("cosine_only", "by_parts"):
+            if not hasattr(cls, default):
+                setattr(cls, default, getattr(Policy, default))
+        for default in ("cosine_only", "by_parts"):
+            if not hasattr(cls, default):
+                setattr(cls, default, getattr(Policy, default))
         _CLASSES[name] = cls
         return cls
 

@@ -13,13 +13,14 @@ paper keeps the checkpoint with the lowest training-set loss; here the irreducib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PairLoss, Scores, Side, independent_draw
+from jestbench.select import PairLoss, Role, Scores, independent_draw
 from policies._per_pair import check_pair_loss, selected
 from policies.registry import register
 
@@ -31,12 +32,13 @@ class RhoLoss:
 
     Attributes:
         pair_loss: ``in_batch`` or ``own``, as in ``Scores.pair_loss_B``.
-        twins: the policy can be scored by two references (``Scores.parts``).
+        by_parts: each part of ``Scores.parts`` is compared within itself.
     """
 
     pair_loss: PairLoss = "in_batch"
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner", "reference"})
-    twins: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
+    by_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_pair_loss(self.pair_loss)

@@ -8,13 +8,14 @@ Departures: the percentile is taken within the super-batch, not in a history of 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PairLoss, Scores, Side, choice_statistics, draw_statistics, gumbel_top_k
+from jestbench.select import PairLoss, Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
 from policies._per_pair import check_pair_loss
 from policies.registry import register
 
@@ -31,7 +32,8 @@ class SelectiveBackprop:
 
     beta: float = 1.0
     pair_loss: PairLoss = "in_batch"
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.beta) and self.beta >= 0):

@@ -6,13 +6,14 @@ Asked to choose from more (in tests, say), it draws them uniformly without repla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Scores, Side, independent_draw
+from jestbench.select import Role, Scores, independent_draw
 from policies.registry import register
 
 
@@ -21,7 +22,8 @@ from policies.registry import register
 class Uniform:
     """Every pair alike."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset()
+    needs: ClassVar[frozenset[Role]] = frozenset()
+    prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """All pairs where there are just ``count``, else a uniform draw."""

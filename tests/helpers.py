@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from jestbench.batch import FULL
 from jestbench.cost.price import Price
 from jestbench.data.super_batches import SuperBatches
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch.command import main
@@ -125,4 +127,4 @@ SHAPE = Model(
 
 def small_learner(tokenizer: Tokenizer, loss: LossName) -> Learner:
     """A learner that has not learned anything, at a price that is easy to multiply by."""
-    return Learner(SHAPE.build(tokenizer, loss, 0), loss, Optimizer(), CPU, Price(1000, 10))
+    return Learner(SHAPE.build(tokenizer, loss, 0), Contrastive(loss), Optimizer(), CPU, {FULL: Price(1000, 10)})

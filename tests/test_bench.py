@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import itertools
 import json
@@ -18,9 +19,9 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
-from jestbench.bench import paper, selection, timing, train
-from jestbench.bench.bench_command import main
+from jestbench.bench import gpu, paper, selection, timing, train
 from jestbench.bench.listing import listing_draw
+from jestbench.bench.run_bench import main
 from jestbench.bench.steps import OPTIMIZER, SHAPES, Contender, make_tokenizer, open_clips, ours, random_batch
 from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Arithmetic
@@ -52,12 +53,12 @@ def test_a_miniature_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert "≤ 1.4" in printed
 
 
-def test_three_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_four_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["evaluation"])
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    for kind in ("selection", "data", "train"):
+    for kind in ("selection", "data", "train", "gpu"):
         assert kind in refusal
         with pytest.raises(SystemExit) as ended:
             main([kind, "--help"])
@@ -175,13 +176,15 @@ def test_a_rate_is_that_of_the_steps_run() -> None:
 @pytest.mark.parametrize(
     ("took", "plan", "steps"),
     [
-        ([0.3, 0.4, 0.1, 0.2], train.Plan(), 5),
-        ([0.3, 1.5], train.Plan(), 1),
-        ([0.3, 0.4], train.Plan(steps=3), 3),
-        ([0.9, 0.9, 9.0, 0.9], train.Plan(), 1),
+        ([0.3, 0.4, 0.1, 0.2], train.TrainPlan(), 5),
+        ([0.3, 1.5], train.TrainPlan(), 1),
+        ([0.3, 0.4], train.TrainPlan(steps=3), 3),
+        ([0.9, 0.9, 9.0, 0.9], train.TrainPlan(), 1),
     ],
 )
-def test_steps_of_a_round(took: list[float], plan: train.Plan, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_a_round(
+    took: list[float], plan: train.TrainPlan, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = iter(took)
     monkeypatch.setattr(timing, "seconds", lambda step, device: next(times))
     contender = Contender(torch.nn.Identity(), lambda: None, {})
@@ -225,7 +228,9 @@ def test_a_miniature_of_the_training_step(
 
 def test_the_papers_scale_in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Model(image_size=16, patch_size=8, embed_dim=16, text_width=16, text_layers=1, text_heads=1)
-    plan = paper.Plan(300, 60, 16, 4, repetitions=1, threads=1, microbatch=2, tokens=4, device="cpu", learner=learner)
+    plan = paper.PaperPlan(
+        300, 60, 16, 4, repetitions=1, threads=1, microbatch=2, tokens=4, device="cpu", learner=learner
+    )
     monkeypatch.setattr(selection, "peak_bytes", lambda shape, *_: shape.size * shape.count)
     report = json.loads(json.dumps(paper.measure(plan)))
     passes = report["seconds of a pair"]
@@ -239,12 +244,70 @@ def test_the_papers_scale_in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.00 GiB" in printed
 
 
+def test_the_options_are_the_fields_of_the_plan() -> None:
+    parser = argparse.ArgumentParser()
+    selection.SelectionPlan.add_arguments(parser)
+    assert selection.SelectionPlan.of(parser.parse_args([])) == selection.SelectionPlan()
+    asked = selection.SelectionPlan.of(parser.parse_args(["--pair-macs", "3e9", "--sizes", "16", "32"]))
+    assert asked == selection.SelectionPlan(pair_macs=3e9, sizes=(16, 32))
+    full = selection.SelectionPlan.of(parser.parse_args(["--full", "--sizes", "16"]))
+    assert full.sizes == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+# The acceptance on a GPU, small and without one
+
+
+def test_the_acceptance_runs_small_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--smoke", "--device", "cpu", "--json", str(tmp_path / "gpu.json")]) == 0
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(report["parts"]) == list(gpu.PARTS)
+    assert report["failed"] == []
+    assert [name for name, part in report["parts"].items() if "left out" in part] == ["tests"]
+    errors = [value for key, value in report["parts"]["exact"].items() if "relative error" in key]
+    assert len(errors) == 4
+    assert max(errors) < 1e-5
+    rates = [value for part in report["parts"].values() for key, value in part.items() if key.endswith("/s")]
+    assert len(rates) > 15
+    assert min(rates) > 0
+    printed = capsys.readouterr()
+    assert "acceptance on cpu" in printed.out
+    assert "failed: none" in printed.out
+    assert printed.err.count("\n[") == len(gpu.PARTS) - 1
+
+
+def test_parts_that_no_longer_fit_are_left_out_and_each_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    saved: list[list[str]] = []
+    plan = gpu.GpuPlan(seconds=18.0, smoke=True, device="cpu", parts=("exact", "ceilings"))
+    report = gpu.measure(plan, lambda found: saved.append(list(found["parts"])))
+    assert saved == [["ceilings"], ["ceilings", "exact"]]
+    assert report["parts"]["ceilings"]["bf16 TFLOP/s"] > 0
+    assert report["parts"]["exact"]["left out"].endswith("the estimate is 20 s")
+    assert "exact: left out" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_stops_no_other_and_sets_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(rig: object) -> gpu.Found:
+        raise RuntimeError("oh dear")
+
+    monkeypatch.setattr(gpu, "PARTS", {"first": gpu.Part(broken, 1), "second": gpu.Part(lambda _: {"x": 1.5}, 1)})
+    report = gpu.measure(gpu.GpuPlan(device="cpu", parts=("first", "second")), lambda _: None)
+    assert report["failed"] == ["first"]
+    assert report["parts"]["first"]["failed"] == "RuntimeError: oh dear"
+    assert report["parts"]["second"]["x"] == 1.5
+    monkeypatch.setattr(gpu, "measure", lambda *_: report)
+    assert main(["gpu", "--json", str(tmp_path / "gpu.json")]) == 1
+    assert "failed: first" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())["parts"] == report["parts"]
+
+
 def test_slope_of_a_power() -> None:
     assert selection.slope((1, 2, 4, 8), [3 * n**1.7 for n in (1, 2, 4, 8)]) == pytest.approx(1.7)
 
 
 def test_the_share_of_a_step_is_the_closed_form() -> None:
-    plan = selection.Plan(size=64, count=8, width=4, chunks=2, pair_macs=100.0)
+    plan = selection.SelectionPlan(size=64, count=8, width=4, chunks=2, pair_macs=100.0)
     macs = 2 * 64 * 4 + 2 * 2 * 64 * 4 * 4
     assert selection.share_of_step(plan) == pytest.approx(macs / (macs + 100 * (3 * 8 + 2 * 64)))
 

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, View
 from jestbench.config import resolve
-from jestbench.cost.price import Price
+from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine import rows
 from jestbench.engine.cache import Bound, Cache, fingerprint
-from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, pair_key_B
 from jestbench.launch.command import main
 from jestbench.model.towers import Model, TwoTowers
@@ -268,8 +269,7 @@ def test_another_model_view_size_or_type_is_another_cache(world, tmp_path):
 
 
 def test_augmented_images_are_refused(world, tmp_path):
-    pairs = world.split("pool")
-    object.__setattr__(pairs, "augmented", True)
+    pairs = AugmentedPairs(world.split("pool"), RandomResizedCrop(), 0)
     with pytest.raises(ValueError, match="augmented"):
         Cache(folder=str(tmp_path)).bind(model_of(world), FULL, CPU, pairs, 4096)
 
@@ -281,10 +281,9 @@ def test_a_wrong_option_is_named(options):
         Cache(**options)
 
 
-def frozen_of(world: Synthetic, folder: Path, bound: Bound | None) -> FrozenModel:
-    frozen = FrozenModel(model_of(world), "reference_score", "first_sight", CPU, folder, 4096, FULL, bound)
-    frozen.price = Price.of(frozen.model, world.split("pool").batch(torch.tensor([0])), FULL)
-    return frozen
+def frozen_of(world: Synthetic, folder: Path, bound: Bound | None) -> FrozenActor:
+    rows = EmbeddingRows(model_of(world), CPU, world.split("pool").batch(torch.tensor([0])))
+    return FrozenActor("reference", rows, "first_sight", folder, 4096, bound)
 
 
 def test_a_pair_that_is_replaced_is_never_cached_under_the_key_that_was_asked(world, tmp_path):
@@ -308,11 +307,11 @@ def test_an_embedding_does_not_depend_on_its_neighbours(world, tmp_path):
     pairs = world.split("pool")
     bound = Cache(folder=str(tmp_path / "none")).bind(model_of(world), FULL, CPU, pairs, 4096)
     frozen = frozen_of(world, tmp_path / "run", bound)
-    whole = {tower: frozen._encode(tower, pairs.batch(torch.arange(60))) for tower in ("image", "text")}
+    whole = {tower: frozen.encode(tower, pairs.batch(torch.arange(60))) for tower in ("image", "text")}
     for size in (1, 2, 3, 7, 59):
         index = torch.randperm(60, generator=torch.Generator().manual_seed(size))[:size]
         for tower, row_ND in whole.items():
-            assert torch.equal(frozen._encode(tower, pairs.batch(index)), row_ND[index])
+            assert torch.equal(frozen.encode(tower, pairs.batch(index)), row_ND[index])
 
 
 # Whole runs
@@ -354,13 +353,13 @@ def test_cold_warm_and_broken_caches_write_the_same_run(train, tmp_path, monkeyp
     charged = f"run.reference_accounting={accounting}"
     use = [charged, "run.cache=@cache()", f"cache.folder={tmp_path / 'shared'}"]
     encoded: list[int] = []
-    encode = FrozenModel._encode
+    encode = FrozenActor.encode
 
-    def counted(self: FrozenModel, tower: Any, batch: Batch) -> Tensor:
+    def counted(self: FrozenActor, tower: Any, batch: Batch) -> Tensor:
         encoded.append(len(batch))
         return encode(self, tower, batch)
 
-    monkeypatch.setattr(FrozenModel, "_encode", counted)
+    monkeypatch.setattr(FrozenActor, "encode", counted)
     off, without = train(charged)
     cold, _ = train(*use)
     before = len(encoded)

@@ -20,13 +20,14 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import policies
 from jestbench import Batch, Scores
-from jestbench.batch import DataError
+from jestbench.batch import DataError, Pass
 from jestbench.config import resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, forward_macs
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
 from jestbench.data.synthetic import Synthetic
-from jestbench.engine.pair_scorer import PairScorer
+from jestbench.engine.frozen import FrozenActor
+from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
 from jestbench.evals.measure import REGRESSION_MEASURES
@@ -34,7 +35,7 @@ from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
 from jestbench.runs.open_folder import recorded
-from jestbench.runs.saved_model import load_regressor
+from jestbench.runs.saved_model import load_model
 from jestbench.select.policy import PolicyError
 
 TINY, SCORER = "gin/run/tiny.gin", "gin/run/tiny_cappy.gin"
@@ -206,6 +207,15 @@ def pool_batch(*positions: int) -> Batch:
     return Synthetic().split("pool").batch(torch.tensor(positions))
 
 
+def frozen(model: Regressor, accounting: str, folder: Path, microbatch: int) -> FrozenActor:
+    return FrozenActor("scorer", GradeRows(model, CPU, pool_batch(0)), accounting, folder, microbatch)
+
+
+def grades(scorer: FrozenActor, batch: Batch) -> tuple[torch.Tensor, tuple[Pass, ...]]:
+    scores = scorer.score(batch)
+    return scores.values["g"], scores.model_passes
+
+
 def test_a_grade_is_a_share_and_starts_from_the_cosine():
     model = Regressor.build(SHAPE, Synthetic().split("pool").tokenizer, hidden=4, seed=0).eval()
     batch = pool_batch(*range(6))
@@ -229,23 +239,23 @@ def test_each_pair_is_graded_and_charged_once(tmp_path, microbatch):
     model = regressor()
     first, second = pool_batch(0, 1, 2, 1), pool_batch(2, 3, 0)
     one = Price.of(model, first).pair + model.head_macs()
-    online = PairScorer(model, "online", CPU, tmp_path / "online", microbatch)
-    remembering = PairScorer(model, "first_sight", CPU, tmp_path / "first", microbatch)
-    amortised = PairScorer(model, "amortised", CPU, tmp_path / "amortised", microbatch)
+    online = frozen(model, "online", tmp_path / "online", microbatch)
+    remembering = frozen(model, "first_sight", tmp_path / "first", microbatch)
+    amortised = frozen(model, "amortised", tmp_path / "amortised", microbatch)
     for batch, distinct in ((first, 3), (second, 1)):
-        grade_B, passes = online.grades(batch)
+        grade_B, passes = grades(online, batch)
         assert [(item.purpose, item.macs) for item in passes] == [("scorer_score", len(batch) * one)]
-        kept_B, passes = remembering.grades(batch)
+        kept_B, passes = grades(remembering, batch)
         assert torch.allclose(kept_B, grade_B, atol=1e-6)
         assert [(item.purpose, item.macs) for item in passes] == [("scorer_score", distinct * one)]
-        assert torch.equal(amortised.grades(batch)[0], kept_B)
+        assert torch.equal(grades(amortised, batch)[0], kept_B)
     assert remembering.hits == 1 + 2
     assert (amortised.amortised_macs, remembering.amortised_macs, online.hits) == (4 * one, 0, 0)
     assert not (tmp_path / "online").exists()
 
 
 def test_an_image_with_another_caption_is_another_pair(tmp_path):
-    scorer = PairScorer(regressor(), "first_sight", CPU, tmp_path, 100)
+    scorer = frozen(regressor(), "first_sight", tmp_path, 100)
     right = pool_batch(0, 1)
     order = torch.tensor([1, 0])
     wrong = Batch(
@@ -255,24 +265,24 @@ def test_an_image_with_another_caption_is_another_pair(tmp_path):
         right.text_key_B[order],
     )
     assert not torch.equal(right.text_key_B, wrong.text_key_B)
-    (grade_B, _), (other_B, passes) = scorer.grades(right), scorer.grades(wrong)
+    (grade_B, _), (other_B, passes) = grades(scorer, right), grades(scorer, wrong)
     assert scorer.hits == 0
     assert passes[0].macs > 0
     assert not torch.allclose(grade_B, other_B)
 
 
 def test_grades_come_back_from_the_file(tmp_path):
-    scorer = PairScorer(regressor(), "first_sight", CPU, tmp_path, 100)
-    kept = scorer.grades(pool_batch(0, 1, 2))[0].clone()
-    state = scorer.state()
-    scorer.grades(pool_batch(7, 8))  # past the checkpoint
+    scorer = frozen(regressor(), "first_sight", tmp_path, 100)
+    kept = grades(scorer, pool_batch(0, 1, 2))[0].clone()
+    state = scorer.state_dict()
+    grades(scorer, pool_batch(7, 8))  # past the checkpoint
     scorer.close(remove=False)
     model = regressor()
     with torch.no_grad():
         model.bias.add_(1.0)  # computed anew, a grade would be another
-    again = PairScorer(model, "first_sight", CPU, tmp_path, 100)
-    again.restore(state)
-    grade_B, passes = again.grades(pool_batch(2, 1, 0, 7))
+    again = frozen(model, "first_sight", tmp_path, 100)
+    again.load_state_dict(state)
+    grade_B, passes = grades(again, pool_batch(2, 1, 0, 7))
     assert torch.equal(grade_B[:3], kept.flip(0))
     assert passes[0].macs == Price.of(model, pool_batch(0)).pair + model.head_macs(), "pair 7 alone was cut"
     again.close(remove=True)
@@ -355,7 +365,7 @@ def test_the_scorer_learns_which_pairs_match(scorer):
     pairs = Synthetic(concepts=16).split("pool")
     batch = pairs.batch(torch.arange(600))
     with torch.no_grad():
-        grade_B = load_regressor(scorer).eval().score(batch)
+        grade_B = load_model(scorer, "regression").eval().score(batch)
     noisy_B = batch.marks["noisy"]
     assert area_under_curve(grade_B[~noisy_B], grade_B[noisy_B]) > 0.85
 
@@ -398,7 +408,10 @@ def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
     more = (f"regression.others={others}", f"regression.corruptions={corruptions}", "regression.hidden=16")
     with Passes() as passes:
         assert train(tmp_path / "run", "--gin_file", SCORER, *SMALL, *steps(4), *more) == 0
-    model, world = load_regressor(tmp_path / "run"), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
+    model, world = (
+        load_model(tmp_path / "run", "regression"),
+        Synthetic(concepts=16).split("pool").batch(torch.tensor([0])),
+    )
     image = forward_macs(model.image, world.images_BCHW)
     text = forward_macs(model.text, world.tokens(model.tokenizer))
     head = model.width + 2 * model.width * 16 + 16
@@ -421,7 +434,7 @@ def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
 def test_grading_is_charged_as_the_accounting_says(scorer, tmp_path, accounting):
     with Passes() as passes:
         assert train(tmp_path / "run", *cappy(scorer, *steps(8), f"run.reference_accounting={accounting}")) == 0
-    model, world = load_regressor(scorer), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
+    model, world = load_model(scorer, "regression"), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
     towers = forward_macs(model.image, world.images_BCHW) + forward_macs(model.text, world.tokens(model.tokenizer))
     graded_pairs = passes.examples[PairHead, False]
     end, last = summary_of(tmp_path / "run"), rows_of(tmp_path / "run")[-1]

@@ -18,12 +18,13 @@ from jestbench.batch import FULL, Batch, DataError
 from jestbench.config import resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.cascade import Cascade, CascadedSuperBatches
+from jestbench.data.cascade import Cascade, CascadePlan
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
-from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
 from jestbench.launch.forecast import step_price
@@ -52,18 +53,17 @@ def world() -> Synthetic:
     return Synthetic(pool=POOL, curated=16, holdout=16, eval=16)
 
 
-def frozen_of(model: TwoTowers, folder: Path, pairs: ArrayPairs, cache: Cache | None = None) -> FrozenModel:
+def frozen_of(model: TwoTowers, folder: Path, pairs: ArrayPairs, cache: Cache | None = None) -> FrozenActor:
     bound = None if cache is None else cache.bind(model, FULL, CPU, pairs, 4096)
-    frozen = FrozenModel(model, "reference_score", "first_sight", CPU, folder, 4096, cache=bound)
-    frozen.price = Price.of(frozen.model, pairs.batch(torch.tensor([0])))
-    return frozen
+    rows = EmbeddingRows(model, CPU, pairs.batch(torch.tensor([0])))
+    return FrozenActor("reference", rows, "first_sight", folder, 4096, bound)
 
 
 def plain_choice(
     model: TwoTowers, pairs: ArrayPairs, cascade: Cascade, loss: LossName, step: int
 ) -> list[tuple[int, int]]:
     """All candidates read and scored as a policy would; the keys of the drawn."""
-    candidates = SuperBatches(pairs, cascade.candidates * SUPER_BATCH, seed=5)
+    candidates = SuperBatches(EpochPlan(pairs, cascade.candidates * SUPER_BATCH, seed=5))
     batch = candidates.at(step)
     with torch.no_grad():
         embeddings = Embeddings(*model(batch), *model.scale_and_bias())
@@ -89,13 +89,13 @@ def test_a_super_batch_is_key_for_key_what_plain_reading_chooses(world, tmp_path
     model = shape.build(pairs.tokenizer, loss, 0).eval()
     cascade = Cascade(**{"candidates": CANDIDATES, **options})
     frozen = frozen_of(model, tmp_path / "run", pairs, Cache(folder=str(tmp_path / "cache")) if cached else None)
-    drawn = SuperBatches(pairs, cascade.candidates * SUPER_BATCH, seed=5)
-    source = CascadedSuperBatches(drawn, SUPER_BATCH, cascade, partial(frozen.own_loss, loss))
-    for step in range(2 * drawn.per_epoch):
+    plan = CascadePlan(pairs, SUPER_BATCH, 5, cascade, partial(frozen.own_loss, loss))
+    source = SuperBatches(plan)
+    for step in range(2 * plan.candidates.per_epoch):
         found = keys_of(source.at(step))
         assert found == plain_choice(model, pairs, cascade, loss, step)
         assert len(set(found)) == SUPER_BATCH
-        batch = drawn.at(step)
+        batch = pairs.batch(plan.candidates.positions(step).index_B)
         assert set(found) <= set(keys_of(batch)), "no super-batch spans two passes over the candidates"
 
 
@@ -130,9 +130,9 @@ def command(reference: Path, cache: Path, policy: str, *more: str) -> list[str]:
 def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     keys: list[list[tuple[int, int]]] = []
     decoded: list[int] = []
-    at, batch = CascadedSuperBatches.at, ArrayPairs.batch
+    at, batch = SuperBatches.at, ArrayPairs.batch
 
-    def noted(self: CascadedSuperBatches, step: int) -> Batch:
+    def noted(self: SuperBatches, step: int) -> Batch:
         super_batch = at(self, step)
         keys.append(keys_of(super_batch))
         return super_batch
@@ -142,7 +142,7 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             decoded.append(len(index_B))
         return batch(self, index_B)
 
-    monkeypatch.setattr(CascadedSuperBatches, "at", noted)
+    monkeypatch.setattr(SuperBatches, "at", noted)
     monkeypatch.setattr(ArrayPairs, "batch", counted)
     made: list[Path] = []
 
@@ -154,8 +154,8 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         assert main([*command(reference, tmp_path / "cache", policy, *more), "--run_dir", str(folder)]) == 0
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        # Two single pairs are looked at to price the learner and the reference.
-        return Run([json.loads(line) for line in lines], summary, list(keys), sum(decoded) - 2, folder)
+        # A single pair is looked at to price the learner and the reference.
+        return Run([json.loads(line) for line in lines], summary, list(keys), sum(decoded) - 1, folder)
 
     return run
 
@@ -164,8 +164,8 @@ def closed_form(reference: Path, accounting: str, size: int, policy_scores: bool
     """Multiply-adds of the towers and of the own logits, from the keys of the candidates alone."""
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
     price = Price.of(load_model(reference), pairs.batch(torch.tensor([0])))
-    drawn = SuperBatches(pairs, size * CANDIDATES, seed=0)
-    index_N = torch.cat([drawn.index_B(step) for step in range(STEPS)])
+    plan = EpochPlan(pairs, size * CANDIDATES, seed=0)
+    index_N = torch.cat([plan.positions(step).index_B for step in range(STEPS)])
     images, texts = torch.from_numpy(pairs.image_key_N)[index_N], pairs.text_key_N[index_N]
     if accounting == "online":
         scored = len(index_N) + (size * STEPS if policy_scores else 0)
@@ -297,7 +297,8 @@ def test_first_sight_and_amortised_prices(reference, tmp_path):
         return step_price(resolved)
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
-    pair = first.reference_pair
+    pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
+    pair = FLOPS_PER_MAC * Price.of(load_model(reference), pairs.batch(torch.tensor([0]))).pair
     assert first.cascade_pair == pair + FLOPS_PER_MAC * WIDTH
     assert first.flops["reference_score"] == SUPER_BATCH * CANDIDATES * pair
     assert online.flops["reference_score"] == SUPER_BATCH * (CANDIDATES + 1) * pair
@@ -321,7 +322,7 @@ def test_a_pool_too_small_for_the_candidates_is_wrong_data(reference, tmp_path, 
     assert "13 × 8" in said
     assert "cascade.candidates" in said
     with pytest.raises(DataError):
-        CascadedSuperBatches.candidates(8, Cascade(), 39)
+        CascadePlan(Synthetic(pool=39).split("pool"), 8, 0, Cascade(), None)
 
 
 def test_a_cascade_needs_a_reference_even_where_the_policy_needs_none(capsys):

@@ -21,7 +21,6 @@ from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
 from jestbench.launch import command, train_run
-from jestbench.runs.open_folder import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 GIN = ROOT / "gin"
@@ -672,98 +671,6 @@ def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, poli
     expect_said(result, "step 1", "optimizer.learning_rate", status=4)
     assert summary(Path("out"))["status"] == "failed"
     assert [row["step"] for row in rows(Path("out"))] == [0, 1]
-
-
-# The hash of an arm
-
-
-def digest(*bindings: str) -> str:
-    jest = ("run.policy=jest", "run.reference=gin/run/tiny_reference.gin")
-    return resolve.resolve(["gin/run/tiny.gin"], (*jest, *bindings), recorded=recorded).config_hash
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        "run.seed=5",
-        "run.arm=other",
-        "log.every=3",
-        "log.progress=False",
-        "wandb.project=other",
-        "wandb.mode=offline",
-        "run.device=cpu",
-        "run.microbatch=16",
-        "run.checkpoints=2",
-        "run.budget=60000000000",
-        "optimizer.learning_rate=0.002",
-        "jest.chunks=16",
-        "run.reference=('gin/run/tiny_reference.gin','run.arm=x','log.every=1')",
-    ],
-)
-def test_the_hash_leaves_out_what_is_not_the_arm(same: str) -> None:
-    assert digest(same) == digest()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "jest.chunks=4",
-        "jest.gain=2.0",
-        "run.batch_size=16",
-        "run.super_batch_size=64",
-        "run.budget=5e10",
-        "run.split=curated",
-        "run.reference_accounting=online",
-        "optimizer.clip=2.0",
-        "model.text_layers=2",
-        "synthetic.noise=0.3",
-        "synthetic.seed=1",
-        "evaluate.points=5",
-        "run.reference=gin/run/tiny_irreducible.gin",
-        "run.reference=('gin/run/tiny_reference.gin','run.budget=2e9')",
-        "run.reference=('gin/run/tiny_reference.gin','run.seed=1')",
-    ],
-)
-def test_the_hash_changes_with_the_arm(other: str) -> None:
-    assert digest(other) != digest()
-
-
-def test_the_hash_changes_with_the_loss_alone() -> None:
-    """The reference's stays, which clip_score allows."""
-    assert digest("run.policy=clip_score", "run.loss=sigmoid") != digest("run.policy=clip_score")
-
-
-def test_the_hash_of_uniform_knows_no_super_batch_and_no_reference() -> None:
-    plain = resolve.resolve([TINY]).config_hash
-    for binding in (
-        "run.super_batch_size=64",
-        "run.reference=gin/run/tiny_reference.gin",
-        "run.reference=nowhere.gin",
-        "run.reference_accounting=online",
-    ):
-        assert resolve.resolve([TINY], [binding]).config_hash == plain
-    assert resolve.resolve([TINY], ["run.batch_size=16"]).config_hash != plain
-
-
-def test_the_hash_of_cache_folders() -> None:
-    files = ["gin/run/icons.gin"]
-    hashes = {resolve.resolve(files, [f"icons.cache_dir={place}"]).config_hash for place in ("/a", "/b")}
-    assert hashes == {resolve.resolve(files).config_hash}
-
-
-def test_a_reference_by_its_folder_is_the_same_arm_wherever_it_lies(run: Run, tmp_path: Path) -> None:
-    bindings = ("run.budget=1e9", *QUIET)
-    assert run("--gin_file", "gin/run/tiny_reference.gin", *bindings, "--run_dir", "first").status == 0
-    by_file = f"run.reference=('gin/run/tiny_reference.gin',{','.join(map(repr, bindings))})"
-    by_folder = [digest(f"run.reference={place}") for place in ("first", "./first", str(tmp_path / "first"))]
-    (tmp_path / "first").rename(tmp_path / "moved")
-    assert {*by_folder, digest("run.reference=moved"), digest(by_file)} == {digest(by_file)}
-
-
-def test_the_order_of_bindings_does_not_change_the_hash() -> None:
-    reference = "run.reference=('gin/run/tiny_reference.gin','run.loss=sigmoid')"
-    one, other = ("jest.gain=2.0", "run.loss=sigmoid", reference), (reference, "run.loss=sigmoid", "jest.gain=2.0")
-    assert digest(*one) == digest(*other)
 
 
 # What is imported

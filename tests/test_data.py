@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jestbench.batch import Batch, DataError
 from jestbench.data.noise import exchange_captions, normalised
 from jestbench.data.pairs import ArrayPairs
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import SPLITS, Synthetic
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import END, PAD, Tokenizer, train_bpe
@@ -43,43 +43,44 @@ def pairs_of(count: int, captions: list[str] | None = None) -> ArrayPairs:
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 3))
 def test_a_pass_is_one_permutation_with_its_tail_counted(size, extra, seed):
-    loader = SuperBatches(pairs_of(size + extra), size, seed)
+    plan = EpochPlan(pairs_of(size + extra), size, seed)
     for epoch in range(2):
-        steps = range(epoch * loader.per_epoch, (epoch + 1) * loader.per_epoch)
-        drawn = torch.cat([loader.index_B(step) for step in steps]).tolist()
-        assert len(drawn) == len(set(drawn)) == loader.per_epoch * size, "no pair twice in a pass"
-        assert loader.skipped(steps[-1]) == epoch * (size + extra - len(drawn))
-        assert loader.skipped(steps[-1] + 1) == (epoch + 1) * (size + extra - len(drawn))
+        steps = range(epoch * plan.per_epoch, (epoch + 1) * plan.per_epoch)
+        drawn = torch.cat([plan.positions(step).index_B for step in steps]).tolist()
+        assert {plan.positions(step).epoch for step in steps} == {epoch}
+        assert len(drawn) == len(set(drawn)) == plan.per_epoch * size, "no pair twice in a pass"
+        assert plan.skipped(steps[-1]) == epoch * (size + extra - len(drawn))
+        assert plan.skipped(steps[-1] + 1) == (epoch + 1) * (size + extra - len(drawn))
 
 
 def test_the_order_is_a_function_of_the_seed_and_the_step():
-    first, second, other = (SuperBatches(pairs_of(50), 8, seed) for seed in (0, 0, 1))
+    first, second, other = (EpochPlan(pairs_of(50), 8, seed) for seed in (0, 0, 1))
     torch.manual_seed(3)
-    forwards = [first.index_B(step) for step in range(20)]
-    backwards = [second.index_B(step) for step in reversed(range(20))]
+    forwards = [first.positions(step).index_B for step in range(20)]
+    backwards = [second.positions(step).index_B for step in reversed(range(20))]
     assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
-    assert not torch.equal(forwards[0], other.index_B(0))
+    assert not torch.equal(forwards[0], other.positions(0).index_B)
 
 
 def test_each_pass_leaves_out_another_tail():
-    loader = SuperBatches(pairs_of(50), 8, 0)
+    plan = EpochPlan(pairs_of(50), 8, 0)
     tails = set()
     for epoch in range(5):
-        seen = {i for step in range(6) for i in loader.index_B(6 * epoch + step).tolist()}
+        seen = {i for step in range(6) for i in plan.positions(6 * epoch + step).index_B.tolist()}
         tails.add(frozenset(set(range(50)) - seen))
     assert {len(tail) for tail in tails} == {2}
     assert len(tails) == 5
 
 
 def test_a_split_smaller_than_a_super_batch_is_refused():
-    SuperBatches(pairs_of(8), 8, 0)
+    EpochPlan(pairs_of(8), 8, 0)
     with pytest.raises(DataError, match=r"holds 7 pairs.*super_batch_size"):
-        SuperBatches(pairs_of(7), 8, 0)
+        EpochPlan(pairs_of(7), 8, 0)
 
 
 def test_batches_carry_what_belongs_together():
     pairs = pairs_of(12)
-    batch = SuperBatches(pairs, 5, 0).at(1)
+    batch = SuperBatches(EpochPlan(pairs, 5, 0)).at(1)
     for row, key in enumerate(batch.image_key_B.tolist()):
         assert batch.images_BCHW[row].unique().tolist() == [key]
         assert batch.captions[row] == CAPTIONS[key % 4]

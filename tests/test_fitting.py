@@ -309,8 +309,8 @@ def test_a_reference_of_a_reference_is_its_own_affair() -> None:
     reference = (*REFERENCE, "run.policy='learnability'", inner)
     resolved = resolve.resolve([TINY, "gin/policy/jest.gin"], [*WORLD, f"run.reference={reference!r}"])
     assert resolved.warnings == ()
-    assert resolved.reference is not None
-    assert len(resolved.reference.warnings) == 1
+    (reference,) = resolved.stands_on["reference"]
+    assert len(reference.warnings) == 1
 
 
 def test_a_folder_is_read_as_far_as_it_goes(said: Said, trained: dict[str, Path], tmp_path: Path) -> None:

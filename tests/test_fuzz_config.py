@@ -123,11 +123,11 @@ def is_large(resolved: Resolved) -> bool:
     run, model = resolved.run, resolved.run.model
     options = [value for value in model.image_options.values() if isinstance(value, int | float)]
     sizes = [value for value in vars(run.data).values() if isinstance(value, int)]
-    views = [*(view for _, view in run.mix), run.scored_under, run.reference_under]
+    views = [*(view for _, view in run.mix), *(run.view_of(role)[1] for role in ("learner", "reference"))]
     tokens = [(view.resolution or model.image_size) // (view.patch_size or model.patch_size) for view in views]
     return (
         max(tokens) > 20
-        or (resolved.reference is not None and is_large(resolved.reference))
+        or any(map(is_large, resolved.below))
         or not model.image_tower.startswith("vit_tiny")
         or (model.image_size // model.patch_size) ** 2 > 400
         or max(model.image_size, model.embed_dim, model.text_width, *options, 0) > 512

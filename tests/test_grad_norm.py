@@ -59,7 +59,7 @@ def test_the_norms_are_autograds(
 
 
 @each_loss
-@pytest.mark.parametrize("side", ["learner", "reference", "scorer"])
+@pytest.mark.parametrize("side", ["learner", "reference", "online"])
 def test_any_model_that_is_there(loss: str, side: str) -> None:
     model = embeddings(12, 4, 3, 7.0, -2.0)
     torch.testing.assert_close(Scores(**{side: model}, loss=loss).gradient_norm_B(side), by_autograd(model, loss))

@@ -28,18 +28,22 @@ from PIL import Image
 
 from jestbench.batch import DataError
 from jestbench.data.file_pairs import FilePairs
-from jestbench.data.icons import icon_shards
+from jestbench.data.icons import icon_drawings, icon_folder
 from jestbench.data.icons import iconify as all_icons
-from jestbench.data.icons.icon_groups import LOOK_BITS, NEAR, look_alike, looks
-from jestbench.data.icons.icon_render import Part, encode, halve, render_part, thumbnail
-from jestbench.data.icons.icon_shards import prepare_folder, spoken
-from jestbench.data.icons.iconify import SPLITS, Iconify
-from jestbench.data.icons.packages import Collection, fetch, npm_pack, read_collection
-from jestbench.data.icons.recipe import CLEAN, PLACES, TESTED, Recipe, Sizes
+from jestbench.data.icons.icon_folder import prepare_folder, spoken
+from jestbench.data.icons.icon_looks import LOOK_BITS, NEAR, near_hashes, perceptual_hash
+from jestbench.data.icons.icon_render import Form, Part, encode, halve, render_part
+from jestbench.data.icons.iconify import Iconify
+from jestbench.data.icons.packages import Collection, fetch
+from jestbench.data.icons.recipe import ICONIFY, Recipe
 from jestbench.data.pairs import ArrayPairs
 from jestbench.disk import content_key
 from jestbench.launch import command
 from jestbench.launch.prepare import main
+
+TESTED, PLACES = ICONIFY.tested, ICONIFY.places
+CLEAN = (*TESTED, *ICONIFY.curated)
+SPLITS = ("pool", *PLACES)
 
 EMOJI = ("ea", "eb", "ec", "ed")
 HELD_OUT = "held"
@@ -87,8 +91,8 @@ def bodies(name: str) -> dict[str, str]:
     }
 
 
-def write_package(folder: Path) -> Collection:
-    """Write the tarball as npm would."""
+def write_package(folder: Path) -> tuple[Collection, int]:
+    """Write the tarball as npm would; how many icons are in it."""
     tarball = folder / "iconify-json-1.0.0.tgz"
     count = 0
     with tarfile.open(tarball, "w:gz") as archive:
@@ -105,7 +109,7 @@ def write_package(folder: Path) -> Collection:
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     digest = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
-    return Collection("1.0.0", f"sha512-{digest}", count)
+    return Collection("1.0.0", f"sha512-{digest}"), count
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +131,18 @@ def _fake_npm(registry: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture(scope="module")
 def recipe(registry: Path) -> Recipe:
-    return Recipe(
-        collection=write_package(registry),
+    collection, icons = write_package(registry)
+    assert ICONIFY.emoji_sizes is not None
+    return dataclasses.replace(
+        ICONIFY,
+        packages=(collection,),
+        icons=icons,
         emoji=(*EMOJI, HELD_OUT),
         transfer=(HELD_OUT,),
-        emoji_sizes=Sizes(core_hands=3, eval_classes=4, eval_drawings=2, holdout_share=0.1),
-        broad_sizes=Sizes(core_hands=4, eval_classes=4, eval_drawings=1, curated_pairs=8, holdout_share=0.1),
+        emoji_sizes=dataclasses.replace(ICONIFY.emoji_sizes, eval_classes=4, holdout_share=0.1),
+        sizes=dataclasses.replace(
+            ICONIFY.sizes, core_hands=4, eval_classes=4, eval_drawings=1, curated_pairs=8, holdout_share=0.1
+        ),
         shard=30,
     )
 
@@ -195,7 +205,7 @@ def test_every_split_is_there_and_the_counts_are_true(made: Iconify) -> None:
         "sets": manifest["splits"]["eval"]["sets"]
     }
     total = sum(manifest["splits"][name]["pairs"] for name in PLACES)
-    assert total + sum(manifest["left_out"].values()) == made.recipe.collection.icons
+    assert total + sum(manifest["left_out"].values()) == made.recipe.icons
     assert manifest["left_out"]["blank"] == 10
     assert manifest["left_out"]["equal in pixels and caption"] == 10
     assert manifest["splits"]["pool"]["pairs"] == sum(
@@ -326,13 +336,13 @@ def image(body: str) -> np.ndarray[Any, Any]:
 
 
 def look(body: str) -> np.ndarray[Any, Any]:
-    return looks(np.rint(thumbnail(image(body)) * 255).astype(np.uint8))
+    return perceptual_hash(image(body))
 
 
 def test_colour_does_not_change_the_look() -> None:
     black = look(pattern("one"))
-    assert look_alike(look(pattern("one", fill="tomato")), black).all()
-    assert not look_alike(look(pattern("two")), black).any()
+    assert near_hashes(look(pattern("one", fill="tomato")), black).all()
+    assert not near_hashes(look(pattern("two")), black).any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -343,8 +353,8 @@ def test_alike_is_at_most_so_many_bits(seed: int, flips: int) -> None:
     other = bits.copy()
     other[1, rng.choice(LOOK_BITS, flips, replace=False)] ^= 1
     packed = np.packbits(bits, axis=1)
-    assert look_alike(np.packbits(other[1:2], axis=1), packed).tolist() == [flips <= NEAR]
-    assert look_alike(np.packbits(1 - bits, axis=1), packed[:1])[0] == np.False_
+    assert near_hashes(np.packbits(other[1:2], axis=1), packed).tolist() == [flips <= NEAR]
+    assert near_hashes(np.packbits(1 - bits, axis=1), packed[:1])[0] == np.False_
 
 
 @pytest.mark.parametrize("fill", ["black", "red"])
@@ -358,9 +368,9 @@ def test_an_encoded_image_has_the_very_pixels(fill: str) -> None:
 PREPARE = """
 if __name__ == "__main__":  # workers import this file
     import pickle, sys
-    from jestbench.data.icons import icon_shards
+    from jestbench.data.icons import icon_drawings
     from jestbench.batch import DataError
-    icon_shards.PART = int(sys.argv[2])
+    icon_drawings.PART = int(sys.argv[2])
     if len(sys.argv) > 3:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
@@ -400,17 +410,17 @@ def test_a_killed_preparation_goes_on_and_makes_the_same(
     time.sleep(0.5)  # the workers end by themselves
     there = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
     assert not fresh.is_prepared()
-    (parts / "ba-00000.npz.99").write_bytes(b"half a part")
-    monkeypatch.setattr(icon_shards, "PART", 4)
+    (parts / ".00000.npz.99.partial").write_bytes(b"half a part")
+    monkeypatch.setattr(icon_drawings, "PART", 4)
     seen: dict[str, int] = {}
 
-    def gather(rendered: icon_shards.Rendered) -> icon_shards.Drawings:
+    def gather(rendered: icon_drawings.Rendered) -> icon_drawings.Drawings:
         seen.update({path.name: path.stat().st_mtime_ns for path, _ in rendered.parts})
         assert seen.keys() == {path.name for path in parts.iterdir()}
         return original(rendered)
 
-    original = icon_shards.gather
-    monkeypatch.setattr(icon_shards, "gather", gather)
+    original = icon_drawings.gather
+    monkeypatch.setattr(icon_folder, "gather", gather)
     fresh.prepare()
     assert there.items() <= seen.items()
     assert len(seen) > len(there)
@@ -422,17 +432,20 @@ def test_a_killed_preparation_goes_on_and_makes_the_same(
 def test_a_damaged_part_is_rendered_again(tmp_path: Path) -> None:
     path = tmp_path / "part.npz"
     text = '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64" viewBox="0 0 16 16">{}</svg>'
-    assert render_part([text.format(pattern(1)), text.format("")], 64, path) == 2
+    assert render_part([text.format(pattern(1)), text.format("")], ICONIFY.form, path) == 2
     whole = path.read_bytes()
-    part, pixels = Part.read(path), Part.pixels(path)
+    part, pngs, images = Part.read(path), Part.pngs(path), Part.images(path)
     assert part is not None
-    assert pixels is not None
-    assert (part.size_N > 0).tolist() == [True, False]
-    assert [len(png) for png in pixels[0]] == part.size_N.tolist()
-    assert [half.shape for half in pixels[1]] == [(32, 32, 3), (0, 0, 3)]
+    assert pngs is not None
+    assert images is not None
+    assert part.count == 2
+    assert part.which_N.tolist() == [0]
+    assert [len(png) for png in pngs] == part.size_N.tolist()
+    assert images.shape == (1, 32, 32, 3)
     path.write_bytes(whole[: len(whole) // 2])
     assert Part.read(path) is None
-    assert Part.pixels(path) is None
+    assert Part.pngs(path) is None
+    assert Part.images(path) is None
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -451,7 +464,7 @@ def test_a_disk_too_small_is_found_before_anything_is_fetched(
 ) -> None:
     before = calls(registry)
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(icon_shards.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(icon_folder.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(DataError, match=r"GB are needed while it is made and 0\.0 GB are free"):
         fresh.prepare()
     assert calls(registry) == before
@@ -469,16 +482,16 @@ def test_two_processes_prepare_once(fresh: Iconify, made: Iconify, registry: Pat
 def test_a_tarball_cut_off_is_fetched_again_and_one_that_stays_so_is_named(
     fresh: Iconify, registry: Path, tmp_path: Path
 ) -> None:
-    collection = fresh.recipe.collection
+    (collection,) = fresh.recipe.packages
     folder = tmp_path / "tarballs"
     folder.mkdir()
     whole = (registry / collection.tarball).read_bytes()
     (folder / collection.tarball).write_bytes(whole[:1000])
-    fetch([collection], folder, npm_pack)
+    fetch([collection], folder)
     assert (folder / collection.tarball).read_bytes() == whole
     wrong = dataclasses.replace(collection, integrity="sha512-AAAA")
     with pytest.raises(DataError, match=r"@iconify/json@1\.0\.0 came damaged twice"):
-        fetch([wrong], folder, npm_pack)
+        fetch([wrong], folder)
 
 
 def test_a_damaged_folder_is_noticed_and_made_anew(copy: Iconify, caplog: pytest.LogCaptureFixture) -> None:
@@ -508,7 +521,7 @@ def test_what_is_cut_off_is_not_prepared(copy: Iconify, name: str) -> None:
 
 
 def test_without_the_renderer_nothing_is_fetched(fresh: Iconify, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(icon_shards.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(icon_folder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"resvg_py, which is not installed: pip install 'jestbench\[icons\]'"):
         prepare_folder(fresh.folder, fresh.recipe, 256, fresh.folder.parent)
 
@@ -585,15 +598,15 @@ def test_a_run_trains_on_what_was_prepared(made: Iconify, tmp_path: Path, monkey
 
 @pytest.mark.network
 def test_the_real_package(tmp_path: Path) -> None:
-    collection = Collection()
-    fetch([collection], tmp_path, npm_pack)
-    sets = {icon_set.name: (icon_set, content) for icon_set, content in read_collection(tmp_path / collection.tarball)}
+    (collection,) = ICONIFY.packages
+    fetch([collection], tmp_path)
+    sets = {icon_set.name: content for icon_set, content in collection.read(tmp_path)}
     assert len(sets) == 243
-    assert sum(len(content.names()) for _, content in sets.values()) == collection.icons
-    assert set(Recipe().emoji) <= sets.keys()
-    _, noto = sets["noto"]
+    assert sum(len(content.names()) for content in sets.values()) == ICONIFY.icons
+    assert set(ICONIFY.emoji) <= sets.keys()
+    noto = sets["noto"]
     names = noto.names()[:50]
-    render_part([noto.svg(name, 64) for name in names], 64, tmp_path / "noto.npz")
+    render_part([noto.svg(name, 64) for name in names], Form(encoded=True), tmp_path / "noto.npz")
     part = Part.read(tmp_path / "noto.npz")
     assert part is not None
     assert (part.size_N > 100).all()

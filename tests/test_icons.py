@@ -30,11 +30,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jestbench.batch import DataError
+from jestbench.data.icons import icon_folder, prepared_icons
 from jestbench.data.icons import icons as icons_module
+from jestbench.data.icons.icon_groups import merge_groups
+from jestbench.data.icons.icon_looks import near_copies, thumbnail
 from jestbench.data.icons.icon_names import read_name
-from jestbench.data.icons.icon_render import CHUNK, render, render_all
-from jestbench.data.icons.icons import Icons, Recipe, assign_splits, merge_groups, near_copies, thumbnail
+from jestbench.data.icons.icon_render import Form, Part, render, render_parts
+from jestbench.data.icons.icon_splits import assign_splits
+from jestbench.data.icons.icons import Icons
 from jestbench.data.icons.packages import SETS, IconSet
+from jestbench.data.icons.recipe import Recipe, Sizes
 from jestbench.data.noise import exchange_captions, normalised
 from jestbench.disk import content_key
 from jestbench.launch.prepare import main
@@ -144,25 +149,25 @@ world_of_drawings = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(
 @given(world_of_drawings)
 def test_splits_never_share_a_group_and_do_not_depend_on_the_order(world: tuple[list[str], list[str]]) -> None:
     captions, groups = world
-    recipe = Recipe(**SMALL)
+    sizes = Sizes(**SMALL)  # type: ignore[arg-type]
     makers = {c: {g for d, g in zip(captions, groups, strict=True) if d == c} for c in set(captions)}
-    core = {caption for caption, drawn_by in makers.items() if len(drawn_by) >= recipe.core_hands}
-    if len(core) < recipe.eval_classes:
+    core = {caption for caption, drawn_by in makers.items() if len(drawn_by) >= sizes.core_hands}
+    if len(core) < sizes.eval_classes:
         with pytest.raises(DataError, match="captions are drawn by 4 hands or more, and eval needs 5"):
-            assign_splits(captions, groups, recipe)
+            assign_splits(captions, groups, sizes)
         return
-    splits = assign_splits(captions, groups, recipe)
+    splits = assign_splits(captions, groups, sizes)
     homes = defaultdict(set)
     for group, split in zip(groups, splits, strict=True):
         homes[group].add(split or "none")
     assert all(len(home - {"none"}) == 1 for home in homes.values())
     tested = Counter(caption for caption, split in zip(captions, splits, strict=True) if split == "eval")
-    assert len(tested) == recipe.eval_classes
-    assert set(tested.values()) == {recipe.eval_drawings}
+    assert len(tested) == sizes.eval_classes
+    assert set(tested.values()) == {sizes.eval_drawings}
     assert set(tested) <= core
     assert {c for c, split in zip(captions, splits, strict=True) if split == "curated"} <= core
 
-    backwards = assign_splits(captions[::-1], groups[::-1], recipe)[::-1]
+    backwards = assign_splits(captions[::-1], groups[::-1], sizes)[::-1]
     assert {(g, s) for g, s in zip(groups, splits, strict=True) if s in ("pool", "holdout", "curated")} == {
         (g, s) for g, s in zip(groups, backwards, strict=True) if s in ("pool", "holdout", "curated")
     }
@@ -237,22 +242,25 @@ def test_drawings_are_rendered_over_white_and_broken_ones_are_blank() -> None:
     assert (images[1:] == 255).all()
 
 
-def test_worker_processes_render_the_same_in_the_same_order() -> None:
+def test_worker_processes_render_the_same_each_into_its_file(tmp_path: Path) -> None:
     torch.ones(8).sum()  # torch has its threads in this process by now
     drawings = [SVG.format(f'<rect width="{1 + i % 15}" height="{1 + i // 15}"/>') for i in range(150)]
-    drawings *= 1 + 2 * CHUNK // len(drawings)
-    chunks = list(render_all(drawings, 32))
-    assert len(chunks) > 1
-    assert (np.concatenate(chunks) == render(drawings, 32)).all()
+    parts = [(tmp_path / f"{start}.npz", drawings[start : start + 40]) for start in range(0, 150, 40)]
+    render_parts(parts, Form(pixels=32), len(drawings))
+    assert (np.concatenate([Part.images(path) for path, _ in parts]) == render(drawings, 32)).all()  # type: ignore[arg-type]
 
 
 ORPHANS = """
 if __name__ == "__main__":  # workers import this file
-    import multiprocessing, time
-    from jestbench.data.icon_render import CHUNK, render_all
-    for _ in render_all(["<svg"] * (2 * CHUNK), 32):
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        time.sleep(600)
+    import multiprocessing, pathlib, sys, time
+    from jestbench.data.icons.icon_render import Form, render_parts
+    def parts():
+        for number in range(100):
+            yield pathlib.Path(sys.argv[1]) / f"{number}.npz", ["<svg"]
+            if children := multiprocessing.active_children():
+                print(*(child.pid for child in children), flush=True)
+                time.sleep(600)
+    render_parts(parts(), Form(), 100)
 """
 
 
@@ -269,7 +277,9 @@ def test_workers_end_when_the_process_that_renders_is_killed(tmp_path: Path) -> 
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
         assert parent.stdout is not None
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert workers
@@ -286,7 +296,7 @@ def test_workers_end_when_the_process_that_renders_is_killed(tmp_path: Path) -> 
 HANDS = ("ada", "ben", "cai", "dee", "eve", "fay")
 CONCEPTS = ("cat", "dog", "arrow-left", "home", "star", "moon", "sun", "tree")
 
-RECIPE = {"pixels": 32, "core_hands": 4, "eval_classes": 6, "eval_drawings": 1, "curated_pairs": 6}
+SIZES = Sizes(core_hands=4, eval_classes=6, eval_drawings=1, curated_pairs=6)
 
 FAKE_NPM = """#!{python}
 import json, os, pathlib, shutil, sys
@@ -364,7 +374,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(registry: Path, tmp_path: Path) -> Icons:
     """The made-up icons, not prepared yet."""
     sets = tuple(write_set(registry, hand) for hand in HANDS)
-    return Icons(cache_dir=str(tmp_path / "cache"), recipe=Recipe(sets=sets, **RECIPE), vocab_size=256)  # type: ignore[arg-type]
+    recipe = Recipe(packages=sets, form=Form(pixels=32), sizes=SIZES)
+    return Icons(cache_dir=str(tmp_path / "cache"), recipe=recipe, vocab_size=256)
 
 
 def calls(registry: Path) -> list[str]:
@@ -374,23 +385,30 @@ def calls(registry: Path) -> list[str]:
 
 
 def table_of(icons: Icons) -> dict[str, list[Any]]:
-    table: dict[str, list[Any]] = json.loads((icons.folder / "table.json").read_text())
-    return table
+    """The index, and the names in the place of numbers."""
+    split, sets, group, hands, key = (
+        column.tolist() for column in icons.index("split", "set", "group", "hands", "key")
+    )
+    names = [row["set"] for row in json.loads((icons.folder / "licences.json").read_text())]
+    table = {"split": [icons.recipe.places[number] for number in split], "set": [names[number] for number in sets]}
+    table |= {name: (icons.folder / f"{name}s.txt").read_text().split("\n") for name in ("caption", "name")}
+    return table | {"group": group, "hands": hands, "key": key}
 
 
 def test_prepared_icons_are_whole_and_true(small: Icons) -> None:
     small.prepare()
     table, manifest = table_of(small), small.manifest()
-    images = np.load(small.folder / "images.npy", mmap_mode="r")
-    assert images.shape == (len(table["icon"]), 32, 32, 3)
+    images = np.load(small.folder / "images-32.npy", mmap_mode="r")
+    assert images.shape == (len(table["name"]), 32, 32, 3)
     assert [content_key(image.tobytes()) for image in images] == table["key"]
     assert sum(split["pairs"] for split in manifest["splits"].values()) == len(images)
 
     assert set(table["split"]) == {"pool", "holdout", "curated", "eval"}
-    assert not {"nothing", "white", "broken", "gone", "kitty"} & set(table["icon"])
+    assert not {"nothing", "white", "broken", "gone", "kitty"} & set(table["name"])
     assert not [caption for caption in table["caption"] if caption.startswith("only by")]
     assert manifest["left_out"]["blank"] == 3 * len(HANDS)
-    assert max(Counter(zip(table["set"], table["caption"], strict=True)).values()) <= small.recipe.variants
+    assert set(manifest["copies_left"].values()) == {0}
+    assert max(Counter(zip(table["set"], table["caption"], strict=True)).values()) <= small.recipe.variants  # type: ignore[operator]
     assert {"man waving", "woman waving", "arrow left"} <= set(table["caption"])
     assert "copied" not in table["caption"]  # drawn once, and handed round
     licences = json.loads((small.folder / "licences.json").read_text())
@@ -421,23 +439,23 @@ def test_no_group_and_no_look_crosses_a_split(small: Icons) -> None:
 def test_preparing_twice_gives_the_same_and_fetches_once(small: Icons, registry: Path, tmp_path: Path) -> None:
     small.prepare()
     small.prepare()
-    assert sorted(calls(registry)) == sorted(icon_set.spec for icon_set in small.recipe.sets)
+    assert sorted(calls(registry)) == sorted(icon_set.spec for icon_set in small.recipe.packages)
     other = dataclasses.replace(small, cache_dir=str(tmp_path / "elsewhere"))
     other.prepare()
-    for name in ("images.npy", "table.json", "tokenizer.json", "licences.json"):
+    for name in ("images-32.npy", "index.npz", "captions.txt", "names.txt", "tokenizer.json", "licences.json"):
         assert (small.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
 
 def test_another_recipe_is_another_folder(small: Icons, monkeypatch: pytest.MonkeyPatch) -> None:
-    newer = dataclasses.replace(small.recipe.sets[0], version="1.0.1")
+    newer = dataclasses.replace(small.recipe.packages[0], version="1.0.1")
     recipes = [
         small.recipe,
-        dataclasses.replace(small.recipe, pixels=64),
-        dataclasses.replace(small.recipe, sets=(newer, *small.recipe.sets[1:])),
+        dataclasses.replace(small.recipe, form=Form(pixels=64)),
+        dataclasses.replace(small.recipe, packages=(newer, *small.recipe.packages[1:])),
     ]
     folders = {dataclasses.replace(small, recipe=recipe).folder for recipe in recipes}
     folders.add(dataclasses.replace(small, vocab_size=512).folder)
-    monkeypatch.setattr(Icons, "code_version", 99)
+    monkeypatch.setattr(prepared_icons, "CODE_VERSION", 99)
     folders.add(small.folder)
     assert len(folders) == 5
     assert dataclasses.replace(small, noise=0.5, length=8, min_hands=3).folder == small.folder
@@ -479,6 +497,17 @@ def test_splits(small: Icons) -> None:
     assert torch.equal(pickle.loads(sent).batch(torch.tensor([0, len(both) - 1])).images_BCHW, batch.images_BCHW)
 
 
+def test_a_split_is_opened_once_and_anew_after_another_preparation(small: Icons) -> None:
+    small.prepare()
+    first = small.split("pool")
+    assert dataclasses.replace(small).split("pool") is first
+    assert dataclasses.replace(small, noise=0.5).split("pool") is not first
+    shutil.rmtree(small.folder)
+    small.prepare()
+    assert small.split("pool") is not first
+    assert small.split("pool").fingerprint == first.fingerprint
+
+
 def test_min_hands_thins_the_pool_alone(small: Icons) -> None:
     small.prepare()
     hands = dict(zip(*(table_of(small)[column] for column in ("caption", "hands")), strict=True))
@@ -492,7 +521,7 @@ def test_min_hands_thins_the_pool_alone(small: Icons) -> None:
 
 
 def test_an_unknown_split_is_named(small: Icons) -> None:
-    with pytest.raises(DataError, match=r"no split 'train': there are curated, eval, pool, holdout"):
+    with pytest.raises(DataError, match=r"no split 'train': there are eval, curated, pool, holdout"):
         small.split("pool+train")
 
 
@@ -509,7 +538,7 @@ def test_what_is_not_prepared_says_how_to(small: Icons) -> None:
 
 
 def test_a_tarball_cut_off_earlier_is_fetched_again(small: Icons, registry: Path) -> None:
-    first = small.recipe.sets[0]
+    first = small.recipe.packages[0]
     kept = small.folder.parent / "iconify" / first.tarball
     kept.parent.mkdir(parents=True)
     kept.write_bytes((registry / first.tarball).read_bytes()[:100])
@@ -519,12 +548,12 @@ def test_a_tarball_cut_off_earlier_is_fetched_again(small: Icons, registry: Path
 
 
 def test_a_tarball_that_stays_damaged_is_fetched_twice_and_named(small: Icons, registry: Path) -> None:
-    first = small.recipe.sets[0]
+    first = small.recipe.packages[0]
     (registry / first.tarball).write_bytes((registry / first.tarball).read_bytes()[:100])
     with pytest.raises(DataError, match=r"@iconify-json/ada@1\.0\.0 came damaged twice"):
         small.prepare()
     assert calls(registry).count(first.spec) == 2
-    assert calls(registry).count(small.recipe.sets[1].spec) == 1
+    assert calls(registry).count(small.recipe.packages[1].spec) == 1
     assert not small.is_prepared()
 
 
@@ -560,13 +589,13 @@ def test_pips_npm_stands_in_for_the_systems(small: Icons, registry: Path, monkey
 
 
 def test_without_the_renderer_nothing_is_fetched(small: Icons, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(icons_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(icon_folder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"resvg_py, which is not installed: pip install 'jestbench\[icons\]'"):
         small.prepare()
     assert not calls(registry)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "table.json", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["images-32.npy", "index.npz", "tokenizer.json", "manifest.json"])
 def test_a_damaged_folder_is_noticed_and_made_anew(small: Icons, name: str, caplog: pytest.LogCaptureFixture) -> None:
     small.prepare()
     whole = (small.folder / name).read_bytes()
@@ -580,17 +609,19 @@ def test_a_damaged_folder_is_noticed_and_made_anew(small: Icons, name: str, capl
     assert name == "manifest.json" or (small.folder / name).read_bytes() == whole
 
 
-def test_an_interrupted_preparation_leaves_nothing_behind(small: Icons, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_preparation_leaves_only_what_is_rendered(small: Icons, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(icons_module, "write_images", interrupt)
+        patch.setattr(icon_folder, "_write_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small.prepare()
-    assert sorted(path.name for path in small.folder.parent.iterdir()) == ["iconify", "icons.lock"]
+    parts = f"{small.folder.name}.parts"
+    assert sorted(path.name for path in small.folder.parent.iterdir()) == ["iconify", parts, "icons.lock"]
     small.prepare()
     assert small.is_prepared()
+    assert not small.folder.with_name(parts).exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(small: Icons, tmp_path: Path) -> None:

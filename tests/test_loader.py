@@ -8,11 +8,9 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,13 +23,15 @@ from jestbench.batch import Batch, DataError
 from jestbench.bench import data as bench
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError
-from jestbench.data.augment import RandomResizedCrop
+from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
+from jestbench.data.fetch import Packed, Positions, WorkerFetch
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import ArrayPairs
-from jestbench.data.sources.lanes import Shards, deal, owner, take_turns
+from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.sources.lanes import Shards, deal, take_turns
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.super_batches import Prefetched, prefetched
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.launch import command, train_run
 
@@ -66,8 +66,8 @@ def soon(condition, seconds: float = 10.0) -> bool:
     return condition()
 
 
-def of_workers(workers: int, prefetch: int = 2, part: int = 256, pairs=POOL, size: int = 64, **more) -> Prefetched:
-    return prefetched(pairs, size, 0, Loader(workers=workers, prefetch=prefetch, part=part, **more))
+def of_workers(workers: int, prefetch: int = 2, part: int = 256, pairs=POOL, size: int = 64, **more) -> SuperBatches:
+    return SuperBatches.of(EpochPlan(pairs, size, 0), Loader(workers=workers, prefetch=prefetch, part=part, **more))
 
 
 @settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
@@ -85,38 +85,32 @@ def test_a_run_goes_on_with_another_number_of_workers():
     first = of_workers(2)
     for step in range(3):
         first.at(step)
-    state = first.state()
+    state = first.state_dict()
     first.close()
     for workers in (0, 1, 3):
         source = of_workers(workers)
-        source.restore(state)
+        source.load_state_dict(state)
         assert_same(source.at(3), of_workers(0).at(3))
         if workers:
-            assert source.counts(4)["time/data_wait"] >= state["waited"] > 0
+            assert source.counts(4)["time/data_wait"] >= state["processes"][0]["waited"] > 0
         source.close()
 
 
-@dataclass(frozen=True)
-class Slow:
+class Slow(Wrapped):
     """Pairs that take their time, or never come."""
 
-    decoded: ClassVar[bool] = False
-    plain: ArrayPairs
-    seconds: float = 0.02
-    stuck: Path | None = None
+    decoded = False
 
-    def __getattr__(self, name):
-        return getattr(self.plain, name)
-
-    def __len__(self):
-        return len(self.plain)
+    def __init__(self, pairs: IndexedPairs, stuck: Path | None = None) -> None:
+        super().__init__(pairs)
+        self.stuck = stuck
 
     def batch(self, index_B):
         if self.stuck is not None and not self.stuck.exists():
             self.stuck.touch()
             time.sleep(1000)
-        time.sleep(self.seconds)
-        return self.plain.batch(index_B)
+        time.sleep(0.02)
+        return self.pairs.batch(index_B)
 
 
 def test_a_killed_worker_is_replaced_and_counted():
@@ -125,10 +119,10 @@ def test_a_killed_worker_is_replaced_and_counted():
         for step in range(4):
             batch = source.at(step)
             if step in (0, 2):
-                os.kill(source.decoders.pids[0], signal.SIGKILL)
+                os.kill(source.pids[0], signal.SIGKILL)
             assert_same(batch, plain.at(step))
         assert source.counts(4)["data/worker_restarts"] == 2
-        assert source.state()["restarts"] == 2
+        assert source.state_dict()["processes"][0]["restarts"] == 2
     finally:
         source.close()
 
@@ -139,13 +133,13 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_message():
     def run() -> None:
         for step in range(100):
             source.at(step)
-            os.kill(source.decoders.pids[0], signal.SIGKILL)
+            os.kill(source.pids[0], signal.SIGKILL)
 
     with pytest.raises(DataError, match=r"3 data workers were lost.*exit code -9.*loader.workers"):
         run()
     with pytest.raises(DataError, match="were lost"):
         source.at(50)
-    pids = source.decoders.pids
+    pids = source.pids
     source.close()
     assert all(gone(pid) for pid in pids)
 
@@ -160,11 +154,37 @@ def test_a_worker_that_hangs_is_replaced(tmp_path):
 def test_a_stopped_worker_does_not_stop_the_run():
     source = of_workers(2, part=8, pairs=Slow(POOL), timeout=0.5)
     source.at(0)
-    os.kill(source.decoders.pids[0], signal.SIGSTOP)
+    os.kill(source.pids[0], signal.SIGSTOP)
     for step in (1, 2, 3):
         assert_same(source.at(step), of_workers(0).at(step))
     assert 1 <= source.counts(1)["data/worker_restarts"] <= 3
     source.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_work_ahead_is_done_once_by_step(ahead):
+    """Positions are asked for once a step, in order, as long as the run goes forward; a jump drops what was begun."""
+    asked = []
+
+    def positions(step: int) -> Positions:
+        asked.append(step)
+        return plan.positions(step)
+
+    plan = EpochPlan(POOL, 64, 0)
+    fetch = WorkerFetch(POOL, 0, 2, Loader(part=20), ahead)
+    for step in (0, 1, 2):
+        assert_same(fetch.at(step, positions), POOL.batch(plan.positions(step).index_B))
+        assert asked == list(range(step + ahead + 1))
+    assert_same(fetch.batch(plan.positions(7)), POOL.batch(plan.positions(7).index_B))
+    assert_same(fetch.at(9, positions), POOL.batch(plan.positions(9).index_B))
+    assert asked == [*range(ahead + 3), *range(9, ahead + 10)]
+    fetch.workers.close()
+
+
+def test_a_part_carries_all_that_a_batch_carries():
+    part = Packed.of(POOL.batch(torch.arange(3)), {})
+    carried = {"images_BCHW", *part.rest}
+    assert carried | {"passes"} == {field.name for field in fields(Batch)}, "passes come with the positions"
 
 
 def damaged_files(folder: Path) -> FilePairs:
@@ -175,9 +195,10 @@ def damaged_files(folder: Path) -> FilePairs:
 @pytest.mark.parametrize("augment", [None, RandomResizedCrop((0.3, 0.8))], ids=["plain", "augmented"])
 def test_damaged_images_are_replaced_alike_by_any_number_of_workers(tmp_path, augment):
     pairs = damaged_files(tmp_path)
-    plain = prefetched(pairs, 20, 0, Loader(workers=0), augment)
+    pairs = pairs if augment is None else AugmentedPairs(pairs, augment, 0)
+    plain = of_workers(0, pairs=pairs, size=20)
     for workers, part in ((1, 3), (2, 7), (2, 100)):
-        source = prefetched(pairs, 20, 0, Loader(workers=workers, part=part), augment)
+        source = of_workers(workers, part=part, pairs=pairs, size=20)
         for step in range(4):
             assert_same(source.at(step), plain.at(step))
         if workers == 1:
@@ -190,9 +211,9 @@ def test_damaged_images_are_replaced_alike_by_any_number_of_workers(tmp_path, au
 
 def test_a_crop_is_a_function_of_seed_pair_and_step():
     plain, augment = of_workers(0), RandomResizedCrop((0.2, 0.9))
-    loaders = (Loader(workers=0), Loader(workers=2, part=5))
-    sources = [prefetched(POOL, 64, 0, loader, augment) for loader in loaders]
-    other = prefetched(POOL, 64, 1, loaders[0], augment)
+    cropped = [AugmentedPairs(POOL, augment, seed) for seed in (0, 1)]
+    sources = [of_workers(0, pairs=cropped[0]), of_workers(2, part=5, pairs=cropped[0])]
+    other = SuperBatches(EpochPlan(cropped[1], 64, 1))
     seen = []
     for step in (0, 5, 4, 4):
         one, two = (source.at(step) for source in sources)
@@ -259,11 +280,10 @@ def test_a_run_with_workers_is_the_run_without(tmp_path):
     assert len(hashes) == 1, "who decodes is no part of the arm"
 
 
-@dataclass(frozen=True)
 class Wrong(Slow):
     """Pairs that cannot be had."""
 
-    error: Exception | None = None
+    error: Exception
 
     def batch(self, index_B):
         raise self.error
@@ -271,7 +291,9 @@ class Wrong(Slow):
 
 def test_what_a_worker_raises_reaches_the_run():
     for error, wanted in ((DataError("the data is wrong"), DataError), (KeyError("x"), RuntimeError)):
-        source = of_workers(2, pairs=Wrong(POOL, error=error))
+        pairs = Wrong(POOL)
+        pairs.error = error
+        source = of_workers(2, pairs=pairs)
         with pytest.raises(wanted, match=r"the data is wrong|KeyError\('x'\)"):
             source.at(0)
         source.close()
@@ -280,7 +302,7 @@ def test_what_a_worker_raises_reaches_the_run():
 def test_close_ends_all_workers_and_twice_is_no_harm():
     source = of_workers(3)
     source.at(0)
-    pids = source.decoders.pids
+    pids = source.pids
     assert len(set(pids)) == 3
     assert not any(gone(pid) for pid in pids)
     source.close()
@@ -292,7 +314,7 @@ def test_close_ends_all_workers_and_twice_is_no_harm():
 def run_until(end: object, said) -> None:
     source = of_workers(2)
     source.at(0)
-    said.send(source.decoders.pids)
+    said.send(source.pids)
     if end == "exit":
         sys.exit(7)
     time.sleep(100)
@@ -322,9 +344,9 @@ def test_a_loader_that_cannot_be_is_refused(wrong):
 
 
 def test_auto_is_no_worker_for_images_in_memory():
-    assert Loader().workers_for(POOL) == 0
-    assert 1 <= Loader().workers_for(Slow(POOL)) <= 16
-    assert Loader(workers=3).workers_for(POOL) == 3
+    assert Loader().workers_for(POOL.decoded) == 0
+    assert 1 <= Loader().workers_for(Slow(POOL).decoded) <= 16
+    assert Loader(workers=3).workers_for(POOL.decoded) == 3
     assert replace(Loader(), pin_memory=True).pins("cpu") == torch.cuda.is_available()
 
 
@@ -348,7 +370,11 @@ def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
-    return Shards(urls, POOL.tokenizer, 8, "txt", lanes=6, buffer=4, max_damaged=0.5)
+    return Shards(urls, POOL.tokenizer, 8, MemberRules(), lanes=6, buffer=4, max_damaged=0.5)
+
+
+def read_by(workers: int, ahead: int = 2, part: int = 256) -> Loader:
+    return Loader(workers=workers, prefetch=ahead, part=part)
 
 
 def keys_of(batch: Batch) -> list[tuple[int, int]]:
@@ -374,13 +400,13 @@ def test_an_epoch_of_a_stream_holds_each_pair_once_but_for_a_counted_tail(shards
 def test_the_order_of_a_stream_does_not_depend_on_who_reads(shards, workers, ahead, part, cut):
     plain = StreamBatches(shards, 10)
     wanted = [plain.at(step) for step in range(10)]
-    source = StreamBatches(shards, 10, workers, ahead, part)
+    source = StreamBatches(shards, 10, read_by(workers, ahead, part))
     for step in range(cut):
         assert_same(source.at(step), wanted[step])
-    state = source.state()
+    state = source.state_dict()
     source.close()
-    gone_on = StreamBatches(shards, 10, (workers + 2) % 4, ahead, part)
-    gone_on.restore(state)
+    gone_on = StreamBatches(shards, 10, read_by((workers + 2) % 4, ahead, part))
+    gone_on.load_state_dict(state)
     for step in range(cut, 10):
         assert_same(gone_on.at(step), wanted[step])
     assert plain.counts(10).items() <= gone_on.counts(10).items()
@@ -394,50 +420,15 @@ def test_the_order_of_a_stream_does_not_depend_on_who_reads(shards, workers, ahe
 def test_a_state_of_a_stream_can_be_checkpointed(shards, tmp_path):
     source = StreamBatches(shards, 10)
     source.at(0)
-    torch.save(source.state(), tmp_path / "state.pt")
-    assert torch.load(tmp_path / "state.pt", weights_only=True) == source.state()
+    torch.save(source.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == source.state_dict()
 
 
-def test_two_ranks_of_three_workers_lose_no_pair_and_read_none_twice(shards):
-    """Each rank in a thread of its own; what they exchange goes over a barrier, as all_gather would."""
-    barrier, said = threading.Barrier(2), [None, None]
-    drawn: list[list[Batch]] = [[], []]
-
-    def run(rank: int) -> None:
-        def exchange(value):
-            said[rank] = value
-            barrier.wait(30)
-            values = list(said)
-            barrier.wait(30)
-            return values
-
-        source = StreamBatches(shards, 10, 3, rank=rank, ranks=2, exchange=exchange)
-        drawn[rank] = [source.at(step) for step in range(6)]
-        source.close()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    plain = StreamBatches(shards, 10)
-    seen: list[tuple[int, int]] = []
-    for step in range(6):
-        both = keys_of(drawn[0][step]) + keys_of(drawn[1][step])
-        assert sorted(both) == sorted(keys_of(plain.at(step)))
-        seen += both
-    assert len(set(seen)) == len(seen) == 60
-
-
-@given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 30))
-def test_every_shard_has_one_lane_and_every_lane_one_reader(lanes, ranks, workers, more):
+@given(st.integers(1, 8), st.integers(0, 30))
+def test_every_shard_has_one_lane_and_every_lane_a_shard(lanes, more):
     dealt = deal(lanes + more, lanes, 0, 3)
     assert sorted(shard for lane in dealt for shard in lane) == list(range(lanes + more))
     assert all(dealt), "no lane without a shard"
-    owners = [owner(lane, ranks, workers) for lane in range(lanes)]
-    assert all(rank < ranks and worker < workers for rank, worker in owners)
-    if lanes >= ranks * workers:
-        assert len(set(owners)) == ranks * workers, "no reader without a lane"
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 20), st.data())
@@ -453,7 +444,7 @@ def test_turns_are_fair(available, need, data):
 
 def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
     urls = write_shards(tmp_path, [4, 4])
-    twice = Shards((*urls, *urls), POOL.tokenizer, 8, "txt", lanes=4, buffer=4, max_damaged=0.5)
+    twice = Shards((*urls, *urls), POOL.tokenizer, 8, MemberRules(), lanes=4, buffer=4, max_damaged=0.5)
     source = StreamBatches(twice, 6)
     keys = keys_of(source.at(0))
     assert len(set(keys)) == 6
@@ -461,15 +452,15 @@ def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "ranks", "workers", "said"),
+    ("lanes", "workers", "said"),
     [
-        (10, 1, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
-        (5, 2, 3, r"5 lanes leave.*2 × 3 readers.*loader.workers to 2"),
+        (10, 0, r"9 shards cannot feed 10 lanes.*stream.lanes to 9"),
+        (5, 6, r"5 lanes leave.*6 workers.*loader.workers to 5"),
     ],
 )
-def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, ranks, workers, said):
+def test_too_few_shards_or_lanes_are_said_at_the_start(shards, lanes, workers, said):
     with pytest.raises(DataError, match=said):
-        StreamBatches(replace(shards, lanes=lanes), 10, workers, ranks=ranks)
+        StreamBatches(replace(shards, lanes=lanes), 10, read_by(workers))
 
 
 def test_a_stream_of_less_than_a_super_batch_is_refused(shards):
@@ -505,14 +496,14 @@ def test_damage_is_counted_and_passed_over(shards, tmp_path):
     broken = damage(shards, tmp_path)
     counts = []
     for workers, cut in ((0, 99), (2, 3)):
-        source = StreamBatches(broken, 10, workers)
+        source = StreamBatches(broken, 10, read_by(workers))
         keys = []
         for step in range(10):
             if step == cut:
-                state = source.state()
+                state = source.state_dict()
                 source.close()
-                source = StreamBatches(broken, 10, workers)
-                source.restore(state)
+                source = StreamBatches(broken, 10, read_by(workers))
+                source.load_state_dict(state)
             keys.append(keys_of(source.at(step)))
         counts.append((keys, {name: source.counts(10)[f"data/{name}"] for name in ("read", "damaged", "skipped")}))
         source.close()
@@ -524,7 +515,7 @@ def test_damage_is_counted_and_passed_over(shards, tmp_path):
 
 
 def test_a_killed_reader_is_replaced(shards):
-    plain, source = StreamBatches(shards, 10), StreamBatches(shards, 10, 2)
+    plain, source = StreamBatches(shards, 10), StreamBatches(shards, 10, read_by(2))
     for step in range(12):
         assert_same(source.at(step), plain.at(step))
         if step in (1, 6):
@@ -535,7 +526,7 @@ def test_a_killed_reader_is_replaced(shards):
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_run_reads_a_stream_and_resumes(shards, tmp_path):
+def test_a_run_reads_a_stream_and_resumes(shards, tmp_path, capsys):
     urls = str(Path(shards.urls[0]).parent / "{000..008}.tar")
     gin = tmp_path / "stream.gin"
     gin.write_text(
@@ -553,6 +544,13 @@ budget.steps = 9
     quiet = ["log.every=1", "log.progress=False", "evaluate.points=1", "run.device=cpu", "loader.workers=2"]
     assert command.main(["--gin_file", str(gin), *quiet, "--check"]) == 0
     assert command.main(["--gin_file", str(gin), *quiet, "--price"]) == 0
+    for binding, asks in (
+        ("run.augment=@random_resized_crop()", "run.augment"),
+        ("evaluate.split=pool", "evaluate.split"),
+    ):
+        capsys.readouterr()
+        assert command.main(["--gin_file", str(gin), *quiet, binding, "--check"]) == 2
+        assert f"{asks} needs an indexed data set: the pairs of stream/pool have no keys" in capsys.readouterr().err
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     resolved = resolve.resolve([str(gin)], quiet)
     assert train_run.train_run(resolved, whole, resume=False) == "finished"
@@ -584,6 +582,6 @@ def test_both_paths_of_the_benchmark_read_the_same_shards(tmp_path):
     both = found["indexed"].keys() & found["stream"].keys()
     assert len(both) >= 12
     assert all(torch.equal(found["indexed"][key], found["stream"][key]) for key in both)
-    measured = bench.memory(bench.make_source("stream", paths, 64, plan), lambda: [], 0.0)
+    measured = bench.memory(bench.make_source("stream", paths, 64, plan), 0.0)
     assert measured["value"] > 0
     assert bench.resident([os.getpid()]) > 2**20

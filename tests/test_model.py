@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, DataError, View
 from jestbench.cost.price import Price
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner, NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.tokenizer import Tokenizer, train_bpe
@@ -65,7 +66,7 @@ def batch_of(tokenizer: Tokenizer, captions=tuple(CAPTIONS), size: int = 16) -> 
 def learner_of(tokenizer: Tokenizer, loss: str = "sigmoid", optimizer: Optimizer | None = None, **options) -> Learner:
     model = tiny(tokenizer, loss, **options)
     arithmetic = Arithmetic(torch.device("cpu"), bf16=False)
-    return Learner(model, loss, optimizer or Optimizer(), arithmetic, Price(1, 1))
+    return Learner(model, Contrastive(loss), optimizer or Optimizer(), arithmetic, {FULL: Price(1, 1)})
 
 
 def snapshot(model) -> dict[str, Tensor]:

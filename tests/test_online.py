@@ -13,10 +13,11 @@ from helpers import SLOW, final_model, kill_before, rows_of, start, summary_of, 
 from jestbench.batch import FULL
 from jestbench.config import identity, resolve
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
-from jestbench.engine.online_scorer import OnlineLearner, OnlineScorer
-from jestbench.launch import rehearse, stages
+from jestbench.engine.learner import Learner
+from jestbench.engine.online_scorer import OnlineScorer
 from jestbench.launch.command import main
 from jestbench.launch.stages import build_stages
+from jestbench.launch.stands import stand_ins
 from jestbench.loop import Stages
 
 BATCH, SUPER_BATCH = 8, 24
@@ -44,7 +45,7 @@ def arm(*more: str) -> list[str]:
 def outcome(run_dir: Path) -> tuple[Any, ...]:
     """All that a run must reproduce: metrics, model and online scorer to the last bit."""
     final = max((run_dir / "checkpoints").glob("step-*"))
-    scorer = torch.load(final / "state.pt", weights_only=True)["online_scorer"]["model"]
+    scorer = torch.load(final / "state.pt", weights_only=True)["online"]["model"]
     weights = {name: value.numpy().tobytes() for name, value in scorer.items()}
     return timeless(rows_of(run_dir)), final_model(run_dir), weights
 
@@ -52,8 +53,7 @@ def outcome(run_dir: Path) -> tuple[Any, ...]:
 def built(tmp_path: Path, *more: str) -> Stages:
     words = arm(*more)
     resolved = resolve.resolve([words[1], words[3]], words[4:])
-    data, reference, _ = rehearse.stand_ins(resolved)
-    return build_stages(resolved, data, reference, tmp_path)
+    return build_stages(resolved, *stand_ins(resolved), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,7 @@ def test_the_ledger_is_the_closed_form(tmp_path: Path) -> None:
     assert main([*arm(*more), "--run_dir", str(run_dir)]) == 0
     stage = built(tmp_path / "stages")
     images, tokens = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.ones(1, 8, dtype=torch.int64)
-    assert stage.scorer.online is not None
-    assert stage.scorer.reference is not None
-    models = (stage.learner.model, stage.scorer.online.model, stage.scorer.reference.model)
+    models = (stage.learner.model, stage.scorer.actors["online"].model, stage.scorer.actors["reference"].content.model)
     learner, scorer, reference = (forward_macs(m.image, images) + forward_macs(m.text, tokens) for m in models)
     assert scorer < learner
     width = 64
@@ -107,11 +105,8 @@ def test_the_price_knows_embeddings_of_different_widths(tmp_path: Path, capsys: 
 
 def test_the_scorer_learns_beside_the_learner(uninterrupted: Path, tmp_path: Path) -> None:
     """Its weights move, at its own rate, under the learner's share of the budget."""
-    online = built(tmp_path).scorer.online
-    assert online is not None
-    trained = torch.load(max((uninterrupted / "checkpoints").glob("step-*")) / "state.pt", weights_only=True)[
-        "online_scorer"
-    ]
+    online = built(tmp_path).scorer.actors["online"]
+    trained = torch.load(max((uninterrupted / "checkpoints").glob("step-*")) / "state.pt", weights_only=True)["online"]
     before = online.model.state_dict()
     assert all(not torch.equal(value, before[name]) for name, value in trained["model"].items() if "proj" in name)
     rate = trained["optimizer"]["param_groups"][0]["lr"]
@@ -120,36 +115,32 @@ def test_the_scorer_learns_beside_the_learner(uninterrupted: Path, tmp_path: Pat
 
 def test_another_rate_for_the_scorer_alone(tmp_path: Path) -> None:
     stage = built(tmp_path, "scorer/optimizer.learning_rate=0.5")
-    assert stage.scorer.online is not None
-    assert stage.scorer.online.schedule.learning_rate == 0.5 != stage.learner.schedule.learning_rate
+    assert stage.scorer.actors["online"].schedule.learning_rate == 0.5 != stage.learner.schedule.learning_rate
 
 
 def test_without_a_model_it_is_half_the_learner(tmp_path: Path) -> None:
     words = ["--gin_file", "gin/run/tiny.gin", *WORLD, f"run.reference={REFERENCE!r}"]
     resolved = resolve.resolve([words[1]], [*words[2:], "run.policy=active_clip", "run.scorer=@online_scorer()"])
-    data, reference, _ = rehearse.stand_ins(resolved)
-    stage = build_stages(resolved, data, reference, tmp_path)
-    assert stage.scorer.online is not None
-    assert len(stage.scorer.online.model.image.backbone.blocks) == 1 < len(stage.learner.model.image.backbone.blocks)
-    assert stage.scorer.online.prices[FULL].pair < stage.learner.prices[FULL].pair
+    stage = build_stages(resolved, *stand_ins(resolved), tmp_path)
+    online = stage.scorer.actors["online"]
+    assert len(online.model.image.backbone.blocks) == 1 < len(stage.learner.model.image.backbone.blocks)
+    assert online.prices[FULL].pair < stage.learner.prices[FULL].pair
 
 
 def test_a_scorer_of_the_learners_shape_starts_elsewhere(tmp_path: Path) -> None:
     stage = built(tmp_path, 'scorer/model.image_options={"embed_dim": 64, "depth": 2, "num_heads": 2}')
-    assert stage.scorer.online is not None
-    weights = [model.image.projection.weight for model in (stage.learner.model, stage.scorer.online.model)]
+    weights = [model.image.projection.weight for model in (stage.learner.model, stage.scorer.actors["online"].model)]
     assert weights[0].shape == weights[1].shape
     assert not torch.equal(*weights)
 
 
 def test_it_is_scored_under_the_view_that_it_is_trained_under(tmp_path: Path) -> None:
     more = ["online_scorer.view=@cheap/view()", "cheap/view.resolution=8"]
-    online = built(tmp_path, *more).scorer.online
-    assert online is not None
+    online = built(tmp_path, *more).scorer.actors["online"]
     assert online.view.resolution == 8
-    assert online.mix == ((1.0, online.view),)
+    assert online.trained_under == {online.view}
     assert online.prices[online.view].pair < online.prices[FULL].pair
-    train = sum(item.macs for item in online.training_passes(BATCH) if item.purpose == "scorer_train")
+    train = sum(item.macs for item in online.forecast_update(BATCH) if item.purpose == "scorer_train")
     assert train == TRAINING_PASSES * online.prices[online.view].pairs(BATCH)
 
 
@@ -177,10 +168,10 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(uninterrupted: Path
 def test_a_loss_of_the_scorer_that_is_not_finite_names_the_scorer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = stages.build_online
+    cast = OnlineScorer.cast
 
-    def broken(*args: Any) -> OnlineLearner:
-        online = build(*args)
+    def broken(*args: Any) -> Learner:
+        online = cast(*args)
         update = online.update
 
         def poisoned(*given: Any) -> Any:
@@ -191,7 +182,7 @@ def test_a_loss_of_the_scorer_that_is_not_finite_names_the_scorer(
         monkeypatch.setattr(online, "update", poisoned)
         return online
 
-    monkeypatch.setattr(stages, "build_online", broken)
+    monkeypatch.setattr(OnlineScorer, "cast", broken)
     assert main([*arm(*STEPS), "--run_dir", str(tmp_path / "run")]) == 4
     assert "step 0: the online scorer: the loss is nan" in capsys.readouterr().err
 
@@ -225,8 +216,6 @@ def test_an_arm_without_a_scorer_keeps_its_hash() -> None:
     flat = {"run.batch_size": 8}
     assert identity.arm_hash(flat, frozenset(), {}) == identity.arm_hash(flat | {"run.twin": False}, frozenset(), {})
     needs = frozenset({"scorer"})
-    assert identity.arm_hash(flat, needs, {}) != identity.arm_hash(flat | {"online_scorer.model": None}, needs, {})
-
-
-def test_the_values_have_defaults() -> None:
-    assert OnlineScorer().under == FULL
+    assert identity.arm_hash(flat, needs, {}) != identity.arm_hash(
+        flat | {"online_scorer.model": "@m/model()"}, needs, {}
+    )

@@ -28,11 +28,12 @@ from torch import Tensor
 
 import policies
 from jestbench import Embeddings, Scores, Selection
+from jestbench.select import Side
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from policies import registry
 
 ROOT = Path(__file__).parent.parent
-SIDES = ("learner", "reference", "scorer")
+SIDES = typing.get_args(Side)
 SIZE, COUNT = 32, 9
 NAMES = policies.available()
 
@@ -58,7 +59,7 @@ def all_scores(loss: str, size: int = SIZE, seed: int = 0) -> Scores:
 
 def asked_for(scores: Scores, policy: Policy) -> Scores:
     """What the policy's ``needs`` name, and nothing else."""
-    models = {side: getattr(scores, side) for side in policy.needs}
+    models = {side: getattr(scores, side) for side in policy.needs if side in SIDES}
     values = scores.values if "scorer" in policy.needs else {}
     return Scores(**models, values=values, size=len(scores), loss=scores.loss)
 
@@ -151,6 +152,37 @@ class TestEveryVariant:
         scores = all_scores(loss)
         assert_same(select(policy, scores), select(policy, asked_for(scores, policy)))
 
+    def test_the_choice_goes_the_way_that_it_declares(
+        self, name: str, parameters: Mapping[str, Any], loss: str
+    ) -> None:
+        """By default clearly; no other value of a parameter turns it round (a control may lose it)."""
+        policy = policies.create(name, **parameters)
+        assert set(policy.prefers.values()) <= {1, -1}
+        assert set(policy.prefers) <= {*policy.needs, *asked_for(all_scores(loss), policy).values}
+        for quantity, direction in policy.prefers.items():
+            lean = direction * (share_of_more(policy, quantity, loss) - 0.5)
+            assert lean > (-0.1 if parameters else 0.06), f"{quantity}: {lean:+.2f} over a half"
+
+
+def two_kinds(quantity: str, loss: str) -> Scores:
+    """Pairs that are alike but for one quantity, which the odd ones have more of: a model's loss, or a value."""
+
+    def model(side: str) -> Embeddings:
+        axis_B = torch.arange(SIZE) + SIZE * (torch.arange(SIZE) % 2) * (side == quantity)
+        everything = torch.eye(2 * SIZE)
+        return Embeddings(everything[:SIZE], everything[axis_B], 10.0, -5.0)
+
+    value_B = (torch.arange(SIZE) % 2).float() if quantity == "g" else torch.full((SIZE,), 0.5)
+    return Scores(**{side: model(side) for side in SIDES}, values={"g": value_B}, loss=loss)
+
+
+def share_of_more(policy: Policy, quantity: str, loss: str) -> float:
+    """Which share of the chosen has more of the quantity; a half where it doesn't matter."""
+    scores = asked_for(two_kinds(quantity, loss), policy)
+    draws = 24 if uses_generator(policy, scores) else 1
+    chosen = torch.cat([select(policy, scores, seed).index_K for seed in range(draws)])
+    return float((chosen % 2).double().mean())
+
 
 def saved(state: object) -> bytes:
     """A state as a checkpoint keeps it; what comes back from there is the same."""
@@ -238,7 +270,7 @@ class TestEveryPolicy:
     @each_policy
     def test_frozen(self, name: str) -> None:
         policy = policies.create(name)
-        for attribute in (*parameter_types(type(policy)), "needs", "smuggled_state"):
+        for attribute in (*parameter_types(type(policy)), "needs", "prefers", "smuggled_state"):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(policy, attribute, None)
 
@@ -247,7 +279,7 @@ class TestEveryPolicy:
         policy = policies.create(name)
         assert isinstance(policy, Policy)
         assert isinstance(policy.needs, frozenset)
-        assert policy.needs <= set(SIDES)
+        assert policy.needs <= {*SIDES, "scorer"}
         assert policy == policies.create(name)
         assert (type(policy).__doc__ or "").strip(), "--list_policies prints the first line"
 
@@ -305,6 +337,37 @@ def test_jest_of_one_chunk_is_learnability(loss: str) -> None:
     assert torch.equal(one_chunk, select(policies.create("learnability"), scores).index_K)
 
 
+@each_loss
+def test_the_control_of_jest_keeps_the_learner_and_loses_the_reference(loss: str) -> None:
+    control = policies.create("jest", shuffle_reference=True)
+    assert share_of_more(control, "learner", loss) > 0.9
+    assert 0.35 < share_of_more(control, "reference", loss) < 0.65
+
+
+@each_loss
+@pytest.mark.parametrize(("share", "passed"), [(0.01, 3), (0.25, 8), (0.5, 16), (1.0, 32)])
+def test_clip_score_draws_among_the_share_that_passes(share: float, passed: int, loss: str) -> None:
+    policy, scores = policies.create("clip_score", share=share), all_scores(loss)
+    best = set(scores.own_logit_B("reference").topk(passed).indices.tolist())
+    drawn = {index for seed in range(40) for index in select(policy, scores, seed, count=3).index_K.tolist()}
+    assert drawn <= best
+    assert len(drawn) > 0.8 * passed
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
+def test_selective_backprop_draws_by_a_power_of_the_percentile(beta: float) -> None:
+    size, draws = 8, 600
+    policy, scores = policies.create("selective_backprop", beta=beta), all_scores("sigmoid", size)
+    generator = seeded(1)
+    times = torch.zeros(size, dtype=torch.float64)
+    for _ in range(draws):
+        times[choose(policy, scores, 1, generator).index_K] += 1
+    rank_B = scores.pair_loss_B("learner", "in_batch").argsort().argsort().double() + 1
+    expected_B = draws * rank_B**beta / (rank_B**beta).sum()
+    statistic = float(((times - expected_B) ** 2 / expected_B).sum())
+    assert chi2.sf(statistic, size - 1) > 1e-3
+
+
 SIGNS = {"hard_learner": (1, 0), "easy_reference": (0, -1), "learnability": (1, -1), "rho_loss": (1, -1)}
 """What the learner's and the reference's loss count in a policy's score."""
 
@@ -342,6 +405,7 @@ class Fixed:
 
     selection: Selection
     needs: ClassVar[frozenset[str]] = frozenset()
+    prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         return self.selection
@@ -394,6 +458,7 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 PLUGIN = '''\
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -409,11 +474,13 @@ class FirstPairs:
     """The first pairs, by a package of somebody else."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores, count, generator):
         return Selection(torch.arange(count))
 '''
 REMEMBERING = '''\
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -430,6 +497,7 @@ class NearTheMean:
 
     decay: float = 0.9
     needs: ClassVar[frozenset[str]] = frozenset({"learner"})
+    prefers: ClassVar[Mapping[str, int]] = {}
 
     def __post_init__(self):
         if not 0 <= self.decay < 1:
@@ -459,6 +527,7 @@ FAULTS = {
         "loss_B = loss_B - (0 if scores.reference is None else scores.pair_loss_B('reference')); mean = ",
         "did_not_ask_for",
     ),
+    "a preference that it does not have": ("int]] = {}", 'int]] = {"learner": 1}', "goes_the_way"),
     "any parameter": ("if not 0 <=", "if 1 < 0 and not 0 <=", "wrong_parameters"),
 }
 USE_PLUGIN = """\

@@ -18,6 +18,7 @@ from jestbench.batch import FULL, FULL_MIX, Batch, Mix, View, mix_of
 from jestbench.config import grammar, resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner, NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch import command
@@ -92,7 +93,7 @@ def learner_of(
     prices = {view: Price.of(model, batch, view) for view in views}
     reruns = {view: rerun_price(model, batch, view) for view in views} if checkpointing else None
     arithmetic = Arithmetic(torch.device("cpu"), bf16=False)
-    return Learner(model, loss, Optimizer(clip=0.0), arithmetic, prices[FULL], mix, prices, reruns, microbatch)
+    return Learner(model, Contrastive(loss, mix, reruns, microbatch), Optimizer(clip=0.0), arithmetic, prices)
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def test_a_batch_that_fits_is_run_once(tokenizer: Tokenizer) -> None:
     batch = batch_of(tokenizer, 6)
     plain = learner_of(towers(tokenizer, **DROPPING), batch, MIXES["flexi"])
     wide = learner_of(towers(tokenizer, **DROPPING), batch, MIXES["flexi"], microbatch=6)
-    assert wide.training_passes(6) == plain.training_passes(6)
+    assert wide.forecast_update(6) == plain.forecast_update(6)
     assert_same(updated(wide, batch), updated(plain, batch), 0.0)
 
 
@@ -230,8 +231,8 @@ def test_checkpointing_is_charged_what_torch_counts(tokenizer: Tokenizer, mix: M
     plain = learner_of(towers(tokenizer, **options), batch, mix)
     saving = learner_of(towers(tokenizer, **options), batch, mix, checkpointing=True)
     extra = counted(saving, batch) - counted(plain, batch)
-    assert charged(saving.training_passes(7), "recompute") == extra > 0
-    assert charged(saving.training_passes(7), "learner_train") == charged(plain.training_passes(7), "learner_train")
+    assert charged(saving.forecast_update(7), "recompute") == extra > 0
+    assert charged(saving.forecast_update(7), "learner_train") == charged(plain.forecast_update(7), "learner_train")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -241,17 +242,18 @@ def test_cached_gradients_are_charged_a_forward_pass(tokenizer: Tokenizer, mix: 
     batch = batch_of(tokenizer, 11)
     plain = learner_of(towers(tokenizer), batch, mix)
     cached = learner_of(towers(tokenizer), batch, mix, checkpointing=checkpointing, microbatch=3)
-    pieces = cached._pieces(mix, 11)
+    pieces = cached.objective.pieces(11, cached.world)
     assert max(len(index) for _, index in pieces) == 3
     assert torch.cat([index for _, index in pieces]).tolist() == list(range(11))
     extra = counted(cached, batch) - counted(plain, batch)
     fixed = [cached.prices[view].fixed for view, _ in pieces if view.patch_size is not None]
     repeated = sum(fixed[1:])
     convention = repeated * (TRAINING_PASSES - 2)  # the matrix needs no gradient: forward and one product back
-    assert charged(cached.training_passes(11), "recompute") == extra + convention
+    assert charged(cached.forecast_update(11), "recompute") == extra + convention
     forward = sum(cached.prices[view].pairs(len(index)) for view, index in pieces)
-    rerun = sum((cached.reruns or {})[view].pairs(len(index)) for view, index in pieces) if checkpointing else 0
-    assert charged(cached.training_passes(11), "recompute") == forward + rerun + TRAINING_PASSES * repeated
+    reruns = cached.objective.reruns or {}
+    rerun = sum(reruns[view].pairs(len(index)) for view, index in pieces) if checkpointing else 0
+    assert charged(cached.forecast_update(11), "recompute") == forward + rerun + TRAINING_PASSES * repeated
 
 
 def test_a_checkpointed_block_costs_its_closed_form(tokenizer: Tokenizer) -> None:
@@ -290,7 +292,7 @@ def test_other_towers_train_and_pay_for_what_is_run_again(tokenizer: Tokenizer, 
     plain = learner_of(tower_of(tokenizer, name), batch)
     saving = learner_of(tower_of(tokenizer, name), batch, checkpointing=True)
     extra = counted(saving, batch) - counted(plain, batch)
-    assert charged(saving.training_passes(3), "recompute") == extra > 0
+    assert charged(saving.forecast_update(3), "recompute") == extra > 0
 
 
 def test_towers_that_are_no_plain_vision_transformer_have_no_views(capsys: pytest.CaptureFixture[str]) -> None:

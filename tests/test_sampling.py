@@ -34,6 +34,7 @@ from jestbench.select.draws import (
     independent_draw,
     joint_draw,
     joint_sample,
+    top_k,
 )
 from jestbench.select.losses import LOSSES
 from jestbench.select.scores import Meter, ScoreError, strip_sums
@@ -307,6 +308,13 @@ class TestCount:
         assert sum(sizes) == count
         assert len(sizes) == min(count, chunks)
         assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
+
+    def test_without_gain_the_drawn_stay_drawn(self) -> None:
+        assert_a_choice(joint_draw(random_scores(6), 6, 3, gain=0.0, generator=seeded()), 6, 6)
+
+    def test_ties_go_to_the_lower_index(self) -> None:
+        assert top_k(torch.zeros(1000), 7).tolist() == list(range(7))
+        assert top_k(torch.tensor([0.0, 2.0, 1.0, 2.0, 1.0, 1.0]), 4).tolist() == [1, 3, 2, 4]
 
     @pytest.mark.parametrize(
         ("size", "filter_ratio", "count", "truncated"),

@@ -12,14 +12,13 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.cost.price import Price, pair_macs
+from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.cascade import CascadedSuperBatches
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
-from jestbench.runs.saved_model import load_regressor
+from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import gumbel_top_k
 
 POOL, BATCH, CANDIDATES, STEPS, TEMPERATURE = 120, 8, 3, 8, 0.1
@@ -41,14 +40,14 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any, Any]]:
     drawn: list[list[tuple[int, int]]] = []
-    at = CascadedSuperBatches.at
+    at = SuperBatches.at
 
-    def noted(self: CascadedSuperBatches, step: int) -> Batch:
+    def noted(self: SuperBatches, step: int) -> Batch:
         batch = at(self, step)
         drawn.append(list(zip(batch.image_key_B.tolist(), batch.text_key_B.tolist(), strict=True)))
         return batch
 
-    monkeypatch.setattr(CascadedSuperBatches, "at", noted)
+    monkeypatch.setattr(SuperBatches, "at", noted)
     made: list[Path] = []
 
     def run(policy: str, *more: str) -> tuple[list[dict[str, Any]], dict[str, Any], list[list[tuple[int, int]]]]:
@@ -69,28 +68,28 @@ CASCADE = (
 )
 
 
-def candidates_of() -> SuperBatches:
+def candidates_of() -> EpochPlan:
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
-    return SuperBatches(pairs, CANDIDATES * BATCH, 0)
+    return EpochPlan(pairs, CANDIDATES * BATCH, 0)
 
 
 @pytest.mark.parametrize("accounting", ["online", "first_sight", "amortised"])
 def test_grades_draw_what_plain_reading_draws_at_the_closed_form_s_cost(train, scorer, accounting):
-    model, candidates = load_regressor(scorer).eval(), candidates_of()
+    model, candidates = load_model(scorer, "regression").eval(), candidates_of()
     _, summary, drawn = train("uniform", *CASCADE, f"run.reference_accounting={accounting}")
     for step in range(STEPS):
-        batch = candidates.at(step)
+        batch = candidates.pairs.batch(candidates.positions(step).index_B)
         with torch.no_grad():
             grade_C = model.score(batch).double()
         chosen = batch.take(gumbel_top_k(grade_C / TEMPERATURE, BATCH, seeds.generator(0, "cascade", step)))
         # Equal pairs have equal grades, and either may be drawn: keys are compared, not positions.
         expected = list(zip(chosen.image_key_B.tolist(), chosen.text_key_B.tolist(), strict=True))
         assert sorted(drawn[step]) == sorted(expected)
-    index_N = torch.cat([candidates.index_B(step) for step in range(STEPS)])
+    index_N = torch.cat([candidates.positions(step).index_B for step in range(STEPS)])
     keys = pair_key_B(torch.from_numpy(candidates.pairs.image_key_N)[index_N], candidates.pairs.text_key_N[index_N])
     price = Price.of(model, candidates.pairs.batch(torch.tensor([0])))
     graded = len(index_N) if accounting == "online" else len(keys.unique())
-    cost = FLOPS_PER_MAC * pair_macs(price, model.head_macs(), graded)
+    cost = FLOPS_PER_MAC * graded * (price.pair + model.head_macs())
     charged, apart = summary["flops"]["scorer_score"], summary["flops_amortised"]
     assert (charged, apart) == ((0, cost) if accounting == "amortised" else (cost, 0))
     assert summary["pretrain_flops"]["scorer"] > 0

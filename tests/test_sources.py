@@ -34,7 +34,7 @@ from jestbench.data.sources.csv_tables import Csv
 from jestbench.data.sources.hugging_face import HuggingFace
 from jestbench.data.sources.source import Source
 from jestbench.data.sources.web_dataset import WebDataset
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.disk import content_key
 from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
@@ -262,7 +262,7 @@ def test_where_nothing_can_be_read_the_run_ends(tmp_path):
 def test_too_much_damage_stops_the_run_and_a_resumed_run_counts_on(tmp_path):
     contents = [jpeg(i) for i in range(40)]
     pairs = files_of(tmp_path, contents, max_damaged=0.01)
-    batches = SuperBatches(pairs, 8, seed=0)
+    batches = SuperBatches(EpochPlan(pairs, 8, seed=0))
     for number in (3, 11):
         (tmp_path / f"{number}.jpg").unlink()
     steps = iter(range(200))
@@ -271,10 +271,10 @@ def test_too_much_damage_stops_the_run_and_a_resumed_run_counts_on(tmp_path):
     step = next(steps) - 1
     before = batches.counts(step)
     assert before["data/damaged"] > 10, "a share of at least 1,000: ten are let pass"
-    resumed = SuperBatches(pairs, 8, seed=0)
-    resumed.restore(pickle.loads(pickle.dumps(batches.state())))
+    resumed = SuperBatches(EpochPlan(pairs, 8, seed=0))
+    resumed.load_state_dict(pickle.loads(pickle.dumps(batches.state_dict())))
     assert resumed.counts(step) == before
-    assert "data/damaged" not in SuperBatches(pairs, 8, 0).counts(0)
+    assert "data/damaged" not in SuperBatches(EpochPlan(pairs, 8, 0)).counts(0)
 
 
 # Captions and tokenizers
@@ -316,7 +316,7 @@ def test_one_of_several_captions_is_drawn_anew_each_epoch(tmp_path):
 
 
 def test_super_batches_draw_by_epoch(tmp_path):
-    batches = SuperBatches(several(tmp_path), 30, seed=1)
+    batches = SuperBatches(EpochPlan(several(tmp_path), 30, seed=1))
     texts = [dict(zip(b.image_key_B.tolist(), b.captions, strict=True)) for b in map(batches.at, (0, 1, 2))]
     assert texts[0] != texts[1]
     assert dict(zip(batches.at(0).image_key_B.tolist(), batches.at(0).captions, strict=True)) == texts[0]

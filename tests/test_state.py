@@ -16,7 +16,7 @@ from jestbench.batch import Selection
 from jestbench.config import resolve
 from jestbench.launch import train_run
 from jestbench.launch.command import main
-from jestbench.select.scores import Scores, Side
+from jestbench.select.scores import Role, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class RunningMean:
     """Pairs whose loss is nearest a running mean of the losses: the mean is the state."""
 
-    needs: ClassVar[frozenset[Side]] = frozenset({"learner"})
+    needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
 
     def initial_state(self) -> dict[str, Any]:
         return {"mean": torch.zeros(()), "steps": 0}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,14 @@ from jestbench import Embeddings, Scores
 from jestbench.batch import Batch, DataError
 from jestbench.config import resolve
 from jestbench.data.half_pairs import HALVES, HalfPairs, half_of
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.engine.twin import TwinModel
-from jestbench.launch import rehearse
+from jestbench.engine.casting import FrozenCasting, TwinCasting
+from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.launch.command import main
 from jestbench.launch.stages import build_stages
+from jestbench.launch.stands import stand_ins
 from jestbench.select.scores import ScoreError
 
 BATCH, SUPER_BATCH = 8, 24
@@ -73,28 +74,20 @@ def test_a_half_is_a_split_like_any_other() -> None:
     assert np.array_equal(batch.image_key_B.numpy(), half.image_key_N)
     assert torch.equal(batch.text_key_B, half.text_key_N)
     assert (half_of(batch.image_key_B) == 1).all()
-    super_batches = SuperBatches(half, 7, seed=0)
+    super_batches = SuperBatches(EpochPlan(half, 7, seed=0))
     assert super_batches.pool == len(half)
     assert set(super_batches.at(0).image_key_B.tolist()) <= set(half.image_key_N.tolist())
 
 
-@dataclass(frozen=True)
-class Damaged:
+class Damaged(Wrapped):
     """A split that puts another pair, of either half, in the place of some; and draws captions anew each epoch."""
 
-    pairs: Any
-    instead: dict[int, int]
-    epoch: int = 0
-    max_damaged: float = 0.5
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pairs, name)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __init__(self, pairs: IndexedPairs, instead: dict[int, int], epoch: int = 0) -> None:
+        super().__init__(pairs)
+        self.instead, self.epoch, self.max_damaged = instead, epoch, 0.5
 
     def drawn(self, seed: int, epoch: int) -> Damaged:
-        return self if epoch == self.epoch else replace(self, epoch=epoch)
+        return self if epoch == self.epoch else Damaged(self.pairs, self.instead, epoch)
 
     def batch(self, index_B: torch.Tensor) -> Batch:
         positions = [self.instead.get(position, position) for position in index_B.tolist()]
@@ -201,13 +194,11 @@ def test_two_references_are_not_one() -> None:
 
 def test_each_pair_is_scored_by_the_model_that_has_not_seen_it(tmp_path: Path) -> None:
     resolved = resolve.resolve([ARM[1], ARM[3]], [*ARM[4:], "run.reference_accounting=online"])
-    assert resolved.reference is not None
-    assert resolved.twin is not None
-    assert [resolved.reference.run.half, resolved.twin.run.half] == [0, 1]
+    assert [half.run.half for half in resolved.stands_on["reference"]] == [0, 1]
     tokenizer = resolved.run.data.split("pool").tokenizer
     models = [resolved.run.model.build(tokenizer, resolved.run.loss, seed) for seed in (1, 2)]
-    stages = build_stages(resolved, resolved.run.data, models[0], tmp_path, twin=models[1])
-    assert isinstance(stages.scorer.reference, TwinModel)
+    halves = tuple(FrozenCasting("reference", model, EmbeddingRows) for model in models)
+    stages = build_stages(resolved, resolved.run.data, {"reference": TwinCasting("reference", halves)}, tmp_path)
     batch = stages.super_batches.at(0)
     scores = stages.scorer(batch, resolved.policy.needs)
     assert scores.reference is None
@@ -240,9 +231,7 @@ def test_scoring_costs_one_reference_pass_a_pair(uninterrupted: Path, tmp_path: 
         assert main([*ARM, *more, "--run_dir", str(tmp_path / accounting)]) == 0
         flops[accounting] = summary_of(tmp_path / accounting)["flops"]["reference_score"]
     resolved = resolve.resolve([ARM[1], ARM[3]], ARM[4:])
-    data, reference, _ = rehearse.stand_ins(resolved)
-    assert reference is not None
-    stages = build_stages(resolved, data, reference, tmp_path / "stages")
+    stages = build_stages(resolved, *stand_ins(resolved), tmp_path / "stages")
     pair = stages.learner.price.pair  # the references have the learner's shape
     assert flops["online"] == 2 * 12 * SUPER_BATCH * pair
     assert 0 == flops["amortised"] < flops["first_sight"] < flops["online"]

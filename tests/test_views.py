@@ -21,7 +21,9 @@ from jestbench.batch import FULL, Batch, View, mix_of, split_counts
 from jestbench.config import grammar, resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.engine.frozen import FrozenModel
+from jestbench.engine.contrastive import Contrastive
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.scorer import Scorer
@@ -243,14 +245,11 @@ def test_scoring_is_charged_what_torch_counts(tokenizer: Tokenizer, microbatch: 
     """The patch embedding is resized for each micro-batch, and charged so: by the learner and by the reference."""
     model, batch, view = towers(tokenizer), batch_of(tokenizer, 7), View(patch_size=4)
     arithmetic, price = Arithmetic(torch.device("cpu"), bf16=False), Price.of(towers(tokenizer), batch, view)
-    learner = Learner(model, "sigmoid", Optimizer(), arithmetic, Price(1, 1), prices={view: price})
+    learner = Learner(model, Contrastive("sigmoid"), Optimizer(), arithmetic, {view: price}, view, microbatch)
     learner.model.image.prepare(view)
-    reference = FrozenModel(
-        towers(tokenizer, 1), "reference_score", "online", arithmetic, Path("nowhere"), microbatch, view
-    )
-    reference.price = price
-    reference.model.image.prepare(view)
-    scorer = Scorer(learner, reference, microbatch, view)
+    rows = EmbeddingRows(towers(tokenizer, 1), arithmetic, batch, view)
+    reference = FrozenActor("reference", rows, "online", Path("nowhere"), microbatch)
+    scorer = Scorer({"learner": learner, "reference": reference}, "sigmoid")
     for side in ("learner", "reference"):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             scores = scorer(batch, frozenset({side}))
@@ -343,9 +342,9 @@ def test_one_loss_over_the_concatenation(tokenizer: Tokenizer, loss: Any) -> Non
     cheap, batch = View(patch_size=16, text_length=4), batch_of(tokenizer, 5)
     mix = mix_of([(0.5, FULL), (0.5, cheap)])
     model, same = towers(tokenizer), towers(tokenizer)
-    prices = {cheap: Price(3, 2, 5)}
+    prices = {FULL: Price(10, 7), cheap: Price(3, 2, 5)}
     arithmetic = Arithmetic(torch.device("cpu"), bf16=False)
-    learner = Learner(model, loss, Optimizer(), arithmetic, Price(10, 7), mix, prices)
+    learner = Learner(model, Contrastive(loss, mix), Optimizer(), arithmetic, prices)
     update = learner.update(batch, None, 0.5, 0)
     first, second = same(batch.take(torch.arange(3))), same(batch.take(torch.arange(3, 5)), cheap)
     image_KD, text_KD = (torch.cat(both) for both in zip(first, second, strict=True))
@@ -415,10 +414,10 @@ def test_every_policy_file_runs_and_is_honest(policy: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("policy", NEW)
 def test_policy_files_compose_with_the_icons(policy: str) -> None:
     resolved = resolve.resolve(["gin/run/icons.gin", f"gin/policy/{policy}.gin"])
-    assert resolved.reference is not None
-    assert resolved.run.scored_under == resolved.run.reference_under
-    assert resolved.run.scored_under in [view for _, view in resolved.run.mix]
-    assert resolved.reference.run.mix == resolved.run.mix
+    (reference,), (_, scored) = resolved.stands_on["reference"], resolved.run.view_of("learner")
+    assert scored == resolved.run.view_of("reference")[1]
+    assert scored in [view for _, view in resolved.run.mix]
+    assert reference.run.mix == resolved.run.mix
     price = step_price(resolved)
     plain = step_price(resolve.resolve(["gin/run/icons.gin", "gin/policy/jest.gin"]))
     assert price.uniform == plain.uniform

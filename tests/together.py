@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, Selection, View
 from jestbench.cost.price import Price
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch.command import run_command
@@ -139,13 +140,10 @@ def gradients(world: World, batch: Batch, model: Model, tokenizer: Tokenizer, op
     mix = options["mix"]
     learner = Learner(
         towers,
-        options["loss"],
+        Contrastive(options["loss"], mix, microbatch=options["microbatch"]),
         Optimizer(learning_rate=1e-9, clip=0.0),
         Arithmetic(torch.device("cpu"), False, world),
-        price,
-        mix,
         {view: price for _, view in mix},
-        microbatch=options["microbatch"],
     )
     weight_K = torch.linspace(0.5, 1.5, len(batch), dtype=torch.float64) if options["weighted"] else None
     update = learner.update(batch, weight_K, 0.5, 1)

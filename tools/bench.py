@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jestbench.bench.bench_command import main
+from jestbench.bench.run_bench import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,6 @@ after the first ``1 + 2 × workers`` batches: the start and what was made ahead 
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import statistics
@@ -37,8 +36,9 @@ from jestbench.bench import timing
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
 from jestbench.data.loader import Loader
 from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.super_batches import SuperBatchSource, prefetched
+from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 
@@ -53,42 +53,20 @@ TRAINED = {64: 64, 256: 224}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure."""
+class DataPlan(timing.Plan):
+    """Shards, and how much of them is read by how many."""
 
-    pairs: int = 2048
-    batch: int = 256
-    workers: int = 2
-    shards: int = 8
-    per_shard: int = 256
-    rounds: int = 5
-    minutes: float = 0.2
-    sizes: tuple[int, ...] = (64, 256)
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Plan:
-        """From the command line."""
-        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
-        return cls(**values | {"sizes": tuple(values["sizes"])})
+    pairs: int = timing.option(2048, "read in a round")
+    batch: int = timing.option(256, "pairs of a batch")
+    workers: int = timing.option(2, "processes, for everybody")
+    shards: int = timing.option(8, "tar files of each size, at least as many as workers")
+    per_shard: int = timing.option(256, "pairs in each")
+    rounds: int = timing.option(5, "of each contender")
+    minutes: float = timing.option(0.2, "of each memory reading")
+    sizes: tuple[int, ...] = timing.option((64, 256), "pixels", tuple(TRAINED))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``data``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    numbers = (
-        ("pairs", "read in a round"),
-        ("batch", "pairs of a batch"),
-        ("workers", "processes, for everybody"),
-        ("shards", "tar files of each size, at least as many as workers"),
-        ("per_shard", "pairs in each"),
-        ("rounds", "of each contender"),
-    )
-    timing.add_numbers(parser, Plan, numbers)
-    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of each memory reading (%(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", choices=list(TRAINED), default=Plan.sizes, help="pixels")
-
-
-def write_shards(folder: Path, pixels: int, plan: Plan) -> list[str]:
+def write_shards(folder: Path, pixels: int, plan: DataPlan) -> list[str]:
     """Shards of JPEGs as photographs compress: smooth shapes under grain."""
     import webdataset
 
@@ -134,13 +112,14 @@ def indexed(paths: list[str], pixels: int) -> FilePairs:
     return FilePairs(name, name, source, Texts.of(captions), _tokenizer(), np.array(keys, dtype=np.int64), size)
 
 
-def make_source(kind: str, paths: list[str], pixels: int, plan: Plan) -> SuperBatchSource:
+def make_source(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> SuperBatchSource:
     """One of our two paths."""
+    loader = Loader(workers=plan.workers, part=64)
     if kind == "indexed":
-        return prefetched(indexed(paths, pixels), plan.batch, 0, Loader(workers=plan.workers, part=64))
+        return SuperBatches.of(EpochPlan(indexed(paths, pixels), plan.batch, 0), loader)
     lanes = max(plan.workers, plan.shards // 2)
-    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], "txt", lanes, plan.batch, 0.01)
-    return StreamBatches(shards, plan.batch, plan.workers, part=64)
+    shards = Shards(tuple(paths), _tokenizer(), TRAINED[pixels], MemberRules(), lanes, plan.batch, 0.01)
+    return StreamBatches(shards, plan.batch, loader)
 
 
 def steps_of(source: SuperBatchSource) -> Iterator[int]:
@@ -151,7 +130,7 @@ def steps_of(source: SuperBatchSource) -> Iterator[int]:
         step += 1
 
 
-def open_clip_batches(paths: list[str], pixels: int, plan: Plan) -> Iterator[int]:
+def open_clip_batches(paths: list[str], pixels: int, plan: DataPlan) -> Iterator[int]:
     """Sizes of the batches of open_clip's training pipeline, for ever."""
     from open_clip import image_transform
     from open_clip.tokenizer import SimpleTokenizer
@@ -183,12 +162,11 @@ def open_clip_batches(paths: list[str], pixels: int, plan: Plan) -> Iterator[int
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
     """Samples as webdataset's reader gives them, undecoded."""
-    from jestbench.data.sources.lanes import open_shard
+    from webdataset.tariterators import tarfile_samples
 
     while True:
-        for path in paths:
-            for _ in open_shard(path, lambda _: None):
-                yield 1
+        for _ in tarfile_samples({"url": path} for path in paths):
+            yield 1
 
 
 def raw_datasets(paths: list[str]) -> Iterator[int]:
@@ -210,7 +188,7 @@ def rate(batches: Iterator[int], pairs: int) -> float:
     return seen / (time.perf_counter() - begin)
 
 
-def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: Plan) -> dict[str, list[float]]:
+def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: DataPlan) -> dict[str, list[float]]:
     """Pairs/s by contender and round; each starts anew in each round, so that nobody works in another's."""
 
     def measured(begin: Callable[[], Iterator[int]]) -> float:
@@ -235,7 +213,7 @@ def resident(pids: list[int]) -> int:
     return total
 
 
-def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: float) -> dict[str, Any]:
+def memory(source: SuperBatchSource, minutes: float) -> dict[str, Any]:
     """Resident set over time while a source is read as fast as it goes."""
     samples: list[int] = []
     begin, step = time.monotonic(), 0
@@ -243,14 +221,14 @@ def memory(source: SuperBatchSource, pids: Callable[[], list[int]], minutes: flo
         source.at(step)
         step += 1
         if spent >= len(samples) * 60 * minutes / 100:
-            samples.append(resident([os.getpid(), *pids()]))
+            samples.append(resident([os.getpid(), *source.pids]))
     source.close()
     quarter = len(samples) // 4
     early = statistics.median(samples[quarter : 2 * quarter] or samples)
     return {"value": statistics.median(samples[-max(1, quarter) :]) / early, "bytes": samples, "batches": step}
 
 
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: DataPlan) -> dict[str, Any]:
     """All numbers, ready for JSON.
 
     Raises:
@@ -268,7 +246,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     return report
 
 
-def _ours(kind: str, paths: list[str], pixels: int, plan: Plan) -> Iterator[int]:
+def _ours(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> Iterator[int]:
     source = make_source(kind, paths, pixels, plan)
     try:
         yield from steps_of(source)
@@ -276,7 +254,7 @@ def _ours(kind: str, paths: list[str], pixels: int, plan: Plan) -> Iterator[int]
         source.close()
 
 
-def _one_size(paths: list[str], pixels: int, plan: Plan) -> dict[str, Any]:
+def _one_size(paths: list[str], pixels: int, plan: DataPlan) -> dict[str, Any]:
     found = rates(
         {
             "open_clip": partial(open_clip_batches, paths, pixels, plan),
@@ -297,9 +275,7 @@ def _one_size(paths: list[str], pixels: int, plan: Plan) -> dict[str, Any]:
         print(f"webdataset over datasets is left out: {error}", file=sys.stderr)
     report["pairs/s"] = found | {f"raw {name}": values for name, values in raw.items()}
     for kind in ("indexed", "stream"):
-        source = make_source(kind, paths, pixels, plan)
-        held: Any = source.decoders if kind == "indexed" else source  # type: ignore[attr-defined]
-        report[f"memory, {kind}"] = memory(source, partial(getattr, held, "pids"), plan.minutes)
+        report[f"memory, {kind}"] = memory(make_source(kind, paths, pixels, plan), plan.minutes)
     return report
 
 

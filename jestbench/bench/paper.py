@@ -14,10 +14,9 @@ there is one, otherwise on the CPU.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,6 @@ from jestbench.select.losses import LOSSES
 from jestbench.select.scores import Embeddings, Scores
 
 GIB = 2**30
-TARGET_BYTES = 2 * GIB
 
 LEARNER = Model(
     image_tower="vit_base_patch16_siglip_256",
@@ -47,8 +45,8 @@ LEARNER = Model(
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure."""
+class PaperPlan(timing.Plan):
+    """The paper's sizes, and how and where they are measured."""
 
     size: int = 163_840
     count: int = 32_768
@@ -56,31 +54,16 @@ class Plan:
     chunks: int = 16
     repetitions: int = 3
     threads: int = 2
-    microbatch: int = 0
+    microbatch: int = timing.option(0, "pairs of a timed pass; 0: 256 on CUDA, 4 on a CPU")
     tokens: int = 64
-    device: str = "auto"
-    learner: Model = field(default=LEARNER)
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Plan:
-        """From the command line: the paper's shapes, and where and how they are measured."""
-        return cls(threads=arguments.threads, device=arguments.device, microbatch=arguments.microbatch)
+    device: str = timing.option("auto", "auto is CUDA where there is one")
+    learner: Model = LEARNER
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``--paper`` adds to ``selection``."""
-    paper = parser.add_argument_group("at the paper's scale", "with --paper; the sizes above then don't count")
-    paper.add_argument("--paper", action="store_true", help="B = 163,840, b = 32,768, D = 768 (a GPU, or many minutes)")
-    paper.add_argument("--device", default="auto", help="auto is CUDA where there is one")
-    paper.add_argument("--microbatch", type=int, default=0, help="pairs of a timed pass (0: 256 on CUDA, 4 on a CPU)")
-
-
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: PaperPlan) -> dict[str, Any]:
     """All numbers, ready for JSON."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
     load, arithmetic = timing.load(), Arithmetic.of(plan.device, "auto")
-    try:
+    with timing.threads(plan.threads):
         fresh = _fresh(plan, arithmetic.device)
         draws = plan.repetitions if arithmetic.device.type == "cuda" else 1
         seconds = [timing.seconds(partial(_draw, fresh, plan), arithmetic.device) for _ in range(draws)]
@@ -88,12 +71,9 @@ def measure(plan: Plan) -> dict[str, Any]:
         peak = _peak_bytes(plan, fresh, arithmetic.device)
         del fresh
         passes = _pass_seconds(plan, arithmetic)
-    finally:
-        torch.set_num_threads(before)
     draw = statistics.median(seconds)
     step = plan.count * passes["train"] + 2 * plan.size * passes["forward"]
-    cuda = arithmetic.device.type == "cuda"
-    name = torch.cuda.get_device_name(arithmetic.device) if cuda else "cpu"
+    name = timing.device_name(arithmetic.device)
     return {
         "machine": timing.machine(load, torch=torch.__version__, device=name, bf16=arithmetic.bf16),
         "plan": asdict(plan),
@@ -105,7 +85,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _fresh(plan: Plan, device: torch.device) -> Callable[[], Scores]:
+def _fresh(plan: PaperPlan, device: torch.device) -> Callable[[], Scores]:
     made = selection.random_scores(plan.size, plan.width, "sigmoid")()
     learner, reference = (
         Embeddings(side.image_BD.to(device), side.text_BD.to(device), side.scale, side.bias)
@@ -114,13 +94,13 @@ def _fresh(plan: Plan, device: torch.device) -> Callable[[], Scores]:
     return lambda: Scores(learner, reference, loss="sigmoid")
 
 
-def _draw(fresh: Callable[[], Scores], plan: Plan) -> None:
+def _draw(fresh: Callable[[], Scores], plan: PaperPlan) -> None:
     joint_draw(fresh(), plan.count, plan.chunks, generator=torch.Generator().manual_seed(0))
 
 
-def _peak_bytes(plan: Plan, fresh: Callable[[], Scores], device: torch.device) -> int | None:
+def _peak_bytes(plan: PaperPlan, fresh: Callable[[], Scores], device: torch.device) -> int | None:
     if device.type != "cuda":
-        shape = selection.Plan(plan.size, plan.count, plan.width, threads=plan.threads, processes=1)
+        shape = selection.SelectionPlan(plan.size, plan.count, plan.width, threads=plan.threads, processes=1)
         return selection.peak_bytes(shape, "sigmoid", plan.chunks)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -129,7 +109,7 @@ def _peak_bytes(plan: Plan, fresh: Callable[[], Scores], device: torch.device) -
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _pass_seconds(plan: Plan, arithmetic: Arithmetic) -> dict[str, float]:
+def _pass_seconds(plan: PaperPlan, arithmetic: Arithmetic) -> dict[str, float]:
     """Seconds of one pair's forward pass without gradient, and of its training pass (forward and backward)."""
     cuda = arithmetic.device.type == "cuda"
     pairs = plan.microbatch or (256 if cuda else 4)

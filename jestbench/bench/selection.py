@@ -16,11 +16,9 @@ disturbs one disturbs the others. A ratio is one of medians; the ratio of the mi
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -47,51 +45,26 @@ LOSSES: tuple[LossName, ...] = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure."""
+class SelectionPlan(timing.Plan):
+    """Sizes and repetitions of the joint draw."""
 
-    size: int = 8192
-    count: int = 1638
-    width: int = 512
-    chunks: int = 16
-    repetitions: int = 7
-    listings: int = 2
-    threads: int = 2
-    processes: int = 3
-    sizes: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    pair_macs: float = 20.5e9
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Plan:
-        """From the command line."""
-        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
-        if arguments.full:
-            values["sizes"] = tuple(1024 * 2**i for i in range(7))
-        return cls(**values | {"sizes": tuple(values["sizes"])})
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``selection``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    numbers = (
-        ("size", "B, the super-batch"),
-        ("count", "b, the sub-batch"),
-        ("width", "D of the embeddings"),
-        ("chunks", "N"),
-        ("repetitions", "of the draw and of the products"),
-        ("listings", "repetitions of the listing"),
-        ("threads", "torch's threads"),
-        ("processes", "fresh ones for each memory reading, of which the median counts"),
+    size: int = timing.option(8192, "B, the super-batch")
+    count: int = timing.option(1638, "b, the sub-batch")
+    width: int = timing.option(512, "D of the embeddings")
+    chunks: int = timing.option(16, "N")
+    repetitions: int = timing.option(7, "of the draw and of the products")
+    listings: int = timing.option(2, "repetitions of the listing")
+    threads: int = timing.option(2, "torch's threads")
+    processes: int = timing.option(3, "fresh ones for each memory reading, of which the median counts")
+    sizes: tuple[int, ...] = timing.option((1024, 2048, 4096, 8192), "the values of B for the slopes")
+    full: bool = timing.option(False, "slopes over B from 1k to 64k, whatever --sizes (many minutes)")
+    pair_macs: float = timing.option(
+        20.5e9, "multiply-adds of one pair's forward, for the share of a step: about a ViT-B/16 pair"
     )
-    timing.add_numbers(parser, Plan, numbers)
-    parser.add_argument("--sizes", type=int, nargs="+", default=Plan.sizes, help="the values of B for the slopes")
-    parser.add_argument("--full", action="store_true", help="slopes over B from 1k to 64k (many minutes)")
-    parser.add_argument(
-        "--pair-macs",
-        type=float,
-        default=Plan.pair_macs,
-        help="multiply-adds of one pair's forward, for the share of a step (%(default)g: about a ViT-B/16 pair)",
-    )
+
+    def __post_init__(self) -> None:
+        if self.full:
+            object.__setattr__(self, "sizes", tuple(1024 * 2**i for i in range(7)))
 
 
 def random_scores(size: int, width: int, loss: LossName, seed: int = 0) -> Callable[[], Scores]:
@@ -134,22 +107,17 @@ def products(scores: Scores, count: int, chunks: int, blocks: bool) -> Callable[
     return in_blocks if blocks and whole == len(scores) else plain
 
 
-def _seconds(contender: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    contender()
-    return time.perf_counter() - start
-
-
 def _interleaved(contenders: Mapping[str, Callable[[], object]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
     """Seconds by name, interleaved."""
-    return timing.interleaved({name: partial(_seconds, one) for name, one in contenders.items()}, rounds)
+    cpu = torch.device("cpu")
+    return timing.interleaved({name: partial(timing.seconds, one, cpu) for name, one in contenders.items()}, rounds)
 
 
 def _ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {"value": timing.ratio(over, under), "of minima": min(over) / min(under)}
 
 
-def _times(plan: Plan, loss: LossName) -> dict[str, Any]:
+def _times(plan: SelectionPlan, loss: LossName) -> dict[str, Any]:
     fresh = random_scores(plan.size, plan.width, loss)
     draw = torch.Generator().manual_seed(0)
     contenders: dict[str, Callable[[], object]] = {
@@ -186,7 +154,7 @@ def _status_bytes(name: str) -> int:
     return 1024 * int(status[status.index(f"{name}:") + 1])
 
 
-def peak_bytes(plan: Plan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
+def peak_bytes(plan: SelectionPlan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
     """By how much a draw raises the peak resident set of fresh processes, their median; ``None`` off Linux."""
     if not Path("/proc/self/status").exists():
         return None
@@ -201,7 +169,7 @@ def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(s) for s in seconds]).slope
 
 
-def _slopes(plan: Plan) -> dict[str, Any]:
+def _slopes(plan: SelectionPlan) -> dict[str, Any]:
     kept = plan.count / plan.size
     fixed = max(1, round(min(plan.sizes) * kept))
     counts = {
@@ -215,14 +183,14 @@ def _slopes(plan: Plan) -> dict[str, Any]:
     return report
 
 
-def _best_draw(plan: Plan, size: int, count: int) -> float:
+def _best_draw(plan: SelectionPlan, size: int, count: int) -> float:
     fresh = random_scores(size, plan.width, "sigmoid")
     turns = min(plan.repetitions, max(2, 4 * 8192 // size))
     draw = {"draw": lambda: joint_draw(fresh(), count, plan.chunks)}
     return min(_interleaved(draw, {"draw": turns})["draw"])
 
 
-def share_of_step(plan: Plan) -> float:
+def share_of_step(plan: SelectionPlan) -> float:
     """Multiply-adds of the selection in those of a step (fp32 scores; both models of the learner's size)."""
     scores = random_scores(plan.size, 1, "sigmoid")()
     joint_draw(scores, plan.count, plan.chunks)
@@ -230,16 +198,12 @@ def share_of_step(plan: Plan) -> float:
     return selection / (selection + plan.pair_macs * (3 * plan.count + 2 * plan.size))
 
 
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: SelectionPlan) -> dict[str, Any]:
     """All numbers, ready for JSON."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
     load = timing.load()
-    try:
+    with timing.threads(plan.threads):
         losses = {loss: _times(plan, loss) | _memory(plan, loss) for loss in LOSSES}
         slopes = _slopes(plan)
-    finally:
-        torch.set_num_threads(before)
     return {
         "machine": timing.machine(load, torch=torch.__version__),
         "plan": asdict(plan),
@@ -250,7 +214,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _memory(plan: Plan, loss: LossName) -> dict[str, Any]:
+def _memory(plan: SelectionPlan, loss: LossName) -> dict[str, Any]:
     dense = 2 * plan.size**2 * 4
     report: dict[str, Any] = {}
     for chunks in (plan.chunks, 2):

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
-from jestbench.batch import Batch
+from jestbench.batch import FULL, Batch
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import counted_macs, without_values
+from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.tokenizer import END, PAD, UNKNOWN, Tokenizer
@@ -146,12 +147,18 @@ def macs(image: nn.Module, text: nn.Module, images_BCHW: Tensor, token_BL: Tenso
     return {"forward": sum(c.forward for c in counted), "training": sum(c.training for c in counted)}
 
 
+def learner_of(shape: Shape, loss: LossName, arithmetic: Arithmetic, microbatch: int | None = None) -> Learner:
+    """The learner of a run."""
+    tokenizer = make_tokenizer(shape)
+    model = shape.model.build(tokenizer, loss, 0).to(arithmetic.device)
+    price = Price.of(model, random_batch(shape, tokenizer, 1, arithmetic.device))
+    return Learner(model, Contrastive(loss, microbatch=microbatch), OPTIMIZER, arithmetic, {FULL: price})
+
+
 def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:
     """The learner of a run, and its update of a batch of so many pairs."""
-    tokenizer = make_tokenizer(shape)
-    batch = random_batch(shape, tokenizer, pairs, arithmetic.device)
-    model = shape.model.build(tokenizer, loss, 0).to(arithmetic.device)
-    learner = Learner(model, loss, OPTIMIZER, arithmetic, Price.of(model, batch))
+    tokenizer, learner = make_tokenizer(shape), learner_of(shape, loss, arithmetic)
+    batch, model = random_batch(shape, tokenizer, pairs, arithmetic.device), learner.model
     counter = itertools.count()
     return Contender(
         model,

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, interleaved rounds, ratios of medians, and the machine's own facts."""
+"""What the benchmarks share: plans and their options, interleaved rounds, ratios of medians, facts of the machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from jestbench.runs import environment
 
 INSTALL = "pip install -e '.[bench]'"
+_P = TypeVar("_P", bound="Plan")
 
 
 class MissingPeer(Exception):
@@ -36,11 +39,51 @@ def need(*modules: str) -> None:
             raise MissingPeer(f"the peer {name} cannot be imported ({error}); install it: {INSTALL}") from error
 
 
-def add_numbers(parser: argparse.ArgumentParser, plan: type, named: Iterable[tuple[str, str]]) -> None:
-    """Options for whole numbers of a plan, by name and what they are of; its defaults are theirs."""
-    for name, text in named:
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, default=getattr(plan, name), help=f"{text} (%(default)s)")
+def option(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a plan that the command line sets.
+
+    Args:
+        default: of the field; its type is the option's, a tuple takes several values, ``False`` makes a switch.
+        text: help.
+        choices: the values that are taken; ``None`` is all.
+    """
+    return field(default=default, metadata={"text": text, "choices": choices})
+
+
+class Options(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *names: str, **more: Any) -> object:
+        """As argparse's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a benchmark measures. Each field that is an ``option`` has one of its name on the command line."""
+
+    @classmethod
+    def add_arguments(cls, parser: Options) -> None:
+        """Give the parser the plan's options."""
+        for each in (each for each in fields(cls) if "text" in each.metadata):
+            name, text, default = f"--{each.name.replace('_', '-')}", each.metadata["text"], each.default
+            if default is False:
+                parser.add_argument(name, action="store_true", help=text)
+                continue
+            one = default[0] if isinstance(default, tuple) else default
+            parser.add_argument(
+                name,
+                type=type(one),
+                nargs="+" if isinstance(default, tuple) else None,
+                choices=each.metadata["choices"],
+                default=default,
+                help=f"{text} (%(default)s)",
+            )
+
+    @classmethod
+    def of(cls: type[_P], arguments: argparse.Namespace) -> _P:
+        """The plan that the command line asks for."""
+        values = {each.name: getattr(arguments, each.name) for each in fields(cls) if "text" in each.metadata}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
@@ -75,6 +118,17 @@ def ratio_and_range(over: list[float], under: list[float]) -> dict[str, float]:
     return {"value": ratio(over, under), "low": min(each), "high": max(each)}
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch's threads, as many as asked for while inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def load() -> float:
     """Processes that run or wait to, on average over the last minute."""
     return os.getloadavg()[0]
@@ -91,6 +145,11 @@ def machine(load_before: float, **more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         **more,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def versions(*distributions: str) -> dict[str, str]:

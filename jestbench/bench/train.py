@@ -22,7 +22,6 @@ a pair, by torch's own counter in train mode, stand below the ratios: equal figu
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -41,46 +40,23 @@ LOSSES: tuple[LossName, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure; 0 steps are as many as fill ``seconds``, a batch of 0 pairs is the shape's own."""
+class TrainPlan(timing.Plan):
+    """Rounds and shapes of the training steps; 0 steps are as many as fill ``seconds``."""
 
-    rounds: int = 5
-    steps: int = 0
-    batch: int = 0
-    threads: int = 2
-    seconds: float = 1.0
-    device: str = "auto"
-    models: tuple[str, ...] = ("tiny", "vit_s32")
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Plan:
-        """From the command line."""
-        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
-        return cls(**values | {"models": tuple(values["models"])})
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``train``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    numbers = (
-        ("rounds", "of each contender"),
-        ("steps", "of a round; 0: as many as fill --seconds"),
-        ("batch", "pairs of a step; 0: 64 (tiny), 256 on CUDA and 16 on a CPU (vit_s32)"),
-        ("threads", "torch's threads"),
-    )
-    timing.add_numbers(parser, Plan, numbers)
-    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of a round, at least a step (%(default)s)")
-    parser.add_argument("--device", default=Plan.device, help="auto is CUDA where there is one")
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=list(SHAPES),
-        default=Plan.models,
-        help="tiny: gin/model/tiny.gin; vit_s32: ViT-S/32 at 128 px, 32 tokens; miniature: for tests (tiny vit_s32)",
+    rounds: int = timing.option(5, "of each contender")
+    steps: int = timing.option(0, "of a round; 0: as many as fill --seconds")
+    batch: int = timing.option(0, "pairs of a step; 0: 64 (tiny), 256 on CUDA and 16 on a CPU (vit_s32)")
+    threads: int = timing.option(2, "torch's threads")
+    seconds: float = timing.option(1.0, "of a round, at least a step")
+    device: str = timing.option("auto", "auto is CUDA where there is one")
+    models: tuple[str, ...] = timing.option(
+        ("tiny", "vit_s32"),
+        "tiny: gin/model/tiny.gin; vit_s32: ViT-S/32 at 128 px, 32 tokens; miniature: for tests",
+        tuple(SHAPES),
     )
 
 
-def steps_of_a_round(contenders: Mapping[str, Contender], plan: Plan, device: torch.device) -> int:
+def steps_of_a_round(contenders: Mapping[str, Contender], plan: TrainPlan, device: torch.device) -> int:
     """The plan's number, or as many steps of the slower contender as fill the plan's seconds.
 
     Each contender runs at least once here: the first step wakes threads, touches memory and chooses kernels.
@@ -103,7 +79,7 @@ def pairs_per_second(contender: Contender, steps: int, pairs: int, device: torch
     return steps * pairs / timing.seconds(run, device)
 
 
-def _one_loss(shape: Shape, loss: LossName, pairs: int, plan: Plan, arithmetic: Arithmetic) -> dict[str, Any]:
+def _one_loss(shape: Shape, loss: LossName, pairs: int, plan: TrainPlan, arithmetic: Arithmetic) -> dict[str, Any]:
     contenders = {
         "ours": ours(shape, loss, pairs, arithmetic),
         "open_clip": open_clips(shape, loss, pairs, arithmetic),
@@ -121,31 +97,26 @@ def _one_loss(shape: Shape, loss: LossName, pairs: int, plan: Plan, arithmetic: 
     }
 
 
-def _one_model(shape: Shape, plan: Plan, arithmetic: Arithmetic) -> dict[str, Any]:
+def _one_model(shape: Shape, plan: TrainPlan, arithmetic: Arithmetic) -> dict[str, Any]:
     pairs = plan.batch or (shape.cpu_batch if arithmetic.device.type == "cpu" else shape.batch)
     losses = {loss: _one_loss(shape, loss, pairs, plan, arithmetic) for loss in LOSSES}
     return {"shape": asdict(shape), "batch": pairs, "losses": losses}
 
 
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: TrainPlan) -> dict[str, Any]:
     """All numbers, ready for JSON.
 
     Raises:
         MissingPeer: open_clip is not installed.
     """
     timing.need("open_clip")
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
     load, arithmetic = timing.load(), Arithmetic.of(plan.device, "auto")
-    try:
+    with timing.threads(plan.threads):
         found = {name: _one_model(SHAPES[name], plan, arithmetic) for name in plan.models}
-    finally:
-        torch.set_num_threads(before)
-    cuda = arithmetic.device.type == "cuda"
     return {
         "machine": timing.machine(
             load,
-            device=torch.cuda.get_device_name(arithmetic.device) if cuda else "cpu",
+            device=timing.device_name(arithmetic.device),
             bf16=arithmetic.bf16,
             versions=timing.versions("torch", "timm", "open_clip_torch"),
         ),

@@ -88,7 +88,7 @@ def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
 def _scaled_by(run: Run) -> str | None:
     """What scores with the reference's scale or bias; ``None`` where its cosines alone are used."""
     assert not isinstance(run.policy, str)
-    if "reference" in run.policy.needs and not getattr(run.policy, "cosine_only", False):
+    if "reference" in run.policy.needs and not run.policy.cosine_only:
         return f"the policy {type(run.policy).__name__}"
     if run.cascade is not None and run.cascade.score == "reference":
         return "run.cascade"

@@ -1,73 +1,99 @@
-"""The hash of an arm: its operative configuration less what does not matter to it."""
+"""The identity of an arm: a hash of what differs from the defaults, less what does not matter to the arm."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jestbench.config.registry import PRETRAINED
+from jestbench.config.operative import plain
+from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
+
+VERSION = 1
+"""Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
+from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the defaults of a version:
+``python tests/make_defaults.py``."""
 
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
     "run.reference run.scorer run.cache run.loader loader.* cache.mode cache.folder evaluate.sets".split()
 )
+_NOT_THE_ARM = re.compile("|".join(map(fnmatch.translate, NOT_THE_ARM)))
+_VIEWS = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
 
-# Parameters that came later: at their defaults an arm (and a cached reference) is what it was without them.
-ADDED: Mapping[str, Any] = {
-    "run.scorer": None,
-    "run.twin": False,
-    "run.half": None,
-    "run.objective": None,
-    "run.cascade": None,
-    "run.augment": None,
-    "cache.dtype": "float32",
-    "budget.adds": [],
-}
+
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """``name.parameter`` → default, plain; of all that is part of an arm.
+
+    Policies are left out, and their parameters always hashed: a policy may come from a package whose defaults change
+    without ``VERSION``.
+    """
+    names: dict[object, str] = {cls: name for name, cls in CONFIGURABLES.items()}
+    found = {}
+    for name, cls in CONFIGURABLES.items():
+        for field in dataclasses.fields(cls):
+            key, factory = f"{name}.{field.name}", field.default_factory
+            if not field.init or _NOT_THE_ARM.match(key):
+                continue
+            if factory is not dataclasses.MISSING:
+                found[key] = f"@{names[factory]}()" if factory in names else plain(factory(), {})
+            elif field.default is not dataclasses.MISSING:
+                found[key] = plain(field.default, {})
+    return found
 
 
 def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping[Pretrained, str]) -> str:
-    """Hash of an arm: its operative configuration less what does not matter to it.
+    """Hash of an arm: its operative configuration less defaults and what does not matter to it.
 
     The frozen models that it needs are in it by their own identity. A policy that scores nothing never sees a
     super-batch or a reference, so two uniform arms that differ in those are one.
     """
-    arm = {key: value for key, value in flat.items() if not any(fnmatch.fnmatch(key, p) for p in NOT_THE_ARM)}
-    arm = {key: value for key, value in arm.items() if key not in ADDED or value != ADDED[key]}
-    if not needs:
-        arm.pop("run.super_batch_size", None)
-    if "learner" not in needs:
-        arm.pop("run.score_view", None)
+    usual = defaults()
+    arm = {
+        key: value
+        for key, value in flat.items()
+        if not _NOT_THE_ARM.match(key) and ((name := _unscoped(key)) not in usual or usual[name] != value)
+    }
+    for key in list(_without_effect(arm, needs)):
+        arm.pop(key, None)
+    if not any(arm.get(name) for name in _VIEWS):
+        arm = {key: value for key, value in arm.items() if not _unscoped(key).startswith("view.")}
+    return digest(json.dumps({"version": VERSION, "arm": arm, **pretrained}, sort_keys=True), 6)
+
+
+def _unscoped(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[str]:
+    """Parameters that are bound, and that a policy with these needs never reads."""
     cascaded = "run.cascade" in arm
+    if not needs:
+        yield "run.super_batch_size"
+    if "learner" not in needs:
+        yield "run.score_view"
     if "reference" not in needs and not cascaded:
-        arm.pop("run.reference_view", None)
-        arm.pop("run.twin", None)
+        yield from ("run.reference_view", "run.twin")
     if not needs & PRETRAINED.keys() and not cascaded:
-        arm.pop("run.reference_accounting", None)
-        arm.pop("cache.dtype", None)
-    # Saving memory costs FLOPs and is part of the arm; not doing so is none.
-    if not arm.get("run.grad_checkpointing"):
-        arm.pop("run.grad_checkpointing", None)
-    micro, whole = arm.get("run.train_microbatch"), arm.get("run.batch_size")
-    if micro is None or (whole is not None and micro >= whole):
-        arm.pop("run.train_microbatch", None)
-    views = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
-    if not any(arm.get(name) for name in views):
-        arm = {key: value for key, value in arm.items() if not f"/{key}".rpartition("/")[2].startswith("view.")}
-    text = json.dumps({"arm": arm, "reference": "", **pretrained}, sort_keys=True)
-    return digest(text, 6)
+        yield from ("run.reference_accounting", "cache.dtype")
+    # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
+    if arm.get("run.train_microbatch", 0) >= arm.get("run.batch_size", float("inf")):
+        yield "run.train_microbatch"
 
 
-def identity_of(resolved: Resolved | None, folder: Path | None, recorded: ReadFolder | None) -> str:
+def identity_of(stand: Resolved | Path, recorded: ReadFolder | None) -> str:
     """Configuration and seed of a frozen model's run; the same wherever its folder lies."""
-    if resolved is not None:
-        return f"{resolved.config_hash}{resolved.run.seed}"
-    assert folder is not None
+    if isinstance(stand, Resolved):
+        return f"{stand.config_hash}{stand.run.seed}"
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
-    return recorded(folder).identity or str(folder)
+    return recorded(stand).identity or str(stand)

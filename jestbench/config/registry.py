@@ -1,16 +1,17 @@
-"""What can be bound, and its parameters."""
+"""What can be bound, and its parameters. The only file that imports the policies."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any
 
-import gin
 import typeguard
 
 import policies
 from jestbench.batch import View
+from jestbench.config.gin_edge import register
 from jestbench.config.log import Log, WandB
 from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Budget, Pretrained
@@ -59,12 +60,13 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "cascade": Cascade,
 }
 
-# A frozen model that a run may need: the run file that trains one, and whether by regression.
-PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
-    "reference": ("gin/run/reference.gin", False),
-    "scorer": ("gin/run/cappy.gin", True),
+# A frozen model that a run may need: the run file that trains one, and the kind of model.
+PRETRAINED: dict[Pretrained, tuple[str, str]] = {
+    "reference": ("gin/run/reference.gin", "contrastive"),
+    "scorer": ("gin/run/cappy.gin", "regression"),
 }
 _REGISTERED: set[str] = set()
+_FIELDS: dict[type[Any], Mapping[str, Any]] = {}
 
 
 def policy_classes() -> dict[str, type[Any]]:
@@ -79,14 +81,21 @@ def policy_classes() -> dict[str, type[Any]]:
         raise ConfigError(str(error)) from error
 
 
-def configurables() -> dict[str, type[Any]]:
+def policy_class(name: str) -> type[Any]:
+    """The policy registered under a name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    return policies.get(name)
+
+
+def configurables() -> Mapping[str, type[Any]]:
     """Everything that can be bound: name → class. Registers with gin what is new."""
     found = CONFIGURABLES | policy_classes()
-    for name, cls in found.items():
-        # Once: gin wraps anew each time, and references made before would no longer equal those after.
-        if name not in _REGISTERED:
-            _REGISTERED.add(name)
-            gin.external_configurable(cls, name=name, module="jestbench" if name in CONFIGURABLES else "policies")
+    for name in found.keys() - _REGISTERED:
+        _REGISTERED.add(name)
+        register(name, found[name], "jestbench" if name in CONFIGURABLES else "policies")
     return found
 
 
@@ -95,15 +104,18 @@ def parameters() -> dict[str, tuple[str, ...]]:
     return {name: tuple(fields_of(cls)) for name, cls in configurables().items()}
 
 
-def fields_of(cls: type[Any]) -> dict[str, Any]:
+def fields_of(cls: type[Any]) -> Mapping[str, Any]:
     """Parameters of a configurable: name → annotation (``Any`` where there is none)."""
-    hints = typing.get_type_hints(cls)
-    if dataclasses.is_dataclass(cls):
-        return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls.__init__)
-    code = cls.__init__.__code__
-    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    return {name: hints.get(name, Any) for name in names}
+    if cls not in _FIELDS:
+        dataclass = dataclasses.is_dataclass(cls)
+        hints = typing.get_type_hints(cls if dataclass else cls.__init__)  # milliseconds, and asked for at each binding
+        if dataclass:
+            names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
+        else:
+            code = cls.__init__.__code__
+            names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        _FIELDS[cls] = {name: hints.get(name, Any) for name in names}
+    return _FIELDS[cls]
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Gin at the edge: the only file that knows gin, and the only one that knows the policies.
+"""Gin files and bindings to a run: everything that a command asks for, checked before anything is trained.
 
-Statements are parsed by gin's own parser, then checked one by one *before* anything is built (names,
-types), bound, and built. What gin passes over in silence is an error here: a binding, a scope or a
-macro that the run never uses, a bare word, a file that an include cannot find.
+Bindings are checked one by one *before* anything is built (names, types), bound, and built. What gin passes over in
+silence is an error here: a binding, a scope or a macro that the run never uses, a bare word, a file that an include
+cannot find.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import gin
-
-import policies
 from jestbench.config.fitting import Trained, data_warnings, other_loss
+from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
     PROJECT,
-    Binding,
     _beside,
     _missing,
     _shown,
@@ -29,15 +26,23 @@ from jestbench.config.grammar import (
     read_file,
 )
 from jestbench.config.identity import arm_hash, identity_of
-from jestbench.config.operative import bind, check_used, flat_config
-from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, policy_classes, shown_type
+from jestbench.config.operative import check_used, flat_config
+from jestbench.config.registry import (
+    PRETRAINED,
+    configurables,
+    fields_of,
+    fits,
+    policy_class,
+    policy_classes,
+    shown_type,
+)
 from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
-from jestbench.engine.online_scorer import OnlineScorer
+from jestbench.data.half_pairs import HALVES
 
 
-def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
-    """Build the run and its policy from what is bound.
+def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
+    """The run that bindings stand for, its policy built; the policy's name; and what gin held.
 
     Raises:
         ConfigError: a required value is missing, or a constructor refused one.
@@ -47,30 +52,33 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str]:
         for field in dataclasses.fields(Run)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    bound = {binding.key for binding in bindings}
+    keys = {binding.key for binding in bindings}
     for name in required:
-        if f"run.{name}" not in bound:
+        if f"run.{name}" not in keys:
             raise ConfigError(f"run.{name} is required: bind it in a gin file or as run.{name}=… on the command line")
     try:
-        run: Run = gin.get_configurable("run")()
-        asked = run.policy if isinstance(run.policy, str) else None
-        if asked is not None:
-            policies.get(asked)
-            run = dataclasses.replace(run, policy=gin.get_configurable(asked)())
-        elif isinstance(run.policy, type):
-            run = dataclasses.replace(run, policy=run.policy())
+        with bound(bindings):
+            run: Run = build("run")
+            asked = run.policy if isinstance(run.policy, str) else None
+            if asked is not None:
+                policy_class(asked)
+                run = dataclasses.replace(run, policy=build(asked))
+            elif isinstance(run.policy, type):
+                run = dataclasses.replace(run, policy=run.policy())
+            held = snapshot()
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise ConfigError(_constructor_message(error, bindings)) from error
     _check_built(run, bindings)
-    names = [known for known in policies.available() if type(run.policy) is policies.get(known)]
+    known = policy_classes()
+    names = [name for name, cls in known.items() if type(run.policy) is cls]
     if not names:
         raise ConfigError(
             f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
-            f"there are {', '.join(policies.available())}"
+            f"there are {', '.join(known)}"
         )
-    return run, asked or names[0]
+    return run, asked or names[0], held
 
 
 def _place(key: str, bindings: Sequence[Binding]) -> str:
@@ -107,8 +115,7 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
     Raises:
         ConfigError: a frozen model would be remembered for one crop and asked about another.
     """
-    frozen = run.needs - {"learner"} - ({"scorer"} if isinstance(run.scorer, OnlineScorer) else set())
-    if run.augment is not None and frozen and run.reference_accounting != "online":
+    if run.augment is not None and run.needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
             f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
             f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
@@ -141,6 +148,14 @@ def resolve(
 ) -> Resolved:
     """Files and bindings → a run. Bindings win over files, later over earlier.
 
+    The order matters, since gin's state is global and a frozen model's own run passes through it too:
+
+    1. read files and command line, and check names and types (an ``import`` in a file registers policies);
+    2. bind and build; what gin held then is a ``Snapshot``, and gin is empty again;
+    3. check that all was used, and take the texts and the flat configuration, from the snapshot;
+    4. resolve the frozen models, which are steps 1 to 5 of their own;
+    5. hash the arm, by its own configuration and the identities of its frozen models.
+
     Args:
         files: gin files.
         bindings: ``Name.parameter=value``.
@@ -153,38 +168,30 @@ def resolve(
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
     """
-    configurables()
     read = _read(files, bindings, beside, origin)
-    bind(read)
-    run, name = _build(read)
+    run, name, held = _build(read)
     _check_augment(run, read)
-    check_used(read, allow_unused)
-    texts = {"config": gin.config_str(), "operative": gin.operative_config_str()}
-    flat = flat_config()
+    check_used(held, read, allow_unused)
+    flat = flat_config(held)
     assert not isinstance(run.policy, str)
     needs = frozenset(run.policy.needs)
-    if run.objective is not None and needs:
+    if needs and not run.training.selects:
         raise ConfigError(
             f"{_place('run.objective', read)}run.objective trains a pair scorer on all that it meets, and the policy "
             f"{name!r} selects: bind run.policy to uniform"
         )
-    own, twin = _frozen_models(run, read, chain, recorded)
-    warnings = _check_frozen(run, read, own, recorded)
-    identity = {role: identity_of(*found, recorded) for role, found in own.items()}
-    if twin is not None:
-        identity["reference"] += twin.config_hash
-    reference, scorer = own.get("reference", (None, None)), own.get("scorer", (None, None))
+    stands_on = _stands_on(run, read, chain, recorded)
+    warnings = _check_frozen(run, read, stands_on, recorded)
+    identity = {role: "".join(identity_of(stand, recorded) for stand in stands) for role, stands in stands_on.items()}
+    identity |= {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
     return Resolved(
         run,
         name,
-        **texts,
+        config=held.config,
+        operative=held.operative,
         flat=flat,
         config_hash=arm_hash(flat, needs, identity),
-        reference=reference[0],
-        reference_dir=reference[1],
-        scorer=scorer[0],
-        scorer_dir=scorer[1],
-        twin=twin,
+        stands_on=stands_on,
         warnings=warnings,
     )
 
@@ -202,18 +209,17 @@ def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, or
     return [_findable(binding) for binding in read]
 
 
-def _frozen_models(
+def _stands_on(
     run: Run, bindings: Sequence[Binding], chain: tuple[str, ...], recorded: ReadFolder | None
-) -> tuple[dict[Pretrained, tuple[Resolved | None, Path | None]], Resolved | None]:
-    """The runs or folders of the frozen models that a run needs, by role; and that of the reference's twin."""
-    twinned, roles = _twinned(run), _roles(run)
-    half = ("run.half=0",) if twinned else ()
-
-    def found(role: Pretrained, half: tuple[str, ...]) -> tuple[Resolved | None, Path | None]:
-        return _pretrained(role, run, bindings, chain, recorded, half)
-
-    own = {role: found(role, half if role == "reference" else ()) for role in roles}
-    return own, found("reference", ("run.half=1",))[0] if twinned else None
+) -> dict[Pretrained, tuple[Resolved | Path, ...]]:
+    """The runs or folders whose models fill the roles that a run needs, by role; two where two halves score."""
+    halves: dict[str, tuple[tuple[str, ...], ...]] = {}
+    if _twinned(run):
+        halves["reference"] = tuple((f"run.half={half}",) for half in HALVES)
+    return {
+        role: tuple(_pretrained(role, run, bindings, chain, recorded, half) for half in halves.get(role, ((),)))
+        for role in _roles(run)
+    }
 
 
 def _findable(binding: Binding) -> Binding:
@@ -233,32 +239,26 @@ def _findable(binding: Binding) -> Binding:
 
 
 def _roles(run: Run) -> list[Pretrained]:
-    """The frozen models that a run stands on: those that its policy needs, and one that its budget adds.
+    """The roles that are filled by runs: those that the policy needs, and one that the budget adds.
 
     Raises:
-        ConfigError: the policy needs a scorer of the other kind.
+        ConfigError: what is bound fills another role.
     """
     assert not isinstance(run.policy, str)
     needs, name = run.policy.needs, type(run.policy).__name__
-    in_training = isinstance(run.scorer, OnlineScorer)
-    if "scorer" in needs and getattr(run.policy, "online", False) and not in_training:
+    if "online" in needs and "online" not in run.castings:
         bound = "" if run.scorer is None else f", not to {run.scorer!r}"
         raise ConfigError(
             f"the policy {name} needs a scorer trained beside the learner: bind run.scorer to @online_scorer()"
             f"{bound} (gin/policy/active_clip.gin)"
         )
-    if "scorer" in needs and in_training and not getattr(run.policy, "online", False):
+    if "scorer" in run.needs and "online" in run.castings:
+        who = f"the policy {name}" if "scorer" in needs else "cascade.score = 'scorer'"
         raise ConfigError(
-            f"the policy {name} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a "
-            f"run file ({PRETRAINED['scorer'][0]})"
+            f"{who} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a run file "
+            f"({PRETRAINED['scorer'][0]})"
         )
-    if run.cascade is not None and run.cascade.score == "scorer" and in_training:
-        raise ConfigError(
-            "cascade.score = 'scorer' needs a pretrained scorer, not one trained beside the learner: bind run.scorer "
-            f"to a run file ({PRETRAINED['scorer'][0]})"
-        )
-    asked = (run.needs | set(run.limit.adds)) - ({"scorer"} if in_training else set())
-    return [role for role in PRETRAINED if role in asked]
+    return [role for role in PRETRAINED if role in run.needs | set(run.limit.adds) and role not in run.castings]
 
 
 def _twinned(run: Run) -> bool:
@@ -270,8 +270,8 @@ def _twinned(run: Run) -> bool:
     assert not isinstance(run.policy, str)
     if not run.twin or "reference" not in run.policy.needs:
         return False
-    if not getattr(run.policy, "twins", False):
-        can = ", ".join(name for name, cls in policy_classes().items() if getattr(cls, "twins", False))
+    if not run.policy.by_parts:
+        can = ", ".join(name for name, cls in policy_classes().items() if cls.by_parts)
         raise ConfigError(
             f"run.twin scores by two references, but the policy {type(run.policy).__name__} compares all pairs under "
             f"one; these can be scored by two: {can}"
@@ -286,14 +286,14 @@ def _pretrained(
     chain: tuple[str, ...],
     recorded: ReadFolder | None,
     half: tuple[str, ...],
-) -> tuple[Resolved | None, Path | None]:
-    """A frozen model's own run, or the folder of one; ``half``: a binding of a twin's own.
+) -> Resolved | Path:
+    """A frozen model's own run, or the folder of one; ``half``: the binding that sets a twin's half.
 
     Raises:
         ConfigError: none is bound, it is not there, it needs itself, or it is of another kind.
     """
     key, asked = f"run.{role}", getattr(run, role)
-    usual, by_regression = PRETRAINED[role]
+    usual, kind = PRETRAINED[role]
     if not asked:
         assert not isinstance(run.policy, str)
         who = f"the policy {type(run.policy).__name__}" if role in run.policy.needs else "run.cascade"
@@ -314,7 +314,7 @@ def _pretrained(
             f"folder {file!r}"
         )
     if path.is_dir():
-        return None, path
+        return path
     if str(path) in chain:
         raise ConfigError(f"{where}{key} = {file!r} needs itself as a {role}")
     origin = key if bound is None else f"{key} at {bound.where}"
@@ -322,16 +322,15 @@ def _pretrained(
         found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded)
     except ConfigError as error:
         raise ConfigError(f"{error} (in the {role} {_shown(path)})") from error
-    if (found.run.objective is not None) != by_regression:
-        kind = "trains no pair scorer (it has no run.objective)" if by_regression else "trains a pair scorer"
-        raise ConfigError(f"{where}{key} = {file!r} {kind}: bind {key} to a run like {usual}")
-    return found, None
+    if found.run.training.kind != kind:
+        raise ConfigError(f"{where}{key} = {file!r} {found.run.training.does}: bind {key} to a run like {usual}")
+    return found
 
 
 def _check_frozen(
     run: Run,
     bindings: Sequence[Binding],
-    own: Mapping[Pretrained, tuple[Resolved | None, Path | None]],
+    stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]],
     recorded: ReadFolder | None,
 ) -> tuple[str, ...]:
     """What is doubtful about the frozen models that a run scores with; one that its budget adds is never run.
@@ -339,30 +338,26 @@ def _check_frozen(
     Raises:
         ConfigError: the reference was trained on another loss, and more than its cosines is used.
     """
-    models = [_training_of(run, role, *found, recorded) for role, found in own.items() if role in run.needs]
+    # Two halves are of one run file: what fits one fits the other.
+    models = [_training_of(run, role, stands[0], recorded) for role, stands in stands_on.items() if role in run.needs]
     where = _place("run.loss", bindings).removesuffix(": ") or "the default"
     if refused := other_loss(run, models, where):
         raise ConfigError(_place("run.reference", bindings) + refused)
     return data_warnings(run, models, {cls: name for name, cls in configurables().items()})
 
 
-def _training_of(
-    run: Run, role: Pretrained, own: Resolved | None, folder: Path | None, recorded: ReadFolder | None
-) -> Trained:
+def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> Trained:
     """What a frozen model of a run was trained on: by its own run, or as its folder records it."""
-    if folder is None:
-        assert own is not None
-        asked = getattr(run, role)
+    if isinstance(stand, Resolved):
+        asked, own = getattr(run, role), stand.run
         file = (asked,) if isinstance(asked, str) else tuple(asked)
-        loss = own.run.loss if own.run.objective is None else None
-        return Trained(role, own.run.arm or file[0], loss, own.run, file=file)
+        return Trained(role, own.arm or file[0], own.training.loss(own), own, file=file)
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
-    read_back = recorded(folder)
+    read_back = recorded(stand)
     try:  # without the frozen models that it needs itself: they may be gone
         read = _read([str(read_back.operative)], (), None, COMMAND_LINE)
-        bind(read)
         found: Run | None = _build(read)[0]
     except ConfigError:
         found = None
     file = (_shown(read_back.operative),) if found is not None else ()
-    return Trained(role, _shown(folder), read_back.loss, found, read_back.data, file)
+    return Trained(role, _shown(stand), read_back.loss, found, read_back.data, file)

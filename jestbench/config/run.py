@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from jestbench.data.half_pairs import Half
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.engine.cache import Cache
+from jestbench.engine.casting import Casting, Training
+from jestbench.engine.contrastive import ContrastiveTraining
 from jestbench.engine.frozen import Accounting
-from jestbench.engine.online_scorer import OnlineScorer
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.regression import Regression
 from jestbench.evals.evaluate import Evaluate
@@ -25,7 +27,7 @@ from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
 from jestbench.select.losses import LossName
 from jestbench.select.policy import Policy
-from jestbench.select.scores import Side
+from jestbench.select.scores import Role
 
 
 class ConfigError(ValueError):
@@ -116,11 +118,11 @@ class Run:
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate: Evaluate = field(default_factory=Evaluate)
     limit: Budget = field(default_factory=Budget)
-    reference: str | tuple[str, ...] | None = None
+    reference: Casting | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
     twin: bool = False
     half: Half | None = None
-    scorer: OnlineScorer | str | tuple[str, ...] | None = None
+    scorer: Casting | str | tuple[str, ...] | None = None
     objective: Regression | None = None
     cache: Cache | None = None
     cascade: Cascade | None = None
@@ -165,10 +167,13 @@ class Run:
 
     def _check_combinations(self) -> None:
         """Refuse what cannot go together."""
-        if self.objective is not None and self.train_views:
-            raise ValueError("run.train_views are for the contrastive loss: a run with run.objective has the full view")
-        if self.objective is not None and self.evaluate.sets:
-            raise ValueError("evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades")
+        for name, reason in self.training.refuses.items():
+            if attrgetter(name)(self):
+                raise ValueError(reason)
+        for name, roles in (("reference", {"reference"}), ("scorer", {"scorer", "online"})):
+            bound = getattr(self, name)
+            if isinstance(bound, Casting) and bound.role not in roles:
+                raise ValueError(f"run.{name} cannot be a model that fills the role {bound.role!r}")
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:
@@ -177,8 +182,8 @@ class Run:
             raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
 
     @property
-    def needs(self) -> frozenset[Side]:
-        """The models that the policy, or the cascade before it, scores with."""
+    def needs(self) -> frozenset[Role]:
+        """The roles that the policy, or the cascade before it, scores with."""
         assert not isinstance(self.policy, str)
         return self.policy.needs | ({self.cascade.score} if self.cascade is not None else set())
 
@@ -188,14 +193,19 @@ class Run:
         return mix_of(self.train_views)
 
     @property
-    def scored_under(self) -> View:
-        """The learner's view when it is scored."""
-        return self.score_view or FULL
+    def training(self) -> Training:
+        """What the model is trained for."""
+        return self.objective or ContrastiveTraining()
 
     @property
-    def reference_under(self) -> View:
-        """The reference's view."""
-        return self.reference_view or FULL
+    def castings(self) -> dict[Role, Casting]:
+        """What is bound to fill a role by itself, without a run behind it."""
+        return {bound.role: bound for bound in (self.reference, self.scorer) if isinstance(bound, Casting)}
+
+    def view_of(self, role: Role) -> tuple[str, View]:
+        """The parameter that sets the view which a role is scored under, and the view."""
+        bound = {"learner": "score_view", "reference": "reference_view"}.get(role)
+        return (f"run.{bound}", getattr(self, bound) or FULL) if bound else (f"the view of the {role}", FULL)
 
     def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.
@@ -230,11 +240,8 @@ class Resolved:
         operative: the bindings as used, as gin text; starts the same run again.
         flat: the operative configuration, full parameter name → value.
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
-        reference: the reference's own run, where it is to be trained on demand.
-        reference_dir: the reference's run folder, where one was given.
-        twin: the reference's run on the other half of its split, where ``run.twin`` asks for it.
-        scorer: the pair scorer's own run, where it is to be trained on demand.
-        scorer_dir: the pair scorer's run folder, where one was given.
+        stands_on: by role, the runs whose models fill it: to be trained on demand, or the folder of a finished one. Two
+            under ``run.twin``, by the half of the split that each is trained on.
         warnings: what is doubtful about the configuration.
     """
 
@@ -244,11 +251,7 @@ class Resolved:
     operative: str
     flat: Mapping[str, Any]
     config_hash: str
-    reference: Resolved | None = None
-    reference_dir: Path | None = None
-    twin: Resolved | None = None
-    scorer: Resolved | None = None
-    scorer_dir: Path | None = None
+    stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -257,9 +260,15 @@ class Resolved:
         assert not isinstance(self.run.policy, str)
         return self.run.policy
 
-    def pretrained(self, role: Pretrained) -> tuple[Resolved | None, Path | None]:
-        """The run to be trained on demand for a role, or the folder of a finished one; neither where it needs none."""
-        return (self.reference, self.reference_dir) if role == "reference" else (self.scorer, self.scorer_dir)
+    @property
+    def scored_by(self) -> dict[Pretrained, tuple[Resolved | Path, ...]]:
+        """What the run stands on, without a reference that its budget adds and nothing scores with."""
+        return {role: stands for role, stands in self.stands_on.items() if role in self.run.needs}
+
+    @property
+    def below(self) -> tuple[Resolved, ...]:
+        """The runs that it stands on as far as they are to be trained on demand."""
+        return tuple(stand for stands in self.stands_on.values() for stand in stands if isinstance(stand, Resolved))
 
     @property
     def draw_size(self) -> int:
@@ -288,13 +297,13 @@ def pretraining_flops(resolved: Resolved) -> int:
         ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
     """
     total = 0
-    for reference in (resolved.reference, *([resolved.twin] if resolved.twin else [])):
-        if reference is None or reference.run.budget is None:
+    for stand in resolved.stands_on.get("reference", ()) or (None,):
+        if not isinstance(stand, Resolved) or stand.run.budget is None:
             raise ConfigError(
                 "budget.adds needs to know what the reference's training costs: bind run.reference to a run file "
                 "whose run.budget is in FLOPs (gin/run/reference.gin)"
             )
-        total += int(reference.run.budget) + reference.added_flops
-        if "reference" in reference.run.needs and "reference" not in reference.run.limit.includes:
-            total += pretraining_flops(reference)
+        total += int(stand.run.budget) + stand.added_flops
+        if "reference" in stand.run.needs and "reference" not in stand.run.limit.includes:
+            total += pretraining_flops(stand)
     return total

@@ -11,15 +11,21 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 class Ledger:
     """Multiply-adds by purpose. Filled by the loop alone, from the passes that stages report."""
 
-    def __init__(self, macs: Mapping[str, int] | None = None) -> None:
+    def __init__(self) -> None:
         self._macs: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
-        for purpose in PURPOSES:
-            self._macs[purpose] = int((macs or {}).get(purpose, 0))
 
     def charge(self, passes: Iterable[Pass]) -> None:
         """Add what these passes cost."""
         for item in passes:
             self._macs[item.purpose] += item.macs
+
+    def state_dict(self) -> dict[Purpose, int]:
+        """What a checkpoint keeps."""
+        return self.macs
+
+    def load_state_dict(self, state: Mapping[Purpose, int]) -> None:
+        """Go on from a checkpoint."""
+        self._macs = {purpose: state[purpose] for purpose in PURPOSES}
 
     @property
     def macs(self) -> dict[Purpose, int]:

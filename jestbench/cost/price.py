@@ -44,15 +44,15 @@ class Price:
 
     @classmethod
     def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
-        """Trace both towers on the first pair of a batch, under a view."""
-        device = model.log_scale.device
-        tokens_1L = batch.tokens(model.tokenizer)[:1].to(device)
-        text = forward_macs(model.text if view.full_text else _UnderView(model.text, view), tokens_1L)
-        images_1CHW, key_1 = batch.images_BCHW[:1].to(device), batch.image_key_B[:1].to(device)
+        """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
+        ghost = without_values(model, "cpu")
+        tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
+        text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
+        images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()
         if view.full_image:
-            return cls(forward_macs(model.image, images_1CHW), text)
-        model.image.prepare(view)
-        tower = _UnderView(model.image, view)
+            return cls(forward_macs(ghost.image, images_1CHW), text)
+        ghost.image.prepare(view)
+        tower = _UnderView(ghost.image, view)
         one = forward_macs(tower, images_1CHW, key_1)
         two = forward_macs(tower, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2))
         # What a second image adds is the price of an image; the rest does not depend on how many there are.
@@ -103,8 +103,3 @@ class Price:
     def pairs(self, count: int, microbatch: int | None = None) -> int:
         """One pass over so many pairs, or as many as it takes with at most ``microbatch`` at once."""
         return self.images(count, microbatch) + count * self.text
-
-
-def pair_macs(price: Price, head_macs: int, count: int) -> int:
-    """Multiply-adds of grading so many pairs: both towers and the head."""
-    return price.pairs(count) + count * head_macs

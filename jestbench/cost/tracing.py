@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 with warnings.catch_warnings():
@@ -120,14 +121,14 @@ def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence
     }
     return UnknownOperator(
         f"no price for {', '.join(sorted(operators))} in {', '.join(sorted(where)) or type(module).__name__}: "
-        "give it a rule in jestbench/flops.py, or add it to FREE_OPERATORS if it multiplies no matrices"
+        "give it a rule in jestbench/cost/tracing.py, or add it to FREE_OPERATORS if it multiplies no matrices"
     )
 
 
 def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one forward call of the raw module, exactly.
 
-    Independent of autocast, of ``torch.compile`` (pass the module before it) and of whether
+    Independent of autocast, of torch's dispatch modes, of ``torch.compile`` (pass the module before it) and of whether
     attention is fused. The module is run once, without gradient, in eval mode.
 
     Args:
@@ -149,6 +150,8 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with (
+            # Inside a dispatch mode the trace of a convolution holds no operator that has a rule: it would be free.
+            _disable_current_modes(),
             warnings.catch_warnings(),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
@@ -181,13 +184,13 @@ class Counted:
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
-def without_values(module: SomeModule) -> SomeModule:
-    """A copy of a module on torch's ``meta`` device: its shapes, neither its memory nor its arithmetic."""
+def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
+    """A copy of a module with its shapes and without its values; on ``meta`` without memory and arithmetic too."""
     memo: dict[int, Any] = {
-        id(value): nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
+        id(value): nn.Parameter(torch.empty_like(value, device=device), requires_grad=value.requires_grad)
         for value in module.parameters()
     }
-    memo |= {id(value): torch.empty_like(value, device="meta") for value in module.buffers()}
+    memo |= {id(value): torch.empty_like(value, device=device) for value in module.buffers()}
     return copy.deepcopy(module, memo)
 
 
@@ -202,6 +205,7 @@ def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
         inputs: its positional inputs, on its device.
     """
     with (
+        _disable_current_modes(),
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from jestbench import seeds
 from jestbench.batch import Batch
-from jestbench.data.pairs import Wrapped, attempt, drawn, mended
+from jestbench.data.pairs import IndexedPairs, Wrapped
 
 
 @dataclass(frozen=True)
@@ -64,48 +64,58 @@ class RandomResizedCrop:
         return out_BCHW
 
 
-@dataclass(frozen=True)
 class AugmentedPairs(Wrapped):
     """The pairs of a split at all steps: position ``step · N + i`` is pair ``i`` as it looks at that step.
 
     Keys are those of the plain pair: an embedding remembered by key would be that of some other crop,
     which is why a run whose reference remembers refuses augmentation.
+
+    Args:
+        pairs: the split.
+        augment: what is done to each image at each step.
+        seed: of the crops.
     """
 
-    augment: RandomResizedCrop
-    seed: int
-    decoded: ClassVar[bool] = False  # cropping is work for the workers, too
-    augmented: ClassVar[bool] = True
+    def __init__(self, pairs: IndexedPairs, augment: RandomResizedCrop, seed: int) -> None:
+        super().__init__(pairs)
+        self.augment, self.seed = augment, seed
+        self.fingerprint = f"{pairs.fingerprint}/{augment}/{seed}"
 
     @property
-    def fingerprint(self) -> str:
-        """The split's, and what is done to it."""
-        return f"{self.pairs.fingerprint}/{self.augment}/{self.seed}"
+    def decoded(self) -> bool:
+        """Cropping is work for workers, too."""
+        return False
+
+    @property
+    def augmented(self) -> bool:
+        """Every pair is cropped anew at each step."""
+        return True
 
     @property
     def preprocessing(self) -> str:
-        """All that the pairs depend on: crops are not to be told from keys."""
+        """All that the pairs depend on: a key does not tell one crop from another."""
         return self.fingerprint
 
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
-        """The split as it stands in an epoch."""
-        return replace(self, pairs=drawn(self.pairs, seed, epoch))
+        """The split as it stands in an epoch, cropped."""
+        return AugmentedPairs(self.pairs.drawn(seed, epoch), self.augment, self.seed)
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, cropped."""
         return self.mended(*self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
-        """The pairs at these positions, cropped, but for those that are damaged."""
-        batch, damaged = attempt(self.pairs, index_B % len(self))
+        """The pairs at these positions, cropped where they are whole; and which are damaged, by place in the batch."""
+        batch, damaged = self.pairs.attempt(index_B % len(self))
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged
 
     def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The damaged ones replaced, and these cropped, too."""
+        """The batch with its damaged pairs replaced, and the replacements cropped, too."""
         if not damaged:
             return batch
-        return self._cropped(mended(self.pairs, batch, damaged, index_B % len(self)), torch.tensor([*damaged]), index_B)
+        whole = self.pairs.mended(batch, damaged, index_B % len(self))
+        return self._cropped(whole, torch.tensor([*damaged]), index_B)
 
     def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
         steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()

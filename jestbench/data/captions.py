@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from jestbench.data.damage import Damaged
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -54,3 +56,21 @@ class Captions:
     def identity(self) -> str:
         """Of what is stored: how several are drawn is decided later."""
         return f"{self.nfkc}/{self.spaces}/{self.lower}/{self.max_characters}"
+
+
+def text_of(content: object) -> str:
+    """A caption as text.
+
+    Raises:
+        Damaged: it is not UTF-8, or there is none.
+    """
+    if content is None:
+        raise Damaged("no caption")
+    try:
+        if isinstance(content, bytes):
+            return content.decode("utf-8")
+        text = content if isinstance(content, str) else str(content)
+        text.encode("utf-8")  # half a surrogate pair, as JSON can hold
+    except UnicodeError:
+        raise Damaged("caption is not UTF-8") from None
+    return text

@@ -1,7 +1,7 @@
 """A cascade: cached per-pair scores choose a super-batch among many candidates, before anything is decoded.
 
 From ``candidates`` × B keys the B pairs with a low loss under a frozen model are drawn; the policy then
-selects its b among them as ever. It is a source of super-batches like any other, so it works with every
+selects its b among them as ever. It is a plan of super-batches like any other, so it works with every
 policy, and with every score that a pair has by itself.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.data.super_batches import SuperBatches
-from jestbench.model.tokenizer import Tokenizer
+from jestbench.data.fetch import Positions
+from jestbench.data.pairs import IndexedPairs
+from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.select.draws import gumbel_top_k, top_k
 
 
@@ -54,7 +55,7 @@ class Cascade:
 
 
 class OwnLoss(Protocol):
-    """Scores candidates by key, and reads those that it has to see."""
+    """A loss of each candidate, by key; pairs that the model has to see are read."""
 
     def __call__(
         self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch]
@@ -66,74 +67,48 @@ class OwnLoss(Protocol):
         ...
 
 
-class CascadedSuperBatches:
-    """Super-batches of ``size`` pairs, drawn from ``cascade.candidates`` times as many.
+class CascadePlan(StepPlan):
+    """The pairs that are drawn from ``cascade.candidates`` times as many.
 
-    Candidates are what a plain run with a super-batch of that size would see: they never span two
-    passes over the data, and none stands among them twice.
+    Candidates are the super-batches of that size of an :class:`EpochPlan`: they never span two epochs, and none
+    stands among them twice.
+
+    Args:
+        pairs: the split.
+        size: B, pairs of a super-batch.
+        seed: of the run.
+        cascade: how they are drawn.
+        score: of the candidates.
 
     Raises:
-        DataError: the split holds fewer pairs than one draw needs.
+        DataError: the split holds fewer pairs than the candidates of one super-batch.
     """
 
-    def __init__(self, drawn: SuperBatches, size: int, cascade: Cascade, score: OwnLoss) -> None:
-        self.drawn, self.size, self.cascade, self.score = drawn, size, cascade, score
-        self.decoded = 0
+    reads: ClassVar[bool] = True
 
-    @staticmethod
-    def candidates(size: int, cascade: Cascade, pool: int) -> int:
-        """Pairs that a step draws from.
-
-        Raises:
-            DataError: the split holds fewer.
-        """
-        count = cascade.candidates * size
-        if pool < count:
+    def __init__(self, pairs: IndexedPairs, size: int, seed: int, cascade: Cascade, score: OwnLoss) -> None:
+        if len(pairs) < cascade.candidates * size:
             raise DataError(
-                f"the split holds {pool} pairs, fewer than the {cascade.candidates} × {size} candidates of one "
+                f"the split holds {len(pairs)} pairs, fewer than the {cascade.candidates} × {size} candidates of one "
                 "super-batch: lower cascade.candidates or run.super_batch_size, or take more data"
             )
-        return count
+        self.pairs, self.size, self.seed, self.cascade, self.score = pairs, size, seed, cascade, score
+        self.candidates = EpochPlan(pairs, cascade.candidates * size, seed)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.drawn.tokenizer
+    def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
+        """The drawn, with the passes that drawing them cost; candidates whose loss no cache holds are read."""
+        candidates = self.candidates.positions(step)
+        index_C = candidates.index_B
+        drawn = self.pairs.drawn(self.seed, candidates.epoch)
+        image_key_C = torch.from_numpy(drawn.image_key_N[index_C.numpy()])
+        loss_C, passes = self.score(
+            image_key_C,
+            drawn.text_key_N[index_C],
+            lambda position_N: read(replace(candidates, index_B=index_C[position_N])),
+        )
+        chosen_B = self.cascade.choose(loss_C, self.size, seeds.generator(self.seed, "cascade", step))
+        return replace(candidates, index_B=index_C[chosen_B], passes=passes)
 
-    @property
-    def pool(self) -> int:
-        """All pairs of the split."""
-        return self.drawn.pool
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step, with the passes that choosing it cost."""
-        index_C, pairs = self.drawn.index_B(step), self.drawn.pairs_at(step)
-
-        def read(position_N: Tensor) -> Batch:
-            batch = pairs.batch(index_C[position_N])
-            self.decoded += len(batch)
-            self.drawn.tally.add(batch.counts)
-            return batch
-
-        image_key_C = torch.from_numpy(pairs.image_key_N[index_C.numpy()])
-        loss_C, passes = self.score(image_key_C, pairs.text_key_N[index_C], read)
-        chosen_B = self.cascade.choose(loss_C, self.size, seeds.generator(self.drawn.seed, "cascade", step))
-        return replace(read(chosen_B), passes=passes)
-
-    def counts(self, step: int) -> dict[str, float]:
-        """Pairs skipped as tails, and pairs decoded: the chosen, and candidates that no cache knew."""
-        return self.drawn.counts(step) | {"data/decoded": self.decoded}
-
-    def state(self) -> object:
-        """The counts."""
-        return {"decoded": self.decoded, "drawn": self.drawn.state()}
-
-    def restore(self, state: object) -> None:
-        """Go on with the counts."""
-        assert isinstance(state, dict)
-        self.decoded = state["decoded"]
-        self.drawn.restore(state["drawn"])
-
-    def close(self) -> None:
-        """Let go of what lies below."""
-        self.drawn.close()
+    def skipped(self, step: int) -> int:
+        """Pairs left out as tails, too few to be all the candidates of a super-batch."""
+        return self.candidates.skipped(step)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageOps
 
+from jestbench.data.damage import Damaged
+
 Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
 """Why an image cannot be had."""
 
@@ -26,16 +28,13 @@ DECODER = f"decoder 1, Pillow {PIL.__version__}"
 """Names the pixels that ``decode`` makes of a file. Counted up when they change, so that none is cached on."""
 
 
-class DamagedImage(Exception):
-    """An image cannot be had; ``reason`` is counted, the message says more."""
+class DamagedImage(Damaged):
+    """An image cannot be had."""
+
+    reason: Damage
 
     def __init__(self, reason: Damage, said: str = "") -> None:
-        super().__init__(reason, said)  # both: an exception is pickled by its arguments
-        self.reason: Damage = reason
-        self.said = said
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.said}" if self.said else self.reason
+        super().__init__(reason, said)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:

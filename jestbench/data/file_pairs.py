@@ -15,7 +15,9 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
+from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
+from jestbench.data.pairs import IndexedPairs
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -24,9 +26,6 @@ WHOLE = -1
 
 OPEN_FILES = 64
 """Files that one process keeps open."""
-
-FLOOR = 1000
-"""A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
 
 
 class Encoded(Protocol):
@@ -151,7 +150,7 @@ def text_keys(captions: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class FilePairs:
+class FilePairs(IndexedPairs):
     """A split whose images are decoded on demand.
 
     An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each
@@ -353,11 +352,20 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
 @lru_cache(maxsize=2)
 def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
     assert pairs.first_N is not None
-    count_N = np.diff(pairs.first_N, append=len(pairs.captions)).astype(np.uint64)
-    key_N = torch.from_numpy(pairs.image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
-    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
+    count_N = np.diff(pairs.first_N, append=len(pairs.captions))
     origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
-    return replace(pairs, caption_N=pairs.first_N + (hash_N % count_N).astype(np.int64), origin=origin)
+    caption_N = pairs.first_N + drawn_captions(pairs.image_key_N, count_N, seed, epoch)
+    return replace(pairs, caption_N=caption_N, origin=origin)
+
+
+def drawn_captions(
+    image_key_N: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64], seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Which of its captions each image has in an epoch: a function of the image's key, seed and epoch."""
+    key_N = torch.from_numpy(image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
+    hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
+    drawn_N: npt.NDArray[np.int64] = (hash_N % count_N.astype(np.uint64)).astype(np.int64)
+    return drawn_N
 
 
 def _rebuilt(fields: Mapping[str, Any]) -> FilePairs:
@@ -392,8 +400,3 @@ class _Expanded:
 
     def __call__(self) -> FilePairs:
         return self.origin().expanded()
-
-
-def too_many(damaged: float, read: float, limit: float) -> bool:
-    """Whether so many damaged ones of those read are more than a share, taken over at least ``FLOOR``."""
-    return damaged > limit * max(read, FLOOR)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.pairs import Wrapped, attempt, drawn
+from jestbench.data.pairs import IndexedPairs, Wrapped
 
 Half = Literal[0, 1]
 HALVES: tuple[Half, Half] = (0, 1)
@@ -25,37 +23,21 @@ def half_of(image_key_B: Tensor) -> Tensor:
     return image_key_B & 1
 
 
-@dataclass(frozen=True, eq=False)
 class HalfPairs(Wrapped):
-    """The pairs of a split, ``pairs``, whose images belong to one half.
+    """The pairs of a split whose images belong to one half.
 
     Attributes:
-        half: which.
-        index_N: positions of its pairs in the whole split.
+        pairs: the whole split.
+        half: which half.
+        index_N: positions of the half's pairs in the whole split.
     """
 
-    half: Half
-    index_N: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        of_half_N = half_of(torch.as_tensor(self.pairs.image_key_N)) == self.half
-        object.__setattr__(self, "index_N", of_half_N.nonzero().flatten())
-
-    @property
-    def name(self) -> str:
-        """The split's, with the half."""
-        return f"{self.pairs.name}, half {self.half}"
-
-    @property
-    def fingerprint(self) -> str:
-        """The split's, with the half."""
-        return f"{self.pairs.fingerprint}-half{self.half}"
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """Content hash of each image of the half."""
-        keys: npt.NDArray[np.int64] = self.pairs.image_key_N[self.index_N.numpy()]
-        return keys
+    def __init__(self, pairs: IndexedPairs, half: Half) -> None:
+        super().__init__(pairs)
+        self.half = half
+        self.index_N = (half_of(torch.as_tensor(pairs.image_key_N)) == half).nonzero().flatten()
+        self.name, self.fingerprint = f"{pairs.name}, half {half}", f"{pairs.fingerprint}-half{half}"
+        self.image_key_N = pairs.image_key_N[self.index_N.numpy()]
 
     @property
     def text_key_N(self) -> Tensor:
@@ -66,20 +48,20 @@ class HalfPairs(Wrapped):
         return len(self.index_N)
 
     def drawn(self, seed: int, epoch: int) -> HalfPairs:
-        """The half of the split as it stands in an epoch; images, and so halves, stay what they are."""
-        whole = drawn(self.pairs, seed, epoch)
+        """The half of the split as it stands in an epoch: other captions of the same images."""
+        whole = self.pairs.drawn(seed, epoch)
         if whole is self.pairs:
             return self
-        same = copy.copy(self)
-        object.__setattr__(same, "pairs", whole)
-        return same
+        half = copy.copy(self)
+        half.pairs = whole
+        return half
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions of the half, and which of them are damaged."""
-        return attempt(self.pairs, self.index_N[index_B])
+        return self.pairs.attempt(self.index_N[index_B])
 
     def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """What ``attempt`` gave; read anew as a whole where something is damaged."""
+        """What ``attempt`` gave; a batch with damaged pairs is read anew as a whole."""
         return self.batch(index_B) if damaged else batch
 
     def batch(self, index_B: Tensor) -> Batch:

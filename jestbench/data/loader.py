@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from jestbench.data.pairs import decoded
 from jestbench.data.spawned import usable_cores
 
 MOST = 16
@@ -45,11 +44,11 @@ class Loader:
         if not self.timeout > 0:
             raise ValueError(f"loader.timeout is a positive number of seconds, got {self.timeout}")
 
-    def workers_for(self, pairs: object) -> int:
-        """How many processes decode these pairs."""
+    def workers_for(self, decoded: bool = False) -> int:
+        """How many processes read pairs whose images lie there decoded, or not."""
         if self.workers != "auto":
             return self.workers
-        return 0 if decoded(pairs) else min(MOST, usable_cores())
+        return 0 if decoded else min(MOST, usable_cores())
 
     def pins(self, device: str) -> bool:
         """Whether images go to page-locked memory, for a run on this device."""

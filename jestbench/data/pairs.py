@@ -1,11 +1,14 @@
-"""A split of a data set: pairs that can be asked for by position."""
+"""Splits of data sets, and the pairs in them."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,161 +20,139 @@ from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
 
-class Pairs(Protocol):
-    """An indexed split: its size, keys and captions are known before any image is decoded.
-
-    A split may say more about itself: ``drawn``, ``expanded``, ``attempt``, ``mended``, ``max_damaged``, ``decoded``,
-    ``augmented``, ``preprocessing``, ``facts``. The functions of these names in this module ask for it, and know what
-    holds for a split that says nothing.
+class Pairs(ABC):
+    """A split of a data set; :class:`IndexedPairs` where its pairs can be asked for by position.
 
     Attributes:
         name: of the split, for messages.
         fingerprint: hash of everything that the pairs depend on (content, captions, noise, preprocessing).
         tokenizer: makes the token ids.
-        image_key_N: int64 content hash of each image.
-        text_key_N: int64 content hash of each caption.
+        facts: about the split, for the summary.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-    @property
-    def tokenizer(self) -> Tokenizer: ...  # noqa: D102
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
-    @property
-    def text_key_N(self) -> Tensor: ...  # noqa: D102
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read, decoded and ready for a model."""
-        ...
-
-
-def drawn(pairs: Pairs, seed: int, epoch: int) -> Pairs:
-    """The split as it stands in an epoch: with one of several captions drawn for each image, where it has several."""
-    draw: Callable[[int, int], Pairs] | None = getattr(pairs, "drawn", None)
-    return pairs if draw is None else draw(seed, epoch)
-
-
-def expanded(pairs: Pairs) -> Pairs:
-    """The split in which each of several captions of an image is a pair of its own."""
-    expand: Callable[[], Pairs] | None = getattr(pairs, "expanded", None)
-    return pairs if expand is None else expand()
-
-
-def attempt(pairs: Pairs, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
-    """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
-    tried: Callable[[Tensor], tuple[Batch, Mapping[int, Any]]] | None = getattr(pairs, "attempt", None)
-    return (pairs.batch(index_B), {}) if tried is None else tried(index_B)
-
-
-def mended(pairs: Pairs, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-    """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
-    mend: Callable[[Batch, Mapping[int, Any], Tensor], Batch] | None = getattr(pairs, "mended", None)
-    return batch if mend is None else mend(batch, damaged, index_B)
-
-
-def max_damaged(pairs: Pairs) -> float:
-    """Share of damaged pairs above which a run stops; 1 where nothing is said."""
-    share: float = getattr(pairs, "max_damaged", 1.0)
-    return share
-
-
-def decoded(pairs: object) -> bool:
-    """Whether reading is all that a pair takes, so that no worker processes are started for it."""
-    ready: bool = getattr(pairs, "decoded", False)
-    return ready
-
-
-def augmented(pairs: Pairs) -> bool:
-    """Whether a pair looks another way at each step, so that its key does not say what a model sees."""
-    changing: bool = getattr(pairs, "augmented", False)
-    return changing
-
-
-def preprocessing(pairs: Pairs) -> str:
-    """What an embedding depends on besides the image's key; all that the pairs depend on where nothing is said."""
-    said: str | None = getattr(pairs, "preprocessing", None)
-    return said or pairs.fingerprint
-
-
-def facts(pairs: Pairs) -> Mapping[str, Any]:
-    """What is known about the split, for the summary."""
-    known: Mapping[str, Any] = getattr(pairs, "facts", {})
-    return known
-
-
-@dataclass(frozen=True, eq=False)
-class Wrapped:
-    """A split made of another: it is as that one is, where a subclass does not say otherwise.
-
-    How pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``) is the subclass's to say.
-
-    Attributes:
-        pairs: the split that it is made of.
-    """
-
-    pairs: Pairs
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.pairs.name
-
-    @property
-    def fingerprint(self) -> str:
-        """Of everything that the pairs depend on."""
-        return self.pairs.fingerprint
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Makes the token ids."""
-        return self.pairs.tokenizer
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """Content hash of each image."""
-        return self.pairs.image_key_N
-
-    @property
-    def text_key_N(self) -> Tensor:
-        """Content hash of each caption."""
-        return self.pairs.text_key_N
-
-    @property
-    def max_damaged(self) -> float:
-        """Share of damaged pairs above which a run stops."""
-        return max_damaged(self.pairs)
+    name: str
+    fingerprint: str
+    tokenizer: Tokenizer
+    facts: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def decoded(self) -> bool:
-        """Whether reading is all that a pair takes."""
-        return decoded(self.pairs)
+        """Whether a pair is read without being decoded, so that no worker processes are started for it."""
+        return False
 
     @property
     def augmented(self) -> bool:
-        """Whether a pair looks another way at each step."""
-        return augmented(self.pairs)
+        """Whether a pair looks another way at each step, so that its key does not tell one look from another."""
+        return False
 
     @property
     def preprocessing(self) -> str:
-        """What an embedding depends on besides the image's key."""
-        return preprocessing(self.pairs)
+        """What an embedding depends on besides the image's key; by default all that the pairs depend on."""
+        return self.fingerprint
+
+    @abstractmethod
+    def example(self) -> Batch:
+        """One pair, by which shapes are known and prices are traced."""
+
+    def indexed(self, needed_by: str) -> IndexedPairs:
+        """The split, as far as its pairs have positions.
+
+        Args:
+            needed_by: what asks for them, for the message.
+
+        Raises:
+            ValueError: the pairs are not known before they are read.
+        """
+        raise ValueError(
+            f"{needed_by} needs an indexed data set: the pairs of {self.name} have no keys before they come"
+        )
+
+
+class IndexedPairs(Pairs):
+    """A split whose size, keys and captions are known before any image is decoded.
+
+    Attributes:
+        image_key_N: int64 content hash of each image.
+        max_damaged: share of damaged pairs above which a run stops.
+    """
+
+    image_key_N: npt.NDArray[np.int64]
+    max_damaged: float = 1.0
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """What is known about the split, for the summary."""
-        return facts(self.pairs)
+    @abstractmethod
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption, int64."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions, read, decoded and ready for a model."""
+
+    def drawn(self, seed: int, epoch: int) -> IndexedPairs:
+        """The split as it stands in an epoch: of several captions of an image, one is drawn."""
+        return self
+
+    def expanded(self) -> IndexedPairs:
+        """The split in which each of several captions of an image is a pair of its own."""
+        return self
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
+        return self.batch(index_B), {}
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
+        return batch
+
+    def example(self) -> Batch:
+        """The first pair."""
+        return self.batch(torch.zeros(1, dtype=torch.int64))
+
+    def indexed(self, needed_by: str) -> IndexedPairs:
+        """This split."""
+        return self
+
+
+class Wrapped(IndexedPairs):
+    """A split made of another, as that one is in all that a subclass does not give itself.
+
+    How pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``) is always the subclass's own.
+    """
+
+    def __init__(self, pairs: IndexedPairs) -> None:
+        self.pairs = pairs
+        self.name, self.fingerprint, self.tokenizer = pairs.name, pairs.fingerprint, pairs.tokenizer
+        self.facts, self.image_key_N, self.max_damaged = pairs.facts, pairs.image_key_N, pairs.max_damaged
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """The split's own."""
+        return self.pairs.text_key_N
+
+    @property
+    def decoded(self) -> bool:
+        """The split's own."""
+        return self.pairs.decoded
+
+    @property
+    def augmented(self) -> bool:
+        """The split's own."""
+        return self.pairs.augmented
+
+    @property
+    def preprocessing(self) -> str:
+        """The split's own."""
+        return self.pairs.preprocessing
 
     def __len__(self) -> int:
         return len(self.pairs)
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayPairs:
+class ArrayPairs(IndexedPairs):
     """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
 
     A memory map is sent to another process as its place in the file.
@@ -185,14 +166,10 @@ class ArrayPairs:
         tokenizer: makes the token ids.
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
-        ahead: tokenize all captions now; else those of a batch when it is asked for, where hundreds of thousands
-            would hold up the start of every run.
-        token_NL: token ids of all captions, where ``ahead``.
-        text_key_N: int64 content hash of each caption.
-        decoded: reading is all that a pair takes: no worker processes are started for it.
+        ahead: tokenize all captions at the first batch; else those of a batch when it is asked for, where hundreds of
+            thousands would hold up the start of every run.
     """
 
-    decoded: ClassVar[bool] = True
     name: str
     fingerprint: str
     images_NHWC: npt.NDArray[np.uint8]
@@ -202,8 +179,6 @@ class ArrayPairs:
     image_key_N: npt.NDArray[np.int64]
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     ahead: bool = True
-    token_NL: Tensor | None = field(init=False, repr=False)
-    text_key_N: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for position, caption in enumerate(self.captions):
@@ -211,9 +186,6 @@ class ArrayPairs:
                 raise DataError(f"{self.name}: the caption of pair {position} is empty; drop it when preparing")
         if not len(self.row_N) == len(self.captions) == len(self.image_key_N):
             raise ValueError(f"{self.name}: rows, captions and keys differ in length")
-        keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
-        object.__setattr__(self, "token_NL", self.tokenizer.encode(self.captions) if self.ahead else None)
-        object.__setattr__(self, "text_key_N", torch.tensor([keys[c] for c in self.captions], dtype=torch.int64))
 
     def __getstate__(self) -> dict[str, Any]:
         mapped = _Mapped.of(self.images_NHWC)
@@ -222,6 +194,22 @@ class ArrayPairs:
     def __setstate__(self, state: dict[str, Any]) -> None:
         images = state["images_NHWC"]
         self.__dict__.update(state | {"images_NHWC": images.opened() if isinstance(images, _Mapped) else images})
+
+    @cached_property
+    def token_NL(self) -> Tensor | None:
+        """Token ids of all captions, where ``ahead``."""
+        return self.tokenizer.encode(self.captions) if self.ahead else None
+
+    @cached_property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption, int64."""
+        keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
+        return torch.tensor([keys[caption] for caption in self.captions], dtype=torch.int64)
+
+    @property
+    def decoded(self) -> bool:
+        """The images lie there decoded."""
+        return True
 
     @property
     def preprocessing(self) -> str:
@@ -258,7 +246,7 @@ class _Mapped:
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> _Mapped | None:
-        """``None`` where it is in memory, or is a part of a map: that does not know where it begins."""
+        """``None`` for an array in memory, and for a part of a map, whose beginning in the file is not recorded."""
         if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
             return None
         return cls(str(array.filename), array.dtype, array.shape, array.offset)
@@ -269,7 +257,7 @@ class _Mapped:
 
 
 class Dataset(Protocol):
-    """A data set that knows its splits; every field is a configuration value."""
+    """A data set: the pairs of each of its splits; every field is a configuration value."""
 
     def prepare(self) -> None:
         """Fetch and prepare what is missing; safe when two processes do it at once.

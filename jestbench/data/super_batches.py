@@ -1,123 +1,169 @@
-"""Super-batches: a pure function of seed, sizes and step.
+"""Super-batches: a plan of positions by step, a fetch from positions to pairs, the processes that share the pairs.
 
-The order depends on nothing else, so every policy that scores sees the same super-batches, and
-resuming needs no more than the step. A pass over the data is one permutation; a tail that does not
-fill a super-batch is skipped, and is another one in each pass, so no super-batch spans two passes
-and none holds a pair twice.
+The order is a function of seed, sizes and step alone, so every policy that scores sees the same super-batches, and
+resuming needs no more than the step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
-from jestbench.data.decoders import Decoders, Draw, WorkerPairs, decoders_for
-from jestbench.data.file_pairs import too_many
+from jestbench.data.damage import Tally
+from jestbench.data.fetch import Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import Pairs, drawn, max_damaged
-from jestbench.data.sources.stream import StreamPairs
-from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.pairs import IndexedPairs
+from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
 
-
-class SuperBatchSource(Protocol):
-    """What the loop draws from: the super-batch of a step, whatever lies behind it."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Makes the token ids of the batches."""
-        ...
-
-    @property
-    def pool(self) -> int | None:
-        """Pairs that are drawn from; ``None`` where a stream does not tell."""
-        ...
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step; steps are asked for in order."""
-        ...
-
-    def counts(self, step: int) -> dict[str, float]:
-        """What happened to the data until this step, ``data/…``: pairs skipped, damaged, waited for."""
-        ...
-
-    def state(self) -> object:
-        """What a checkpoint keeps beside the step (tensors, numbers, strings, and lists or dicts of these)."""
-        ...
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint."""
-        ...
-
-    def close(self) -> None:
-        """Let go of workers and files."""
-        ...
+SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
+"""Counts that each process has its own of, where it reads its own rows alone."""
 
 
-class Tally:
-    """What was read and what was damaged, summed over the batches of a run; a checkpoint keeps it.
+class SuperBatchSource(ABC):
+    """The super-batch of each step, spread over the processes of a run.
 
-    Raises:
-        DataError: the share of damaged pairs exceeds the split's ``max_damaged``.
+    Args:
+        tokenizer: makes the token ids of the batches.
+        pool: pairs that are drawn from; ``None`` where a stream does not tell.
+        size: B, pairs of a super-batch.
+        world: the processes that share each super-batch.
+        whole: every process reads the whole of it and keeps its own rows; else it reads these alone.
+        workers: processes that read ahead of time; ``None`` where this one reads.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
-        self.name = pairs.name
-        self.limit = max_damaged(pairs)
-        self.summed: dict[str, float] = {}
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        pool: int | None,
+        size: int,
+        world: World | None,
+        whole: bool,
+        workers: Workers[Any, Any] | None,
+    ) -> None:
+        self.tokenizer, self.pool, self.size = tokenizer, pool, size
+        self.world, self.whole, self.workers = world or World(), whole, workers
+        self._waited, self._restarts = 0.0, 0
 
-    def add(self, counts: Mapping[str, float]) -> None:
-        """Count what travels with a batch."""
-        for name, count in counts.items():
-            self.summed[name] = self.summed.get(name, 0) + count
-        damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
-        if too_many(damaged, read, self.limit):
-            raise DataError(
-                f"{self.name}: {damaged:.0f} of {read:.0f} images read are damaged, more than max_damaged = "
-                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set"
-            )
+    @property
+    def restarts(self) -> int:
+        """Workers lost and replaced, before a resume too."""
+        return self._restarts + (0 if self.workers is None else self.workers.restarts)
 
-    def counts(self) -> dict[str, float]:
-        """As metrics, ``data/…``; nothing where no batch says anything."""
-        return {f"data/{name}": count for name, count in self.summed.items()}
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [] if self.workers is None else self.workers.pids
 
-    def state(self) -> dict[str, float]:
-        """For a checkpoint."""
-        return dict(self.summed)
+    def at(self, step: int) -> Batch:
+        """The super-batch of a step; steps are asked for in order.
 
-    def restore(self, state: Mapping[str, float] | None) -> None:
-        """Go on from a checkpoint."""
-        self.summed = dict(state or {})
+        Raises:
+            DataError: the data is wrong, too much of it is damaged, or workers were lost again and again.
+        """
+        begin = time.perf_counter()
+        batch = self._read(step)
+        self._waited += time.perf_counter() - begin
+        if self.world.size == 1:
+            return batch
+        if self.whole:
+            batch = replace(batch.take(self.world.rows(self.size)), passes=batch.passes, counts=batch.counts)
+        return SharedBatch.of(batch, self.size, self.world)
+
+    def counts(self, step: int) -> dict[str, float]:
+        """What happened to the data until this step, ``data/…``, and the seconds that the run waited for pairs."""
+        counts = self._counts(step)
+        if self.workers is not None:
+            counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
+        if not self.whole:
+            counts |= self.world.summed({name: counts[name] for name in SUMMED if name in counts})
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the step, of each process; the same with workers and without."""
+        own = {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
+        return {"processes": self.world.everybodys(own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of as many processes, with any number of workers."""
+        own = state["processes"][self.world.rank]
+        self._waited, self._restarts = own["waited"], own["restarts"]
+        self._load_state_dict(own)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self.workers is not None:
+            self.workers.close()
+
+    @abstractmethod
+    def _read(self, step: int) -> Batch:
+        """The super-batch as this process reads it, ``whole`` or its own rows."""
+
+    @abstractmethod
+    def _counts(self, step: int) -> dict[str, float]:
+        """What this process has counted."""
+
+    @abstractmethod
+    def _state_dict(self) -> dict[str, Any]:
+        """The process's own state (tensors, numbers, strings, and lists or dicts of these)."""
+
+    @abstractmethod
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``_state_dict``."""
 
 
-@dataclass(frozen=True)
-class SuperBatches:
-    """Super-batches of ``size`` pairs from an indexed split.
+class StepPlan(ABC):
+    """Which pairs of a split each step has.
+
+    Attributes:
+        pairs: the split.
+        size: B, pairs of a super-batch.
+        seed: of the run.
+        reads: pairs are read to find the positions of others. Such a plan is worked out when its step has come, by
+            every process alike, and every process reads the whole super-batch.
+    """
+
+    reads: ClassVar[bool] = False
+    pairs: IndexedPairs
+    size: int
+    seed: int
+
+    @abstractmethod
+    def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
+        """The super-batch of a step; ``read`` gives the pairs at other positions."""
+
+    @abstractmethod
+    def skipped(self, step: int) -> int:
+        """Pairs left out as tails of the epochs completed before a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan(StepPlan):
+    """Each epoch is one permutation of the split, cut into super-batches.
+
+    The tail that fills no super-batch is left out, and is another one in each epoch: no super-batch spans two epochs,
+    and none holds a pair twice.
 
     Raises:
         DataError: the split holds fewer pairs than one super-batch needs.
     """
 
-    pairs: Pairs
+    pairs: IndexedPairs
     size: int
     seed: int
-    augmented: bool = False  # positions say the step, too: ``pairs`` are AugmentedPairs
-    world: World = field(default_factory=World)  # the processes that share a super-batch; each reads its own rows
-    tally: Tally = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tally", Tally(self.pairs))
         if len(self.pairs) < self.size:
             raise DataError(
                 f"{self.pairs.name} holds {len(self.pairs)} pairs, fewer than the {self.size} of one "
@@ -125,61 +171,19 @@ class SuperBatches:
             )
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The split's."""
-        return self.pairs.tokenizer
-
-    @property
-    def pool(self) -> int:
-        """All pairs of the split."""
-        return len(self.pairs)
-
-    @property
     def per_epoch(self) -> int:
-        """Super-batches in one pass over the data."""
+        """Super-batches of an epoch."""
         return len(self.pairs) // self.size
 
-    def skipped(self, step: int) -> int:
-        """Pairs left out as tails of the passes completed before this step."""
-        return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
-
-    def index_B(self, step: int) -> Tensor:
-        """Positions in ``pairs`` of the super-batch drawn at a step, or of this process's rows of it."""
+    def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
+        """The super-batch of a step; those of augmented pairs hold the step, too."""
         epoch, number = divmod(step, self.per_epoch)
-        start = number * self.size
-        whole_B = _permutation(len(self.pairs), self.seed, epoch)[start : start + self.size]
-        index_B = whole_B[self.world.rank :: self.world.size]
-        return index_B + step * len(self.pairs) if self.augmented else index_B
+        index_B = _permutation(len(self.pairs), self.seed, epoch)[number * self.size : (number + 1) * self.size]
+        return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
 
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step.
-
-        Raises:
-            DataError: too many images are damaged.
-        """
-        batch = self.pairs_at(step).batch(self.index_B(step))
-        self.tally.add(batch.counts)
-        return batch
-
-    def pairs_at(self, step: int) -> Pairs:
-        """The split in the epoch of a step: a pair of several captions has one of them drawn."""
-        return drawn(self.pairs, self.seed, step // self.per_epoch)
-
-    def counts(self, step: int) -> dict[str, float]:
-        """Pairs skipped as tails; images read and damaged."""
-        return {"data/skipped": self.skipped(step), **self.tally.counts()}
-
-    def state(self) -> object:
-        """What was damaged so far; the order needs the step alone."""
-        return self.tally.state()
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint."""
-        assert state is None or isinstance(state, dict)
-        self.tally.restore(state)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+    def skipped(self, step: int) -> int:
+        """Pairs left out as tails of the epochs completed before a step."""
+        return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
 
 @lru_cache(maxsize=2)
@@ -187,184 +191,50 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))
 
 
-SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
-"""Counts that each process has its own of."""
-
-
-def spread(source: SuperBatchSource, size: int, world: World, *, read_whole: bool) -> SuperBatchSource:
-    """A source as several processes share it; one process has it as it is. The arguments are ``SharedSource``'s."""
-    return source if world.size == 1 else SharedSource(source, size, world, read_whole)
-
-
-class SharedSource:
-    """The super-batches of a source, spread over the processes of a run.
+class SuperBatches(SuperBatchSource):
+    """The super-batches of a plan.
 
     Args:
-        source: gives this process's rows of each super-batch, or the whole of it.
-        size: pairs of a super-batch.
-        world: the processes.
-        read_whole: the source gives the whole, of which the own rows are kept. Right for every source, but each
-            process decodes everything.
+        plan: which pairs each step has.
+        fetch: reads them; by default in this process.
+        world: the processes that share each super-batch; by default this one alone.
     """
 
-    def __init__(self, source: SuperBatchSource, size: int, world: World, read_whole: bool) -> None:
-        self.source, self.size, self.world, self.read_whole = source, size, world, read_whole
+    def __init__(self, plan: StepPlan, fetch: Fetch | None = None, world: World | None = None) -> None:
+        self.plan, self.fetch = plan, fetch or Fetch(plan.pairs, plan.seed)
+        pairs = plan.pairs
+        super().__init__(pairs.tokenizer, len(pairs), plan.size, world, plan.reads, self.fetch.workers)
+        self.tally, self.decoded = Tally(pairs.name, pairs.max_damaged), 0
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The source's."""
-        return self.source.tokenizer
+    @classmethod
+    def of(cls, plan: StepPlan, loader: Loader, device: str = "cpu", world: World | None = None) -> SuperBatches:
+        """The super-batches of a plan, read as a loader says for a run on a device."""
+        workers, ahead = loader.workers_for(plan.pairs.decoded), 0 if plan.reads else loader.prefetch
+        if not workers:
+            return cls(plan, world=world)
+        return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
 
-    @property
-    def pool(self) -> int | None:
-        """The source's."""
-        return self.source.pool
+    def _read(self, step: int) -> Batch:
+        return self._counted(self.fetch.at(step, self._positions))
 
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step."""
-        batch = self.source.at(step)
-        if self.read_whole:
-            own = batch.take(self.world.rows(self.size))
-            batch = replace(own, passes=batch.passes, counts=batch.counts)
-        return SharedBatch.of(batch, self.size, self.world)
+    def _positions(self, step: int) -> Positions:
+        positions = self.plan.positions(step, lambda others: self._counted(self.fetch.batch(others)))
+        if self.whole:
+            return positions
+        return replace(positions, index_B=positions.index_B[self.world.rows(self.size)])
 
-    def counts(self, step: int) -> dict[str, float]:
-        """The source's; what each process counts for itself is summed."""
-        counts = self.source.counts(step)
-        own = {name: value for name, value in counts.items() if name in SUMMED and not self.read_whole}
-        return counts | self.world.summed(own)
-
-    def state(self) -> object:
-        """The source's, of each process."""
-        return self.world.everybodys(self.source.state())
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint of as many processes."""
-        assert isinstance(state, list)
-        self.source.restore(state[self.world.rank])
-
-    def close(self) -> None:
-        """Let go of what the source holds."""
-        self.source.close()
-
-
-@runtime_checkable
-class IndexedSource(SuperBatchSource, Protocol):
-    """A source whose super-batches are known before anything is decoded."""
-
-    def index_B(self, step: int) -> Tensor:
-        """Positions in the split of the super-batch drawn at a step."""
-        ...
-
-    def pairs_at(self, step: int) -> Pairs:
-        """The split in the epoch of a step: a pair of several captions has one of them drawn."""
-        ...
-
-
-class Prefetched:
-    """A source whose next super-batches are being decoded while one is trained on.
-
-    Args:
-        source: says what is in a super-batch.
-        decoders: decode for it; ``None`` where nothing runs ahead and ``source`` decodes by itself.
-        ahead: super-batches made ahead; ``None`` where only the source knows what it will have decoded (a cascade).
-    """
-
-    def __init__(self, source: SuperBatchSource, decoders: Decoders | None = None, ahead: int | None = 0) -> None:
-        self.source, self.decoders, self.ahead = source, decoders, ahead
-        self._waited, self._restarts = 0.0, 0
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The source's."""
-        return self.source.tokenizer
-
-    @property
-    def pool(self) -> int | None:
-        """The source's."""
-        return self.source.pool
-
-    @property
-    def restarts(self) -> int:
-        """Workers lost and replaced, before a resume too."""
-        return self._restarts + (0 if self.decoders is None else self.decoders.restarts)
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of a step, in any order of steps; quickest in theirs."""
-        begin = time.perf_counter()
-        if self.decoders is not None and self.ahead is not None:
-            self.decoders.expect([self._asked(ahead) for ahead in range(step, step + self.ahead + 1)])
-        batch = self.source.at(step)
-        self._waited += time.perf_counter() - begin
+    def _counted(self, batch: Batch) -> Batch:
+        self.tally.add(batch.counts)
+        self.decoded += len(batch)
         return batch
 
-    def _asked(self, step: int) -> tuple[Draw, Tensor]:
-        assert isinstance(self.source, IndexedSource), "nothing is made ahead that is not known ahead"
-        pairs = self.source.pairs_at(step)
-        assert isinstance(pairs, WorkerPairs)
-        return pairs.draw, self.source.index_B(step)
+    def _counts(self, step: int) -> dict[str, float]:
+        counts = {"data/skipped": self.plan.skipped(step), **self.tally.counts()}
+        return counts | ({"data/decoded": self.decoded} if self.plan.reads else {})
 
-    def counts(self, step: int) -> dict[str, float]:
-        """The source's, the seconds that the run waited for pairs, and workers lost and replaced."""
-        if self.decoders is None:
-            return self.source.counts(step)
-        waited = {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
-        return {**self.source.counts(step), **waited}
+    def _state_dict(self) -> dict[str, Any]:
+        return {"tally": self.tally.state_dict(), "decoded": self.decoded}
 
-    def state(self) -> object:
-        """The source's, and the counters: the same with workers and without."""
-        return {"source": self.source.state(), "waited": self._waited, "restarts": self.restarts}
-
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint."""
-        if isinstance(state, dict) and "waited" in state:  # one written before there were workers has none
-            self._waited, self._restarts = state["waited"], state["restarts"]
-            state = state["source"]
-        self.source.restore(state)
-
-    def close(self) -> None:
-        """End the workers."""
-        if self.decoders is not None:
-            self.decoders.close()
-        self.source.close()
-
-
-def prefetched(
-    pairs: Pairs,
-    size: int,
-    seed: int,
-    loader: Loader | None = None,
-    augment: RandomResizedCrop | None = None,
-    device: str = "cpu",
-    world: World | None = None,
-) -> SuperBatchSource:
-    """Super-batches of a split, read and decoded as a loader says.
-
-    Args:
-        pairs: the split.
-        size: pairs of a super-batch.
-        seed: of the run.
-        loader: who decodes; by default as the split asks for.
-        augment: what is done to each image at each step.
-        device: that the run is on.
-        world: the processes that share each super-batch: each reads its own rows of it, or a stream as a whole.
-
-    Raises:
-        DataError: the split holds fewer pairs than one super-batch needs, or a stream cannot be divided.
-        ValueError: a stream is to be augmented.
-    """
-    loader, world = loader or Loader(), world or World()
-    if isinstance(pairs, StreamPairs):
-        if augment is not None:
-            raise ValueError("run.augment needs an indexed data set: a stream's pairs are not augmented")
-        workers = loader.workers if loader.workers != "auto" else min(loader.workers_for(pairs), pairs.shards.lanes)
-        shards, pinned = replace(pairs.shards, seed=seed), loader.pins(device)
-        limits = loader.timeout, loader.restarts, pinned
-        stream = StreamBatches(shards, size, workers, loader.prefetch, loader.part, *limits)
-        return spread(stream, size, world, read_whole=True)
-    if augment is not None:
-        pairs = AugmentedPairs(pairs, augment, seed)
-    decoders = decoders_for(pairs, loader, device)
-    drawn_from = pairs if decoders is None else WorkerPairs(pairs, decoders)
-    batches = SuperBatches(drawn_from, size, seed, augment is not None, world)
-    return spread(Prefetched(batches, decoders, loader.prefetch), size, world, read_whole=False)
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.tally.load_state_dict(state["tally"])
+        self.decoded = state["decoded"]

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.multiprocessing  # teaches connections to pass tensors in shared memory
+import torch.multiprocessing  # registers how connections pass tensors: in shared memory
 
 from jestbench.batch import DataError
 from jestbench.data.spawned import end_with
@@ -58,7 +58,7 @@ class _Worker:
 
 
 class Workers(Generic[Task, Result]):
-    """Processes that each turn tasks into results, in the order in which they get them.
+    """Processes that each turn tasks into results, in the order in which they get them; the first task starts them.
 
     Started by ``fork`` where there is one, as torch's own loader: what ``work`` refers to (an index of
     millions of pairs) is shared, not copied. They ignore SIGINT, end when their parent ends, however it
@@ -73,6 +73,7 @@ class Workers(Generic[Task, Result]):
 
     def __init__(self, work: Callable[[Task], Result], count: int, restarts: int = 3, timeout: float = 300.0) -> None:
         self.restarts = 0
+        self.count = count
         self._work, self._limit, self._timeout = work, restarts, timeout
         self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._waiting: list[deque[_Order]] = [deque() for _ in range(count)]
@@ -80,19 +81,11 @@ class Workers(Generic[Task, Result]):
         self._lock = threading.Lock()
         self._closed = False
         self._error: BaseException | None = None
-        self._woken, self._wake = multiprocessing.Pipe(duplex=False)
-        self._workers = [self._start() for _ in range(count)]
-        self._thread = threading.Thread(target=self._run, name="jestbench-workers", daemon=True)
-        self._thread.start()
-        # Not atexit: a process that multiprocessing itself started ends without it.
-        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=100)
-
-    def __len__(self) -> int:
-        return len(self._workers)
+        self._workers: list[_Worker] = []
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers."""
+        """Process ids of the workers; none before the first task."""
         return [worker.process.pid for worker in self._workers]
 
     def submit(self, task: Task, to: int | None = None, then: Callable[[Result], Any] | None = None) -> Future[Any]:
@@ -107,7 +100,9 @@ class Workers(Generic[Task, Result]):
         with self._lock:
             if self._error is not None:
                 raise self._error
-            (self._shared if to is None else self._waiting[to % len(self._workers)]).append(order)
+            if not self._workers:
+                self._start_all()
+            (self._shared if to is None else self._waiting[to % self.count]).append(order)
         self._wake.send_bytes(b"w")
         return order.future
 
@@ -133,6 +128,9 @@ class Workers(Generic[Task, Result]):
         if self._closed:
             return
         self._closed = True
+        if not self._workers:
+            self._fail(RuntimeError("the workers are closed"))
+            return
         self._at_exit.cancel()
         for worker in self._workers:
             worker.process.kill()
@@ -146,6 +144,14 @@ class Workers(Generic[Task, Result]):
         self._fail(RuntimeError("the workers are closed"))
         self._woken.close()
         self._wake.close()
+
+    def _start_all(self) -> None:
+        self._woken, self._wake = multiprocessing.Pipe(duplex=False)
+        self._workers = [self._start() for _ in range(self.count)]
+        self._thread = threading.Thread(target=self._run, name="jestbench-workers", daemon=True)
+        self._thread.start()
+        # Not atexit: a process that multiprocessing itself started ends without it.
+        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=100)
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()

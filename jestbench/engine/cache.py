@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from jestbench.batch import View
-from jestbench.data.pairs import Pairs, augmented, preprocessing
+from jestbench.data.pairs import Pairs
 from jestbench.disk import cache_root, digest, hashed, write_json
 from jestbench.engine.rows import SharedRows, Stored
 from jestbench.model.towers import TwoTowers
@@ -59,7 +59,7 @@ class Cache:
         """
         if self.mode == "off":
             return Bound(self.dtype)
-        if augmented(pairs):
+        if pairs.augmented:
             raise ValueError(
                 'cache.mode = "shared" would keep embeddings of augmented images: give the reference plain '
                 'images, or set cache.mode = "off"'
@@ -71,7 +71,7 @@ class Cache:
             "view": asdict(view),
             "tokenizer": model.tokenizer,
             "text_length": len(model.text.positions),
-            "preprocessing": preprocessing(pairs),
+            "preprocessing": pairs.preprocessing,
             "device": arithmetic.device.type,
             "bf16": arithmetic.bf16,
             "block": block,

@@ -1,25 +1,27 @@
-"""The learner and its update: the only optimizer step of a run."""
+"""A model in training: the optimizer step on a loss that is handed in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, View, split_counts
+from jestbench.batch import FULL, Batch, Pass, Purpose, View
 from jestbench.cost.price import Price
-from jestbench.cost.tracing import TRAINING_PASSES
+from jestbench.engine.actor import Actor, Update
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.select.losses import LOSSES, LossName
+from jestbench.select.scores import Embeddings, Role, Scores
+
+CarryOn = Callable[[], None]
+"""Brings the gradient from where the loss's graph ends on to the parameters."""
 
 
 class NonFiniteLoss(Exception):
@@ -27,94 +29,152 @@ class NonFiniteLoss(Exception):
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one training step did."""
+class Part:
+    """What a model in training is to the run: how its passes are charged and its random numbers drawn.
 
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    passes: tuple[Pass, ...]
+    Attributes:
+        role: of the actor.
+        name: for people.
+        score: what scoring is charged to.
+        train: what training is charged to.
+        stream: position of its seeds among those of a step; 0 takes the step's own.
+    """
+
+    role: Role
+    name: str
+    score: Purpose
+    train: Purpose
+    stream: int = 0
 
 
-class Learner:
-    """The model in training."""
+LEARNER = Part("learner", "learner", "learner_score", "learner_train")
+ONLINE = Part("online", "online scorer", "scorer_score", "scorer_train", 1)
+
+
+class Objective(ABC):
+    """What a model is trained for: the loss of a batch, and what a step on it costs."""
+
+    @property
+    def views(self) -> frozenset[View]:
+        """The views that the model is trained under."""
+        return frozenset({FULL})
+
+    @abstractmethod
+    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, CarryOn | None]:
+        """The loss of a sub-batch, and what is left to do once its graph has been gone back through.
+
+        Args:
+            learner: the model, in train mode.
+            batch: the sub-batch.
+            weight_K: loss weight of each pair, or ``None``.
+            seed: for all randomness of this step.
+        """
+
+    @abstractmethod
+    def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
+        """What a step on ``count`` pairs is charged."""
+
+    def plain(self) -> Objective:
+        """The same objective under the full view, where nothing is run twice to save memory."""
+        return self
+
+    def settle(self, model: TwoTowers) -> None:  # noqa: B027
+        """Bring the model's parameters within their bounds after a step."""
+
+
+class Learner(Actor):
+    """A model in training: the learner, or a scorer trained beside it."""
 
     def __init__(
         self,
         model: TwoTowers,
-        loss: LossName,
+        objective: Objective,
         optimizer: Optimizer,
         arithmetic: Arithmetic,
-        price: Price,
-        mix: Mix = FULL_MIX,
-        prices: Mapping[View, Price] | None = None,
-        reruns: Mapping[View, Price] | None = None,
-        microbatch: int | None = None,
+        prices: Mapping[View, Price],
+        view: View = FULL,
+        microbatch: int = 4096,
+        part: Part = LEARNER,
     ) -> None:
         """Take a model.
 
         Args:
             model: the two towers.
-            loss: over the concatenated embeddings of a batch.
+            objective: what it is trained for.
             optimizer: and its schedule.
             arithmetic: device and precision.
-            price: of the full view.
-            mix: the views that a batch is trained under.
-            prices: of the other views that the model is run under.
-            reruns: activation checkpointing: what the backward pass runs again, by view of the mix;
-                ``None`` is none.
-            microbatch: pairs that hold activations at once (cached gradients); ``None`` is all.
+            prices: by the views that the model is run under; the full one among them.
+            view: that the model is scored under.
+            microbatch: pairs that a tower scores at once.
+            part: what the model is to the run.
         """
         self.model = model.to(arithmetic.device)
-        self.loss: LossName = loss
-        self.arithmetic, self.price, self.world = arithmetic, price, arithmetic.world
-        self.mix, self.prices = mix, {**(prices or {}), FULL: price}
-        self.reruns, self.microbatch = reruns, microbatch
+        self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
+        self.view, self.trained_under = view, objective.views
+        self.arithmetic, self.world, self.prices, self.microbatch = arithmetic, arithmetic.world, prices, microbatch
         self.schedule = optimizer
         self.optimizer = optimizer.build(self.model)
 
+    @property
+    def price(self) -> Price:
+        """Of the full view."""
+        return self.prices[FULL]
+
+    def score(self, batch: Batch) -> Scores:
+        """Scores of a super-batch, in eval mode, without gradient, under training's autocast."""
+        model, own = self.model.eval(), batch.own
+        image, text = [], []
+        with torch.no_grad(), self.arithmetic.autocast():
+            for index in torch.arange(len(own)).split(self.microbatch):
+                image_PD, text_PD = model(own.take(index) if len(index) < len(own) else own, self.view)
+                image.append(image_PD)
+                text.append(text_PD)
+        image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
+        scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
+        return replace(scores, model_passes=self.forecast(len(batch)))
+
+    def forecast(self, count: int) -> tuple[Pass, ...]:
+        """What scoring ``count`` pairs is charged."""
+        under = "" if self.view == FULL else f" under {self.view.label}"
+        macs = self.prices[self.view].pairs(count, self.microbatch)
+        return (Pass(self.part.score, macs, f"{self.part.name}, scoring {count} pairs{under}"),)
+
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
         """One optimizer step on the chosen pairs.
-
-        Several processes embed their own rows of them, and compute the one loss over all alike.
-
-        More pairs than a micro-batch are embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983;
-        open_clip's ``--accum-freq``): without gradient, for the loss over all of them and its gradient by
-        their embeddings; then a micro-batch at a time, to carry that gradient on into the towers.
 
         Args:
             batch: the sub-batch.
             weight_K: loss weight of each pair, or ``None``.
             share: of the budget spent before this step.
-            seed: for the model's own randomness (drop path and the like) in this step.
+            seed: for all randomness of this step.
 
         Raises:
             NonFiniteLoss: before anything is changed.
         """
+        if self.part.stream:
+            seed = seeds.derive(seed, "update", self.part.stream)
         self.model.train()
-        cached, count = self._cached(len(batch)), len(batch)
-        with torch.set_grad_enabled(not cached):
-            own = self._embed(batch.own, count, seed)
-            image_KD, text_KD = (self.world.collect_with_gradient(part_PD, count) for part_PD in own)
-        if cached:
-            image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
-        weights = None if weight_K is None else weight_K.to(image_KD.device)
-        loss = LOSSES[self.loss](image_KD, text_KD, self.model.scale, self.model.bias, weights)
-        carry_on = partial(self._carry_on, batch.own, image_KD, text_KD, seed) if cached else None
-        value, rate, norm = self._descend(loss, share, carry_on)
-        if self.loss == "softmax":
-            self.model.clamp_scale()
-        return Update(value, rate, norm, self.training_passes(count))
+        try:
+            loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
+            value, rate, norm = self._descend(loss, share, carry_on)
+        except NonFiniteLoss as error:
+            if not self.part.stream:
+                raise
+            raise NonFiniteLoss(f"the {self.part.name}: {error}") from error
+        self.objective.settle(self.model)
+        return Update(value, rate, norm, self.forecast_update(len(batch)))
 
-    def _descend(
-        self, loss: Tensor, share: float, carry_on: Callable[[], None] | None = None
-    ) -> tuple[float, float, float]:
+    def forecast_update(self, count: int) -> tuple[Pass, ...]:
+        """What training on ``count`` pairs is charged."""
+        return self.objective.passes(self, count)
+
+    def _descend(self, loss: Tensor, share: float, carry_on: CarryOn | None) -> tuple[float, float, float]:
         """One optimizer step down a loss.
 
         Args:
             loss: to be made smaller.
             share: of the budget spent before this step.
-            carry_on: brings the gradient from where the loss's graph ends on to the parameters.
+            carry_on: what is left to do once the loss's graph has been gone back through.
 
         Returns:
             The loss, the learning rate, and the gradient's norm before clipping.
@@ -140,102 +200,11 @@ class Learner:
         self.optimizer.step()
         return value, rate, norm
 
-    def _cached(self, count: int) -> bool:
-        """Whether a process's share of so many pairs is more than a micro-batch."""
-        return self.microbatch is not None and -(-count // self.world.size) > self.microbatch
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and the optimizer's state."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def _embed(self, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
-        pieces = self._pieces(self.mix, count)
-        embedded = [self._embed_piece(own, count, seed, position, *piece) for position, piece in enumerate(pieces)]
-        if len(embedded) == 1:
-            return embedded[0]
-        return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
-
-    def _embed_piece(
-        self, own: Batch, count: int, seed: int, position: int, view: View, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
-        if position == 0 or self._cached(count):
-            place = position * self.world.size + self.world.rank
-            torch.manual_seed(seeds.derive(seed, "update", place) if place else seed)
-        piece = own if len(index) == len(own) else own.take(index)
-        checkpointed = self.reruns is not None and torch.is_grad_enabled()
-        with self.arithmetic.autocast(), self.model.checkpointing(checkpointed):
-            embedded: tuple[Tensor, Tensor] = self.model(piece, view)
-        return embedded
-
-    def _carry_on(self, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
-        """The gradient by the embeddings, already there, on into the towers: one micro-batch at a time."""
-        assert image_KD.grad is not None
-        assert text_KD.grad is not None
-        count = len(image_KD)
-        for position, (view, index) in enumerate(self._pieces(self.mix, count)):
-            embedded = self._embed_piece(own, count, seed, position, view, index)
-            rows = self.world.rows(count)[index].to(image_KD.device)
-            torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
-
-    def _pieces(self, mix: Mix, count: int, rank: int | None = None) -> list[tuple[View, Tensor]]:
-        """The parts of a mix that a process embeds, none empty, in micro-batches: view, and positions among its rows.
-
-        Args:
-            mix: shares of ``count`` pairs, in order; every process has its share of each.
-            count: pairs of the whole sub-batch.
-            rank: of the process; ``None`` is this one.
-        """
-        own = (self.world if rank is None else replace(self.world, rank=rank)).rows(count)
-        limit = self.microbatch if self.microbatch is not None and self._cached(count) else count
-        ends = list(accumulate(split_counts(count, [share for share, _ in mix])))
-        pieces = []
-        for (_, view), start, end in zip(mix, (0, *ends), ends, strict=False):
-            index = ((own >= start) & (own < end)).nonzero().flatten()
-            pieces += [(view, part) for part in index.split(limit) if len(part)]
-        return pieces
-
-    def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
-        """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
-
-        Beside them what is run again to save memory.
-
-        Args:
-            count: pairs.
-            mix: other views than the learner's own, to compare with.
-        """
-        mix = self.mix if mix is None else mix
-        sizes = split_counts(count, [share for share, _ in mix])
-        towers = tuple(
-            Pass(
-                "learner_train",
-                TRAINING_PASSES * self.prices[view].pairs(size),
-                f"learner, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
-            )
-            for size, (_, view) in zip(sizes, mix, strict=True)
-            if size
-        )
-        logits = count * count * self.model.width
-        pairwise = Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}")
-        return (*towers, pairwise, *self._recompute_passes(count, mix))
-
-    def _recompute_passes(self, count: int, mix: Mix) -> Iterator[Pass]:
-        """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
-        if self.reruns is None and not self._cached(count):
-            return
-        ranks = range(self.world.size)
-        pieces = [(view, len(index)) for rank in ranks for view, index in self._pieces(mix, count, rank)]
-        if self.reruns is not None:
-            again = sum(self.reruns[view].pairs(size) for view, size in pieces)
-            yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
-        if self._cached(count):
-            forward = sum(self.prices[view].pairs(size) for view, size in pieces)
-            sizes = split_counts(count, [share for share, _ in mix])
-            whole = sum(self.prices[view].pairs(size) for size, (_, view) in zip(sizes, mix, strict=True))
-            # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
-            yield Pass(
-                "recompute",
-                forward + TRAINING_PASSES * (forward - whole),
-                f"cached gradients, {count} pairs in {len(pieces)} micro-batches",
-            )
-
-    def state(self) -> dict[str, Any]:
-        """The optimizer's state."""
-        return self.optimizer.state_dict()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -7,64 +7,22 @@ charged: ``scorer_score``, ``scorer_train``, and its own loss logits as ``pairwi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import FULL, Batch, Mix, Pass, View
-from jestbench.engine.learner import Learner, NonFiniteLoss, Update
+from jestbench.batch import FULL, View
+from jestbench.cost.price import Price
+from jestbench.engine.casting import Casting, Setting, fitted
+from jestbench.engine.contrastive import Contrastive
+from jestbench.engine.learner import ONLINE, Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.select.losses import LossName
 
 
-class OnlineLearner(Learner):
-    """A learner whose training is charged as a scorer's; scored and trained under one view."""
-
-    @property
-    def view(self) -> View:
-        """The only one that it is ever run under: its scores are never those of an untrained view."""
-        return self.mix[0][1]
-
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
-        """As the learner's, with random numbers of its own.
-
-        Raises:
-            NonFiniteLoss: the message says whose loss.
-        """
-        try:
-            return super().update(batch, weight_K, share, seeds.derive(seed, "update", 1))
-        except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"the online scorer: {error}") from error
-
-    def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
-        """As the learner's, charged to ``scorer_train``; the loss logits stay ``pairwise``."""
-        return tuple(
-            replace(
-                item,
-                purpose="scorer_train" if item.purpose == "learner_train" else item.purpose,
-                what=f"online scorer: {item.what.removeprefix('learner, ')}",
-            )
-            for item in super().training_passes(count, mix)
-        )
-
-    def checkpoint(self) -> dict[str, Any]:
-        """What a checkpoint keeps: weights and optimizer."""
-        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
-        return {"model": weights, "optimizer": self.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
 @dataclass(frozen=True)
-class OnlineScorer:
+class OnlineScorer(Casting):
     """A scorer that is trained beside the learner.
 
     Attributes:
@@ -78,10 +36,16 @@ class OnlineScorer:
     optimizer: Optimizer = field(default_factory=Optimizer)
     view: View | None = None
 
-    @property
-    def under(self) -> View:
-        """The view, as a value."""
-        return self.view or FULL
+    role = "online"
+
+    def cast(self, setting: Setting, learner: Learner) -> Learner:
+        """The scorer in training, scored and trained under one view: never under one that it was not trained under."""
+        run, arithmetic = setting.run, setting.arithmetic
+        model = self.build(run.model, learner.model, setting.pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
+        view = fitted("online_scorer.view", self.view or FULL, model)
+        prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
+        objective = Contrastive(run.loss, ((1.0, view),))
+        return Learner(model, objective, self.optimizer, arithmetic, prices, view, run.microbatch, ONLINE)
 
     def towers(self, learner: Model, built: TwoTowers) -> Model:
         """The shape of its towers.

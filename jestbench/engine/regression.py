@@ -11,27 +11,31 @@ even where it shares words with the own.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError, Mix, Pass
+from jestbench.batch import FULL, Batch, DataError, Pass
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
-from jestbench.engine.learner import Learner, Update
-from jestbench.engine.optimizer import Optimizer
+from jestbench.engine.casting import Setting, Training, shape_of
+from jestbench.engine.grade_rows import GradeRows
+from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.parallel.arithmetic import Arithmetic
+
+if TYPE_CHECKING:
+    from jestbench.config.run import Run
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(Training):
     """What a pair scorer learns from; bind ``run.objective = @regression()``.
 
     Attributes:
@@ -48,6 +52,18 @@ class Regression:
     share: float = 0.5
     hidden: int = 64
 
+    kind = "regression"
+    content = GradeRows
+    taken_as = "run.scorer takes a run that was trained to grade pairs (gin/run/cappy.gin)"
+    does = "trains a pair scorer"
+    together = selects = False
+    refuses: ClassVar[Mapping[str, str]] = {
+        "evaluate.sets": "evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades",
+        "train_views": "run.train_views are for the contrastive loss: a run with run.objective has the full view",
+        "grad_checkpointing": "run.grad_checkpointing: a run with an objective of its own cannot save memory that way",
+        "train_microbatch": "run.train_microbatch: a run with an objective of its own cannot save memory that way",
+    }
+
     def __post_init__(self) -> None:
         if self.others < 1:
             raise ValueError(f"regression.others must be at least 1, or nothing is wrong, got {self.others}")
@@ -61,6 +77,26 @@ class Regression:
     def examples_of(self, pairs: int) -> int:
         """Graded examples made of so many pairs."""
         return pairs * (1 + self.others + self.corruptions)
+
+    def build(self, run: Run, tokenizer: Tokenizer) -> Regressor:
+        """Two towers of the run's shape, and a head."""
+        return Regressor.build(run.model, tokenizer, self.hidden, run.seed)
+
+    def learner(self, setting: Setting) -> Learner:
+        """The pair scorer in training."""
+        run, tokenizer = setting.run, setting.pairs.tokenizer
+        model = self.build(run, tokenizer).to(setting.arithmetic.device)
+        prices = {FULL: Price.of(model, setting.example)}
+        return Learner(model, GradedObjective(model, self, tokenizer), run.optimizer, setting.arithmetic, prices)
+
+    def described(self) -> dict[str, Any]:
+        """Its kind, and the width of the head."""
+        return super().described() | {"hidden": self.hidden}
+
+    @classmethod
+    def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> Regressor:
+        """A pair scorer, with random weights."""
+        return Regressor.build(shape_of(described), tokenizer, described["hidden"], seed=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,74 +163,51 @@ def captions_of(batch: Batch) -> tuple[str, ...]:
     return batch.captions
 
 
-class RegressionLearner(Learner):
-    """A pair scorer in training: the same loop, another loss."""
+class GradedObjective(Objective):
+    """Grades of the examples made of a batch, by their squared error.
 
-    model: Regressor
+    Args:
+        model: towers and head; the learner's own.
+        regression: what it learns from.
+        tokenizer: of the split, for the corrupted captions.
+    """
 
-    def __init__(
-        self,
-        model: Regressor,
-        objective: Regression,
-        tokenizer: Tokenizer,
-        optimizer: Optimizer,
-        arithmetic: Arithmetic,
-        price: Price,
-    ) -> None:
-        """Take a model.
-
-        Args:
-            model: towers and head.
-            objective: what it learns from.
-            tokenizer: of the split, for the corrupted captions.
-            optimizer: and its schedule.
-            arithmetic: device and precision.
-            price: of the towers.
-        """
-        super().__init__(model, "sigmoid", optimizer, arithmetic, price)
-        self.objective, self.tokenizer = objective, tokenizer
+    def __init__(self, model: Regressor, regression: Regression, tokenizer: Tokenizer) -> None:
+        self.model, self.regression, self.tokenizer = model, regression, tokenizer
         self.head_macs = model.head_macs()
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
-        """One optimizer step on the examples made of the chosen pairs.
-
-        Args:
-            batch: the sub-batch, with captions.
-            weight_K: weight of each pair on all of its examples, or ``None``.
-            share: of the budget spent before this step.
-            seed: for the corruptions of this step, and the model's own randomness.
+    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, None]:
+        """The mean of the kinds' squared errors; ``weight_K`` weighs a pair's examples alike.
 
         Raises:
-            NonFiniteLoss: before anything is changed.
             DataError: the batch holds no captions, or token ids of another tokenizer.
         """
-        examples = graded(captions_of(batch), self.objective, seed)
+        examples = graded(captions_of(batch), self.regression, seed)
         torch.manual_seed(seed)
-        self.model.train()
-        loss_E = F.mse_loss(self.grade(batch, examples), examples.label_E.to(self.arithmetic.device), reduction="none")
+        grade_E = self.grade(learner, batch, examples)
+        loss_E = F.mse_loss(grade_E, examples.label_E.to(grade_E.device), reduction="none")
         if weight_K is not None:
             loss_E = loss_E * weight_K.to(loss_E.device)[examples.image_E.to(loss_E.device)]
-        value, rate, norm = self._descend(examples.mean_of_kinds(loss_E), share)
-        return Update(value, rate, norm, self.training_passes(len(batch)))
+        return examples.mean_of_kinds(loss_E), None
 
-    def grade(self, batch: Batch, examples: Examples) -> Tensor:
+    def grade(self, learner: Learner, batch: Batch, examples: Examples) -> Tensor:
         """g ``[E]`` of the examples made of a batch: each image and each distinct text goes through its tower once."""
-        device = self.arithmetic.device
+        device = learner.arithmetic.device
         token_TL = batch.tokens(self.model.tokenizer)
         if examples.corrupted:
             token_TL = torch.cat([token_TL, self.tokenizer.encode(examples.corrupted)])
-        with self.arithmetic.autocast():
+        with learner.arithmetic.autocast():
             image_ND = self.model.encode_image(batch.images_BCHW.to(device, non_blocking=True))
             text_TD = self.model.encode_text(token_TL.to(device, non_blocking=True))
         return self.model.grade(image_ND[examples.image_E.to(device)], text_TD[examples.text_E.to(device)])
 
-    def forward_macs(self, count: int) -> int:
+    def forward_macs(self, learner: Learner, count: int) -> int:
         """Multiply-adds of grading all examples made of ``count`` pairs once."""
-        texts = count * (1 + self.objective.corruptions)
-        heads = self.objective.examples_of(count)
-        return self.price.images(count) + texts * self.price.text + heads * self.head_macs
+        texts = count * (1 + self.regression.corruptions)
+        heads = self.regression.examples_of(count)
+        return learner.price.images(count) + texts * learner.price.text + heads * self.head_macs
 
-    def training_passes(self, count: int, mix: Mix | None = None) -> tuple[Pass, ...]:
-        """What training on ``count`` pairs is charged: towers and head, three times forward; no K×K logits."""
-        what = f"pair scorer, training on {count} pairs, {self.objective.examples_of(count)} examples"
-        return (Pass("learner_train", TRAINING_PASSES * self.forward_macs(count), what),)
+    def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
+        """Towers and head, three times forward; no K×K logits."""
+        what = f"pair scorer, training on {count} pairs, {self.regression.examples_of(count)} examples"
+        return (Pass(learner.part.train, TRAINING_PASSES * self.forward_macs(learner, count), what),)

@@ -1,4 +1,4 @@
-"""Two references, each trained on one half of the data, each scoring the half that it has not seen.
+"""Two frozen models in one role, each trained on one half of the data, each scoring the half that it has not seen.
 
 RHO-LOSS without a holdout (arXiv 2206.07137). The half of a pair is the low bit of its
 image's content key: known without a list, stable, and equal images never lie in both halves.
@@ -11,58 +11,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from jestbench.batch import Batch, Pass, View
+from jestbench.batch import Batch, Pass
 from jestbench.data.half_pairs import HALVES, half_of
-from jestbench.engine.frozen import FrozenModel
-from jestbench.model.towers import TwoTowers
-from jestbench.select.scores import Embeddings
+from jestbench.engine.actor import Actor
+from jestbench.engine.frozen import FrozenActor
+from jestbench.select.scores import Embeddings, Scores
 
 
-class TwinModel:
-    """Two frozen models over super-batches: every pair goes through the one that has not seen it.
+class TwinActor(Actor):
+    """Routes every pair to the one of two models that has not seen it.
 
     Args:
-        trained: the models, by the half that they were trained on.
+        trained: the models, by the half that they were trained on; they have one shape.
         store_dir: both stores lie in it; removed with them where nothing else is there.
     """
 
-    def __init__(self, trained: tuple[FrozenModel, FrozenModel], store_dir: Path) -> None:
-        self.trained, self.store_dir = trained, store_dir
+    remembers = True
+
+    def __init__(self, trained: tuple[FrozenActor, FrozenActor], store_dir: Path) -> None:
+        self.trained, self.store_dir, one = trained, store_dir, trained[0]
+        self.role, self.width, self.view, self.trained_under = one.role, one.width, one.view, one.trained_under
 
     @property
-    def model(self) -> TwoTowers:
-        """One of the two; they have one shape."""
-        return self.trained[0].model
-
-    @property
-    def view(self) -> View:
-        """The view of both."""
-        return self.trained[0].view
-
-    @property
-    def hits(self) -> int:
-        """Remembered embeddings used."""
-        return sum(model.hits for model in self.trained)
-
-    @property
-    def amortised_macs(self) -> int:
-        """Multiply-adds that are charged to nobody."""
+    def amortised_macs(self) -> int:  # type: ignore[override]
+        """Multiply-adds that were charged to nobody."""
         return sum(model.amortised_macs for model in self.trained)
 
-    def unseen(self, batch: Batch) -> tuple[tuple[tuple[Tensor, Embeddings], ...], tuple[Pass, ...]]:
-        """Of each half that is there, positions and embeddings under the other half's model; and the passes."""
+    def score(self, batch: Batch) -> Scores:
+        """Of each half that is there, positions and embeddings under the other half's model (``Scores.unseen``)."""
         half_B = half_of(batch.image_key_B)
         found: list[tuple[Tensor, Embeddings]] = []
         passes: tuple[Pass, ...] = ()
         for half in HALVES:
             index_P = (half_B == half).nonzero().flatten()
             if len(index_P):
-                embeddings, spent = self.trained[1 - half].embeddings(batch.take(index_P))
-                found.append((index_P.to(embeddings.image_BD.device), embeddings))
-                passes += spent
-        return tuple(found), passes
+                scores = self.trained[1 - half].score(batch.take(index_P))
+                found.append((index_P.to(scores.device), scores.side("reference")))
+                passes += scores.model_passes
+        return Scores(unseen=tuple(found), model_passes=passes)
+
+    def forecast(self, count: int) -> tuple[Pass, ...]:
+        """As if both halves were equally large; in a run their sizes vary from step to step."""
+        return tuple(item for half in HALVES for item in self.trained[1 - half].forecast((count + 1 - half) // 2))
+
+    def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
+        """Random embeddings of two halves."""
+        whole = super().imagined(count, divisor, random).side("reference")
+        halves = [index for index in torch.arange(count).chunk(2) if len(index)]
+        return Scores(unseen=tuple((index_P, whole.take(index_P)) for index_P in halves))
 
     def counts(self) -> dict[str, int]:
         """``cache/…`` of both."""
@@ -71,14 +70,14 @@ class TwinModel:
             found.update(model.counts())
         return dict(found)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of both."""
-        return {f"half{half}": self.trained[half].state() for half in HALVES}
+        return {f"half{half}": self.trained[half].state_dict() for half in HALVES}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         for half in HALVES:
-            self.trained[half].restore(state[f"half{half}"])
+            self.trained[half].load_state_dict(state[f"half{half}"])
 
     def close(self, remove: bool) -> None:
         """Close both stores, and remove their files when the run has finished."""

@@ -3,23 +3,25 @@
 A folder ``NAME/`` with ``test/{0,1,…}.tar`` (and ``train/`` for few-shot), and
 
 * classification: ``classnames.txt``, ``zeroshot_classification_templates.txt`` (``{c}`` stands for the class), and
-  ``KEY.cls`` beside each ``KEY.{jpg,jpeg,png,webp}``;
+  ``KEY.cls`` beside each image (``KEY.jpg``, ``KEY.png`` …);
 * retrieval: ``dataset_type.txt`` holding ``retrieval``, and ``KEY.txt`` with one caption a line.
 
-The tars are read where they are: one pass finds the members, images are decoded when they are needed.
+The tars are read where they are, by the reader of all shards: one pass finds the members, images are decoded when they
+are needed. An evaluation must be whole: damage that training would count and leave out is refused here.
 """
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jestbench.batch import DataError
+from jestbench.data.damage import Damaged
+from jestbench.data.sources.shards import IMAGES, MemberRules, Sample, samples
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+MEMBERS = MemberRules(lines=True)
 CLASSNAMES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 Task = Literal["zero_shot", "retrieval"]
 
@@ -133,54 +135,46 @@ def _split(folder: Path, task: Task, classes: int) -> Split:
     announced = folder / "nshards.txt"
     if announced.exists() and _lines(announced)[:1] != (str(len(tars)),):
         raise DataError(f"{announced} announces {_lines(announced)[:1]} shards, {len(tars)} are there")
-    samples = [sample for tar in tars for sample in _samples(tar)]
     images, labels, captions = [], [], []
-    for sample in samples:
-        image = next((sample[kind] for kind in IMAGES if kind in sample), None)
-        if image is None:
-            continue  # metadata without an image
-        images.append(image)
-        if task == "retrieval":
-            captions.append(_captions(sample))
-        else:
-            labels.append(_class(sample, classes))
+    for tar in tars:
+        for sample in _samples(tar):
+            if not any(kind in sample for kind in IMAGES):
+                continue  # metadata without an image
+            image = MEMBERS.image(sample)
+            images.append(Member(tar, image.offset, image.size))
+            if task == "retrieval":
+                captions.append(_captions(tar, sample))
+            else:
+                labels.append(_class(tar, sample, classes))
     if not images:
         raise DataError(f"{folder}: no image ({', '.join(IMAGES)}) in {len(tars)} tars")
     return Split(tuple(images), tuple(labels), tuple(captions))
 
 
-def _samples(path: Path) -> list[dict[str, Member]]:
-    """The members of a tar by key (the name up to the first dot), in order of the first of each."""
-    found: dict[str, dict[str, Member]] = {}
+def _samples(tar: Path) -> Iterator[Sample]:
+    """The samples of a tar, images unread."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, file = member.name.rpartition("/")
-                key, _, kind = file.partition(".")
-                if member.isfile() and kind:
-                    found.setdefault(f"{folder}/{key}", {})[kind.lower()] = Member(
-                        path, member.offset_data, member.size
-                    )
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}: an evaluation must be whole") from error
-    if any(m.offset + m.size > path.stat().st_size for sample in found.values() for m in sample.values()):
-        raise DataError(f"{path} is cut off: an evaluation must be whole")
-    return list(found.values())
+        with tar.open("rb") as file:
+            for sample in samples(file, unread=IMAGES):
+                if isinstance(sample, Damaged):
+                    raise DataError(f"{tar} cannot be read: {sample}: an evaluation must be whole")
+                yield sample
+    except OSError as error:
+        raise DataError(f"{tar} cannot be read: {error}: an evaluation must be whole") from error
 
 
-def _class(sample: Mapping[str, Member], classes: int) -> int:
-    member = sample.get("cls")
-    text = member.read().decode("utf-8", "replace").strip() if member is not None else ""
+def _class(tar: Path, sample: Sample, classes: int) -> int:
+    text = sample["cls"].content.decode("utf-8", "replace").strip() if "cls" in sample else ""
     if not text.isdigit() or int(text) >= classes:
-        where = next(iter(sample.values())).tar
-        raise DataError(f"{where}: an image has the class {text!r}; classnames.txt holds {classes} classes (0, 1, …)")
+        raise DataError(f"{tar}: an image has the class {text!r}; classnames.txt holds {classes} classes (0, 1, …)")
     return int(text)
 
 
-def _captions(sample: Mapping[str, Member]) -> tuple[str, ...]:
-    member = sample.get("txt")
-    text = member.read().decode("utf-8", "replace") if member is not None else ""
-    captions = tuple(line.strip() for line in text.split("\n") if line.strip())
+def _captions(tar: Path, sample: Sample) -> tuple[str, ...]:
+    try:
+        captions = tuple(filter(None, map(str.strip, MEMBERS.captions(sample))))
+    except Damaged as damaged:
+        raise DataError(f"{tar}: an image's captions (.txt): {damaged}") from damaged
     if not captions:
-        raise DataError(f"{next(iter(sample.values())).tar}: an image has no captions (.txt)")
+        raise DataError(f"{tar}: an image has no captions (.txt)")
     return captions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
@@ -75,7 +75,7 @@ class Evaluator:
         DataError: a set is not in its layout, or two have one name.
     """
 
-    def __init__(self, pairs: Pairs, config: Evaluate, resolution: int = 0) -> None:
+    def __init__(self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
         keys_N = pairs.text_key_N[:count]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from jestbench.batch import Pass
-from jestbench.data.pairs import Pairs
+from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.learner import Learner
-from jestbench.engine.regression import Regression, RegressionLearner, captions_of, graded
+from jestbench.engine.regression import GradedObjective, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.measure import REGRESSION_MEASURES, Measure
+from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0
 """Of the examples: the same for all runs over one split, so that their figures can be compared."""
@@ -45,7 +47,7 @@ def rank_correlation(one_N: Tensor, other_N: Tensor) -> float:
 class RegressionEvaluator(Evaluator):
     """The evaluation split, made into the same graded examples each time."""
 
-    def __init__(self, pairs: Pairs, config: Evaluate, objective: Regression) -> None:
+    def __init__(self, pairs: IndexedPairs, config: Evaluate, objective: GradedObjective) -> None:
         super().__init__(pairs, config)
         self.objective = objective
 
@@ -56,16 +58,15 @@ class RegressionEvaluator(Evaluator):
 
     def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
         """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
-        assert isinstance(learner, RegressionLearner), "an objective's evaluator is built with its learner"
         learner.model.eval()
         matched, exchanged, corrupted, labels, errors, macs = [], [], [], [], [], 0
         for number, index in enumerate(self.index_N.split(self.config.batch_size)):
             batch = self.pairs.batch(index)
-            examples = graded(captions_of(batch), self.objective, EVALUATION_SEED + number)
+            examples = graded(captions_of(batch), self.objective.regression, EVALUATION_SEED + number)
             with torch.no_grad():
                 # What is no number tells nothing apart; the next update ends the run.
-                grade_E = learner.grade(batch, examples).cpu().nan_to_num(0.5)
-            macs += learner.forward_macs(len(index))
+                grade_E = self.objective.grade(learner, batch, examples).cpu().nan_to_num(0.5)
+            macs += self.objective.forward_macs(learner, len(index))
             own_E, other_E, damaged_E = examples.kinds(grade_E)
             _, other_label_E, label_E = examples.kinds(examples.label_E)
             matched.append(own_E)
@@ -79,3 +80,10 @@ class RegressionEvaluator(Evaluator):
             "eval/rank_correlation": rank_correlation(torch.cat(corrupted), torch.cat(labels)),
         }
         return metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),)
+
+
+EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any], Evaluator]] = {
+    "contrastive": lambda pairs, config, model, objective: Evaluator(pairs, config, model.image_size),
+    "regression": lambda pairs, config, model, objective: RegressionEvaluator(pairs, config, objective),
+}
+"""By the kind of the model in training."""

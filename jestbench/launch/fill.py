@@ -12,19 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jestbench.batch import FULL, Batch, DataError
-from jestbench.config.run import ConfigError, Resolved
-from jestbench.cost.price import Price, pair_macs
+from jestbench.batch import Batch, DataError
+from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.pairs import Pairs, expanded
-from jestbench.data.super_batches import Tally
-from jestbench.engine.frozen import FrozenModel
-from jestbench.engine.pair_scorer import PairScorer
-from jestbench.engine.rows import pair_key_B
-from jestbench.engine.twin import TwinModel
-from jestbench.launch.stages import build_stages
+from jestbench.data.damage import Tally
+from jestbench.data.pairs import IndexedPairs
+from jestbench.engine.frozen import FrozenActor
+from jestbench.launch.stages import setting_of
+from jestbench.launch.stands import trained
 from jestbench.launch.train_run import building, ensure_pretrained
-from jestbench.runs.saved_model import load_model, load_regressor
 
 
 def fill_cache(resolved: Resolved) -> dict[str, Any]:
@@ -42,7 +38,7 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
     run = resolved.run
     if run.cache is None or run.cache.mode != "shared":
         raise ConfigError('--fill_cache fills a shared cache: bind run.cache = @cache(), cache.mode = "shared"')
-    if resolved.twin is not None:
+    if any(len(stands) > 1 for stands in resolved.scored_by.values()):
         raise ConfigError("--fill_cache: two references score each other's half; they fill their caches as they run")
     run.data.prepare()
     folders = ensure_pretrained(resolved)
@@ -50,52 +46,40 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
         raise ConfigError("--fill_cache: neither run.policy nor run.cascade scores with a frozen model")
     with tempfile.TemporaryDirectory() as store:
         with building():
-            plain = replace(resolved, run=replace(run, reference_accounting="online", cascade=None))
-            reference = load_model(folders["reference"]) if "reference" in folders else None
-            regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
-            stages = build_stages(plain, run.data, reference, Path(store), draw_size=1, regressor=regressor)
-        pairs = expanded(stages.pairs)
-        return {role: _filled(frozen, pairs, resolved) for role, frozen in stages.scorer.frozen.items()}
+            setting = setting_of(replace(run, reference_accounting="online", cascade=None), run.data, Path(store))
+            frozen = {role: trained(role, folder).cast(setting) for role, (folder,) in folders.items()}
+        pairs = setting.pairs.indexed("--fill_cache").expanded()
+        return {role: _filled(actor, pairs, run) for role, actor in frozen.items()}
 
 
-def _filled(frozen: FrozenModel | PairScorer | TwinModel, pairs: Pairs, resolved: Resolved) -> dict[str, Any]:
+def _filled(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> dict[str, Any]:
     """Fill the cache of one model."""
-    assert not isinstance(frozen, TwinModel), "refused before"
-    view = frozen.view if isinstance(frozen, FrozenModel) else FULL
-    frozen.price = Price.of(frozen.model, pairs.batch(torch.zeros(1, dtype=torch.int64)), view)
-    _walk(frozen, pairs, resolved)
-    failures, cost = frozen.counts()["cache/failures"], _cost(frozen, pairs)
-    frozen.close(remove=True)
+    _walk(actor, pairs, run)
+    failures = actor.counts()["cache/failures"]
+    actor.close(remove=True)
     if failures:
-        raise DataError(f"{frozen.cache.folder} could not be filled: see the warning above")
-    size = sum(file.stat().st_size for file in Path(str(frozen.cache.folder)).glob("*.rows"))
-    return {"folder": str(frozen.cache.folder), "pairs": len(pairs), "bytes": size, "flops": cost}
+        raise DataError(f"{actor.cache.folder} could not be filled: see the warning above")
+    size = sum(file.stat().st_size for file in Path(str(actor.cache.folder)).glob("*.rows"))
+    cost = sum(item.macs for item in actor.forecast_distinct(*_keys(pairs, torch.arange(len(pairs)))))
+    return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": FLOPS_PER_MAC * cost}
 
 
-def _walk(frozen: FrozenModel | PairScorer, pairs: Pairs, resolved: Resolved) -> None:
-    tally = Tally(pairs)
+def _walk(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> None:
+    tally = Tally(pairs.name, pairs.max_damaged)
     done = 0
-    for index_P in torch.arange(len(pairs)).split(min(1024, resolved.run.microbatch)):
+    for index_P in torch.arange(len(pairs)).split(min(1024, run.microbatch)):
 
         def read(position_M: Tensor, index_P: Tensor = index_P) -> Batch:
             batch = pairs.batch(index_P[position_M])
             tally.add(batch.counts)
             return batch
 
-        image_key_P = torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()]))
-        frozen.own_loss(resolved.run.loss, image_key_P, pairs.text_key_N[index_P], read)
+        actor.own_loss(run.loss, *_keys(pairs, index_P), read)
         done += len(index_P)
         if sys.stderr.isatty():
             print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
 
 
-def _cost(frozen: FrozenModel | PairScorer, pairs: Pairs) -> int:
-    """FLOPs of all distinct images, captions and pairs."""
-    assert frozen.price is not None
-    image_key_N, text_key_N = torch.from_numpy(np.ascontiguousarray(pairs.image_key_N)), pairs.text_key_N
-    keys = (image_key_N, text_key_N, pair_key_B(image_key_N, text_key_N))
-    images, texts, both = (len(key_N.unique()) for key_N in keys)
-    if isinstance(frozen, PairScorer):
-        return FLOPS_PER_MAC * pair_macs(frozen.price, frozen.head_macs, both)
-    towers = frozen.price.images(images, frozen.microbatch) + texts * frozen.price.text
-    return FLOPS_PER_MAC * (towers + both * frozen.model.width)
+def _keys(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and text keys of some pairs."""
+    return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_key_N[index_P]

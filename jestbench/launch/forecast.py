@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
-
-import torch
 
 from jestbench import seeds
-from jestbench.batch import FULL, FULL_MIX, PURPOSES, Batch, Pass, Purpose, View
+from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
-from jestbench.cost.price import Price, pair_macs
+from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.sources.stream import StreamPairs
-from jestbench.launch.rehearse import stand_ins
-from jestbench.launch.stages import build_stages, fitted
-from jestbench.launch.train_run import pretrain_flops
+from jestbench.engine.actor import Actor
+from jestbench.launch.stages import build_stages
+from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
-from jestbench.model.regressor import Regressor
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
 from jestbench.select.policy import choose
-from jestbench.select.scores import Embeddings, Scores
+from jestbench.select.scores import Role, Scores
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,6 @@ class StepPrice:
         flops: by purpose; ``reference_score`` at the price of a super-batch that this run has not
             met before.
         uniform: FLOPs of a uniform step, nothing of it run again to save memory.
-        reference_pair: FLOPs of one pair through the reference, under its view.
         first_sight: FLOPs of a step that are charged for pairs met for the first time alone: all that frozen models
             score, and the own logits that a cascade takes from them; 0 under ``amortised``.
         cascade_pair: FLOPs of one candidate of a cascade, met for the first time.
@@ -49,7 +43,6 @@ class StepPrice:
 
     flops: dict[Purpose, int]
     uniform: int
-    reference_pair: int
     closed_form: float
     first_sight: int = 0
     cascade_pair: int = 0
@@ -60,193 +53,100 @@ class StepPrice:
         return sum(self.flops.values())
 
 
-def _sum(passes: Iterable[Pass]) -> dict[Purpose, int]:
+def _flops(passes: Iterable[Pass]) -> int:
+    return FLOPS_PER_MAC * sum(item.macs for item in passes)
+
+
+def _by_purpose(passes: Iterable[Pass]) -> dict[Purpose, int]:
     flops = dict.fromkeys(PURPOSES, 0)
     for item in passes:
         flops[item.purpose] += FLOPS_PER_MAC * item.macs
     return flops
 
 
-def _selection_passes(resolved: Resolved, stages: Stages, reference: TwoTowers | None) -> tuple[Pass, ...]:
+def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
     """The similarity products of one selection at full size, counted by the same meter.
 
-    The policy chooses among random embeddings: products are linear in the width, so that the models' widths
+    The policy chooses among random scores: products are linear in the width, so that the actors' widths
     over their common divisor will do (1 where all meet in as many dimensions).
     """
-    random, needs, online = seeds.generator(0, "check"), resolved.policy.needs, stages.scorer.online
-    models: dict[str, TwoTowers | None] = {
-        "learner": stages.learner.model if "learner" in needs else None,
-        "reference": reference if "reference" in needs else None,
-        "scorer": None if online is None else online.model,
-    }
-    widths = {side: model.width for side, model in models.items() if model is not None}
-    divisor = math.gcd(*widths.values()) or 1
-
-    def embeddings(side: str) -> Embeddings | None:
-        if side not in widths:
-            return None
-        width = widths[side] // divisor
-        image_BD, text_BD = (torch.randn(resolved.draw_size, width, generator=random) / 10 for _ in range(2))
-        return Embeddings(image_BD, text_BD)
-
-    scores = Scores(
-        embeddings("learner"),
-        embeddings("reference"),
-        embeddings("scorer"),
-        values={} if online or "scorer" not in needs else {"g": torch.rand(resolved.draw_size, generator=random)},
-        size=resolved.draw_size,
-        loss=resolved.run.loss,
-    )
-    if resolved.twin is not None and scores.reference is not None:
-        # As if both halves were equally large; in a run their sizes vary from step to step.
-        halves = [index for index in torch.arange(resolved.draw_size).chunk(2) if len(index)]
-        unseen = tuple((index, scores.reference.take(index)) for index in halves)
-        scores = replace(scores, reference=None, unseen=unseen)
+    random, size = seeds.generator(0, "check"), resolved.draw_size
+    actors = [actor for role, actor in stages.scorer.actors.items() if role in resolved.policy.needs]
+    divisor = math.gcd(*(actor.width for actor in actors)) or 1
+    scores = Scores.joined((actor.imagined(size, divisor, random) for actor in actors), size, resolved.run.loss)
     choose(resolved.policy, scores, resolved.run.batch_size, random)
     return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
 
 
-def _scorer_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
-    """One step of an online scorer, where there is one: the super-batch scored, the chosen pairs trained on."""
-    online = stages.scorer.online
-    if online is None:
-        return ()
-    scored = online.prices[online.view].pairs(resolved.draw_size, resolved.run.microbatch)
-    return (Pass("scorer_score", scored, "online scorer"), *online.training_passes(resolved.run.batch_size))
-
-
 def step_price(resolved: Resolved) -> StepPrice:
     """Price a run's step from its shapes; data and reference may be stand-ins."""
-    return _step_price(resolved, *_built(resolved))
+    return _step_price(resolved, _built(resolved))
 
 
-def _built(resolved: Resolved) -> tuple[Stages, TwoTowers | None, Regressor | None]:
-    """What a run is priced by: its stages, the reference and the pair scorer."""
-    data, reference, regressor = stand_ins(resolved)
+def _built(resolved: Resolved) -> Stages:
+    """The stages that a run is priced by; they read and write no rows."""
+    run = replace(resolved.run, reference_accounting="online", cache=None)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(resolved, data, None, Path(folder), draw_size=1), reference, regressor
+        return build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), draw_size=1)
 
 
 def _one(stages: Stages) -> Batch:
-    return stages.pairs.batch(torch.zeros(1, dtype=torch.int64))
+    return stages.pairs.example()
 
 
-def _step_price(
-    resolved: Resolved, stages: Stages, reference: TwoTowers | None, regressor: Regressor | None
-) -> StepPrice:
-    run, drawn = resolved.run, resolved.draw_size
-    one, learner = _one(stages), stages.learner
-    full = learner.price.pair
-    training = learner.training_passes(run.batch_size)
-    plain = _sum(learner.training_passes(run.batch_size, FULL_MIX))
-    uniform = sum(flops for purpose, flops in plain.items() if purpose != "recompute")
-    beside = _scorer_passes(resolved, stages)
-    passes = [*training, *_selection_passes(resolved, stages, reference), *beside]
-    scored = 0
-    if "learner" in resolved.policy.needs:
-        scored = learner.prices[stages.scorer.view].pairs(drawn, run.microbatch)
-        passes.append(Pass("learner_score", scored, "learner"))
-    models = _FrozenPrices.of(resolved, one, reference, regressor)
-    frozen: tuple[Pass, ...] = ()
-    if run.reference_accounting != "amortised":
-        frozen = tuple(_frozen_passes(resolved, models))
-    passes += frozen
-    towers = sum(item.macs for item in frozen if item.purpose != "pairwise")
-    trained = sum(item.macs for item in (*training, *beside) if item.purpose in ("learner_train", "scorer_train"))
-    closed = (trained + scored + towers) / (TRAINING_PASSES * run.batch_size * full)
-    reference_pair = 0 if models.reference is None else FLOPS_PER_MAC * models.reference.pair
-    first_sight = FLOPS_PER_MAC * sum(item.macs for item in frozen)
-    cascade_pair = _cascade_pair(resolved, models)
-    return StepPrice(_sum(passes), uniform, reference_pair, closed, first_sight, cascade_pair)
+def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
+    batch_size, learner = resolved.run.batch_size, stages.learner
+    actors, free = stages.scorer.actors, resolved.run.reference_accounting == "amortised"
+    training = [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
+    once: list[Pass] = []
+    each: list[Pass] = []
+    for role, actor in actors.items():
+        (once if actor.remembers else each).extend(_scoring(resolved, role, actor))
+    once = [] if free else once
+    passes = [*training, *_selection_passes(resolved, stages), *each, *once]
+    towers = sum(item.macs for item in (*training, *each, *once) if item.purpose not in ("pairwise", "recompute"))
+    closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
+    uniform = _flops(learner.objective.plain().passes(learner, batch_size))
+    return StepPrice(_by_purpose(passes), uniform, closed, _flops(once), _cascade_pair(resolved, stages))
 
 
-@dataclass(frozen=True)
-class _FrozenPrices:
-    """What frozen models cost, traced once: the reference's towers and width, the pair scorer's towers and head."""
-
-    reference: Price | None
-    width: int
-    scorer: Price | None
-    head: int
-
-    @classmethod
-    def of(
-        cls, resolved: Resolved, one: Batch, reference: TwoTowers | None, regressor: Regressor | None
-    ) -> _FrozenPrices:
-        price, width = None, 0
-        if reference is not None:
-            view = fitted(resolved.run.reference_under, reference, "run.reference_view")
-            price, width = Price.of(reference, one, view), reference.width
-        if regressor is None:
-            return cls(price, width, None, 0)
-        return cls(price, width, Price.of(regressor, one), regressor.head_macs())
-
-
-def _frozen_passes(resolved: Resolved, models: _FrozenPrices) -> Iterator[Pass]:
-    """What frozen models are run for in a step whose pairs this run has not met."""
-    cascade = resolved.run.cascade
-    if (price := models.reference) is not None:
-        for count in _scored_by("reference", resolved):
-            # Each of two makes passes of its own, over its half.
-            parts = (count,) if resolved.twin is None else (count - count // 2, count // 2)
-            macs = sum(price.pairs(part, resolved.run.microbatch) for part in parts)
-            yield Pass("reference_score", macs, "reference")
-        if cascade is not None and cascade.score == "reference":
-            yield Pass("pairwise", resolved.candidates * models.width, "own logits of the candidates")
-    if models.scorer is not None:
-        for count in _scored_by("scorer", resolved):
-            macs = pair_macs(models.scorer, models.head, count)
-            yield Pass("scorer_score", macs, "pair scorer")
-
-
-def _scored_by(role: Pretrained, resolved: Resolved) -> tuple[int, ...]:
-    """Pairs that each use of a frozen model is charged for in a step whose pairs this run has not met."""
+def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
+    """What an actor scores in a step whose pairs this run has not met."""
     run = resolved.run
     cascaded = run.cascade is not None and run.cascade.score == role
+    own = actor.forecast_own_loss(resolved.candidates) if cascaded else ()
     # A pair that the cascade has met is not charged to the policy again, but under online accounting.
-    policy = role in resolved.policy.needs and not (cascaded and run.reference_accounting != "online")
-    return (*((resolved.candidates,) if cascaded else ()), *((resolved.draw_size,) if policy else ()))
+    asked = role in resolved.policy.needs and not (cascaded and run.reference_accounting != "online")
+    return (*own, *(actor.forecast(resolved.draw_size) if asked else ()))
 
 
-def _cascade_pair(resolved: Resolved, models: _FrozenPrices) -> int:
-    """FLOPs of one candidate of a cascade, met for the first time; 0 without one."""
-    cascade = resolved.run.cascade
-    if cascade is None:
+def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
+    """FLOPs of one more candidate of a cascade, met for the first time; 0 without one."""
+    if resolved.run.cascade is None:
         return 0
-    if cascade.score == "reference" and models.reference is not None:
-        return FLOPS_PER_MAC * (models.reference.pair + models.width)
-    assert models.scorer is not None, "a cascade is built with the model that it scores with"
-    return FLOPS_PER_MAC * pair_macs(models.scorer, models.head, 1)
+    actor = stages.scorer.actors[resolved.run.cascade.score]
+    return _flops(actor.forecast_own_loss(2)) - _flops(actor.forecast_own_loss(1))
 
 
 def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
     """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
-    found: dict[Pretrained, int] = {}
-    for role in get_args(Pretrained):
-        own, folder = resolved.pretrained(role)
-        if folder is not None:
-            found[role] = pretrain_flops({role: folder})[role]
-        elif own is not None:
-            # The twin's run differs in the half of the pool that it draws from alone.
-            found[role] = _forecast(own) * (2 if role == "reference" and resolved.twin is not None else 1)
-    return found
+    # The runs of two halves differ in the half of the pool that they draw from alone.
+    return {
+        role: len(stands) * (ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one))
+        for role, stands in resolved.stands_on.items()
+    }
 
 
 def _forecast(resolved: Resolved) -> int:
     """FLOPs of a run that is not trained yet, with what it stands on."""
-    built = _built(resolved)
-    price, below = _step_price(resolved, *built), pretraining(resolved)
+    stages = _built(resolved)
+    price, below = _step_price(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, _pool(built[0]), included)
+    steps = steps_bought(resolved, price, stages.super_batches.pool, included)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
     return steps * price.total + sum(below.values())
-
-
-def _pool(stages: Stages) -> int | None:
-    """Pairs that are drawn from; ``None`` for a stream, which does not tell."""
-    return None if isinstance(stages.pairs, StreamPairs) else len(stages.pairs)
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -363,10 +263,10 @@ def _pair_lines(stages: Stages) -> list[str]:
 
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
-    built = _built(resolved)
-    stages, price = built[0], _step_price(resolved, *built)
+    stages = _built(resolved)
+    price = _step_price(resolved, stages)
     run = resolved.run
-    pool = _pool(stages)
+    pool = stages.super_batches.pool
     taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
     steps = steps_bought(resolved, price, pool, taken)
     lines = [

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 DATASETS = ("icons", "iconify")
 
@@ -29,31 +28,16 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from jestbench.batch import DataError
+    from jestbench.data.icons.iconify import Iconify
+    from jestbench.data.icons.icons import Icons
 
+    data = (Icons if arguments.dataset == "icons" else Iconify)(cache_dir=arguments.out)
     try:
-        shown = _icons(arguments.out) if arguments.dataset == "icons" else _iconify(arguments.out)
+        data.prepare(thorough=True)
+        manifest = data.manifest()
     except DataError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 3
-    print(json.dumps(shown, indent=2))
-    return 0
-
-
-def _icons(out: str | None) -> dict[str, Any]:
-    from jestbench.data.icons.icons import Icons
-
-    icons = Icons(cache_dir=out)
-    icons.prepare()
-    manifest = icons.manifest()
-    keys = ("splits", "pool_captions_by_hands", "left_out")
-    return {"folder": str(icons.folder), **{key: manifest[key] for key in keys}}
-
-
-def _iconify(out: str | None) -> dict[str, Any]:
-    from jestbench.data.icons.iconify import Iconify
-
-    iconify = Iconify(cache_dir=out)
-    iconify.prepare(thorough=True)
-    manifest = iconify.manifest()
     keys = ("splits", "pool_captions_by_hands", "left_out", "near", "copies_left")
-    return {"folder": str(iconify.folder), **{key: manifest[key] for key in keys}}
+    print(json.dumps({"folder": str(data.folder)} | {key: manifest[key] for key in keys}, indent=2))
+    return 0

@@ -11,46 +11,19 @@ from jestbench.config.log import Log
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import Dataset
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.stages import build_stages
+from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, train
-from jestbench.model.regressor import Regressor
-from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
-from jestbench.runs.saved_model import load_model, load_regressor
 from jestbench.seeds import update_seed
 from jestbench.select.policy import choose
 from jestbench.select.scores import NonFiniteScore
-
-
-def stand_ins(resolved: Resolved) -> tuple[Dataset, TwoTowers | None, Regressor | None]:
-    """Data, reference and pair scorer as they are, or stand-ins of the same shape: nothing is fetched or trained."""
-    data = resolved.run.data
-    if not data.is_prepared():
-        data = data.stand_in()
-    tokenizer = data.split(resolved.run.split).tokenizer
-    reference: TwoTowers | None = None
-    if "reference" not in resolved.run.needs:
-        pass
-    elif resolved.reference_dir is not None:
-        reference = load_model(resolved.reference_dir)
-    elif resolved.reference is not None:
-        run = resolved.reference.run
-        reference = run.model.build(tokenizer, run.loss, run.seed)
-    regressor: Regressor | None = None
-    if resolved.scorer_dir is not None:
-        regressor = load_regressor(resolved.scorer_dir)
-    elif resolved.scorer is not None:
-        run = resolved.scorer.run
-        assert run.objective is not None, "the configuration has seen to it"
-        regressor = Regressor.build(run.model, tokenizer, run.objective.hidden, run.seed)
-    return data, reference, regressor
 
 
 def without_download(resolved: Resolved) -> Resolved:
@@ -58,9 +31,10 @@ def without_download(resolved: Resolved) -> Resolved:
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
     return replace(
         plain,
-        reference=None if plain.reference is None else without_download(plain.reference),
-        twin=None if plain.twin is None else without_download(plain.twin),
-        scorer=None if plain.scorer is None else without_download(plain.scorer),
+        stands_on={
+            role: tuple(without_download(stand) if isinstance(stand, Resolved) else stand for stand in stands)
+            for role, stands in plain.stands_on.items()
+        },
     )
 
 
@@ -89,9 +63,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with building():
-            data, reference, regressor = stand_ins(resolved)
-            twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
-            stages = build_stages(small, data, reference, folder / "cache", drawn, regressor, twin)
+            stages = build_stages(small, *stand_ins(resolved), folder / "cache", drawn)
         allowance = run.allowance({})
         evaluated = stages.evaluator.measures
         stages.evaluator.sets = []  # whole benchmarks: their names are known without them
@@ -124,12 +96,9 @@ def check(resolved: Resolved) -> None:
             run = replace(
                 resolved.run, device="cpu", reference_accounting="online", cache=None, loader=Loader(workers=0)
             )
-            data, reference, regressor = stand_ins(resolved)
-            twin = None if resolved.twin is None else stand_ins(replace(resolved, reference=resolved.twin))[1]
-            tiny = replace(resolved, run=run)
-            stages = build_stages(tiny, data, reference, Path(folder), drawn, regressor, twin)
+            stages = build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), drawn)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
-                SuperBatches(stages.pairs, resolved.candidates, run.seed)
+                EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
         batch = stages.super_batches.at(0)
@@ -139,7 +108,6 @@ def check(resolved: Resolved) -> None:
             stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
-    for needed in (resolved.reference, resolved.twin, resolved.scorer):
-        if needed is not None:
-            check(needed)
+    for needed in resolved.below:
+        check(needed)
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")

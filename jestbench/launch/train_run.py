@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from filelock import FileLock
 
-from jestbench.batch import FULL_MIX, DataError, Mix
+from jestbench.batch import DataError
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.data.pairs import facts
+from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
 from jestbench.launch.stages import build_stages, view_warnings
+from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
@@ -27,57 +28,48 @@ from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import Recorder
-from jestbench.runs.saved_model import (
-    MODEL_FORMAT,
-    ForeignCheckpoint,
-    check_format,
-    load_model,
-    load_regressor,
-    trained_mix,
-)
-from jestbench.runs.summary import Ending, ReferenceEntry, Summary
+from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
+from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
 
 Role = Literal["arm", "reference", "scorer"]
 
 
-def pretrained_folder(resolved: Resolved, role: Pretrained) -> Path:
+def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
     """Where the run of a frozen model lies: the folder that was given, or its place in the cache.
 
     The cache is addressed by content: the model's operative configuration, its seed and its data.
     """
-    own, folder = resolved.pretrained(role)
-    if folder is not None:
-        return folder
-    assert own is not None
-    run = own.run
-    identity = f"{own.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    if isinstance(stand, Path):
+        return stand
+    run = stand.run
+    identity = f"{stand.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
     return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
-def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, Path]:
-    """The finished runs of the frozen models that a run needs, by role, trained now if they are not in the cache.
+def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, tuple[Path, ...]]:
+    """The finished runs of the frozen models that a run scores with, by role, trained now if they are not in the cache.
 
     Raises:
         DataError: the given folder holds no finished run, or training did not finish.
     """
-    needs = resolved.run.needs  # a reference that the budget adds is paid for, not trained
-    roles = [role for role in get_args(Pretrained) if role in needs and any(resolved.pretrained(role))]
-    return {role: _ensure(resolved, role) for role in roles}
+    return {
+        role: tuple(_ensure(resolved, stand, role) for stand in stands) for role, stands in resolved.scored_by.items()
+    }
 
 
-def _ensure(resolved: Resolved, role: Pretrained) -> Path:
+def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Path:
     """One of them. Two runs that need the same one wait for each other; a killed training goes on where it stopped."""
-    (own, _), world = resolved.pretrained(role), distributed.world()
-    if own is not None:
-        world.in_turn(own.run.data.prepare)
-    folder = pretrained_folder(resolved, role)
-    if own is not None and not _finished(folder):
+    world = distributed.world()
+    if isinstance(stand, Resolved):
+        world.in_turn(stand.run.data.prepare)
+    folder = pretrained_folder(stand, role)
+    if isinstance(stand, Resolved) and not _finished(folder):
         with _locked(folder, world):
             if not _finished(folder):
                 if world.first_of_all:
-                    print(f"training the {role} {own.run.arm!r} into {folder}", file=sys.stderr)
-                if _trained(_beside(own, resolved), folder, role) == "interrupted":
+                    print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
+                if _trained(_beside(stand, resolved), folder, role) == "interrupted":
                     raise KeyboardInterrupt
     if not RunFolder(folder).has_finished():
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
@@ -120,7 +112,7 @@ def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
         with distributed.alone():
             return train_anew_if_foreign()
 
-    return train_anew_if_foreign() if resolved.run.objective is None else distributed.world().first(by_one)
+    return train_anew_if_foreign() if resolved.run.training.together else distributed.world().first(by_one)
 
 
 def _beside(reference: Resolved, asking: Resolved) -> Resolved:
@@ -129,26 +121,6 @@ def _beside(reference: Resolved, asking: Resolved) -> Resolved:
         return reference
     wandb = replace(asking.run.wandb, name="")
     return replace(reference, run=replace(reference.run, wandb=wandb))
-
-
-def ensure_twin(resolved: Resolved) -> Path | None:
-    """The reference's run on the other half, where ``run.twin`` asks for it."""
-    return None if resolved.twin is None else _ensure(replace(resolved, reference=resolved.twin), "reference")
-
-
-def pretrain_flops(folders: Mapping[Pretrained, Path], twin_dir: Path | None = None) -> dict[str, int]:
-    """FLOPs of the pre-training that a run stands on, by role (twins summed)."""
-    flops: dict[str, int] = {role: _ended(folder).flops_all_in for role, folder in folders.items()}
-    if twin_dir is not None:
-        flops["reference"] += _ended(twin_dir).flops_all_in
-    return flops
-
-
-def _ended(folder: Path) -> Summary:
-    """The summary of a run that has finished."""
-    summary = RunFolder(folder).summary()
-    assert summary is not None
-    return summary
 
 
 @contextmanager
@@ -182,14 +154,14 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     if going_on and _finished(run_dir):
         return "finished"
     world.in_turn(resolved.run.data.prepare)
-    folders, twin_dir = ensure_pretrained(resolved), ensure_twin(resolved)
-    pretrain = pretrain_flops(folders, twin_dir)
+    folders = ensure_pretrained(resolved)
+    pretrain = pretrain_flops(folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = _loaded_stages(resolved, folders, twin_dir, store_dir)
+            stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
             check_affordable(resolved, stages, allowance)
         newest, step = _reached(run_dir) if going_on else (None, -1)
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
@@ -202,7 +174,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
     recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
-    brought = _references(folders, twin_dir), _facts(resolved, stages), warned(resolved, stages)
+    brought = _references(folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -213,8 +185,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
             folder.write_summary(summary)
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
         stages.super_batches.close()
-        for model in stages.scorer.frozen.values():
-            model.close(remove=status == "finished")
+        for actor in stages.scorer.actors.values():
+            actor.close(remove=status == "finished")
         with suppress(OSError):  # the last process to leave finds it empty
             folder.row_stores.rmdir()
     world.first(lambda: None)  # nobody goes on before the first process has written how it ended
@@ -233,16 +205,6 @@ def _reached(run_dir: Path) -> tuple[Path | None, int]:
         return None, -1
     check_format(newest, world.size)
     return newest, step_of(newest)
-
-
-def _loaded_stages(
-    resolved: Resolved, folders: Mapping[Pretrained, Path], twin_dir: Path | None, store_dir: Path
-) -> Stages:
-    """The stages of a run, with its frozen models from their folders."""
-    reference = load_model(folders["reference"]) if "reference" in folders else None
-    twin = load_model(twin_dir) if twin_dir is not None else None
-    regressor = load_regressor(folders["scorer"]) if "scorer" in folders else None
-    return build_stages(resolved, resolved.run.data, reference, store_dir, regressor=regressor, twin=twin)
 
 
 def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:
@@ -270,13 +232,12 @@ def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metric
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(folders: Mapping[Pretrained, Path], twin_dir: Path | None) -> list[ReferenceEntry]:
+def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
     """What a run stands on: the comparison shows the reference's own score. A pair scorer has none to show."""
-    found = [folder for folder in (folders.get("reference"), twin_dir) if folder is not None]
     entries = []
-    for half, folder in enumerate(found):
-        summary = _ended(folder)
-        name = f"{summary.arm or 'reference'}{f' (half {half})' if twin_dir else ''}"
+    for half, folder in enumerate(folders):
+        summary = ended(folder)
+        name = f"{summary.arm or 'reference'}{f' (half {half})' if len(folders) > 1 else ''}"
         entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in))
     return entries
 
@@ -289,14 +250,14 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
-    return found | dict(facts(stages.pairs))
+    return found | dict(stages.pairs.facts)
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:
     """Refuse a budget that one training pass alone overspends."""
     if allowance.flops is None:
         return
-    one = 2 * sum(item.macs for item in stages.learner.training_passes(resolved.run.batch_size))
+    one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
     if allowance.flops < one:
         raise ValueError(
             f"run.budget leaves {allowance.flops:.3g} FLOPs, less than one training step of "
@@ -306,12 +267,7 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
 
 def warned(resolved: Resolved, stages: Stages) -> list[str]:
     """What is doubtful about a run, said on stderr too."""
-    mix: Mix = FULL_MIX
-    if resolved.reference is not None:
-        mix = resolved.reference.run.mix
-    elif resolved.reference_dir is not None:
-        mix = trained_mix(resolved.reference_dir)
-    found = [*resolved.warnings, *view_warnings(resolved, stages, mix)]
+    found = [*resolved.warnings, *view_warnings(resolved, stages)]
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

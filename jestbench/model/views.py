@@ -66,6 +66,14 @@ def check(view: View, model: TwoTowers) -> View:
     return view
 
 
+def own_terms(view: View, model: TwoTowers) -> View:
+    """As ``check``; a view that the model cannot run stays as it is (it matches none that it can)."""
+    try:
+        return check(view, model)
+    except ValueError:
+        return view
+
+
 def _check_backbone(view: View, backbone: VisionTransformer) -> None:
     """Refuse a tower whose steps are not those of a plain vision transformer.
 

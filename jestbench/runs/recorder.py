@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -17,9 +17,9 @@ from jestbench import seeds
 from jestbench.batch import Batch, Selection
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
-from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.engine.learner import NonFiniteLoss, Update
+from jestbench.engine.actor import Update
+from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.folder import RunFolder
@@ -31,6 +31,22 @@ from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
+
+
+STATE = "state.pt"
+"""In a checkpoint's folder: all but the learner's weights."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps the state of (tensors, numbers, strings, and lists or dicts of these)."""
+
+    def state_dict(self) -> Any:
+        """The state, asked for at every process of a run at once."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from a checkpoint."""
+        ...
 
 
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
@@ -163,46 +179,27 @@ class Recorder:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
-        learner, frozen = self.stages.learner, self.stages.scorer.frozen
-        online, run = self.stages.scorer.online, self.resolved.run
         # Every process brings what it remembers to the disk before the first says how much that is.
-        data = self.stages.super_batches.state()
-        remembered: dict[str, Any] = {role: self.world.everybodys(model.state()) for role, model in frozen.items()}
+        state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
+        weights = state["learner"].pop("model")
 
         def fill(folder: Path) -> None:
-            save_model(folder, learner.model, run, self.stages.super_batches.tokenizer, self.world.size)
-            state: dict[str, Any] = {
-                "optimizer": learner.state(),
-                "step": progress.step,
-                "pairs_seen": progress.pairs_seen,
-                "pairs_trained": progress.pairs_trained,
-                "seconds": progress.seconds,
-                "macs": dict(progress.ledger.macs),
-                "policy": progress.policy_state,
-                "online_scorer": online.checkpoint() if online is not None else None,
-                "data": data,
-                "final": self.final,
-            }
-            state |= remembered
-            torch.save(state, folder / "state.pt")
+            save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
+            torch.save(state, folder / STATE)
 
         self.world.first(lambda: checkpoint.write(self.run_dir, progress.step, fill))
 
+    def _stateful(self, progress: Progress) -> dict[str, Stateful]:
+        """All of a run that a checkpoint keeps the state of, by name."""
+        actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
+        return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
+
     def restore(self, progress: Progress, folder: Path) -> None:
-        """Go back to a checkpoint: model, optimizer, ledger, positions, what frozen models remember."""
-        learner = self.stages.learner
-        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        learner.model.load_state_dict(load_file(folder / WEIGHTS))
-        learner.optimizer.load_state_dict(state["optimizer"])
-        progress.step, progress.seconds = state["step"], state["seconds"]
-        progress.pairs_seen, progress.pairs_trained = state["pairs_seen"], state["pairs_trained"]
-        progress.ledger = Ledger(state["macs"])
-        for role, model in self.stages.scorer.frozen.items():
-            model.restore(state[role][self.world.rank])
-        if self.stages.scorer.online is not None:
-            self.stages.scorer.online.restore(state["online_scorer"])
-        progress.policy_state = state["policy"]
-        self.stages.super_batches.restore(state["data"])
+        """Go back to a checkpoint."""
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        state["learner"]["model"] = load_file(folder / WEIGHTS)
+        for name, part in self._stateful(progress).items():
+            part.load_state_dict(state[name])
         self.final = state["final"]
 
     def summary(
@@ -215,7 +212,7 @@ class Recorder:
         warnings: Sequence[str],
     ) -> Summary:
         """What the run amounts to, with what its start has brought along: frozen models, data, warnings."""
-        resolved, frozen, allowance = self.resolved, self.stages.scorer.frozen, self.allowance
+        resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
         return Summary(
             arm=resolved.run.arm,
             policy=resolved.policy_name,
@@ -229,7 +226,7 @@ class Recorder:
             overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
             flops=progress.ledger.flops(),
             macs_total=progress.ledger.macs_total,
-            flops_amortised=FLOPS_PER_MAC * sum(model.amortised_macs for model in frozen.values()),
+            flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
             pretrain_flops=dict(pretrain),
             pretrain_in_budget=allowance.pretrain,
             added_to_budget=allowance.added,

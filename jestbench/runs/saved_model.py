@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from jestbench.batch import FULL_MIX, DataError, Mix, View
 from jestbench.config.run import Run
 from jestbench.disk import write_json
-from jestbench.model.regressor import Regressor
+from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import Model, TwoTowers
+from jestbench.model.towers import TwoTowers
 from jestbench.runs.checkpoint import FORMAT
 from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
 
-ModelKind = Literal["contrastive", "regression"]
-KINDS: Mapping[ModelKind, str] = {
-    "contrastive": "run.reference takes a contrastive run (gin/run/reference.gin)",
-    "regression": "run.scorer takes a run that was trained to grade pairs (gin/run/cappy.gin)",
-}
-"""What each kind of model is for."""
 MODEL_FORMAT = 1
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-_T = TypeVar("_T", bound=nn.Module)
 
 
 class ForeignCheckpoint(DataError):
     """A checkpoint was written by another version of this package, or by another number of processes."""
 
 
-def save_model(checkpoint: Path, model: nn.Module, run: Run, tokenizer: Tokenizer, processes: int) -> None:
+def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, tokenizer: Tokenizer, processes: int) -> None:
     """Write the weights of a model into a checkpoint, and the description that they are read back by."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(tensors, checkpoint / WEIGHTS)
-    kind: dict[str, Any] = {"kind": "contrastive"}
-    if run.objective is not None:
-        kind = {"kind": "regression", "hidden": run.objective.hidden}
     description = {
         "format": FORMAT,
         "processes": processes,
@@ -55,7 +45,7 @@ def save_model(checkpoint: Path, model: nn.Module, run: Run, tokenizer: Tokenize
         "end": tokenizer.end,
         "train_views": [[share, asdict(view)] for share, view in run.mix],
     }
-    write_json(checkpoint / DESCRIPTION, description | kind)
+    write_json(checkpoint / DESCRIPTION, description | run.training.described())
 
 
 def _description(checkpoint: Path) -> dict[str, Any]:
@@ -98,46 +88,25 @@ def check_format(checkpoint: Path, processes: int) -> None:
         )
 
 
-def load_model(run_dir: Path) -> TwoTowers:
-    """The model of a contrastive run's newest checkpoint.
+def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
+    """The model of a run's newest checkpoint.
+
+    Args:
+        run_dir: the run folder.
+        kind: of model that is asked for, of ``KINDS``.
 
     Raises:
         DataError: the folder holds no finished run, or a model of another kind.
     """
-
-    def build(described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
-        loss: LossName = described["loss"]
-        return _shape(described).build(tokenizer, loss, seed=0)
-
-    return _load(run_dir, "contrastive", build)
-
-
-def load_regressor(run_dir: Path) -> Regressor:
-    """The pair scorer of a regression run's newest checkpoint.
-
-    Raises:
-        DataError: the folder holds no finished run, or a model of another kind.
-    """
-
-    def build(described: Mapping[str, Any], tokenizer: Tokenizer) -> Regressor:
-        return Regressor.build(_shape(described), tokenizer, described["hidden"], seed=0)
-
-    return _load(run_dir, "regression", build)
-
-
-def _shape(described: Mapping[str, Any]) -> Model:
-    return Model(**described["model"] | {"pretrained": False})
-
-
-def _load(run_dir: Path, kind: ModelKind, build: Callable[[Mapping[str, Any], Tokenizer], _T]) -> _T:
     newest = RunFolder(run_dir).newest_checkpoint()
     if newest is None:
         raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
     described = _description(newest)
-    if described["kind"] != kind:
-        raise DataError(f"{run_dir} holds a model of the kind {described['kind']!r}, not {kind!r}: {KINDS[kind]}")
+    found = described["kind"]
+    if found != kind:
+        raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
     tokenizer = Tokenizer(described["tokenizer"], described["length"], described["pad"], described["end"])
-    model = build(described, tokenizer)
+    model = KINDS[kind].rebuilt(described, tokenizer)
     try:
         model.load_state_dict(load_file(newest / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:

@@ -17,7 +17,7 @@ from jestbench.select.draws import (
 )
 from jestbench.select.losses import LossName
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy
-from jestbench.select.scores import Embeddings, NonFiniteScore, PairLoss, ScoreError, Scores, Side
+from jestbench.select.scores import Embeddings, NonFiniteScore, PairLoss, Role, ScoreError, Scores, Side
 
 __all__ = [
     "Draw",
@@ -27,6 +27,7 @@ __all__ = [
     "PairLoss",
     "Policy",
     "PolicyError",
+    "Role",
     "ScoreError",
     "Scores",
     "Side",

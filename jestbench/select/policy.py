@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
-from jestbench.select.scores import Scores, Side
+from jestbench.select.scores import Role, Scores
 
 
 class PolicyError(Exception):
@@ -20,17 +21,30 @@ class PolicyError(Exception):
 class Policy(Protocol):
     """A frozen object that chooses ``count`` pairs of a super-batch.
 
-    ``needs`` names the models whose scores it reads; empty means that the super-batch holds exactly
-    ``count`` pairs. A policy never sees a model, and draws randomness from the generator alone.
+    A policy never sees a model, and draws randomness from the generator alone. ``registry.register`` gives a class the
+    defaults of what it does not declare.
 
-    A policy that reads nothing of the reference but its cosines, so that neither scale nor bias moves its choice,
-    declares ``cosine_only: ClassVar[bool] = True``: a reference of another loss than the run's is refused for every
-    other policy that needs one.
+    Attributes:
+        cosine_only: nothing of the reference is read but its cosines, so that neither scale nor bias moves the choice:
+            a reference of another loss than the run's is refused for every other policy that needs one.
+        by_parts: pairs are compared within ``Scores.parts`` alone, so that two references may score one part each.
     """
 
+    cosine_only: ClassVar[bool] = False
+    by_parts: ClassVar[bool] = False
+
     @property
-    def needs(self) -> frozenset[Side]:
-        """Of ``learner``, ``reference``, ``scorer``."""
+    def needs(self) -> frozenset[Role]:
+        """The roles whose scores are read; empty where the super-batch holds exactly ``count`` pairs."""
+        ...
+
+    @property
+    def prefers(self) -> Mapping[str, int]:
+        """Which way the choice goes: 1 where more is chosen of what has more of it, −1 where less.
+
+        By the role, of the pair's loss under it; by its name, of a value in ``Scores.values``; all else being equal.
+        What is not named has no direction. The conformance suite tries it on pairs of two kinds.
+        """
         ...
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
@@ -75,7 +89,7 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
             scores of another length.
     """
     if isinstance(policy, StatefulPolicy):
-        selection = policy.select(scores, count, generator, state=state)
+        selection = policy.select(scores, count, generator, state=_moved(state, scores.device))
     else:
         selection = policy.select(scores, count, generator)
     name, index_K = type(policy).__name__, selection.index_K
@@ -94,3 +108,16 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
     if selection.score_B is not None and selection.score_B.shape != (len(scores),):
         raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
     return distributed.world().agreed(selection)
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """A policy's state with its tensors on a device (a checkpoint brings them back on the CPU); itself if they are."""
+    if isinstance(state, torch.Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        moved: Any = {key: _moved(value, device) for key, value in state.items()}
+        return state if all(moved[key] is value for key, value in state.items()) else moved
+    if isinstance(state, list | tuple):
+        moved = type(state)(_moved(value, device) for value in state)
+        return state if all(new is old for new, old in zip(moved, state, strict=True)) else moved
+    return state

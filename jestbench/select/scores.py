@@ -13,9 +13,9 @@ A B×B matrix is never held: whatever needs all pairs of pairs walks over tiles 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,12 @@ from jestbench.batch import Pass
 from jestbench.select import kernels
 from jestbench.select.losses import LossName
 
-Side = Literal["learner", "reference", "scorer"]
+Side = Literal["learner", "reference", "online"]
+"""A role whose scores are embeddings."""
+Role = Literal["learner", "reference", "online", "scorer"]
+"""What an actor is to a run, named by a policy's ``needs``: the model in training, a frozen one, a small one trained
+beside the learner, and a pretrained one that grades pairs (``values["g"]``)."""
+SIDES: tuple[Side, ...] = get_args(Side)
 PairLoss = Literal["own", "in_batch"]
 
 TILE_BYTES = 8 * 2**20
@@ -121,7 +126,7 @@ class Scores:
     Attributes:
         learner: the learner's embeddings.
         reference: the reference's.
-        scorer: a third model's.
+        online: those of a small model trained beside the learner.
         values: per-pair values by name, ``[B]`` each (a pretrained scorer's, say).
         size: B; needed only where nothing else says it.
         loss: which pair losses the scores are differences of.
@@ -133,7 +138,7 @@ class Scores:
 
     learner: Embeddings | None = None
     reference: Embeddings | None = None
-    scorer: Embeddings | None = None
+    online: Embeddings | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     size: int | None = None
     loss: LossName = "sigmoid"
@@ -144,15 +149,7 @@ class Scores:
     def __post_init__(self) -> None:
         if self.loss not in ("sigmoid", "softmax"):
             raise ScoreError(f"loss must be 'sigmoid' or 'softmax', got {self.loss!r}")
-        parts: dict[str, int] = {
-            name: len(part)
-            for name, part in (
-                ("learner", self.learner),
-                ("reference", self.reference),
-                ("scorer", self.scorer),
-            )
-            if part is not None
-        }
+        parts: dict[str, int] = {side: len(part) for side, part in self.models().items()}
         if self.unseen:
             parts["unseen"] = sum(len(part) for _, part in self.unseen)
         parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
@@ -179,10 +176,41 @@ class Scores:
     @property
     def device(self) -> torch.device:
         """Where the scores are."""
-        for part in (self.learner, self.reference, self.scorer, *(part for _, part in self.unseen)):
-            if part is not None:
-                return part.image_BD.device
-        return next((value.device for value in self.values.values()), torch.device("cpu"))
+        parts = (*self.models().values(), *(part for _, part in self.unseen))
+        held = (*(part.image_BD for part in parts), *self.values.values())
+        return next((tensor.device for tensor in held), torch.device("cpu"))
+
+    def models(self) -> dict[Side, Embeddings]:
+        """The embeddings that there are, by side."""
+        held = {side: getattr(self, side) for side in SIDES}
+        return {side: part for side, part in held.items() if part is not None}
+
+    @classmethod
+    def joined(cls, parts: Iterable[Scores], size: int, loss: LossName) -> Scores:
+        """What several models have found in one super-batch, as one value.
+
+        Args:
+            parts: the scores of each model alone, with the passes that they cost.
+            size: B.
+            loss: which pair losses the scores are differences of.
+        """
+        found: dict[Side, Embeddings] = {}
+        values: dict[str, Tensor] = {}
+        passes: tuple[Pass, ...] = ()
+        unseen: tuple[tuple[Tensor, Embeddings], ...] = ()
+        for part in parts:
+            found |= part.models()
+            values |= part.values
+            passes += part.model_passes
+            unseen += part.unseen
+        models = (found.get("learner"), found.get("reference"), found.get("online"))
+        return cls(*models, values=values, size=size, loss=loss, model_passes=passes, unseen=unseen)
+
+    @classmethod
+    def of(cls, role: Role, model: Embeddings) -> Scores:
+        """The scores of the one model in a role."""
+        learner, reference, online = (model if side == role else None for side in SIDES)
+        return cls(learner, reference, online)
 
     def side(self, side: Side) -> Embeddings:
         """One model's embeddings.
@@ -204,7 +232,7 @@ class Scores:
 
     def only(self, *sides: Side) -> Scores:
         """These scores with the other models left out (the meter stays shared)."""
-        gone: dict[str, None] = {side: None for side in ("learner", "reference", "scorer") if side not in sides}
+        gone: dict[str, None] = {side: None for side in SIDES if side not in sides}
         return replace(self, **gone)  # type: ignore[arg-type]
 
     def take(self, index_P: Tensor) -> Scores:
@@ -215,12 +243,12 @@ class Scores:
         """
         if self.unseen:
             raise ScoreError("pairs that two references have scored are taken by parts()")
-        sides = (self.learner, self.reference, self.scorer)
-        learner, reference, scorer = (None if model is None else model.take(index_P) for model in sides)
+        sides = (self.learner, self.reference, self.online)
+        learner, reference, online = (None if model is None else model.take(index_P) for model in sides)
         return Scores(
             learner,
             reference,
-            scorer,
+            online,
             values={name: value[index_P] for name, value in self.values.items()},
             size=len(index_P),
             loss=self.loss,

@@ -8,24 +8,87 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from jestbench.data.icons.icon_looks import LOOKS, Alike
 from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import content_key, whole
 
-CHUNK = 250
-"""Drawings handed to a worker at a time: a quarter of a second of work, 3 MB of pixels at 64 px."""
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
-THUMBNAIL = 16
-"""Width and height of the grey thumbnails by which copies are known."""
+
+@dataclass(frozen=True)
+class Form:
+    """What of a drawing is kept.
+
+    Attributes:
+        pixels: width and height at which it is rendered.
+        halved: keep the image at half of that; else as it is.
+        encoded: keep the whole image as a PNG, too.
+        alike: how drawings are compared: see :mod:`jestbench.data.icons.icon_looks`.
+    """
+
+    pixels: int = 64
+    halved: bool = False
+    encoded: bool = False
+    alike: Alike = "pixels"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rendered drawings as they lie in one file, but for those that came out blank (of one colour).
+
+    Attributes:
+        count: drawings, the blank ones among them.
+        which_N: int64, which of the drawings each is.
+        key_NK: int64 ``[N, 2]``, content hash of the pixels, whole and as they are kept.
+        look_NW: what each looks like.
+        size_N: int64, bytes of each PNG; 0 without one.
+    """
+
+    count: int
+    which_N: npt.NDArray[np.int64]
+    key_NK: npt.NDArray[np.int64]
+    look_NW: npt.NDArray[Any]
+    size_N: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, path: Path) -> Part | None:
+        """Read all but the pixels; ``None`` where the file is missing or damaged."""
+        try:
+            with np.load(path) as file:
+                return cls(int(file["count"]), file["which"], file["key"], file["look"], file["size"])
+        except _UNREADABLE:
+            return None
+
+    @staticmethod
+    def images(path: Path) -> npt.NDArray[np.uint8] | None:
+        """The image of each; ``None`` where the file is damaged."""
+        try:
+            with np.load(path) as file:
+                images: npt.NDArray[np.uint8] = file["images"]
+                return images
+        except _UNREADABLE:
+            return None
+
+    @staticmethod
+    def pngs(path: Path) -> list[bytes] | None:
+        """The PNG of each, empty without one; ``None`` where the file is damaged."""
+        try:
+            with np.load(path) as file:
+                sizes, blob = file["size"].tolist(), file["blob"].tobytes()
+        except _UNREADABLE:
+            return None
+        ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        return [blob[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def render(drawings: Sequence[str], pixels: int) -> npt.NDArray[np.uint8]:
@@ -54,87 +117,61 @@ def render(drawings: Sequence[str], pixels: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def render_all(drawings: Sequence[str], pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Render many drawings, in order, a chunk at a time, with a progress bar.
-
-    Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker died.
-    """
-    chunks = [drawings[start : start + CHUNK] for start in range(0, len(drawings), CHUNK)]
-    work = partial(render, pixels=pixels)
-    with tqdm(total=len(drawings), desc="rendering icons", unit="icon", disable=None) as progress:
-        if len(chunks) <= 1:
-            yield from map(work, chunks)
-            return
-        with spawned(min(usable_cores(), len(chunks))) as workers:
-            for images in workers.map(work, chunks):
-                progress.update(len(images))
-                yield images
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rendered drawings as they lie in one file, those that came out blank (of one colour) among them.
-
-    Attributes:
-        path: the file.
-        size_N: int64, bytes of each drawing's PNG; 0 where it is blank.
-        key_NK: int64 ``[N, 2]``, content hash of the pixels, whole and halved.
-        thumbnail_ND: uint8, small grey images.
-    """
-
-    path: Path
-    size_N: npt.NDArray[np.int64]
-    key_NK: npt.NDArray[np.int64]
-    thumbnail_ND: npt.NDArray[np.uint8]
-
-    @classmethod
-    def read(cls, path: Path) -> Part | None:
-        """Read all but the pixels; ``None`` where the file is missing or damaged."""
-        try:
-            with np.load(path) as file:
-                return cls(path, file["size"], file["key"], file["thumbnail"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-
-    @staticmethod
-    def pixels(path: Path) -> tuple[list[bytes], list[npt.NDArray[np.uint8]]] | None:
-        """The PNG of each drawing and, as an array, its image at half the width and height; empty where it is blank.
-
-        ``None`` where the file is damaged.
-        """
-        try:
-            with np.load(path) as file:
-                size_N, blob, halved = file["size"], file["blob"].tobytes(), iter(file["halved"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-        ends, nothing = np.cumsum(size_N).tolist(), np.empty((0, 0, 3), dtype=np.uint8)
-        sizes = size_N.tolist()
-        pngs = [blob[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        return pngs, [next(halved) if size else nothing for size in sizes]
-
-
-def render_part(drawings: Sequence[str], pixels: int, path: Path) -> int:
+def render_part(drawings: Sequence[str], form: Form, path: Path) -> int:
     """Render SVG texts into a file that :class:`Part` reads; it appears when it is complete.
 
     Returns:
         How many drawings.
     """
-    images = render(drawings, pixels)
-    drawn = (images != images[:, :1, :1]).any(axis=(1, 2, 3))
-    pngs = [encode(image) if kept else b"" for image, kept in zip(images, drawn, strict=True)]
-    small = halve(images)
-    keys = [(content_key(one.tobytes()), content_key(half.tobytes())) for one, half in zip(images, small, strict=True)]
+    images = render(drawings, form.pixels)
+    which_N = np.flatnonzero((images != images[:, :1, :1]).any(axis=(1, 2, 3)))
+    images = images[which_N]
+    kept = halve(images) if form.halved else images
+    pngs = [encode(image) if form.encoded else b"" for image in images]
+    keys = [(content_key(image.tobytes()), content_key(one.tobytes())) for image, one in zip(images, kept, strict=True)]
     with whole(path) as part, part.open("wb") as file:
         np.savez(
             file,
-            size=np.array([len(png) for png in pngs], dtype=np.int64),
+            count=np.array(len(drawings)),
+            which=which_N,
             key=np.array(keys, dtype=np.int64).reshape(-1, 2),
-            thumbnail=np.rint(thumbnail(images) * 255).astype(np.uint8),
+            look=LOOKS[form.alike].of(images),
+            size=np.array([len(png) for png in pngs], dtype=np.int64),
             blob=np.frombuffer(b"".join(pngs), dtype=np.uint8),
-            halved=small[drawn],
+            images=kept,
         )
     return len(drawings)
+
+
+def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], form: Form, total: int) -> None:
+    """Render parts into files, several at a time, with a progress bar; parts that are there are passed over.
+
+    Args:
+        parts: the file and the drawings of each.
+        form: what is kept of them.
+        total: how many drawings there are in all, for the progress bar.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a worker died.
+        OSError: a part cannot be written.
+    """
+    waiting: deque[Future[int]] = deque()
+    with (
+        tqdm(total=total, desc="rendering icons", unit="icon", disable=None) as progress,
+        spawned(usable_cores()) as workers,
+    ):
+        try:
+            for path, drawings in parts:
+                if Part.read(path) is not None:
+                    progress.update(len(drawings))
+                    continue
+                waiting.append(workers.submit(render_part, drawings, form, path))
+                if len(waiting) > 4 * usable_cores():  # the texts of all drawings would fill the memory
+                    progress.update(waiting.popleft().result())
+            while waiting:
+                progress.update(waiting.popleft().result())
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
 
 
 def encode(image_HWC: npt.NDArray[np.uint8]) -> bytes:
@@ -153,44 +190,3 @@ def halve(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     blocks = images_NHWC.reshape(count, height // 2, 2, width // 2, 2, channels)
     small: npt.NDArray[np.uint8] = ((blocks.sum(axis=(2, 4), dtype=np.uint16) + 2) // 4).astype(np.uint8)
     return small
-
-
-def thumbnail(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Small grey images in [0, 1], flattened: float32 ``[N, D]``."""
-    count, size = images_NHWC.shape[:2]
-    step = size // THUMBNAIL
-    grey = images_NHWC[..., : step * THUMBNAIL, : step * THUMBNAIL, :].mean(axis=-1, dtype=np.float32) / 255
-    blocks = grey.reshape(count, THUMBNAIL, step, THUMBNAIL, step).mean(axis=(2, 4))
-    small: npt.NDArray[np.float32] = blocks.reshape(count, THUMBNAIL**2)
-    return small
-
-
-def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], pixels: int, total: int) -> None:
-    """Render parts into files, several at a time, with a progress bar; parts that are there are passed over.
-
-    Args:
-        parts: the file and the drawings of each.
-        pixels: width and height of the images.
-        total: how many drawings there are in all, for the progress bar.
-
-    Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker died.
-        OSError: a part cannot be written.
-    """
-    waiting: deque[Future[int]] = deque()
-    with (
-        tqdm(total=total, desc="rendering icons", unit="icon", disable=None) as progress,
-        spawned(usable_cores()) as workers,
-    ):
-        try:
-            for path, drawings in parts:
-                if Part.read(path) is not None:
-                    progress.update(len(drawings))
-                    continue
-                waiting.append(workers.submit(render_part, drawings, pixels, path))
-                if len(waiting) > 4 * usable_cores():  # the texts of all drawings would fill the memory
-                    progress.update(waiting.popleft().result())
-            while waiting:
-                progress.update(waiting.popleft().result())
-        finally:
-            workers.shutdown(wait=True, cancel_futures=True)

@@ -1,16 +1,11 @@
 """All of Iconify: 380,000 drawings with names.
 
 The package ``@iconify/json`` holds every icon set that Iconify knows. It is fetched, rendered at 64 px and split
-once (:mod:`jestbench.data.icon_shards`), into the user's cache folder:
+once, into a folder of the user's cache: see :mod:`jestbench.data.icons.icon_folder`. The images lie there twice, in
+shards at 64 px (a sample's JSON: caption, name, style, set, hand, licence, palette, group), and in an array at 32 px.
 
-* ``<part>-00000.tar`` …: WebDataset shards in a shuffled order. A sample is a ``png`` and a ``json`` (caption, name,
-  style, set, hand, licence, palette, group);
-* ``images-32.npy``: uint8 ``[N, 32, 32, 3]``, the same images at half the size, memory-mapped;
-* ``index.npz``, ``shards.json``, ``captions.txt``, ``names.txt``: where each sample lies, and what is known of it;
-* ``tokenizer.json``, ``licences.json``, ``manifest.json`` (counts, what was left out and why, checksums).
-
-**Splits.** All versions of one drawing are one group (:mod:`jestbench.data.icon_groups`); all sets of an author are
-one hand. A drawing lies in one part:
+**Splits.** All versions of one drawing are one group (:mod:`jestbench.data.icons.icon_groups`); all sets of an author
+are one hand. A drawing lies in one part:
 
 * ``eval``: 1,000 captions of emoji, each with 2 held-out drawings. Always clean.
 * ``transfer``: a held-out hand (OpenMoji), one drawing of each caption that ``curated`` shows. Always clean.
@@ -28,22 +23,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
-from jestbench.data.icons.icon_shards import prepare_folder
-from jestbench.data.icons.prepared_icons import Chosen, PreparedIcons, Table
-from jestbench.data.icons.recipe import CLEAN, PLACES, POOL, Recipe
+from jestbench.data.icons.prepared_icons import PreparedIcons
+from jestbench.data.icons.recipe import ICONIFY, Recipe
 from jestbench.data.pairs import Dataset, Pairs
-
-CODE_VERSION = 1
-"""Counted up when the preparation makes something else of the same recipe."""
-
-SPLITS = ("pool", *PLACES)
 
 
 @dataclass(frozen=True)
@@ -67,12 +55,8 @@ class Iconify(PreparedIcons):
     vocab_size: int = 8192
     captions: Literal["name", "plain"] = "name"
     pixels: Literal[32, 64] = 32
-    recipe: Recipe = field(default=Recipe(), repr=False)
+    recipe: Recipe = field(default=ICONIFY, repr=False)
     label: ClassVar[str] = "iconify"
-    splits: ClassVar[tuple[str, ...]] = SPLITS
-    clean: ClassVar[tuple[str, ...]] = CLEAN
-    code_version: ClassVar[int] = CODE_VERSION
-    kept: ClassVar[str] = "; what is rendered is kept"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,56 +69,34 @@ class Iconify(PreparedIcons):
         if self.vocab_size < 256:
             raise ValueError(f"iconify.vocab_size must be at least 256, got {self.vocab_size}")
 
-    def make(self, folder: Path, tarballs: Path) -> None:
-        """Fetch, render and split; a preparation that was killed goes on where it was."""
-        prepare_folder(folder, self.recipe, self.vocab_size, tarballs)
+    def key_column(self) -> str:
+        """The array's images are known by their pixels, those of the shards by their bytes."""
+        return "key" if self.pixels == 32 else "png_key"
 
-    def table(self) -> Table:
-        """What is known of the prepared images."""
-        place_N, hands_N, key_N = self._index("split", "hands", "half_key" if self.pixels == 32 else "key")
-        plain, names = (_lines(self.folder / f"{column}.txt") for column in ("captions", "names"))
-        return Table(
-            key_N=key_N,
-            hands_N=hands_N,
-            curated_N=np.isin(place_N, _numbers("curated", "broad_curated")),
-            rows=lambda part: np.isin(place_N, _numbers(*(POOL if part == "pool" else (part,)))),
-            captions=lambda part: plain if part in CLEAN or self.captions == "plain" else names,
-        )
+    def caption_file(self, part: str) -> str:
+        """Names for what is not clean, where names are asked for."""
+        return "captions.txt" if part in self.clean or self.captions == "plain" else "names.txt"
 
-    def pairs(self, chosen: Chosen) -> Pairs:
-        """These pairs, with their images."""
-        texts = Texts.of(chosen.captions)
+    def pairs(self, row_N: npt.NDArray[np.int64], clean: bool, **common: Any) -> Pairs:
+        """Pairs with the images of these rows, from the array or from the shards."""
+        common["captions"] = Texts.of(common["captions"])
         if self.pixels == 32:
-            return replace(chosen, captions=texts).in_array(self.folder / "images-32.npy", ahead=False)
+            return super().pairs(row_N, clean, ahead=False, **common)
         shards = json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))
-        columns = (column[chosen.row_N] for column in self._index("shard", "offset", "size"))
-        return FilePairs(
-            name=chosen.name,
-            fingerprint=chosen.fingerprint,
-            source=ByteRanges([str(self.folder / shard) for shard in shards], *columns),
-            captions=texts,
-            tokenizer=chosen.tokenizer,
-            image_key_N=chosen.image_key_N,
-            image_size=self.recipe.pixels,
-            marks=chosen.marks,
-            exact=chosen.clean,
-        )
-
-    def _index(self, *columns: str) -> tuple[npt.NDArray[Any], ...]:
-        with np.load(self.folder / "index.npz") as file:
-            return tuple(file[column] for column in columns)
+        columns = (column[row_N] for column in self.index("shard", "offset", "size"))
+        source = ByteRanges([str(self.folder / shard) for shard in shards], *columns)
+        return FilePairs(source=source, image_size=self.recipe.form.pixels, exact=clean, **common)
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""
-        return _StandIn(self.length, self.pixels)
+        return _StandIn(self)
 
 
 @dataclass(frozen=True)
 class _StandIn:
     """Synthetic pairs under the names of these splits."""
 
-    length: int
-    pixels: int
+    data: Iconify
 
     def prepare(self) -> None:
         """Nothing to fetch."""
@@ -148,17 +110,9 @@ class _StandIn:
         from jestbench.data.synthetic import Synthetic
 
         like = {"broad_curated": "curated", "transfer": "eval", "broad_eval": "eval", "other": "pool"}
-        parts = dict.fromkeys(like.get(part, part) for part in Iconify.known(name))
-        return Synthetic(length=self.length, image_size=self.pixels).stand_in().split("+".join(parts))
+        parts = dict.fromkeys(like.get(part, part) for part in self.data.known(name))
+        return Synthetic(length=self.data.length, image_size=self.data.pixels).stand_in().split("+".join(parts))
 
     def stand_in(self) -> Dataset:
         """Itself."""
         return replace(self)
-
-
-def _numbers(*places: str) -> list[int]:
-    return [PLACES.index(place) for place in places]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")

@@ -1,18 +1,20 @@
-"""Data sets of icons that are prepared once, into a folder: what the dozen sets and all of Iconify share.
+"""Data sets of icons that are prepared once, into a folder: what the hundred sets and all of Iconify share.
 
 One process prepares at a time, checksums tell whether the folder is whole, and the splits' captions are exchanged
-where noise is asked for.
+where noise is asked for. What a process asks for again (a checksum, a split) is kept while the files stay the same.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +23,8 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
-from jestbench.data.icons.packages import IconSet
+from jestbench.data.icons.icon_folder import file_hash, prepare_folder
+from jestbench.data.icons.recipe import Recipe
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import cache_root, digest
@@ -29,59 +32,11 @@ from jestbench.model.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 
+CODE_VERSION = 2
+"""Counted up when the preparation makes something else of the same recipe."""
+
 CHECKED_BYTES = 2**25
 """Files up to this size are compared with their checksum whenever the data are opened."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is known of the prepared images before any is read.
-
-    Attributes:
-        key_N: int64, content hash of each image.
-        hands_N: how many hands drew its caption.
-        curated_N: bool, whether it is in a curated split.
-        rows: split → bool ``[N]``, which images are in it.
-        captions: split → one caption an image, before any is exchanged.
-    """
-
-    key_N: npt.NDArray[np.int64]
-    hands_N: npt.NDArray[np.integer[Any]]
-    curated_N: npt.NDArray[np.bool_]
-    rows: Callable[[str], npt.NDArray[np.bool_]]
-    captions: Callable[[str], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The pairs of a split, but for their images: see :class:`jestbench.data.pairs.ArrayPairs`.
-
-    Attributes:
-        clean: whether all the splits that are joined are.
-    """
-
-    name: str
-    fingerprint: str
-    row_N: npt.NDArray[np.int64]
-    captions: Sequence[str]
-    tokenizer: Tokenizer
-    image_key_N: npt.NDArray[np.int64]
-    marks: Mapping[str, npt.NDArray[np.bool_]]
-    clean: bool
-
-    def in_array(self, path: Path, ahead: bool = True) -> ArrayPairs:
-        """These pairs, with images that lie in an array file."""
-        return ArrayPairs(
-            name=self.name,
-            fingerprint=self.fingerprint,
-            images_NHWC=np.load(path, mmap_mode="r"),
-            row_N=self.row_N,
-            captions=self.captions,
-            tokenizer=self.tokenizer,
-            image_key_N=self.image_key_N,
-            marks=self.marks,
-            ahead=ahead,
-        )
 
 
 @dataclass(frozen=True)
@@ -89,19 +44,15 @@ class PreparedIcons(ABC):
     """Icons and their names, with as many wrong captions as asked for.
 
     Attributes:
-        noise: share of the pairs in splits that are not ``clean`` whose captions are exchanged, in [0, 1).
+        noise: share of the pairs in noisy splits whose captions are exchanged, in [0, 1).
         noise_seed: decides which, and for what.
         min_hands: leave out of these splits the captions that fewer hands drew.
         length: L, tokens a caption is cut or padded to.
         vocab_size: of the tokenizer, at most.
         cache_dir: where to prepare; by default the folder that the environment variable
             ``JESTBENCH_CACHE`` names, else the user's cache folder.
-        recipe: a dataclass; what is prepared.
+        recipe: what is prepared.
         label: what a configuration, the command and the folder call the data set.
-        splits: their names.
-        clean: those in which every caption is right.
-        code_version: counted up when the preparation makes something else of the same recipe.
-        kept: what a preparation that failed says of its beginnings.
     """
 
     noise: float = 0.0
@@ -111,10 +62,6 @@ class PreparedIcons(ABC):
     vocab_size: int = 4096
     cache_dir: str | None = None
     label: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]]
-    clean: ClassVar[tuple[str, ...]]
-    code_version: ClassVar[int]
-    kept: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 1.0:
@@ -126,33 +73,54 @@ class PreparedIcons(ABC):
                 f"{self.label}.length: a text needs at least 2 tokens (one and the end token), got {self.length}"
             )
 
-    # What each data set says
+    # What differs between the data sets
 
     @property
     @abstractmethod
-    def recipe(self) -> Any:
+    def recipe(self) -> Recipe:
         """What is prepared."""
 
-    @abstractmethod
-    def make(self, folder: Path, tarballs: Path) -> None:
-        """Fetch, render and split into a folder that is not there yet; it appears when it is complete."""
+    def pairs(self, row_N: npt.NDArray[np.int64], clean: bool, **common: Any) -> Pairs:
+        """Pairs with the images of these rows.
 
-    @abstractmethod
-    def table(self) -> Table:
-        """What is known of the prepared images."""
+        Args:
+            row_N: of the prepared images.
+            clean: whether every caption is right.
+            common: what all sorts of pairs are made of: name, fingerprint, captions, tokenizer, keys and marks.
+        """
+        images_NHWC = np.load(self.folder / self.recipe.images, mmap_mode="r")
+        return ArrayPairs(images_NHWC=images_NHWC, row_N=row_N, **common)
 
-    @abstractmethod
-    def pairs(self, chosen: Chosen) -> Pairs:
-        """These pairs, with their images."""
+    def key_column(self) -> str:
+        """The column of the index that holds the content hash of each image."""
+        return "key"
+
+    def caption_file(self, part: str) -> str:
+        """The file that holds the captions of a split, before any is exchanged."""
+        return "captions.txt"
 
     # What is the same for all of them
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(dict.fromkeys((*(() if "pool" in self.recipe.places else ("pool",)), *self.recipe.places)))
+
+    @property
+    def clean(self) -> tuple[str, ...]:
+        """The splits in which every caption is right."""
+        return (*self.recipe.tested, *self.recipe.curated)
+
+    @property
     def folder(self) -> Path:
-        """Where the prepared data lie; its name tells everything that they depend on."""
-        root = self.cache_dir or cache_root()
-        text = json.dumps([self.code_version, self.vocab_size, asdict(self.recipe)], sort_keys=True)
-        return Path(root).expanduser() / f"{self.label}-{digest(text, 6)}"
+        """Where the prepared data lie; its name depends on everything that they depend on."""
+        name = f"{self.label}-{_digest(CODE_VERSION, self.vocab_size, self.recipe)}"
+        return Path(self.cache_dir or cache_root()).expanduser() / name
+
+    def index(self, *columns: str) -> tuple[npt.NDArray[Any], ...]:
+        """Columns of the index: what is known of each image before any is read."""
+        with np.load(self.folder / "index.npz") as file:
+            return tuple(file[column] for column in columns)
 
     def is_prepared(self) -> bool:
         """Whether the prepared data are there, every file of its size, the small ones with their checksums."""
@@ -195,11 +163,11 @@ class PreparedIcons(ABC):
                 if folder.exists():
                     _LOG.warning("%s is damaged: preparing it anew", folder)
                     shutil.rmtree(folder)
-                self.make(folder, folder.with_name("iconify"))
+                prepare_folder(folder, self.recipe, self.vocab_size, folder.with_name("iconify"))
         except OSError as error:
             raise DataError(
                 f"the icons cannot be prepared in {folder}: {error}; "
-                f"free space there, or name another folder in JESTBENCH_CACHE{self.kept}"
+                f"free space there, or name another folder in JESTBENCH_CACHE; what is rendered is kept"
             ) from error
 
     def manifest(self) -> dict[str, Any]:
@@ -223,47 +191,40 @@ class PreparedIcons(ABC):
         Raises:
             DataError: there is no such split, or the data are not prepared or damaged.
         """
-        parts = self.known(name)
+        self.known(name)
         if not self.is_prepared():
             raise DataError(f"{self.folder} is missing or damaged: run python tools/prepare.py {self.label}")
-        table = self.table()
-        row_N, captions, noisy_N = self._choose(parts, table)
-        tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
-        key_N = table.key_N[row_N]
-        content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
-        fingerprint = digest(b"\0".join(content))
-        marks = {"noisy": noisy_N, "curated": table.curated_N[row_N]}
-        clean = all(part in self.clean for part in parts)
-        return self.pairs(Chosen(f"{self.label}/{name}", fingerprint, row_N, captions, tokenizer, key_N, marks, clean))
+        return _opened(self, name, self.folder, (self.folder / "manifest.json").stat().st_mtime_ns)
 
-    @classmethod
-    def known(cls, name: str) -> list[str]:
+    def known(self, name: str) -> list[str]:
         """The splits that are joined.
 
         Raises:
             DataError: there is no such split.
         """
         parts = name.split("+")
-        if unknown := [part for part in parts if part not in cls.splits]:
-            raise DataError(f"{cls.label} has no split {unknown[0]!r}: there are {', '.join(cls.splits)}")
+        if unknown := [part for part in parts if part not in self.splits]:
+            raise DataError(f"{self.label} has no split {unknown[0]!r}: there are {', '.join(self.splits)}")
         return parts
 
-    def _choose(
-        self, parts: Sequence[str], table: Table
-    ) -> tuple[npt.NDArray[np.int64], list[str], npt.NDArray[np.bool_]]:
-        """Rows of the pairs, their captions, and which of these were exchanged."""
+    def opened(self, name: str) -> Pairs:
+        """The split of that name of prepared data."""
+        parts, places = self.known(name), self.recipe.places
+        place_N, hands_N, all_key_N = self.index("split", "hands", self.key_column())
         rows: list[int] = []
         captions: list[str] = []
         noisy: list[bool] = []
-        taken = np.zeros(len(table.key_N), dtype=np.bool_)
+        taken = np.zeros(len(place_N), dtype=np.bool_)
         for part in parts:
             clean = part in self.clean
-            some = np.flatnonzero(table.rows(part) & ((table.hands_N >= self.min_hands) | clean))
+            joined = self.recipe.pool if part == "pool" else (part,)
+            in_part = np.isin(place_N, [places.index(place) for place in joined])
+            some = np.flatnonzero(in_part & ((hands_N >= self.min_hands) | clean))
             if not len(some):
                 raise DataError(
                     f"{self.label}.min_hands = {self.min_hands} leaves nothing of {part}: choose a lower one"
                 )
-            texts = table.captions(part)
+            texts = (self.folder / self.caption_file(part)).read_text(encoding="utf-8").split("\n")
             exchanged, wrong = [texts[row] for row in some], np.zeros(len(some), dtype=np.bool_)
             if self.noise and not clean:
                 # One stream a split: the pool's noise stays the same whatever else is asked for.
@@ -273,20 +234,39 @@ class PreparedIcons(ABC):
             rows += some[new].tolist()
             captions += [exchanged[i] for i in new]
             noisy += wrong[new].tolist()
-        return np.array(rows, dtype=np.int64), captions, np.array(noisy, dtype=np.bool_)
+        row_N = np.array(rows, dtype=np.int64)
+        tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
+        key_N = all_key_N[row_N]
+        content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
+        fingerprint = digest(b"\0".join(content))
+        curated_N = np.isin(place_N[row_N], [places.index(place) for place in self.recipe.curated])
+        marks = {"noisy": np.array(noisy, dtype=np.bool_), "curated": curated_N}
+        return self.pairs(
+            row_N,
+            clean=all(part in self.clean for part in parts),
+            name=f"{self.label}/{name}",
+            fingerprint=fingerprint,
+            captions=captions,
+            tokenizer=tokenizer,
+            image_key_N=key_N,
+            marks=marks,
+        )
 
 
-def write_images(path: Path, raw: Path, rows: Sequence[int], pixels: int) -> None:
-    """Copy these images of a file of pixels into an array file.
+@lru_cache
+def _digest(code_version: int, vocab_size: int, recipe: Recipe) -> str:
+    """A hash of everything that a prepared folder depends on."""
+    text = json.dumps([code_version, vocab_size, asdict(recipe)], sort_keys=True)
+    return digest(text, 6)
 
-    Written, not memory-mapped: a full disk is then an error with a message, and not a killed process.
-    """
-    images = np.memmap(raw, dtype=np.uint8, mode="r").reshape(-1, pixels, pixels, 3)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(rows), 4096):
-            file.write(images[rows[start : start + 4096]].tobytes())
+
+@lru_cache(maxsize=8)
+def _opened(data: PreparedIcons, name: str, folder: Path, made_ns: int) -> Pairs:
+    """A split of a folder that was made then: opened once in a process, however often it is asked for."""
+    return data.opened(name)
+
+
+atexit.register(_opened.cache_clear)  # shards are closed while the interpreter still can
 
 
 @contextmanager
@@ -304,45 +284,17 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def licences(sets: Iterable[tuple[IconSet, Mapping[str, Any]]], count: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Who made each set, and under which licence.
-
-    Args:
-        sets: each with its ``info.json``.
-        count: of its icons that were kept.
-    """
-    return [
-        {
-            "set": icon_set.name,
-            "version": icon_set.version,
-            "title": info.get("name"),
-            "author": info.get("author", {}).get("name"),
-            "url": info.get("author", {}).get("url"),
-            "licence": info.get("license", {}).get("title"),
-            "spdx": info.get("license", {}).get("spdx"),
-            "licence_url": info.get("license", {}).get("url"),
-            "count": count.get(icon_set.name, 0),
-        }
-        for icon_set, info in sets
-    ]
-
-
 def is_complete(path: Path, bytes: int, blake2b: str) -> bool:
     """Whether a file has the size that the manifest gives and, where reading it costs nothing, the checksum.
 
     Shards are not read through each time: a pair that is damaged is found when it is decoded.
     """
-    if not path.is_file() or path.stat().st_size != bytes:
+    if not path.is_file() or (status := path.stat()).st_size != bytes:
         return False
-    return bytes > CHECKED_BYTES or path.suffix == ".tar" or file_hash(path) == blake2b
+    return bytes > CHECKED_BYTES or path.suffix == ".tar" or _hash_of(path, bytes, status.st_mtime_ns) == blake2b
 
 
-def file_hash(path: Path) -> str:
-    """Checksum of a file (BLAKE2b, 16 bytes)."""
-    with path.open("rb") as file:
-        return digest(iter(lambda: file.read(1 << 20), b""), 16)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file on one line."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=None), encoding="utf-8")
+@lru_cache
+def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
+    """Checksum of a file, read once while its size and time stay the same."""
+    return file_hash(path)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from jestbench.batch import DataError
+from jestbench.data.captions import text_of
+from jestbench.data.damage import Damaged
 from jestbench.data.file_pairs import WHOLE
-from jestbench.data.sources.shard_index import Damaged, ShardIndex, image_key, text_of
-from jestbench.data.sources.source import Shard, Source, file_shard
-from jestbench.disk import nearest
+from jestbench.data.sources.shard_index import ShardIndex, image_key
+from jestbench.data.sources.source import Shard, Source, column, file_shard
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,12 @@ class Csv(Source):
             captions_of.setdefault(path, []).append(caption)
         for path, captions in captions_of.items():
             file = folder / path
-            try:
-                content = file.read_bytes()
+            with index.leaving_out():
+                try:
+                    content = file.read_bytes()
+                except (OSError, ValueError):  # ValueError: a path with a zero byte
+                    raise Damaged("no image") from None
                 index.add(0, WHOLE, image_key(content, verified), captions, str(file))
-            except (OSError, ValueError):  # ValueError: a path with a zero byte
-                index.damage["no image"] += 1
-            except Damaged as damaged:
-                index.damage[damaged.reason] += 1
         return index
 
     def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
@@ -76,32 +76,20 @@ class Csv(Source):
             reader = csv.reader(file, delimiter=separator)
             try:
                 header = next(reader, [])
-                image = self._column(header, "image_column", path)
-                caption = self._column(header, "caption_column", path)
-                for row in reader:
-                    if not row:
-                        continue
-                    try:
+                other = ", or csv.separator" if len(header) < 2 else ""
+                image, caption = (
+                    header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
+                    for name in ("image_column", "caption_column")
+                )
+                for row in filter(None, reader):
+                    with index.leaving_out():
                         if len(row) <= max(image, caption):
                             raise Damaged("too few columns")
                         if not row[image].strip():
                             raise Damaged("no image")
                         yield text_of(row[image]), text_of(row[caption])
-                    except Damaged as damaged:
-                        index.damage[damaged.reason] += 1
             except csv.Error as error:
                 raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-
-    def _column(self, header: Sequence[str], field: str, path: Path) -> int:
-        wanted = getattr(self, field)
-        if wanted in header:
-            return list(header).index(wanted)
-        hint = nearest(wanted, header, "did you mean {!r}? ")
-        shown = ", ".join(header[:20]) or "none"
-        raise DataError(
-            f"{path} has no column {wanted!r} (its columns: {shown}): {hint}set csv.{field}"
-            + (", or csv.separator" if len(header) < 2 else "")
-        )
 
 
 @contextmanager

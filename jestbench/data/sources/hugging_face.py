@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
+from jestbench.data.captions import text_of
+from jestbench.data.damage import Damaged
 from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
-from jestbench.data.sources.shard_index import Damaged, ShardIndex, Table, digest, image_key, text_of
-from jestbench.data.sources.source import Shard, Source, needs
-from jestbench.disk import nearest
+from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
+from jestbench.data.sources.shards import globbed
+from jestbench.data.sources.source import Shard, Source, column, needs
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -73,36 +75,27 @@ class HuggingFace(Source):
         """Read a data set once; what is damaged is counted and left out."""
         rows = Rows(shard.path, self.image_column, self.config_name, self.revision)
         data = rows.data
-        caption = self._column(data.column_names, "caption_column", shard.path)
-        self._column(data.column_names, "image_column", shard.path)
+        columns, wanted = data.column_names, self.caption_column
+        if wanted == "text" and wanted not in columns and "label" in columns:
+            wanted = "label"  # an image folder of one subfolder a class
+        caption = column(columns, wanted, shard.path, "huggingface.caption_column")
+        column(columns, self.image_column, shard.path, "huggingface.image_column")
         feature = data.features[caption]
         names: Sequence[str] | None = getattr(feature, "names", None)
         texts = data.select_columns([caption])
         index = ShardIndex()
         for row in range(len(data)):
-            try:
+            with index.leaving_out():
                 found = texts[row][caption]
                 if names is not None and found is not None:
                     found = names[found].replace("_", " ") if found >= 0 else None
                 captions = [text_of(text) for text in (found if isinstance(found, list) else [found])]
-                content = rows.read(row)
+                try:
+                    content = rows.read(row)
+                except DamagedImage:
+                    raise Damaged("no image") from None
                 index.add(row, len(content), image_key(content, verified), captions or [text_of(None)])
-            except DamagedImage as damaged:
-                index.damage["no image" if damaged.reason == "unreadable file" else damaged.reason] += 1
-            except Damaged as damaged:
-                index.damage[damaged.reason] += 1
         return index
-
-    def _column(self, columns: Sequence[str], field: str, name: str) -> str:
-        wanted: str = getattr(self, field)
-        if wanted in columns:
-            return wanted
-        if field == "caption_column" and "label" in columns and wanted == "text":
-            return "label"  # an image folder of one subfolder a class
-        hint = nearest(wanted, columns, "did you mean {!r}? ")
-        raise DataError(
-            f"{name} has no column {wanted!r} (its columns: {', '.join(columns)}): {hint}set huggingface.{field}"
-        )
 
 
 @dataclass
@@ -186,9 +179,8 @@ def _files(what: str) -> list[Path] | None:
     path = Path(what).expanduser()
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    if any(mark in what for mark in "*?["):
-        base = Path(path.anchor) if path.is_absolute() else Path()
-        return sorted(base.glob(str(path.relative_to(path.anchor))))
+    if (found := globbed(what)) is not None:
+        return found
     if path.is_file():
         return [path]
     return [] if path.suffix in FILES or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None

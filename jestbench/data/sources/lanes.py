@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 
 from jestbench import seeds
 from jestbench.batch import DataError
-from jestbench.data.decode import DamagedImage, decode
+from jestbench.data.captions import Captions
+from jestbench.data.damage import Damaged
+from jestbench.data.decode import decode
+from jestbench.data.file_pairs import drawn_captions
+from jestbench.data.sources.shards import Forward, MemberRules
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-"""Endings of members that hold an image."""
 Place = tuple[int, int, int, int]
 """Where a lane stands: shard of the lane and pairs of that shard before the block, number of the block, and pairs
 of the block behind us. Enough to go on from by reading one block again."""
@@ -29,11 +32,6 @@ def deal(shards: int, lanes: int, seed: int, epoch: int) -> list[list[int]]:
     """The shards of each lane in an epoch, in the order in which it reads them: each shard in one lane."""
     order = torch.randperm(shards, generator=seeds.generator(seed, "data", epoch)).tolist()
     return [order[lane::lanes] for lane in range(lanes)]
-
-
-def owner(lane: int, ranks: int, workers: int) -> tuple[int, int]:
-    """The rank, and its worker, that read a lane."""
-    return lane % ranks, (lane // ranks) % max(1, workers)
 
 
 def take_turns(available_V: Sequence[int], first: int, need: int) -> tuple[list[int], int]:
@@ -66,20 +64,22 @@ class Shards:
         urls: one shard each, as webdataset opens them.
         tokenizer: makes the token ids.
         image_size: pixels, width and height.
-        caption: ending of the member that holds the caption, or ``json.FIELD``.
+        members: which members of a shard are read.
         lanes: V, virtual lanes.
         buffer: pairs of the blocks within which a lane shuffles.
         max_damaged: share of damaged pairs above which a run stops.
-        seed: of the order.
+        captions: how captions are normalised, and which of several of one image is taken.
+        seed: of the order, and of the captions drawn.
     """
 
     urls: tuple[str, ...]
     tokenizer: Tokenizer
     image_size: int
-    caption: str
+    members: MemberRules
     lanes: int
     buffer: int
     max_damaged: float
+    captions: Captions = field(default_factory=Captions)
     seed: int = 0
 
 
@@ -110,16 +110,36 @@ class Chunk:
     ended: bool
 
 
-def open_shard(url: str, damaged: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The samples of a shard by webdataset's reader; what cannot be read is told, and ends the shard or the sample."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
+Found = tuple[bytes, list[str]]
+"""An encoded image and its captions, as they stand."""
+
+
+def open_shard(url: str, members: MemberRules, lose: Callable[[], None]) -> Iterator[Found]:
+    """The pairs of a shard that webdataset opens.
+
+    Args:
+        url: a path, a URL or a command.
+        members: which of its members are read.
+        lose: called for each pair that is damaged, and where the shard cannot be opened or breaks off.
+    """
+    from webdataset.tariterators import url_opener
 
     def told(error: Exception) -> bool:
-        damaged(f"{url}: {error!r}")
+        lose()
         return True
 
-    files = tar_file_expander(url_opener([{"url": url}], handler=told), handler=told)
-    yield from group_by_keys(files, handler=told)
+    for opened in url_opener([{"url": url}], handler=told):
+        try:
+            for found in members.pairs(Forward.unpacked(opened["stream"])):
+                if isinstance(found, Damaged):
+                    lose()
+                else:
+                    yield found[0].content, found[1]
+        except tarfile.ReadError:  # not even its first bytes
+            lose()
+        finally:
+            with suppress(Exception):  # a command that fails at its end has given what it had
+                opened["stream"].close()
 
 
 class LaneReader:
@@ -127,7 +147,7 @@ class LaneReader:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self._open: dict[int, tuple[int, Place, Iterator[tuple[dict[str, Any], Place, int]]]] = {}
+        self._open: dict[int, tuple[int, Place, Iterator[tuple[Found, Place, int]]]] = {}
         self._damaged = 0
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
@@ -135,15 +155,15 @@ class LaneReader:
         epoch, lane, place, count = task
         held = self._open.pop(lane, None)
         if held is None or held[:2] != (epoch, place):
-            held = (epoch, place, self._samples(epoch, lane, place))
+            held = (epoch, place, self._pairs(epoch, lane, place))
         rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], Place, int]] = []
         pairs, skipped, ended = held[2], 0, True
-        for sample, after, lost in pairs:
+        for found, after, lost in pairs:
             place, skipped = after, skipped + lost
             try:
-                rows.append((*self._pair(sample), after, skipped))
+                rows.append((*self._pair(found, epoch), after, skipped))
                 skipped = 0
-            except DamagedImage:
+            except Damaged:
                 skipped += 1
             if len(rows) == count:
                 ended = False
@@ -168,18 +188,17 @@ class LaneReader:
             ended=ended,
         )
 
-    def _pair(self, sample: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int]]:
-        content = next((sample[name] for name in IMAGES if name in sample), None)
-        if content is None:
-            raise DamagedImage("no image")
-        caption = caption_of(sample, self.shards.caption)
-        if caption is None:
-            raise DamagedImage("unreadable file", "no caption")
-        keys = content_key(content), content_key(caption.encode())
-        return decode(content, self.shards.image_size), caption, keys
+    def _pair(self, found: Found, epoch: int) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int]]:
+        content, captions = found[0], self.shards.captions.usable(found[1])
+        if not captions:
+            raise Damaged("empty caption")
+        key, drawn = content_key(content), 0
+        if self.shards.captions.several == "draw":
+            drawn = int(drawn_captions(np.array([key]), np.array([len(captions)]), self.shards.seed, epoch)[0])
+        return decode(content, self.shards.image_size), captions[drawn], (key, content_key(captions[drawn].encode()))
 
-    def _samples(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[dict[str, Any], Place, int]]:
-        """Samples of a lane from a place on, where the lane stands behind each, and what was lost before it."""
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Found, Place, int]]:
+        """Pairs of a lane from a place on, where the lane stands behind each, and what was lost before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
         raw = self._in_order(mine, shard, offset)
@@ -194,33 +213,20 @@ class LaneReader:
                 yield held[order[number]][0], (*start, block, number + 1), lost
             start, block, behind = held[-1][1], block + 1, 0
 
-    def _in_order(
-        self, mine: Sequence[int], shard: int, offset: int
-    ) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
-        """Samples of shards as they lie, and the place behind each."""
+    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Found, tuple[int, int]]]:
+        """Pairs of shards as they lie, and the place behind each."""
         for number in range(shard, len(mine)):
-            samples = open_shard(self.shards.urls[mine[number]], self._lose)
-            for index, sample in enumerate(samples):
+            pairs = open_shard(self.shards.urls[mine[number]], self.shards.members, self._lose)
+            for index, found in enumerate(pairs):
                 if number > shard or index >= offset:
-                    yield sample, (number, index + 1)
+                    yield found, (number, index + 1)
 
-    def _lose(self, what: str) -> None:
+    def _lose(self) -> None:
         self._damaged += 1
 
 
-def caption_of(sample: Mapping[str, Any], where: str) -> str | None:
-    """The caption of a sample, on one line; ``None`` where there is none that can be read."""
-    key = where.removeprefix("json.") if where.startswith("json.") else ""
-    try:
-        text = sample["json" if key else where].decode()
-        text = json.loads(text)[key] if key else text
-        return " ".join(text.split()) or None
-    except (KeyError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def check_lanes(shards: int, lanes: int, ranks: int, workers: int) -> None:
-    """Say before anything is read what would leave a reader without a shard (webdataset#188: it hangs).
+def check_lanes(shards: int, lanes: int, workers: int) -> None:
+    """Refuse, before anything is read, what would leave a reader without a shard (webdataset#188: it hangs).
 
     Raises:
         DataError: with what to do.
@@ -230,8 +236,8 @@ def check_lanes(shards: int, lanes: int, ranks: int, workers: int) -> None:
             f"{shards} shards cannot feed {lanes} lanes: lower stream.lanes to {shards} or less (it is part of the "
             "order, so keep it for all arms), or write more, smaller shards"
         )
-    if lanes < ranks * max(1, workers):
+    if lanes < workers:
         raise DataError(
-            f"{lanes} lanes leave some of {ranks} × {max(1, workers)} readers (ranks × workers) without one: lower "
-            f"loader.workers to {max(1, lanes // ranks)} or less, or raise stream.lanes"
+            f"{lanes} lanes leave some of {workers} workers without one: lower loader.workers to {lanes} or less, "
+            "or raise stream.lanes"
         )

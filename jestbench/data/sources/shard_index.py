@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,42 +20,17 @@ import numpy.typing as npt
 from jestbench import disk
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
-from jestbench.data.decode import DamagedImage, decode, probe
+from jestbench.data.damage import Damaged
+from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
 
-VERSION = 1
+VERSION = 2
 """Counted up when an index of the same data would hold something else."""
 
 
 def digest(*parts: object) -> str:
     """A name in the cache."""
     return disk.digest(json.dumps(parts, default=str), 10)
-
-
-class Damaged(Exception):
-    """A pair is of no use; ``reason`` is counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def text_of(content: object) -> str:
-    """A caption as text.
-
-    Raises:
-        Damaged: it is not UTF-8, or there is none.
-    """
-    if content is None:
-        raise Damaged("no caption")
-    try:
-        if isinstance(content, bytes):
-            return content.decode("utf-8")
-        text = content if isinstance(content, str) else str(content)
-        text.encode("utf-8")  # half a surrogate pair, as JSON can hold
-    except UnicodeError:
-        raise Damaged("caption is not UTF-8") from None
-    return text
 
 
 def image_key(content: bytes, verified: int | None) -> int:
@@ -65,15 +41,12 @@ def image_key(content: bytes, verified: int | None) -> int:
         verified: decode it, at so many pixels; ``None`` reads the header alone.
 
     Raises:
-        Damaged: it is of no use.
+        DamagedImage: it is of no use.
     """
-    try:
-        if verified is None:
-            probe(content)
-        else:
-            decode(content, verified)
-    except DamagedImage as error:
-        raise Damaged(error.reason) from None
+    if verified is None:
+        probe(content)
+    else:
+        decode(content, verified)
     return disk.content_key(content)
 
 
@@ -105,6 +78,14 @@ class ShardIndex:
         self.captions.append(captions)
         if path is not None:
             self.paths.append(path)
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Count the damage that is raised within."""
+        try:
+            yield
+        except Damaged as damaged:
+            self.damage[damaged.reason] += 1
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""

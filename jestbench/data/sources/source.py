@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
+from jestbench.data.damage import too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts, too_many
+from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import cache_root, nearest_or_all
+from jestbench.disk import cache_root, nearest, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
 
@@ -356,3 +357,16 @@ def needs(load: Callable[[], Any], package: str) -> Any:
         return load()
     except ImportError as error:
         raise DataError(f"this data set needs {package}, which cannot be loaded ({error}): {INSTALL}") from error
+
+
+def column(names: Sequence[str], wanted: str, where: str, binding: str) -> str:
+    """The wanted one of a table's columns.
+
+    Raises:
+        DataError: there is none; the message gives the binding that names another.
+    """
+    if wanted in names:
+        return wanted
+    hint = nearest(wanted, names, "did you mean {!r}? ")
+    shown = ", ".join(names[:20]) or "none"
+    raise DataError(f"{where} has no column {wanted!r} (its columns: {shown}): {hint}set {binding}")

@@ -2,71 +2,45 @@
 
 A fixed number of virtual *lanes* is what makes the order a function of seed and sizes alone. Each
 epoch the shards are dealt to the lanes anew; a lane reads its shards one after the other and shuffles
-within blocks of ``buffer`` pairs; a super-batch takes a pair from each lane in turn. Workers and ranks
-divide the lanes among them, so their number changes who reads, never what is read.
+within blocks of ``buffer`` pairs; a super-batch takes a pair from each lane in turn. Workers divide the
+lanes among them, so their number changes who reads, never what is read.
 
-Shards are opened and taken apart by webdataset itself (its ``gopen`` knows paths, ``http:``, ``pipe:``,
-``gs:``, ``hf:`` …). Hugging Face ``datasets`` streams the same shards, too; webdataset is used because it
-leaves the position within a shard to its caller, which an exact resume of many lanes needs, and because it
-needs no Arrow. It is also the faster of the two: 1.3 times, as ``python tools/bench.py data`` has measured
-(docs/your_data.md).
+Shards are opened by webdataset (its ``gopen`` takes paths, ``http:``, ``pipe:``, ``gs:``, ``hf:`` …) and read by the
+code that indexes local ones (``shards.py``), which leaves the position within a shard to the lane: an exact resume
+needs it. Hugging Face ``datasets`` streams the same shards, but needs Arrow and is slower (docs/your_data.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
+import torch
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.pairs import ArrayPairs, Dataset, Pairs
-from jestbench.data.sources.lanes import IMAGES, START, LaneReader, Shards, check_lanes
+from jestbench.data.captions import Captions
+from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
+from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
+from jestbench.data.sources.source import needs
 from jestbench.disk import digest
-from jestbench.model.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class StreamPairs:
-    """A split that is streamed: its first pair, by which a run is priced, and how to come by the rest."""
+class StreamPairs(Pairs):
+    """A split that is streamed: how its pairs are read, and the first of them, by which a run is priced.
 
-    shards: Shards
-    first: ArrayPairs
+    Its fingerprint is of what is asked for: what the shards hold is seen when they are read.
+    """
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return "stream/pool"
+    def __init__(self, shards: Shards, first: Batch) -> None:
+        self.shards, self._first = shards, first
+        self.name, self.tokenizer = "stream/pool", shards.tokenizer
+        texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
+        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts)))
 
-    @property
-    def fingerprint(self) -> str:
-        """Of what is asked for; what the shards hold is seen when they are read."""
-        asked = (self.shards.urls, self.shards.image_size, self.shards.caption, self.shards.tokenizer.identity)
-        return digest(repr(asked))
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the stream."""
-        return self.shards.tokenizer
-
-    @property
-    def image_key_N(self) -> npt.NDArray[np.int64]:
-        """Of the first pair."""
-        return self.first.image_key_N
-
-    @property
-    def text_key_N(self) -> Tensor:
-        """Of the first pair."""
-        return self.first.text_key_N
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def batch(self, index_B: Tensor) -> Batch:
+    def example(self) -> Batch:
         """The first pair."""
-        return self.first.batch(index_B)
+        return self._first
 
 
 @dataclass(frozen=True)
@@ -77,11 +51,15 @@ class Stream:
     pairs at once.
 
     Attributes:
-        shards: brace patterns of paths and URLs (``https://…/{00000..00999}.tar``, ``pipe:aws s3 cp … -``).
+        shards: brace patterns of URLs and paths (``https://…/{00000..00999}.tar``, ``pipe:aws s3 cp … -``); globs and
+            folders of paths too.
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
-        caption: ending of the member that holds the caption (``txt``), or ``json.FIELD``.
-        lanes: virtual lanes that share the shards; part of the order, a multiple of ranks × workers.
+        images: endings of image members; the first that a sample has is taken.
+        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``.
+        lines: each line of a text member is a caption of its own.
+        captions: normalisation, and which of several captions of one image is taken.
+        lanes: virtual lanes that share the shards; part of the order, a multiple of the workers.
         buffer: pairs within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
     """
@@ -89,7 +67,10 @@ class Stream:
     shards: str | tuple[str, ...]
     beside: Dataset
     image_size: int = 224
+    images: tuple[str, ...] = IMAGES
     caption: str = "txt"
+    lines: bool = False
+    captions: Captions = field(default_factory=Captions)
     lanes: int = 16
     buffer: int = 256
     max_damaged: float = 0.01
@@ -100,6 +81,8 @@ class Stream:
                 raise ValueError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        if not self.caption or not self.images:
+            raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
 
     def prepare(self) -> None:
         """The data set beside; a stream needs nothing."""
@@ -123,46 +106,34 @@ class Stream:
             return self.beside.split(name)
         patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         shards = Shards(
-            urls=tuple(url for pattern in patterns for url in expanded(pattern)),
+            urls=tuple(url for pattern in patterns for url in paths_of(pattern)),
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
-            caption=self.caption,
+            members=MemberRules(self.images, self.caption, self.lines),
             lanes=self.lanes,
             buffer=self.buffer,
             max_damaged=self.max_damaged,
+            captions=self.captions,
         )
-        check_lanes(len(shards.urls), self.lanes, 1, 0)
+        check_lanes(len(shards.urls), self.lanes, 0)
+        needs(lambda: __import__("webdataset"), "webdataset")
         return StreamPairs(shards, _first(shards))
 
 
-def expanded(pattern: str) -> list[str]:
-    """The URLs of a brace pattern.
-
-    Raises:
-        DataError: webdataset is not installed.
-    """
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError as error:
-        raise DataError("a stream is read by webdataset: pip install webdataset") from error
-    return list(expand_urls(pattern))
-
-
 @lru_cache(maxsize=4)
-def _first(shards: Shards) -> ArrayPairs:
+def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
     chunk = LaneReader(alone)((0, 0, START, 1))
     if not chunk.captions:
         raise DataError(
-            f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(IMAGES)}) and its caption "
-            f"(stream.caption = {shards.caption!r})"
+            f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(shards.members.images)}) and its "
+            f"caption (stream.caption = {shards.members.caption!r})"
         )
-    return ArrayPairs(
-        name="stream/pool",
-        fingerprint="",
-        images_NHWC=chunk.images_NHWC,
-        row_N=np.zeros(1, dtype=np.int64),
+    key_12 = torch.from_numpy(chunk.key_N2)
+    return Batch(
+        images_BCHW=torch.from_numpy(chunk.images_NHWC).permute(0, 3, 1, 2),
+        token_ids={shards.tokenizer.identity: torch.from_numpy(chunk.token_NL)},
+        image_key_B=key_12[:, 0],
+        text_key_B=key_12[:, 1],
         captions=chunk.captions,
-        tokenizer=shards.tokenizer,
-        image_key_N=chunk.key_N2[:, 0],
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +14,12 @@ import numpy as np
 import torch
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.file_pairs import too_many
-from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, owner, take_turns
+from jestbench.data.damage import Tally
+from jestbench.data.loader import Loader
+from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, take_turns
+from jestbench.data.super_batches import SuperBatchSource
 from jestbench.data.workers import Workers
-from jestbench.model.tokenizer import Tokenizer
+from jestbench.parallel.distributed import World
 
 
 @dataclass
@@ -33,22 +34,23 @@ class _Lane:
     ended: bool = False
     rest: int = 0
 
+    def put(self, chunk: Chunk) -> None:
+        """Take what the reader gave."""
+        self.read = chunk.last
+        self.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
+        self.rest += chunk.rest
+        self.ended = chunk.ended
 
-class StreamBatches:
+
+class StreamBatches(SuperBatchSource):
     """Super-batches of streamed pairs, in the order of their steps.
 
     Args:
         shards: what is streamed.
-        size: B.
-        workers: processes that read; 0 reads in this one.
-        ahead: super-batches read ahead.
-        part: pairs of a lane that a reader hands over at a time, at most.
-        timeout: seconds that a reader may be silent.
-        restarts: lost readers that are replaced.
-        pinned: images go to page-locked memory.
-        rank: of this process.
-        ranks: how many processes share each super-batch; each holds the pairs of its own lanes.
-        exchange: value of this rank → the values of all, in the order of ranks.
+        size: B, pairs of a super-batch.
+        loader: who reads, and how far ahead; by default this process.
+        device: that the run is on.
+        world: the processes that share each super-batch; each reads the whole of it.
 
     Raises:
         DataError: fewer shards than lanes, or fewer lanes than readers.
@@ -58,53 +60,30 @@ class StreamBatches:
         self,
         shards: Shards,
         size: int,
-        workers: int = 0,
-        ahead: int = 2,
-        part: int = 256,
-        timeout: float = 300.0,
-        restarts: int = 3,
-        pinned: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
-        exchange: Callable[[Any], list[Any]] | None = None,
+        loader: Loader | None = None,
+        device: str = "cpu",
+        world: World | None = None,
     ) -> None:
-        check_lanes(len(shards.urls), shards.lanes, ranks, workers)
-        self.shards, self.size, self.pinned, self.ranks = shards, size, pinned, ranks
-        self._exchange = exchange or (lambda value: [value])
-        self._mine = [lane for lane in range(shards.lanes) if owner(lane, ranks, workers)[0] == rank]
+        loader = loader or Loader(workers=0)
+        count = loader.workers_for()
+        if loader.workers == "auto":
+            count = min(count, shards.lanes)
+        check_lanes(len(shards.urls), shards.lanes, count)
+        self._read_lane = LaneReader(shards)
+        workers = Workers(self._read_lane, count, loader.restarts, loader.timeout) if count else None
+        super().__init__(shards.tokenizer, None, size, world, True, workers)
+        self.shards, self.pinned = shards, loader.pins(device)
         self._share = -(-size // shards.lanes)
-        self._chunk, self._target = min(self._share, part), (ahead + 1) * self._share
-        self._read = LaneReader(shards)
-        self._workers: Workers[Any, Chunk] | None = None
-        self._making = (workers, restarts, timeout)
+        self._chunk, self._target = min(self._share, loader.part), (loader.prefetch + 1) * self._share
         self._lock = threading.Lock()
-        self._lanes: dict[int, _Lane] = {lane: _Lane(lane) for lane in self._mine}
-        self._epoch, self._turn, self._step, self._waited = 0, 0, 0, 0.0
-        self._counts = {"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0}
-        self._restarts, self._barren = 0, 0  # the latter: step at which the epoch began
+        self._lanes = [_Lane(number) for number in range(shards.lanes)]
+        self._epoch, self._turn, self._step = 0, 0, 0
+        self._barren = 0  # step at which the epoch began
+        self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
+        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0})
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the stream."""
-        return self.shards.tokenizer
-
-    @property
-    def pool(self) -> None:
-        """A stream does not tell."""
-        return
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the readers."""
-        return [] if self._workers is None else self._workers.pids
-
-    @property
-    def restarts(self) -> int:
-        """Readers lost and replaced."""
-        return self._restarts + (0 if self._workers is None else self._workers.restarts)
-
-    def at(self, step: int) -> Batch:
-        """The super-batch of the next step; under several ranks, this rank's pairs of it.
+    def _read(self, step: int) -> Batch:
+        """The super-batch of the next step.
 
         Raises:
             DataError: too many pairs are damaged, or an epoch does not fill one super-batch.
@@ -112,40 +91,31 @@ class StreamBatches:
         """
         if step != self._step:
             raise ValueError(f"a stream stands at step {self._step} and cannot go to {step}: restore its state")
-        begin = time.perf_counter()
         rows = self._fill()
         while rows is None:
             rows = self._next_epoch()
         self._step += 1
-        batch = self._batch(rows)
-        self._waited += time.perf_counter() - begin
-        return batch
+        return self._batch(rows)
 
     def _fill(self) -> list[tuple[Chunk, int]] | None:
-        """This rank's pairs of the next super-batch; ``None`` where the epoch holds no whole one."""
+        """The pairs of the next super-batch; ``None`` where the epoch holds no whole one."""
         rows: list[tuple[Chunk, int]] = []
         seen: set[tuple[int, int]] = set()
-        while len(seen) < self.size:
-            need = self.size - len(seen)
+        while len(rows) < self.size:
+            need = self.size - len(rows)
             quota = -(-need // self.shards.lanes)
-            ready = self._exchange({lane: self._ready(held, quota) for lane, held in self._lanes.items()})
-            available = {lane: count for part in ready for lane, count in part.items()}
-            lanes, turn = take_turns([available[lane] for lane in range(self.shards.lanes)], self._turn, need)
+            lanes, turn = take_turns([self._ready(lane, quota) for lane in self._lanes], self._turn, need)
             if not lanes:
-                self._counts["skipped"] += len(seen)
+                self._tally.add({"skipped": len(rows)})
                 return None
             self._turn = turn
-            popped = [self._pop(self._lanes[lane]) if lane in self._lanes else None for lane in lanes]
-            mine = [None if pair is None else tuple(pair[0].key_N2[pair[1]].tolist()) for pair in popped]
-            for slot, keys in enumerate(zip(*self._exchange(mine), strict=True)):
-                key = next(key for key in keys if key is not None)
+            for chunk, row in [self._pop(self._lanes[lane]) for lane in lanes]:
+                key = tuple(chunk.key_N2[row].tolist())
                 if key in seen:
-                    self._counts["duplicates"] += 1
+                    self._tally.add({"duplicates": 1})
                     continue
                 seen.add(key)
-                pair = popped[slot]
-                if pair is not None:
-                    rows.append(pair)
+                rows.append((chunk, row))
         return rows
 
     def _next_epoch(self) -> list[tuple[Chunk, int]] | None:
@@ -155,9 +125,9 @@ class StreamBatches:
                 "super-batch: lower run.super_batch_size (or run.batch_size), or take more data"
             )
         self._barren = self._step
-        for held in self._lanes.values():
-            self._count(0, held.rest)
-        self._lanes = {lane: _Lane(lane) for lane in self._mine}
+        for lane in self._lanes:
+            self._tally.add({"read": lane.rest, "damaged": lane.rest})
+        self._lanes = [_Lane(number) for number in range(self.shards.lanes)]
         self._epoch, self._turn = self._epoch + 1, 0
         return self._fill()
 
@@ -166,55 +136,37 @@ class StreamBatches:
         while len(lane.ready) < quota and not lane.ended:
             self._ask(lane)
             asked = lane.asked
-            if asked is not None and self._workers is not None:
-                self._workers.wait(asked)
+            if asked is not None and self.workers is not None:
+                self.workers.wait(asked)
         self._ask(lane)
         return min(quota, len(lane.ready))
 
     def _ask(self, lane: _Lane) -> None:
         """Have a lane read on, if it is not at it and runs low."""
-        workers, restarts, timeout = self._making
-        if not workers:
+        if self.workers is None:
             if len(lane.ready) < self._share and not lane.ended:
-                self._put(lane, self._read((self._epoch, lane.number, lane.read, self._chunk)))
+                lane.put(self._read_lane((self._epoch, lane.number, lane.read, self._chunk)))
             return
-        if self._workers is None:
-            self._workers = Workers(self._read, workers, restarts, timeout)
         with self._lock:
             if lane.asked is None and not lane.ended and len(lane.ready) < self._target:
-                to = owner(lane.number, self.ranks, workers)[1]
                 task = (self._epoch, lane.number, lane.read, self._chunk)
-                lane.asked = self._workers.submit(task, to, then=partial(self._arrived, lane))
+                # Always the same worker: it has the lane's shard open.
+                lane.asked = self.workers.submit(task, lane.number, then=partial(self._arrived, lane))
 
     def _arrived(self, lane: _Lane, chunk: Chunk) -> None:
         """In the thread that receives: a lane that runs low goes on reading while the run trains."""
         with self._lock:
-            self._put(lane, chunk)
+            lane.put(chunk)
             lane.asked = None
-        if self._lanes.get(lane.number) is lane:
+        if self._lanes[lane.number] is lane:
             self._ask(lane)
-
-    @staticmethod
-    def _put(lane: _Lane, chunk: Chunk) -> None:
-        lane.read = chunk.last
-        lane.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
-        lane.rest += chunk.rest
-        lane.ended = chunk.ended
 
     def _pop(self, lane: _Lane) -> tuple[Chunk, int]:
         chunk, row = lane.ready.popleft()
         lane.taken = chunk.place_N[row]
-        self._count(1, chunk.damaged_N[row])
+        damaged = chunk.damaged_N[row]
+        self._tally.add({"read": 1 + damaged, "damaged": damaged})
         return chunk, row
-
-    def _count(self, good: int, damaged: int) -> None:
-        self._counts["read"] += good + damaged
-        self._counts["damaged"] += damaged
-        if damaged and too_many(self._counts["damaged"], self._counts["read"], self.shards.max_damaged):
-            raise DataError(
-                f"{self._counts['damaged']:.0f} of {self._counts['read']:.0f} streamed pairs are damaged, more than "
-                f"stream.max_damaged = {self.shards.max_damaged:g} allows: mend the data, or raise it"
-            )
 
     def _batch(self, rows: Sequence[tuple[Chunk, int]]) -> Batch:
         size = self.shards.image_size
@@ -222,53 +174,41 @@ class StreamBatches:
         into = images.numpy()
         for slot, (chunk, row) in enumerate(rows):
             into[slot] = chunk.images_NHWC[row]
-        keys = torch.from_numpy(np.array([chunk.key_N2[row] for chunk, row in rows], dtype=np.int64).reshape(-1, 2))
-        tokens = np.array([chunk.token_NL[row] for chunk, row in rows], dtype=np.int64)
-        tokens = tokens.reshape(len(rows), self.shards.tokenizer.length)
+        key_B2 = torch.from_numpy(np.stack([chunk.key_N2[row] for chunk, row in rows]))
+        token_BL = torch.from_numpy(np.stack([chunk.token_NL[row] for chunk, row in rows]))
         return Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
-            token_ids={self.shards.tokenizer.identity: torch.from_numpy(tokens)},
-            image_key_B=keys[:, 0].contiguous(),
-            text_key_B=keys[:, 1].contiguous(),
+            token_ids={self.tokenizer.identity: token_BL},
+            image_key_B=key_B2[:, 0].contiguous(),
+            text_key_B=key_B2[:, 1].contiguous(),
             captions=tuple(chunk.captions[row] for chunk, row in rows),
         )
 
-    def counts(self, step: int) -> dict[str, float]:
+    def _counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
-        counts = {f"data/{name}": count for name, count in self._counts.items()}
-        if self._making[0]:
-            counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
-        return counts
+        return self._tally.counts()
 
-    def state(self) -> object:
+    def _state_dict(self) -> dict[str, Any]:
         """Where each lane stands: epoch, shard, offset, block."""
         return {
             "epoch": self._epoch,
             "turn": self._turn,
             "step": self._step,
             "barren": self._barren,
-            "counts": dict(self._counts),
-            "waited": self._waited,
-            "restarts": self.restarts,
-            "lanes": {lane: list(held.taken) for lane, held in self._lanes.items()},
+            "tally": self._tally.state_dict(),
+            "lanes": [list(lane.taken) for lane in self._lanes],
         }
 
-    def restore(self, state: object) -> None:
-        """Go on from a checkpoint, with any number of readers.
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
 
         Raises:
             DataError: it is that of another number of lanes.
         """
-        assert isinstance(state, dict)
-        if state["lanes"].keys() != self._lanes.keys():
+        if len(state["lanes"]) != len(self._lanes):
             raise DataError(f"the checkpoint stands in {len(state['lanes'])} lanes, not {len(self._lanes)}: keep them")
         self._epoch, self._turn, self._step = state["epoch"], state["turn"], state["step"]
-        self._barren, self._waited, self._restarts = state["barren"], state["waited"], state["restarts"]
-        self._counts = dict(state["counts"])
-        places = {lane: tuple(place) for lane, place in state["lanes"].items()}
-        self._lanes = {lane: _Lane(lane, read=place, taken=place) for lane, place in places.items()}
-
-    def close(self) -> None:
-        """End the readers."""
-        if self._workers is not None:
-            self._workers.close()
+        self._barren = state["barren"]
+        self._tally.load_state_dict(state["tally"])
+        places = [tuple(place) for place in state["lanes"]]
+        self._lanes = [_Lane(number, read=place, taken=place) for number, place in enumerate(places)]

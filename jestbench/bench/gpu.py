@@ -1,0 +1,114 @@
+"""One call on one GPU: is the arithmetic right, how fast is it, what does it hold in memory.
+
+The parts come in the order of what is needed first; a part is left out where its own estimate no longer fits into
+``--seconds``, and ``--json FILE`` is written after every part. ``--smoke`` runs the same parts at small sizes on any
+CPU, to see that the benchmark itself runs.
+
+* ceilings: TFLOP/s of plain matrix products and GB/s of copies, beside which the other figures stand;
+* exact: the largest relative error of a strip's sums against float64, offsets beyond 2³¹ included;
+* strips, draw, tiles, losses: similarity products at the paper's sizes (seconds, TFLOP/s, peak memory, host waits);
+* step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. The product's step stands
+  beside a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's loss.
+  MFU is the share of the datasheet's dense bf16 FLOP/s, where the device's is known;
+* tests: those marked ``gpu``, from a checkout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from jestbench.bench import gpu_parts, timing
+from jestbench.bench.gpu_parts import Found, Rig
+from jestbench.parallel.arithmetic import Arithmetic
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part measures, and within how many seconds on a GPU."""
+
+    work: Callable[[Rig], Found]
+    estimate: float
+
+
+PARTS: Mapping[str, Part] = {
+    "ceilings": Part(gpu_parts.ceilings, 15),
+    "exact": Part(gpu_parts.exact, 20),
+    "strips": Part(gpu_parts.strips, 20),
+    "draw": Part(gpu_parts.draws, 25),
+    "step": Part(gpu_parts.training, 50),
+    "scoring": Part(gpu_parts.scoring, 50),
+    "tests": Part(gpu_parts.tests, 120),
+    "cached": Part(gpu_parts.cached, 40),
+    "losses": Part(gpu_parts.losses, 20),
+    "tiles": Part(gpu_parts.tiles, 30),
+    "compiled": Part(gpu_parts.compiled, 110),
+}
+
+
+@dataclass(frozen=True)
+class GpuPlan(timing.Plan):
+    """What of the acceptance is run, where, and within how long."""
+
+    seconds: float = timing.option(450.0, "in all; parts that no longer fit are left out")
+    smoke: bool = timing.option(False, "small sizes, on any CPU")
+    device: str = timing.option("auto", "auto is CUDA where there is one")
+    parts: tuple[str, ...] = timing.option(tuple(PARTS), "in this order, whatever the order here", tuple(PARTS))
+
+
+def measure(plan: GpuPlan, save: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """All numbers, ready for JSON; one line a part goes to stderr.
+
+    Args:
+        plan: what is run.
+        save: is given the report as it stands after every part.
+    """
+    begin, load = time.monotonic(), timing.load()
+    rig = Rig(Arithmetic.of(plan.device, "auto"), plan.smoke)
+    parts: dict[str, Found] = {}
+    report: dict[str, Any] = {"plan": asdict(plan), "parts": parts}
+    for name in (name for name in PARTS if name in plan.parts):
+        start = time.monotonic()
+        found = _done(PARTS[name], rig, plan.seconds - (start - begin))
+        if rig.cuda:
+            torch.cuda.empty_cache()
+        parts[name] = {**found, "took": round(time.monotonic() - start, 1)}
+        report["seconds"] = round(time.monotonic() - begin, 1)
+        report["failed"] = [each for each, part in parts.items() if "failed" in part]
+        report["machine"] = timing.machine(
+            load, device=timing.device_name(rig.device), bf16=rig.arithmetic.bf16, versions=timing.versions("torch")
+        )
+        save(report)
+        shown = ", ".join(f"{key} {_shown(value)}" for key, value in found.items() if key != "trace")
+        print(f"[{report['seconds']:6.1f} s] {name}: {shown}", file=sys.stderr, flush=True)
+    return report
+
+
+def _done(part: Part, rig: Rig, left: float) -> Found:
+    """What a part found, why it failed, or why it was left out."""
+    if left < part.estimate:
+        return {"left out": f"{left:.0f} s left, the estimate is {part.estimate:.0f} s"}
+    try:
+        return part.work(rig)
+    except Exception as error:  # the parts after it are still worth their time
+        return {"failed": f"{type(error).__name__}: {error}"[:500], "trace": traceback.format_exc()[-2000:]}
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The numbers, one a line, under the name of their part."""
+    machine = report["machine"]
+    lines = [f"acceptance on {machine['device']}: {report['seconds']} s", timing.machine_line(machine)]
+    for name, part in report["parts"].items():
+        lines += ["", f"{name} ({part['took']} s)"]
+        lines += [f"  {key:64s}{_shown(value)}" for key, value in part.items() if key not in ("took", "trace")]
+    return "\n".join([*lines, "", f"failed: {', '.join(report['failed']) or 'none'}"])

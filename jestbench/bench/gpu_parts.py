@@ -1,0 +1,390 @@
+"""The parts of ``gpu``: each takes the rig and returns its numbers by name."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestbench.batch import Batch
+from jestbench.bench import timing
+from jestbench.bench.paper import LEARNER
+from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
+from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.engine.learner import Learner
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select import kernels, scores
+from jestbench.select.draws import joint_draw
+from jestbench.select.losses import LOSSES, LossName
+from jestbench.select.scores import Embeddings, Meter, Scores, strip_sums
+
+Found = dict[str, Any]
+_T = TypeVar("_T")
+
+ROOT = Path(__file__).resolve().parents[2]
+PEAK = {"H100": 989e12, "H200": 989e12}
+"""Dense bf16 FLOP/s of the datasheet, by what a device's name holds."""
+VIT_B16 = Shape(LEARNER, tokens=64, vocabulary=64, batch=512, cpu_batch=8)
+BOTH: tuple[LossName, ...] = ("sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Where the parts run, and at which sizes."""
+
+    arithmetic: Arithmetic
+    small: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the models and of the embeddings."""
+        return self.arithmetic.device
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def shape(self) -> Shape:
+        """The towers."""
+        return self.pick(SHAPES["miniature"], VIT_B16)
+
+    def pick(self, small: _T, large: _T) -> _T:
+        """The size that is asked for."""
+        return small if self.small else large
+
+    def seconds(self, run: Callable[[], object], repeat: int = 3, warm: int = 1) -> float:
+        """Median seconds of a call."""
+        for _ in range(warm):
+            run()
+        return statistics.median(timing.seconds(run, self.device) for _ in range(repeat))
+
+    def peak(self, run: Callable[[], object]) -> int:
+        """By how many bytes a call raises the peak of what is allocated on a GPU; 0 elsewhere."""
+        if not self.cuda:
+            run()
+            return 0
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def host_waits(self, run: Callable[[], object]) -> int:
+        """How often the host waits for the device in a call, by torch's own count; −1 without a GPU."""
+        if not self.cuda:
+            run()
+            return -1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(one.message) for one in caught)
+
+    def mfu(self, flops: float, seconds: float) -> float | None:
+        """Share of the datasheet's FLOP/s; ``None`` where the device has none here."""
+        ceiling = next((peak for name, peak in PEAK.items() if name in timing.device_name(self.device)), None)
+        return flops / seconds / ceiling if ceiling else None
+
+    def random(self, rows: int, width: int) -> Tensor:
+        """Normalised embeddings of noise."""
+        return F.normalize(torch.randn(rows, width, device=self.device), dim=1)
+
+    def learner(self, microbatch: int | None = None) -> Learner:
+        """A learner of the rig's shape."""
+        return learner_of(self.shape, "sigmoid", self.arithmetic, microbatch)
+
+    def batch(self, count: int) -> Batch:
+        """Pairs of noise in page-locked memory."""
+        return random_batch(self.shape, make_tokenizer(self.shape), count, self.device)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and token ids of a batch, on the device."""
+        return batch.images_BCHW.to(self.device), next(iter(batch.token_ids.values())).to(self.device)
+
+
+@contextmanager
+def _plain_path() -> Iterator[None]:
+    """No fused kernel while inside."""
+    before = os.environ.get("JESTBENCH_FUSED")
+    os.environ["JESTBENCH_FUSED"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["JESTBENCH_FUSED"]
+        if before is not None:
+            os.environ["JESTBENCH_FUSED"] = before
+
+
+def ceilings(rig: Rig) -> Found:
+    """What the device and the way to it give at best."""
+    n = rig.pick(256, 8192)
+    half = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
+    full = torch.randn(n, n, device=rig.device)
+    blob = torch.empty(rig.pick(1 << 20, 1 << 31), dtype=torch.uint8, device=rig.device)
+    host = torch.randint(0, 255, (rig.pick(1 << 18, 1 << 29),), dtype=torch.uint8)
+    pinned = host.pin_memory() if rig.cuda else host
+
+    def product(matrix: Tensor, repeat: int) -> float:
+        return 2 * n**3 / rig.seconds(lambda: matrix @ matrix, repeat) / 1e12
+
+    found = {
+        "bf16 TFLOP/s": product(half, 5),
+        "fp32 TFLOP/s": product(full, 3),
+        "copy GB/s": 2 * len(blob) / rig.seconds(blob.clone, 5) / 1e9,
+        "pageable to device GB/s": len(host) / rig.seconds(lambda: host.to(rig.device), 3) / 1e9,
+        "pinned to device GB/s": len(host) / rig.seconds(lambda: pinned.to(rig.device, non_blocking=True), 3) / 1e9,
+    }
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return found | {"tf32 TFLOP/s": product(full, 3)}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def exact(rig: Rig) -> Found:
+    """Relative errors of strips against float64."""
+    found: Found = {"fused": kernels.usable(torch.zeros(2, 2, device=rig.device))}
+    large = ((8192, 102, 512), (163_840, 2048, 768), (2_900_000, 96, 768))  # the last one's offsets pass 2³¹
+    for rows, columns, width in rig.pick(((70, 33, 24), (300, 129, 64)), large):
+        left, right = rig.random(rows, width), rig.random(columns, width)
+        model = Embeddings(left[:2], left[:2], 100.0, -10.0)
+        ends = torch.cat([torch.arange(min(rows, 512)), torch.arange(max(0, rows - 512), rows)]).to(rig.device)
+        cosines = left[ends].double() @ right.double().T
+        for loss in BOTH:
+            got = strip_sums(left, right, model, loss, Meter()).double()[ends]
+            sigmoid = F.softplus(100.0 * cosines - 10.0).sum(1)
+            want = sigmoid if loss == "sigmoid" else (100.0 * cosines).logsumexp(1)
+            found[f"{rows}×{columns}×{width} {loss}, relative error"] = float(((got - want).abs() / want.abs()).max())
+    return found
+
+
+def strips(rig: Rig) -> Found:
+    """TFLOP/s of one strip's sums, as shipped and otherwise made."""
+    found: Found = {}
+    for rows, columns, width in rig.pick(((256, 32, 32),), ((8192, 102, 512), (163_840, 2048, 768))):
+        left, right = rig.random(rows, width), rig.random(columns, width)
+        model, offset = Embeddings(left[:2], left[:2], 10.0, -10.0), left.new_tensor(-10.0)
+        shipped = partial(strip_sums, left, right, model, "sigmoid", Meter())
+        product = partial(torch.matmul, left, right.T)
+
+        def wide(left: Tensor = left, right: Tensor = right, offset: Tensor = offset) -> Tensor:
+            parts = left.split(65_536)
+            return torch.cat([F.softplus(torch.addmm(offset, part, right.T, alpha=10.0)).sum(1) for part in parts])
+
+        seconds = {
+            "as shipped": rig.seconds(shipped, 5),
+            "torch.mm alone": rig.seconds(product, 5),
+            "mm + softplus in wide tiles": rig.seconds(wide, 3),
+        }
+        with _plain_path():
+            seconds["plain path"] = rig.seconds(shipped, 1)
+        flop = FLOPS_PER_MAC * rows * columns * width
+        found |= {f"{rows}×{columns}×{width} {name} TFLOP/s": flop / s / 1e12 for name, s in seconds.items()}
+    return found
+
+
+def draws(rig: Rig) -> Found:
+    """Seconds, memory and host waits of the joint draw."""
+    found: Found = {}
+    for size, count, width in rig.pick(((256, 32, 32),), ((8192, 1638, 512), (163_840, 32_768, 768))):
+        learner, reference = (Embeddings(rig.random(size, width), rig.random(size, width), t, -10.0) for t in (10, 12))
+
+        def draw(learner: Embeddings = learner, reference: Embeddings = reference, count: int = count) -> object:
+            fresh = Scores(learner, reference, loss="sigmoid")
+            return joint_draw(fresh, count, 16, generator=torch.Generator().manual_seed(0))
+
+        found[f"B={size} seconds"] = rig.seconds(draw, 3)
+        found[f"B={size} peak bytes"] = rig.peak(draw)
+        found[f"B={size} host waits"] = rig.host_waits(draw)
+    return found
+
+
+def tiles(rig: Rig) -> Found:
+    """Seconds of the B×B scores, by the size of their tiles."""
+    found: Found = {}
+    before = scores.TILE_BYTES
+    try:
+        for size in rig.pick((128,), (8192, 65_536)):
+            one = Scores(Embeddings(rig.random(size, 512), rig.random(size, 512), 10.0, -10.0), loss="sigmoid")
+            for mib in (8, 256, 1024):
+                scores.TILE_BYTES = mib << 20
+                in_batch = partial(one.pair_loss_B, "learner", "in_batch")
+                found[f"in_batch B={size}, {mib} MiB tiles"] = rig.seconds(in_batch, 1, int(mib > 8))
+                norm = partial(one.gradient_norm_B, "learner")
+                found[f"gradient_norm B={size}, {mib} MiB tiles"] = rig.seconds(norm, 1, int(mib > 8))
+    finally:
+        scores.TILE_BYTES = before
+    return found
+
+
+def losses(rig: Rig) -> Found:
+    """Seconds and memory of the losses over K pairs, backward included."""
+    found: Found = {}
+    for count in rig.pick((64,), (8192, 32_768)):
+        width = rig.pick(16, 768)
+        for loss in BOTH:
+            x, y = (rig.random(count, width).requires_grad_() for _ in range(2))
+            scale, bias = (torch.tensor(value, device=rig.device, requires_grad=True) for value in (10.0, -10.0))
+
+            def run(loss: LossName = loss, x: Tensor = x, y: Tensor = y, t: Tensor = scale, b: Tensor = bias) -> None:
+                LOSSES[loss](x, y, t, b).backward()
+
+            found[f"{loss} K={count} ms"] = 1e3 * rig.seconds(run, 2)
+            found[f"{loss} K={count} peak, in K×K fp32 matrices"] = rig.peak(run) / (4 * count * count)
+    return found
+
+
+def training(rig: Rig) -> Found:
+    """The product's step beside bare ones of the same towers."""
+    count = rig.pick(8, 512)
+    learner, batch = rig.learner(), rig.batch(count)
+    flops = _flops(learner, count)
+    update = _update_of(learner, batch)
+    found: Found = {"pair forward GMAC": learner.price.pair / 1e9, "batch": count}
+
+    def add(label: str, seconds: float) -> None:
+        found[f"{label} pairs/s"] = count / seconds
+        found[f"{label} MFU"] = rig.mfu(flops, seconds)
+
+    add("product", rig.seconds(update, 5, warm=2))
+    found["product peak GB"] = rig.peak(update) / 1e9
+    found["product host waits a step"] = rig.host_waits(update)
+    add("bare step", rig.seconds(_bare_step(rig, learner, batch, LOSSES["sigmoid"], clip=True), 5, warm=2))
+    try:
+        from open_clip.loss import SigLipLoss
+    except ImportError as error:
+        return found | {"open_clip": f"not there: {error}"}
+    add("open_clip's loss", rig.seconds(_bare_step(rig, learner, batch, SigLipLoss(), clip=False), 5, warm=2))
+    return found
+
+
+def _flops(learner: Learner, count: int) -> int:
+    """FLOPs that a training step on so many pairs is charged."""
+    return FLOPS_PER_MAC * sum(one.macs for one in learner.forecast_update(count))
+
+
+def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
+    counter = itertools.count()
+    return lambda: learner.update(batch, None, SHARE, next(counter))
+
+
+def _bare_step(
+    rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool, compiled: bool = False
+) -> Callable[[], None]:
+    """A step as plain training code has it: inputs on the device, no number read back, fused AdamW."""
+    model = learner.model.train()
+    images, tokens = rig.inputs(batch)
+    # Inductor needs a compiler on a CPU; the small run asks only that the towers can be captured.
+    make = partial(torch.compile, backend=rig.pick("aot_eager", "inductor")) if compiled else lambda tower: tower
+    image, text = make(model.image), make(model.text)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with rig.arithmetic.autocast():
+            x, y = image(images), text(tokens)
+        x, y = (F.normalize(part.float(), dim=-1) for part in (x, y))
+        loss(x, y, model.scale, model.bias).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def scoring(rig: Rig) -> Found:
+    """The learner's forward passes over a super-batch, and what the device waits for."""
+    count, micro = rig.pick((32, 8), (8192, 512))
+    learner, batch = rig.learner(), rig.batch(count)
+    learner.microbatch = micro
+    images, tokens = (part[:micro] for part in rig.inputs(batch))
+
+    def score() -> object:
+        return learner.score(batch)
+
+    def forward() -> None:
+        with torch.no_grad(), rig.arithmetic.autocast():
+            for _ in range(count // micro):
+                learner.model.encode_image(images), learner.model.encode_text(tokens)
+
+    seconds, there = rig.seconds(score, 2), rig.seconds(forward, 2)
+    index = torch.arange(count)
+    return {
+        "batch": count,
+        "micro-batch": micro,
+        "as shipped pairs/s": count / seconds,
+        "inputs on the device pairs/s": count / there,
+        "share of time that the device waits for inputs": 1 - there / seconds,
+        "inputs on the device MFU": rig.mfu(FLOPS_PER_MAC * learner.price.pair * count, there),
+        "images[index] GB/s": batch.images_BCHW.nbytes / rig.seconds(lambda: batch.images_BCHW[index], 2) / 1e9,
+        "peak GB": rig.peak(score) / 1e9,
+    }
+
+
+def cached(rig: Rig) -> Found:
+    """The step over micro-batches, each embedded twice."""
+    count, micro = rig.pick((16, 4), (2048, 256))
+    learner, batch = rig.learner(micro), rig.batch(count)
+    update = _update_of(learner, batch)
+    seconds = rig.seconds(update, 2)
+    return {
+        "pairs/s": count / seconds,
+        "MFU, the second forward pass counted": rig.mfu(_flops(learner, count), seconds),
+        "peak GB": rig.peak(update) / 1e9,
+        "host waits a step": rig.host_waits(update),
+    }
+
+
+def compiled(rig: Rig) -> Found:
+    """The bare step with compiled towers."""
+    count = rig.pick(8, 512)
+    learner = rig.learner()
+    step = _bare_step(rig, learner, rig.batch(count), LOSSES["sigmoid"], clip=False, compiled=True)
+    first = timing.seconds(step, rig.device)
+    seconds = rig.seconds(step, 5)
+    return {"first step s": first, "pairs/s": count / seconds, "MFU": rig.mfu(_flops(learner, count), seconds)}
+
+
+def tests(rig: Rig) -> Found:
+    """The tests marked ``gpu``.
+
+    Raises:
+        RuntimeError: a test failed; the message is the end of pytest's output.
+    """
+    if rig.small or not (ROOT / "tests").is_dir():
+        return {"left out": "they need a GPU and a checkout"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [*command, "tests/test_kernels.py", "tests/test_run.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-480:])
+    return {"passed": done.stdout.strip().splitlines()[-1], "seconds": time.monotonic() - begin}

@@ -1,0 +1,198 @@
+"""From positions to pairs: in this process, or by worker processes that decode super-batches ahead of time.
+
+Positions alone decide what is in a batch, so a run is the same for any number of workers, and can be resumed with
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch, Pass
+from jestbench.data.loader import Loader
+from jestbench.data.pairs import IndexedPairs
+from jestbench.data.workers import Workers
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Which pairs of a split make a batch.
+
+    Attributes:
+        epoch: by which captions are drawn, where images have several.
+        index_B: positions in the split.
+        passes: what choosing these pairs has cost.
+    """
+
+    epoch: int
+    index_B: Tensor
+    passes: tuple[Pass, ...] = ()
+
+
+class Fetch:
+    """Pairs of a split by their positions, read in this process.
+
+    Attributes:
+        pairs: the split.
+        seed: by which captions are drawn.
+        workers: the processes that read instead; ``None`` for this one.
+    """
+
+    workers: Workers[Any, Any] | None = None
+
+    def __init__(self, pairs: IndexedPairs, seed: int) -> None:
+        self.pairs, self.seed = pairs, seed
+
+    def batch(self, positions: Positions) -> Batch:
+        """The pairs at these positions.
+
+        Raises:
+            DataError: the data is wrong, or workers were lost again and again.
+        """
+        batch = self.pairs.drawn(self.seed, positions.epoch).batch(positions.index_B)
+        return replace(batch, passes=positions.passes)
+
+    def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
+        """The pairs of a step; positions of later steps may be asked for, too, to begin with them.
+
+        Raises:
+            DataError: as ``batch``.
+        """
+        return self.batch(positions(step))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as it travels between processes: its images in shared memory, the rest by value."""
+
+    images_BCHW: Tensor
+    rest: dict[str, Any]
+    damaged: Mapping[int, Any]
+
+    @classmethod
+    def of(cls, batch: Batch, damaged: Mapping[int, Any]) -> Packed:
+        """Pack."""
+        rest: dict[str, Any] = {"captions": batch.captions, "counts": batch.counts}
+        for name in ("token_ids", "marks"):
+            rest[name] = {key: value.numpy() for key, value in getattr(batch, name).items()}
+        for name in ("image_key_B", "text_key_B"):
+            rest[name] = getattr(batch, name).numpy()
+        return cls(batch.images_BCHW.contiguous(), rest, damaged)
+
+
+class Assembly:
+    """One batch in the making; its parts may come in any order.
+
+    Attributes:
+        positions: of its pairs.
+        pinned: its images lie in page-locked memory.
+        futures: of its parts.
+    """
+
+    def __init__(self, positions: Positions, pinned: bool) -> None:
+        self.positions, self.pinned = positions, pinned
+        self.futures: list[Future[None]] = []
+        self._images_BCHW: Tensor | None = None
+        self._rest: dict[int, dict[str, Any]] = {}
+        self._damaged: dict[int, Any] = {}
+
+    def put(self, start: int, part: Packed) -> None:
+        """Bring a part to its place."""
+        images_PCHW = part.images_BCHW
+        if self._images_BCHW is None:
+            shape = (len(self.positions.index_B), *images_PCHW.shape[1:])
+            self._images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+        self._images_BCHW[start : start + len(images_PCHW)].copy_(images_PCHW)
+        self._rest[start] = part.rest
+        self._damaged |= {start + slot: error for slot, error in part.damaged.items()}
+
+    @property
+    def damaged(self) -> dict[int, Any]:
+        """What is damaged, by its place in the batch and in the order of places."""
+        return dict(sorted(self._damaged.items()))
+
+    def batch(self) -> Batch:
+        """The whole, once all parts are there."""
+        assert self._images_BCHW is not None
+        parts = [self._rest[start] for start in sorted(self._rest)]
+
+        def joined(values: Sequence[npt.NDArray[Any]]) -> Tensor:
+            return torch.from_numpy(np.concatenate(values))
+
+        return Batch(
+            images_BCHW=self._images_BCHW,
+            image_key_B=joined([part["image_key_B"] for part in parts]),
+            text_key_B=joined([part["text_key_B"] for part in parts]),
+            token_ids={key: joined([part["token_ids"][key] for part in parts]) for key in parts[0]["token_ids"]},
+            marks={key: joined([part["marks"][key] for part in parts]) for key in parts[0]["marks"]},
+            captions=tuple(caption for part in parts for caption in part["captions"]),
+            passes=self.positions.passes,
+            counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
+        )
+
+
+class WorkerFetch(Fetch):
+    """Pairs of a split, decoded in parts by worker processes; the same pairs, bit for bit.
+
+    Args:
+        pairs: the split.
+        seed: by which captions are drawn.
+        workers: how many processes; they start with the first pairs that are asked for.
+        loader: what else holds for them.
+        ahead: steps that are begun ahead of the one that is asked for.
+        device: that the run is on.
+    """
+
+    def __init__(
+        self, pairs: IndexedPairs, seed: int, workers: int, loader: Loader, ahead: int = 0, device: str = "cpu"
+    ) -> None:
+        super().__init__(pairs, seed)
+        self.part, self.ahead, self.pinned = loader.part, ahead, loader.pins(device)
+        self.workers: Workers[tuple[int, npt.NDArray[np.int64]], Packed] = Workers(
+            partial(_decoded, pairs, seed), workers, loader.restarts, loader.timeout
+        )
+        self._begun: dict[int, Assembly] = {}
+
+    def batch(self, positions: Positions) -> Batch:
+        """The pairs at these positions."""
+        return self._whole(self._begin(positions))
+
+    def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
+        """The pairs of a step, in any order of steps; quickest in theirs."""
+        wanted = range(step, step + self.ahead + 1)
+        for other in [begun for begun in self._begun if begun not in wanted]:
+            for future in self._begun.pop(other).futures:
+                future.cancel()
+        for each in wanted:
+            if each not in self._begun:
+                self._begun[each] = self._begin(positions(each))
+        return self._whole(self._begun.pop(step))
+
+    def _begin(self, positions: Positions) -> Assembly:
+        assembly = Assembly(positions, self.pinned)
+        for start in range(0, len(positions.index_B), self.part):
+            task = positions.epoch, positions.index_B[start : start + self.part].numpy()
+            assembly.futures.append(self.workers.submit(task, then=partial(assembly.put, start)))
+        return assembly
+
+    def _whole(self, assembly: Assembly) -> Batch:
+        for future in assembly.futures:
+            self.workers.wait(future)
+        positions = assembly.positions
+        drawn = self.pairs.drawn(self.seed, positions.epoch)
+        return drawn.mended(assembly.batch(), assembly.damaged, positions.index_B)
+
+
+def _decoded(pairs: IndexedPairs, seed: int, task: tuple[int, npt.NDArray[np.int64]]) -> Packed:
+    """In a worker: a part of a batch, by its epoch and its positions."""
+    epoch, index = task
+    return Packed.of(*pairs.drawn(seed, epoch).attempt(torch.from_numpy(index)))

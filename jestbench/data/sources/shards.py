@@ -1,0 +1,287 @@
+"""The one reader of WebDataset shards: members of a tar → samples → an image and its captions, or a named damage.
+
+A sample is a run of members with one name up to the first dot: ``000123.jpg``, ``000123.txt``, ``000123.json``. An
+index, a stream and an evaluation set read one tar alike; they differ in what they do with its pairs and its damage.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jestbench.batch import DataError
+from jestbench.data.captions import text_of
+from jestbench.data.damage import Damaged
+from jestbench.data.sources.source import needs
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
+"""Endings of image members."""
+UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+"""What compressed files begin with, and what opens them."""
+COMPRESSED = (*UNPACKERS, b"\x28\xb5\x2f\xfd")
+"""What gzip, bzip2, xz and zstd files begin with."""
+MAX_IMAGE = 2**28
+"""Bytes of an encoded image; larger members are not read."""
+MAX_TEXT = 2**24
+"""Bytes of a text or JSON member; larger ones are not read."""
+BLOCK = 512
+"""Bytes of a tar's header, and what members are padded to."""
+
+
+class Seekable(Protocol):
+    """A file, or as much of one as reading a tar needs."""
+
+    def read(self, size: int, /) -> bytes: ...  # noqa: D102
+    def seek(self, position: int, /) -> Any: ...  # noqa: D102
+    def tell(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A file in a tar.
+
+    Attributes:
+        offset: where it begins, in bytes.
+        size: in bytes.
+        content: empty where it was passed over.
+    """
+
+    offset: int
+    size: int
+    content: bytes
+
+
+Sample = dict[str, TarMember]
+"""The members of one name, by ending in lower case."""
+
+
+@dataclass(frozen=True)
+class MemberRules:
+    """Which members of a sample are read.
+
+    Attributes:
+        images: endings of image members; the first that a sample has is taken.
+        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``, ``json.a.b``.
+        lines: each line of a text member is a caption of its own.
+    """
+
+    images: tuple[str, ...] = IMAGES
+    caption: str = "txt"
+    lines: bool = False
+
+    def pairs(self, tar: Seekable) -> Iterator[tuple[TarMember, list[str]] | Damaged]:
+        """The image and the captions, as they stand, of each sample of a tar; or what is damaged."""
+        for sample in samples(tar):
+            try:
+                if isinstance(sample, Damaged):
+                    raise sample
+                yield self.image(sample), self.captions(sample)
+            except Damaged as damaged:
+                yield damaged
+
+    def image(self, sample: Sample) -> TarMember:
+        """The image of a sample.
+
+        Raises:
+            Damaged: there is none.
+        """
+        for ending in self.images:
+            if ending in sample:
+                return sample[ending]
+        raise Damaged("no image")
+
+    def captions(self, sample: Sample) -> list[str]:
+        """The captions of a sample, as they stand: at least one, which may be empty.
+
+        Raises:
+            Damaged: there is none, or it cannot be read.
+        """
+        member, _, path = self.caption.partition(".")
+        if member not in sample:
+            raise Damaged("no caption")
+        content = sample[member].content
+        if not path:
+            text = text_of(content)
+            return text.split("\n") if self.lines else [text]
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            raise Damaged("caption is not UTF-8" if isinstance(error, UnicodeError) else "broken JSON") from None
+        for step in path.split("."):
+            found = found.get(step) if isinstance(found, dict) else None
+        several = found if isinstance(found, list) else [found]
+        return [text_of(caption) for caption in several] or [text_of(None)]
+
+
+def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[Sample | Damaged]:
+    """Runs of members with one name; and what is left out because it is damaged, too large, or there twice.
+
+    Args:
+        tar: to read.
+        unread: endings of members whose content is passed over.
+    """
+    name, sample, seen = "", Sample(), set[str]()
+    for path, member in members(tar, unread):
+        if isinstance(member, Damaged):
+            yield member
+            continue
+        folder, _, file = path.rpartition("/")
+        stem, _, ending = file.partition(".")
+        if not stem or not ending:
+            continue
+        here = f"{folder}/{stem}"
+        if here != name and sample:
+            yield Damaged("duplicate key") if name in seen else sample
+            seen.add(name)
+            sample = {}
+        name, ending = here, ending.lower()
+        if ending in sample:
+            yield Damaged("duplicate key")
+        else:
+            sample[ending] = member
+    # The run in which a tar breaks off may lack members: what is missing is counted like anywhere.
+    if sample:
+        yield Damaged("duplicate key") if name in seen else sample
+
+
+def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, TarMember | Damaged]]:
+    """The files of a tar, by path, up to where it breaks off; and, in their places, what is damaged.
+
+    Args:
+        tar: to read.
+        unread: endings of members whose content is passed over.
+    """
+    start, damage = b"", ""
+    try:
+        start = tar.read(BLOCK)
+        tar.seek(0)
+        with tarfile.open(fileobj=tar, mode="r:") as opened:  # type: ignore[call-overload]
+            for member in opened:
+                opened.members = []  # it would keep every header
+                if not member.isreg() or member.issparse():
+                    continue
+                path = member.name.lower()
+                if member.size > (MAX_IMAGE if path.endswith(IMAGES) else MAX_TEXT):
+                    yield member.name, Damaged("member too large")
+                    continue
+                tar.seek(member.offset_data)
+                content = b"" if path.endswith(unread) else tar.read(member.size)
+                if len(content) < member.size and not path.endswith(unread):
+                    raise tarfile.ReadError("unexpected end of data")
+                yield member.name, TarMember(member.offset_data, member.size, content)
+            # tarfile takes a broken header for the end.
+            tar.seek(opened.offset)
+            end = tar.read(BLOCK)
+            damage = "broken tar" if end.strip(b"\0") else "" if end else "truncated tar"
+    except (tarfile.TarError, EOFError, OverflowError, ValueError):
+        damage = "truncated tar" if start[257:262] == b"ustar" else "broken tar" if start else "empty shard"
+    if damage:
+        yield "", Damaged(damage)
+
+
+class Forward:
+    """A pipe or the like as a file that goes forward, and back by a few blocks: as much as ``tarfile`` does in a tar.
+
+    Args:
+        stream: has ``read``.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._end, self._back, self._kept = 0, 0, b""  # where the stream stands, how far before that we do
+
+    @classmethod
+    def unpacked(cls, stream: Any) -> Forward:
+        """The tar that a stream holds, compressed or not.
+
+        Raises:
+            tarfile.ReadError: the stream breaks off within its first bytes.
+        """
+        plain = cls(stream)
+        start = plain.read(max(map(len, COMPRESSED)))
+        plain.seek(0)
+        return next((cls(opened(plain)) for magic, opened in UNPACKERS.items() if start.startswith(magic)), plain)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; fewer at the end.
+
+        Raises:
+            tarfile.ReadError: the stream breaks off.
+        """
+        again = self._kept[len(self._kept) - self._back :][: size if size >= 0 else None] if self._back else b""
+        self._back -= len(again)
+        if len(again) == size:
+            return again
+        try:
+            fresh: bytes = self._stream.read(size - len(again) if size >= 0 else -1)
+            while fresh and (left := size - len(again) - len(fresh)) > 0 and (more := self._stream.read(left)):
+                fresh += more
+        except Exception as error:  # whatever a network, a pipe's command or a decompressor raises
+            raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
+        self._end += len(fresh)
+        self._kept = (self._kept + fresh[-4 * BLOCK :])[-4 * BLOCK :]
+        return again + fresh if again else fresh
+
+    def tell(self) -> int:
+        """Where the next byte lies."""
+        return self._end - self._back
+
+    def seek(self, position: int, /) -> int:
+        """Go forward to any place, or back to one of the last bytes read.
+
+        Raises:
+            tarfile.ReadError: the place lies too far back.
+        """
+        if position < self._end - len(self._kept):
+            raise tarfile.ReadError("a stream cannot be read twice")
+        self._back = max(0, self._end - position)
+        while self.tell() < position and self.read(min(position - self.tell(), 2**20)):
+            pass
+        return self.tell()
+
+
+def paths_of(pattern: str) -> list[str]:
+    """Files and URLs of a brace pattern, a glob, a folder of tars, or several of these joined by ``::``.
+
+    Of a URL and a ``pipe:`` command only braces are expanded. What is not there is named all the same.
+
+    Raises:
+        DataError: webdataset, which expands braces, is not installed; or they are unbalanced.
+    """
+    parts = pattern.split("::")
+    if "{" in pattern:
+        expand: Any = needs(lambda: __import__("webdataset.shardlists", fromlist=["shardlists"]), "webdataset")
+        try:
+            parts = expand.expand_urls(pattern)
+        except ValueError as error:  # unbalanced
+            raise DataError(f"the pattern {pattern!r} cannot be expanded: {error}") from error
+    return [path for part in parts for path in ([part] if is_url(part) else map(str, _local(part)))]
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, or a command whose output is read."""
+    return re.match(r"(pipe|file):|[a-z][a-z0-9+]*://", path) is not None
+
+
+def _local(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return sorted(path.glob("*.tar")) or [path / "*.tar"]
+    return globbed(pattern) or [path]
+
+
+def globbed(pattern: str) -> list[Path] | None:
+    """Files of a glob, sorted; ``None`` where the pattern is none."""
+    path = Path(pattern).expanduser()
+    if not any(mark in pattern for mark in "*?["):
+        return None
+    base = Path(path.anchor) if path.is_absolute() else Path()
+    return sorted(base.glob(str(path.relative_to(path.anchor))))

@@ -1,0 +1,112 @@
+"""A model in play is an actor in a role: what the harness asks of any of them, whatever lies behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jestbench.batch import FULL, Batch, Pass, View
+from jestbench.select.losses import LossName
+from jestbench.select.scores import Embeddings, Role, Scores
+
+Read = Callable[[Tensor], Batch]
+"""Positions → those pairs, decoded."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one training step did."""
+
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    passes: tuple[Pass, ...]
+
+
+class Actor(ABC):
+    """A model in a role: scores a batch, forecasts what that costs, and has a state.
+
+    Attributes:
+        role: of the actor in the run; a policy's ``needs`` name roles.
+        width: of its embeddings; 0 where it gives none.
+        view: that it scores under.
+        trained_under: the views that its model was trained under.
+        remembers: what is charged for a pair is up to the run's accounting; by default, its first sight alone.
+        amortised_macs: multiply-adds that were charged to nobody.
+    """
+
+    role: Role
+    width: int = 0
+    view: View = FULL
+    trained_under: frozenset[View] = frozenset({FULL})
+    remembers: bool = False
+    amortised_macs: int = 0
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Scores:
+        """The scores of a super-batch as far as this actor gives them, with the passes that they cost."""
+
+    @abstractmethod
+    def forecast(self, count: int) -> tuple[Pass, ...]:
+        """What scoring ``count`` pairs costs, none of which the run has met before."""
+
+    def own_loss(
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        """The loss of each pair by itself, which a cascade draws by, and the passes that it cost.
+
+        Args:
+            loss: whose pair loss.
+            image_key_C: of C candidates.
+            text_key_C: theirs.
+            read: called only for pairs whose scores are nowhere to be found.
+
+        Returns:
+            ``[C]``, float64 on the CPU; infinite where a pair is damaged.
+
+        Raises:
+            ValueError: this kind of actor scores no pair by its keys.
+        """
+        raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
+
+    def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
+        """What the own losses of ``count`` pairs cost, none of which the run has met before."""
+        raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
+
+    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update | None:
+        """One optimizer step on the chosen pairs; ``None`` for a frozen actor."""
+        return None
+
+    def forecast_update(self, count: int) -> tuple[Pass, ...]:
+        """What an update on ``count`` pairs is charged."""
+        return ()
+
+    def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
+        """Random scores of ``count`` pairs in the form of this actor's, at its width over ``divisor``."""
+        return imagined_embeddings(self.role, count, self.width // divisor, random)
+
+    def counts(self) -> dict[str, int]:
+        """``cache/…``: what was found instead of computed."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; asked for at every process of a run at once."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        assert not state, "a state is read by the kind of actor that keeps one"
+
+    def close(self, remove: bool) -> None:  # noqa: B027
+        """Let go of files; ``remove`` where the run has finished."""
+
+
+def imagined_embeddings(role: Role, count: int, width: int, random: torch.Generator) -> Scores:
+    """Random embeddings of ``count`` pairs in a role."""
+    image_BD, text_BD = (torch.randn(count, width, generator=random) / 10 for _ in range(2))
+    return Scores.of(role, Embeddings(image_BD, text_BD))

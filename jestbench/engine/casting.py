@@ -1,0 +1,179 @@
+"""What fills a role of a run: castings build actors, a training builds the learner."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jestbench.batch import FULL_MIX, Batch, Mix, View
+from jestbench.data.pairs import Pairs
+from jestbench.engine.actor import Actor
+from jestbench.engine.frozen import FrozenActor, RowContent
+from jestbench.engine.learner import Learner
+from jestbench.engine.twin import TwinActor
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.towers import Model, TwoTowers
+from jestbench.model.views import check
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
+from jestbench.select.scores import Role
+
+if TYPE_CHECKING:
+    from jestbench.config.run import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the actors of a run have in common.
+
+    Attributes:
+        run: its parameters.
+        pairs: the split that super-batches are drawn from.
+        example: one pair of it; prices are traced on its shapes.
+        arithmetic: device and precision.
+        store_dir: where the rows of this run lie.
+    """
+
+    run: Run
+    pairs: Pairs
+    example: Batch
+    arithmetic: Arithmetic
+    store_dir: Path
+
+
+class Casting(ABC):
+    """What fills a role with an actor. One that is a configurable is bound as an object: ``@online_scorer()``.
+
+    Attributes:
+        role: that it fills.
+    """
+
+    role: Role
+
+    @abstractmethod
+    def cast(self, setting: Setting, learner: Learner) -> Actor:
+        """The actor.
+
+        Raises:
+            ValueError: it cannot be built in this run.
+        """
+
+
+@dataclass(frozen=True)
+class FrozenCasting(Casting):
+    """A model that another run has trained.
+
+    Attributes:
+        role: that it fills.
+        model: the model.
+        content: what its rows hold.
+        mix: the views that it was trained under.
+    """
+
+    role: Role
+    model: TwoTowers
+    content: type[RowContent]
+    mix: Mix = FULL_MIX
+
+    def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """The frozen actor, under the run's view for its role."""
+        run, arithmetic = setting.run, setting.arithmetic
+        view = fitted(*run.view_of(self.role), self.model)
+        bound = (
+            None if run.cache is None else run.cache.bind(self.model, view, arithmetic, setting.pairs, run.microbatch)
+        )
+        content = self.content(self.model, arithmetic, setting.example, view)
+        options = run.reference_accounting, setting.store_dir, run.microbatch
+        return FrozenActor(self.role, content, *options, bound, self.mix)
+
+
+@dataclass(frozen=True)
+class TwinCasting(Casting):
+    """Two models of a role, each trained on one half of the data.
+
+    Attributes:
+        role: that they fill.
+        halves: of the models, by the half that they were trained on.
+    """
+
+    role: Role
+    halves: tuple[FrozenCasting, ...]
+
+    def cast(self, setting: Setting, learner: Learner | None = None) -> TwinActor:
+        """An actor of both, each with a store of its own."""
+        first, second = (
+            half.cast(replace(setting, store_dir=setting.store_dir / f"half{number}"))
+            for number, half in enumerate(self.halves)
+        )
+        return TwinActor((first, second), setting.store_dir)
+
+
+class Training(ABC):
+    """What a run trains its model for: builds the model, its learner, and reads it back from a checkpoint.
+
+    Attributes:
+        kind: of the model, as ``model.json`` holds it.
+        content: what the model's rows hold where it scores, frozen.
+        taken_as: the role of a finished run, for messages.
+        does: what distinguishes such a run, for messages.
+        together: several processes can share the run.
+        selects: a policy may choose what the model is trained on.
+        refuses: parameters of the run that do not go with it, and why.
+    """
+
+    kind: ClassVar[str]
+    content: ClassVar[type[RowContent]]
+    taken_as: ClassVar[str]
+    does: ClassVar[str]
+    together: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def build(self, run: Run, tokenizer: Tokenizer) -> TwoTowers:
+        """The untrained model.
+
+        Raises:
+            ValueError: the towers cannot be built.
+        """
+
+    @abstractmethod
+    def learner(self, setting: Setting) -> Learner:
+        """The model in training.
+
+        Raises:
+            ValueError: it cannot be built.
+        """
+
+    def loss(self, run: Run) -> LossName | None:
+        """The contrastive loss; ``None`` for another objective."""
+        return None
+
+    def described(self) -> dict[str, Any]:
+        """What ``model.json`` holds of the model beside its towers."""
+        return {"kind": self.kind}
+
+    @classmethod
+    @abstractmethod
+    def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
+        """The model that ``model.json`` describes, with random weights."""
+
+
+def shape_of(described: Mapping[str, Any]) -> Model:
+    """The towers that ``model.json`` describes, from random weights."""
+    return Model(**described["model"] | {"pretrained": False})
+
+
+def fitted(name: str, view: View, model: TwoTowers) -> View:
+    """A view in the model's own terms.
+
+    Raises:
+        ValueError: the model cannot run it; the message names the parameter and the reason.
+    """
+    try:
+        return check(view, model)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

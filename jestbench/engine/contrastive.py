@@ -1,0 +1,206 @@
+"""The contrastive loss as what a model is trained for: one loss over a batch, its parts under views of their own.
+
+More pairs than a micro-batch are embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983; open_clip's
+``--accum-freq``): without gradient, for the loss over all of them and its gradient by their embeddings; then a
+micro-batch at a time, to carry that gradient on into the towers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jestbench import seeds
+from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, View, split_counts
+from jestbench.cost.price import Price
+from jestbench.cost.tracing import TRAINING_PASSES
+from jestbench.engine.casting import Setting, Training, fitted, shape_of
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.learner import CarryOn, Learner, Objective
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.towers import TwoTowers
+from jestbench.parallel.distributed import World
+from jestbench.select.losses import LOSSES, LossName
+
+if TYPE_CHECKING:
+    from jestbench.config.run import Run
+
+
+@dataclass(frozen=True)
+class Contrastive(Objective):
+    """The loss over the concatenated embeddings of a batch.
+
+    Several processes embed their own rows of it, and compute the one loss over all alike.
+
+    Attributes:
+        name: of the loss.
+        mix: the views that a batch is trained under.
+        reruns: activation checkpointing: what the backward pass runs again, by view of the mix; ``None`` is none.
+        microbatch: pairs that hold activations at once (cached gradients); ``None`` is all.
+    """
+
+    name: LossName
+    mix: Mix = FULL_MIX
+    reruns: Mapping[View, Price] | None = None
+    microbatch: int | None = None
+
+    @property
+    def views(self) -> frozenset[View]:
+        """The views of the mix."""
+        return frozenset(view for _, view in self.mix)
+
+    def plain(self) -> Contrastive:
+        """The same loss under the full view, nothing run twice."""
+        return Contrastive(self.name)
+
+    def settle(self, model: TwoTowers) -> None:
+        """Clamp the scale of the softmax loss."""
+        if self.name == "softmax":
+            model.clamp_scale()
+
+    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, CarryOn | None]:
+        """The loss of a sub-batch; with cached gradients, what carries its gradient on into the towers."""
+        model, world, count = learner.model, learner.world, len(batch)
+        cached = self._cached(count, world)
+        with torch.set_grad_enabled(not cached):
+            own = self._embed(learner, batch.own, count, seed)
+            image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
+        if cached:
+            image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
+        weights = None if weight_K is None else weight_K.to(image_KD.device)
+        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights)
+        return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
+
+    def _cached(self, count: int, world: World) -> bool:
+        """Whether a process's share of so many pairs is more than a micro-batch."""
+        return self.microbatch is not None and -(-count // world.size) > self.microbatch
+
+    def _embed(self, learner: Learner, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
+        embedded = [
+            self._embed_piece(learner, own, count, seed, position, *piece)
+            for position, piece in enumerate(self.pieces(count, learner.world))
+        ]
+        if len(embedded) == 1:
+            return embedded[0]
+        return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
+
+    def _embed_piece(
+        self, learner: Learner, own: Batch, count: int, seed: int, position: int, view: View, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
+        world = learner.world
+        if position == 0 or self._cached(count, world):
+            place = position * world.size + world.rank
+            torch.manual_seed(seeds.derive(seed, "update", place) if place else seed)
+        piece = own if len(index) == len(own) else own.take(index)
+        checkpointed = self.reruns is not None and torch.is_grad_enabled()
+        with learner.arithmetic.autocast(), learner.model.checkpointing(checkpointed):
+            embedded: tuple[Tensor, Tensor] = learner.model(piece, view)
+        return embedded
+
+    def _carry_on(self, learner: Learner, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
+        """The gradient by the embeddings, already there, on into the towers: one micro-batch at a time."""
+        assert image_KD.grad is not None
+        assert text_KD.grad is not None
+        count = len(image_KD)
+        for position, (view, index) in enumerate(self.pieces(count, learner.world)):
+            embedded = self._embed_piece(learner, own, count, seed, position, view, index)
+            rows = learner.world.rows(count)[index].to(image_KD.device)
+            torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
+
+    def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
+        """The parts of the mix that a process embeds, none empty, in micro-batches: view, positions among its rows.
+
+        Args:
+            count: pairs of the whole sub-batch; every process has its share of each part.
+            world: the processes, seen by the one that is asked about.
+        """
+        own = world.rows(count)
+        limit = self.microbatch if self.microbatch is not None and self._cached(count, world) else count
+        ends = list(accumulate(split_counts(count, [share for share, _ in self.mix])))
+        pieces = []
+        for (_, view), start, end in zip(self.mix, (0, *ends), ends, strict=False):
+            index = ((own >= start) & (own < end)).nonzero().flatten()
+            pieces += [(view, part) for part in index.split(limit) if len(part)]
+        return pieces
+
+    def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
+        """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
+
+        Beside them what is run again to save memory.
+        """
+        sizes = split_counts(count, [share for share, _ in self.mix])
+        towers = tuple(
+            Pass(
+                learner.part.train,
+                TRAINING_PASSES * learner.prices[view].pairs(size),
+                f"{learner.part.name}, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
+            )
+            for size, (_, view) in zip(sizes, self.mix, strict=True)
+            if size
+        )
+        logits = count * count * learner.width
+        pairwise = Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}")
+        return (*towers, pairwise, *self._recompute_passes(learner, count))
+
+    def _recompute_passes(self, learner: Learner, count: int) -> Iterator[Pass]:
+        """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
+        prices, world = learner.prices, learner.world
+        if self.reruns is None and not self._cached(count, world):
+            return
+        everyone = [replace(world, rank=rank) for rank in range(world.size)]
+        pieces = [(view, len(index)) for one in everyone for view, index in self.pieces(count, one)]
+        if self.reruns is not None:
+            again = sum(self.reruns[view].pairs(size) for view, size in pieces)
+            yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
+        if self._cached(count, world):
+            forward = sum(prices[view].pairs(size) for view, size in pieces)
+            sizes = split_counts(count, [share for share, _ in self.mix])
+            whole = sum(prices[view].pairs(size) for size, (_, view) in zip(sizes, self.mix, strict=True))
+            # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
+            yield Pass(
+                "recompute",
+                forward + TRAINING_PASSES * (forward - whole),
+                f"cached gradients, {count} pairs in {len(pieces)} micro-batches",
+            )
+
+
+class ContrastiveTraining(Training):
+    """A run under the contrastive loss, ``run.loss``."""
+
+    kind = "contrastive"
+    content = EmbeddingRows
+    taken_as = "run.reference takes a contrastive run (gin/run/reference.gin)"
+    does = "trains no pair scorer (it has no run.objective)"
+
+    def build(self, run: Run, tokenizer: Tokenizer) -> TwoTowers:
+        """Two towers of the run's shape."""
+        return run.model.build(tokenizer, run.loss, run.seed)
+
+    def learner(self, setting: Setting) -> Learner:
+        """The two towers in training."""
+        run, example = setting.run, setting.example
+        model = self.build(run, setting.pairs.tokenizer).to(setting.arithmetic.device)
+        mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)
+        scored = fitted(*run.view_of("learner"), model)
+        trained = {FULL, *(view for _, view in mix)}
+        prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
+        reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
+        objective = Contrastive(run.loss, mix, reruns, run.train_microbatch)
+        return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, run.microbatch)
+
+    def loss(self, run: Run) -> LossName:
+        """The run's."""
+        return run.loss
+
+    @classmethod
+    def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
+        """Two towers, with random weights."""
+        return shape_of(described).build(tokenizer, described["loss"], seed=0)

@@ -1,0 +1,112 @@
+"""The rows of a frozen model with two towers: embeddings of images and of texts, cosines of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestbench.batch import FULL, Batch, Pass, Purpose, View
+from jestbench.engine.actor import Read
+from jestbench.engine.frozen import FrozenActor, RowContent, RowName, keys_of
+from jestbench.model.towers import TwoTowers
+from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.losses import LossName
+from jestbench.select.scores import Embeddings, Role, Scores
+
+
+class EmbeddingRows(RowContent):
+    """Embeddings of images and of texts, and the cosines of pairs."""
+
+    noun = "embeddings"
+    scored = ("image", "text")
+
+    def __init__(self, model: TwoTowers, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
+        super().__init__(model, arithmetic, example, view)
+        self.width = model.width
+        self.widths = {"image": self.width, "text": self.width, "pair": 1}
+
+    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
+        """Embeddings ``[P, D]`` under one tower."""
+        device = self.arithmetic.device
+        if name == "text":
+            return self.model.encode_text(batch.tokens(self.model.tokenizer)[index_P].to(device), self.view)
+        images_PCHW, key_P = batch.images_BCHW[index_P].to(device), batch.image_key_B[index_P].to(device)
+        return self.model.encode_image(images_PCHW, self.view, key_P)
+
+    def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
+        """Each tower, and the own logits of pairs where any are asked for."""
+        images, texts = counts["image"], counts["text"]
+        under = "" if self.view == FULL else f" under {self.view.label}"
+        image = Pass(purpose, self.price.images(images, microbatch), f"image tower, {images} examples{under}")
+        text = Pass(purpose, texts * self.price.text, f"text tower, {texts} examples{under}")
+        if "pair" not in counts:
+            return image, text
+        dots = Pass("pairwise", counts["pair"] * self.width, f"own logits of {counts['pair']} candidates")
+        return image, text, dots
+
+    def scores(self, role: Role, rows: Mapping[RowName, Tensor]) -> Scores:
+        """The embeddings, with the model's own scale and bias."""
+        return Scores.of(role, Embeddings(rows["image"], rows["text"], *self.model.scale_and_bias()))
+
+    def own_loss_C(self, loss: LossName, value_C: Tensor) -> Tensor:
+        """softplus(−u_ii) or −a_ii."""
+        scale, bias = self.model.scale_and_bias()
+        own_C = value_C * scale
+        return -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
+
+    def pair_rows(self, actor: FrozenActor, image_key_C: Tensor, text_key_C: Tensor, read: Read) -> Tensor:
+        """Cosines of candidates, ``[C, 1]``, from embeddings that are found or computed."""
+
+        def compute(position_M: Tensor) -> Tensor:
+            parts = position_M.split(actor.microbatch)
+            return torch.cat([self._cosine_P1(actor, image_key_C[at], text_key_C[at], at, read) for at in parts])
+
+        return actor.fetch("pair", keys_of("pair", image_key_C, text_key_C), compute)
+
+    def _cosine_P1(
+        self, actor: FrozenActor, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read
+    ) -> Tensor:
+        """Cosines of candidates, of which those that lack an embedding are read, each once; NaN for damaged ones."""
+        cosine_P1 = torch.full((len(position_P), 1), torch.nan)
+        intact = torch.arange(len(position_P))
+        while True:
+            image_key, text_key, position = image_key_P[intact], text_key_P[intact], position_P[intact]
+            lacking = torch.cat([actor.missing("image", image_key), actor.missing("text", text_key)]).unique()
+            source = _ReadOnce(lacking, position, read)
+            damaged = source.replaced(image_key, text_key)
+            if not len(damaged):
+                break
+            # Another pair may hold the caption that was to be read here: look for it there.
+            intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
+        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source)
+        # In float64 the order of the sum cannot show after rounding.
+        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
+        return cosine_P1
+
+
+class _ReadOnce:
+    """Reads the pairs that are known to be needed at once, and any other when it is asked for it."""
+
+    def __init__(self, position_M: Tensor, of_P: Tensor, read: Read) -> None:
+        self._position_M, self._of_P, self._ask = position_M, of_P, read
+        self._batch: Batch | None = None
+
+    def _read(self, index_M: Tensor) -> Batch:
+        return self._ask(self._of_P[index_M])
+
+    def replaced(self, image_key_P: Tensor, text_key_P: Tensor) -> Tensor:
+        """Positions of those read that turn out to be damaged: another pair is given in their place."""
+        if not len(self._position_M):
+            return self._position_M
+        self._batch = self._read(self._position_M)
+        images_M = self._batch.image_key_B != image_key_P[self._position_M]
+        texts_M = self._batch.text_key_B != text_key_P[self._position_M]
+        return self._position_M[images_M | texts_M]
+
+    def __call__(self, index_M: Tensor) -> Batch:
+        if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
+            return self._read(index_M)  # the shared file has been cut since
+        return self._batch.take(torch.searchsorted(self._position_M, index_M))

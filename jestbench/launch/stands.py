@@ -1,0 +1,72 @@
+"""What a run stands on: the castings of its roles, from the folders of finished runs or as stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jestbench.config.registry import PRETRAINED
+from jestbench.config.run import Resolved
+from jestbench.cost.budget import Pretrained
+from jestbench.data.pairs import Dataset
+from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
+from jestbench.engine.kinds import KINDS
+from jestbench.model.tokenizer import Tokenizer
+from jestbench.runs.folder import RunFolder
+from jestbench.runs.saved_model import load_model, trained_mix
+from jestbench.runs.summary import Summary
+
+
+def trained(role: Pretrained, folder: Path) -> FrozenCasting:
+    """The model of a finished run, for a role.
+
+    Raises:
+        DataError: the folder holds no finished run, or a model of another kind.
+    """
+    _, kind = PRETRAINED[role]
+    return FrozenCasting(role, load_model(folder, kind), KINDS[kind].content, trained_mix(folder))
+
+
+def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained, Casting]:
+    """The models of finished runs, by role.
+
+    Raises:
+        DataError: a folder holds no finished run, or a model of another kind.
+    """
+    return {role: _one_or_twin(role, [trained(role, folder) for folder in found]) for role, found in folders.items()}
+
+
+def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
+    """Data and frozen models as they are, or stand-ins of the same shape: nothing is fetched or trained."""
+    data = resolved.run.data
+    if not data.is_prepared():
+        data = data.stand_in()
+    tokenizer = data.split(resolved.run.split).tokenizer
+    return data, {
+        role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer) for stand in stands])
+        for role, stands in resolved.scored_by.items()
+    }
+
+
+def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer) -> FrozenCasting:
+    """The model of a finished run, or the untrained one of a run that is not."""
+    if isinstance(stand, Path):
+        return trained(role, stand)
+    run = stand.run
+    return FrozenCasting(role, run.training.build(run, tokenizer), run.training.content, run.mix)
+
+
+def _one_or_twin(role: Pretrained, models: Sequence[FrozenCasting]) -> Casting:
+    return models[0] if len(models) == 1 else TwinCasting(role, tuple(models))
+
+
+def ended(folder: Path) -> Summary:
+    """The summary of a run that has finished."""
+    summary = RunFolder(folder).summary()
+    assert summary is not None
+    return summary
+
+
+def pretrain_flops(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int]:
+    """FLOPs of the pre-training that a run stands on, by role (those of twins summed)."""
+    return {role: sum(ended(folder).flops_all_in for folder in found) for role, found in folders.items()}

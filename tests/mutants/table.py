@@ -1,0 +1,527 @@
+"""Faults that a named fast test must catch: one entry each, tried by ``pytest -m slow tests/test_mutants.py``.
+
+An entry gives what is broken, the file, its exact text (there once), the text in its place, and the tests of which one
+must fail. To add a mutant, add an entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        fault: what is wrong, in a few words; the test's id.
+        file: that is changed, from the repository's root.
+        old: text that stands there exactly once.
+        new: text that takes its place.
+        tests: node ids, separated by blanks; the run stops at the first that fails.
+    """
+
+    fault: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+DRAWS, SCORES, LOSSES = "jestbench/select/draws.py", "jestbench/select/scores.py", "jestbench/select/losses.py"
+POLICY, METRICS, GRADING = "jestbench/select/policy.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
+OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/ledger.py", "jestbench/cost/budget.py"
+TRACING, SEEDS = "jestbench/cost/tracing.py", "jestbench/seeds.py"
+CURVES, ANALYSIS, GROUPS = (f"jestbench/compare/{name}.py" for name in ("curves", "analysis", "groups"))
+
+SAMPLING = "tests/test_sampling.py"
+LAW, LOGITS, COUNT = f"{SAMPLING}::TestLaw", f"{SAMPLING}::TestConditionalLogits", f"{SAMPLING}::TestCount"
+PAIR_LOSSES, METER = f"{SAMPLING}::TestPairLosses", f"{SAMPLING}::TestMeter"
+EVERY, MODEL, EVALS, COMPARE = (
+    "tests/test_policies.py",
+    "tests/test_model.py",
+    "tests/test_evals.py",
+    "tests/test_compare.py",
+)
+FORMULAS = f"{MODEL}::test_losses_are_their_formulas"
+SCHEDULE = f"{MODEL}::test_the_schedule_is_a_function_of_the_share_spent"
+DECLARED = f"{EVERY}::TestEveryVariant::test_the_choice_goes_the_way_that_it_declares"
+SPENT = "tests/test_budget.py"
+
+SAMPLER = (
+    Mutant("a remainder is not drawn", DRAWS, "size + (i < rest) for i in", "size for i in", COUNT),
+    Mutant(
+        "Gumbel noise of the wrong sign",
+        DRAWS,
+        "noise_B = -torch.empty(len(logit_B), dtype=torch.float64)",
+        "noise_B = torch.empty(len(logit_B), dtype=torch.float64)",
+        f"{LAW}::test_independent_draw",
+    ),
+    Mutant(
+        "no noise",
+        DRAWS,
+        "logit_B.double() + noise_B.to(logit_B.device)",
+        "logit_B.double() + 0 * noise_B.to(logit_B.device)",
+        f"{LAW}::test_independent_draw",
+    ),
+    Mutant(
+        "ties go anywhere",
+        DRAWS,
+        "if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):",
+        "if True or distinct:",
+        COUNT,
+    ),
+    Mutant("a chosen pair may be drawn again", DRAWS, "self._drawn_B[index_C] = True", "pass", COUNT),
+    Mutant(
+        "the last but one chunk conditions nothing",
+        DRAWS,
+        "if number + 1 < len(sizes):",
+        "if number + 2 < len(sizes):",
+        f"{LAW}::test_joint_draw",
+    ),
+    Mutant(
+        "the last chunk is conditioned on for nothing",
+        DRAWS,
+        "if number + 1 < len(sizes):",
+        "if number < len(sizes):",
+        f"{METER}::test_joint_draw_costs_the_closed_form",
+    ),
+    Mutant(
+        "softmax terms are not halved",
+        DRAWS,
+        "return self.sign * (self.row_B + self.column_B) / 2",
+        "return self.sign * (self.row_B + self.column_B)",
+        f"{LOGITS}::test_equal_brute_force",
+    ),
+    Mutant(
+        "columns are summed as rows",
+        DRAWS,
+        "strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)",
+        "strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)",
+        f"{LOGITS}::test_equal_brute_force",
+    ),
+    Mutant(
+        "chunks of softmax sums are added",
+        DRAWS,
+        'join = torch.add if scores.loss == "sigmoid" else torch.logaddexp',
+        "join = torch.add",
+        f"{LOGITS}::test_chunks_extend_to_the_same_logits_in_any_order",
+    ),
+    Mutant(
+        "the reference's terms count for the pair",
+        DRAWS,
+        "self.sign, self.model, self.scores = sign, model, scores",
+        "self.sign, self.model, self.scores = 1.0, model, scores",
+        f"{LOGITS}::test_equal_brute_force",
+    ),
+    Mutant(
+        "deterministic draws",
+        DRAWS,
+        "index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(gained_B, size, generator)",
+        "index_C = gumbel_top_k(gained_B, size, generator)",
+        f"{LAW}::test_a_large_gain_is_greedy",
+    ),
+    Mutant(
+        "gain is ignored by an independent draw",
+        DRAWS,
+        "gumbel_top_k(_gained(score_B, gain), count, generator)",
+        "gumbel_top_k(score_B, count, generator)",
+        f"{LAW}::test_independent_draw",
+    ),
+    Mutant(
+        "gain is ignored by a joint draw",
+        DRAWS,
+        "gained_B = _gained(logit_B, gain)",
+        "gained_B = logit_B",
+        f"{LAW}::test_joint_draw",
+    ),
+    Mutant(
+        "no gain makes the excluded NaN",
+        DRAWS,
+        "return torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)",
+        "return gain * logit_B",
+        COUNT,
+    ),
+    Mutant(
+        "entropy of another sign",
+        DRAWS,
+        "entropy = -float(p_B @ log_p_B)",
+        "entropy = float(p_B @ log_p_B)",
+        f"{SAMPLING}::TestStatistics",
+    ),
+)
+
+VALUES = (
+    Mutant(
+        "the learner's loss counts against a pair",
+        SCORES,
+        "both = ((1.0, self.learner), (-1.0, self.reference))",
+        "both = ((-1.0, self.learner), (1.0, self.reference))",
+        f"{PAIR_LOSSES}::test_learnability_is_learner_minus_reference",
+    ),
+    Mutant(
+        "a batch loss without its positive",
+        SCORES,
+        "return (rows_B + columns_B) / 2 - own_B",
+        "return (rows_B + columns_B) / 2",
+        PAIR_LOSSES,
+    ),
+    Mutant(
+        "an own loss of the wrong sign",
+        SCORES,
+        'return F.softplus(-own_B) if self.loss == "sigmoid" else -own_B',
+        'return F.softplus(own_B) if self.loss == "sigmoid" else own_B',
+        f"{PAIR_LOSSES}::test_own_is_of_the_pair_alone",
+    ),
+    Mutant(
+        "an offset is left out of a strip",
+        SCORES,
+        'offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)',
+        "offset = left_BD.new_tensor(0.0)",
+        PAIR_LOSSES,
+    ),
+    Mutant(
+        "a gradient without its positive",
+        SCORES,
+        "            slope_BT[tile].diagonal().sub_(1)\n",
+        "",
+        "tests/test_grad_norm.py::test_any_model_that_is_there",
+    ),
+    Mutant(
+        "strips are free",
+        SCORES,
+        "    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])\n    if kernels",
+        "    if kernels",
+        METER,
+    ),
+    Mutant("diagonals are free", SCORES, "    meter.add(len(model), 1, model.image_BD.shape[1])\n", "", METER),
+    Mutant(
+        "the odd term of a fold is lost",
+        SCORES,
+        "sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]",
+        "sums_nCR = sums_nCR[:, :half]",
+        f"{LOGITS}::test_equal_brute_force {SAMPLING}::test_strips_keep_small_terms_and_survive_large_ones",
+    ),
+    Mutant(
+        "embeddings may be NaN",
+        SCORES,
+        "if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):",
+        "if False and summed:",
+        f"{SAMPLING}::TestExtremes::test_embeddings_that_are_not_finite_are_named",
+    ),
+    Mutant(
+        "a sigmoid loss of the wrong sign",
+        LOSSES,
+        "sign_KK = 1 - 2 * torch.eye",
+        "sign_KK = 2 * torch.eye",
+        FORMULAS,
+    ),
+    Mutant("a mean over all products", LOSSES, "terms_KK.sum() / len(logits_KK)", "terms_KK.mean()", FORMULAS),
+    Mutant(
+        "a weight acts on the row alone",
+        LOSSES,
+        "(weight_K[:, None] + weight_K[None, :]) / 2",
+        "weight_K[:, None]",
+        f"{MODEL}::test_a_weight_acts_on_the_row_and_the_column_of_its_pair",
+    ),
+    Mutant(
+        "a softmax over rows alone",
+        LOSSES,
+        "F.cross_entropy(logits_KK.T, target_K",
+        "F.cross_entropy(logits_KK, target_K",
+        FORMULAS,
+    ),
+    Mutant(
+        "a pair may be chosen twice",
+        POLICY,
+        "if len(index_K.unique()) != count:",
+        "if False:",
+        f"{EVERY}::TestChoose",
+    ),
+    Mutant(
+        "a weight may be NaN",
+        POLICY,
+        "or not bool(torch.isfinite(weight_K).all())",
+        "",
+        f"{EVERY}::TestChoose",
+    ),
+)
+
+POLICIES = (
+    Mutant(
+        "clip_score takes the worst",
+        "policies/clip_score.py",
+        'score_B = scores.own_logit_B("reference")',
+        'score_B = -scores.own_logit_B("reference")',
+        DECLARED,
+    ),
+    Mutant(
+        "clip_score.share is ignored",
+        "policies/clip_score.py",
+        "math.ceil(self.share * len(scores))",
+        "math.ceil(0.3 * len(scores))",
+        f"{EVERY}::test_clip_score_draws_among_the_share_that_passes",
+    ),
+    Mutant(
+        "selective_backprop takes low losses",
+        "policies/selective_backprop.py",
+        'loss_B = scores.pair_loss_B("learner", self.pair_loss)',
+        'loss_B = -scores.pair_loss_B("learner", self.pair_loss)',
+        DECLARED,
+    ),
+    Mutant(
+        "selective_backprop.beta is ignored",
+        "policies/selective_backprop.py",
+        "self.beta * percentile_B.log()",
+        "percentile_B.log()",
+        f"{EVERY}::test_selective_backprop_draws_by_a_power_of_the_percentile",
+    ),
+    Mutant(
+        "active_clip turned round",
+        "policies/active_clip.py",
+        "independent_draw(score_B, count",
+        "independent_draw(-score_B, count",
+        DECLARED,
+    ),
+    Mutant(
+        "jest.shuffle_reference shuffles nothing",
+        "policies/jest.py",
+        "scores = _shuffled(scores, generator)",
+        "_shuffled(scores, generator)",
+        f"{EVERY}::test_the_control_of_jest_keeps_the_learner_and_loses_the_reference",
+    ),
+    Mutant(
+        "jest.chunks is ignored",
+        "policies/jest.py",
+        "joint_draw(scores, count, self.chunks, self.gain",
+        "joint_draw(scores, count, 16, self.gain",
+        f"{EVERY}::test_jest_of_one_chunk_is_learnability",
+    ),
+    Mutant(
+        "easy_reference takes the hard",
+        "policies/easy_reference.py",
+        "-scores.pair_loss_B",
+        "scores.pair_loss_B",
+        DECLARED,
+    ),
+    Mutant(
+        "hard_learner takes the easy",
+        "policies/hard_learner.py",
+        "else scores.pair_loss_B",
+        "else -scores.pair_loss_B",
+        DECLARED,
+    ),
+    Mutant(
+        "rho_loss takes the bottom",
+        "policies/rho_loss.py",
+        "independent_draw(score_B, count, deterministic=True)",
+        "independent_draw(-score_B, count, deterministic=True)",
+        DECLARED,
+    ),
+    Mutant(
+        "grad_norm takes small gradients",
+        "policies/grad_norm.py",
+        ".log() / self.temperature",
+        ".log() / -self.temperature",
+        DECLARED,
+    ),
+    Mutant(
+        "grad_norm weighs by the probability",
+        "policies/grad_norm.py",
+        "torch.softmax(-logit_B[index_K], dim=0)",
+        "torch.softmax(logit_B[index_K], dim=0)",
+        "tests/test_grad_norm.py::test_weights_are_the_inverse_of_the_probabilities",
+    ),
+    Mutant(
+        "cappy takes bad grades",
+        "policies/cappy.py",
+        'grade_B = scores.values["g"]',
+        'grade_B = -scores.values["g"]',
+        DECLARED,
+    ),
+    Mutant(
+        "cappy.temperature multiplies",
+        "policies/cappy.py",
+        "independent_draw(grade_B, count, 1 / self.temperature",
+        "independent_draw(grade_B, count, self.temperature",
+        "tests/test_cappy.py::test_pairs_are_drawn_by_the_grade_over_the_temperature",
+    ),
+    Mutant(
+        "learnability draws by its in-batch loss",
+        "policies/learnability.py",
+        "scores.learnability_B(self.pair_loss)",
+        'scores.learnability_B("in_batch")',
+        f"{EVERY}::test_the_top_by_the_papers_score",
+    ),
+)
+
+SPENDING = (
+    Mutant("evaluation is in the total", LEDGER, 'if purpose != "eval"', "if purpose", SPENT),
+    Mutant(
+        "a pass is charged once for all",
+        LEDGER,
+        "self._macs[item.purpose] += item",
+        "self._macs[item.purpose] = item",
+        SPENT,
+    ),
+    Mutant("purposes are counted in MACs", LEDGER, "{p: FLOPS_PER_MAC * macs", "{p: macs", SPENT),
+    Mutant("a run goes on at its budget", BUDGET, "ledger.total >= self.flops", "ledger.total > self.flops", SPENT),
+    Mutant(
+        "a rounded share ends a run",
+        BUDGET,
+        "min(ledger.total / self.flops, 1 - 2**-53)",
+        "ledger.total / self.flops",
+        SPENT,
+    ),
+    Mutant("pairs are counted as steps", BUDGET, "pairs_seen / self.pairs", "step / self.pairs", SPENT),
+    Mutant(
+        "a multiply-add is one operation",
+        TRACING,
+        "FLOPS_PER_MAC = 2",
+        "FLOPS_PER_MAC = 1",
+        f"{SPENT} tests/test_flops.py",
+    ),
+    Mutant(
+        "a training pass is two passes",
+        TRACING,
+        "TRAINING_PASSES = 3",
+        "TRAINING_PASSES = 2",
+        "tests/test_flops.py::test_three_forward_passes_are_a_fair_price_of_a_training_step",
+    ),
+    Mutant(
+        "a price is traced inside a dispatch mode",
+        TRACING,
+        "            _disable_current_modes(),\n",
+        "",
+        "tests/test_pretended_device.py",
+    ),
+)
+
+SCHEDULES = (
+    Mutant("no warm-up", OPTIMIZER, "self.learning_rate * share / self.warmup", "self.learning_rate", SCHEDULE),
+    Mutant("a cosine that begins at 0", OPTIMIZER, "(share - self.warmup) / (1 - self.warmup)", "share", SCHEDULE),
+    Mutant(
+        "a rate that rises again",
+        OPTIMIZER,
+        "min(1.0, (share - self.warmup) / (1 - self.warmup))",
+        "(share - self.warmup) / (1 - self.warmup)",
+        SCHEDULE,
+    ),
+    Mutant("a final rate of 0", OPTIMIZER, "(self.final + (1 - self.final) * cosine)", "cosine", SCHEDULE),
+    Mutant(
+        "positions decay",
+        OPTIMIZER,
+        "p.ndim >= 2 and not n.endswith(NOT_MATRICES)",
+        "p.ndim >= 2",
+        f"{MODEL}::test_only_matrices_decay",
+    ),
+    Mutant(
+        "one stream for all purposes", SEEDS, "{seed}/{stream}/{position}", "{seed}/{position}", "tests/test_seeds.py"
+    ),
+    Mutant("one position for all steps", SEEDS, "{seed}/{stream}/{position}", "{seed}/{stream}", "tests/test_seeds.py"),
+    Mutant(
+        "one seed for all runs",
+        SEEDS,
+        "{seed}/{stream}/{position}",
+        "{stream}/{position}",
+        "tests/test_seeds.py tests/test_data.py",
+    ),
+)
+
+EVALUATION = (
+    Mutant(
+        "ties count for a class",
+        METRICS,
+        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append((~(score_PC < own_P1)).sum(1))",
+        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append(1 + (score_PC > own_P1).sum(1))",
+        EVALS,
+    ),
+    Mutant("equal captions are counted once", METRICS, "(better_PC * count_C).sum(1)", "better_PC.sum(1)", EVALS),
+    Mutant("top 5 is top 4", METRICS, "zero_shot <= k", "zero_shot < k", EVALS),
+    Mutant(
+        "every right image counts against the first",
+        METRICS,
+        "(~(score_PG < best_P1) & ~right_PG)",
+        "(~(score_PG < best_P1))",
+        EVALS,
+    ),
+    Mutant(
+        "the worst right image counts",
+        METRICS,
+        "masked_fill(~right_PG, -torch.inf).amax",
+        "masked_fill(~right_PG, torch.inf).amin",
+        EVALS,
+    ),
+)
+
+COMPARISON = (
+    Mutant(
+        "the common budget is the largest",
+        ANALYSIS,
+        "budget = min(group.reached",
+        "budget = max(group.reached",
+        COMPARE,
+    ),
+    Mutant("speedups upside down", ANALYSIS, "Speedup(have / need, kind", "Speedup(need / have, kind", COMPARE),
+    Mutant("a worse end has a speedup", ANALYSIS, '        elif worse:\n            absent = "worse"\n', "", COMPARE),
+    Mutant("a touch is called decayed", ANALYSIS, "arm.at_end and baseline.at_end", "True", COMPARE),
+    Mutant(
+        "an early touch is a number", ANALYSIS, "elif not (arm.resolved and baseline.resolved):", "elif False:", COMPARE
+    ),
+    Mutant(
+        "paired differences of the wrong sign",
+        ANALYSIS,
+        "member.value - of_baseline[member.run.seed]",
+        "of_baseline[member.run.seed] - member.value",
+        COMPARE,
+    ),
+    Mutant(
+        "evaluation noise of another size",
+        ANALYSIS,
+        "math.sqrt(share * (1 - share) / examples)",
+        "math.sqrt(share / examples)",
+        COMPARE,
+    ),
+    Mutant(
+        "pre-training is left out of all-in",
+        ANALYSIS,
+        " + max(run.pretrain_flops, run.pretrain_in_budget) for",
+        " for",
+        COMPARE,
+    ),
+    Mutant("the oldest of two runs counts", GROUPS, "newest = max(same,", "newest = min(same,", COMPARE),
+    Mutant(
+        "an interval of one side",
+        CURVES,
+        "stdtrit(count - 1, (1 + CONFIDENCE) / 2)",
+        "stdtrit(count - 1, CONFIDENCE)",
+        COMPARE,
+    ),
+    Mutant("an interval of too many degrees of freedom", CURVES, "stdtrit(count - 1,", "stdtrit(count,", COMPARE),
+    Mutant("an interval of the spread, not of the mean", CURVES, "* deviation / count**0.5", "* deviation", COMPARE),
+    Mutant("two seeds have an interval", CURVES, "FEWEST_SEEDS = 3", "FEWEST_SEEDS = 2", COMPARE),
+    Mutant("a target must be passed", CURVES, "np.flatnonzero(ahead_E >= 0)", "np.flatnonzero(ahead_E > 0)", COMPARE),
+    Mutant(
+        "a crossing is read at the evaluation after",
+        CURVES,
+        "amount_E[before] + part * (amount_E[after] - amount_E[before])",
+        "amount_E[after]",
+        COMPARE,
+    ),
+    Mutant(
+        "an overshoot is cut off",
+        CURVES,
+        "if budget >= curve.flops_E[-1] - step:",
+        "if budget >= curve.flops_E[-1]:",
+        COMPARE,
+    ),
+    Mutant(
+        "seeds are averaged at equal FLOPs",
+        CURVES,
+        "return flops_E / end if end > 0 else flops_E",
+        "return flops_E",
+        COMPARE,
+    ),
+)
+
+MUTANTS = (*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON)
