@@ -77,13 +77,13 @@ def kill_before(step: int, command: Sequence[str]) -> None:
 
 SLOW = """
 import sys, time
-from jestbench import record
-from jestbench.config import main
-step = record.Recorder.step
+from jestbench.runs import recorder
+from jestbench.launch.command import main
+step = recorder.Recorder.step
 def slow(self, *args):
     step(self, *args)
     time.sleep(0.1)
-record.Recorder.step = slow
+recorder.Recorder.step = slow
 sys.exit(main(sys.argv[1:]))
 """
 """A real process that takes its time after each step, so that it is met in mid-run."""

@@ -400,7 +400,7 @@ def test_a_killed_preparation_goes_on_and_makes_the_same(
     time.sleep(0.5)  # the workers end by themselves
     there = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
     assert not fresh.is_prepared()
-    (parts / "ba-00000.npz.99").write_bytes(b"half a part")
+    (parts / ".ba-00000.npz.99.partial").write_bytes(b"half a part")
     monkeypatch.setattr(icon_shards, "PART", 4)
     seen: dict[str, int] = {}
 

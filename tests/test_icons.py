@@ -249,7 +249,7 @@ def test_worker_processes_render_the_same_in_the_same_order() -> None:
 ORPHANS = """
 if __name__ == "__main__":  # workers import this file
     import multiprocessing, time
-    from jestbench.data.icon_render import CHUNK, render_all
+    from jestbench.data.icons.icon_render import CHUNK, render_all
     for _ in render_all(["<svg"] * (2 * CHUNK), 32):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         time.sleep(600)
