@@ -17,13 +17,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 Purpose = Literal[
     "learner_train",
@@ -40,7 +37,9 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 class DataError(Exception):
-    """The data is wrong or missing; the message says what to do (exit status 3)."""
+    """The data is wrong or missing; the message says what to do."""
+
+    exit_status: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)

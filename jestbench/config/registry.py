@@ -9,10 +9,10 @@ from typing import Any
 import gin
 import typeguard
 
-import policies
 from jestbench.batch import View
 from jestbench.config.log import Log, WandB
-from jestbench.config.run import ConfigError, Run
+from jestbench.config.registered import policy_classes
+from jestbench.config.run import Run
 from jestbench.cost.budget import Budget, Pretrained
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.captions import Captions
@@ -65,18 +65,6 @@ PRETRAINED: dict[Pretrained, tuple[str, bool]] = {
     "scorer": ("gin/run/cappy.gin", True),
 }
 _REGISTERED: set[str] = set()
-
-
-def policy_classes() -> dict[str, type[Any]]:
-    """The registered policies: name → class.
-
-    Raises:
-        ConfigError: two have one name, or an entry point cannot be loaded.
-    """
-    try:
-        return {name: policies.get(name) for name in policies.available()}
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def configurables() -> dict[str, type[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jestbench.batch import FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
@@ -29,7 +29,9 @@ from jestbench.select.scores import Side
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message says where and what to do (exit status 2)."""
+    """The configuration is wrong; the message says where and what to do."""
+
+    exit_status: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)

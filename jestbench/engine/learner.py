@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from jestbench.select.losses import LOSSES, LossName
 
 
 class NonFiniteLoss(Exception):
-    """The training loss, or a score that it rests on, is NaN or infinite (exit status 4)."""
+    """The training loss, or a score that it rests on, is NaN or infinite."""
+
+    exit_status: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)

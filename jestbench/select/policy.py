@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,8 @@ from jestbench.select.scores import Scores, Side
 
 class PolicyError(Exception):
     """A policy returned something that is no selection; training on it would be silent nonsense."""
+
+    exit_status: ClassVar[int] = 2
 
 
 @runtime_checkable
