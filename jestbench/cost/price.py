@@ -45,13 +45,13 @@ class Price:
     @classmethod
     def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
         """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
+        model.image.prepare(view)
         ghost = without_values(model, "cpu")
         tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
         text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
         images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()
         if view.full_image:
             return cls(forward_macs(ghost.image, images_1CHW), text)
-        ghost.image.prepare(view)
         tower = _UnderView(ghost.image, view)
         one = forward_macs(tower, images_1CHW, key_1)
         two = forward_macs(tower, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2))
