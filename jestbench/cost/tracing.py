@@ -1,13 +1,13 @@
 """The price of one forward pass, in exact multiply-adds.
 
-fvcore traces the raw module and counts; what it lacks or counts by another convention is set here:
+fvcore traces the raw module and counts. This module fills its gaps and sets one convention:
 
-* fused attention has no rule in fvcore, which then drops it with a warning: it gets one;
-* fvcore adds some 5 operations per element for normalisation layers: element-wise work counts zero;
-* an operator without a rule raises, instead of counting nothing.
+* fused attention has no rule in fvcore, which drops it with a warning: here it has a rule;
+* fvcore adds some 5 operations per element for normalisation layers: here element-wise work counts zero;
+* an operator without a rule raises an error here, instead of counting as zero.
 
-FLOPs are 2 per multiply-add (what torch's own counter prints). That counter, which sees forward and backward
-as they are executed, measures what is run again in a backward pass, and how far the 3x convention errs.
+A multiply-add is 2 FLOPs, as in torch's own counter. That counter observes forward and backward as they are
+executed: it measures the work that a backward pass repeats, and the error of the 3x convention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
-"""A training pass in forward passes: forward, gradient by activations, gradient by weights."""
+"""Price of a training pass in forward passes: forward, gradient by activations, gradient by weights."""
 
 # Element-wise work, normalisation, reductions, copies and shapes: zero by convention.
 FREE_OPERATORS = frozenset(
@@ -86,7 +86,7 @@ def _matmul_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _einsum_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Of two operands, written out; fvcore's rule reads a figure that numpy has rounded for print."""
+    """Two operands in full notation only; fvcore's own rule parses a number that numpy has rounded for printing."""
     equation: str = inputs[0].toIValue().replace(" ", "")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     terms, arrow, kept = equation.partition("->")
@@ -94,15 +94,15 @@ def _einsum_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         raise UnknownOperator(f"no price for aten::einsum '{equation}': write it as products of two operands, in full")
     left, right = terms.split(",")
     sizes = [*zip(left, shapes[0], strict=True), *zip(right, shapes[1], strict=True)]
-    # What stands on one side only and is not kept is summed before the product.
+    # An index of one operand only that the result does not keep is summed before the product.
     multiplied = set(kept) | (set(left) & set(right))
     return math.prod(max(n for name, n in sizes if name == label) for label in multiplied)
 
 
 def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysis:
-    """Fvcore's count of a module in eval mode, by the rules of this file."""
+    """fvcore's analysis of a module in eval mode, with the rules of this file."""
     with warnings.catch_warnings():
-        # Tracing is deprecated in torch, and all that fvcore has. Imported here: most commands trace nothing.
+        # torch has deprecated tracing, the only way of fvcore. Imported here: most commands trace nothing.
         warnings.simplefilter("ignore", FutureWarning)
         from fvcore.nn import FlopCountAnalysis, jit_handles
 
@@ -118,7 +118,7 @@ def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysi
         "aten::_convolution": jit_handles.conv_flop_jit,
     }
     analysis = FlopCountAnalysis(module.eval(), inputs)
-    # fvcore's own rules and its own list of free operators are dropped: these two are the whole truth.
+    # Drop fvcore's own rules and list of free operators: only ``rules`` and FREE_OPERATORS count.
     analysis.clear_op_handles()
     analysis.set_op_handle(**rules)
     analysis._ignored_ops = set(FREE_OPERATORS)
@@ -142,7 +142,7 @@ def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence
 def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one forward call of the raw module, exactly.
 
-    Independent of autocast, of torch's dispatch modes, of ``torch.compile`` (pass the module before it) and of whether
+    Independent of autocast, of torch's dispatch modes, of ``torch.compile`` (pass the uncompiled module) and of whether
     attention is fused. The module is run once, without gradient, in eval mode.
 
     Args:
@@ -159,7 +159,7 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     analysis = _analysis(module, inputs)
     try:
         with (
-            # Inside a dispatch mode the trace of a convolution holds no operator that has a rule: it would be free.
+            # Inside a dispatch mode the trace of a convolution has no operator with a rule: it would count as zero.
             _disable_current_modes(),
             warnings.catch_warnings(),
             torch.no_grad(),
@@ -179,11 +179,11 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Counted:
-    """Multiply-adds that torch's own counter saw.
+    """Multiply-adds of one call, as torch's own counter measured them.
 
     Attributes:
         forward: of the forward pass.
-        training: of the forward and the backward pass, with what the backward pass ran again.
+        training: of the forward and the backward pass, the repeated forward work included.
     """
 
     forward: int
@@ -194,7 +194,7 @@ SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
 def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
-    """A copy of a module with its shapes and without its values; on ``meta`` without memory and arithmetic too."""
+    """A copy of a module with its shapes but uninitialised values; on ``meta`` it takes no memory and no arithmetic."""
     memo: dict[int, Any] = {
         id(value): nn.Parameter(torch.empty_like(value, device=device), requires_grad=value.requires_grad)
         for value in module.parameters()
@@ -206,11 +206,11 @@ def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
 def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
     """Forward and backward of one call in train mode, by torch's counter, under unfused attention.
 
-    It counts what autograd really does: no gradient for an input that needs none, and of a checkpointed
-    block only what runs before the last tensor that the backward pass needs (torch stops there).
+    The count is of the work that autograd really does: no gradient for an input that needs none, and of a checkpointed
+    block only the part before the last tensor that the backward pass needs (torch stops there).
 
     Args:
-        module: of ``without_values``; or any other, which leaves gradients in its parameters.
+        module: a copy by ``without_values``; any other module keeps gradients in its parameters.
         inputs: its positional inputs, on its device.
     """
     with (
