@@ -16,7 +16,7 @@ from jestbench.config.run import ConfigError
 from jestbench.cost.tracing import UnknownOperator
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.command import guarded, importing
-from jestbench.runs.folder import RunFolderError
+from jestbench.runs.open_folder import RunFolderError
 from jestbench.runs.saved_model import ForeignCheckpoint
 from jestbench.select import PolicyError
 
