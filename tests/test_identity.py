@@ -11,9 +11,9 @@ import pytest
 from gin import config as gin_state
 
 from jestbench.config import identity, resolve
-from jestbench.config.run import ConfigError
+from jestbench.config.run import ConfigError, Resolved
 from jestbench.launch.command import main
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 from policies import registry
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
@@ -245,12 +245,13 @@ def test_a_frozen_model_leaves_the_texts_of_its_arm_alone() -> None:
     """It is bound and built between the two."""
     reference = "run.reference=('gin/run/tiny_reference.gin','optimizer.clip=7.0')"
     resolved = resolve.resolve([TINY], ("run.policy=jest", reference, "optimizer.clip=3.0"))
-    assert resolved.reference is not None
+    (model,) = resolved.stands_on["reference"]
+    assert isinstance(model, Resolved)
     for text in (resolved.config, resolved.operative):
         assert "optimizer.clip = 3.0" in text
         assert "optimizer.clip = 7.0" not in text
-    assert (resolved.flat["optimizer.clip"], resolved.reference.flat["optimizer.clip"]) == (3, 7)
-    assert "optimizer.clip = 7.0" in resolved.reference.operative
+    assert (resolved.flat["optimizer.clip"], model.flat["optimizer.clip"]) == (3, 7)
+    assert "optimizer.clip = 7.0" in model.operative
 
 
 def test_a_policy_that_a_file_imports_can_be_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
