@@ -17,15 +17,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from jestbench.disk import DataError as DataError
-
-if TYPE_CHECKING:
-    pass
 
 Purpose = Literal[
     "learner_train",

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import platformdirs
 
@@ -22,7 +22,9 @@ LEFTOVERS = ".*.partial"
 
 
 class DataError(Exception):
-    """Data, or another file, is wrong or missing; the message names what to do (exit status 3)."""
+    """Data, or another file, is wrong or missing; the message names what to do."""
+
+    exit_status: ClassVar[int] = 3
 
 
 @contextmanager

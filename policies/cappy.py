@@ -2,7 +2,7 @@
 
 Source: Cappy (Tan et al. 2023, tanyuqian/cappy), a small pretrained scorer g ∈ [0, 1] of an answer to an instruction;
 as a selection score for image–text pairs, g(image, text), it is our design. The scorer is trained by
-``gin/run/cappy.gin`` (``jestbench.regression``) and bound as ``run.scorer``; it never looks at the learner or at the
+``gin/run/cappy.gin`` and bound as ``run.scorer``; it never looks at the learner or at the
 rest of the super-batch, so its grades are remembered.
 Departures: Cappy ranks candidates and takes the best (``deterministic``); here pairs are drawn by default.
 """

@@ -40,9 +40,6 @@ def register(name: str) -> Callable[[_T], _T]:
         for default in ("cosine_only", "by_parts"):
             if not hasattr(cls, default):
                 setattr(cls, default, getattr(Policy, default))
-        for default in ("cosine_only", "by_parts"):
-            if not hasattr(cls, default):
-                setattr(cls, default, getattr(Policy, default))
         _CLASSES[name] = cls
         return cls
 

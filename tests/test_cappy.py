@@ -34,7 +34,7 @@ from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
 from jestbench.model.regressor import PairHead, Regressor
 from jestbench.model.towers import ImageTower, TextTower
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 from jestbench.runs.saved_model import load_model
 from jestbench.select.policy import PolicyError
 

@@ -30,7 +30,7 @@ from jestbench.launch.command import main
 from jestbench.launch.forecast import step_price
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.runs.folder import recorded
+from jestbench.runs.open_folder import recorded
 from jestbench.runs.recorder import Recorder
 from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import gumbel_top_k, top_k

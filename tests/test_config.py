@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -671,41 +668,6 @@ def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, poli
     expect_said(result, "step 1", "optimizer.learning_rate", status=4)
     assert summary(Path("out"))["status"] == "failed"
     assert [row["step"] for row in rows(Path("out"))] == [0, 1]
-
-
-# What is imported
-
-
-def _python(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_help_imports_nothing_heavy() -> None:
-    _python(
-        "import sys\nfrom jestbench.launch.command import run_command\nassert run_command(['--help']) == 0\n"
-        "heavy = {'torch', 'gin', 'wandb', 'timm', 'numpy', 'policies'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-
-
-def test_importing_the_package_imports_nothing_heavy() -> None:
-    _python(
-        "import sys, jestbench\nheavy = {'torch', 'gin', 'wandb', 'timm'} & set(sys.modules)\nassert not heavy, heavy\n"
-        "from jestbench import Embeddings, Scores\nheavy = {'gin', 'wandb'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-
-
-def test_help_is_answered_at_once() -> None:
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "tools/run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        taken.append(time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "--gin_file" in done.stdout
-    assert min(taken) < 2
 
 
 def test_flat_configuration_is_plain() -> None:

@@ -13,6 +13,7 @@ import torch
 from timm.layers.config import set_fused_attn, use_fused_attn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench.batch import Batch
@@ -179,6 +180,21 @@ def test_autocast_does_not_matter():
         assert forward_macs(module, SMALL.images()) == SMALL.macs()
         in_autocast = forward_macs(tower, torch.ones(1, 12, dtype=torch.int64))
     assert in_autocast == forward_macs(tower, torch.ones(1, 12, dtype=torch.int64))
+
+
+class PassThrough(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_does_not_matter():
+    """Inside one, fvcore's trace of a convolution holds no operator that has a rule."""
+    module, ghost = SMALL.build(), without_values(SMALL.build())
+    counted = counted_macs(ghost, SMALL.images().to("meta"))
+    with PassThrough(), FlopCounterMode(display=False) as outside:
+        assert forward_macs(module, SMALL.images()) == SMALL.macs()
+        assert counted_macs(ghost, SMALL.images().to("meta")) == counted
+    assert outside.get_total_flops() == 0, "what a price is made by is no work of the run"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -11,7 +11,7 @@ import pytest
 from gin import config as gin_state
 
 from jestbench.config import identity, resolve
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.run import ConfigError
 from jestbench.launch.command import main
 from jestbench.runs.open_folder import recorded
 from policies import registry
@@ -245,13 +245,12 @@ def test_a_frozen_model_leaves_the_texts_of_its_arm_alone() -> None:
     """It is bound and built between the two."""
     reference = "run.reference=('gin/run/tiny_reference.gin','optimizer.clip=7.0')"
     resolved = resolve.resolve([TINY], ("run.policy=jest", reference, "optimizer.clip=3.0"))
-    (model,) = resolved.stands_on["reference"]
-    assert isinstance(model, Resolved)
+    (below,) = resolved.below
     for text in (resolved.config, resolved.operative):
         assert "optimizer.clip = 3.0" in text
         assert "optimizer.clip = 7.0" not in text
-    assert (resolved.flat["optimizer.clip"], model.flat["optimizer.clip"]) == (3, 7)
-    assert "optimizer.clip = 7.0" in model.operative
+    assert (resolved.flat["optimizer.clip"], below.flat["optimizer.clip"]) == (3, 7)
+    assert "optimizer.clip = 7.0" in below.operative
 
 
 def test_a_policy_that_a_file_imports_can_be_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

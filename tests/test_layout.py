@@ -45,7 +45,7 @@ def test_the_layers_hold_and_a_wrong_import_breaks_them(tmp_path: Path) -> None:
         command = ["lint-imports", "--no-cache"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert "Contracts:" in done.stdout, done.stdout + done.stderr
-        return {line.removesuffix(" BROKEN") for line in done.stdout.splitlines() if line.endswith(" BROKEN")}
+        return {line.partition(" BROKEN")[0] for line in done.stdout.splitlines() if " BROKEN" in line}
 
     assert broken() == set()
     wrong = {
@@ -57,7 +57,8 @@ def test_the_layers_hold_and_a_wrong_import_breaks_them(tmp_path: Path) -> None:
     for path, line in wrong.items():
         with (tmp_path / path).open("a") as file:
             file.write(f"\n{line}\n")
-    assert len(broken()) >= 4
+    names = {words.partition(" ")[0] for words in broken()}
+    assert names == {"Each", "A", "Gin", "No", "W&B"}
 
 
 def test_the_folder_gin_does_not_hide_the_package() -> None:

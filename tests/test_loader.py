@@ -570,7 +570,7 @@ budget.steps = 9
 
 
 def test_both_paths_of_the_benchmark_read_the_same_shards(tmp_path):
-    plan = bench.Plan(batch=8, workers=1, shards=2, per_shard=10, minutes=0.0)
+    plan = bench.DataPlan(batch=8, workers=1, shards=2, per_shard=10, minutes=0.0)
     paths = bench.write_shards(tmp_path, 64, plan)
     found = {}
     for kind in ("indexed", "stream"):

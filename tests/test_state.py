@@ -16,6 +16,7 @@ from jestbench.batch import Selection
 from jestbench.config import resolve
 from jestbench.launch import train_run
 from jestbench.launch.command import main
+from jestbench.select.policy import choose
 from jestbench.select.scores import Role, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +67,25 @@ def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp
     shutil.rmtree(last)
     assert train_run.train_run(resolved, cut, resume=True) == "finished"
     assert list(rows(cut)) == list(rows(whole))
+
+
+def test_the_state_comes_to_where_the_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a checkpoint brings it back on the CPU; one that is there already is handed on as it is."""
+    given: list[Any] = []
+
+    class Keeping(RunningMean):
+        def select(self, scores: Scores, count: int, generator: torch.Generator, *, state: Any) -> Selection:
+            given.append(state)
+            return Selection(torch.arange(count), state=state)
+
+    state = {"means": [torch.zeros(2)], "last": (torch.zeros(()), 3), "name": "x"}
+    choose(Keeping(), Scores(size=4), 2, torch.Generator(), state)
+    monkeypatch.setattr(Scores, "device", torch.device("meta"))
+    choose(Keeping(), Scores(size=4), 2, torch.Generator(), state)
+    assert given[0] is state
+    assert [given[1]["means"][0].device.type, given[1]["last"][0].device.type] == ["meta", "meta"]
+    assert given[1]["last"][1:] == (3,)
+    assert given[1]["name"] == "x"
 
 
 # Checkpoints of another version

@@ -349,8 +349,8 @@ def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRo
     seeds: dict[tuple[str, Path | None, int], set[int]] = defaultdict(set)
     for arm in arms:
         for member in arm.runs:
-            for entry in member.run.references:
-                key = (entry.name, entry.folder, entry.pretrain_flops)
+            for entry, folder in member.run.references.items():
+                key = (entry.name, folder, entry.pretrain_flops)
                 used[key][arm.label] = None
                 seeds[key].add(member.seed)
     rows: list[ReferenceRow] = []

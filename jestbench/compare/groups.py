@@ -103,7 +103,7 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[RunRecord], list[Excluded]]
         except CompareError as error:
             unreadable.append(Excluded(folder, None, None, str(error)))
     # A reference is trained by a run of its own, which a search through a common parent finds as well.
-    references = {entry.folder for run in runs for entry in run.references} - set(named)
+    references = {folder for run in runs for folder in run.references.values()} - set(named)
     runs = [run for run in runs if run.folder not in references]
     if not runs:
         raise CompareError("no run can be read\n" + "\n".join(run.reason for run in unreadable))

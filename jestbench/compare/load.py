@@ -15,7 +15,7 @@ from typing import Any
 
 from jestbench.disk import DataError
 from jestbench.runs.folder import Row, RunFolder, shown
-from jestbench.runs.summary import Summary
+from jestbench.runs.summary import ReferenceEntry, Summary
 
 Fact = str | int | float | bool
 """One thing known about the data of a run, such as its share of wrong captions."""
@@ -36,21 +36,6 @@ class CompareError(Exception):
 
 
 @dataclass(frozen=True)
-class FoundReference:
-    """A reference that a run was scored with.
-
-    Attributes:
-        name: its name.
-        folder: the run folder of its own training; ``None`` where that is not found.
-        pretrain_flops: FLOPs of its own training.
-    """
-
-    name: str
-    folder: Path | None
-    pretrain_flops: int
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """One run folder, read.
 
@@ -58,7 +43,7 @@ class RunRecord:
         folder: resolved path of the folder.
         summary: how the run ended, and whose numbers these are.
         environment: what the figures depend on beside the configuration; empty where that cannot be read.
-        references: the references that it was scored with.
+        references: the references that it was scored with, and the run folder of each; ``None`` where it is not found.
         rows: the logged steps, in order, one for each step.
         final: the last finite number logged under each key, completed from the summary.
         problems: what was wrong with the files.
@@ -68,7 +53,7 @@ class RunRecord:
     folder: Path
     summary: Summary
     environment: Mapping[str, Any]
-    references: tuple[FoundReference, ...]
+    references: Mapping[ReferenceEntry, Path | None]
     rows: tuple[Row, ...]
     final: Row
     problems: tuple[str, ...]
@@ -159,10 +144,7 @@ def load_run(path: Path) -> RunRecord:
         folder=path.resolve(),
         summary=summary,
         environment=folder.environment(),
-        references=tuple(
-            FoundReference(entry.name, _locate(entry.run_dir, path), entry.pretrain_flops)
-            for entry in summary.references
-        ),
+        references={entry: _locate(entry.run_dir, path) for entry in summary.references},
         rows=rows,
         final=_final(rows, summary),
         problems=problems,

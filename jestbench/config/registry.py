@@ -9,11 +9,11 @@ from typing import Any
 
 import typeguard
 
-import policies
 from jestbench.batch import View
 from jestbench.config.gin_edge import register
 from jestbench.config.log import Log, WandB
-from jestbench.config.run import ConfigError, Run
+from jestbench.config.registered import policy_classes
+from jestbench.config.run import Run
 from jestbench.cost.budget import Budget, Pretrained
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.captions import Captions
@@ -67,27 +67,6 @@ PRETRAINED: dict[Pretrained, tuple[str, str]] = {
 }
 _REGISTERED: set[str] = set()
 _FIELDS: dict[type[Any], Mapping[str, Any]] = {}
-
-
-def policy_classes() -> dict[str, type[Any]]:
-    """The registered policies: name → class.
-
-    Raises:
-        ConfigError: two have one name, or an entry point cannot be loaded.
-    """
-    try:
-        return {name: policies.get(name) for name in policies.available()}
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def policy_class(name: str) -> type[Any]:
-    """The policy registered under a name.
-
-    Raises:
-        ValueError: there is none; the message names the nearest.
-    """
-    return policies.get(name)
 
 
 def configurables() -> Mapping[str, type[Any]]:

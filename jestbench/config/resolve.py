@@ -27,15 +27,8 @@ from jestbench.config.grammar import (
 )
 from jestbench.config.identity import arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
-from jestbench.config.registry import (
-    PRETRAINED,
-    configurables,
-    fields_of,
-    fits,
-    policy_class,
-    policy_classes,
-    shown_type,
-)
+from jestbench.config.registered import policy_class, policy_classes
+from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES

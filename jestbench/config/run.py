@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jestbench.batch import FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
@@ -31,7 +31,9 @@ from jestbench.select.scores import Role
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message says where and what to do (exit status 2)."""
+    """The configuration is wrong; the message says where and what to do."""
+
+    exit_status: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
-with warnings.catch_warnings():
-    # Tracing is deprecated in torch, and all that fvcore has.
-    warnings.simplefilter("ignore", FutureWarning)
-    from fvcore.nn import FlopCountAnalysis, jit_handles
+if TYPE_CHECKING:
+    from fvcore.nn import FlopCountAnalysis
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
@@ -62,6 +60,8 @@ FREE_OPERATORS = frozenset(
 
 class UnknownOperator(Exception):
     """A forward pass used an operator that has no price."""
+
+    exit_status: ClassVar[int] = 2
 
 
 def _shape(value: Any) -> list[int]:
@@ -99,17 +99,31 @@ def _einsum_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return math.prod(max(n for name, n in sizes if name == label) for label in multiplied)
 
 
-_RULES: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
-    "aten::scaled_dot_product_attention": _attention_macs,
-    "aten::baddbmm": _baddbmm_macs,
-    "aten::addmm": jit_handles.addmm_flop_jit,
-    "aten::mm": jit_handles.matmul_flop_jit,
-    "aten::bmm": jit_handles.bmm_flop_jit,
-    "aten::matmul": _matmul_macs,
-    "aten::linear": jit_handles.linear_flop_jit,
-    "aten::einsum": _einsum_macs,
-    "aten::_convolution": jit_handles.conv_flop_jit,
-}
+def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysis:
+    """Fvcore's count of a module in eval mode, by the rules of this file."""
+    with warnings.catch_warnings():
+        # Tracing is deprecated in torch, and all that fvcore has. Imported here: most commands trace nothing.
+        warnings.simplefilter("ignore", FutureWarning)
+        from fvcore.nn import FlopCountAnalysis, jit_handles
+
+    rules: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
+        "aten::scaled_dot_product_attention": _attention_macs,
+        "aten::baddbmm": _baddbmm_macs,
+        "aten::addmm": jit_handles.addmm_flop_jit,
+        "aten::mm": jit_handles.matmul_flop_jit,
+        "aten::bmm": jit_handles.bmm_flop_jit,
+        "aten::matmul": _matmul_macs,
+        "aten::linear": jit_handles.linear_flop_jit,
+        "aten::einsum": _einsum_macs,
+        "aten::_convolution": jit_handles.conv_flop_jit,
+    }
+    analysis = FlopCountAnalysis(module.eval(), inputs)
+    # fvcore's own rules and its own list of free operators are dropped: these two are the whole truth.
+    analysis.clear_op_handles()
+    analysis.set_op_handle(**rules)
+    analysis._ignored_ops = set(FREE_OPERATORS)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return analysis
 
 
 def _unknown(analysis: FlopCountAnalysis, module: nn.Module, operators: Sequence[str]) -> UnknownOperator:
@@ -142,12 +156,7 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
         UnknownOperator: an operator has neither a rule nor a place in ``FREE_OPERATORS``.
     """
     modes = {part: part.training for part in module.modules()}
-    analysis = FlopCountAnalysis(module.eval(), inputs)
-    # fvcore's own rules and its own list of free operators are dropped: these two are the whole truth.
-    analysis.clear_op_handles()
-    analysis.set_op_handle(**_RULES)
-    analysis._ignored_ops = set(FREE_OPERATORS)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis = _analysis(module, inputs)
     try:
         with (
             # Inside a dispatch mode the trace of a convolution holds no operator that has a rule: it would be free.

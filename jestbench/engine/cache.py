@@ -1,6 +1,6 @@
 """The shared cache of a frozen model: what its rows depend on, and where they lie.
 
-What is charged never depends on it: see ``jestbench.reference``.
+What is charged never depends on it: see ``jestbench.engine.frozen``.
 """
 
 from __future__ import annotations

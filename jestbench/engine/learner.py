@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ CarryOn = Callable[[], None]
 
 
 class NonFiniteLoss(Exception):
-    """The training loss, or a score that it rests on, is NaN or infinite (exit status 4)."""
+    """The training loss, or a score that it rests on, is NaN or infinite."""
+
+    exit_status: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)

@@ -95,19 +95,17 @@ def _one(stages: Stages) -> Batch:
 
 
 def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
-    batch_size, learner = resolved.run.batch_size, stages.learner
-    actors, free = stages.scorer.actors, resolved.run.reference_accounting == "amortised"
-    training = [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
-    once: list[Pass] = []
-    each: list[Pass] = []
-    for role, actor in actors.items():
-        (once if actor.remembers else each).extend(_scoring(resolved, role, actor))
-    once = [] if free else once
-    passes = [*training, *_selection_passes(resolved, stages), *each, *once]
-    towers = sum(item.macs for item in (*training, *each, *once) if item.purpose not in ("pairwise", "recompute"))
+    actors, learner, batch_size = stages.scorer.actors, stages.learner, resolved.run.batch_size
+    free = resolved.run.reference_accounting == "amortised"
+    scoring = {role: _scoring(resolved, role, actor) for role, actor in actors.items()}
+    once = [item for role, found in scoring.items() if actors[role].remembers and not free for item in found]
+    each = [item for role, found in scoring.items() if not actors[role].remembers for item in found]
+    each += [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
+    towers = sum(item.macs for item in (*each, *once) if item.purpose not in ("pairwise", "recompute"))
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
     uniform = _flops(learner.objective.plain().passes(learner, batch_size))
-    return StepPrice(_by_purpose(passes), uniform, closed, _flops(once), _cascade_pair(resolved, stages))
+    spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
+    return StepPrice(spent, uniform, closed, _flops(once), _cascade_pair(resolved, stages))
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:

@@ -89,7 +89,8 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
 
     Raises:
         DataError: the split is too small.
-        ValueError: a cascade over a stream, or augmentation of it: its pairs are not known before they come.
+        ValueError: a cascade over a stream, or augmentation of it: its pairs are not known before they come; or a
+            cascade by an actor that scores no single pairs.
     """
     run, pairs = setting.run, setting.pairs
     device, world = str(setting.arithmetic.device), setting.arithmetic.world
@@ -97,7 +98,9 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
     plan: StepPlan
     if run.cascade is not None:
-        own_loss = partial(actors[run.cascade.score].own_loss, run.loss)
+        actor = actors[run.cascade.score]
+        actor.forecast_own_loss(1)  # an actor that scores whole batches alone refuses here, not in the first step
+        own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
     elif isinstance(pairs, StreamPairs):
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)

@@ -104,7 +104,8 @@ class Recorder:
         try:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
-            raise NonFiniteLoss(f"step {progress.step}: {error}") from error
+            mend = "lower optimizer.learning_rate, or look at the data of that step"
+            raise NonFiniteLoss(f"step {progress.step}: {error}: {mend}") from error
         finally:
             progress.seconds += time.perf_counter() - start
 

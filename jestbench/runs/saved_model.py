@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jestbench.batch import FULL_MIX, DataError, Mix, View
+from jestbench.batch import DataError, Mix, View
 from jestbench.config.run import Run
 from jestbench.disk import write_json
 from jestbench.engine.kinds import KINDS
@@ -88,6 +88,18 @@ def check_format(checkpoint: Path, processes: int) -> None:
         )
 
 
+def _newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run, and the description of its model.
+
+    Raises:
+        DataError: there is no checkpoint, or it does not describe its model.
+    """
+    newest = RunFolder(run_dir).newest_checkpoint()
+    if newest is None:
+        raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
+    return newest, _description(newest)
+
+
 def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     """The model of a run's newest checkpoint.
 
@@ -98,10 +110,7 @@ def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     Raises:
         DataError: the folder holds no finished run, or a model of another kind.
     """
-    newest = RunFolder(run_dir).newest_checkpoint()
-    if newest is None:
-        raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
-    described = _description(newest)
+    newest, described = _newest(run_dir)
     found = described["kind"]
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
@@ -115,21 +124,18 @@ def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
 
 
 def trained_mix(run_dir: Path) -> Mix:
-    """The views that the model of a run's newest checkpoint was trained under; the full one without a checkpoint.
+    """The views that the model of a run's newest checkpoint was trained under.
 
     Raises:
-        DataError: the checkpoint does not describe its model.
+        DataError: there is no checkpoint, or it does not describe its model.
     """
-    newest = RunFolder(run_dir).newest_checkpoint()
-    views = [] if newest is None else _description(newest)["train_views"]
-    return tuple((share, View(**view)) for share, view in views) or FULL_MIX
+    return tuple((share, View(**view)) for share, view in _newest(run_dir)[1]["train_views"])
 
 
 def trained_loss(run_dir: Path) -> LossName | None:
     """The contrastive loss of the model in a run's newest checkpoint; ``None`` where none can be read."""
-    newest = RunFolder(run_dir).newest_checkpoint()
     try:
-        described = {"kind": None} if newest is None else _description(newest)
+        _, described = _newest(run_dir)
     except DataError:  # reported when the model is loaded
         return None
     loss: LossName | None = described["loss"] if described["kind"] == "contrastive" else None

@@ -16,6 +16,8 @@ from jestbench.select.scores import Role, Scores
 class PolicyError(Exception):
     """A policy returned something that is no selection; training on it would be silent nonsense."""
 
+    exit_status: ClassVar[int] = 2
+
 
 @runtime_checkable
 class Policy(Protocol):

@@ -31,7 +31,7 @@ class Mutant:
 DRAWS, SCORES, LOSSES = "jestbench/select/draws.py", "jestbench/select/scores.py", "jestbench/select/losses.py"
 POLICY, METRICS, GRADING = "jestbench/select/policy.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
 OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/ledger.py", "jestbench/cost/budget.py"
-TRACING, SEEDS = "jestbench/cost/tracing.py", "jestbench/seeds.py"
+TRACING, PRICE, SEEDS = "jestbench/cost/tracing.py", "jestbench/cost/price.py", "jestbench/seeds.py"
 CURVES, ANALYSIS, GROUPS = (f"jestbench/compare/{name}.py" for name in ("curves", "analysis", "groups"))
 
 SAMPLING = "tests/test_sampling.py"
@@ -389,6 +389,20 @@ SPENDING = (
         "tests/test_flops.py::test_three_forward_passes_are_a_fair_price_of_a_training_step",
     ),
     Mutant(
+        "a resized patch embedding is paid for by each image",
+        PRICE,
+        "return cls(two - one, text, 2 * one - two)",
+        "return cls(one, text)",
+        "tests/test_views.py::test_the_price_of_a_view_is_the_closed_form",
+    ),
+    Mutant(
+        "the last micro-batch is free",
+        PRICE,
+        "passes = -(-count // (microbatch or max(1, count)))",
+        "passes = count // (microbatch or max(1, count))",
+        "tests/test_views.py::test_scoring_is_charged_what_torch_counts",
+    ),
+    Mutant(
         "a price is traced inside a dispatch mode",
         TRACING,
         "            _disable_current_modes(),\n",
@@ -471,8 +485,8 @@ COMPARISON = (
     Mutant(
         "paired differences of the wrong sign",
         ANALYSIS,
-        "member.value - of_baseline[member.run.seed]",
-        "of_baseline[member.run.seed] - member.value",
+        "member.value - of_baseline[member.seed]",
+        "of_baseline[member.seed] - member.value",
         COMPARE,
     ),
     Mutant(
@@ -485,7 +499,7 @@ COMPARISON = (
     Mutant(
         "pre-training is left out of all-in",
         ANALYSIS,
-        " + max(run.pretrain_flops, run.pretrain_in_budget) for",
+        " + run.summary.pretrain_total for",
         " for",
         COMPARE,
     ),
