@@ -53,7 +53,7 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
             run: Run = build("run")
             asked = run.policy if isinstance(run.policy, str) else None
             if asked is not None:
-                policy_class(asked)
+                policy_class(asked)  # refuses an unknown name with the nearest; gin would name its own selectors
                 run = dataclasses.replace(run, policy=build(asked))
             elif isinstance(run.policy, type):
                 run = dataclasses.replace(run, policy=run.policy())
