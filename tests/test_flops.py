@@ -189,7 +189,8 @@ class PassThrough(TorchDispatchMode):
 
 def test_a_dispatch_mode_does_not_matter():
     """Inside one, fvcore's trace of a convolution holds no operator that has a rule."""
-    module, ghost = SMALL.build(), without_values(SMALL.build())
+    module = SMALL.build()
+    ghost = without_values(SMALL.build()).requires_grad_(True)
     counted = counted_macs(ghost, SMALL.images().to("meta"))
     with PassThrough(), FlopCounterMode(display=False) as outside:
         assert forward_macs(module, SMALL.images()) == SMALL.macs()
