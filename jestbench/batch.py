@@ -7,8 +7,8 @@ Shape suffixes, used everywhere in this project:
 * ``N`` pairs of a whole split, or of an evaluation set,
 * ``L`` text tokens, ``D`` embedding width, ``C H W`` image channels, height, width.
 
-Every value is frozen: a stage receives values and returns new ones, and nothing that a later
-stage does can change what an earlier one saw.
+Every value is frozen: a stage receives values and returns new ones, so a later stage cannot change
+the input of an earlier one.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Purpose = Literal[
     "recompute",
     "eval",
 ]
-"""What a pass was run for. All but ``eval`` count towards the total."""
+"""The purpose that a pass is charged to. All but ``eval`` count towards the total."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs as they come from a data set, before any model has seen them.
+    """Pairs as a data set returns them, before any model has processed them.
 
     Attributes:
         images_BCHW: uint8 images; they stay uint8 until they reach the device.
-        token_ids: tokenizer identity → int64 ids ``[B, L]``. A model asks for the ids of *its*
-            tokenizer by identity, so ids of another tokenizer can never be fed to it.
+        token_ids: tokenizer identity → int64 ids ``[B, L]``. A model looks up the ids of *its*
+            tokenizer by identity, so it can never be fed ids of another tokenizer.
         image_key_B: int64 content hashes of the images, stable across runs and machines.
         text_key_B: int64 content hashes of the captions.
-        marks: name → bool ``[B]``: what is known about a pair (``noisy``, ``curated``). Read by
-            diagnostics alone; no policy and no model ever sees it.
+        marks: name → bool ``[B]``: known properties of a pair (``noisy``, ``curated``). Only diagnostics
+            read them; they reach no policy and no model.
         captions: the captions themselves, for diagnostics and for training a pair scorer.
-        passes: what choosing these pairs among more candidates has cost (a cascade); empty otherwise.
-        counts: what happened while these pairs were read, name → number (``read``, ``damaged``).
+        passes: the cost of choosing these pairs among more candidates (a cascade); empty otherwise.
+        counts: events while these pairs were read, name → number (``read``, ``damaged``).
     """
 
     images_BCHW: Tensor
@@ -79,18 +79,18 @@ class Batch:
 
     @property
     def own(self) -> Batch:
-        """The pairs that this process holds: all, where no others share the batch."""
+        """The pairs that this process holds: all of them, unless several processes share the batch."""
         return self
 
     def everywhere(self, index_P: Tensor) -> Batch:
-        """A few pairs, at every process that shares the batch."""
+        """The pairs at a few positions, gathered on every process that shares the batch."""
         return self.take(index_P)
 
     def tokens(self, tokenizer: str) -> Tensor:
-        """The token ids ``[B, L]`` made by the tokenizer of that identity.
+        """The token ids ``[B, L]`` made by the tokenizer with this identity.
 
         Raises:
-            DataError: this batch holds no ids of that tokenizer.
+            DataError: the batch holds no ids of this tokenizer.
         """
         try:
             return self.token_ids[tokenizer]
@@ -116,16 +116,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a policy chose.
+    """The pairs that a policy chose.
 
     Attributes:
         index_K: int64, distinct positions in the super-batch.
         statistics: ``select/…`` → float, for the metrics.
         weight_K: optional loss weight of each chosen pair, acting on the pair's row and column of
-            the loss alike; ``None`` weighs all alike.
+            the loss alike; ``None`` gives all pairs the same weight.
         state: the policy's next state, where it has one (an explicit value, checkpointed).
-        score_B: what the policy thinks of each pair by itself, before anything is chosen; shown beside the
-            examples, where there is one. It costs nothing: a policy gives what it has computed anyway.
+        score_B: optional score of each pair by itself, before any pair is chosen; shown beside the examples.
+            It costs nothing: a policy returns a score that it has computed anyway.
     """
 
     index_K: Tensor
@@ -137,13 +137,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Pass:
-    """Work done by a model (or a similarity product) and what it was for.
+    """Work done by a model (or a similarity product), and its purpose.
 
     Attributes:
-        purpose: what it is charged to.
+        purpose: the entry of the ledger that the pass is charged to.
         macs: multiply-adds, an exact integer. A training pass counts 3 forward passes
             (forward, gradient by activations, gradient by weights).
-        what: for people: ``image tower, 640 images``.
+        what: a human-readable description: ``image tower, 640 images``.
     """
 
     purpose: Purpose
@@ -156,24 +156,24 @@ class Pass:
 
 
 MIN_TEXT = 2
-"""Tokens of the shortest text: one and the end token."""
+"""Length of the shortest text: one token and the end token."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How much of the two towers is run; every default means all of it.
+    """How much of the two towers is run; the defaults run both towers whole.
 
     Attributes:
         patch_size: of the image tower, pixels; the patch embedding is resized by the pseudo-inverse,
-            the position embeddings are interpolated. ``None`` is the tower's own.
+            the position embeddings are interpolated. ``None`` is the tower's own patch size.
         resolution: side of the square that images are resized to on the device, pixels. ``None`` is
-            the tower's own.
+            the tower's own resolution.
         keep: share of an image's patches that are kept, ``round(keep·n)`` of n and at least one;
-            the image's content key draws which. Class and register tokens are always kept.
+            the image's content key decides which. Class and register tokens are always kept.
         layers: share of the image tower's blocks, the first ``ceil(layers·depth)``.
         text_layers: share of the text tower's blocks, the first ``ceil(text_layers·depth)``.
         text_length: text tokens that are read, the end token included; a longer text is cut and keeps
-            its end token. ``None`` is all.
+            its end token. ``None`` reads all tokens.
     """
 
     patch_size: int | None = None
@@ -200,7 +200,7 @@ class View:
 
     @property
     def label(self) -> str:
-        """For people: ``patch 16 px, 50 % of the patches``; ``full`` where all is run."""
+        """A human-readable name: ``patch 16 px, 50 % of the patches``; ``full`` for the full view."""
         parts = [
             f"patch {self.patch_size} px" if self.patch_size is not None else "",
             f"image {self.resolution} px" if self.resolution is not None else "",
@@ -224,12 +224,12 @@ class View:
 
 FULL = View()
 Mix = tuple[tuple[float, View], ...]
-"""Shares of a training batch and the views they are trained under; the shares sum to 1."""
+"""Pairs of (share of a training batch, view that it is trained under); the shares sum to 1."""
 FULL_MIX: Mix = ((1.0, FULL),)
 
 
 def grid_of(view: View, patch: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches under a view, for a tower with this own patch and image size (pixels).
+    """Rows and columns of patches under a view, for a tower of the given patch and image size (pixels).
 
     Raises:
         ValueError: the image does not divide into patches.
@@ -244,10 +244,10 @@ def grid_of(view: View, patch: tuple[int, int], image: tuple[int, int]) -> tuple
 
 
 def mix_of(views: Sequence[Any] | None) -> Mix:
-    """A mix from ``[(share, view), …]``; nothing is the full view alone.
+    """The mix in ``[(share, view), …]``; an empty list or ``None`` is the full view alone.
 
     Raises:
-        ValueError: it is no such list, a share is not positive, or the shares do not sum to 1.
+        ValueError: ``views`` is not such a list, a share is not positive, or the shares do not sum to 1.
     """
     if not views:
         return FULL_MIX
@@ -269,9 +269,9 @@ def mix_of(views: Sequence[Any] | None) -> Mix:
 
 
 def split_counts(count: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """``count`` pairs split in proportion to the shares, by largest remainder (the first wins a tie).
+    """Split ``count`` pairs in proportion to the shares, by largest remainder (the earlier share wins a tie).
 
-    In fractions: the parts sum to ``count``, and each is its quota rounded up or down.
+    Computed in exact fractions: the parts sum to ``count``, and each is its quota rounded up or down.
     """
     exact = [Fraction(share).limit_denominator(10**6) for share in shares]
     quotas = [count * share / sum(exact) for share in exact]

@@ -18,23 +18,24 @@ from typing import Any, ClassVar
 import platformdirs
 
 LEFTOVERS = ".*.partial"
-"""Pattern of what ``whole`` leaves in a folder when its process is killed."""
+"""Pattern of the partial files that ``whole`` leaves in a folder when its process is killed."""
 
 
 class DataError(Exception):
-    """Data, or another file, is wrong or missing; the message names what to do."""
+    """A data file, or another file, is wrong or missing; the message names the remedy."""
 
     exit_status: ClassVar[int] = 3
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside the target, to write a file or a folder to, which takes the target's name at the end.
+    """Yield a temporary path beside the target, and rename it to the target at the end.
 
-    So the target is complete or as it was, whenever the process is killed. An error inside removes what was written.
+    So the target is either complete or unchanged, whenever the process is killed. An error inside removes the
+    temporary file or folder.
 
     Args:
-        path: the target; a file is replaced, a folder must not exist. Its parent exists.
+        path: the target; a file is replaced, a folder must not exist. The parent folder must exist.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove(partial)
@@ -74,10 +75,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_all(descriptor: int, content: bytes, offset: int) -> None:
-    """Write all bytes at an offset: a disk that gets full takes the first half, and refuses the second.
+    """Write all bytes at an offset, in as many calls as it takes: one call may write a part (a disk that fills up).
 
     Raises:
-        OSError: the disk refuses them.
+        OSError: a write fails.
     """
     view = memoryview(content)
     while view:
@@ -86,7 +87,7 @@ def write_all(descriptor: int, content: bytes, offset: int) -> None:
 
 
 def hashed(content: bytes | str | Iterable[bytes], size: int = 8) -> bytes:
-    """BLAKE2b of a text, of bytes or of pieces of bytes, in ``size`` bytes."""
+    """BLAKE2b hash of a text, of bytes or of an iterable of bytes, ``size`` bytes long."""
     if isinstance(content, str):
         content = content.encode()
     digest_of = hashlib.blake2b(digest_size=size)
@@ -96,7 +97,7 @@ def hashed(content: bytes | str | Iterable[bytes], size: int = 8) -> bytes:
 
 
 def digest(content: bytes | str | Iterable[bytes], size: int = 8) -> str:
-    """BLAKE2b in hexadecimal digits, two for each of ``size`` bytes."""
+    """``hashed`` in hexadecimal digits, two for each of ``size`` bytes."""
     return hashed(content, size).hex()
 
 
@@ -114,21 +115,21 @@ def cache_root() -> Path:
 def nearest(
     name: object, known: Iterable[str], form: str = "did you mean {!r}?", count: int = 1, cutoff: float = 0.6
 ) -> str:
-    """A hint at the known names nearest to a name; empty where none is near.
+    """A hint that lists the known names nearest to a name; empty where none is near.
 
     Args:
-        name: what was asked for.
+        name: the unknown name.
         known: names that exist.
         form: the hint, with ``{}`` for the names.
-        count: names that it lists at most.
-        cutoff: how alike a name must be, in [0, 1].
+        count: most names that the hint lists.
+        cutoff: least similarity of a listed name, in [0, 1].
     """
     near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
     return form.format(", ".join(near)) if near else ""
 
 
 def nearest_or_all(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest known name, or all of them where none is near."""
+    """A hint with the nearest known name, or with all known names where none is near."""
     known = sorted(known)
     every = f"there are: {', '.join(known)}" if known else "there is none"
     return nearest(name, known, cutoff=0.5) or every

@@ -1,4 +1,4 @@
-"""The training loop. Everything that is spent passes through ``ledger.charge``."""
+"""The training loop. Every cost of a run goes through ``ledger.charge``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Status = Literal["finished", "interrupted"]
 
 @dataclass
 class Progress:
-    """How far a run has come; all of it goes into a checkpoint."""
+    """The counters and the policy state of a run so far; all fields go into a checkpoint."""
 
     step: int = 0
     pairs_seen: int = 0
@@ -38,12 +38,12 @@ class Progress:
     ledger: Ledger = field(default_factory=Ledger)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """All fields as plain values, for a checkpoint."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return plain | {"ledger": self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         for name, value in state.items():
             if name != "ledger":
                 setattr(self, name, value)
@@ -84,7 +84,7 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
 
 @dataclass(frozen=True)
 class Stages:
-    """What the loop runs, in its order."""
+    """The stages of a training step, in the loop's order."""
 
     pairs: Pairs
     super_batches: SuperBatchSource
@@ -93,10 +93,13 @@ class Stages:
     evaluator: Evaluator
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
-        """The optimizer step of the learner and, on the same pairs, of every other actor in training; their passes.
+        """Run the optimizer step of the learner and, on the same pairs, of every other actor in training.
+
+        Returns:
+            The learner's update, with the passes of all these actors.
 
         Raises:
-            NonFiniteLoss: of any of them.
+            NonFiniteLoss: the loss of one of these actors is not finite.
         """
         update = self.learner.update(batch, weight_K, share, seed)
         for role, actor in self.scorer.actors.items():

@@ -1,8 +1,8 @@
-"""Every random stream is a function of the run's seed, its purpose and a position.
+"""Random streams, each a function of the run's seed, the stream's purpose and a position.
 
-Nothing depends on how many numbers something else has drawn: two policies with one seed see the
-same super-batches, a new consumer of randomness moves no other, and a resumed run needs no saved
-generator state to go on exactly.
+No stream depends on how many numbers another stream has drawn: two policies with one seed get the
+same super-batches, a new consumer of randomness shifts no existing one, and a resumed run continues
+exactly without a saved generator state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Stream = Literal[
 
 # SplitMix64's constants (Steele, Lea & Flood 2014) as signed 64-bit integers, whose sums and products wrap.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-"""Its step from one state to the next."""
+"""SplitMix64's increment from one state to the next."""
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -48,12 +48,12 @@ def generator(seed: int, stream: Stream, position: int = 0) -> torch.Generator:
 
 
 def update_seed(seed: int, step: int) -> int:
-    """Seed of the model's own randomness in one step."""
+    """Seed of the model's own randomness (dropout, drop path) in one step."""
     return derive(seed, "update", step)
 
 
 def mixed(value: Tensor) -> Tensor:
-    """Well-mixed 64 bits of 64 bits (SplitMix64's finaliser), element by element.
+    """Hash 64-bit integers to well-mixed 64-bit integers (SplitMix64's finaliser), element by element.
 
     Args:
         value: int64, on any device.
@@ -61,7 +61,7 @@ def mixed(value: Tensor) -> Tensor:
     Returns:
         int64 of the same shape.
     """
-    # A shift of a signed integer brings ones from the left: the masks clear them.
+    # A right shift of a negative integer fills with ones from the left: the masks clear them.
     value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * _MIX_1
     value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * _MIX_2
     return value ^ ((value >> 31) & ((1 << 33) - 1))

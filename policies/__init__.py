@@ -1,4 +1,4 @@
-"""Selection policies: one file each, found by themselves (see ``registry``)."""
+"""Selection policies, one file each, discovered by ``registry``."""
 
 from policies.registry import available, create, get, register
 

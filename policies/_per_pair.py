@@ -1,4 +1,4 @@
-"""What the policies that choose by one score a pair have in common: their parameters and the draw."""
+"""Parameters, checks and the draw that policies with one score per pair share."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def check_gain(gain: float) -> None:
 
 
 def check_chunks(chunks: int) -> None:
-    """Raise ``ValueError`` unless there is a whole number of chunks."""
+    """Raise ``ValueError`` unless ``chunks`` is an integer of at least 1."""
     if not (isinstance(chunks, int) and chunks >= 1):
         raise ValueError(f"chunks must be a whole number, at least 1, got {chunks}")
 
 
 def check_pair_loss(pair_loss: str) -> None:
-    """Raise ``ValueError`` unless it names a pair loss."""
+    """Raise ``ValueError`` unless ``pair_loss`` is the name of a pair loss."""
     if pair_loss not in get_args(PairLoss):
         raise ValueError(f"pair_loss must be one of {', '.join(get_args(PairLoss))}, got {pair_loss!r}")
 
 
 def selected(draw: Draw) -> Selection:
-    """A draw as a selection."""
+    """Turn a draw into a selection."""
     return Selection(draw.index_K, draw.statistics, score_B=draw.score_B)
 
 
@@ -42,7 +42,7 @@ class PairScorePolicy:
 
     Attributes:
         pair_loss: ``own`` (the pair's own logit) or ``in_batch`` (its row and column of the
-            super-batch's loss; a B×B product, made in tiles and charged).
+            super-batch's loss; a B×B product, computed in tiles and charged).
         joint: draw jointly, in chunks, on conditional logits, instead of independently.
         chunks: N, of a joint draw.
         gain: factor on the scores before the exponential.
@@ -63,7 +63,7 @@ class PairScorePolicy:
             raise ValueError("a joint draw conditions on what is drawn, not on the super-batch: use pair_loss 'own'")
 
     def draw(self, scores: Scores, score_B: Tensor | None, count: int, generator: torch.Generator) -> Selection:
-        """Draw jointly from the scores, or independently by ``score_B``."""
+        """Draw independently by ``score_B``, or jointly from the scores where it is ``None``."""
         if score_B is None:
             return selected(joint_draw(scores, count, self.chunks, self.gain, self.deterministic, generator))
         return selected(independent_draw(score_B, count, self.gain, self.deterministic, generator))

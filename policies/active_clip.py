@@ -1,11 +1,11 @@
-"""ActiveCLIP: learnability by two cheap models, a small one in training and a frozen one.
+"""ActiveCLIP: learnability by two cheap models, a small online scorer in training and a frozen reference.
 
 Source: Evans et al. 2023, "Bad Students Make Great Teachers" (ClassAct / ActiveCLIP, arXiv 2312.05328):
 s = ℓ(online scorer) − ℓ(reference) of each pair by its own dot product, p ∝ exp(s). The scorer is trained
 beside the learner on the same chosen pairs (``run.scorer = @online_scorer()``), and the learner itself
-scores nothing: the gain is what its forward passes over the super-batch would have cost.
+scores nothing: this saves its forward passes over the super-batch.
 Departures: exactly ``count`` pairs are drawn without replacement; the reference is pre-trained and frozen, as
-in the paper's own ablations, where the paper's main runs train it online beside the others too; the paper's
+in the paper's own ablations, while the paper's main runs train the reference online too; the paper's
 gain on the scores is taken as 1.
 """
 

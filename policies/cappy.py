@@ -1,9 +1,9 @@
 """Cappy: prefer the pairs that a small pretrained scorer grades well, p ∝ exp(g / T).
 
 Source: Cappy (Tan et al. 2023, tanyuqian/cappy), a small pretrained scorer g ∈ [0, 1] of an answer to an instruction;
-as a selection score for image–text pairs, g(image, text), it is our design. The scorer is trained by
-``gin/run/cappy.gin`` and bound as ``run.scorer``; it never looks at the learner or at the
-rest of the super-batch, so its grades are remembered.
+its use as a selection score of image–text pairs, g(image, text), is our design. The scorer is trained by
+``gin/run/cappy.gin`` and bound as ``run.scorer``; a grade depends neither on the learner nor on the
+rest of the super-batch, so grades are cached.
 Departures: Cappy ranks candidates and takes the best (``deterministic``); here pairs are drawn by default.
 """
 
@@ -28,7 +28,7 @@ class Cappy:
     """p ∝ exp(g / T), g the pretrained scorer's grade of the pair.
 
     Attributes:
-        temperature: T; at 0.1 a perfect pair is e¹⁰ times as likely as a hopeless one, at first draw.
+        temperature: T; at 0.1 a pair of grade 1 is e¹⁰ times as likely as one of grade 0, at the first draw.
         deterministic: take the best grades instead of drawing.
         shuffle: a control: every pair is given the grade of another pair of the super-batch, so the
             grades keep their distribution and lose their meaning.

@@ -3,7 +3,7 @@
 Source: DataComp (Gadre et al. 2023, arXiv 2304.14108), which keeps the top 30 % of a pool by the cosine of a
 frozen CLIP model. Departures: the share is taken of each super-batch, not of the whole pool at once, and the
 sub-batch is drawn uniformly among the pairs that pass; where fewer than ``count`` pass, the best ``count`` are
-taken. It never looks at the learner, and is cheap once the reference's embeddings are remembered.
+taken. The choice does not depend on the learner, and is cheap once the reference's embeddings are cached.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ClipScore:
     """Uniform among the top share by the reference's cosine.
 
     Attributes:
-        share: of the super-batch that passes the filter, in (0, 1].
-        cosine_only: pairs are ordered by the reference's cosines: its loss may be another than the run's.
+        share: part of the super-batch that passes the filter, in (0, 1].
+        cosine_only: pairs are ordered by the reference's cosines, so its loss may differ from the run's.
     """
 
     share: float = 0.3

@@ -1,8 +1,8 @@
-"""Easy reference: prefer what a reference model finds easy, s = −ℓ(θ*).
+"""Easy reference: prefer the pairs with a small loss under the reference, s = −ℓ(θ*).
 
 Source: Evans et al. 2024 (arXiv 2406.17711), section 2.1, "easy reference"; with a reference larger
-than the learner it is I-ACID (arXiv 2411.18674). It never looks at the learner, so it also prefers
-what has long been learned.
+than the learner it is I-ACID (arXiv 2411.18674). The choice does not depend on the learner, so it also
+prefers pairs that the learner has long learned.
 Departures: drawn independently by default; ``joint`` gives the conditional, chunked draw on the
 reference's terms alone.
 """

@@ -1,7 +1,7 @@
-"""Hard learner: prefer what the learner finds hard, s = ℓ(θ).
+"""Hard learner: prefer the pairs with a large loss under the learner, s = ℓ(θ).
 
 Source: Evans et al. 2024 (arXiv 2406.17711), section 2.1, "hard learner"; the online batch selection
-of Loshchilov & Hutter 2015. It also prefers noise, which is why learnability was invented.
+of Loshchilov & Hutter 2015. The policy also prefers noise; learnability is the remedy.
 Departures: drawn independently by default; ``joint`` gives the conditional, chunked draw on the
 learner's terms alone. The paper's gain on the scores is unknown: ``gain`` = 1.
 """

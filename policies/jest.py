@@ -5,7 +5,7 @@ accelerates multimodal learning" (arXiv 2406.17711), sections 2.1 and 2.2 and th
 The logits are those of ``jestbench.select.draws.JointLogits``: of the learner's loss minus the
 reference's, conditional on the chunks already drawn.
 Departures: exactly ``count`` pairs are drawn, whatever ``chunks`` is (the listing truncates);
-a Gumbel top-k stands for the sequential draw (same law). The paper's gain is unknown: ``gain`` = 1.
+a Gumbel top-k replaces the sequential draw (same distribution). The paper's gain is unknown: ``gain`` = 1.
 """
 
 from __future__ import annotations

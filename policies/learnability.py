@@ -1,4 +1,4 @@
-"""Learnability a pair: hard for the learner, easy for the reference, s = ℓ(θ) − ℓ(θ*).
+"""Learnability per pair: prefer pairs hard for the learner and easy for the reference, s = ℓ(θ) − ℓ(θ*).
 
 Source: ActiveCLIP / ClassAct (Evans et al. 2023, arXiv 2312.05328), p ∝ exp(s) with the pair's own
 dot product (``pair_loss`` = ``own``); ``in_batch`` takes the pair's row and column of the

@@ -1,7 +1,7 @@
-"""The registry: a policy is one file in this folder with ``@register("name")``.
+"""The registry of policies; a policy is one file in this folder with ``@register("name")``.
 
-Packages installed beside this one bring theirs through the entry-point group ``jestbench.policies``
-(the entry point names the module or the class; importing it registers it).
+Other installed packages add policies through the entry-point group ``jestbench.policies``
+(the entry point names the module or the class; importing it registers the policy).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _T = TypeVar("_T", bound=type[Any])
 
 
 def register(name: str) -> Callable[[_T], _T]:
-    """Give a policy class its name.
+    """Register a policy class under a name (a class decorator).
 
     Raises:
-        ValueError: another policy has that name, or the class is no policy.
+        ValueError: another policy has this name, or the class is not a policy.
     """
 
     def add(cls: _T) -> _T:
@@ -71,7 +71,7 @@ def get(name: str) -> type[Any]:
     """The class registered under a name.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: no policy has this name; the message gives the nearest.
     """
     _discover()
     if name not in _CLASSES:
@@ -81,7 +81,7 @@ def get(name: str) -> type[Any]:
 
 
 def create(name: str, **parameters: Any) -> Policy:
-    """A policy by name; keyword arguments are its own parameters.
+    """Build a policy by name; keyword arguments are the policy's parameters.
 
     Raises:
         ValueError: no such policy, or a parameter out of range.

@@ -41,7 +41,7 @@ class SelectiveBackprop:
         check_pair_loss(self.pair_loss)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
-        """Rank the losses (equal ones alike), draw by the percentile's power."""
+        """Rank the losses (equal losses share a rank), then draw by a power of the percentile."""
         loss_B = scores.pair_loss_B("learner", self.pair_loss)
         ordered_B = loss_B.sort().values
         percentile_B = torch.searchsorted(ordered_B, loss_B, right=True).double() / len(scores)

@@ -1,7 +1,7 @@
 """Uniform: no selection, the baseline of every comparison.
 
-It needs no scores, so the loop draws exactly ``count`` pairs for it and nothing is spent on scoring.
-Asked to choose from more (in tests, say), it draws them uniformly without replacement.
+The policy needs no scores, so the super-batch holds exactly ``count`` pairs and scoring costs nothing.
+Of a larger super-batch (in tests, say) ``count`` pairs are drawn uniformly without replacement.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Uniform:
     prefers: ClassVar[Mapping[str, int]] = {}
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
-        """All pairs where there are just ``count``, else a uniform draw."""
+        """Choose all pairs where there are exactly ``count``, else draw uniformly."""
         if len(scores) == count:
             return Selection(torch.arange(count))
         return Selection(independent_draw(torch.zeros(len(scores)), count, generator=generator).index_K)

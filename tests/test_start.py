@@ -16,8 +16,8 @@ from jestbench.config.run import ConfigError
 from jestbench.cost.tracing import UnknownOperator
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.command import guarded, importing
-from jestbench.runs.checkpoint import ForeignCheckpoint
-from jestbench.runs.folder import RunFolderError
+from jestbench.runs.open_folder import RunFolderError
+from jestbench.runs.saved_model import ForeignCheckpoint
 from jestbench.select import PolicyError
 
 ROOT = Path(__file__).resolve().parent.parent

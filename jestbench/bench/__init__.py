@@ -1,4 +1,4 @@
-"""How fast is it beside others? Ratios against peers and floors, measured in one run.
+"""How fast is jestbench? Ratios to peer packages and to bare matrix products, measured in one run.
 
 May import everything else.
 """

@@ -1,17 +1,17 @@
 """Pairs/s from shards, measured against open_clip's own pipeline over the same shards, in one run.
 
-The shards are made by the bench: noisy photographs as JPEG of two sizes, with captions. Everybody gets the same
-number of worker processes, makes RGB images of the same size, and token ids by a tokenizer of its own. Rounds of
-the contenders are interleaved, so that what disturbs one disturbs the others; each round reads ``--pairs`` pairs
-after the first ``1 + 2 × workers`` batches: the start and what was made ahead during it are left out.
+The bench writes the shards: noisy photographs as JPEG of two sizes, with captions. Each contender has the same
+number of worker processes, and makes RGB images of the same size and token ids by its own tokenizer. Rounds of the
+contenders are interleaved, so that a disturbance of the machine slows all of them alike. Each round times ``--pairs``
+pairs after the first ``1 + 2 × workers`` batches, which leaves out the start and the batches prefetched during it.
 
 * indexed over open_clip: pairs/s of jestbench's indexed path (byte ranges, any order) ÷ that of
   ``open_clip_train.data.get_wds_dataset`` with open_clip's image transform;
-* stream over open_clip: the same of jestbench's streams (webdataset's openers, virtual lanes);
+* stream over open_clip: the same ratio for jestbench's streams (webdataset's openers, virtual lanes);
 * webdataset over datasets: raw samples/s of webdataset's tar reader, which the streams use, ÷ those of Hugging
-  Face ``datasets`` streaming the same shards, neither decoding, both in this process;
-* memory: resident set of this process and its workers at the end of a long reading of the indexed path and of the
-  stream ÷ that after its first quarter.
+  Face ``datasets`` streaming the same shards; neither decodes, and both run in this process;
+* memory: resident set of this process and its workers at the end of a long read of the indexed path and of the
+  stream ÷ that after the first quarter of the read.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ TARGETS = {
     "memory": "≤ 1.05",
 }
 TRAINED = {64: 64, 256: 224}
-"""Pixels of an image in the shard → pixels that it is made to."""
+"""Side in pixels of an image in the shard → side that it is resized to."""
 
 
 @dataclass(frozen=True)
 class DataPlan(timing.Plan):
-    """Shards, and how much of them is read by how many."""
+    """Sizes of the shards, and how many pairs and worker processes read them."""
 
     pairs: int = timing.option(2048, "read in a round")
     batch: int = timing.option(256, "pairs of a batch")
@@ -67,7 +67,7 @@ class DataPlan(timing.Plan):
 
 
 def write_shards(folder: Path, pixels: int, plan: DataPlan) -> list[str]:
-    """Shards of JPEGs as photographs compress: smooth shapes under grain."""
+    """Write shards of JPEGs that compress as photographs do: smooth shapes under grain."""
     import webdataset
 
     paths = []
@@ -92,7 +92,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def indexed(paths: list[str], pixels: int) -> FilePairs:
-    """The shards behind an index of byte ranges."""
+    """Open the shards by an index of byte ranges."""
     import tarfile
 
     rows, captions, keys = [], [], []
@@ -113,7 +113,7 @@ def indexed(paths: list[str], pixels: int) -> FilePairs:
 
 
 def make_source(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> SuperBatchSource:
-    """One of our two paths."""
+    """Build the batch source of one of jestbench's two paths."""
     loader = Loader(workers=plan.workers, part=64)
     if kind == "indexed":
         return SuperBatches.of(EpochPlan(indexed(paths, pixels), plan.batch, 0), loader)
@@ -123,7 +123,7 @@ def make_source(kind: str, paths: list[str], pixels: int, plan: DataPlan) -> Sup
 
 
 def steps_of(source: SuperBatchSource) -> Iterator[int]:
-    """Sizes of its batches, for ever."""
+    """Yield the sizes of the source's batches, without end."""
     step = 0
     while True:
         yield len(source.at(step))
@@ -131,7 +131,7 @@ def steps_of(source: SuperBatchSource) -> Iterator[int]:
 
 
 def open_clip_batches(paths: list[str], pixels: int, plan: DataPlan) -> Iterator[int]:
-    """Sizes of the batches of open_clip's training pipeline, for ever."""
+    """Yield the sizes of the batches of open_clip's training pipeline, without end."""
     from open_clip import image_transform
     from open_clip.tokenizer import SimpleTokenizer
     from open_clip_train import data as theirs
@@ -161,7 +161,7 @@ def open_clip_batches(paths: list[str], pixels: int, plan: DataPlan) -> Iterator
 
 
 def raw_webdataset(paths: list[str]) -> Iterator[int]:
-    """Samples as webdataset's reader gives them, undecoded."""
+    """Yield 1 for each undecoded sample of webdataset's reader."""
     from webdataset.tariterators import tarfile_samples
 
     while True:
@@ -170,7 +170,7 @@ def raw_webdataset(paths: list[str]) -> Iterator[int]:
 
 
 def raw_datasets(paths: list[str]) -> Iterator[int]:
-    """Samples as Hugging Face datasets streams them, undecoded."""
+    """Yield 1 for each undecoded sample that Hugging Face datasets streams."""
     import datasets
 
     stream = datasets.load_dataset("webdataset", data_files={"train": paths}, split="train", streaming=True)
@@ -181,7 +181,7 @@ def raw_datasets(paths: list[str]) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int], pairs: int) -> float:
-    """Pairs/s over the next so many."""
+    """Pairs/s over the next ``pairs`` pairs."""
     begin, seen = time.perf_counter(), 0
     while seen < pairs:
         seen += next(batches)
@@ -189,11 +189,11 @@ def rate(batches: Iterator[int], pairs: int) -> float:
 
 
 def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: DataPlan) -> dict[str, list[float]]:
-    """Pairs/s by contender and round; each starts anew in each round, so that nobody works in another's."""
+    """Pairs/s by contender and round; workers restart in each round, so that none prefetches in another's round."""
 
     def measured(begin: Callable[[], Iterator[int]]) -> float:
         batches = begin()
-        for _ in range(1 + 2 * plan.workers):  # past the start, and what was made ahead during it
+        for _ in range(1 + 2 * plan.workers):  # past the start, and the batches prefetched during it
             next(batches)
         found = rate(batches, plan.pairs)
         batches.close()  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ def resident(pids: list[int]) -> int:
 
 
 def memory(source: SuperBatchSource, minutes: float) -> dict[str, Any]:
-    """Resident set over time while a source is read as fast as it goes."""
+    """Resident set over time while a source is read as fast as possible."""
     samples: list[int] = []
     begin, step = time.monotonic(), 0
     while (spent := time.monotonic() - begin) < 60 * minutes or step < 8:

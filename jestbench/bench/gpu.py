@@ -1,16 +1,16 @@
-"""One call on one GPU: is the arithmetic right, how fast is it, what does it hold in memory.
+"""Acceptance on one GPU in one call: correctness of the arithmetic, speed, and memory.
 
-The parts come in the order of what is needed first; a part is left out where its own estimate no longer fits into
+The most important parts come first; a part is skipped where its estimated time no longer fits into
 ``--seconds``, and ``--json FILE`` is written after every part. ``--smoke`` runs the same parts at small sizes on any
 CPU, to see that the benchmark itself runs.
 
-* ceilings: TFLOP/s of plain matrix products and GB/s of copies, beside which the other figures stand;
+* ceilings: TFLOP/s of plain matrix products and GB/s of copies, to compare the other figures with;
 * exact: the largest relative error of a strip's sums against float64, offsets beyond 2³¹ included;
 * strips, draw, tiles, losses: similarity products at the paper's sizes (seconds, TFLOP/s, peak memory, host waits);
-* step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. The product's step stands
-  beside a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's loss.
-  MFU is the share of the datasheet's dense bf16 FLOP/s, where the device's is known;
-* tests: those marked ``gpu``, from a checkout.
+* step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. jestbench's step is
+  compared with a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's
+  loss. MFU is the share of the datasheet's dense bf16 FLOP/s, where that is known for the device;
+* tests: the tests marked ``gpu``, from a checkout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jestbench.parallel.arithmetic import Arithmetic
 
 @dataclass(frozen=True)
 class Part:
-    """What one part measures, and within how many seconds on a GPU."""
+    """One part: its function, and its estimated seconds on a GPU."""
 
     work: Callable[[Rig], Found]
     estimate: float
@@ -54,7 +54,7 @@ PARTS: Mapping[str, Part] = {
 
 @dataclass(frozen=True)
 class GpuPlan(timing.Plan):
-    """What of the acceptance is run, where, and within how long."""
+    """The parts to run, the device, and the time limit."""
 
     seconds: float = timing.option(450.0, "in all; parts that no longer fit are left out")
     smoke: bool = timing.option(False, "small sizes, on any CPU")
@@ -66,8 +66,8 @@ def measure(plan: GpuPlan, save: Callable[[Mapping[str, Any]], None]) -> dict[st
     """All numbers, ready for JSON; one line a part goes to stderr.
 
     Args:
-        plan: what is run.
-        save: is given the report as it stands after every part.
+        plan: parts, device and time limit.
+        save: called with the report so far, after every part.
     """
     begin, load = time.monotonic(), timing.load()
     rig = Rig(Arithmetic.of(plan.device, "auto"), plan.smoke)
@@ -91,7 +91,7 @@ def measure(plan: GpuPlan, save: Callable[[Mapping[str, Any]], None]) -> dict[st
 
 
 def _done(part: Part, rig: Rig, left: float) -> Found:
-    """What a part found, why it failed, or why it was left out."""
+    """Run a part; return its numbers, its error, or the reason for skipping it."""
     if left < part.estimate:
         return {"left out": f"{left:.0f} s left, the estimate is {part.estimate:.0f} s"}
     try:

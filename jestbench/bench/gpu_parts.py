@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 ROOT = Path(__file__).resolve().parents[2]
 PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bf16 FLOP/s of the datasheet, by what a device's name holds."""
+"""Dense bf16 FLOP/s of the datasheet, by a substring of the device's name."""
 VIT_B16 = Shape(LEARNER, tokens=64, vocabulary=64, batch=512, cpu_batch=8)
 BOTH: tuple[LossName, ...] = ("sigmoid", "softmax")
 
@@ -65,7 +65,7 @@ class Rig:
         return self.pick(SHAPES["miniature"], VIT_B16)
 
     def pick(self, small: _T, large: _T) -> _T:
-        """The size that is asked for."""
+        """The small or the large size, as the rig is set."""
         return small if self.small else large
 
     def seconds(self, run: Callable[[], object], repeat: int = 3, warm: int = 1) -> float:
@@ -75,7 +75,7 @@ class Rig:
         return statistics.median(timing.seconds(run, self.device) for _ in range(repeat))
 
     def peak(self, run: Callable[[], object]) -> int:
-        """By how many bytes a call raises the peak of what is allocated on a GPU; 0 elsewhere."""
+        """Bytes by which a call raises the peak of allocated GPU memory; 0 on a CPU."""
         if not self.cuda:
             run()
             return 0
@@ -88,7 +88,7 @@ class Rig:
         return torch.cuda.max_memory_allocated() - before
 
     def host_waits(self, run: Callable[[], object]) -> int:
-        """How often the host waits for the device in a call, by torch's own count; −1 without a GPU."""
+        """How often the host waits for the device in a call, by torch's sync debug mode; −1 without a GPU."""
         if not self.cuda:
             run()
             return -1
@@ -102,12 +102,12 @@ class Rig:
         return sum("synchroniz" in str(one.message) for one in caught)
 
     def mfu(self, flops: float, seconds: float) -> float | None:
-        """Share of the datasheet's FLOP/s; ``None`` where the device has none here."""
+        """Share of the datasheet's FLOP/s; ``None`` for a device without an entry."""
         ceiling = next((peak for name, peak in PEAK.items() if name in timing.device_name(self.device)), None)
         return flops / seconds / ceiling if ceiling else None
 
     def random(self, rows: int, width: int) -> Tensor:
-        """Normalised embeddings of noise."""
+        """Random normalised embeddings ``[rows, width]``."""
         return F.normalize(torch.randn(rows, width, device=self.device), dim=1)
 
     def learner(self, microbatch: int | None = None) -> Learner:
@@ -125,7 +125,7 @@ class Rig:
 
 @contextmanager
 def _plain_path() -> Iterator[None]:
-    """No fused kernel while inside."""
+    """Disable the fused kernels inside the block."""
     before = os.environ.get("JESTBENCH_FUSED")
     os.environ["JESTBENCH_FUSED"] = "0"
     try:
@@ -137,7 +137,7 @@ def _plain_path() -> Iterator[None]:
 
 
 def ceilings(rig: Rig) -> Found:
-    """What the device and the way to it give at best."""
+    """Peak TFLOP/s of matrix products, and GB/s of copies on the device and from the host."""
     n = rig.pick(256, 8192)
     half = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
     full = torch.randn(n, n, device=rig.device)
@@ -181,7 +181,7 @@ def exact(rig: Rig) -> Found:
 
 
 def strips(rig: Rig) -> Found:
-    """TFLOP/s of one strip's sums, as shipped and otherwise made."""
+    """TFLOP/s of one strip's sums, as shipped and by alternative implementations."""
     found: Found = {}
     for rows, columns, width in rig.pick(((256, 32, 32),), ((8192, 102, 512), (163_840, 2048, 768))):
         left, right = rig.random(rows, width), rig.random(columns, width)
@@ -257,7 +257,7 @@ def losses(rig: Rig) -> Found:
 
 
 def training(rig: Rig) -> Found:
-    """The product's step beside bare ones of the same towers."""
+    """Seconds of jestbench's training step, and of bare steps of the same towers."""
     count = rig.pick(8, 512)
     learner, batch = rig.learner(), rig.batch(count)
     flops = _flops(learner, count)
@@ -281,7 +281,7 @@ def training(rig: Rig) -> Found:
 
 
 def _flops(learner: Learner, count: int) -> int:
-    """FLOPs that a training step on so many pairs is charged."""
+    """FLOPs charged for a training step on ``count`` pairs."""
     return FLOPS_PER_MAC * sum(one.macs for one in learner.forecast_update(count))
 
 
@@ -293,10 +293,10 @@ def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
 def _bare_step(
     rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool, compiled: bool = False
 ) -> Callable[[], None]:
-    """A step as plain training code has it: inputs on the device, no number read back, fused AdamW."""
+    """A step of plain training code: inputs on the device, no number read back, fused AdamW."""
     model = learner.model.train()
     images, tokens = rig.inputs(batch)
-    # Inductor needs a compiler on a CPU; the small run asks only that the towers can be captured.
+    # Inductor needs a C++ compiler on a CPU; the small run checks only that the towers can be captured.
     make = partial(torch.compile, backend=rig.pick("aot_eager", "inductor")) if compiled else lambda tower: tower
     image, text = make(model.image), make(model.text)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
@@ -315,7 +315,7 @@ def _bare_step(
 
 
 def scoring(rig: Rig) -> Found:
-    """The learner's forward passes over a super-batch, and what the device waits for."""
+    """Seconds of scoring a super-batch with the learner, and of its forward passes alone."""
     count, micro = rig.pick((32, 8), (8192, 512))
     learner, batch = rig.learner(), rig.batch(count)
     learner.microbatch = micro
@@ -344,7 +344,7 @@ def scoring(rig: Rig) -> Found:
 
 
 def cached(rig: Rig) -> Found:
-    """The step over micro-batches, each embedded twice."""
+    """Seconds of the step over micro-batches, each embedded twice."""
     count, micro = rig.pick((16, 4), (2048, 256))
     learner, batch = rig.learner(micro), rig.batch(count)
     update = _update_of(learner, batch)
@@ -358,7 +358,7 @@ def cached(rig: Rig) -> Found:
 
 
 def compiled(rig: Rig) -> Found:
-    """The bare step with compiled towers."""
+    """Seconds of the bare step with compiled towers."""
     count = rig.pick(8, 512)
     learner = rig.learner()
     step = _bare_step(rig, learner, rig.batch(count), LOSSES["sigmoid"], clip=False, compiled=True)
@@ -368,7 +368,7 @@ def compiled(rig: Rig) -> Found:
 
 
 def tests(rig: Rig) -> Found:
-    """The tests marked ``gpu``.
+    """Run the tests marked ``gpu``.
 
     Raises:
         RuntimeError: a test failed; the message is the end of pytest's output.

@@ -1,9 +1,9 @@
-"""The joint draw as the paper's listing has it, in torch: the peer that the package's draw is timed against.
+"""The joint draw of the paper's listing, in torch: the peer that the package's draw is timed against.
 
 After Evans et al. 2024 (arXiv 2406.17711, appendix): B×B matrices of learner and reference, and at each
-chunk a masked sum over whole matrices. Kept as plain as it is there; nothing but the benchmark and its
-test uses it. Departures, which change no law: the chunk sizes are integers that sum to b, p is a
-softmax (a bare exponential overflows), and what was drawn has p = 0.
+chunk a masked sum over whole matrices. Kept as plain as in the paper; only the benchmark and its test
+use it. Departures, none of which changes the distribution: the chunk sizes are integers that sum to b, p is a
+softmax (a bare exponential overflows), and pairs already drawn have p = 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jestbench.select.scores import Embeddings, Scores
 
 
 def listing_draw(scores: Scores, count: int, chunks: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices ``[K]`` of ``count`` pairs by learnability, in ``chunks`` chunks."""
+    """Draw ``count`` pairs by learnability, in ``chunks`` chunks; return their indices ``[K]``."""
     draw = _sigmoid_draw if scores.loss == "sigmoid" else _softmax_draw
     return draw(scores.side("learner"), scores.side("reference"), chunk_sizes(count, chunks), generator)
 
@@ -30,7 +30,7 @@ def _choice(logit_B: Tensor, is_sampled_B: Tensor, size: int, generator: torch.G
 
 
 def _mask(index_K: Tensor, size: int) -> Tensor:
-    # A unit matrix, and B×B too: so the listing has it, and those who implemented it.
+    # A B×B identity matrix, as in the listing and in published implementations of it.
     return torch.eye(size)[index_K].sum(0)
 
 

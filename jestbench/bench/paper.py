@@ -3,13 +3,13 @@
 JEST's super-batch of 163,840 pairs of which 32,768 are drawn, D = 768, 16 chunks (Evans et al. 2024), on CUDA where
 there is one, otherwise on the CPU.
 
-* seconds: of a draw from embeddings that are there, its checks and statistics included; the median of three, on a CPU
-  of one;
-* memory: on CUDA, by how much a draw raises the peak of what is allocated; on a CPU, the peak resident set of a fresh
-  process; the embeddings themselves are not in it;
+* seconds: of a draw from existing embeddings, its checks and statistics included; the median of three, on a CPU
+  a single measurement;
+* memory: the growth during a draw of the peak of allocated memory on CUDA, of a fresh process's peak resident set
+  on a CPU; the embeddings themselves are not included;
 * share of a step: seconds of the draw ÷ (those + b training passes + 2·B forward passes), with the passes of a
-  ViT-B/16 at 256 px and a text tower of the same width (64 tokens) timed on a micro-batch under the product's own
-  arithmetic. Loading is left out: this is what selection adds to the models' own time.
+  ViT-B/16 at 256 px and a text tower of the same width (64 tokens) timed on a micro-batch under jestbench's own
+  arithmetic. Loading is left out: the share is of the models' own time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LEARNER = Model(
 
 @dataclass(frozen=True)
 class PaperPlan(timing.Plan):
-    """The paper's sizes, and how and where they are measured."""
+    """The paper's sizes, and the device and repetitions of the measurement."""
 
     size: int = 163_840
     count: int = 32_768

@@ -20,7 +20,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "train": ("the training step, against open_clip's", train.__doc__ or ""),
     "gpu": ("all that a GPU is needed for, in one call", gpu.__doc__ or ""),
 }
-"""Kind of benchmark → what it measures, and its description."""
+"""Kind of benchmark → one line of help, and its description."""
 
 
 def main(argv: Sequence[str]) -> int:

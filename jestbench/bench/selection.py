@@ -1,14 +1,14 @@
-"""The joint draw, measured against the paper's listing and against the matrix products that it cannot do without.
+"""The joint draw, measured against the paper's listing and against the matrix products that any draw needs.
 
-All times are of one run on one machine, repetitions of the contenders interleaved, so that what
-disturbs one disturbs the others. A ratio is one of medians; the ratio of the minima stands beside it.
+All times are of one run on one machine, repetitions of the contenders interleaved, so that a disturbance of the
+machine slows all of them alike. Ratios are of medians; the ratio of the minima is given too.
 
 * speed-up: time of the listing ÷ time of the draw, statistics and the checks of the embeddings included;
-* over the products: time of the draw ÷ time of the strips' bare products, into memory that is there
-  already, in whichever of two forms is faster (one ``mm`` a strip, or blocks of rows);
-* memory: what a fresh process's peak resident set (``VmHWM``) grows by during a draw, relative to
-  two B×B fp32 matrices (learner's and reference's); the median of ``--processes``, since an allocator
-  gives back what it likes; the listing's own peak is larger;
+* over the products: time of the draw ÷ time of the strips' bare products, into memory already
+  allocated, in the faster of two forms (one ``mm`` a strip, or blocks of rows);
+* memory: growth of a fresh process's peak resident set (``VmHWM``) during a draw, relative to
+  two B×B fp32 matrices (learner's and reference's); the median of ``--processes``, since allocators
+  return memory unpredictably; the listing's own peak is larger;
 * slopes: of log time over log B, by least squares;
 * share of a step: multiply-adds of the selection ÷ (those + the learner's update of b and forward of B
   + the reference's forward of B), at ``--pair-macs`` a pair forward.
@@ -68,7 +68,7 @@ class SelectionPlan(timing.Plan):
 
 
 def random_scores(size: int, width: int, loss: LossName, seed: int = 0) -> Callable[[], Scores]:
-    """Makes fresh scores of the same embeddings: matched pairs have cosines of about 0.3."""
+    """Return a function that makes fresh scores of one set of embeddings; matched pairs have cosines of about 0.3."""
     generator = torch.Generator().manual_seed(seed)
 
     def side() -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def random_scores(size: int, width: int, loss: LossName, seed: int = 0) -> Calla
 
 
 def products(scores: Scores, count: int, chunks: int, blocks: bool) -> Callable[[], None]:
-    """The bare matrix products of the strips; what they read is gathered, what they write is there."""
+    """The bare matrix products of the strips, with inputs already gathered and outputs already allocated."""
     sizes = chunk_sizes(count, chunks)[:-1]
     pairs = [
         (left_BD, right_BD[:size].clone())
@@ -149,23 +149,23 @@ def _peak(size: int, count: int, width: int, chunks: int, loss: LossName, thread
 
 
 def _status_bytes(name: str) -> int:
-    # Not ru_maxrss: a child's begins at its parent's.
+    # Not ru_maxrss: a child's peak starts at its parent's.
     status = Path("/proc/self/status").read_text().split()
     return 1024 * int(status[status.index(f"{name}:") + 1])
 
 
 def peak_bytes(plan: SelectionPlan, loss: LossName, chunks: int, listing: bool = False) -> int | None:
-    """By how much a draw raises the peak resident set of fresh processes, their median; ``None`` off Linux."""
+    """Bytes by which a draw raises a fresh process's peak resident set, the median of several; ``None`` off Linux."""
     if not Path("/proc/self/status").exists():
         return None
     arguments = (plan.size, plan.count, plan.width, chunks, loss, plan.threads, listing)
-    # One task a process: what an earlier draw left allocated would hide a later one's peak.
+    # One task a process: memory left allocated by an earlier draw would hide a later draw's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         return statistics.median_low([pool.apply(_peak, arguments) for _ in range(plan.processes)])
 
 
 def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
-    """Least squares of log seconds over log B."""
+    """Slope of log seconds over log B, by least squares."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(s) for s in seconds]).slope
 
 
@@ -191,7 +191,7 @@ def _best_draw(plan: SelectionPlan, size: int, count: int) -> float:
 
 
 def share_of_step(plan: SelectionPlan) -> float:
-    """Multiply-adds of the selection in those of a step (fp32 scores; both models of the learner's size)."""
+    """The selection's share of a step's multiply-adds (fp32 scores; both models of the learner's size)."""
     scores = random_scores(plan.size, 1, "sigmoid")()
     joint_draw(scores, plan.count, plan.chunks)
     selection = scores.meter.macs * plan.width  # products are linear in the width

@@ -25,10 +25,10 @@ from jestbench.model.towers import INITIAL, MAX_SCALE, Model
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 
-# So low a rate that tens of steps on one batch keep its loss, and gradients, away from zero.
+# A learning rate so low that tens of steps on one batch keep the loss and the gradients away from zero.
 OPTIMIZER = Optimizer(learning_rate=1e-5)
 SHARE = 0.5
-"""Of the budget spent, at every step: past the warm-up, where the learning rate is not 0."""
+"""Share of the budget spent, at every step: past the warm-up, where the learning rate is not 0."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Shape:
 
     Attributes:
         model: the towers.
-        tokens: of a text.
-        vocabulary: ids of the tokenizer.
+        tokens: length of a text.
+        vocabulary: number of the tokenizer's ids.
         batch: pairs of a step.
         cpu_batch: pairs of a step on a CPU.
     """
@@ -65,7 +65,7 @@ SHAPES: Mapping[str, Shape] = {
         batch=64,
         cpu_batch=64,
     ),
-    # ViT-S/32 and half of the text tower of open_clip's ViT-S-32; 128 px, as 224 px take minutes on two cores.
+    # ViT-S/32 and half of the text tower of open_clip's ViT-S-32; 128 px, because 224 px take minutes on two cores.
     "vit_s32": Shape(
         Model(
             "vit_small_patch32_224",
@@ -117,11 +117,11 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 
 
 def random_batch(shape: Shape, tokenizer: Tokenizer, pairs: int, device: torch.device) -> Batch:
-    """Pairs of noise on the host, bound for a device.
+    """Random pairs in host memory, to be moved to a device.
 
     Returns:
-        uint8 images of the model's size, in memory as decoders leave them (pixel by pixel); texts that fill from
-        half of the shape's tokens up to all of them.
+        uint8 images of the model's size, in the memory layout that decoders produce (channels last); texts that fill
+        from half to all of the shape's tokens.
     """
     random = torch.Generator().manual_seed(0)
     size = shape.model.image_size
@@ -134,7 +134,7 @@ def random_batch(shape: Shape, tokenizer: Tokenizer, pairs: int, device: torch.d
 
 
 def _page_locked(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor; for CUDA, in memory that the device fetches by itself."""
+    """The tensor; for CUDA, in page-locked memory."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
@@ -156,7 +156,7 @@ def learner_of(shape: Shape, loss: LossName, arithmetic: Arithmetic, microbatch:
 
 
 def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:
-    """The learner of a run, and its update of a batch of so many pairs."""
+    """The learner of a run, and its update on a batch of ``pairs`` pairs."""
     tokenizer, learner = make_tokenizer(shape), learner_of(shape, loss, arithmetic)
     batch, model = random_batch(shape, tokenizer, pairs, arithmetic.device), learner.model
     counter = itertools.count()
@@ -168,7 +168,7 @@ def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Co
 
 
 def open_clip_model(shape: Shape, loss: LossName) -> nn.Module:
-    """``CustomTextCLIP`` of a shape, with an offset under the sigmoid loss alone.
+    """``CustomTextCLIP`` of a shape, with a logit bias under the sigmoid loss only.
 
     open_clip's configuration names a timm model but passes no shape on to it, so timm's model of the shape
     replaces the trunk.
@@ -204,7 +204,7 @@ def open_clip_model(shape: Shape, loss: LossName) -> nn.Module:
 
 
 def open_clip_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the groups of ``open_clip_train.main``, with the numbers of ours."""
+    """AdamW over the parameter groups of ``open_clip_train.main``, with jestbench's hyperparameters."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     free = {n for n, p in named if p.ndim < 2 or any(part in n for part in ("bn", "ln", "bias", "logit_scale"))}
     return torch.optim.AdamW(
@@ -219,7 +219,7 @@ def open_clip_optimizer(model: nn.Module) -> torch.optim.AdamW:
 
 
 def open_clips(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:
-    """open_clip's model, and the step of its training loop on a batch of so many pairs."""
+    """open_clip's model, and the step of its training loop on a batch of ``pairs`` pairs."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
     tokenizer = make_tokenizer(shape)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: plans and their options, interleaved rounds, ratios of medians, facts of the machine."""
+"""Tools of all benchmarks: plans and their options, interleaved rounds, ratios of medians, facts of the machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _P = TypeVar("_P", bound="Plan")
 
 
 class MissingPeer(Exception):
-    """A package that is measured against cannot be imported (exit status 2)."""
+    """A peer package cannot be imported (exit status 2)."""
 
 
 def need(*modules: str) -> None:
     """Import the modules of peers before anything is measured.
 
     Raises:
-        MissingPeer: one cannot be imported; the message says how to install it.
+        MissingPeer: a module cannot be imported; the message contains the command that installs it.
     """
     for name in modules:
         try:
@@ -43,15 +43,15 @@ def option(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any
     """A field of a plan that the command line sets.
 
     Args:
-        default: of the field; its type is the option's, a tuple takes several values, ``False`` makes a switch.
-        text: help.
-        choices: the values that are taken; ``None`` is all.
+        default: the field's default; the option has its type, a tuple takes several values, ``False`` makes a switch.
+        text: the option's help.
+        choices: the values allowed; ``None`` allows all.
     """
     return field(default=default, metadata={"text": text, "choices": choices})
 
 
 class Options(Protocol):
-    """A parser, or a group of one."""
+    """An argument parser, or an argument group."""
 
     def add_argument(self, *names: str, **more: Any) -> object:
         """As argparse's."""
@@ -59,11 +59,11 @@ class Options(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a benchmark measures. Each field that is an ``option`` has one of its name on the command line."""
+    """Settings of a benchmark; each field made by ``option`` is a command-line option of the same name."""
 
     @classmethod
     def add_arguments(cls, parser: Options) -> None:
-        """Give the parser the plan's options."""
+        """Add the plan's options to the parser."""
         for each in (each for each in fields(cls) if "text" in each.metadata):
             name, text, default = f"--{each.name.replace('_', '-')}", each.metadata["text"], each.default
             if default is False:
@@ -81,13 +81,13 @@ class Plan:
 
     @classmethod
     def of(cls: type[_P], arguments: argparse.Namespace) -> _P:
-        """The plan that the command line asks for."""
+        """Build the plan from parsed command-line arguments."""
         values = {each.name: getattr(arguments, each.name) for each in fields(cls) if "text" in each.metadata}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
-    """What the contenders measure, by name; in each round, everyone who still has rounds to do."""
+    """Measurements of the contenders, by name; each round runs every contender that has rounds left."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(max(rounds.values())):
         for name, measure in contenders.items():
@@ -97,7 +97,7 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: Mapping[s
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one call, with what it leaves queued on a CUDA device."""
+    """Wall-clock seconds of one call, including the work that it leaves queued on a CUDA device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -108,19 +108,19 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def ratio(over: list[float], under: list[float]) -> float:
-    """Of medians."""
+    """Ratio of medians."""
     return statistics.median(over) / statistics.median(under)
 
 
 def ratio_and_range(over: list[float], under: list[float]) -> dict[str, float]:
-    """Ratio of medians (``value``); the smallest and largest ratio of a round beside it (``low``, ``high``)."""
+    """Ratio of medians (``value``), and the smallest and largest ratio of a round (``low``, ``high``)."""
     each = [one / other for one, other in zip(over, under, strict=True)]
     return {"value": ratio(over, under), "low": min(each), "high": max(each)}
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch's threads, as many as asked for while inside."""
+    """Set the number of torch's threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -130,12 +130,12 @@ def threads(count: int) -> Iterator[None]:
 
 
 def load() -> float:
-    """Processes that run or wait to, on average over the last minute."""
+    """Processes running or waiting for a core, on average over the last minute."""
     return os.getloadavg()[0]
 
 
 def machine(load_before: float, **more: Any) -> dict[str, Any]:
-    """What was measured on, ready for JSON: processor, cores, load before and now, date, Python, and more."""
+    """Facts of the machine, ready for JSON: processor, cores, load before and now, date, Python, and ``more``."""
     return {
         "processor": environment.processor(),
         "cores": os.cpu_count(),
@@ -158,6 +158,6 @@ def versions(*distributions: str) -> dict[str, str]:
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:
-    """The same as text: of what is more, the versions alone."""
+    """Format the facts of a machine as one line; of those in ``more``, only the versions."""
     line = "{processor}, {cores} cores, load {load before:.1f} to {load after:.1f}, {date}, Python {python}"
     return line.format(**facts) + "".join(f", {name} {version}" for name, version in facts.get("versions", {}).items())

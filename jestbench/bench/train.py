@@ -2,22 +2,22 @@
 
 Both steps have the same timm image tower, text transformers of the same width, layers, heads, length and vocabulary,
 the same loss, batch, precision (fp32 on a CPU, bf16 autocast on CUDA), AdamW of the same numbers, and the same largest
-gradient norm; neither is compiled. Rounds of the two are interleaved, so that what disturbs one disturbs the other;
-a round is the same number of steps of either. The value is the ratio of the medians of pairs/s.
+gradient norm; neither is compiled. Rounds of the two are interleaved, so that a disturbance of the machine slows both;
+a round is the same number of steps of each. The value is the ratio of the medians of pairs/s.
 
 * In jestbench's step, ``Learner.update``: a uint8 batch to the device and to channels-last floats in −1 to 1; token ids
   to the device; both towers, padding masked, texts pooled by their mean; embeddings normalised and the loss in fp32,
   outside of autocast; the loss read and checked; backward; the gradient's norm clipped, read and checked; the
   schedule's learning rate; AdamW; under the softmax loss, t clamped to at most 100.
-* In open_clip's step, that of ``open_clip_train.train``: a float batch, as its transforms leave it, to the device;
+* In open_clip's step, that of ``open_clip_train.train``: a float batch, as its transforms return it, to the device;
   token ids to the device; ``CustomTextCLIP`` and ``ClipLoss`` or ``SigLipLoss``, under autocast; backward; the
   gradient's norm clipped; the learning rate; AdamW; t clamped to 1 to 100. No number is read back, as in the steps
   that open_clip doesn't log.
 * In neither: decoding, selection, logging. On CUDA both batches lie in page-locked memory.
 
-One difference is left: open_clip has neither mean pooling nor a mask for padding in ``CustomTextCLIP``, so its text
+One difference remains: open_clip has neither mean pooling nor a mask for padding in ``CustomTextCLIP``, so its text
 tower attends to padding too and takes the last token's output, as open_clip's SigLIP models do. Multiply-adds
-a pair, by torch's own counter in train mode, stand below the ratios: equal figures are equal work.
+a pair, by torch's own counter in train mode, are printed below the ratios: equal figures mean equal work.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOSSES: tuple[LossName, ...] = ("softmax", "sigmoid")
 
 @dataclass(frozen=True)
 class TrainPlan(timing.Plan):
-    """Rounds and shapes of the training steps; 0 steps are as many as fill ``seconds``."""
+    """Rounds and shapes of the training steps; with 0 ``steps``, a round is as many as fill ``seconds``."""
 
     rounds: int = timing.option(5, "of each contender")
     steps: int = timing.option(0, "of a round; 0: as many as fill --seconds")
@@ -57,7 +57,7 @@ class TrainPlan(timing.Plan):
 
 
 def steps_of_a_round(contenders: Mapping[str, Contender], plan: TrainPlan, device: torch.device) -> int:
-    """The plan's number, or as many steps of the slower contender as fill the plan's seconds.
+    """The plan's number of steps, or as many of the slower contender as fill the plan's seconds.
 
     Each contender runs at least once here: the first step wakes threads, touches memory and chooses kernels.
     """
@@ -65,12 +65,12 @@ def steps_of_a_round(contenders: Mapping[str, Contender], plan: TrainPlan, devic
     if plan.steps:
         return plan.steps
     if first > plan.seconds and device.type == "cpu":
-        return 1  # on a CPU a first step this long is long because of its work: no need to time another
+        return 1  # on a CPU, so long a first step is dominated by its work: no need to time another
     return max(1, round(plan.seconds / max(timing.seconds(c.step, device) for c in contenders.values())))
 
 
 def pairs_per_second(contender: Contender, steps: int, pairs: int, device: torch.device) -> float:
-    """Pairs/s over so many steps."""
+    """Pairs/s over ``steps`` steps of ``pairs`` pairs."""
 
     def run() -> None:
         for _ in range(steps):
@@ -127,7 +127,7 @@ def measure(plan: TrainPlan) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The ratios, one a line, and below a model's what it multiplies."""
+    """The ratios, one a line, and below those of each model its multiply-adds."""
     plan, machine = report["plan"], report["machine"]
     precision = "bf16 autocast" if machine["bf16"] else "fp32"
     lines = [

@@ -1,4 +1,4 @@
-"""Does it pay? Run folders to statistics to tables, plots and a page.
+"""Does a policy pay? From run folders to statistics, tables, plots and a page.
 
-May import `jestbench.launch` and what stands below it.
+May import `jestbench.launch` and the packages below it.
 """

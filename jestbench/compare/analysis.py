@@ -1,6 +1,6 @@
-"""From runs to a comparison: what each arm is worth at the common budget, and what it saves.
+"""Compares runs: each arm's metric at the common budget, and the compute that it saves over the baseline.
 
-Nothing is dropped in silence: whatever is left out of a mean, and whatever makes two numbers less
+Nothing is dropped in silence: each run left out of a mean, and each fact that makes two numbers less
 comparable than they look, becomes a warning of the comparison.
 """
 
@@ -56,7 +56,7 @@ def analyse(
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
         lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss" or "mse".
-        command: what to note as the command that makes the comparison again.
+        command: recorded as the command that reproduces the comparison.
 
     Returns:
         The comparison.
@@ -100,7 +100,7 @@ def analyse(
 
 
 def _measure(candidates: Iterable[Candidate], metric: str) -> Measure:
-    """The metric's range and number of examples, where all runs that say so agree."""
+    """The metric's range and number of examples, where all runs that record them agree."""
     measures = [candidate.run.summary.measures for candidate in candidates]
     known = {found[metric] for found in measures if metric in found}
     return known.pop() if len(known) == 1 else Measure()
@@ -234,10 +234,10 @@ def _speedups(arm: Reach | None, baseline: Reach | None, *, own: bool, worse: bo
     """Speedup by axis.
 
     Args:
-        arm: where the arm first has the baseline's final value; ``None`` if nowhere.
-        baseline: where the baseline first has it.
+        arm: where the arm first reaches the baseline's final value; ``None`` if nowhere.
+        baseline: where the baseline first reaches it.
         own: whether the arm is the baseline.
-        worse: whether the arm ends worse than the baseline: what it touched on the way it does not keep.
+        worse: whether the arm ends worse than the baseline, and so loses again a value that it reached on the way.
     """
     speedups = {}
     for axis in AXES:
@@ -270,11 +270,11 @@ def _finite(value: float) -> float | None:
 def _binomial_error(share: float, examples: int | None) -> float | None:
     """One standard error of a share by the number of its examples, √(p(1 − p)/n).
 
-    It takes the examples for independent; those of one class share a prompt, so the true error is larger.
+    The formula assumes independent examples; those of one class share a prompt, so the true error is larger.
 
     Args:
         share: p.
-        examples: n; ``None`` where the value is no share of examples.
+        examples: n; ``None`` where the value is not a share of examples.
     """
     if examples is None or not 0 <= share <= 1:
         return None
@@ -297,7 +297,7 @@ def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool
 
 
 def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
-    """What to know about an arm; ``baseline`` is ``None`` for the baseline itself."""
+    """Warnings about an arm; ``baseline`` is ``None`` for the baseline itself."""
     notes = []
     if arm.added_to_budget:
         notes.append(
@@ -333,7 +333,7 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
 
 
 def _few_seeds_notes(arms: Sequence[Arm]) -> list[str]:
-    """Which arms have no interval, and why."""
+    """Notes on the arms without an interval, with the reason."""
     few = [f"{arm.label} ({len(arm.runs)})" for arm in arms if len(arm.runs) < FEWEST_SEEDS]
     equal = [arm.label for arm in arms if len(arm.runs) >= FEWEST_SEEDS and arm.low is None]
     notes = [f"no interval is given below {FEWEST_SEEDS} seeds: {listed(few)}"] if few else []
@@ -369,7 +369,7 @@ def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRo
 
 
 def _reference_score(folder: Path | None, metric: str) -> tuple[float | None, int | None, str]:
-    """A reference's final value, the FLOPs of its run, and what is wrong."""
+    """A reference's final value, the FLOPs of its run, and a problem with them (or an empty text)."""
     if folder is None:
         return None, None, "its run folder is not recorded or not found, so its own score is not known"
     try:

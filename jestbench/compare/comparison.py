@@ -19,13 +19,13 @@ first interval of evaluations, where no place can be read; ``unknown``: the amou
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times less of something an arm needs than the baseline to have the baseline's final value.
+    """The baseline's amount (of FLOPs, say) over the arm's, to reach the baseline's final value.
 
     Attributes:
         value: baseline's amount over the arm's; ``None`` where ``absent`` gives the reason.
         kind: ``decayed`` between two ends of learning-rate schedules; ``touch`` where one of the two curves first
             touches the value inside its schedule. A touch is indicative: a run whose schedule ends there has another
-            value, a lower one wherever it was tried (docs/results.md).
+            value, which was lower wherever it was tried (docs/results.md).
         absent: why there is no value, or an empty text.
         arm: the arm's amount at that point.
         baseline: the baseline's amount at that point.
@@ -44,9 +44,9 @@ class Paired:
 
     Attributes:
         seeds: the seeds that both have.
-        ahead: in how many of them the arm is better.
+        ahead: the number of common seeds on which the arm is better.
         mean: mean difference, arm minus baseline.
-        low: lower end of its 95 % interval; ``None`` as for ``Arm.low``.
+        low: lower end of the mean's 95 % interval; ``None`` as for ``Arm.low``.
         high: upper end.
     """
 
@@ -98,19 +98,19 @@ class Arm:
             and where all have the same value.
         high: upper end.
         evaluation_error: one binomial standard error of the mean by the finite number of examples; ``None`` where the
-            metric is no share of examples.
-        budget: FLOPs asked for; ``None`` if the runs do not say.
-        added_to_budget: the part of them that a control was given beside its budget.
+            metric is not a share of examples.
+        budget: FLOPs asked for; ``None`` if the runs do not record it.
+        added_to_budget: the part of ``budget`` that was added to a control's own.
         end: mean of the metric at the arm's own end, and the 95 % interval's ends (``None`` as for ``low``).
-        undecayed: whether the common budget lies inside its learning-rate schedule, so that its mean is not what a
-            schedule that ends there would give.
+        undecayed: whether the common budget lies inside the arm's learning-rate schedule, so that ``mean`` differs from
+            the value under a schedule that ends there.
         paired: seed-by-seed difference to the baseline; ``None`` for the baseline, and without a common seed.
         speedup: axis → speedup over the baseline.
         flops_total: FLOPs of the runs themselves.
         flops_by_purpose: purpose → FLOPs; they sum to ``flops_total``.
         flops_eval: FLOPs of evaluation, outside the total.
         pretrain_flops: FLOPs of training its references and scorers.
-        pretrain_in_budget: the part of them that was taken out of the budget.
+        pretrain_in_budget: the part of ``pretrain_flops`` that was taken out of the budget.
         flops_amortised: FLOPs of reference scoring that the accounting leaves out of every total.
         flops_all_in: ``flops_total`` and pre-training together.
         pairs_seen: pairs drawn into super-batches.
@@ -164,7 +164,7 @@ class ReferenceRow:
     Attributes:
         name: its name.
         arms: labels of the arms that use it.
-        value: the metric at the end of its own training; ``None`` if that is not known.
+        value: the metric at the end of its own training; ``None`` if unknown.
         flops_total: FLOPs of its own training.
         folder: its run folder.
     """
@@ -178,7 +178,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class Excluded:
-    """A run that no mean contains.
+    """A run left out of every mean.
 
     Attributes:
         folder: its folder.
@@ -205,16 +205,16 @@ class Comparison:
     Attributes:
         metric: key of the metric.
         lower_is_better: whether a smaller value is better.
-        baseline: ``label`` of the arm that the others are held against.
-        budget: common budget: the smallest that an arm was given, in FLOPs.
+        baseline: ``label`` of the arm that all other arms are compared with.
+        budget: common budget in FLOPs: the smallest of the arms' budgets.
         arms: best first.
         references: the reference models' own scores.
-        excluded: runs that are in no mean.
-        warnings: what a reader must know before believing a number.
-        facts: what all the runs' data have in common.
-        command: the command that makes this comparison again.
+        excluded: runs left out of every mean.
+        warnings: caveats to read before trusting a number.
+        facts: facts that hold for the data of all runs.
+        command: the command that reproduces this comparison.
         created: date and time, ISO 8601, UTC.
-        environment: where it was computed, and the versions that the runs used.
+        environment: machine that computed the comparison, and the versions that the runs used.
     """
 
     metric: str
@@ -232,5 +232,5 @@ class Comparison:
 
     @property
     def baseline_arm(self) -> Arm:
-        """The arm that the others are held against."""
+        """The arm that all other arms are compared with."""
         return next(arm for arm in self.arms if arm.label == self.baseline)

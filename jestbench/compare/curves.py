@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 Array = npt.NDArray[np.float64]
 
 AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
-"""What an arm can be cheaper on. The first is the axis that budgets are stated on."""
+"""The amounts that an arm can save. Budgets are stated on the first axis."""
 
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
@@ -55,13 +55,13 @@ class SeedCurve(Curve):
 
 @dataclass(frozen=True)
 class Reach:
-    """Where a curve first meets a target.
+    """The point where a curve first reaches a target.
 
     Attributes:
         amount: axis → amount spent there.
-        at_end: whether that is the last evaluation, where the learning rate has decayed.
-        resolved: whether an evaluation after the start of training lies at or before it: within the first interval of
-            evaluations a straight line would invent the place.
+        at_end: whether the point is the last evaluation, where the learning rate has decayed.
+        resolved: whether some evaluation after the start of training lies at or before the point: within the first
+            interval of evaluations, linear interpolation would invent it.
     """
 
     amount: Mapping[str, float]
@@ -73,9 +73,9 @@ def mean_curve(curves: Sequence[Curve]) -> SeedCurve:
     """Average the curves of an arm's seeds.
 
     Seeds stop within a step of one another, not at the same FLOP, and the learning-rate schedule is a
-    function of the share of the budget spent. So curves are averaged at equal shares of their own end: the
+    function of the share of the budget spent. So curves are averaged at equal shares of their own final FLOPs: the
     last point of the mean is exactly the mean of the last points. Where seeds were evaluated at the same
-    FLOPs this is the plain mean.
+    FLOPs, the result is the plain mean.
 
     Args:
         curves: one for each seed, of at least one evaluation each.
@@ -105,7 +105,7 @@ def _share(flops_E: Array) -> Array:
 
 
 def value_at(curve: Curve, budget: float, step: float) -> float | None:
-    """Read a curve at a budget, linearly between evaluations.
+    """Read a curve at a budget, by linear interpolation between evaluations.
 
     A run overshoots its budget by less than one step; cutting that step off would replace the value of the
     finished run by a mixture with the evaluation before it. Within a step of the end the final value is
@@ -117,8 +117,8 @@ def value_at(curve: Curve, budget: float, step: float) -> float | None:
         step: FLOPs of one step of the run.
 
     Returns:
-        The value; the final one where the run ended below the budget; ``None`` where it was first
-        evaluated above it.
+        The value; the final one where the run ended below the budget; ``None`` where its first evaluation
+        lies above the budget.
     """
     if budget >= curve.flops_E[-1] - step:
         return float(curve.value_E[-1])
@@ -128,7 +128,7 @@ def value_at(curve: Curve, budget: float, step: float) -> float | None:
 
 
 def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -> Reach | None:
-    """Find where a curve first is as good as a target, linearly between evaluations.
+    """Find where a curve is first as good as a target, by linear interpolation between evaluations.
 
     Args:
         curve: the curve.
@@ -136,7 +136,7 @@ def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -
         lower_is_better: whether reaching means falling to the target.
 
     Returns:
-        The amounts spent there, or ``None`` if it is never reached.
+        The amounts spent there, or ``None`` if the target is never reached.
     """
     ahead_E = target - curve.value_E if lower_is_better else curve.value_E - target
     reached_E = np.flatnonzero(ahead_E >= 0)
@@ -164,12 +164,12 @@ def interval(values: Sequence[float], low: float = -math.inf, high: float = math
 
     Args:
         values: independent observations.
-        low: the smallest value that their mean can have; the interval is cut there.
-        high: the largest.
+        low: the smallest value that the mean can have; the interval is cut there.
+        high: the largest value that the mean can have.
 
     Returns:
-        Its lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread tells next to nothing
-        (the quantile of two is 12.7), and for equal ones, whose spread would be taken for certainty.
+        The interval's lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread carries
+        little information (the quantile for two is 12.7), and for equal values, where it would have no width.
     """
     count = len(values)
     deviation = float(np.std(values, ddof=1)) if count >= FEWEST_SEEDS else 0.0

@@ -81,12 +81,12 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
 
 
 def _speedup_json(speedup: Speedup) -> dict[str, Any]:
-    # No interval is known for either kind yet; scripts find the keys that they will need.
+    # Neither kind has an interval yet; the keys are there so that scripts can rely on them.
     return {"value": speedup.value, "low": None, "high": None, "kind": speedup.kind, "absent": speedup.absent or None}
 
 
 def _strict(value: Any) -> Any:
-    """Replace what strict JSON does not have: NaN and infinities become null."""
+    """Replace NaN and infinities, which strict JSON lacks, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

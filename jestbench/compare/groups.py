@@ -1,7 +1,7 @@
-"""Which runs can be compared, and which of them form one arm.
+"""Groups the comparable runs into arms.
 
 An arm is one configuration under one label. Runs that would distort a mean (unfinished, repeated,
-without the metric) are split off here, each with a note that says so.
+without the metric) are split off here, each with a note of the reason.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Group:
 
     @property
     def budget(self) -> int | None:
-        """FLOPs asked for; ``None`` if the runs do not say."""
+        """FLOPs asked for; ``None`` if the runs do not record it."""
         budgets = [member.run.budget for member in self.members if member.run.budget is not None]
         return min(budgets) if budgets else None
 
     @property
     def reached(self) -> int:
-        """The budget, or where it is not recorded what the shortest run spent."""
+        """The budget; where it is not recorded, the FLOPs spent by the shortest run."""
         return self.budget or int(min(spent(member.run) for member in self.members))
 
 
@@ -121,7 +121,7 @@ def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
         The key.
 
     Raises:
-        CompareError: no run has it (status 2); the message lists what there is.
+        CompareError: no run has the metric (status 2); the message lists the metrics that exist.
     """
     known = {key for run in runs for key in run.metrics}
     for name in (metric, _EVAL + metric):
@@ -141,7 +141,7 @@ def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate
         metric: key of the metric.
 
     Returns:
-        The finished runs that have the metric, the others, and what is to be said of the former.
+        The finished runs that have the metric, the runs left out, and notes on the finished ones.
 
     Raises:
         CompareError: no run can be used (status 3).
@@ -170,7 +170,7 @@ def read_curve(run: RunRecord, metric: str) -> tuple[Curve | None, str]:
         metric: key of the metric.
 
     Returns:
-        The curve and what is wrong with it, if anything; no curve and the reason, if there is none.
+        The curve and its problem (empty if none); or ``None`` and the reason why there is no curve.
     """
     rows = [row for row in run.rows if metric in row and TOTAL_FLOPS in row]
     finite = [row for row in rows if math.isfinite(row[metric])]
@@ -204,7 +204,7 @@ def newest_by_seed(candidates: Iterable[Candidate]) -> tuple[list[Candidate], li
         candidates: finished runs.
 
     Returns:
-        Those kept, and a note for each that is not.
+        The runs kept, and a note for each run dropped.
     """
     kept: list[Candidate] = []
     notes: list[str] = []
@@ -232,7 +232,7 @@ def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]
         candidates: runs, one for each arm, configuration and seed.
 
     Returns:
-        The groups, and a warning for each label that more than one configuration bears.
+        The groups, and a warning for each label shared by several configurations.
     """
     groups: list[Group] = []
     notes: list[str] = []
@@ -253,15 +253,15 @@ def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]
 
 
 def choose_baseline(groups: Sequence[Group], baseline: str, excluded: Iterable[Excluded]) -> tuple[Group, list[str]]:
-    """Find the group that the others are held against.
+    """Find the group that all other groups are compared with.
 
     Args:
         groups: all groups.
         baseline: a label, or ``label@hash``.
-        excluded: runs that cannot be used, to tell a missing baseline from an unfinished one.
+        excluded: runs that cannot be used, to distinguish a missing baseline from an unfinished one.
 
     Returns:
-        The group, and a warning if the label alone did not decide.
+        The group, and a warning if several groups have that label.
 
     Raises:
         CompareError: there is no such arm (status 2), or none of its runs can be used (status 3).

@@ -1,8 +1,8 @@
-"""Runs as a comparison takes them from their folders.
+"""Reads run folders for a comparison.
 
-The rows are the source of truth for every number; the summary names whose numbers they are. A run that was
-killed leaves a torn last line and perhaps no summary: both are reported, neither stops a comparison of the
-others.
+The rows of ``metrics.jsonl`` are the source of truth for every number; the summary identifies the run. A killed
+run leaves a torn last line and perhaps no summary: both are reported, and neither stops a comparison of the
+remaining runs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jestbench.runs.folder import Row, RunFolder, shown
 from jestbench.runs.summary import ReferenceEntry, Summary
 
 Fact = str | int | float | bool
-"""One thing known about the data of a run, such as its share of wrong captions."""
+"""One fact about the data of a run, such as its share of wrong captions."""
 
 _SEARCH_DEPTH = 2
 
 
 class CompareError(Exception):
-    """A comparison cannot be made; the message says why and what to do.
+    """A comparison cannot be made; the message gives the reason and the remedy.
 
     Attributes:
         status: exit status of the command: 2 for a wrong argument, 3 for wrong or missing data.
@@ -41,12 +41,12 @@ class RunRecord:
 
     Attributes:
         folder: resolved path of the folder.
-        summary: how the run ended, and whose numbers these are.
-        environment: what the figures depend on beside the configuration; empty where that cannot be read.
-        references: the references that it was scored with, and the run folder of each; ``None`` where it is not found.
+        summary: the run's identity, and how it ended.
+        environment: machine and versions that the figures depend on; empty where the file cannot be read.
+        references: references that the run was scored with → the run folder of each, ``None`` where it is not found.
         rows: the logged steps, in order, one for each step.
         final: the last finite number logged under each key, completed from the summary.
-        problems: what was wrong with the files.
+        problems: defects found in the files.
         modified: when the run last wrote (seconds since the epoch).
     """
 
@@ -61,18 +61,18 @@ class RunRecord:
 
     @property
     def budget(self) -> int | None:
-        """FLOPs asked for, with what was added to them; ``None`` where the run counts steps or pairs."""
+        """FLOPs asked for, including those added for a control; ``None`` where the budget is in steps or pairs."""
         asked = self.summary.budget
         return None if asked is None else asked + self.summary.added_to_budget
 
     @property
     def facts(self) -> dict[str, Fact]:
-        """What is known about the data and can be shown."""
+        """Facts about the data that can be displayed."""
         return {key: value for key, value in self.summary.data.items() if isinstance(value, str | int | float)}
 
     @property
     def metrics(self) -> frozenset[str]:
-        """Every key of which some row holds a number."""
+        """Every key that has a number in some row."""
         return frozenset(key for row in self.rows for key in row)
 
 
@@ -165,7 +165,7 @@ def _final(rows: Iterable[Row], summary: Summary) -> Row:
 
 
 def _locate(path: str, run: Path) -> Path | None:
-    # Relative to the run where the two travel together, else to the folder that the run was started in.
+    # Relative to the run folder where both were moved together, else to the folder that the run was started in.
     for candidate in (run / path, Path(path)):
         if path and RunFolder(candidate).is_run_folder():
             return candidate.resolve()

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing beside it: no network, no script, no second file."""
+"""A comparison as one self-contained HTML file: no network, no script, no second file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
 
     Args:
         comparison: the comparison.
-        out: the folder that the page will lie in: links are relative to it, and the pictures are read
-            from it.
+        out: the folder of the page: links are relative to it, and the pictures are read from it.
 
     Returns:
         The page; every text that comes from a run is escaped.

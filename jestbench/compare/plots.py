@@ -1,7 +1,7 @@
 """Pictures of a comparison, at the width of a README.
 
 Drawn through ``matplotlib.figure.Figure`` alone: no global state and no display. matplotlib is imported
-when something is drawn, since it takes longer to import than a comparison takes.
+only when something is drawn, since its import takes longer than a whole comparison.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ METRIC_VS_FLOPS = "metric_vs_flops.png"
 OVERVIEW = "overview.png"
 
 BASELINE_COLOUR = "#222222"
-# Okabe and Ito's palette, told apart under all common kinds of colour blindness; its yellow is lost on white.
+# Okabe and Ito's palette, distinguishable under all common kinds of colour blindness; without its yellow, which is
+# invisible on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Apart from the arms' colours, and told apart by lightness.
+# Different from the arms' colours, and distinguishable by lightness.
 PURPOSE_COLOURS = {
     "learner_train": "#33475b",
     "learner_score": "#7f9cb5",
@@ -38,7 +39,7 @@ PURPOSE_COLOURS = {
     "recompute": "#c4c4c4",
 }
 OTHER_COLOUR = "#777777"
-"""For a purpose that this table does not know."""
+"""For a purpose missing from ``PURPOSE_COLOURS``."""
 _REFERENCE_COLOUR = "#7a4f9a"
 _LINE_STYLES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>Pph"
@@ -60,7 +61,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "figure.facecolor": "white",
-    # Arms, metrics and facts are free text, in which a dollar is a dollar.
+    # Arms, metrics and facts are free text: a dollar sign must not start a formula.
     "text.parse_math": False,
 }
 _COUNTS = {"": "", "k": "thousands", "M": "millions", "G": "billions", "T": "trillions"}
@@ -77,7 +78,7 @@ class Look:
     Attributes:
         colour: matplotlib colour.
         style: line style, for when there are more arms than colours.
-        marker: marker, which also tells the arms apart in print.
+        marker: marker, which distinguishes the arms in black-and-white print.
     """
 
     colour: str
@@ -113,7 +114,7 @@ def _style() -> Iterator[None]:
 
 
 def arm_colours(comparison: Comparison) -> dict[str, str]:
-    """Label → colour, which depends on the labels alone and not on who wins."""
+    """Label → colour; it depends on the labels alone, not on the arms' order by value."""
     others = sorted(arm.label for arm in comparison.arms if arm.label != comparison.baseline)
     colours = {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(others)}
     return {comparison.baseline: BASELINE_COLOUR} | colours
@@ -184,7 +185,7 @@ def _draw_curves(axes: Axes, comparison: Comparison, axis: str) -> None:
 
 
 def _label_amounts(axes: Axes, label: str, unit: str) -> None:
-    """Label the x axis in one unit, said once."""
+    """Label the x axis in one unit, named in the axis label alone."""
     divisor, prefix = decimal_prefix(axes.get_xlim()[1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:g}")
     in_unit = f"{prefix}{unit}" if unit else _COUNTS.get(prefix, f"in {divisor:.0e}")
@@ -301,6 +302,6 @@ def _short(label: str, length: int = 32) -> str:
 
 
 def _folded(facts: str, width: int) -> str:
-    """Break a subtitle between its facts alone."""
+    """Break a subtitle into lines, only between facts."""
     unbroken = facts.replace(" · ", "\n").replace(" ", "\u00a0").replace("\n", "\u00a0· ")
     return "\n".join(textwrap.wrap(unbroken, width))

@@ -1,4 +1,4 @@
-"""What stands behind the numbers: data, code, machines, and what the runs themselves warned of."""
+"""The provenance of the numbers: data, code, machines, and the warnings of the runs themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECORDED = ("python", "platform", "processor", "cores", "threads", "device", "c
 
 
 def common_facts(arms: Iterable[Arm]) -> tuple[dict[str, Fact], list[str]]:
-    """What the data of all runs have in common, and a note for each thing that they have not.
+    """Facts that hold for the data of all runs, and a note for each fact that differs.
 
     Args:
         arms: the arms.
@@ -56,7 +56,7 @@ def workplace_notes(arms: Iterable[Arm]) -> list[str]:
 
 
 def learning_rate_notes(arms: Iterable[Arm]) -> list[str]:
-    """A note on the learning rates: an arm may do better with one of its own."""
+    """A note on the learning rates: an arm may do better with a rate tuned for it."""
     labels: dict[float, dict[str, None]] = defaultdict(dict)
     for arm in arms:
         for member in arm.runs:
@@ -72,7 +72,7 @@ def learning_rate_notes(arms: Iterable[Arm]) -> list[str]:
 
 
 def run_notes(arms: Iterable[Arm]) -> list[str]:
-    """What the runs warned of themselves, each text once for an arm."""
+    """Warnings that the runs recorded, each text once for an arm."""
     notes: list[str] = []
     for arm in arms:
         seeds: dict[str, list[int]] = defaultdict(list)
@@ -84,7 +84,7 @@ def run_notes(arms: Iterable[Arm]) -> list[str]:
 
 
 def environment(runs: Iterable[RunRecord]) -> dict[str, Any]:
-    """Where the comparison is computed, and what the first run that says so ran on."""
+    """The machine of the comparison, and the environment of the first run that records one."""
     recorded = next((run.environment for run in runs if run.environment), {})
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The doors of the comparison: ``compare`` for the library, ``main`` for the command line."""
+"""Entry points of the comparison: ``compare`` for the library, ``main`` for the command line."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def compare(
     Args:
         run_dirs: run folders, or folders that hold run folders one or two levels down.
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
-        baseline: label of the arm to hold the others against; ``label@hash`` where two configurations
+        baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
         lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss" or "mse".
-        command: what to note as the command that makes the comparison again; by default
+        command: recorded as the command that reproduces the comparison; by default
             ``tools/compare.py`` with these arguments.
 
     Returns:
@@ -63,7 +63,7 @@ def render(comparison: Comparison, out: Path) -> None:
 
     Args:
         comparison: what to write.
-        out: folder to write to, made if missing; what a former comparison left there is replaced.
+        out: folder to write to, made if missing; the files of an earlier comparison there are replaced.
 
     Raises:
         CompareError: the folder cannot be written (``status`` 3).
@@ -76,7 +76,7 @@ def render(comparison: Comparison, out: Path) -> None:
             ("comparison.md", to_markdown(comparison, out)),
             (PAGE, to_html(comparison, out)),
         ):
-            # A label that is no valid Unicode (a folder name in another encoding) must not cost the report.
+            # A label of invalid Unicode (a folder name in another encoding) must not stop the report.
             write_text(out / name, text, errors="replace")
     except OSError as error:
         raise CompareError(f"{out}: cannot be written: {error}") from error
@@ -180,10 +180,10 @@ def _command(
 
 
 def _print(text: str, stream: TextIO) -> None:
-    # A terminal that knows only ASCII must not turn a Greek label into a traceback.
+    # On a terminal limited to ASCII, a Greek label must not raise.
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
-        # The reader (``| head``) has left; without this, the flush at exit fails once more.
+        # The reader (``| head``) has closed the pipe; without this, the flush at exit fails too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -66,7 +66,7 @@ def _ahead(arm: Arm, comparison: Comparison) -> str:
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     spaces = 2 * (len(widths) - 1)
-    # Labels are free text: the first two columns give way, the numbers never do.
+    # Labels are free text: the first two columns are cut to fit, the numbers never are.
     widths[1] = max(min(widths[1], 34), *(len(row[1]) for row in rows[1:]))
     widths[0] = max(3, min(widths[0], WIDTH - spaces - sum(widths[1:])))
     lines = []
@@ -186,7 +186,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _plain(text: str) -> str:
     """Keep free text from being read as Markdown or HTML."""
-    # An underscore inside a word is plain already, and labels are full of them.
+    # An underscore inside a word needs no escape, and labels are full of them.
     text = re.sub(r"([\\`*\[\]|#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 

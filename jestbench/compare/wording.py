@@ -1,4 +1,4 @@
-"""How a comparison is put into words and digits, alike in the table, the Markdown and the page."""
+"""Wording and number formats of a comparison, shared by the table, the Markdown and the page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ AXIS_TITLES = {
 }
 
 WORDS: Mapping[Absent, str] = {"never": "never", "worse": "worse", "early": "early", "unknown": "-"}
-"""What stands in the place of a speedup that has no value."""
+"""Words in the place of a speedup without a value, by ``Speedup.absent``."""
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DIGITS = 4
 
 
 def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    """How every number is computed: pairs of its name and one sentence."""
+    """Explanations of how each number is computed: pairs of a name and a sentence."""
     return (*_about_values(comparison), *_about_speedups(comparison))
 
 
@@ -102,7 +102,7 @@ def _about_speedups(comparison: Comparison) -> tuple[tuple[str, str], ...]:
 
 
 def decimal_prefix(value: float) -> tuple[float, str]:
-    """The decimal prefix that suits a value: its size and its sign."""
+    """The decimal prefix that suits a value: its factor and its symbol."""
     return next(((size, sign) for size, sign in _PREFIXES if abs(value) >= 0.9995 * size), (1.0, ""))
 
 
@@ -138,7 +138,7 @@ def value_text(value: float | None, comparison: Comparison) -> str:
 
 
 def interval_text(arm: Arm, comparison: Comparison) -> str:
-    """Write an arm's mean and its interval, or why there is none."""
+    """Write an arm's mean and its interval, or why it has no interval."""
     mean = value_text(arm.mean, comparison) + (" undecayed" if arm.undecayed else "")
     if arm.low is None or arm.high is None:
         return f"{mean} [{_no_interval(arm)}]"
@@ -151,7 +151,7 @@ def _no_interval(arm: Arm) -> str:
 
 
 def evaluation_noise(comparison: Comparison) -> str:
-    """Write the evaluation noise of the arms with the smallest and the largest one; empty where none is known."""
+    """Write the evaluation noise of the arms with the smallest and the largest one; empty where no arm has one."""
     known = sorted((arm.evaluation_error, arm.label) for arm in comparison.arms if arm.evaluation_error is not None)
     if not known:
         return ""
@@ -177,7 +177,7 @@ def speedup_text(speedup: Speedup) -> str:
         return WORDS[speedup.absent]
     value = speedup.value
     if speedup.kind == "touch":
-        # Two digits: more would promise what a touch does not hold.
+        # Two digits: a touch is not known more precisely.
         return f"~{value:.0f}x" if value >= 9.95 else f"~{value:.2g}x"
     digits = f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
     if value < 0.1:
@@ -186,14 +186,14 @@ def speedup_text(speedup: Speedup) -> str:
 
 
 def shares(arm: Arm) -> dict[str, float]:
-    """The share of an arm's FLOPs by purpose, largest first, without purposes that cost nothing."""
+    """The share of an arm's FLOPs by purpose, largest first, without purposes of 0 FLOPs."""
     total = sum(arm.flops_by_purpose.values())
     ordered = sorted(arm.flops_by_purpose.items(), key=lambda item: (-item[1], item[0]))
     return {purpose: flops / total for purpose, flops in ordered if flops}
 
 
 def subtitle(comparison: Comparison) -> str:
-    """What all the runs have in common, on one line: data, seeds, common budget, date."""
+    """The facts common to all runs, on one line: data, seeds, common budget, date."""
     seeds = sorted({seed for arm in comparison.arms for seed in arm.seeds})
     facts = [f"{key.replace('_', ' ')} {value}" for key, value in comparison.facts.items()]
     plural = "s" if len(seeds) > 1 else ""
@@ -212,5 +212,5 @@ def relative(path: Path, start: Path) -> str:
     try:
         return Path(os.path.relpath(path, start.resolve())).as_posix()
     except ValueError:
-        # Windows knows no relative path from one drive to another.
+        # On Windows there is no relative path from one drive to another.
         return path.as_posix()

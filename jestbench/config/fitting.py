@@ -13,8 +13,8 @@ from jestbench.data.sources.source import SPLITS
 from jestbench.select.losses import LossName
 
 NOT_THE_PAIRS = frozenset("cache_dir max_damaged verify allow_missing lanes buffer".split())
-"""Parameters of data sets that leave the pairs as they are: where they are cached, what damage is borne, their order.
-The tokenizer's are not among them: a frozen model is given the arm's token ids."""
+"""Parameters of data sets that do not change the pairs: cache folder, tolerated damage, order. Parameters of the
+tokenizer are not among them, since a frozen model is fed the arm's token ids."""
 
 
 @dataclasses.dataclass(frozen=True)

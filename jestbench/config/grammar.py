@@ -91,7 +91,7 @@ def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
     """A binding from the command line; a bare word or path is a string.
 
     Raises:
-        ConfigError: it is no binding, or its value cannot be parsed.
+        ConfigError: the text is not a binding, or its value cannot be parsed.
     """
     matched = _BINDING.match(text)
     if matched is None:

@@ -53,10 +53,10 @@ def defaults() -> Mapping[str, Any]:
 
 
 def arm_hash(flat: Mapping[str, Any], needs: frozenset[str], pretrained: Mapping[Pretrained, str]) -> str:
-    """Hash of an arm: its operative configuration less defaults and what does not matter to it.
+    """Hash of an arm: its operative configuration without defaults and without parameters that have no effect.
 
-    The frozen models that it needs are in it by their own identity. A policy that scores nothing never sees a
-    super-batch or a reference, so two uniform arms that differ in those are one.
+    The frozen models that the arm needs enter by their own identity. A policy that scores nothing uses neither
+    super-batch size nor reference, so two uniform arms that differ only in those have the same hash.
     """
     usual = defaults()
     arm = {

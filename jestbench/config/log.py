@@ -37,11 +37,11 @@ class Log:
 
 @dataclass(frozen=True)
 class WandB:
-    """Weights & Biases. What is empty here is left to its own variables (WANDB_PROJECT, WANDB_TAGS …).
+    """Parameters of Weights & Biases. An empty one leaves the value to W&B's variables (WANDB_PROJECT, WANDB_TAGS …).
 
     Attributes:
-        mode: ``auto`` is online under a W&B sweep agent or where WANDB_MODE says so, else offline.
-        project: of the run; without one in WANDB_PROJECT either, ``jestbench``.
+        mode: ``auto`` follows WANDB_MODE; where that is unset, it is online under a W&B sweep agent, else offline.
+        project: of the run; ``jestbench`` if WANDB_PROJECT is empty too.
         entity: user or team that the project belongs to.
         group: of the run; a local sweep sets it to its name, W&B's agent to the sweep's id.
         name: of the run; otherwise its arm and seed.

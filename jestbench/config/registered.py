@@ -11,7 +11,7 @@ def policy_classes() -> dict[str, type[Any]]:
     """The registered policies: name → class.
 
     Raises:
-        ConfigError: two have one name, or an entry point cannot be loaded.
+        ConfigError: two policies have the same name, or an entry point cannot be loaded.
     """
     try:
         return {name: policies.get(name) for name in policies.available()}
@@ -25,6 +25,6 @@ def policy_class(name: str) -> type[Any]:
     """The policy registered under a name.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: no policy has that name; the message gives the nearest names.
     """
     return policies.get(name)

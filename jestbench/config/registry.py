@@ -98,7 +98,7 @@ def fields_of(cls: type[Any]) -> Mapping[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; a boolean is no number."""
+    """Whether a value is of a type; a boolean does not count as a number."""
     if isinstance(value, bool) and hint in (int, float, float | None, int | None):
         return False
     try:

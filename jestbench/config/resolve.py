@@ -1,8 +1,7 @@
-"""Gin files and bindings to a run: everything that a command asks for, checked before anything is trained.
+"""Resolution of gin files and bindings to a run, with all checks made before any training starts.
 
-Bindings are checked one by one *before* anything is built (names, types), bound, and built. What gin passes over in
-silence is an error here: a binding, a scope or a macro that the run never uses, a bare word, a file that an include
-cannot find.
+Names and types of all bindings are checked first; then they are bound and the run is built. Mistakes that gin ignores
+are errors here: a binding, a scope or a macro that the run never uses, a bare word, a missing included file.
 """
 
 from __future__ import annotations
@@ -103,10 +102,10 @@ def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
 
 
 def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
-    """What is remembered of a pair is bound to the plain image.
+    """Refuse augmentation where the scores of frozen models are stored: they hold for the plain image only.
 
     Raises:
-        ConfigError: a frozen model would be remembered for one crop and asked about another.
+        ConfigError: the score stored for one crop would be used for another.
     """
     if run.augment is not None and run.needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
@@ -153,9 +152,9 @@ def resolve(
         files: gin files.
         bindings: ``Name.parameter=value``.
         allow_unused: patterns of bindings that the run need not use (``jest.*``).
-        beside: the file that names the files, for a reference's.
-        chain: references being resolved, to refuse a circle.
-        origin: where the bindings stand, for messages.
+        beside: the file that refers to ``files``, when a frozen model's run is resolved; paths are searched beside it.
+        chain: run files being resolved, to refuse a circle.
+        origin: where the bindings are written, for messages.
         recorded: reads a run folder that is bound in a role (``jestbench.runs.open_folder.recorded``).
 
     Raises:
@@ -232,10 +231,10 @@ def _findable(binding: Binding) -> Binding:
 
 
 def _roles(run: Run) -> list[Pretrained]:
-    """The roles that are filled by runs: those that the policy needs, and one that the budget adds.
+    """The roles that are filled by other runs: those that the run scores with, and one that ``budget.adds`` adds.
 
     Raises:
-        ConfigError: what is bound fills another role.
+        ConfigError: the bound scorer is of another kind than the policy or the cascade needs.
     """
     assert not isinstance(run.policy, str)
     needs, name = run.policy.needs, type(run.policy).__name__
@@ -280,10 +279,10 @@ def _pretrained(
     recorded: ReadFolder | None,
     half: tuple[str, ...],
 ) -> Resolved | Path:
-    """A frozen model's own run, or the folder of one; ``half``: the binding that sets a twin's half.
+    """The run that trains a frozen model, or the folder of a finished one; ``half`` is the binding of a twin's half.
 
     Raises:
-        ConfigError: none is bound, it is not there, it needs itself, or it is of another kind.
+        ConfigError: no run is bound, or the bound one does not exist, needs itself, or trains another kind of model.
     """
     key, asked = f"run.{role}", getattr(run, role)
     usual, kind = PRETRAINED[role]
@@ -331,7 +330,7 @@ def _check_frozen(
     Raises:
         ConfigError: the reference was trained on another loss, and more than its cosines is used.
     """
-    # Two halves are of one run file: what fits one fits the other.
+    # Both halves of a twin come from one run file, so checking one of them is enough.
     models = [_training_of(run, role, stands[0], recorded) for role, stands in stands_on.items() if role in run.needs]
     where = _place("run.loss", bindings).removesuffix(": ") or "the default"
     if refused := other_loss(run, models, where):

@@ -31,7 +31,7 @@ from jestbench.select.scores import Role
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message says where and what to do."""
+    """The configuration is wrong; the message names the place and the remedy."""
 
     exit_status: ClassVar[int] = 2
 
@@ -269,7 +269,7 @@ class Resolved:
 
     @property
     def below(self) -> tuple[Resolved, ...]:
-        """The runs that it stands on as far as they are to be trained on demand."""
+        """The runs in ``stands_on`` that are to be trained on demand."""
         return tuple(stand for stands in self.stands_on.values() for stand in stands if isinstance(stand, Resolved))
 
     @property
@@ -282,13 +282,13 @@ class Resolved:
         """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
 
         Raises:
-            ConfigError: the reference does not say.
+            ConfigError: the reference's run has no budget in FLOPs.
         """
         return sum(pretraining_flops(self) for _ in self.run.limit.adds)
 
     @property
     def candidates(self) -> int:
-        """Pairs that a step looks at: those that it draws, or those that a cascade draws them from."""
+        """Pairs that a step considers: those that it draws, or the candidates that a cascade draws them from."""
         return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
 
 

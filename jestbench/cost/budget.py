@@ -1,4 +1,4 @@
-"""The budget that ends a run, and what of it may be spent."""
+"""The budget that ends a run, as configured and in numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Budget:
         includes: pre-training that is taken out of ``run.budget`` before the first step (an
             *all-in* arm): ``reference``, ``scorer``.
         adds: pre-training whose FLOPs are added to ``run.budget``, so that a control may spend all that a
-            selecting arm and its ``reference`` spend together. What is added is the budget that
-            ``run.reference`` configures; nothing is trained for it.
-        steps: end after so many steps instead of at ``run.budget`` FLOPs.
-        pairs: end after so many pairs seen.
+            selecting arm and its ``reference`` spend together. The amount added is the budget that
+            ``run.reference`` configures; no model is trained for it.
+        steps: end after this many steps instead of at ``run.budget`` FLOPs.
+        pairs: end after this many pairs seen instead.
     """
 
     includes: tuple[Pretrained, ...] = ()
@@ -52,13 +52,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Allowance:
-    """A budget in numbers: what one run may spend.
+    """The budget of one run in numbers; one of ``flops``, ``steps`` and ``pairs`` ends it.
 
     Attributes:
         flops: FLOPs of this run's own passes, or ``None``.
         steps: steps, or ``None``.
         pairs: pairs seen, or ``None``.
-        pretrain: FLOPs that were taken out of the budget first.
+        pretrain: FLOPs of pre-training that were taken out of the budget.
         added: FLOPs that were added to the budget.
     """
 

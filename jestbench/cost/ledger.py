@@ -1,4 +1,4 @@
-"""What was spent, on what, in exact integers; and the budget that ends a run."""
+"""The multiply-adds that a run has spent, by purpose, in exact integers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 
 
 class Ledger:
-    """Multiply-adds by purpose. Filled by the loop alone, from the passes that stages report."""
+    """Multiply-adds by purpose, charged from the passes that stages and evaluations return."""
 
     def __init__(self) -> None:
         self._macs: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
 
     def charge(self, passes: Iterable[Pass]) -> None:
-        """Add what these passes cost."""
+        """Add the multiply-adds of these passes."""
         for item in passes:
             self._macs[item.purpose] += item.macs
 
     def state_dict(self) -> dict[Purpose, int]:
-        """What a checkpoint keeps."""
+        """Multiply-adds by purpose, for a checkpoint."""
         return self.macs
 
     def load_state_dict(self, state: Mapping[Purpose, int]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the multiply-adds of a checkpoint."""
         self._macs = {purpose: state[purpose] for purpose in PURPOSES}
 
     @property
@@ -47,5 +47,5 @@ class Ledger:
         return {"total": self.total} | {p: FLOPS_PER_MAC * macs for p, macs in self._macs.items()}
 
     def row(self) -> dict[str, int]:
-        """The same as metrics: ``flops/…``, cumulative."""
+        """``flops`` as metrics named ``flops/…``, cumulative."""
         return {f"flops/{name}": value for name, value in self.flops().items()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _UnderView(nn.Module):
-    """A tower with its view filled in: what is traced takes tensors only."""
+    """A tower with its view filled in: a traced module may take tensors only."""
 
     def __init__(self, tower: nn.Module, view: View) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class Price:
     Attributes:
         image: of one image.
         text: of one text.
-        fixed: of a pass over any number of images: a view of another patch size resizes the patch
-            embedding, which multiplies matrices too.
+        fixed: of a pass, once, over any number of images: a view of another patch size resizes the patch
+            embedding by a matrix product.
     """
 
     image: int
@@ -45,28 +45,28 @@ class Price:
     @classmethod
     def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
         """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
+        model.image.prepare(view)
         ghost = without_values(model, "cpu")
         tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
         text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
         images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()
         if view.full_image:
             return cls(forward_macs(ghost.image, images_1CHW), text)
-        ghost.image.prepare(view)
         tower = _UnderView(ghost.image, view)
         one = forward_macs(tower, images_1CHW, key_1)
         two = forward_macs(tower, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2))
-        # What a second image adds is the price of an image; the rest does not depend on how many there are.
+        # The second image adds the price of one image; the rest is fixed, whatever the number of images.
         return cls(two - one, text, 2 * one - two)
 
     @classmethod
     def of_training(cls, model: TwoTowers, batch: Batch, view: View = FULL, checkpointing: bool = False) -> Price:
-        """Forward *and* backward as torch's own counter sees them: what the 3x convention is judged by.
+        """Measure forward *and* backward by torch's own counter, to judge the 3x convention by.
 
         Args:
-            model: the towers; they are counted without values (``meta``), and left alone.
+            model: the towers; a copy without values (on ``meta``) is counted, the model stays unchanged.
             batch: its first pair gives the shapes.
-            view: under which they are run.
-            checkpointing: with activation checkpointing.
+            view: the view that the towers are run under.
+            checkpointing: whether activation checkpointing is on.
         """
         ghost = without_values(model)
         ghost.image.prepare(view)
@@ -76,30 +76,30 @@ class Price:
         with ghost.checkpointing(checkpointing):
             spent = counted_macs(text, tokens_1L).training
             one = counted_macs(image, images_1CHW, key_1).training
-            if view.patch_size is None:  # nothing is resized: all of it is the image's
+            if view.patch_size is None:  # no kernel is resized: there is no fixed part
                 return cls(one, spent)
             two = counted_macs(image, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2)).training
             return cls(two - one, spent, 2 * one - two)
 
     @classmethod
     def of_rerun(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
-        """What a backward pass runs again under activation checkpointing.
+        """The price of the forward work that a backward pass repeats under activation checkpointing.
 
-        Measured, as torch stops short of a block's end once it has what the backward pass needs.
+        Measured, not derived: torch stops before a block's end, once it has all tensors that the backward pass needs.
         """
         plain, again = (cls.of_training(model, batch, view, checkpointing) for checkpointing in (False, True))
         return cls(again.image - plain.image, again.text - plain.text, again.fixed - plain.fixed)
 
     @property
     def pair(self) -> int:
-        """One pair through both towers."""
+        """Multiply-adds of one pair through both towers."""
         return self.image + self.text
 
     def images(self, count: int, microbatch: int | None = None) -> int:
-        """One pass over so many images, or as many as it takes with at most ``microbatch`` at once."""
+        """Multiply-adds for ``count`` images, in one pass or in passes of at most ``microbatch`` images."""
         passes = -(-count // (microbatch or max(1, count)))
         return count * self.image + passes * self.fixed
 
     def pairs(self, count: int, microbatch: int | None = None) -> int:
-        """One pass over so many pairs, or as many as it takes with at most ``microbatch`` at once."""
+        """Multiply-adds for ``count`` pairs, in one pass or in passes of at most ``microbatch`` pairs."""
         return self.images(count, microbatch) + count * self.text

@@ -194,15 +194,15 @@ SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
 def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
-    """A copy of a module whose parameters have shapes and no values; on ``meta`` without memory and arithmetic too.
+    """A copy of a module with its shapes and without the values of its parameters; on ``meta`` without any values.
 
-    Buffers keep their values where there is memory: a table of positions is an index, and must lie within its bounds.
+    Buffers keep their values on other devices: some of them are positions, by which a forward call indexes.
     """
     memo: dict[int, Any] = {
         id(value): nn.Parameter(torch.empty_like(value, device=device), requires_grad=value.requires_grad)
         for value in module.parameters()
     }
-    memo |= {id(value): value.to(device, copy=True) for value in module.buffers()}
+    memo |= {id(value): value.detach().to(device, copy=True) for value in module.buffers()}
     return copy.deepcopy(module, memo)
 
 

@@ -1,6 +1,6 @@
-"""Augmentation: the pair as it looks at one step, a function of seed, pair and step alone.
+"""Augmentation: random crops of a pair's image, a function of seed, pair and step alone.
 
-No paper of data selection needs it, and jestbench trains without it by default: what is chosen then
+No paper on data selection needs augmentation, and jestbench trains without it by default: the selection then
 depends on the pair, not on a crop of it.
 """
 
@@ -25,11 +25,11 @@ from jestbench.data.pairs import IndexedPairs, Wrapped
 class RandomResizedCrop:
     """A random part of the image, resized to the whole (Szegedy et al. 2015, 1409.4842, section 6).
 
-    It works on the image at the size at which the data set delivers it.
+    The input is the image at the size at which the data set delivers it.
 
     Attributes:
-        scale: share of the image's area that a crop takes, drawn evenly between these.
-        ratio: width over height of a crop, its logarithm drawn evenly between these.
+        scale: share of the image's area that a crop takes, drawn uniformly between these two bounds.
+        ratio: width over height of a crop, its logarithm drawn uniformly between these two bounds.
     """
 
     scale: tuple[float, float] = (0.9, 1.0)
@@ -54,7 +54,7 @@ class RandomResizedCrop:
         return 0, 0, height, width
 
     def __call__(self, images_BCHW: Tensor, seed_B: list[int]) -> Tensor:
-        """Images of the same shape, each cropped as its own seed says; uint8 in and out."""
+        """Images of the same shape, each cropped with its own seed; uint8 in and out."""
         height, width = images_BCHW.shape[2:]
         out_BCHW = torch.empty_like(images_BCHW, memory_format=torch.contiguous_format)
         for image_CHW, out_CHW, seed in zip(images_BCHW, out_BCHW, seed_B, strict=True):
@@ -65,10 +65,10 @@ class RandomResizedCrop:
 
 
 class AugmentedPairs(Wrapped):
-    """The pairs of a split at all steps: position ``step · N + i`` is pair ``i`` as it looks at that step.
+    """The augmented pairs of a split at all steps: position ``step · N + i`` is pair ``i``, cropped for that step.
 
-    Keys are those of the plain pair: an embedding remembered by key would be that of some other crop,
-    which is why a run whose reference remembers refuses augmentation.
+    Keys are those of the plain pair: an embedding cached by key would belong to some other crop,
+    which is why a run whose reference caches embeddings refuses augmentation.
 
     Args:
         pairs: the split.
@@ -83,7 +83,7 @@ class AugmentedPairs(Wrapped):
 
     @property
     def decoded(self) -> bool:
-        """Cropping is work for workers, too."""
+        """False: cropping is worth worker processes even where nothing is decoded."""
         return False
 
     @property
@@ -93,7 +93,7 @@ class AugmentedPairs(Wrapped):
 
     @property
     def preprocessing(self) -> str:
-        """All that the pairs depend on: a key does not tell one crop from another."""
+        """Everything that the pairs depend on, as all crops of an image share its key."""
         return self.fingerprint
 
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
@@ -105,7 +105,7 @@ class AugmentedPairs(Wrapped):
         return self.mended(*self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
-        """The pairs at these positions, cropped where they are whole; and which are damaged, by place in the batch."""
+        """The pairs at these positions, the intact ones cropped; and the damaged ones, by place in the batch."""
         batch, damaged = self.pairs.attempt(index_B % len(self))
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged

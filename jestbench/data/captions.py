@@ -12,17 +12,17 @@ from jestbench.data.damage import Damaged
 
 @dataclass(frozen=True)
 class Captions:
-    """Normalisation of captions, and what is done with several of one image.
+    """How captions are normalised, and which of an image's several captions are used.
 
     Attributes:
         nfkc: Unicode's NFKC form: full-width letters, ligatures and the like become plain ones.
         spaces: runs of white space become one blank.
         lower: lower case.
         max_characters: longer ones are cut.
-        several: captions of one image, in training: ``draw`` one anew for each epoch (a function of image, seed
-            and epoch), or always take the ``first``.
-        several_exact: where pairs may not change (evaluation): the ``first``, or ``all``, each a pair of its own
-            (for the metrics the image's other captions are then wrong ones).
+        several: which of an image's captions training uses: ``draw`` one anew for each epoch (a function of image,
+            seed and epoch), or always take the ``first``.
+        several_exact: which captions evaluation uses, where pairs may not change: the ``first``, or ``all``, each a
+            pair of its own (the metrics then count the image's other captions as wrong).
     """
 
     nfkc: bool = True
@@ -49,12 +49,12 @@ class Captions:
         return caption[: self.max_characters].strip()
 
     def usable(self, captions: Iterable[str]) -> list[str]:
-        """All captions of an image that are left, normalised, each once."""
+        """The distinct captions of an image that are not empty after normalisation."""
         return [text for text in dict.fromkeys(map(self.normalise, captions)) if text]
 
     @property
     def identity(self) -> str:
-        """Of what is stored: how several are drawn is decided later."""
+        """Identity of the captions as stored; ``several`` is left out, as the choice is made later."""
         return f"{self.nfkc}/{self.spaces}/{self.lower}/{self.max_characters}"
 
 
@@ -62,7 +62,7 @@ def text_of(content: object) -> str:
     """A caption as text.
 
     Raises:
-        Damaged: it is not UTF-8, or there is none.
+        Damaged: the content is not UTF-8, or there is none.
     """
     if content is None:
         raise Damaged("no caption")

@@ -1,8 +1,8 @@
 """A cascade: cached per-pair scores choose a super-batch among many candidates, before anything is decoded.
 
-From ``candidates`` × B keys the B pairs with a low loss under a frozen model are drawn; the policy then
-selects its b among them as ever. It is a plan of super-batches like any other, so it works with every
-policy, and with every score that a pair has by itself.
+From ``candidates`` × B keys, B pairs with a low loss under a frozen model are drawn; the policy then
+selects its b among those B as usual. A cascade is a plan of super-batches like any other, so it works with
+every policy, and with every score that depends on one pair alone.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Cascade:
     """How a super-batch is drawn from candidates.
 
     Attributes:
-        candidates: for each pair of the super-batch.
+        candidates: number of candidates for each pair of the super-batch.
         temperature: T of p ∝ exp(−own loss/T), draws without replacement.
-        deterministic: take those of least loss instead of drawing.
-        score: whose own loss: ``reference`` is ``run.reference``'s (of an irreducible-loss model, too), ``scorer`` the
-            grades of the pretrained ``run.scorer``, p ∝ exp(g/T).
+        deterministic: take the candidates of least loss instead of drawing.
+        score: model that gives the own loss: ``reference`` is ``run.reference`` (an irreducible-loss model, too);
+            ``scorer`` is the pretrained ``run.scorer``, whose grades g give p ∝ exp(g/T).
     """
 
     candidates: int = 5
@@ -55,12 +55,12 @@ class Cascade:
 
 
 class OwnLoss(Protocol):
-    """A loss of each candidate, by key; pairs that the model has to see are read."""
+    """A function that gives each candidate's loss by key, and reads the pairs whose loss must be computed."""
 
     def __call__(
         self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch]
     ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """A loss of each candidate, and what it cost; ``read`` decodes the pairs at some positions.
+        """The loss of each candidate, and the passes it cost; ``read`` decodes the pairs at given positions.
 
         A pair that turns out to be damaged, so that ``read`` gives another in its place, has an infinite loss.
         """
@@ -68,10 +68,10 @@ class OwnLoss(Protocol):
 
 
 class CascadePlan(StepPlan):
-    """The pairs that are drawn from ``cascade.candidates`` times as many.
+    """A plan whose super-batches are drawn from ``cascade.candidates`` times as many pairs.
 
-    Candidates are the super-batches of that size of an :class:`EpochPlan`: they never span two epochs, and none
-    stands among them twice.
+    The candidates of a step are one large super-batch of an :class:`EpochPlan`: they never span two epochs, and no
+    pair is a candidate twice.
 
     Args:
         pairs: the split.
@@ -96,7 +96,7 @@ class CascadePlan(StepPlan):
         self.candidates = EpochPlan(pairs, cascade.candidates * size, seed)
 
     def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
-        """The drawn, with the passes that drawing them cost; candidates whose loss no cache holds are read."""
+        """The drawn pairs, with the passes that drawing cost; candidates whose loss is not cached are read."""
         candidates = self.candidates.positions(step)
         index_C = candidates.index_B
         drawn = self.pairs.drawn(self.seed, candidates.epoch)

@@ -1,8 +1,8 @@
 """Captions made worse word by word, graded by how much of the original is left (Rouge-L).
 
-Captions may be as short as one word, so an edit is drawn among those that a caption of its length
-allows: a word alone is replaced, doubled, or gets a foreign word beside it; two or more can also lose
-one or change places. A caption never becomes empty.
+Captions may be as short as one word, so an edit is drawn among those that the caption's length allows:
+a single word is replaced, doubled, or gets a foreign word beside it; of two or more words one can also be
+dropped, or two swapped. A caption never becomes empty.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def corrupt(original: Words, vocabulary: Sequence[str], share: float, rng: rando
 def other_captions(captions: Sequence[Words], count: int, rng: random.Random) -> list[list[int]]:
     """For each caption the positions of ``count`` captions of other words, uniformly, with replacement.
 
-    Where every caption is the same there is none, and a caption's own position stands in.
+    Where all captions are equal there is no other, and each caption's own position is returned.
     """
     groups: dict[Words, list[int]] = {}
     for position, words in enumerate(captions):
         groups.setdefault(words, []).append(position)
-    # Equal captions stand together: whatever comes after them, around the end, differs.
+    # Equal captions form one run: the captions that follow the run, cyclically, are all different.
     order = [position for group in groups.values() for position in group]
     ends = dict(zip(groups, accumulate(len(group) for group in groups.values()), strict=True))
     found: list[list[int]] = []

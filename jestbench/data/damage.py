@@ -1,4 +1,4 @@
-"""What is damaged among a data set's pairs: its reason, its count, and how much of it stops a run."""
+"""Damaged pairs of a data set: the reason, the count, and the share that stops a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from jestbench.batch import DataError
 
 FLOOR = 1000
-"""A share of damaged pairs is taken over at least so many: one in a small set says nothing."""
+"""A share of damaged pairs is taken of at least this many pairs: one damaged pair in a small set is no evidence."""
 
 
 class Damaged(Exception):
-    """A pair is of no use; ``reason`` is counted, the message says more."""
+    """A pair is unusable; ``reason`` is the category that is counted, ``said`` the detail for the message."""
 
     def __init__(self, reason: str, said: str = "") -> None:
         super().__init__(reason, said)  # both: an exception is pickled by its arguments
@@ -23,12 +23,12 @@ class Damaged(Exception):
 
 
 def too_many(damaged: float, read: float, limit: float) -> bool:
-    """Whether so many damaged ones of those read are more than a share, taken over at least ``FLOOR``."""
+    """Whether the damaged pairs exceed a share (``limit``) of the pairs read, counted as at least ``FLOOR``."""
     return damaged > limit * max(read, FLOOR)
 
 
 class Tally:
-    """What was read and what was damaged, summed over a run; a checkpoint keeps it.
+    """Counts of pairs read and pairs damaged, summed over a run and kept in its checkpoints.
 
     Args:
         name: of the split, for messages.
@@ -44,7 +44,7 @@ class Tally:
         self.summed: dict[str, float] = {}
 
     def add(self, counts: Mapping[str, float]) -> None:
-        """Count what travels with a batch."""
+        """Add the counts that come with a batch."""
         for name, count in counts.items():
             self.summed[name] = self.summed.get(name, 0) + count
         damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
@@ -55,7 +55,7 @@ class Tally:
             )
 
     def counts(self) -> dict[str, float]:
-        """As metrics, ``data/…``; nothing where nothing was counted."""
+        """The counts as metrics, ``data/…``; empty where nothing was counted."""
         return {f"data/{name}": count for name, count in self.summed.items()}
 
     def state_dict(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels: whatever a crawl holds becomes RGB, or is named as damaged."""
+"""Decoding of image files: encoded bytes become RGB pixels, or raise with the reason why they are damaged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 from jestbench.data.damage import Damaged
 
 Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
-"""Why an image cannot be had."""
+"""Why an image cannot be read or decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is opened. No vector formats: Pillow hands those to Ghostscript."""
+"""Image formats that are opened. No vector formats: Pillow hands those to Ghostscript."""
 
 MAX_PIXELS = 2**26
 """Images of more pixels than this (8,192 × 8,192) are refused before any is decoded: one of 50,000 × 50,000
@@ -25,11 +25,11 @@ takes a few kilobytes on the disk and 7.5 GB in memory."""
 
 
 DECODER = f"decoder 1, Pillow {PIL.__version__}"
-"""Names the pixels that ``decode`` makes of a file. Counted up when they change, so that none is cached on."""
+"""Version of the pixels that ``decode`` makes of a file; incremented when they change, so that caches expire."""
 
 
 class DamagedImage(Damaged):
-    """An image cannot be had."""
+    """An image cannot be read or decoded."""
 
     reason: Damage
 
@@ -49,7 +49,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise DamagedImage("too many pixels", str(error)) from error
-    except Exception as error:  # Pillow's readers raise whatever they meet: struct.error, KeyError, SyntaxError …
+    except Exception as error:  # Pillow's readers raise any kind: struct.error, KeyError, SyntaxError …
         raise DamagedImage("no image", f"{type(error).__name__}: {error}") from error
     width, height = image.size
     if width * height > max_pixels:

@@ -1,7 +1,7 @@
 """From positions to pairs: in this process, or by worker processes that decode super-batches ahead of time.
 
 Positions alone decide what is in a batch, so a run is the same for any number of workers, and can be resumed with
-another.
+another number.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Fetch:
 
     Attributes:
         pairs: the split.
-        seed: by which captions are drawn.
-        workers: the processes that read instead; ``None`` for this one.
+        seed: seed by which captions are drawn.
+        workers: worker processes that read; ``None`` where this process reads.
     """
 
     workers: Workers[Any, Any] | None = None
@@ -62,7 +62,7 @@ class Fetch:
         return replace(batch, passes=positions.passes)
 
     def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
-        """The pairs of a step; positions of later steps may be asked for, too, to begin with them.
+        """The pairs of a step; ``positions`` may be called for later steps, too, to begin reading ahead.
 
         Raises:
             DataError: as ``batch``.
@@ -117,7 +117,7 @@ class Assembly:
 
     @property
     def damaged(self) -> dict[int, Any]:
-        """What is damaged, by its place in the batch and in the order of places."""
+        """The damaged pairs by their place in the batch, in ascending order."""
         return dict(sorted(self._damaged.items()))
 
     def batch(self) -> Batch:
@@ -167,7 +167,7 @@ class WorkerFetch(Fetch):
         return self._whole(self._begin(positions))
 
     def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
-        """The pairs of a step, in any order of steps; quickest in theirs."""
+        """The pairs of a step; steps may come in any order, ascending order is the fastest."""
         wanted = range(step, step + self.ahead + 1)
         for other in [begun for begun in self._begun if begun not in wanted]:
             for future in self._begun.pop(other).futures:

@@ -29,7 +29,7 @@ OPEN_FILES = 64
 
 
 class Encoded(Protocol):
-    """Where the encoded images lie. It is pickled into workers, so it opens files when it first reads."""
+    """A source of encoded images. Sources are pickled into workers, so they open files at the first read."""
 
     def __len__(self) -> int: ...
 
@@ -73,7 +73,7 @@ class ByteRanges:
             os.close(self._open.popitem()[1])
 
     def read(self, position: int) -> bytes:
-        """The bytes; reads share no position in the file, so forked processes may share its descriptor."""
+        """The encoded bytes; positional reads, so that forked processes may share the file's descriptor."""
         which, size = int(self.path_N[position]), int(self.size_N[position])
         try:
             if size == WHOLE:
@@ -114,11 +114,11 @@ class Chained:
 
 @dataclass(frozen=True, eq=False)
 class Texts(Sequence[str]):
-    """Texts in one array of UTF-8 bytes: no object a text, so that forked workers copy nothing.
+    """Texts in one array of UTF-8 bytes: without one object per text, so that forked workers copy nothing.
 
     Attributes:
-        utf8: uint8, all texts one behind the other.
-        end_M: int64, where each ends.
+        utf8: uint8, all texts concatenated.
+        end_M: int64, offset at which each text ends.
     """
 
     utf8: npt.NDArray[np.uint8]
@@ -154,11 +154,11 @@ class FilePairs(IndexedPairs):
     """A split whose images are decoded on demand.
 
     An image may have several captions (``first_N``): ``drawn`` gives the split with one of them drawn anew for each
-    epoch, ``expanded`` the split in which each caption is a pair of its own; without either the first one stands.
+    epoch, ``expanded`` the split in which each caption is a pair of its own; without either, the first caption is used.
 
-    An image that is damaged only when it is read is replaced by another pair of the split, image and caption, drawn by
-    the position that is replaced: a pure function of the positions asked for and of what lies on the disk, so that a
-    resumed run sees the same. No pair stands twice in a batch. ``Batch.counts`` says how many were replaced.
+    An image that turns out to be damaged when it is read is replaced by another pair of the split, image and caption,
+    drawn by the replaced position: a pure function of the requested positions and the files on the disk, so that a
+    resumed run reads the same pairs. No pair occurs twice in a batch. ``Batch.counts`` counts replacements.
 
     Attributes:
         name: of the split, for messages.
@@ -170,13 +170,14 @@ class FilePairs(IndexedPairs):
         image_size: pixels, width and height.
         marks: diagnostics, name → bool ``[N]``.
         text_key_M: int64 content hash of each caption; computed where not given.
-        first_N: position in ``captions`` of each pair's first; the next pair's is the end. ``None``: one each.
-        row_N: position of each pair's image in ``source``; ``None``: the same.
-        caption_N: position in ``captions`` of each pair's caption now; ``None``: the first.
+        first_N: position in ``captions`` of each pair's first caption; its captions end where the next pair's begin.
+            ``None``: one caption a pair.
+        row_N: position of each pair's image in ``source``; ``None``: the pair's own position.
+        caption_N: position in ``captions`` of each pair's current caption; ``None``: its first.
         max_damaged: share of damaged pairs above which a run stops.
-        exact: refuse instead of replacing: what is evaluated may not change.
-        facts: what is known about the split, for the summary.
-        origin: makes the split anew from what the cache holds: how it is sent to another process.
+        exact: raise instead of replacing: evaluated pairs may not change.
+        facts: facts about the split, for the summary.
+        origin: makes the split anew from the cache; sent to other processes in place of the split.
     """
 
     name: str
@@ -256,7 +257,7 @@ class FilePairs(IndexedPairs):
         """The image of a pair, uint8 ``[size, size, 3]``.
 
         Raises:
-            DamagedImage: it cannot be had, or is no longer the one that was indexed.
+            DamagedImage: the image cannot be read or decoded, or has changed since it was indexed.
         """
         content = self.source.read(position if self.row_N is None else int(self.row_N[position]))
         if content_key(content) != self.image_key_N[position]:
@@ -267,14 +268,14 @@ class FilePairs(IndexedPairs):
         """The pairs at these positions, read and decoded.
 
         Raises:
-            DataError: one cannot be decoded and the split is exact, or so many cannot that none replaces them.
+            DataError: an image cannot be decoded and the split is exact, or too many cannot be decoded to replace them.
         """
         return self.mended(*self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
-        """The pairs at these positions, damaged images left black; and which these are, by their place in the batch.
+        """The pairs at these positions, damaged images left black; and the damage, by its place in the batch.
 
-        What replaces them depends on all pairs of a batch: a worker that decodes a part of one leaves it open.
+        Replacements depend on all pairs of a batch, so a worker that decodes a part of a batch cannot choose them.
         """
         images = np.zeros((len(index_B), self.image_size, self.image_size, 3), dtype=np.uint8)
         damaged = {}
@@ -289,7 +290,7 @@ class FilePairs(IndexedPairs):
         """A batch of the pairs at these positions, its damaged ones replaced.
 
         Raises:
-            DataError: the split is exact, or so many are damaged that none replaces them.
+            DataError: the split is exact, or too many pairs are damaged to replace them.
         """
         if not damaged:
             return batch
@@ -336,7 +337,7 @@ class FilePairs(IndexedPairs):
 
 
 def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
-    """A batch whose pairs at some places are others; its images are changed where they lie."""
+    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
     batch.images_BCHW[slot_K] = rows.images_BCHW
     captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
     return replace(
@@ -361,7 +362,7 @@ def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
 def drawn_captions(
     image_key_N: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64], seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """Which of its captions each image has in an epoch: a function of the image's key, seed and epoch."""
+    """Index, among an image's captions, of the one drawn, int64 ``[N]``: a function of image key, seed and epoch."""
     key_N = torch.from_numpy(image_key_N ^ np.int64(seeds.derive(seed, "captions", epoch)))
     hash_N = seeds.mixed(key_N + seeds.GOLDEN).numpy().view(np.uint64)
     drawn_N: npt.NDArray[np.int64] = (hash_N % count_N.astype(np.uint64)).astype(np.int64)

@@ -61,17 +61,17 @@ class HalfPairs(Wrapped):
         return self.pairs.attempt(self.index_N[index_B])
 
     def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """What ``attempt`` gave; a batch with damaged pairs is read anew as a whole."""
+        """The batch of ``attempt`` with its damaged pairs replaced, by reading the whole batch anew."""
         return self.batch(index_B) if damaged else batch
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions of the half.
 
-        A split may put another pair in the place of a damaged one; where that is of the other half, the next free
-        one of this half is read instead.
+        The whole split may replace a damaged pair by a pair of the other half; the next free pair of this half is
+        then read instead.
 
         Raises:
-            DataError: the split's own, or nothing of this half is left.
+            DataError: reading the whole split failed, or no free pair of this half is left.
         """
         positions, counts = index_B.tolist(), Counter[str]()
         tried = set(positions)

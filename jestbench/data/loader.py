@@ -15,7 +15,7 @@ MOST = 16
 
 @dataclass(frozen=True)
 class Loader:
-    """Who decodes, and how far ahead. None of it changes what a run does, only its seconds.
+    """Settings of the worker processes that decode. None of them changes a run's results, only its speed.
 
     Attributes:
         workers: processes that read and decode; ``auto`` is none for images that lie decoded in memory
@@ -24,8 +24,8 @@ class Loader:
         part: pairs that a worker decodes at a time; a super-batch is decoded by several at once.
         pin_memory: page-locked memory for the images, which a GPU fetches by itself; ``auto`` where the
             run is on CUDA.
-        timeout: seconds that a part may take before its worker is taken for lost.
-        restarts: lost workers that are replaced before the run gives up.
+        timeout: seconds after which a worker that has not finished its part counts as lost.
+        restarts: number of lost workers that are replaced before the run fails.
     """
 
     workers: int | Literal["auto"] = "auto"
@@ -45,7 +45,7 @@ class Loader:
             raise ValueError(f"loader.timeout is a positive number of seconds, got {self.timeout}")
 
     def workers_for(self, decoded: bool = False) -> int:
-        """How many processes read pairs whose images lie there decoded, or not."""
+        """Number of worker processes, for images that are ``decoded`` already or not."""
         if self.workers != "auto":
             return self.workers
         return 0 if decoded else min(MOST, usable_cores())

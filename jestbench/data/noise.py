@@ -1,4 +1,4 @@
-"""Exchanging captions: noise whose share is exact, whose every pair is wrong, and which cannot be learned."""
+"""Caption noise by exchange: an exact share of pairs, every one of them wrong, with nothing to learn from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def exchange_captions(
     generator = np.random.default_rng(seed)
     _, class_N = np.unique([normalised(caption) for caption in captions], return_inverse=True)
     order = generator.permutation(len(captions))
-    # No exchange is possible once more than half of those who take part have equal captions.
+    # No exchange is possible once more than half of the pairs that take part have equal captions.
     chosen = order[_occurrence(class_N[order]) < count // 2][:count]
     if len(chosen) < count:
         raise DataError(
@@ -50,9 +50,9 @@ def exchange_captions(
     source_M = generator.permutation(count)
     for position in np.flatnonzero(class_M[source_M] == class_M):
         if class_M[source_M[position]] != class_M[position]:
-            continue  # an earlier exchange has mended it
-        # Both must end up with a caption other than their own; as no caption is held by more than half, there
-        # always is a partner.
+            continue  # an earlier exchange has changed its caption already
+        # Both pairs must end up with a caption other than their own; as no caption is held by more than half of
+        # the pairs, there always is a partner.
         partners = np.flatnonzero((class_M[source_M] != class_M[position]) & (class_M != class_M[source_M[position]]))
         partner = partners[generator.integers(len(partners))]
         source_M[[position, partner]] = source_M[[partner, position]]

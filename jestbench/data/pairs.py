@@ -21,10 +21,10 @@ from jestbench.model.tokenizer import Tokenizer
 
 
 class Pairs(ABC):
-    """A split of a data set; :class:`IndexedPairs` where its pairs can be asked for by position.
+    """A split of a data set; an :class:`IndexedPairs` where its pairs can be read by position.
 
     Attributes:
-        name: of the split, for messages.
+        name: name of the split, for messages.
         fingerprint: hash of everything that the pairs depend on (content, captions, noise, preprocessing).
         tokenizer: makes the token ids.
         facts: about the split, for the summary.
@@ -42,7 +42,7 @@ class Pairs(ABC):
 
     @property
     def augmented(self) -> bool:
-        """Whether a pair looks another way at each step, so that its key does not tell one look from another."""
+        """Whether a pair is augmented anew at each step, so that its key does not identify its pixels."""
         return False
 
     @property
@@ -52,16 +52,16 @@ class Pairs(ABC):
 
     @abstractmethod
     def example(self) -> Batch:
-        """One pair, by which shapes are known and prices are traced."""
+        """One pair, from which shapes are taken and costs are traced."""
 
     def indexed(self, needed_by: str) -> IndexedPairs:
-        """The split, as far as its pairs have positions.
+        """The split itself, where its pairs have positions.
 
         Args:
-            needed_by: what asks for them, for the message.
+            needed_by: what needs the positions, for the message.
 
         Raises:
-            ValueError: the pairs are not known before they are read.
+            ValueError: the split is a stream, whose pairs have no positions.
         """
         raise ValueError(
             f"{needed_by} needs an indexed data set: the pairs of {self.name} have no keys before they come"
@@ -92,7 +92,7 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, read, decoded and ready for a model."""
 
     def drawn(self, seed: int, epoch: int) -> IndexedPairs:
-        """The split as it stands in an epoch: of several captions of an image, one is drawn."""
+        """The split for an epoch: where an image has several captions, one of them is drawn."""
         return self
 
     def expanded(self) -> IndexedPairs:
@@ -100,11 +100,11 @@ class IndexedPairs(Pairs):
         return self
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
-        """Pairs whose damaged ones are not replaced yet, and what is damaged, by its place in the batch."""
+        """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
     def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """What ``attempt`` gave, in one piece or in parts put together, with its damaged pairs replaced."""
+        """The batch of ``attempt``, read at once or put together from parts, with its damaged pairs replaced."""
         return batch
 
     def example(self) -> Batch:
@@ -117,9 +117,9 @@ class IndexedPairs(Pairs):
 
 
 class Wrapped(IndexedPairs):
-    """A split made of another, as that one is in all that a subclass does not give itself.
+    """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    How pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``) is always the subclass's own.
+    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``).
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
@@ -153,12 +153,12 @@ class Wrapped(IndexedPairs):
 
 @dataclass(frozen=True, eq=False)
 class ArrayPairs(IndexedPairs):
-    """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded twice.
+    """A split whose decoded images lie in one array, typically memory-mapped; nothing is decoded again.
 
-    A memory map is sent to another process as its place in the file.
+    A memory map is sent to another process as file name and offset.
 
     Attributes:
-        name: of the split, for messages.
+        name: name of the split, for messages.
         fingerprint: hash of everything that the pairs depend on (content, captions, noise).
         images_NHWC: uint8, typically memory-mapped.
         row_N: row of ``images_NHWC`` that holds the image of each pair.
@@ -166,8 +166,8 @@ class ArrayPairs(IndexedPairs):
         tokenizer: makes the token ids.
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
-        ahead: tokenize all captions at the first batch; else those of a batch when it is asked for, where hundreds of
-            thousands would hold up the start of every run.
+        ahead: tokenize all captions at the first batch; else only those of each batch, where tokenizing hundreds of
+            thousands would delay the start of every run.
     """
 
     name: str
@@ -246,7 +246,7 @@ class _Mapped:
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> _Mapped | None:
-        """``None`` for an array in memory, and for a part of a map, whose beginning in the file is not recorded."""
+        """Describe a map; ``None`` for an array in memory, or a slice of a map, whose file offset is not recorded."""
         if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
             return None
         return cls(str(array.filename), array.dtype, array.shape, array.offset)
@@ -260,10 +260,10 @@ class Dataset(Protocol):
     """A data set: the pairs of each of its splits; every field is a configuration value."""
 
     def prepare(self) -> None:
-        """Fetch and prepare what is missing; safe when two processes do it at once.
+        """Fetch and prepare what is missing; safe when two processes call it at once.
 
         Raises:
-            DataError: it cannot be had; the message says what to do.
+            DataError: the data cannot be prepared; the message gives the remedy.
         """
         ...
 

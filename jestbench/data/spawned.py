@@ -1,6 +1,6 @@
-"""Worker processes that leave nothing behind.
+"""Spawned worker processes that end with their parent.
 
-This module imports neither torch nor anything that does: worker processes that render import it anew.
+This module imports neither torch nor anything that imports torch: worker processes that render import it anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _WATCH = 0.2  # seconds between two looks at whether the parent still lives
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; its share of them, where torchrun has started others on this machine."""
+    """Number of cores that this process may use; a share of them where torchrun started several on this machine."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -24,23 +24,23 @@ def usable_cores() -> int:
 
 
 def spawned(count: int) -> ProcessPoolExecutor:
-    """So many worker processes, which end when this process ends, however it does.
+    """A pool of ``count`` worker processes, which end when this process ends or is killed.
 
-    Spawned, not forked: a fork of a process in which torch has started threads can hang.
+    The processes are spawned, not forked: a fork of a process in which torch has started threads can hang.
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
 
 
 def end_with(parent: int) -> None:
-    """Have this process end when its parent is gone (killed, too), rather than wait for work for ever.
+    """End this process once its parent has ended or was killed, rather than wait for work for ever.
 
     Args:
-        parent: process id of the parent; told by it, as it may be gone before it is asked for.
+        parent: process id of the parent, passed by the parent, as ``os.getppid`` changes once the parent is gone.
     """
 
     def watch() -> None:
-        # Not the parent's end of a pipe: forked siblings hold copies of it.
+        # Waiting for a pipe to close would not do: forked siblings hold copies of the parent's end.
         while os.getppid() == parent:
             time.sleep(_WATCH)
         os._exit(1)

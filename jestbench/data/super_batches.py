@@ -1,7 +1,7 @@
 """Super-batches: a plan of positions by step, a fetch from positions to pairs, the processes that share the pairs.
 
-The order is a function of seed, sizes and step alone, so every policy that scores sees the same super-batches, and
-resuming needs no more than the step.
+The order is a function of seed, sizes and step alone, so every scoring policy gets the same super-batches, and
+resuming needs only the step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
 
 SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
-"""Counts that each process has its own of, where it reads its own rows alone."""
+"""Counts that are summed over processes, where each process reads only its own rows."""
 
 
 class SuperBatchSource(ABC):
@@ -36,11 +36,11 @@ class SuperBatchSource(ABC):
 
     Args:
         tokenizer: makes the token ids of the batches.
-        pool: pairs that are drawn from; ``None`` where a stream does not tell.
+        pool: number of pairs to draw from; ``None`` for a stream.
         size: B, pairs of a super-batch.
         world: the processes that share each super-batch.
-        whole: every process reads the whole of it and keeps its own rows; else it reads these alone.
-        workers: processes that read ahead of time; ``None`` where this one reads.
+        whole: whether every process reads the whole super-batch and keeps its own rows; else it reads only these rows.
+        workers: worker processes that read ahead; ``None`` where this process reads.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SuperBatchSource(ABC):
 
     @property
     def restarts(self) -> int:
-        """Workers lost and replaced, before a resume too."""
+        """Number of workers lost and replaced, including before a resume."""
         return self._restarts + (0 if self.workers is None else self.workers.restarts)
 
     @property
@@ -82,7 +82,7 @@ class SuperBatchSource(ABC):
         return SharedBatch.of(batch, self.size, self.world)
 
     def counts(self, step: int) -> dict[str, float]:
-        """What happened to the data until this step, ``data/…``, and the seconds that the run waited for pairs."""
+        """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs."""
         counts = self._counts(step)
         if self.workers is not None:
             counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
@@ -91,7 +91,7 @@ class SuperBatchSource(ABC):
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the step, of each process; the same with workers and without."""
+        """The state of every process, kept beside the step in a checkpoint; the same with workers and without."""
         own = {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
         return {"processes": self.world.everybodys(own)}
 
@@ -108,11 +108,11 @@ class SuperBatchSource(ABC):
 
     @abstractmethod
     def _read(self, step: int) -> Batch:
-        """The super-batch as this process reads it, ``whole`` or its own rows."""
+        """The ``whole`` super-batch, or only this process's rows."""
 
     @abstractmethod
     def _counts(self, step: int) -> dict[str, float]:
-        """What this process has counted."""
+        """This process's counts."""
 
     @abstractmethod
     def _state_dict(self) -> dict[str, Any]:
@@ -124,14 +124,14 @@ class SuperBatchSource(ABC):
 
 
 class StepPlan(ABC):
-    """Which pairs of a split each step has.
+    """A plan of the pairs of a split that make up each step's super-batch.
 
     Attributes:
         pairs: the split.
         size: B, pairs of a super-batch.
-        seed: of the run.
-        reads: pairs are read to find the positions of others. Such a plan is worked out when its step has come, by
-            every process alike, and every process reads the whole super-batch.
+        seed: seed of the run.
+        reads: whether pairs are read to choose positions. Such a plan is computed when its step has come, by every
+            process alike, and every process reads the whole super-batch.
     """
 
     reads: ClassVar[bool] = False
@@ -141,7 +141,7 @@ class StepPlan(ABC):
 
     @abstractmethod
     def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
-        """The super-batch of a step; ``read`` gives the pairs at other positions."""
+        """The positions of a step's super-batch; ``read`` gives the pairs at any positions."""
 
     @abstractmethod
     def skipped(self, step: int) -> int:
@@ -150,10 +150,10 @@ class StepPlan(ABC):
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan(StepPlan):
-    """Each epoch is one permutation of the split, cut into super-batches.
+    """A plan in which each epoch is one permutation of the split, cut into super-batches.
 
-    The tail that fills no super-batch is left out, and is another one in each epoch: no super-batch spans two epochs,
-    and none holds a pair twice.
+    The tail that does not fill a super-batch is left out, and differs between epochs. No super-batch spans two epochs
+    or holds a pair twice.
 
     Raises:
         DataError: the split holds fewer pairs than one super-batch needs.
@@ -176,7 +176,7 @@ class EpochPlan(StepPlan):
         return len(self.pairs) // self.size
 
     def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
-        """The super-batch of a step; those of augmented pairs hold the step, too."""
+        """The positions of a step's super-batch; positions of augmented pairs encode the step, too."""
         epoch, number = divmod(step, self.per_epoch)
         index_B = _permutation(len(self.pairs), self.seed, epoch)[number * self.size : (number + 1) * self.size]
         return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
@@ -208,7 +208,7 @@ class SuperBatches(SuperBatchSource):
 
     @classmethod
     def of(cls, plan: StepPlan, loader: Loader, device: str = "cpu", world: World | None = None) -> SuperBatches:
-        """The super-batches of a plan, read as a loader says for a run on a device."""
+        """The super-batches of a plan, read with a loader's settings for a run on a device."""
         workers, ahead = loader.workers_for(plan.pairs.decoded), 0 if plan.reads else loader.prefetch
         if not workers:
             return cls(plan, world=world)

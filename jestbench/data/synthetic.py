@@ -1,7 +1,7 @@
-"""A planted world for tests: which pairs are worth training on is known, and nothing is downloaded.
+"""A synthetic data set for tests: the pairs worth training on are known, and nothing is downloaded.
 
-Each concept is a smooth colour pattern and a two-word caption; a drawing of it is the pattern under
-noise. The pool holds, in shares that are set: pairs with exchanged captions, exact duplicates, and
+Each concept is a smooth colour pattern and a two-word caption; an image of a concept is its pattern with
+noise. The pool holds, in configurable shares: pairs with exchanged captions, exact duplicates, and
 pairs of a few very frequent concepts that are learned at once.
 """
 
@@ -76,7 +76,7 @@ class Synthetic:
         return True
 
     def stand_in(self) -> Synthetic:
-        """Itself, smaller."""
+        """A smaller data set of the same kind."""
         return replace(self, pool=256, curated=64, holdout=64, eval=64)
 
     def split(self, name: str) -> Pairs:
@@ -148,7 +148,7 @@ def _draw(
     captions = [names[i] for i in concept.tolist()]
     captions, noisy = exchange_captions(captions, world.noise if noisy_split else 0.0, world.seed)
     duplicate = (rng.random(count) < world.duplicates) & (split == "pool")
-    duplicate[0] = False  # one at least to copy; copies of copies could lose what they copied
+    duplicate[0] = False  # at least one original to copy; a copy of a copy could lose its original
     source = rng.choice(np.flatnonzero(~duplicate), count)
     for here in np.flatnonzero(duplicate).tolist():
         there = int(source[here])

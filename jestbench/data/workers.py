@@ -1,9 +1,8 @@
-"""Worker processes that outlive what can happen to one of them.
+"""A pool of worker processes that survives the loss of a worker.
 
-torch's ``DataLoader`` raises in the main thread, wherever that happens to be, when one of its workers
-is killed: in the middle of an optimizer step, too, which nothing can go on from. Here the loss of a
-worker is seen by a thread of its own, which starts another and gives it the same tasks; a task is a
-pure function of itself, so nothing that follows differs.
+When a worker is killed, torch's ``DataLoader`` raises in the main thread at any point, even in the middle of an
+optimizer step, from which a run cannot go on. Here a separate thread notices the loss of a worker, starts
+another and gives it the same tasks; a result depends on its task alone, so it is the same.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AT_ONCE = 2
-"""Tasks that a worker holds: the next is there when one is done."""
+"""Tasks that a worker holds, so that the next one is there when one is done."""
 
 
 @dataclass
 class _Order:
-    """A task, and who waits for what comes of it."""
+    """A task, the future of its result, and a function to apply to that result."""
 
     future: Future[Any]
     task: Any
@@ -54,15 +53,15 @@ class _Worker:
     process: Any
     connection: Connection
     held: deque[_Order] = field(default_factory=deque)
-    heard: float = field(default_factory=time.monotonic)  # when it last gave a result, or had nothing to do
+    heard: float = field(default_factory=time.monotonic)  # time of its last result, or of a task given while idle
 
 
 class Workers(Generic[Task, Result]):
     """Processes that each turn tasks into results, in the order in which they get them; the first task starts them.
 
-    Started by ``fork`` where there is one, as torch's own loader: what ``work`` refers to (an index of
-    millions of pairs) is shared, not copied. They ignore SIGINT, end when their parent ends, however it
-    does, and hold nothing that must be put in order.
+    Workers are started by ``fork`` where the system has it, as in torch's own loader: what ``work`` refers to (an
+    index of millions of pairs) is shared, not copied. Workers ignore SIGINT, end when their parent ends or is
+    killed, and hold nothing that needs cleaning up.
 
     Args:
         work: task → result; runs in the workers, and may keep state of its own there.
@@ -110,7 +109,7 @@ class Workers(Generic[Task, Result]):
         """The result, or whatever the work raised.
 
         Raises:
-            DataError: workers were lost again and again, or the work said so.
+            DataError: workers were lost again and again, or the work raised it.
         """
         while True:
             try:
@@ -192,11 +191,11 @@ class Workers(Generic[Task, Result]):
                     if not worker.held:
                         worker.heard = time.monotonic()
                     worker.held.append(order)
-                    with contextlib.suppress(OSError):  # lost: the sentinel says so
+                    with contextlib.suppress(OSError):  # the worker is lost, which its sentinel shows
                         worker.connection.send(order.task)
 
     def _take(self, number: int, worker: _Worker) -> None:
-        """One result of a worker; or its end."""
+        """Receive one result of a worker, or replace the worker if it has ended."""
         try:
             if not worker.connection.poll():
                 raise EOFError
@@ -246,7 +245,7 @@ class Workers(Generic[Task, Result]):
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> None:
-    """What a worker does until its parent is gone."""
+    """Run tasks in a worker until its parent is gone."""
     # Ctrl-C reaches the whole group: the parent finishes its step, and needs its workers for it. The
     # parent's handler of SIGTERM is inherited and must not be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

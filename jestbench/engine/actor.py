@@ -1,4 +1,4 @@
-"""A model in play is an actor in a role: what the harness asks of any of them, whatever lies behind it."""
+"""The interface of actors: models that fill a role of a run, frozen or in training."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Actor(ABC):
 
     Attributes:
         role: of the actor in the run; a policy's ``needs`` name roles.
-        width: of its embeddings; 0 where it gives none.
-        view: that it scores under.
+        width: of the actor's embeddings; 0 where it returns none.
+        view: the view that the actor scores under.
         trained_under: the views that its model was trained under.
-        remembers: what is charged for a pair is up to the run's accounting; by default, its first sight alone.
-        amortised_macs: multiply-adds that were charged to nobody.
+        remembers: whether the run's accounting decides what a pair is charged (by default its first scoring only).
+        amortised_macs: multiply-adds that no ledger was charged.
     """
 
     role: Role
@@ -53,7 +53,7 @@ class Actor(ABC):
 
     @abstractmethod
     def forecast(self, count: int) -> tuple[Pass, ...]:
-        """What scoring ``count`` pairs costs, none of which the run has met before."""
+        """The passes that scoring ``count`` pairs costs, all of them new to the run."""
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
@@ -75,7 +75,7 @@ class Actor(ABC):
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
 
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
-        """What the own losses of ``count`` pairs cost, none of which the run has met before."""
+        """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update | None:
@@ -95,7 +95,7 @@ class Actor(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; asked for at every process of a run at once."""
+        """The state that a checkpoint keeps; a collective call, made by every process of a run at once."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -25,8 +25,8 @@ FORMAT = 1
 """Counted up when the same model, view and input give other rows, so that cached ones are computed anew."""
 
 BLOCK = {"cpu": 64, "cuda": 256}
-"""Examples that a tower sees at once when it fills a shared cache. Always the same number (a short rest is padded): the
-last bit of an embedding must not depend on how many others a run happened to lack."""
+"""Examples in one forward pass that fills a shared cache, by device type. The number is fixed (a short last block is
+padded): the last bit of an embedding must not depend on how many other rows a run happened to lack."""
 
 Mode = Literal["shared", "off"]
 
@@ -55,7 +55,7 @@ class Cache:
         """The cache of one frozen model under one view and one preprocessing.
 
         Raises:
-            ValueError: the images are augmented, so that a key does not say what the model sees.
+            ValueError: the images are augmented, so that a key does not determine the model's input.
         """
         if self.mode == "off":
             return Bound(self.dtype)
@@ -85,12 +85,12 @@ class Cache:
 
 @dataclass(frozen=True)
 class Bound:
-    """A cache that knows what it is of.
+    """The cache of one frozen model under one view and one preprocessing.
 
     Attributes:
-        dtype: embeddings are rounded to it.
-        block: examples that a tower sees at once; ``None`` leaves it to the run.
-        folder: of the shared files; ``None`` where nothing outlives the run.
+        dtype: type that embeddings are rounded to.
+        block: examples in one forward pass; ``None`` for the run's micro-batch.
+        folder: of the shared files; ``None`` where no row outlives the run.
         digest: of ``described``, 32 bytes.
         described: all that the rows depend on besides their keys.
     """
@@ -108,7 +108,7 @@ class Bound:
         return SharedRows(self.folder / f"{name}.rows", width, dtype, digest)
 
     def describe(self) -> None:
-        """Say in the folder what it holds, for people; what the disk refuses is left."""
+        """Write ``about.json`` into the folder, for readers; a failed write is ignored."""
         if self.folder is None or (self.folder / "about.json").exists():
             return
         try:

@@ -45,10 +45,10 @@ class Setting:
 
 
 class Casting(ABC):
-    """What fills a role with an actor. One that is a configurable is bound as an object: ``@online_scorer()``.
+    """Builds the actor of a role. A casting that is configurable is bound as an object: ``@online_scorer()``.
 
     Attributes:
-        role: that it fills.
+        role: the role that the actor fills.
     """
 
     role: Role
@@ -67,10 +67,10 @@ class FrozenCasting(Casting):
     """A model that another run has trained.
 
     Attributes:
-        role: that it fills.
+        role: the role that the model fills.
         model: the model.
         content: what its rows hold.
-        mix: the views that it was trained under.
+        mix: the views that the model was trained under.
     """
 
     role: Role
@@ -95,8 +95,8 @@ class TwinCasting(Casting):
     """Two models of a role, each trained on one half of the data.
 
     Attributes:
-        role: that they fill.
-        halves: of the models, by the half that they were trained on.
+        role: the role that the two models fill.
+        halves: the two models, by the half that each was trained on.
     """
 
     role: Role

@@ -1,8 +1,8 @@
-"""The contrastive loss as what a model is trained for: one loss over a batch, its parts under views of their own.
+"""Training by the contrastive loss: one loss over a batch, parts of which may be embedded under different views.
 
-More pairs than a micro-batch are embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983; open_clip's
-``--accum-freq``): without gradient, for the loss over all of them and its gradient by their embeddings; then a
-micro-batch at a time, to carry that gradient on into the towers.
+A batch larger than a micro-batch is embedded twice (GradCache, Gao et al. 2021, arXiv 2101.06983; open_clip's
+``--accum-freq``): first without gradient, for the loss over all pairs and its gradient with respect to their
+embeddings; then one micro-batch at a time with gradient, to backpropagate that gradient through the towers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Contrastive(Objective):
     """The loss over the concatenated embeddings of a batch.
 
-    Several processes embed their own rows of it, and compute the one loss over all alike.
+    With several processes each embeds its own rows of the batch, and every rank computes the same loss over all rows.
 
     Attributes:
         name: of the loss.
@@ -106,7 +106,7 @@ class Contrastive(Objective):
         return embedded
 
     def _carry_on(self, learner: Learner, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
-        """The gradient by the embeddings, already there, on into the towers: one micro-batch at a time."""
+        """Backpropagate the gradient of the embeddings through the towers, one micro-batch at a time."""
         assert image_KD.grad is not None
         assert text_KD.grad is not None
         count = len(image_KD)
@@ -116,11 +116,11 @@ class Contrastive(Objective):
             torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
 
     def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
-        """The parts of the mix that a process embeds, none empty, in micro-batches: view, positions among its rows.
+        """The micro-batches that a process embeds, none empty: view, and positions among the process's rows.
 
         Args:
-            count: pairs of the whole sub-batch; every process has its share of each part.
-            world: the processes, seen by the one that is asked about.
+            count: pairs of the whole sub-batch; every process has its share of each part of the mix.
+            world: the processes; its rank is the process whose pieces are returned.
         """
         own = world.rows(count)
         limit = self.microbatch if self.microbatch is not None and self._cached(count, world) else count
@@ -197,7 +197,7 @@ class ContrastiveTraining(Training):
         return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, run.microbatch)
 
     def loss(self, run: Run) -> LossName:
-        """The run's."""
+        """The run's loss, ``run.loss``."""
         return run.loss
 
     @classmethod

@@ -69,7 +69,7 @@ class EmbeddingRows(RowContent):
     def _cosine_P1(
         self, actor: FrozenActor, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read
     ) -> Tensor:
-        """Cosines of candidates, of which those that lack an embedding are read, each once; NaN for damaged ones."""
+        """Cosines ``[P, 1]`` of candidates; each that lacks an embedding is read once, a damaged one gives NaN."""
         cosine_P1 = torch.full((len(position_P), 1), torch.nan)
         intact = torch.arange(len(position_P))
         while True:
@@ -79,7 +79,7 @@ class EmbeddingRows(RowContent):
             damaged = source.replaced(image_key, text_key)
             if not len(damaged):
                 break
-            # Another pair may hold the caption that was to be read here: look for it there.
+            # Another candidate may hold the text or image that a damaged pair was read for: look again without it.
             intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
         image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source)
         # In float64 the order of the sum cannot show after rounding.
@@ -88,7 +88,7 @@ class EmbeddingRows(RowContent):
 
 
 class _ReadOnce:
-    """Reads the pairs that are known to be needed at once, and any other when it is asked for it."""
+    """A source that reads the pairs known to be needed in one batch, and any further pair on demand."""
 
     def __init__(self, position_M: Tensor, of_P: Tensor, read: Read) -> None:
         self._position_M, self._of_P, self._ask = position_M, of_P, read
@@ -98,7 +98,7 @@ class _ReadOnce:
         return self._ask(self._of_P[index_M])
 
     def replaced(self, image_key_P: Tensor, text_key_P: Tensor) -> Tensor:
-        """Positions of those read that turn out to be damaged: another pair is given in their place."""
+        """Read the needed pairs; return the positions of damaged ones, in whose place another pair was read."""
         if not len(self._position_M):
             return self._position_M
         self._batch = self._read(self._position_M)

@@ -42,7 +42,7 @@ class RowContent(ABC):
         noun: for what a row holds, in messages.
         scored: the rows that the scores of a batch are made of.
         model: in eval mode, without gradient, on the device.
-        view: that the model is run under; one a run, as what is remembered is bound to it.
+        view: the view that the model runs under; one for the whole run, since stored rows hold for one view only.
         widths: floats a row, by the rows' name; rows of width 1 are never rounded.
         width: of embeddings; 0 where the rows hold none.
     """
@@ -92,14 +92,14 @@ class RowContent(ABC):
 
 
 class FrozenActor(Actor):
-    """A frozen model over super-batches, each pass reported; its rows are found again.
+    """A frozen model that scores super-batches, reports each pass, and stores the rows that it computes.
 
-    Accounting is about what is *charged*: ``online`` charges every pass; ``first_sight`` charges what this
-    run meets for the first time; ``amortised`` charges nothing (its cost is in ``amortised_macs``). What is
-    *run* depends on the rows that are found: those of this run, but under ``online`` (where all is run), or
-    with a shared cache those of all runs, whatever the accounting.
+    The accounting decides what is *charged*: ``online`` charges every pass; ``first_sight`` charges each row when
+    this run encounters it for the first time; ``amortised`` charges nothing (the cost goes to ``amortised_macs``).
+    What is *computed* is a row that no store holds: with a shared cache the rows of all runs are reused, whatever the
+    accounting; without one those of this run are, except under ``online``, which computes every row each time.
 
-    Each process of a run keeps the rows that it has computed, and all keys that the run has met.
+    Each process of a run keeps the rows that it has computed itself, and all keys that the run has encountered.
 
     Args:
         role: ``reference`` or ``scorer``.
@@ -193,9 +193,9 @@ class FrozenActor(Actor):
         return self._rows[name].missing(key_B)
 
     def rows(self, name: RowName, key_B: Tensor, source: Read) -> Tensor:
-        """Rows ``[B, width]``: found, or computed from the pairs that ``source`` gives for positions.
+        """Rows ``[B, width]``: from the store, or computed from the pairs that ``source`` returns for positions.
 
-        NaN where it gives another pair than was asked for, as a source does for one that is damaged.
+        A row is NaN where ``source`` returns another pair in place of a damaged one.
         """
 
         def compute(index_M: Tensor) -> Tensor:
@@ -215,10 +215,10 @@ class FrozenActor(Actor):
         return row_BD
 
     def encode(self, name: RowName, batch: Batch) -> Tensor:
-        """The rows of all of a batch, computed in blocks of one size where others will find them.
+        """The rows of a whole batch, computed in blocks of one size where other runs share them.
 
         Raises:
-            NonFiniteScore: one is NaN or infinite.
+            NonFiniteScore: a value is NaN or infinite.
         """
         with torch.no_grad(), self.content.arithmetic.autocast():
             blocks = [self.content.encode(name, batch, index)[:count] for index, count in self._blocks(len(batch))]
@@ -228,9 +228,9 @@ class FrozenActor(Actor):
         return row_ND
 
     def _blocks(self, count: int) -> Iterator[tuple[Tensor, int]]:
-        """Positions of so many examples, block by block, and how many of each block are real.
+        """Positions of ``count`` examples, block by block, and how many of each block are not padding.
 
-        Where others will find the rows, blocks have one size: a short one repeats its last example.
+        With a shared cache all blocks have one size: a short block repeats its last example.
         """
         block = self.cache.block
         for index in torch.arange(count).split(block or self.microbatch):
@@ -238,7 +238,7 @@ class FrozenActor(Actor):
             yield (torch.cat([index, index[-1:].expand(block - real)]) if block and real < block else index), real
 
     def _sighted(self, name: str, key_B: Tensor) -> int:
-        """How many of these are charged now: all, or each distinct one that this run has not met."""
+        """How many rows are charged now: all, or one per distinct key that this run encounters for the first time."""
         met = self._met.get(name)
         if met is None:
             return len(key_B)
@@ -260,7 +260,7 @@ class FrozenActor(Actor):
         return ()
 
     def counts(self) -> dict[str, int]:
-        """``cache/…``: rows that were found instead of computed, and what the disk refused."""
+        """``cache/…``: rows found in a store, and failures of the shared cache."""
         failures = {"cache/failures": sum(rows.failures for rows in self._rows.values())}
         return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
@@ -287,7 +287,7 @@ class FrozenActor(Actor):
         return f"{self.role} cache {self.cache.folder}: {held}, {size / 2**20:.1f} MiB"
 
     def close(self, remove: bool) -> None:
-        """Say how large the shared cache is, close the stores, and remove the files of a run that has finished."""
+        """Print the size of the shared cache, close the stores, and remove the files of a run that has finished."""
         if said := self.describe_cache():
             print(said, file=sys.stderr)
         for store in {id(store): store for store in (*self._rows.values(), *self._files.values())}.values():

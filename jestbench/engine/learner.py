@@ -63,7 +63,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, CarryOn | None]:
-        """The loss of a sub-batch, and what is left to do once its graph has been gone back through.
+        """The loss of a sub-batch, and what is left to do after its ``backward()``; ``None`` for nothing.
 
         Args:
             learner: the model, in train mode.
@@ -98,17 +98,17 @@ class Learner(Actor):
         microbatch: int = 4096,
         part: Part = LEARNER,
     ) -> None:
-        """Take a model.
+        """Set a model up for training.
 
         Args:
             model: the two towers.
-            objective: what it is trained for.
-            optimizer: and its schedule.
+            objective: what the model is trained for.
+            optimizer: the optimizer's parameters and its schedule.
             arithmetic: device and precision.
-            prices: by the views that the model is run under; the full one among them.
-            view: that the model is scored under.
-            microbatch: pairs that a tower scores at once.
-            part: what the model is to the run.
+            prices: by the views that the model runs under, the full view among them.
+            view: the view that the model scores under.
+            microbatch: pairs in one forward pass when scoring.
+            part: the part that the model plays in the run.
         """
         self.model = model.to(arithmetic.device)
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
@@ -119,7 +119,7 @@ class Learner(Actor):
 
     @property
     def price(self) -> Price:
-        """Of the full view."""
+        """The price of the full view."""
         return self.prices[FULL]
 
     def score(self, batch: Batch) -> Scores:
@@ -147,11 +147,11 @@ class Learner(Actor):
         Args:
             batch: the sub-batch.
             weight_K: loss weight of each pair, or ``None``.
-            share: of the budget spent before this step.
+            share: share of the budget spent before this step.
             seed: for all randomness of this step.
 
         Raises:
-            NonFiniteLoss: before anything is changed.
+            NonFiniteLoss: the loss or its gradient is NaN or infinite; raised before any parameter is changed.
         """
         if self.part.stream:
             seed = seeds.derive(seed, "update", self.part.stream)
@@ -171,18 +171,18 @@ class Learner(Actor):
         return self.objective.passes(self, count)
 
     def _descend(self, loss: Tensor, share: float, carry_on: CarryOn | None) -> tuple[float, float, float]:
-        """One optimizer step down a loss.
+        """Take one optimizer step on a loss.
 
         Args:
-            loss: to be made smaller.
-            share: of the budget spent before this step.
-            carry_on: what is left to do once the loss's graph has been gone back through.
+            loss: the loss, with its graph.
+            share: share of the budget spent before this step.
+            carry_on: what is left to do after ``loss.backward()``.
 
         Returns:
             The loss, the learning rate, and the gradient's norm before clipping.
 
         Raises:
-            NonFiniteLoss: before anything is changed.
+            NonFiniteLoss: the loss or its gradient is NaN or infinite; raised before any parameter is changed.
         """
         value = float(loss.detach())
         if not math.isfinite(value):

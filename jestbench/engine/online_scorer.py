@@ -29,7 +29,7 @@ class OnlineScorer(Casting):
         model: its towers (bind it as ``@scorer/model()``); ``None`` is the learner's shape with half
             its blocks in both towers, at least one each, from random weights.
         optimizer: its own (``@scorer/optimizer()``); the schedule follows the learner's share of the budget.
-        view: that it is scored and trained under; ``None`` is full.
+        view: the view that the scorer scores and is trained under; ``None`` is full.
     """
 
     model: Model | None = None
@@ -52,7 +52,7 @@ class OnlineScorer(Casting):
 
         Args:
             learner: the learner's shape.
-            built: the learner's model, which knows how many image blocks that is.
+            built: the learner's model, whose image blocks are counted.
         """
         if self.model is not None:
             return self.model

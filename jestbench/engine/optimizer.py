@@ -9,7 +9,7 @@ import torch
 
 from jestbench.model.towers import TwoTowers
 
-# Positions, and tokens that are learned: arrays by shape, vectors by what they are.
+# Learned positions and tokens: two or more axes in shape, but vectors in meaning, so they do not decay.
 NOT_MATRICES = ("pos_embed", "positions", "cls_token", "dist_token", "reg_token", "latent")
 
 

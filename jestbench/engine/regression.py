@@ -128,10 +128,10 @@ class Examples:
 
 
 def graded(captions: Sequence[str], objective: Regression, seed: int) -> Examples:
-    """The examples that these pairs are made into; a function of captions, objective and seed alone.
+    """Graded examples of the pairs with these captions; a function of captions, objective and seed alone.
 
-    Equality is that of words: a caption of another pair that says the same keeps label 1, and so does a
-    corrupted one that came out unchanged.
+    Captions are compared by their words: another pair's caption of the same words has label 1, and so does a
+    corrupted caption that came out unchanged.
     """
     rng = random.Random(seeds.derive(seed, "corrupt"))
     words_N = [words_of(caption) for caption in captions]
@@ -154,7 +154,7 @@ def captions_of(batch: Batch) -> tuple[str, ...]:
     """The captions of a batch.
 
     Raises:
-        DataError: the data set does not hand them out.
+        DataError: the data set returns no captions.
     """
     if not batch.captions:
         raise DataError(

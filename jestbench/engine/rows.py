@@ -1,7 +1,7 @@
-"""Rows of floats by 64-bit key: of one run, or shared by all runs on a machine.
+"""Stores of float rows by 64-bit key: for one run, or shared by all runs on a machine.
 
-A key is the content hash of an image or of a caption, or of both (``pair_key_B``): a caption that is
-drawn or exchanged makes another pair, and never fetches what belongs to another.
+A key is the content hash of an image or of a caption, or of both (``pair_key_B``): an image with another caption has
+another pair key, and never fetches the row of the first pair.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Keys = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 HEADER = 64
-"""Bytes before the first record: what the file is, and the digest of what it is bound to."""
+"""Bytes before the first record: ``MAGIC``, and the digest of all that the rows depend on besides their keys."""
 MAGIC = b"jestbench rows 1"
 LOCK_SECONDS = 20.0
 """How long a run waits for another one that is writing, before it goes on without."""
@@ -66,7 +66,7 @@ class KeyIndex:
         return row_N
 
     def add(self, key_N: Keys, row_N: Keys) -> None:
-        """Rows of keys; one that is known keeps the row that it has."""
+        """Add keys with their row numbers; a key that is already stored keeps its row."""
         unknown_N = self.find(key_N) < 0
         for key, row in zip(key_N[unknown_N].tolist(), row_N[unknown_N].tolist(), strict=True):
             self._latest.setdefault(key, row)
@@ -78,12 +78,12 @@ class KeyIndex:
 
 
 class Rows:
-    """Rows that are not kept: each is computed every time. The others inherit from it.
+    """Rows that are not stored: each is computed every time. ``RunRows`` and ``SharedRows`` inherit from it.
 
     Args:
-        width: floats a row.
-        dtype: what a row is rounded to, whether it is kept or not, so that a run chooses alike with and
-            without a store.
+        width: floats per row.
+        dtype: what a row is rounded to, stored or not, so that a run selects the same pairs with and without
+            a store.
     """
 
     failures = 0
@@ -113,10 +113,10 @@ class Rows:
         return 0
 
     def restore(self, count: int) -> None:
-        """Go back to a checkpoint."""
+        """Go back to the rows that a checkpoint recorded."""
 
     def close(self, remove: bool) -> None:
-        """Let go of files; ``remove`` says that the run has finished."""
+        """Close the files; ``remove`` is true when the run has finished."""
 
 
 class _Kept(Rows):
@@ -166,9 +166,9 @@ class _Kept(Rows):
 class RunRows(_Kept):
     """Rows of one run, in memory and in an append-only file.
 
-    The file makes a resumed run exact: an embedding computed anew, in another batch, may differ in
-    its last bit. Rows past what the checkpoint knows are cut. With ``width`` 0 it remembers which keys
-    the run has met.
+    The file makes a resumed run exact: an embedding recomputed in another batch may differ in its last bit. Rows
+    written after the checkpoint are cut off. With ``width`` 0 the store records only which keys the run has
+    encountered.
     """
 
     def __init__(self, path: Path, width: int, dtype: Stored = "float32") -> None:
@@ -235,16 +235,16 @@ class RunRows(_Kept):
 class SharedRows(_Kept):
     """Rows that outlive a run, memory-mapped, read and appended to by any number of processes at once.
 
-    One file: a header that says what the rows are bound to, then records of key, row and checksum. Who
-    appends holds the lock; a tail that a killed writer left is overwritten, a record whose checksum
-    does not fit is passed over. The store never stops a run: what the disk refuses is counted in
-    ``failures`` and said once, and the run goes on without.
+    One file: a header with ``digest``, then records of key, row and checksum. A process appends under the file lock;
+    a partial record that a killed writer left is overwritten, and a record whose checksum does not match is skipped.
+    The store never stops a run: disk errors and damage are counted in ``failures``, the first one is printed as a
+    warning, and the run goes on without the affected rows.
 
     Args:
-        path: the file, made where there is none.
-        width: floats a row.
+        path: the file, created where there is none.
+        width: floats per row.
         dtype: of the floats in the file.
-        digest: 32 bytes, of all that the rows depend on besides their keys.
+        digest: 32 bytes that identify all that the rows depend on besides their keys.
     """
 
     def __init__(self, path: Path, width: int, dtype: Stored, digest: bytes) -> None:
@@ -304,7 +304,7 @@ class SharedRows(_Kept):
         self._descriptor = -1
 
     def _fail(self, what: str) -> None:
-        """Count what the disk refused; say it the first time."""
+        """Count a failure, and print a warning at the first one."""
         self.failures += 1
         if self.failures == 1:
             print(f"warning: the cache {self.path} {what}; the run goes on without", file=sys.stderr)
@@ -318,7 +318,7 @@ class SharedRows(_Kept):
             self._forget()  # before anything is read: a page behind the end of the file would kill the process
             self._fail("has been cut while in use")
         if self._whole() > self._count:
-            # Under the lock nobody is in the middle of a record.
+            # Under the lock no process is in the middle of writing a record.
             with self._lock if self._writable else nullcontext():
                 self._read()
 
@@ -358,7 +358,7 @@ class SharedRows(_Kept):
         return self._records["row"][row_N].astype(np.float32)
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        finite = np.isfinite(row_ND).all(1)  # what is not ends the run, and is no business of later ones
+        finite = np.isfinite(row_ND).all(1)  # a non-finite row ends this run, and must not reach later runs
         if not self._writable or not finite.any():
             return
         try:

@@ -1,4 +1,4 @@
-"""Runs the models that a policy asks for over the super-batch: the only place besides the update."""
+"""Scores super-batches with the actors that a policy needs; models run only here and in the update."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scorer:
         self.actors, self.loss = actors, loss
 
     def __call__(self, batch: Batch, needs: frozenset[Role]) -> Scores:
-        """What the policy asked for and nothing else, with the passes that it cost."""
+        """The scores of exactly the roles in ``needs``, with the passes that they cost."""
         assert needs <= self.actors.keys(), "a run is built with the actors that its policy needs"
         found = [actor.score(batch) for role, actor in self.actors.items() if role in needs]
         return Scores.joined(found, len(batch), self.loss)

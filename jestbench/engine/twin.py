@@ -37,7 +37,7 @@ class TwinActor(Actor):
 
     @property
     def amortised_macs(self) -> int:  # type: ignore[override]
-        """Multiply-adds that were charged to nobody."""
+        """Multiply-adds of both models that no ledger was charged."""
         return sum(model.amortised_macs for model in self.trained)
 
     def score(self, batch: Batch) -> Scores:
@@ -64,14 +64,14 @@ class TwinActor(Actor):
         return Scores(unseen=tuple((index_P, whole.take(index_P)) for index_P in halves))
 
     def counts(self) -> dict[str, int]:
-        """``cache/…`` of both."""
+        """``cache/…``, summed over both models."""
         found = Counter[str]()
         for model in self.trained:
             found.update(model.counts())
         return dict(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of both."""
+        """The states of both models."""
         return {f"half{half}": self.trained[half].state_dict() for half in HALVES}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -6,8 +6,8 @@ A folder ``NAME/`` with ``test/{0,1,…}.tar`` (and ``train/`` for few-shot), an
   ``KEY.cls`` beside each image (``KEY.jpg``, ``KEY.png`` …);
 * retrieval: ``dataset_type.txt`` holding ``retrieval``, and ``KEY.txt`` with one caption a line.
 
-The tars are read where they are, by the reader of all shards: one pass finds the members, images are decoded when they
-are needed. An evaluation must be whole: damage that training would count and leave out is refused here.
+The tars are read in place, by the same reader as training shards: one pass indexes the members, and images are decoded
+when they are needed. An evaluation must be complete: damage that training would count and skip is an error here.
 """
 
 from __future__ import annotations

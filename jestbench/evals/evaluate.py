@@ -21,7 +21,7 @@ from jestbench.evals.metrics import evaluate_embeddings
 def points_reached(share: float, points: int) -> int:
     """How many of the shares 1/points, 2/points … 1 are reached.
 
-    Each is compared as the quotient that it is: 29/100 · 100 is 28.99… in floats.
+    The next share is compared as a quotient, since 29/100 · 100 is 28.99… in floats.
     """
     below = int(share * points)
     return below + ((below + 1) / points <= share)
@@ -113,7 +113,7 @@ class Evaluator:
         found: list[Tensor] = []
         with torch.no_grad(), learner.arithmetic.autocast():
             for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
-                # Each process embeds its own rows (where there are fewer than processes, some embed none).
+                # Each process embeds its own rows (with fewer rows than processes, some ranks embed none).
                 own = index_N[world.rows(len(index_N))]
                 parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
                 none = torch.empty(0, model.width, device=device)
@@ -127,10 +127,10 @@ class Evaluator:
         return metrics, passes
 
     def _exactly(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, and no others in the place of damaged ones.
+        """The pairs at exactly these positions; no pair stands in for a damaged one.
 
         Raises:
-            DataError: one was replaced.
+            DataError: a pair is damaged, so another was read in its place.
         """
         batch = self.pairs.batch(index_B)
         replaced = np.flatnonzero(batch.image_key_B.numpy() != self.pairs.image_key_N[index_B.numpy()])

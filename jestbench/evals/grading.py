@@ -17,16 +17,16 @@ from jestbench.evals.measure import REGRESSION_MEASURES, Measure
 from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0
-"""Of the examples: the same for all runs over one split, so that their figures can be compared."""
+"""Seed of the graded examples: the same for all runs over one split, so that their figures can be compared."""
 
 
 def area_under_curve(right_N: Tensor, wrong_M: Tensor) -> float:
     """Probability that a right pair is graded above a wrong one, ties counted half; 0.5 where there is none."""
-    from scipy.stats import mannwhitneyu  # half a second, which no command pays that grades nothing
+    from scipy.stats import mannwhitneyu  # imported here: half a second, spent only when grades are evaluated
 
     if not len(right_N) or not len(wrong_M):
         return 0.5
-    # The probability that comes with the statistic is not used: its fastest method.
+    # Only the statistic is used, not the p-value, so the fastest method for the latter will do.
     found = mannwhitneyu(right_N.double().numpy(), wrong_M.double().numpy(), method="asymptotic")
     return float(found.statistic) / (len(right_N) * len(wrong_M))
 
@@ -60,7 +60,7 @@ class RegressionEvaluator(Evaluator):
             batch = self.pairs.batch(index)
             examples = graded(captions_of(batch), self.objective.regression, EVALUATION_SEED + number)
             with torch.no_grad():
-                # What is no number tells nothing apart; the next update ends the run.
+                # A NaN grade counts as 0.5, no better than chance; the next update then ends the run.
                 grade_E = self.objective.grade(learner, batch, examples).cpu().nan_to_num(0.5)
             macs += self.objective.forward_macs(learner, len(index))
             own_E, other_E, damaged_E = examples.kinds(grade_E)

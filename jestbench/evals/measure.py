@@ -16,7 +16,7 @@ class Measure:
     Attributes:
         low: the smallest value that it can have; ``None`` where there is none.
         high: the largest; ``None`` where there is none.
-        examples: of how many evaluation examples it is the share; ``None`` where it is no such share.
+        examples: number of evaluation examples that the metric is a share of; ``None`` if it is not such a share.
     """
 
     low: float | None = None

@@ -1,7 +1,7 @@
 """Zero-shot and retrieval metrics as pure functions of embeddings and classes.
 
-Classes are captions: equal captions are one class, and every equal caption is a hit. What is not
-certainly worse counts against (``~(score < own)``), so that NaN embeddings rank last, not first.
+Classes are captions: equal captions are one class, and every equal caption is a hit. Any score that is not strictly
+lower than the own score counts against it (``~(score < own)``), so that NaN embeddings rank last, not first.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> 
 
 
 def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor) -> Tensor:
-    """Rank of the first right gallery item of each query ``[Q]``; right is what has the query's group.
+    """Rank of each query's first right gallery item ``[Q]``; an item is right if it has the query's group.
 
-    Ties with wrong items count against it. Several captions an image, or several images a caption: recall@k as
-    usual for COCO and Flickr30k.
+    Ties with wrong items worsen the rank. Several captions per image, or several images per caption, give recall@k
+    as usual for COCO and Flickr30k.
     """
     ranks = []
     for query_PD, group_P in zip(query_QD.split(_ROWS), group_Q.split(_ROWS), strict=True):

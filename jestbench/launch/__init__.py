@@ -1,4 +1,4 @@
-"""Who starts it? The command: builds the stages, trains, rehearses, forecasts, fills caches.
+"""How does a run start? The command builds the stages, trains, rehearses, forecasts and fills caches.
 
-May import `jestbench.loop`, `jestbench.runs` and what stands below them.
+May import `jestbench.loop`, `jestbench.runs` and the packages below them.
 """

@@ -27,7 +27,7 @@ _DOTTED = re.compile(r"^--?(?P<binding>(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says one short message, like every other mistake, instead of the usage."""
+    """A parser that prints one short message on an error, instead of the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Build the parser of the command's arguments."""
     command = _Parser(
         prog="run.py",
         description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _one_spelling(argv: Sequence[str]) -> list[str]:
-    """All spellings of a file, a binding and a pattern as one each, in their order (later ones win)."""
+    """Rewrite all spellings of a file, a binding and a pattern to one of each, in order (later ones win)."""
     words: list[str] = []
     unwrap = patterns = False
     for word in argv:
@@ -85,28 +85,28 @@ def _one_spelling(argv: Sequence[str]) -> list[str]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments with all spellings of files and bindings sorted out."""
+    """Parse the arguments, in any spelling of files and bindings."""
     arguments = parser().parse_intermixed_args(_one_spelling(argv))
     arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
     return arguments
 
 
 def new_run_dir(arm: str, seed: int) -> Path:
-    """A name under ``runs/`` that is free."""
+    """An unused folder name under ``runs/``."""
     stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', arm) or 'run'}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = [Path("runs") / stem, *(Path("runs") / f"{stem}-{n}" for n in range(2, 1000))]
     return next(path for path in candidates if not path.exists())
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run, and turn what a user can mend into one message on stderr and an exit status."""
+    """Run ``work``; turn an error that a user can fix into one message on stderr and an exit status."""
     try:
         return work()
     except KeyboardInterrupt:
         print("interrupted; go on with --resume", file=sys.stderr)
         return 130
     except Exception as error:
-        # Exceptions of this project that a user can mend carry a status; to name their classes would import timm.
+        # This project's exceptions that a user can fix carry a status; importing their classes would import timm.
         status: int | None = getattr(type(error), "exit_status", None)
         if status is None:
             raise
@@ -115,13 +115,13 @@ def guarded(work: Callable[[], int]) -> int:
 
 def _said(message: str, status: int) -> int:
     rank = int(os.environ.get("RANK", "0"))
-    if not rank or status != 2:  # of a wrong configuration, one of torchrun's processes speaks for all
+    if not rank or status != 2:  # a wrong configuration is the same on all ranks: rank 0 alone prints it
         print(f"error: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """The whole command, in process."""
+    """Run the whole command in this process; return its exit status."""
     try:
         arguments = parse(argv)
     except SystemExit as stop:
@@ -131,7 +131,7 @@ def run_command(argv: Sequence[str]) -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without garbage collection, in two thirds of the time; what was imported is never collected again."""
+    """Disable garbage collection during imports, which then take two thirds of the time; freeze what was imported."""
     if "torch" in sys.modules:  # a long-lived process may hold garbage of its own
         yield
         return
@@ -144,8 +144,8 @@ def importing() -> Iterator[None]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Before torch is imported: threads that spin at a barrier make small steps 5 times slower as soon as
-    # another process wants one of the cores.
+    # Set before torch is imported: threads that spin at a barrier make small steps 5 times slower as soon as
+    # another process needs one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.list_policies:
         with importing():
@@ -169,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
     resolved = resolve.resolve(files, arguments.bindings, arguments.allow_unused, recorded=recorded)
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
-        return 0  # started by torchrun: the first process answers for all
+        return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
         rehearse.check(resolved)
         return 0
@@ -196,7 +196,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command of ``tools/run.py``, in process.
+    """Run the command of ``tools/run.py`` in this process.
 
     Returns:
         The exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 a loss that is

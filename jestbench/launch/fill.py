@@ -24,16 +24,16 @@ from jestbench.launch.train_run import building, ensure_pretrained
 
 
 def fill_cache(resolved: Resolved) -> dict[str, Any]:
-    """Bring all pairs of a run's split into the cache of each frozen model; those that are there are passed over.
+    """Score all pairs of a run's split into the cache of each frozen model, except those already there.
 
-    Several processes may do it at once, and a killed one is gone on with.
+    Several processes may fill one cache at once, and a killed one can be started again to finish.
 
     Returns:
-        By role: where the cache lies, what it holds, and what filling it costs (FLOPs, whatever was there before).
+        By role: the cache's folder, its contents, and the FLOPs of filling it from empty.
 
     Raises:
         ConfigError: the run has no frozen model, or no shared cache.
-        DataError: the data is damaged, or the disk refused rows.
+        DataError: the data is damaged, or rows cannot be written to disk.
     """
     run = resolved.run
     if run.cache is None or run.cache.mode != "shared":

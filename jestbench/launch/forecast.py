@@ -1,4 +1,4 @@
-"""What one step costs, by purpose, before anything is trained."""
+"""Forecasts the cost of one step, by purpose, before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class StepPrice:
     """FLOPs of one step by purpose, and of the uniform step with the same b under the full view.
 
     Attributes:
-        flops: by purpose; ``reference_score`` at the price of a super-batch that this run has not
-            met before.
-        uniform: FLOPs of a uniform step, nothing of it run again to save memory.
-        first_sight: FLOPs of a step that are charged for pairs met for the first time alone: all that frozen models
-            score, and the own logits that a cascade takes from them; 0 under ``amortised``.
-        cascade_pair: FLOPs of one candidate of a cascade, met for the first time.
-        closed_form: cost relative to a uniform step as the formulas have it (arXiv 2406.17711; towers
+        flops: by purpose; ``reference_score`` at the price of a super-batch of pairs new to
+            this run.
+        uniform: FLOPs of a uniform step, without recomputation to save memory.
+        first_sight: FLOPs of a step that are charged only for pairs encountered for the first time: all scoring by
+            frozen models, and the own logits that a cascade takes from them; 0 under ``amortised``.
+        cascade_pair: FLOPs of one candidate of a cascade, encountered for the first time.
+        closed_form: cost relative to a uniform step by the paper's formulas (arXiv 2406.17711; towers
             only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
@@ -67,8 +67,8 @@ def _by_purpose(passes: Iterable[Pass]) -> dict[Purpose, int]:
 def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
     """The similarity products of one selection at full size, counted by the same meter.
 
-    The policy chooses among random scores: products are linear in the width, so that the actors' widths
-    over their common divisor will do (1 where all meet in as many dimensions).
+    The policy chooses among random scores. Products are linear in the width, so the actors' widths over
+    their common divisor suffice (1 where all widths are equal).
     """
     random, size = seeds.generator(0, "check"), resolved.draw_size
     actors = [actor for role, actor in stages.scorer.actors.items() if role in resolved.policy.needs]
@@ -84,7 +84,7 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 
 def _built(resolved: Resolved) -> Stages:
-    """The stages that a run is priced by; they read and write no rows."""
+    """Build the stages to price a run by; they read and write no rows."""
     run = replace(resolved.run, reference_accounting="online", cache=None)
     with tempfile.TemporaryDirectory() as folder:
         return build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), draw_size=1)
@@ -109,17 +109,17 @@ def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
-    """What an actor scores in a step whose pairs this run has not met."""
+    """Passes of an actor's scoring in a step of pairs new to this run."""
     run = resolved.run
     cascaded = run.cascade is not None and run.cascade.score == role
     own = actor.forecast_own_loss(resolved.candidates) if cascaded else ()
-    # A pair that the cascade has met is not charged to the policy again, but under online accounting.
+    # A pair that the cascade has scored is charged to the policy again only under online accounting.
     asked = role in resolved.policy.needs and not (cascaded and run.reference_accounting != "online")
     return (*own, *(actor.forecast(resolved.draw_size) if asked else ()))
 
 
 def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
-    """FLOPs of one more candidate of a cascade, met for the first time; 0 without one."""
+    """FLOPs of one more new candidate of a cascade; 0 without a cascade."""
     if resolved.run.cascade is None:
         return 0
     actor = stages.scorer.actors[resolved.run.cascade.score]
@@ -128,7 +128,7 @@ def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
 
 def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
     """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
-    # The runs of two halves differ in the half of the pool that they draw from alone.
+    # The runs of two halves differ only in the half of the pool that they draw from.
     return {
         role: len(stands) * (ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one))
         for role, stands in resolved.stands_on.items()
@@ -136,7 +136,7 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
 
 
 def _forecast(resolved: Resolved) -> int:
-    """FLOPs of a run that is not trained yet, with what it stands on."""
+    """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
     stages = _built(resolved)
     price, below = _step_price(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
@@ -148,14 +148,14 @@ def _forecast(resolved: Resolved) -> int:
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
-    """Steps until ``run.budget`` is reached, for a pool of so many pairs; ``None`` without a budget in FLOPs.
+    """Steps until ``run.budget`` is reached, for a pool of ``pool`` pairs; ``None`` without a budget in FLOPs.
 
-    Under ``first_sight`` frozen models (and the own logits that a cascade takes from them) are charged during the
-    first pass over the pool alone.
+    Under ``first_sight``, frozen models (and the own logits that a cascade takes from them) are charged only during
+    the first pass over the pool.
 
     Args:
         resolved: the run.
-        price: of its steps.
+        price: the price of one of its steps.
         pool: pairs in its split; ``None`` is a stream that never ends.
         taken: FLOPs of pre-training that are taken out of the budget first.
     """
@@ -178,23 +178,23 @@ def _cascade_charged(resolved: Resolved) -> str:
 
 
 def convention_error(model: TwoTowers, price: Price, batch: Batch) -> float:
-    """Forward and backward of a pair as torch counts them over the three forward passes that are charged.
+    """FLOPs of a pair's forward and backward by torch's counter, over the three forward passes that are charged.
 
-    A little under 1: nothing asks for the gradient of pixels, so the patch embedding's backward pass costs one
+    A little under 1: the gradient of pixels is not needed, so the patch embedding's backward pass costs one
     product instead of two.
 
     Args:
         model: the towers.
-        price: theirs, under the full view.
+        price: the price of the towers under the full view.
         batch: its first pair gives the shapes.
     """
     return Price.of_training(model, batch).pair / (TRAINING_PASSES * price.pair)
 
 
 def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
-    """The view that approximate scoring stands for in the closed forms.
+    """The view of approximate scoring in the closed forms.
 
-    The run's own where it scores under one, else twice the patch size; ``None`` where the tower cannot run it.
+    The run's own where it scores under a view, else twice the patch size; ``None`` where the tower cannot run that.
     """
     patch = resolved.run.model.patch_size
     view = resolved.run.score_view or View(patch_size=2 * patch)
@@ -209,12 +209,12 @@ FILTER_RATIOS = (0.5, 0.8, 0.9)
 
 
 def closed_forms(cheap: float | None) -> dict[str, list[float]]:
-    """Cost of an update over a uniform one's, towers only, by scheme and filter ratio f (arXiv 2406.17711).
+    """Cost of an update relative to a uniform one, towers only, by scheme and filter ratio f (arXiv 2406.17711).
 
     A training pass is 3 forward passes, r = B/b = 1/(1 − f).
 
     Args:
-        cheap: a cheap pass over a full one, as measured; without it the schemes that need one are left out.
+        cheap: measured cost of a cheap pass over a full one; ``None`` leaves out the schemes with cheap passes.
 
     Returns:
         Scheme with its formula → the cost at each of ``FILTER_RATIOS``.
@@ -233,7 +233,7 @@ def closed_forms(cheap: float | None) -> dict[str, list[float]]:
 
 
 def _closed_form_lines(resolved: Resolved, stages: Stages) -> list[str]:
-    """The closed forms for this model, and the view that they call cheap."""
+    """Lines on the closed forms for this model, and on the view of their cheap passes."""
     model, full = stages.learner.model, stages.learner.price.pair
     view = cheap_view(resolved, model)
     cheap = None if view is None else Price.of(model, _one(stages), view).pair / full
@@ -248,7 +248,7 @@ def _closed_form_lines(resolved: Resolved, stages: Stages) -> list[str]:
 
 
 def _pair_lines(stages: Stages) -> list[str]:
-    """What a pair costs, and how far the 3x convention errs for this model."""
+    """Lines on the cost of a pair, and on the error of the 3x convention for this model."""
     model, price = stages.learner.model, stages.learner.price
     counted = convention_error(model, price, _one(stages))
     return [

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """Prepare the data set and print what is in it, as JSON.
 
     Returns:
-        The exit status: 0, or 3 where the data cannot be had.
+        The exit status: 0, or 3 where the data cannot be fetched or prepared.
     """
     parser = argparse.ArgumentParser(
         prog="prepare.py", description="Fetch and prepare a data set; what is there already is kept."

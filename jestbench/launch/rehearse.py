@@ -27,7 +27,7 @@ from jestbench.select.scores import NonFiniteScore
 
 
 def without_download(resolved: Resolved) -> Resolved:
-    """The same run from random weights, which cost the same."""
+    """The same run with random instead of pretrained weights, which cost the same FLOPs."""
     plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
     return replace(
         plain,
@@ -39,11 +39,11 @@ def without_download(resolved: Resolved) -> Resolved:
 
 
 def logged_names(resolved: Resolved) -> frozenset[str]:
-    """Names of all metrics that a run logs: those that one step on a few pairs logs. Nothing is left behind.
+    """Names of all metrics that a run logs, from one step on a few pairs; leaves no files behind.
 
     Raises:
         ConfigError: the configuration cannot be built, or cannot do a step.
-        DataError: the data does not fit it.
+        DataError: the data does not fit the configuration.
     """
     resolved = without_download(resolved)
     drawn = min(32, resolved.draw_size)
@@ -66,7 +66,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             stages = build_stages(small, *stand_ins(resolved), folder / "cache", drawn)
         allowance = run.allowance({})
         evaluated = stages.evaluator.measures
-        stages.evaluator.sets = []  # whole benchmarks: their names are known without them
+        stages.evaluator.sets = []  # whole benchmarks: the names of their metrics are known without running them
         metrics = Metrics(folder, None, run.log, "")
         try:
             train(small, stages, Progress(), allowance, Recorder(small, stages, allowance, folder, metrics))
@@ -84,10 +84,10 @@ def check(resolved: Resolved) -> None:
 
     Raises:
         ConfigError: the configuration cannot be built, or cannot do a step.
-        DataError: the data does not fit it.
+        DataError: the data does not fit the configuration.
     """
     resolved = without_download(resolved)
-    # The candidates of a cascade are to fit the stand-in's pool.
+    # The candidates of a cascade must fit into the stand-in's pool.
     drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:

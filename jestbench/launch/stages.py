@@ -38,13 +38,13 @@ def build_stages(
     Args:
         resolved: the run.
         data: its data set, prepared; or a stand-in.
-        castings: what fills the roles of the runs that it stands on.
-        store_dir: where the rows of frozen models are kept during the run.
-        draw_size: pairs a step, where not the run's own (``--check``).
+        castings: the frozen model, or models, of each role that the run needs.
+        store_dir: folder for the rows of frozen models during the run.
+        draw_size: pairs a step; ``None`` is the run's own number (``--check`` sets a smaller one).
 
     Raises:
         ValueError: the configuration cannot be built.
-        DataError: the data does not fit it.
+        DataError: the data does not fit the configuration.
     """
     run = resolved.run
     setting = setting_of(run, data, store_dir)
@@ -61,7 +61,7 @@ def build_stages(
 
 
 def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
-    """What the actors of a run have in common, on its data set or a stand-in."""
+    """The setting shared by all actors of a run, on its data set or a stand-in."""
     pairs = data.split(run.split)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
@@ -69,10 +69,10 @@ def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
 
 
 def _check_world(run: Run, world: World) -> None:
-    """Refuse what several processes cannot share.
+    """Refuse a run that cannot be shared by several processes.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: the objective needs one process, or the batch is too small.
     """
     if world.size == 1:
         return
@@ -89,8 +89,8 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
 
     Raises:
         DataError: the split is too small.
-        ValueError: a cascade over a stream, or augmentation of it: its pairs are not known before they come; or a
-            cascade by an actor that scores no single pairs.
+        ValueError: a cascade over a stream, or augmentation of a stream (its pairs cannot be read by index); or a
+            cascade by an actor that cannot score single pairs.
     """
     run, pairs = setting.run, setting.pairs
     device, world = str(setting.arithmetic.device), setting.arithmetic.world
@@ -99,7 +99,7 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     plan: StepPlan
     if run.cascade is not None:
         actor = actors[run.cascade.score]
-        actor.forecast_own_loss(1)  # an actor that scores whole batches alone refuses here, not in the first step
+        actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
         own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
     elif isinstance(pairs, StreamPairs):
@@ -110,7 +110,7 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
 
 
 def view_warnings(resolved: Resolved, stages: Stages) -> list[str]:
-    """Scores taken under a view that the model was never trained under."""
+    """Warnings of scores taken under a view that the model was never trained under."""
     found = []
     for role, actor in stages.scorer.actors.items():
         if role in resolved.run.needs and actor.view not in actor.trained_under:

@@ -1,4 +1,4 @@
-"""What a run stands on: the castings of its roles, from the folders of finished runs or as stand-ins."""
+"""The frozen models that a run needs: castings by role, from the folders of finished runs or as stand-ins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jestbench.runs.summary import Summary
 
 
 def trained(role: Pretrained, folder: Path) -> FrozenCasting:
-    """The model of a finished run, for a role.
+    """Load the model of a finished run, for a role.
 
     Raises:
         DataError: the folder holds no finished run, or a model of another kind.
@@ -28,7 +28,7 @@ def trained(role: Pretrained, folder: Path) -> FrozenCasting:
 
 
 def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained, Casting]:
-    """The models of finished runs, by role.
+    """Load the models of finished runs, by role.
 
     Raises:
         DataError: a folder holds no finished run, or a model of another kind.
@@ -37,7 +37,7 @@ def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained
 
 
 def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
-    """Data and frozen models as they are, or stand-ins of the same shape: nothing is fetched or trained."""
+    """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained."""
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
@@ -49,7 +49,7 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
 
 
 def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer) -> FrozenCasting:
-    """The model of a finished run, or the untrained one of a run that is not."""
+    """The trained model of a finished run, or the untrained model of a run yet to be trained."""
     if isinstance(stand, Path):
         return trained(role, stand)
     run = stand.run
@@ -68,5 +68,5 @@ def ended(folder: Path) -> Summary:
 
 
 def pretrain_flops(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int]:
-    """FLOPs of the pre-training that a run stands on, by role (those of twins summed)."""
+    """FLOPs of training a run's frozen models, by role (summed over twins)."""
     return {role: sum(ended(folder).flops_all_in for folder in found) for role, found in folders.items()}

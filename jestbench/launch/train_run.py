@@ -1,4 +1,4 @@
-"""Runs a resolved configuration: train it, check it, or price it."""
+"""Trains a resolved configuration, and first the frozen models that it needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Role = Literal["arm", "reference", "scorer"]
 
 
 def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
-    """Where the run of a frozen model lies: the folder that was given, or its place in the cache.
+    """The run folder of a frozen model: the given folder, or a folder in the cache.
 
     The cache is addressed by content: the model's operative configuration, its seed and its data.
     """
@@ -59,7 +59,7 @@ def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, tuple[Path, ...]]:
 
 
 def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Path:
-    """One of them. Two runs that need the same one wait for each other; a killed training goes on where it stopped."""
+    """The finished run of one frozen model. Of two runs that need it, one waits; a killed training resumes."""
     world = distributed.world()
     if isinstance(stand, Resolved):
         world.in_turn(stand.run.data.prepare)
@@ -77,13 +77,13 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
 
 
 def _finished(folder: Path) -> bool:
-    """Whether a folder holds a finished run, as the first process sees it."""
+    """Whether a folder holds a finished run, as read by rank 0."""
     return distributed.world().first(RunFolder(folder).has_finished)
 
 
 @contextmanager
 def _locked(folder: Path, world: World) -> Iterator[None]:
-    """Keep other runs from a folder that is to be made: the first process holds the lock, the others wait for it."""
+    """Lock a folder against other runs: rank 0 acquires the lock, the other ranks wait for it."""
     lock = FileLock(f"{folder}.lock")
 
     def acquire() -> None:
@@ -99,7 +99,7 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
 
 
 def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
-    """Train a frozen model: by all processes, or a pair scorer by the first while the others wait."""
+    """Train a frozen model on all ranks; a pair scorer on rank 0 alone, while the other ranks wait."""
 
     def train_anew_if_foreign() -> Status:
         try:
@@ -116,7 +116,7 @@ def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
 
 
 def _beside(reference: Resolved, asking: Resolved) -> Resolved:
-    """A frozen model's run in the W&B project of the run that asks for it, unless it has settings of its own."""
+    """A frozen model's run, with the W&B settings of the run that needs it unless it has its own."""
     if reference.run.wandb != WandB():
         return reference
     wandb = replace(asking.run.wandb, name="")
@@ -125,7 +125,7 @@ def _beside(reference: Resolved, asking: Resolved) -> Resolved:
 
 @contextmanager
 def building() -> Iterator[None]:
-    """Whatever a constructor refuses (timm's, torch's, ours) is a wrong configuration."""
+    """Turn an error of a constructor (timm's, torch's, ours) into a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -142,7 +142,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         resolved: the run.
         run_dir: its folder.
         resume: go on in a folder that holds this run.
-        role: what the run is for; W&B tells an arm from a reference by it.
+        role: ``arm``, or the role of a frozen model, which becomes its job type in W&B.
 
     Raises:
         ConfigError: the folder cannot be used, or the configuration cannot be built.
@@ -167,7 +167,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
         metrics = _metrics(resolved, run_dir, role, step)
     except ConfigError:
-        if not going_on and world.first_of_all:  # nothing has begun: the folder is free for the mended configuration
+        if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
         raise
     progress = Progress()
@@ -189,12 +189,12 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm
             actor.close(remove=status == "finished")
         with suppress(OSError):  # the last process to leave finds it empty
             folder.row_stores.rmdir()
-    world.first(lambda: None)  # nobody goes on before the first process has written how it ended
+    world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
 def _reached(run_dir: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of a run, as the first process sees it, and its step; -1 where there is none.
+    """The newest checkpoint of a run, as read by rank 0, and its step; -1 where there is none.
 
     Raises:
         ForeignCheckpoint: another version wrote it, or another number of processes.
@@ -208,7 +208,7 @@ def _reached(run_dir: Path) -> tuple[Path | None, int]:
 
 
 def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:
-    """All sinks of a run that goes on from a step; -1 for a new one.
+    """Open the metrics sinks of a run that resumes from ``step``; -1 is a new run.
 
     Raises:
         ConfigError: W&B refuses the run.
@@ -233,7 +233,7 @@ def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metric
 
 
 def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
-    """What a run stands on: the comparison shows the reference's own score. A pair scorer has none to show."""
+    """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
     entries = []
     for half, folder in enumerate(folders):
         summary = ended(folder)
@@ -266,7 +266,7 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
 
 
 def warned(resolved: Resolved, stages: Stages) -> list[str]:
-    """What is doubtful about a run, said on stderr too."""
+    """Warnings about a run, also printed on stderr."""
     found = [*resolved.warnings, *view_warnings(resolved, stages)]
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What is a tower? Towers, how a view runs on them, the pair head, tokenizers.
+"""What is a tower? Towers, their views, the pair head, tokenizers.
 
 May import `jestbench.select` and what stands below it.
 """

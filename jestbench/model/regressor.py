@@ -44,8 +44,8 @@ class Regressor(TwoTowers):
 
     def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, hidden: int) -> None:
         super().__init__(image, text, tokenizer, "sigmoid")
-        # SigLIP's offset of −10 is that of one match in many; here a third of the pairs or so match, and a saturated
-        # sigmoid has no gradient under the squared error.
+        # SigLIP's offset of −10 suits one match among many pairs; here about a third of the pairs match, and a
+        # saturated sigmoid has no gradient under the squared error.
         nn.init.zeros_(self.bias)
         self.head = PairHead(self.width, hidden)
 
@@ -62,12 +62,12 @@ class Regressor(TwoTowers):
             return cls(towers.image, towers.text, tokenizer.identity, hidden)
 
     def grade(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        """g ``[B]`` in fp32 of pairs of normalised embeddings, whatever autocast the caller is in."""
+        """Grades g ``[B]`` of pairs of normalised embeddings, in fp32 whatever autocast the caller is in."""
         with torch.autocast(image_BD.device.type, enabled=False):
             return torch.sigmoid(self.head(image_BD.float(), text_BD.float(), self.scale, self.bias))
 
     def score(self, batch: Batch) -> Tensor:
-        """g ``[B]`` of the pairs of a batch.
+        """Grades g ``[B]`` of the pairs of a batch.
 
         Raises:
             DataError: the batch holds no ids of this model's own tokenizer.

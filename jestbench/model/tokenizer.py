@@ -1,4 +1,4 @@
-"""Byte-pair tokenizers over captions, with an identity that models can insist on."""
+"""Byte-pair tokenizers over captions, with an identity by which a model recognises its own token ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Backend:
     """Train a byte-pair tokenizer on captions; the same captions give the same tokenizer.
 
-    Captions are counted before any noise is put in, so that all runs over one data set share it.
+    Pass captions without added noise, so that all runs over one data set share the tokenizer.
     """
     backend = Backend(models.BPE(unk_token=UNKNOWN))
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -33,7 +33,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Backend:
 
 
 def frame(backend: Backend) -> tuple[list[int], list[int]]:
-    """The ids that a definition itself puts before and behind a text (``[CLS]``, ``[SEP]``)."""
+    """The ids that the tokenizer itself puts before and after a text (``[CLS]``, ``[SEP]``)."""
     probe = backend.encode("a")
     inner = [position for position, special in enumerate(probe.special_tokens_mask) if not special]
     if not inner:
@@ -43,12 +43,12 @@ def frame(backend: Backend) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Captions in, fixed-length int64 ids out.
+    """A tokenizer from captions to int64 ids of a fixed length.
 
     Attributes:
         definition: the tokenizer as the JSON text of the ``tokenizers`` package.
         length: L, tokens a caption is cut or padded to, the end token included.
-        pad: the token that fills a text up; no other one may share its id.
+        pad: the token that fills a text up; no other token may share its id.
         end: the token that ends a text.
     """
 
@@ -70,7 +70,7 @@ class Tokenizer:
         digest = disk.digest(self.definition, 6)
         named = "" if (self.pad, self.end) == (PAD, END) else f"/{self.pad}/{self.end}"
         object.__setattr__(self, "identity", f"{digest}/{self.length}{named}")
-        # A definition may ask for a length of its own; the one here holds.
+        # A definition may hold a length of its own: ``length`` overrides it.
         backend.no_truncation()
         backend.no_padding()
         start = tuple(frame(backend)[0])
@@ -104,7 +104,7 @@ class Tokenizer:
         return int(found)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Token ids ``[N, L]``: what opens a text (most tokenizers: nothing), its tokens, the end token, padding."""
+        """Token ids ``[N, L]``: opening tokens (most tokenizers have none), the text, the end token, padding."""
         end, pad, start = self._special(self.end), self.pad_id, self._start
         # Captions repeat: each distinct one is encoded once.
         row_of = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}

@@ -1,4 +1,4 @@
-"""Which tokenizer a data set uses: trained on its captions, a ``tokenizer.json``, or one of the Hugging Face hub."""
+"""The choice of a data set's tokenizer: trained on its captions, a ``tokenizer.json``, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jestbench.batch import DataError
 from jestbench.model.tokenizer import END, PAD, Tokenizer, frame, train_bpe
 
 SAMPLE = 200_000
-"""Captions that a tokenizer is trained on, at most, evenly spread."""
+"""Most captions that a tokenizer is trained on, evenly spread over the pool."""
 
 PADS = (PAD, "[PAD]", "<|pad|>", "<PAD>")
 ENDS = (END, "<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<|im_end|>")
@@ -22,17 +22,17 @@ ENDS = (END, "<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<|im
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """A tokenizer.
+    """The source of a tokenizer, and its options.
 
     Attributes:
-        source: empty trains a byte-pair tokenizer on the captions of the pool; a path is that of a
-            ``tokenizer.json`` or of a folder that holds one; anything else a name on the Hugging Face hub, fetched
+        source: empty trains a byte-pair tokenizer on the captions of the pool; a path leads to a
+            ``tokenizer.json`` or to a folder that holds one; any other text is a name on the Hugging Face hub, fetched
             once into the cache.
         revision: of a name on the hub: a branch, a tag or a commit.
         length: L, tokens a caption is cut or padded to.
-        vocab_size: of a tokenizer that is trained here, at most.
+        vocab_size: of a trained tokenizer, at most.
         pad: the token that fills a text up; ``None`` finds it, or adds one where padding would read as an end
-            (CLIP's own pads with its end token).
+            (CLIP's own tokenizer pads with its end token).
         end: the token that ends a text; ``None`` finds it, or adds one.
     """
 
@@ -52,20 +52,20 @@ class TokenizerChoice:
             raise ValueError(f"tokenizer.pad and tokenizer.end are both {self.pad!r}: padding would read as an end")
 
     def stored(self, folder: Path, trained_on: str) -> Path:
-        """The file that holds the definition once it was prepared.
+        """The file that holds the prepared definition.
 
         Args:
-            folder: of the cache.
-            trained_on: fingerprint of the captions that one is trained on.
+            folder: the cache folder of tokenizers.
+            trained_on: fingerprint of the captions that a tokenizer is trained on.
         """
         asked = [self.source, self.revision] if self.source else ["trained", str(self.vocab_size), trained_on]
         return folder / f"{disk.digest(json.dumps(asked))}.json"
 
     def prepare(self, folder: Path, trained_on: str, captions: Callable[[], Sequence[str]]) -> None:
-        """Train or fetch the definition; nothing where it is there.
+        """Train or fetch the definition, unless it is already prepared.
 
         Raises:
-            DataError: it cannot be had.
+            DataError: the definition cannot be fetched.
         """
         path = self.stored(folder, trained_on)
         if self._local() is not None or path.exists():
@@ -84,10 +84,10 @@ class TokenizerChoice:
         return self._local() is not None or self.stored(folder, trained_on).exists()
 
     def load(self, folder: Path, trained_on: str) -> Tokenizer:
-        """The tokenizer.
+        """Load the prepared tokenizer.
 
         Raises:
-            DataError: it is not prepared, or is no tokenizer.
+            DataError: the file is missing or holds no tokenizer.
         """
         path = self._local() or self.stored(folder, trained_on)
         try:
@@ -96,10 +96,10 @@ class TokenizerChoice:
             raise DataError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
 
     def framed(self, definition: str) -> Tokenizer:
-        """A tokenizer of this definition: its padding and end found, or added where it has none.
+        """Build the tokenizer of a definition; its padding and end tokens are found, or added where missing.
 
         Raises:
-            DataError: the definition is none, or lacks the tokens that were named.
+            DataError: the definition is invalid, or lacks the configured ``pad`` or ``end`` token.
         """
         try:
             backend = Backend.from_str(definition)

@@ -1,4 +1,4 @@
-"""Two towers: a timm image tower and a text transformer, meeting in D dimensions."""
+"""Two towers, a timm image tower and a text transformer, that embed into the same D dimensions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jestbench.select.losses import LossName
 
 TextPool = Literal["mean", "end"]
 Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit
-"""What can stand in an image tower; views are for plain vision transformers (``views.check``)."""
+"""Backbones that an image tower accepts; views need a plain vision transformer (``views.check``)."""
 
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
 INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
@@ -37,7 +37,7 @@ MAX_SCALE = 100.0
 
 
 def _at_least_fp32(value: Tensor) -> Tensor:
-    """fp32, or fp64 where the model is: half precision never reaches a similarity."""
+    """Cast to fp32, or keep fp64: similarities are never computed in half precision."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
@@ -49,7 +49,7 @@ class ImageTower(nn.Module):
         self.backbone = backbone
         self.projection = nn.Linear(backbone.num_features, output, bias=False)
         nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
-        # A NaFlexViT takes images of any size and has none of its own.
+        # A NaFlexViT takes images of any size and has no ``img_size``.
         height, width = backbone.patch_embed.img_size if image_size is None else (image_size, image_size)
         self.resolution: tuple[int, int] = (int(height), int(width))
         self._resize: dict[tuple[int, torch.device], Tensor] = {}
@@ -59,11 +59,11 @@ class ImageTower(nn.Module):
 
         Args:
             images_BCHW: uint8 images.
-            view: how much is run; one that the tower can run (``views.check``).
+            view: how much of the tower is run; it must pass ``views.check``.
             key_B: int64 content keys of the images, for a view that keeps a share of the patches.
         """
         resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
-        # One layout, whoever made the batch: the rounding of a convolution depends on it.
+        # The rounding of a convolution depends on the memory layout: fix it, whatever the batch came in.
         pixels = images_BCHW.to(self.projection.weight.dtype, memory_format=torch.channels_last)
         if pixels.shape[-2:] != resolution:
             pixels = F.interpolate(pixels, resolution, mode="bilinear", antialias=True, align_corners=False)
@@ -113,7 +113,7 @@ class ImageTower(nn.Module):
         return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
 
     def _resize_matrix(self, patch_size: int) -> Tensor:
-        """The pseudo-inverse for a patch size, computed once a device."""
+        """The pseudo-inverse for a patch size, computed once per device."""
         embed = self.backbone.patch_embed
         place = (patch_size, embed.proj.weight.device)
         if place not in self._resize:
@@ -122,7 +122,7 @@ class ImageTower(nn.Module):
         return self._resize[place]
 
     def prepare(self, view: View) -> None:
-        """Compute what a view needs once, outside of any trace."""
+        """Compute and cache the resize matrix of a view, outside of any trace."""
         if view.patch_size is not None:
             self._resize_matrix(view.patch_size)
 
@@ -185,8 +185,8 @@ class TextBlock(nn.Module):
 class TextTower(nn.Module):
     """A text transformer: int64 ids ``[B, L]`` → ``[B, D]``, not normalised.
 
-    Without ``causal`` padding is masked out of attention; with it, padding stands behind the end
-    token and cannot be seen. It always runs, and is priced, at the full length L, or the view's.
+    Without ``causal``, padding is masked out of attention; with ``causal``, no text token attends to the padding after
+    the end token. The tower always runs, and is priced, at the full length L, or at the view's text length.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class TextTower(nn.Module):
             block.initialise(width, layers)
 
     def forward(self, token_BL: Tensor, view: View = FULL) -> Tensor:
-        """Run the blocks (the first of them, under a view), pool over the text, project."""
+        """Run the blocks (only the first ones under a view), pool over the text, project."""
         positions: Tensor = self.positions
         if view.text_length is not None and view.text_length < len(positions):
             token_BL, positions = cut_text(token_BL, view.text_length, self.pad_id), positions[: view.text_length]
@@ -252,7 +252,7 @@ class TwoTowers(nn.Module):
         scale, bias = INITIAL[loss]
         self.image, self.text, self.tokenizer = image, text, tokenizer
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        # The softmax loss does not see the offset: a parameter without gradient would upset DDP.
+        # The softmax loss does not use the offset, and DDP fails on a trainable parameter without gradient.
         self.bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "sigmoid")
         self.width = image.projection.out_features
 
@@ -272,9 +272,9 @@ class TwoTowers(nn.Module):
 
     @contextmanager
     def checkpointing(self, enabled: bool) -> Iterator[None]:
-        """Forward passes that keep a block's input alone; backward runs the block again (arXiv 1604.06174).
+        """Checkpoint activations: forward keeps each block's input alone, backward reruns the block (arXiv 1604.06174).
 
-        The random state is restored for the second run, so drop path drops the same.
+        The random state is restored for the second run, so that drop path drops the same branches.
         """
         if not enabled:
             yield
@@ -296,10 +296,10 @@ class TwoTowers(nn.Module):
         return F.normalize(_at_least_fp32(self.text(token_BL, view)), dim=-1)
 
     def forward(self, batch: Batch, view: View = FULL) -> tuple[Tensor, Tensor]:
-        """Both embeddings of a batch under a view; the batch must hold ids of this model's own tokenizer.
+        """Image and text embeddings of a batch under a view.
 
         Raises:
-            DataError: it does not.
+            DataError: the batch holds no ids of this model's own tokenizer.
         """
         device = self.log_scale.device
         tokens = batch.tokens(self.tokenizer)
@@ -316,16 +316,16 @@ class Model:
 
     Attributes:
         image_tower: any timm vision transformer by name: ViT, SigLIP, FlexiViT, NaFlexViT, EVA-02, DINOv3, BEiT.
-        image_size: pixels; images of another size are resized on the device.
-        patch_size: pixels.
+        image_size: side of an image, pixels; images of another size are resized on the device.
+        patch_size: side of a patch, pixels.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
         pretrained: load timm's weights for the image tower (needs the network or timm's cache).
-        embed_dim: D, width in which image and text meet.
-        text_width: of the text transformer.
-        text_layers: its blocks.
-        text_heads: its heads.
-        text_mlp_ratio: its MLP's width over its own.
-        text_causal: mask as CLIP's text tower does; otherwise every token sees every token.
+        embed_dim: D, width of the image and text embeddings.
+        text_width: width of the text transformer.
+        text_layers: blocks of the text transformer.
+        text_heads: attention heads of a text block.
+        text_mlp_ratio: width of a text block's MLP over ``text_width``.
+        text_causal: causal attention as in CLIP's text tower; otherwise every token attends to every token.
         text_pool: ``mean`` over the real tokens, or the output at the ``end`` token.
     """
 
@@ -365,10 +365,10 @@ class Model:
             raise ValueError(f"timm has no model {self.image_tower!r}{near}")
 
     def build(self, tokenizer: Tokenizer, loss: LossName, seed: int) -> TwoTowers:
-        """The model, initialised from ``seed`` alone.
+        """Build the model, initialised from ``seed`` alone.
 
         Raises:
-            ValueError: timm cannot build that tower, or it is no plain vision transformer.
+            ValueError: timm cannot build the image tower, or its type is not a ``Backbone``.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "init"))
@@ -379,7 +379,7 @@ class Model:
                     num_classes=0,
                     **{"img_size": self.image_size, "patch_size": self.patch_size, **self.image_options},
                 )
-            except Exception as error:  # whatever timm's constructors stumble over, the options are at fault
+            except Exception as error:  # any error of timm's constructors is a fault of the options
                 raise ValueError(
                     f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
                 ) from error

@@ -1,11 +1,11 @@
 """Views: how much of the two towers is run.
 
-All of JEST's approximations (Evans et al. 2024, arXiv 2406.17711) are one idea, a view: a coarser patch
+A view stands for each of JEST's approximations (Evans et al. 2024, arXiv 2406.17711): a coarser patch
 (FlexiViT, Beyer et al. 2023, arXiv 2212.08013), fewer pixels, a share of the patches, a share of the
 layers, a shorter text, or several at once. The learner and the reference are each scored under a view;
 training takes a mix of views (Flexi-JEST: half of the batch at the coarse patch).
 
-A view is honest only where the model was trained under it.
+Scores under a view mean something only for a model that was trained under this view.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 
 def patches_kept(view: View, patches: int) -> int:
-    """``round(keep·n)``, at least one."""
+    """Number of patches kept of ``patches``: ``round(keep·n)``, at least one."""
     return max(1, round(view.keep * patches))
 
 
 def layers_run(share: float, depth: int) -> int:
-    """``ceil(share·depth)``: at least one, as no share is zero (0.7 of 10 is 7, whatever floats say)."""
+    """Number of blocks run: ``ceil(share·depth)``, at least one; 0.7 of 10 is 7 in spite of float rounding."""
     return max(1, math.ceil(share * depth - 1e-9))
 
 
 def check(view: View, model: TwoTowers) -> View:
-    """The view in the model's own terms: what is the model's own anyway is left out.
+    """Check a view, and reset every field that equals the model's own value to the default.
 
-    So a view of patch 8 is the full view of a tower of patch 8, and is run, priced and compared as such.
+    So a view of patch 8 becomes the full view of a tower of patch 8, and is run, priced and compared as such.
 
     Raises:
-        ValueError: a tower cannot run the view; the message says why.
+        ValueError: a tower cannot run the view; the message gives the reason.
     """
     backbone, text = model.image.backbone, model.text
     if not view.full_image:
@@ -67,7 +67,7 @@ def check(view: View, model: TwoTowers) -> View:
 
 
 def own_terms(view: View, model: TwoTowers) -> View:
-    """As ``check``; a view that the model cannot run stays as it is (it matches none that it can)."""
+    """As ``check``, but a view that the model cannot run is returned unchanged (it equals no view that runs)."""
     try:
         return check(view, model)
     except ValueError:
@@ -75,10 +75,10 @@ def own_terms(view: View, model: TwoTowers) -> View:
 
 
 def _check_backbone(view: View, backbone: VisionTransformer) -> None:
-    """Refuse a tower whose steps are not those of a plain vision transformer.
+    """Refuse a tower whose steps differ from a plain vision transformer's.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the tower is refused; the message gives the reason.
     """
     reason, kind = "", type(backbone)
     embed: Any = getattr(backbone, "patch_embed", None)
@@ -102,7 +102,7 @@ def _check_backbone(view: View, backbone: VisionTransformer) -> None:
 def resize_matrix(old: tuple[int, int], new: int) -> Tensor:
     """FlexiViT's pseudo-inverse: ``kernel.flatten() @ matrix`` is the kernel for patches of ``new`` px.
 
-    Timm resizes unit kernels, once; what it does to a kernel is linear in the kernel.
+    timm's resizing is linear in the kernel, so the matrix is its result for the unit kernels.
 
     Args:
         old: height and width of the tower's own patch, pixels.
@@ -119,18 +119,18 @@ def resize_matrix(old: tuple[int, int], new: int) -> Tensor:
 
 
 def kept_patches(key_B: Tensor, patches: int, count: int) -> Tensor:
-    """Which patches each image keeps: a function of its content key alone, uniform over patches.
+    """Positions of the patches that each image keeps: a function of its content key alone, uniform over patches.
 
-    Each patch gets a 64-bit hash of key and position (SplitMix64's finaliser); the ``count`` largest
-    stay, in order of position. A larger count keeps what a smaller one does.
+    Each patch gets a 64-bit hash of key and position (SplitMix64's finaliser); the patches with the ``count``
+    largest hashes are kept, in order of position. A larger count keeps all patches of a smaller one, and more.
 
     Args:
         key_B: int64 content keys of the images.
         patches: n, patches an image has.
-        count: how many are kept.
+        count: number of patches kept.
 
     Returns:
-        int64 positions ``[B, count]``, rising.
+        int64 positions ``[B, count]``, ascending.
     """
     position_N = torch.arange(1, patches + 1, device=key_B.device)
     hash_BN = seeds.mixed(key_B[:, None] + seeds.mixed(position_N * seeds.GOLDEN)[None, :])
@@ -138,7 +138,7 @@ def kept_patches(key_B: Tensor, patches: int, count: int) -> Tensor:
 
 
 def cut_text(token_BL: Tensor, length: int, pad_id: int) -> Tensor:
-    """The first tokens of each text, its end token kept: what a tokenizer of that length would have given."""
+    """Cut each text to ``length`` tokens, its end token kept, as a tokenizer of this length would."""
     end_B1 = (token_BL != pad_id).sum(1, keepdim=True) - 1
     last_B1 = token_BL.gather(1, end_B1.clamp(min=0))
     last_B1 = torch.where(end_B1 >= length, last_B1, token_BL[:, length - 1 : length])

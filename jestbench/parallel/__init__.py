@@ -1,4 +1,4 @@
-"""Who else is in this run? The processes of a run, their collectives, the device and its number format.
+"""Which processes share this run? Their collectives, the device and its number format.
 
 May import `jestbench.batch`, `jestbench.seeds`, `jestbench.disk`.
 """

@@ -1,4 +1,4 @@
-"""Device, number format and who shares the work, the same for training and scoring."""
+"""Device, number format and processes of a run, the same for training and scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where models run, under which autocast, and which processes share the work.
+    """The device that models run on, their autocast, and the processes that share the work.
 
     Attributes:
         device: a torch device.
@@ -30,10 +30,10 @@ class Arithmetic:
 
     @classmethod
     def of(cls, device: str, precision: Precision) -> Arithmetic:
-        """Resolve ``auto``: CUDA where there is one (each process its own), and bf16 there; fp32 on CPUs.
+        """Resolve ``auto``: CUDA with bf16 where available (each process on its own device), else the CPU with fp32.
 
         Raises:
-            ValueError: the device is not there.
+            ValueError: the device does not exist.
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:

@@ -1,11 +1,12 @@
 """Several processes that share one run, as torchrun starts them.
 
-Every process holds every ``size``-th pair of a super-batch: rank r the rows r, r + size, r + 2·size … Models are run
-over own rows alone; embeddings, keys and marks are collected, so that a policy sees the whole super-batch and makes
-the choice that one process would make. The chosen pairs then move to who trains on them. What is charged, drawn and
-logged does not depend on how many processes there are; sums of floats are rounded in another order, that is all.
+Every process holds every ``size``-th pair of a super-batch: rank r holds the rows r, r + size, r + 2·size …, its *own*
+rows. Each process runs the models over its own rows alone; embeddings, keys and marks are all-gathered, so that a
+policy reads the whole super-batch and makes the choice that one process would make. The chosen pairs then move to the
+processes that train on them. The costs charged, the random draws and the logs do not depend on the number of
+processes; only the order in which sums of floats are rounded does.
 
-With one process nothing here costs anything, and no process group is needed.
+With one process these functions return at once, and no process group is needed.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from jestbench.batch import Selection
 
 _T = TypeVar("_T")
 PATIENCE = datetime.timedelta(hours=24)
-"""How long a process waits for the others: as long as it takes the first to prepare data. torchrun ends all of them
-when one is lost."""
+"""Timeout of a collective: long enough for rank 0 to prepare data while the other ranks wait. torchrun ends all
+processes when one is lost."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, as one of them sees them.
+    """This process's rank among the processes of a run, their number, and their collectives.
 
     Attributes:
-        rank: of this process; the first, 0, writes the run folder.
-        size: how many there are.
+        rank: of this process; rank 0 writes the run folder.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -43,15 +44,15 @@ class World:
 
     @property
     def first_of_all(self) -> bool:
-        """Whether this process writes what a run leaves behind."""
+        """Whether this process is rank 0, which writes the run folder."""
         return self.rank == 0
 
     def rows(self, count: int) -> Tensor:
-        """Positions of the own rows among ``count``."""
+        """Positions of this process's own rows among ``count`` rows."""
         return torch.arange(self.rank, count, self.size)
 
     def collect(self, own_PX: Tensor, count: int) -> Tensor:
-        """The rows of all processes, ``[count, …]`` in the order of their positions, without gradient."""
+        """All-gather the rows of all processes: ``[count, …]`` in the order of their positions, without gradient."""
         if self.size == 1:
             return own_PX
         most = -(-count // self.size)
@@ -63,9 +64,9 @@ class World:
         return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
 
     def collect_with_gradient(self, own_KD: Tensor, count: int) -> Tensor:
-        """As ``collect``; the gradient of what every process makes of all rows alike goes to the own ones.
+        """As ``collect``, with a gradient: backward returns the gradient of the own rows.
 
-        Since all compute one and the same loss, nothing is summed on the way back, and nothing is scaled.
+        Every process computes the same loss from all rows, so the backward pass neither sums nor scales gradients.
         """
         if self.size == 1:
             return own_KD
@@ -73,14 +74,15 @@ class World:
         return collected
 
     def exchange(self, own_PX: Tensor, index_K: Tensor) -> Tensor:
-        """Move rows to who needs them.
+        """Take rows by position, and send each to the process that holds it in the result (all-to-all).
 
         Args:
-            own_PX: the own rows of something that is spread over the processes.
-            index_K: positions in the whole, the same at every process: those at own rows of *it* are needed here.
+            own_PX: this process's own rows of a tensor that is spread over the processes.
+            index_K: positions in the whole tensor, the same on every process; the rows of the result are spread over
+                the processes in the same way.
 
         Returns:
-            The needed rows, in their order.
+            This process's own rows of the result, in their order.
         """
         wanted = [index_K[rank :: self.size] for rank in range(self.size)]
         mine = wanted[self.rank]
@@ -96,11 +98,11 @@ class World:
         return moved
 
     def share_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients that each process has of its own rows.
+        """All-reduce gradients: sum the parts that come from each process's own rows.
 
         Args:
-            parameters: all of a model; one that no process has a gradient of keeps none.
-            whole: those of the loss itself, whose gradients every process has whole: their mean is taken.
+            parameters: all parameters of a model; one without a gradient on every process stays without.
+            whole: the parameters of the loss itself, whose full gradient every process holds: it is averaged.
         """
         if self.size == 1:
             return
@@ -117,7 +119,7 @@ class World:
             parameter.grad = value.view_as(parameter).to(parameter.dtype)
 
     def agreed(self, selection: Selection) -> Selection:
-        """The first process's choice: a last bit on one GPU must not part the others from it."""
+        """Broadcast rank 0's choice: a difference in the last bit on one GPU must not lead to another choice there."""
         if self.size == 1:
             return selection
         weight_K = selection.weight_K
@@ -125,7 +127,7 @@ class World:
         return replace(selection, index_K=index_K, weight_K=weight_K)
 
     def first(self, work: Callable[[], _T]) -> _T:
-        """What the first process's work returns, at every process; what it raises, too."""
+        """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too."""
         if self.size == 1:
             return work()
         result: tuple[Any, BaseException | None] = (None, None)
@@ -141,13 +143,13 @@ class World:
         return found
 
     def in_turn(self, work: Callable[[], None]) -> None:
-        """The first process's turn, then everybody else's: what it leaves on the disk is found there."""
+        """Run ``work`` on rank 0, then on all other ranks, which find the files that rank 0 has written."""
         self.first(work)
         if not self.first_of_all:
             work()
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag is true on any process (all-reduce)."""
         if self.size == 1:
             return flag
         said = torch.tensor(int(flag))
@@ -155,7 +157,7 @@ class World:
         return bool(said)
 
     def everybodys(self, value: _T) -> list[_T]:
-        """A value of each process, in the order of ranks."""
+        """All-gather a picklable value of each process, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -163,7 +165,7 @@ class World:
         return values
 
     def summed(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Counts of all processes, which all have the same names."""
+        """Counts by name, summed over all processes; every process gives the same names."""
         each = self.everybodys(dict(counts))
         return {name: sum(part[name] for part in each) for name in counts}
 
@@ -175,7 +177,7 @@ class World:
 
 
 class _Collected(torch.autograd.Function):
-    """Forward as ``World.collect``; backward takes the own rows."""
+    """``World.collect``, whose backward pass takes the own rows of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, own_KD: Tensor, count: int, world: World) -> Tensor:
@@ -191,7 +193,7 @@ _alone = False
 
 
 def world() -> World:
-    """The processes of this run; this one alone where torchrun has started no others."""
+    """The processes of this run; this process alone outside of a process group or inside ``alone``."""
     if _alone or not (dist.is_available() and dist.is_initialized()):
         return World()
     return World(dist.get_rank(), dist.get_world_size())
@@ -199,8 +201,8 @@ def world() -> World:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is a run's only one, whoever waits for it."""
-    global _alone  # which processes there are is this process's own state, as in torch.distributed
+    """Inside this context ``world`` returns this process alone, so that no collective waits for other ranks."""
+    global _alone  # state of the process, as the process group is in torch.distributed
     before, _alone = _alone, True
     try:
         yield
@@ -210,7 +212,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def started() -> Iterator[World]:
-    """Join the processes that torchrun has started, by its environment variables; nothing without them."""
+    """Join the process group of torchrun, by its environment variables; without them the process runs alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
         return

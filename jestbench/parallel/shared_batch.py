@@ -15,8 +15,8 @@ from jestbench.parallel.distributed import World
 class SharedBatch(Batch):
     """A batch that is spread over processes.
 
-    ``images_BCHW``, ``token_ids`` and ``captions`` are those of the own rows; keys and marks are everybody's, and so
-    are length and positions.
+    ``images_BCHW``, ``token_ids`` and ``captions`` hold this process's own rows; keys and marks hold the rows of all
+    processes, and length and positions refer to the whole batch.
     """
 
     size: int = 0
@@ -27,7 +27,7 @@ class SharedBatch(Batch):
 
     @classmethod
     def of(cls, own: Batch, size: int, world: World) -> SharedBatch:
-        """From each process's own rows."""
+        """Build the batch from each process's own rows."""
         return cls(
             images_BCHW=own.images_BCHW,
             token_ids=own.token_ids,
@@ -46,7 +46,7 @@ class SharedBatch(Batch):
 
     @property
     def rows(self) -> Tensor:
-        """Positions of the own rows."""
+        """Positions of this process's own rows in the whole batch."""
         return self.world.rows(self.size)
 
     @property
@@ -62,7 +62,7 @@ class SharedBatch(Batch):
         )
 
     def take(self, index_K: Tensor) -> SharedBatch:
-        """The pairs at these positions, the same at every process; each row moves to who holds it then."""
+        """The pairs at these positions, the same on every process; each row moves to the process that holds it next."""
         index_K = index_K.cpu()
         return SharedBatch(
             images_BCHW=self.world.exchange(self.images_BCHW, index_K),
@@ -75,7 +75,7 @@ class SharedBatch(Batch):
         )
 
     def everywhere(self, index_P: Tensor) -> Batch:
-        """A few pairs, captions included, at every process."""
+        """The pairs at a few positions, captions included, gathered on every process."""
         size, rank = self.world.size, self.world.rank
         held = index_P[index_P % size == rank]
         parts = self.world.everybodys((held, self.own.take(held // size)))

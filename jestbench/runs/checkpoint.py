@@ -25,7 +25,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write(run_dir: Path, step: int, fill: Callable[[Path], None], keep: int = KEEP) -> Path:
-    """Write the checkpoint of a step; older ones beyond ``keep`` go once it is complete.
+    """Write the checkpoint of a step; once it is complete, only the newest ``keep`` checkpoints are kept.
 
     Args:
         run_dir: the run's folder.

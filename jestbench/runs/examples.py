@@ -38,7 +38,7 @@ class Example:
         image_CHW: uint8.
         caption: empty where the data set gives none.
         chosen: whether the policy chose it.
-        score: what the policy thought of the pair by itself; ``None`` where it gives no score.
+        score: the policy's score of the pair by itself; ``None`` where the policy returns no score or a non-finite one.
         marks: what is known about the pair (``noisy``, ``curated``).
     """
 

@@ -105,7 +105,7 @@ class RunFolder:
                 continue
             step = int(row["step"])
             if step < newest:
-                # A resumed run takes the steps after its checkpoint again: what it logged then counts.
+                # A resumed run repeats the steps after its checkpoint: the rows of the repetition count.
                 rows = {earlier: kept for earlier, kept in rows.items() if earlier < step}
             rows.setdefault(step, {}).update(row)
             newest = step
@@ -128,7 +128,7 @@ class RunFolder:
 
 
 def parse_row(line: str) -> dict[str, float] | None:
-    """The numbers of one line of ``metrics.jsonl``; ``None`` where it is no row (torn, say)."""
+    """The numbers of one line of ``metrics.jsonl``; ``None`` where the line is not a row (torn, say)."""
     try:
         record = json.loads(line)
     except ValueError:

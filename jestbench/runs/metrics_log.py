@@ -93,7 +93,7 @@ class Metrics:
 
 
 class Unwritten(Metrics):
-    """What the other processes of a run do with the rows that the first one writes: nothing."""
+    """Metrics of the ranks other than 0: writes nothing."""
 
     def __init__(self, log: Log) -> None:
         self._log = log

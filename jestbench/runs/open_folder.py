@@ -39,13 +39,13 @@ def recorded(path: Path) -> Recorded:
 
 
 def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
-    """Make the run folder, or check that it holds this very run.
+    """Create the run folder, or check that it holds this very run.
 
     Returns:
         Whether there is a run to resume.
 
     Raises:
-        RunFolderError: it holds a run and ``resume`` was not asked, or holds another one.
+        RunFolderError: the folder holds a run and ``resume`` is false, or it holds another run or other files.
     """
     folder, own = RunFolder(run_dir), (resolved.config_hash, resolved.run.seed)
     if folder.environment_json.exists():

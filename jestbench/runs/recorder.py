@@ -41,7 +41,7 @@ class Stateful(Protocol):
     """What a checkpoint keeps the state of (tensors, numbers, strings, and lists or dicts of these)."""
 
     def state_dict(self) -> Any:
-        """The state, asked for at every process of a run at once."""
+        """The state; a collective call, made by every process of a run at once."""
         ...
 
     def load_state_dict(self, state: Any) -> None:
@@ -62,7 +62,7 @@ def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
 class Recorder:
     """Writes rows, evaluates, checkpoints; the loop calls it once a step.
 
-    Under several processes all of them do so together, and the first one writes.
+    With several processes every rank calls it, and rank 0 writes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Recorder:
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._asked_here = True
-            self.stop_asked = self.stop_asked or self.world.size == 1  # several agree first, after the step
+            self.stop_asked = self.stop_asked or self.world.size == 1  # several processes agree after the step
             signal.signal(number, self._previous[signal.Signals(number)])
 
         try:
@@ -110,7 +110,7 @@ class Recorder:
             progress.seconds += time.perf_counter() - start
 
     def start(self, progress: Progress) -> None:
-        """Evaluate the untrained model; nothing when resuming, from the checkpoint at step 0 neither."""
+        """Evaluate the untrained model and write a first checkpoint; nothing when resuming, even from step 0."""
         if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
@@ -180,7 +180,7 @@ class Recorder:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
-        # Every process brings what it remembers to the disk before the first says how much that is.
+        # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
         state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
         weights = state["learner"].pop("model")
 

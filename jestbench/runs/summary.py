@@ -29,7 +29,7 @@ class ReferenceEntry:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended, and whose numbers its metrics are. The fields are the keys of ``summary.json``.
+    """How a run ended, what it spent, and its last metrics. The fields are the keys of ``summary.json``.
 
     Attributes:
         arm: label of the arm.
@@ -41,9 +41,10 @@ class Summary:
         pairs_seen: pairs drawn into super-batches.
         pairs_trained: pairs trained on.
         budget: FLOPs asked for; ``None`` where the run counts steps or pairs.
-        overshoot: FLOPs that the last step spent beyond the budget (negative: left over); ``None`` likewise.
+        overshoot: FLOPs that the last step spent beyond the budget (negative: left over); ``None`` where the run
+            counts steps or pairs.
         flops: FLOPs by purpose, with ``total``.
-        macs_total: multiply-adds behind that total.
+        macs_total: multiply-adds that the total was computed from.
         flops_amortised: FLOPs of scoring by frozen models that the accounting leaves out of the total.
         pretrain_flops: FLOPs of training the frozen models, by role.
         pretrain_in_budget: the part of them that was taken out of the budget before the first step.

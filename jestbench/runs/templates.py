@@ -1,4 +1,4 @@
-"""How pages are made from templates: escaped, and loud about a name that is not given."""
+"""Jinja environments for HTML pages: text is escaped, and an undefined name is an error."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], document: object, where: str = "") -> T:
-    """A dataclass from a JSON object; keys that are no fields are left out.
+    """A dataclass from a JSON object; keys that match no field are ignored.
 
     Args:
-        cls: its fields are numbers, texts, literals, other dataclasses, ``… | None``, mappings of texts and
-            tuples of one type.
+        cls: a dataclass whose fields are numbers, strings, literals, other dataclasses, ``… | None``, mappings with
+            string keys, and tuples of one type.
         document: as ``json.loads`` returns it.
         where: the object's place in its file, for messages.
 

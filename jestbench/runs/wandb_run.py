@@ -29,8 +29,8 @@ class Label:
         name: of the run, where the configuration gives none.
         job_type: the policy; ``reference`` for a model trained on demand, ``comparison`` for a summary run.
         group: of the run, where neither the configuration nor WANDB_RUN_GROUP gives one.
-        own_id: an id of its own, whatever WANDB_RUN_ID says: a resumed run would overwrite its first part.
-        in_sweep: whether it is the run that W&B's agent has started this process for.
+        own_id: use a fresh id, whatever WANDB_RUN_ID is: a resumed run with the same id would overwrite its first part.
+        in_sweep: whether this is the run that W&B's agent started the process for.
     """
 
     name: str
@@ -57,7 +57,7 @@ def start_wandb(config: WandB, folder: Path, label: Label, flat: Mapping[str, An
     """Start a W&B run that lies in ``folder/wandb``.
 
     Raises:
-        ValueError: W&B refuses it (online without a key, say); the message says what to do.
+        ValueError: W&B refuses the run (online without a key, say); the message gives the remedy.
     """
     import wandb
 

@@ -1,7 +1,7 @@
-"""What is a pair worth, and which are taken? Scores in strips, the draws, the losses, a policy"s contract.
+"""What is a pair worth, and which pairs are chosen? Scores in strips, the draws, the losses, a policy's contract.
 
 May import `jestbench.cost` and what stands below it.
-The names below are what a policy may use beside `jestbench.batch`.
+A policy may use the names below and `jestbench.batch`.
 """
 
 from jestbench.select.draws import (

@@ -1,6 +1,6 @@
-"""The Triton kernel of ``jestbench.kernels``; imports triton, so it is imported only at first use.
+"""The Triton kernel of ``jestbench.select.kernels``; it imports triton, so it is itself imported at first use.
 
-Triton reads a kernel's annotations itself, so only its compile-time constants have any.
+Triton interprets a kernel's annotations, so only the compile-time constants are annotated.
 """
 
 # ruff: noqa: ANN001, ANN202
@@ -25,10 +25,10 @@ def strip_sums(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One program: ROWS rows against all C columns; the running maximum and sum stay in registers."""
+    """Sum ROWS rows over all C columns in one program; the running maximum and sum stay in registers."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
-    # A row times D may pass 2^31.
+    # row · D may exceed the int32 range.
     left_row = left_BD + row.to(tl.int64)[:, None] * D
     most = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)

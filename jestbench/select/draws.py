@@ -1,13 +1,13 @@
-"""Drawing b of B: independently by a score, or jointly as JEST does.
+"""Draws of b pairs from B: independently by a score, or jointly as in JEST.
 
 The joint draw (Evans et al. 2024, section 2.2 and listing in the appendix): the sub-batch is drawn
 in N chunks; each chunk without replacement, with p ∝ exp(logit), where the logit of a pair is
-*conditional on the pairs already drawn*. Only strips of the B×B matrix are ever made: once a chunk C
-is drawn, the running sums of all B rows are extended by its columns; no chunk follows the last, which
-needs none. O(B·b·D) time, and memory for one tile of a strip.
+*conditional on the pairs already drawn*. Only strips of the B×B matrix are ever computed: once a chunk C
+is drawn, the running sums of all B rows are extended by its columns (except after the last chunk).
+O(B·b·D) time, and memory for one tile of a strip.
 
 A draw without replacement is a Gumbel top-k (Efraimidis & Spirakis 2006; Kool et al. 2019): the same
-law as drawing one after the other, without an exponential that could overflow.
+distribution as drawing one pair after the other, without an exponential that could overflow.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scor
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Distinct indices in the order in which they were drawn, what the draw looked like, and what it went by.
+    """Distinct indices in the order in which they were drawn, statistics of the draw, and the scores behind it.
 
-    ``score_B`` is each pair's own score; for a joint draw that of the first chunk, given nothing.
+    ``score_B`` is each pair's own score; for a joint draw its logit in the first chunk, before any pair is drawn.
     """
 
     index_K: Tensor
@@ -36,17 +36,17 @@ class Draw:
 
 
 def chunk_sizes(count: int, chunks: int) -> tuple[int, ...]:
-    """``count`` split into at most ``chunks`` parts that differ by one at most, in integers."""
+    """Split ``count`` into at most ``chunks`` integer parts that differ by at most one."""
     size, rest = divmod(count, chunks)
     return tuple(size + (i < rest) for i in range(chunks) if size + (i < rest))
 
 
 def gumbel_top_k(logit_B: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """``count`` draws without replacement, p ∝ exp(logit), in order of the draws.
+    """Draw ``count`` positions without replacement, p ∝ exp(logit); returned in the order of the draws.
 
     Args:
-        logit_B: −inf excludes.
-        count: how many.
+        logit_B: logits; −inf excludes a pair.
+        count: number of positions.
         generator: a CPU generator; noise is drawn in float64 on the CPU, so that every device and
             every world size makes the same choice.
 
@@ -58,7 +58,7 @@ def gumbel_top_k(logit_B: Tensor, count: int, generator: torch.Generator | None 
 
 
 def top_k(logit_B: Tensor, count: int) -> Tensor:
-    """The ``count`` largest, ties to the lower index.
+    """Positions of the ``count`` largest logits, in falling order; the lower index wins a tie.
 
     Raises:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
@@ -72,7 +72,7 @@ def top_k(logit_B: Tensor, count: int) -> Tensor:
     best = torch.topk(logit_B, count)
     if bool(torch.isneginf(best.values[-1])):
         raise _too_few(logit_B, count)
-    # topk leaves the order of equals open, and which of them it takes: only then is a stable sort due.
+    # torch.topk may order and choose equal values in any way: only where there are some is a stable sort needed.
     distinct = (best.values[1:] < best.values[:-1]).all()
     if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):
         return best.indices
@@ -85,7 +85,7 @@ def _too_few(logit_B: Tensor, count: int) -> ScoreError:
 
 
 class _Running:
-    """One model's running sums over the pairs drawn so far (rows and columns of S)."""
+    """Running sums of one model over the pairs drawn so far, the set S (rows and columns)."""
 
     def __init__(self, sign: float, model: Embeddings, scores: Scores) -> None:
         self.sign, self.model, self.scores = sign, model, scores
@@ -103,7 +103,7 @@ class _Running:
         self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
 
     def term_B(self) -> Tensor:
-        """What S adds to each pair's logit."""
+        """The summand of each pair's logit that comes from S."""
         if self.scores.loss == "sigmoid":
             return self.sign * (self.row_B + self.column_B)
         return self.sign * (self.row_B + self.column_B) / 2
@@ -112,21 +112,21 @@ class _Running:
 class JointLogits:
     """Conditional logits that are extended chunk by chunk.
 
-    For i not in S (facts of the paper's listing):
+    For i not in S (as in the paper's listing):
 
     * sigmoid: s_ii + Σ_{j∈S}(s_ij + s_ji) with s = M(learner) − M(reference): exactly the increase of
       the summed loss difference when i joins S;
     * softmax: −a_ii + ½(LSE_{j∈S} a_ij + LSE_{j∈S} a_ji) of the learner minus the same of the
-      reference. This is *not* the increase of the batch loss: what i changes in the denominators of
+      reference. This is *not* the increase of the batch loss: the change that i makes in the denominators of
       S's pairs is left out, and a_ii is not inside its own denominators, as in the paper's listing.
       For an empty S the LSE terms are dropped.
 
     Args:
-        scores: with a learner, a reference or both (with one, that model's term alone: joint hard
+        scores: with a learner, a reference or both (with one model, its term alone: joint hard
             learner, joint easy reference).
 
     Raises:
-        ScoreError: neither is there.
+        ScoreError: the scores hold neither learner nor reference.
     """
 
     def __init__(self, scores: Scores) -> None:
@@ -136,7 +136,7 @@ class JointLogits:
         self._empty = True
 
     def extend(self, index_C: Tensor) -> None:
-        """Condition on these pairs too."""
+        """Add these pairs to S, which the logits are conditioned on."""
         if not len(index_C):
             return
         for running in self._running:
@@ -144,11 +144,11 @@ class JointLogits:
         self._empty = False
 
     def exclude(self, index_C: Tensor) -> None:
-        """These can't be drawn any more."""
+        """Exclude these pairs from further draws."""
         self._drawn_B[index_C] = True
 
     def logit_B(self) -> Tensor:
-        """Logits of all B, −inf where excluded."""
+        """Logits of all B pairs, −inf for excluded ones."""
         logit_B = self.diagonal_B
         if not self._empty:
             logit_B = logit_B + torch.stack([running.term_B() for running in self._running]).sum(0)
@@ -180,8 +180,8 @@ def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
 def draw_statistics(logit_B: Tensor) -> dict[str, float]:
     """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
     free = len(logit_B) - int(torch.isneginf(logit_B).sum())
-    # softmax and log_softmax of one row run in the caller's thread: waking the others costs more.
-    log_p_B = F.log_softmax(logit_B.double().clamp_(min=-1e300), dim=0)  # what is excluded: p = 0, and p·log p too
+    # One row, so that log_softmax runs in the caller's thread: waking more threads costs more than it saves.
+    log_p_B = F.log_softmax(logit_B.double().clamp_(min=-1e300), dim=0)  # an excluded pair has p = 0 and p·log p = 0
     p_B = log_p_B.exp()
     entropy = -float(p_B @ log_p_B)
     return {
@@ -192,7 +192,7 @@ def draw_statistics(logit_B: Tensor) -> dict[str, float]:
 
 
 def choice_statistics(score_B: Tensor, index_K: Tensor) -> dict[str, float]:
-    """Mean score of the chosen and of all, and the share of the chosen that a top-k would have chosen."""
+    """Mean score of the chosen pairs and of all pairs, and the share of the chosen ones that are in the top k."""
     best_K = top_k(score_B, len(index_K))
     return {
         "select/score_chosen": float(score_B[index_K].mean()),
@@ -209,13 +209,13 @@ def joint_draw(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Draw:
-    """JEST's joint draw of ``count`` pairs in ``chunks`` chunks.
+    """Draw ``count`` pairs jointly in ``chunks`` chunks, as JEST does.
 
     Args:
         scores: learner, reference or both.
-        count: b, how many distinct indices.
-        chunks: N; they need not divide b, and more than b are as good as b.
-        gain: factor on the logits (the paper's is unknown; 1 is the formula as printed).
+        count: b, the number of distinct indices.
+        chunks: N; it need not divide b, and any N above b gives the same draw as N = b.
+        gain: factor on the logits (the paper's value is unknown; 1 is the formula as printed).
         deterministic: take the best of each chunk instead of drawing (gain → ∞).
         generator: a CPU generator.
 
@@ -224,7 +224,7 @@ def joint_draw(
 
     Raises:
         ValueError: ``count``, ``chunks`` or ``gain`` is out of range.
-        ScoreError: a score is not finite, or neither learner nor reference is there.
+        ScoreError: a score is not finite, or the scores hold neither learner nor reference.
     """
     _checked(scores, count, chunks, gain)
     joint = JointLogits(scores)
@@ -246,7 +246,7 @@ def joint_draw(
 
 
 def _gained(logit_B: Tensor, gain: float) -> Tensor:
-    # 0 · −inf would be NaN: what is excluded stays so under any gain.
+    # 0 · −inf would be NaN: an excluded pair stays excluded under any gain.
     return torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)
 
 
@@ -257,7 +257,7 @@ def joint_sample(
     gain: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The indices of ``joint_draw``, for use without the rest of the framework."""
+    """The indices of ``joint_draw`` alone, for use outside of this framework."""
     return joint_draw(scores, count, chunks, gain, generator=generator).index_K
 
 
@@ -268,7 +268,7 @@ def independent_draw(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Draw:
-    """``count`` pairs by their own scores: p ∝ exp(gain · score) without replacement, or the top.
+    """Draw ``count`` pairs by their own scores: p ∝ exp(gain · score) without replacement, or the largest scores.
 
     Raises:
         ValueError: ``count`` or ``gain`` is out of range.

@@ -1,9 +1,8 @@
 """Fused strips on CUDA: product, softplus or exponential, and row sum, without writing a tile.
 
-``strip_sums`` of ``jestbench.scores`` asks ``usable`` and stays with plain torch where the answer is no: off CUDA,
-without triton, with JESTBENCH_FUSED=0 in the environment, or where the kernel, run once on each device before it is
-trusted, does not equal the dense formula there. Products are of full fp32 precision (``ieee``, never tf32), and so are
-the sums.
+``jestbench.select.scores.strip_sums`` calls ``usable``, and stays with plain torch where it returns False: off CUDA,
+without triton, with JESTBENCH_FUSED=0 in the environment, or on a device where the kernel fails its one test against
+the dense formula. Products and sums have full fp32 precision (``ieee``, never tf32).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ROWS, COLUMNS, DEPTH = 64, 64, 32
 
 
 def usable(embeddings_BD: Tensor) -> bool:
-    """Whether these go through the fused kernel: fp32 on CUDA, with triton installed, and proven on that device."""
+    """Whether the fused kernel takes these embeddings: fp32 on CUDA, triton installed, ``proven`` on the device."""
     fits = embeddings_BD.is_cuda and embeddings_BD.dtype == torch.float32 and torch.version.hip is None
     if not fits or os.environ.get("JESTBENCH_FUSED") == "0" or importlib.util.find_spec("triton") is None:
         return False
@@ -43,7 +42,7 @@ def proven(device: torch.device) -> bool:
         for loss, offset, wanted in cases:
             found = row_sums(left, right, 10.0, offset, loss).double().cpu()
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    except Exception as error:  # a compiler, a driver, a wrong sum: the plain path needs none of them
+    except Exception as error:  # a compiler, a driver or a wrong sum: plain torch depends on none of these
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(f"fused strips are off on {device}, plain torch takes their place: {reason}", stacklevel=2)
         return False
@@ -54,7 +53,7 @@ def row_sums(left_BD: Tensor, right_CD: Tensor, scale: float, offset: float, los
     """Σ_j softplus(t·⟨x_i, y_j⟩ + b₀) (sigmoid) or LSE_j t·⟨x_i, y_j⟩ (softmax) of every row, ``[B]``."""
     triton, kernel = _kernel()
     sums_B = left_BD.new_empty(len(left_BD))
-    with torch.cuda.device_of(left_BD):  # triton launches on the current device, whichever the tensors are on
+    with torch.cuda.device_of(left_BD):  # triton launches on the current device, not on that of the tensors
         kernel[(triton.cdiv(len(left_BD), ROWS),)](
             left_BD.contiguous(),
             right_CD.contiguous(),

@@ -1,6 +1,6 @@
 """Contrastive losses over a batch of K pairs.
 
-Both take normalised embeddings and the multiplier t and offset b₀ that act on cosine similarities.
+Both losses take normalised embeddings, and the multiplier t and offset b₀ that act on cosine similarities.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a policy is, and the check that no choice passes that breaks the contract."""
+"""The contract of a policy, and the check of every selection against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jestbench.select.scores import Role, Scores
 
 
 class PolicyError(Exception):
-    """A policy returned something that is no selection; training on it would be silent nonsense."""
+    """A policy returned an invalid selection; training on it would be silent nonsense."""
 
     exit_status: ClassVar[int] = 2
 
@@ -23,12 +23,12 @@ class PolicyError(Exception):
 class Policy(Protocol):
     """A frozen object that chooses ``count`` pairs of a super-batch.
 
-    A policy never sees a model, and draws randomness from the generator alone. ``registry.register`` gives a class the
-    defaults of what it does not declare.
+    A policy gets no model, and draws randomness from the generator alone. ``registry.register`` adds the defaults of
+    the attributes that a class does not declare.
 
     Attributes:
-        cosine_only: nothing of the reference is read but its cosines, so that neither scale nor bias moves the choice:
-            a reference of another loss than the run's is refused for every other policy that needs one.
+        cosine_only: the policy reads only cosines of the reference, so that neither scale nor bias changes the choice.
+            For every other policy, a reference that was trained on another loss than the run's is refused.
         by_parts: pairs are compared within ``Scores.parts`` alone, so that two references may score one part each.
     """
 
@@ -42,21 +42,22 @@ class Policy(Protocol):
 
     @property
     def prefers(self) -> Mapping[str, int]:
-        """Which way the choice goes: 1 where more is chosen of what has more of it, −1 where less.
+        """The direction of the choice: 1 where a larger quantity is preferred, −1 where a smaller one is.
 
-        By the role, of the pair's loss under it; by its name, of a value in ``Scores.values``; all else being equal.
-        What is not named has no direction. The conformance suite tries it on pairs of two kinds.
+        The quantity is the pair's loss under a model, keyed by the model's role, or a value in ``Scores.values``, keyed
+        by its name; all else being equal. A missing key means no direction. The conformance suite tests the sign on
+        pairs of two kinds.
         """
         ...
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
-        """Exactly ``count`` distinct positions, and statistics."""
+        """Choose exactly ``count`` distinct positions; statistics are optional."""
         ...
 
 
 @runtime_checkable
 class StatefulPolicy(Protocol):
-    """A policy that remembers: its state is an explicit value that goes in and comes out.
+    """A policy with memory: its state is an explicit argument and result of ``select``.
 
     The policy itself stays frozen. The loop carries the state from step to step and checkpoints it, so it is
     made of tensors, numbers, strings, and lists, tuples or dicts of these.
@@ -77,17 +78,17 @@ def initial_state(policy: Policy) -> object:
 
 
 def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator, state: object = None) -> Selection:
-    """Ask the policy, and check the answer; where several processes ask, the first one's counts.
+    """Run the policy and check its selection; with several processes rank 0's selection is broadcast.
 
     Args:
-        policy: with state or without.
+        policy: stateful or not.
         scores: of the super-batch.
         count: b.
         generator: the only source of randomness.
-        state: what the policy's last selection returned, where it has state.
+        state: the ``state`` of the last selection, for a stateful policy.
 
     Raises:
-        PolicyError: wrong count, repeated or foreign indices, weights or statistics that are not finite,
+        PolicyError: wrong count, repeated or out-of-range indices, weights or statistics that are not finite,
             scores of another length.
     """
     if isinstance(policy, StatefulPolicy):
@@ -113,7 +114,7 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
 
 
 def _moved(state: Any, device: torch.device) -> Any:
-    """A policy's state with its tensors on a device (a checkpoint brings them back on the CPU); itself if they are."""
+    """The state with its tensors on the device (a checkpoint loads them on the CPU); the same object if none moves."""
     if isinstance(state, torch.Tensor):
         return state.to(device)
     if isinstance(state, dict):

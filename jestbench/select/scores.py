@@ -1,12 +1,12 @@
-"""What a policy may know about a super-batch: embeddings, and what can be asked of them in strips.
+"""The scores of a super-batch that a policy reads: embeddings, and quantities computed from them in strips.
 
-Notation (Evans et al. 2024, arXiv 2406.17711; ``L`` below stands for either model):
+Notation (Evans et al. 2024, arXiv 2406.17711):
 
 * u_ij = t·⟨x_i, y_j⟩ + b₀, each model with its own multiplier t and offset b₀;
 * sigmoid pair losses: M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j;
 * softmax logits: a_ij = t·⟨x_i, y_j⟩.
 
-A B×B matrix is never held: whatever needs all pairs of pairs walks over tiles of at most
+A B×B matrix is never held in memory: a quantity of all pairs of pairs is computed in tiles of at most
 ``TILE_BYTES``.
 """
 
@@ -28,30 +28,30 @@ from jestbench.select.losses import LossName
 Side = Literal["learner", "reference", "online"]
 """A role whose scores are embeddings."""
 Role = Literal["learner", "reference", "online", "scorer"]
-"""What an actor is to a run, named by a policy's ``needs``: the model in training, a frozen one, a small one trained
-beside the learner, and a pretrained one that grades pairs (``values["g"]``)."""
+"""A model's part in a run, named in a policy's ``needs``: the model in training, a frozen model, a small model trained
+beside the learner, and a pretrained model that grades pairs (``values["g"]``)."""
 SIDES: tuple[Side, ...] = get_args(Side)
 PairLoss = Literal["own", "in_batch"]
 
 TILE_BYTES = 8 * 2**20
-"""Upper bound on one tile of similarities: what is made of a tile finds it in the cache."""
+"""Upper bound on one tile of similarities, so that the operations on a tile read it from the cache."""
 
 BLOCK_ROWS = 512
-"""Rows of one product in a strip. A strip is thin, and a thread that has blocks of its own is faster
-than threads that share one thin product (``tools/bench.py selection`` times both)."""
+"""Rows of one product in a strip. A strip is thin, and threads with a block each are faster than
+threads that share one thin product (``tools/bench.py selection`` times both)."""
 
 FOLDS = 3
 """Halvings of a strip before its logarithms are taken: 8 to 15 terms of a sum share one."""
 
 MILD_OFFSET = 60.0
-"""Offsets b₀ up to which exp(b₀) and exp(a) may be taken apart in fp32."""
+"""Largest |b₀| for which exp(b₀) and exp(a) may be computed separately in fp32."""
 
 LOG2_E = math.log2(math.e)
 """Strips use powers of 2: torch's exp2 takes half the time of its exp on CPUs."""
 
 
 class ScoreError(ValueError):
-    """A score is not finite, or scores do not fit together; the message names which."""
+    """A score is not finite, or scores do not fit together; the message names the scores."""
 
 
 class NonFiniteScore(ScoreError):
@@ -73,7 +73,7 @@ class Meter:
 class Embeddings:
     """Normalised embeddings of B pairs under one model.
 
-    Half precision is raised to fp32; float64 stays. Gradients are cut off: selection has none.
+    Half precision is raised to fp32; float64 stays. Tensors are detached: selection has no gradient.
 
     Attributes:
         image_BD: image embeddings.
@@ -103,7 +103,7 @@ class Embeddings:
             value = getattr(self, name).detach()
             half = value.dtype in (torch.float16, torch.bfloat16)
             object.__setattr__(self, name, value.float() if half else value)
-            # A finite sum has only finite terms, and costs one read; a sum may overflow by itself.
+            # One read: a finite sum has only finite terms. A sum of finite terms may overflow: then all are checked.
             summed = value.sum(dtype=torch.float32 if half else value.dtype)
             if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):
                 rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
@@ -121,19 +121,19 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """All that a policy gets to see. What it did not ask for is ``None``.
+    """All inputs of a policy. Embeddings of roles that are not in its ``needs`` are ``None``.
 
     Attributes:
         learner: the learner's embeddings.
         reference: the reference's.
         online: those of a small model trained beside the learner.
-        values: per-pair values by name, ``[B]`` each (a pretrained scorer's, say).
-        size: B; needed only where nothing else says it.
+        values: per-pair values by name, ``[B]`` each (a pretrained scorer's grades, say).
+        size: B; needed only without embeddings and values.
         loss: which pair losses the scores are differences of.
-        model_passes: what the models were run for these scores.
-        meter: counts the similarity products made from them.
-        unseen: instead of one reference two that were trained on two halves: of each half that is there, the
-            positions and the embeddings under the model that has *not* seen it; see ``parts``.
+        model_passes: the models' passes for these scores.
+        meter: counts the similarity products computed from the embeddings.
+        unseen: in place of ``reference``, for two references trained on two halves of the data: for each half in
+            the super-batch, its positions and its embeddings under the model *not* trained on it; see ``parts``.
     """
 
     learner: Embeddings | None = None
@@ -170,27 +170,27 @@ class Scores:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """All that these scores have cost so far: the models' passes, and the similarity products."""
+        """The costs of these scores so far: the models' passes, and the similarity products."""
         return (*self.model_passes, Pass("pairwise", self.meter.macs, "similarity products of the selection"))
 
     @property
     def device(self) -> torch.device:
-        """Where the scores are."""
+        """The device of the scores."""
         parts = (*self.models().values(), *(part for _, part in self.unseen))
         held = (*(part.image_BD for part in parts), *self.values.values())
         return next((tensor.device for tensor in held), torch.device("cpu"))
 
     def models(self) -> dict[Side, Embeddings]:
-        """The embeddings that there are, by side."""
+        """The embeddings that are not ``None``, by side."""
         held = {side: getattr(self, side) for side in SIDES}
         return {side: part for side, part in held.items() if part is not None}
 
     @classmethod
     def joined(cls, parts: Iterable[Scores], size: int, loss: LossName) -> Scores:
-        """What several models have found in one super-batch, as one value.
+        """Join the scores of several models for one super-batch.
 
         Args:
-            parts: the scores of each model alone, with the passes that they cost.
+            parts: the scores of each model alone, with their passes.
             size: B.
             loss: which pair losses the scores are differences of.
         """
@@ -208,7 +208,7 @@ class Scores:
 
     @classmethod
     def of(cls, role: Role, model: Embeddings) -> Scores:
-        """The scores of the one model in a role."""
+        """The scores of one model, in the given role."""
         learner, reference, online = (model if side == role else None for side in SIDES)
         return cls(learner, reference, online)
 
@@ -216,7 +216,7 @@ class Scores:
         """One model's embeddings.
 
         Raises:
-            ScoreError: the policy did not ask for them.
+            ScoreError: the scores hold none of this side.
         """
         part: Embeddings | None = getattr(self, side)
         if part is None and side == "reference" and self.unseen:
@@ -226,7 +226,7 @@ class Scores:
         return part
 
     def contrast(self) -> tuple[tuple[float, Embeddings], ...]:
-        """The models that a learnability is made of: the learner counts +1, the reference −1."""
+        """The models in a learnability and their signs: +1 for the learner, −1 for the reference."""
         both = ((1.0, self.learner), (-1.0, self.reference))
         return tuple((sign, part) for sign, part in both if part is not None)
 
@@ -239,7 +239,7 @@ class Scores:
         """The scores of these pairs alone, as if they were the whole super-batch (the meter stays shared).
 
         Raises:
-            ScoreError: two references have scored the pairs; ``parts`` takes each its own.
+            ScoreError: two references have scored the pairs; use ``parts``.
         """
         if self.unseen:
             raise ScoreError("pairs that two references have scored are taken by parts()")
@@ -256,10 +256,10 @@ class Scores:
         )
 
     def parts(self) -> Iterator[tuple[Tensor, Scores]]:
-        """The parts that one reference has scored: positions, and their scores as a super-batch of their own.
+        """Yield the part of each reference: its positions, and their scores as a super-batch of their own.
 
-        With one reference (or none) that is everything. With two, each trained on one half of the data and
-        scoring the other, every part is compared within itself, by the learner and the reference alike.
+        With one reference (or none) the only part is the whole super-batch. With two, each trained on one half of
+        the data and scoring the other half, pairs are compared within a part, under the learner and the reference.
         """
         if not self.unseen:
             yield torch.arange(len(self), device=self.device), self
@@ -273,8 +273,8 @@ class Scores:
     def pair_loss_B(self, side: Side, kind: PairLoss = "own") -> Tensor:
         """Each pair's loss under one model.
 
-        ``own`` needs the pair alone: softplus(−u_ii), or −a_ii for softmax (its numerator; JEST's
-        diagonal score). ``in_batch`` is its share of the loss of the whole super-batch, over its row
+        ``own`` depends on the pair alone: softplus(−u_ii), or −a_ii for softmax (its numerator; JEST's
+        diagonal score). ``in_batch`` is the pair's share of the loss of the whole super-batch, over its row
         and its column: M_ii + ½·Σ_{j≠i}(M_ij + M_ji), or −a_ii + ½(LSE_j a_ij + LSE_j a_ji). These
         shares sum to B times the batch loss.
 
@@ -289,7 +289,7 @@ class Scores:
         return (rows_B + columns_B) / 2 - own_B
 
     def learnability_B(self, kind: PairLoss = "own") -> Tensor:
-        """ℓ(learner) − ℓ(reference) of each pair; with one model only, that model's term alone."""
+        """ℓ(learner) − ℓ(reference) of each pair; with only one of the two models, its term alone."""
         terms = [sign * self.pair_loss_B("learner" if sign > 0 else "reference", kind) for sign, _ in self.contrast()]
         if not terms:
             raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
@@ -300,14 +300,14 @@ class Scores:
 
         √(‖∂L/∂x_i‖² + ‖∂L/∂y_i‖²) with ∂L/∂x = (t/B)·G·y and ∂L/∂y = (t/B)·Gᵀ·x, where G = B·∂L/∂u:
         σ(u) − I for sigmoid, ½(softmax over rows + softmax over columns) − I for softmax. L is the mean
-        loss over the super-batch (``model/losses.py``), the embeddings are its normalised inputs. Three
-        B×B×D products (four for softmax, whose denominators come first), made in tiles and charged.
+        loss over the super-batch (``select/losses.py``), the embeddings are its normalised inputs. Three
+        B×B×D products (four for softmax, whose denominators come first), computed in tiles and charged.
 
         Returns:
             ``[B]``, at least fp32.
 
         Raises:
-            ScoreError: the policy did not ask for that model.
+            ScoreError: the scores hold no embeddings of this side.
         """
         model = self.side(side)
         image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
@@ -354,7 +354,7 @@ def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
 def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
     """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset.
 
-    Never below the embeddings' own precision, whatever autocast the caller is in.
+    Computed in the embeddings' own precision, whatever autocast the caller is in.
     """
     meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
     offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
@@ -363,9 +363,9 @@ def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, 
 
 
 def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    """Of every row of a strip, Σ softplus(u) (sigmoid) or the LSE of a (softmax), ``[B]``; no strip is held.
+    """Σ softplus(u) (sigmoid) or the LSE of a (softmax) over each row of a strip, ``[B]``.
 
-    In tiles of rows, so that each row is summed at once. Never below the embeddings' own precision.
+    Computed in tiles of whole rows, so that the strip is never in memory, in the embeddings' own precision.
     """
     meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
     if kernels.usable(left_BD):
@@ -382,7 +382,7 @@ def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossN
 
 
 def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
-    """The rows as ``[n, BLOCK_ROWS, D]``, then what is left as ``[1, rest, D]``; empty parts are skipped."""
+    """Yield the rows as ``[n, BLOCK_ROWS, D]``, then the remaining ones as ``[1, rest, D]``; no empty parts."""
     whole = len(left_BD) - len(left_BD) % BLOCK_ROWS
     if whole:
         yield left_BD[:whole].unflatten(0, (-1, BLOCK_ROWS))
@@ -391,14 +391,14 @@ def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
 
 
 def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
-    """Sums ``[n, R]`` over C. In place where it can be: a second tile would double the peak."""
+    """Sums ``[n, R]`` over C, in place where possible: a second tile would double the peak memory."""
     if loss == "softmax":
         logits_nCR = _products(left_nRD, right_CD, model.scale * LOG2_E)
         most_n1R = logits_nCR.amax(1, keepdim=True)
         return (logits_nCR.sub_(most_n1R).exp2_().sum(1).log2_() + most_n1R.squeeze(1)) / LOG2_E
     if abs(model.bias) <= MILD_OFFSET:
         sums_nR = _softplus_sums(_products(left_nRD, right_CD, model.scale * LOG2_E), math.exp(model.bias))
-        if math.isfinite(float(sums_nR.sum())):  # terms are not negative: one that is not finite is not made up for
+        if math.isfinite(float(sums_nR.sum())):  # no term is negative: an overflow cannot cancel
             return sums_nR
     logits_nCR = _products(left_nRD, right_CD, model.scale).add_(model.bias)
     return torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR).sum(1)  # type: ignore[no-any-return]
@@ -412,10 +412,10 @@ def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
 def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
     """Σ_C log(1 + k·e_j) with e = 2^logits and k = exp(b₀), ``[n, R]``; overwrites the logits.
 
-    A sum of logarithms is the logarithm of a product, so that some ten terms share one. The product is kept as
-    k·s = Π(1 + k·e_j) − 1, in which small terms lose nothing beside the 1: two such are joined to s + s' + k·s·s'.
-    It overflows where the terms that it joins sum to 88 or more (fp32): the result is then not finite, and the caller
-    takes the slow road.
+    A sum of logarithms is the logarithm of a product, so some ten terms share one logarithm. The product is kept as
+    k·s = Π(1 + k·e_j) − 1, so that small terms are not lost beside the 1; two such products join to s + s' + k·s·s'.
+    A product overflows where its terms sum to 88 or more (fp32): the result is then not finite, and the caller
+    falls back to softplus.
     """
     sums_nCR = logits_nCR.exp2_()
     for _ in range(FOLDS):
@@ -423,7 +423,7 @@ def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
         if not half:
             break
         left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
-        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the one in the middle waits for its turn.
+        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the middle term is joined in a later fold.
         torch.addcmul(right, left, right + 1 / factor, value=factor, out=left)
         sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
     return sums_nCR.mul_(factor).log1p_().sum(1)

@@ -1,4 +1,4 @@
-"""How are many arms run? W&B sweep files without a server, jobs side by side.
+"""How are many arms run? W&B sweep files without a server, several jobs at once.
 
-May import `jestbench.compare` and what stands below it.
+May import `jestbench.compare` and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""The arms of a sweep file: each combination of its parameters, resolved and told from its repeats."""
+"""The arms of a sweep file: each combination of its parameters, resolved, without repeats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jestbench.runs.open_folder import recorded
 from jestbench.sweep.sweep_file import Sweep
 
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
-"""Parameters that another policy, and with it other ``select/…`` metrics, comes in by."""
+"""Parameters that can change the policy, and with it the ``select/…`` metrics."""
 MOST_REPEATS = 20
 
 
@@ -30,13 +30,13 @@ def _no_such_metric(path: Path, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def check_metric(sweep: Sweep) -> None:
-    """Whether a run of this sweep logs the metric that it is about.
+    """Check that some run of this sweep logs the sweep's metric.
 
-    What a run logs depends on its policy and its data, so arms with each of the policies are asked: each
-    takes one step on a few pairs. What every run evaluates needs no asking.
+    The metrics of a run depend on its policy and its data, so one arm with each policy is rehearsed for one step on
+    a few pairs. Metrics that every run evaluates need no check.
 
     Raises:
-        ConfigError: none logs it, or none can be built.
+        ConfigError: no arm logs the metric, or no arm can be built.
     """
     if sweep.metric in embedding_measures(0, 0):
         return
@@ -45,7 +45,7 @@ def check_metric(sweep: Sweep) -> None:
     for parameters in _one_of_each_policy(sweep):
         try:
             names |= logged_names(resolve_arm(sweep, parameters).resolved)
-        except ConfigError as error:  # an arm that cannot be fails alone, as it would when run
+        except ConfigError as error:  # an arm that cannot be built fails alone, as when the sweep runs it
             refused = refused or error
         if sweep.metric in names:
             return
@@ -55,7 +55,7 @@ def check_metric(sweep: Sweep) -> None:
 
 
 def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Parameters of one arm with each of the policies, the others at their first or least value."""
+    """Parameters of one arm with each policy, all other parameters at their first or least value."""
     axes = []
     for name, spec in sweep.parameters.items():
         values = spec.get("values", [next((spec[key] for key in ("value", "min", "mu") if key in spec), None)])
@@ -65,7 +65,7 @@ def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 
 def grid(parameters: Mapping[str, Mapping[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """All combinations, the last parameter fastest.
+    """Yield all combinations of values, the last parameter varying fastest.
 
     Raises:
         ConfigError: a parameter of a grid is a distribution.
@@ -80,7 +80,7 @@ def grid(parameters: Mapping[str, Mapping[str, Any]], path: Path) -> Iterator[di
 
 
 def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> Iterator[dict[str, Any]]:
-    """Arms proposed by W&B's search engine, which learns from those in ``done``.
+    """Arms proposed by W&B's search engine, from the results of those in ``done``.
 
     Raises:
         ConfigError: the engine is not installed, or refuses the file.
@@ -108,7 +108,7 @@ def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> I
             raise ConfigError(f"{sweep.path}: {error}") from error
         if proposed is None:
             return
-        # Plain numbers: the engine's are numpy's.
+        # The engine returns numpy scalars.
         values = {key: spec["value"] for key, spec in proposed.config.items()}
         yield {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
@@ -122,7 +122,7 @@ class SweepArm:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What makes it the same as another: effective configuration and seed."""
+        """Effective configuration and seed; arms with equal keys are repeats."""
         return self.resolved.config_hash, self.resolved.run.seed
 
     def folder(self, out: Path) -> Path:
@@ -132,17 +132,17 @@ class SweepArm:
 
 
 def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> SweepArm:
-    """What an arm's command line stands for.
+    """Resolve the command line of an arm.
 
     Raises:
-        ConfigError: naming the arm.
+        ConfigError: the command line is wrong; the message names the arm.
     """
     try:
         arguments = command.parse(sweep.arguments(parameters))
         resolved = resolve.resolve(arguments.gin_file, arguments.bindings, arguments.allow_unused, recorded=recorded)
     except ConfigError as error:
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: {error}") from error
-    except SystemExit as stop:  # argparse has said what it does not understand
+    except SystemExit as stop:  # argparse has printed the error
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: run.py does not take these arguments") from stop
     return SweepArm(parameters, resolved)
 
@@ -156,7 +156,7 @@ def _repeats(arm: SweepArm, seen: dict[tuple[str, int], SweepArm]) -> bool:
 
 
 def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[SweepArm]:
-    """The arms of a sweep, in order, each marked that repeats an earlier one."""
+    """Yield the arms of a sweep, in order, without those that repeat an earlier one."""
     seen: dict[tuple[str, int], SweepArm] = {}
     if sweep.method == "grid":
         # All arms are resolved before the first one starts: a mistake in the last one shows at once.
@@ -186,7 +186,7 @@ def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memor
 def _proposals(
     sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """Arms that an earlier run of this sweep proposed, so that it goes on where it stopped, then new ones."""
+    """Yield the arms proposed in an earlier run of this sweep, to continue where it stopped; then new ones."""
     if memory is not None and memory.exists():
         yield from (json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines())
     for parameters in searched(sweep, done):
@@ -198,6 +198,6 @@ def _proposals(
 
 
 def memory_of(sweep: Sweep, out: Path) -> Path:
-    """The file that remembers what a search has proposed."""
+    """The file that records the proposals of a search."""
     search = json.dumps([sweep.method, sweep.metric, sweep.parameters], sort_keys=True, default=str)
     return out / f"proposals-{digest(search, 4)}.jsonl"

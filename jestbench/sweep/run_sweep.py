@@ -26,7 +26,7 @@ from jestbench.sweep.sweep_file import Sweep, read_sweep
 
 COMPARISON = "comparison"
 DEFAULT_COUNT = 10
-"""Arms of a random or bayes sweep that says no ``run_cap`` and is given no ``--count``."""
+"""Number of arms of a random or bayes sweep without ``run_cap`` and ``--count``."""
 
 
 def _job(sweep: Sweep, arm: SweepArm, out: Path, threads: int) -> Job[SweepArm]:
@@ -37,10 +37,10 @@ def _job(sweep: Sweep, arm: SweepArm, out: Path, threads: int) -> Job[SweepArm]:
 
 
 def places(sweep: Sweep, asked: int | None) -> int:
-    """How many arms run at once: as asked, else one a core up to 4; one where arms share a GPU.
+    """Number of arms to run at once: as asked, else one a core up to 4; one where arms share a GPU.
 
-    A small model keeps one core busy better than it keeps two, and a search that learns from each arm
-    runs one after the other.
+    A small model uses one core more efficiently than two, and a search, which learns from each arm, runs
+    one arm after the other.
     """
     if asked is not None:
         return asked
@@ -54,8 +54,8 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
 
     Args:
         sweep: the checked file.
-        out: folder of the runs and the comparison; what has finished there is not run again.
-        count: most arms, or ``None``.
+        out: folder of the runs and the comparison; arms that have finished there are not run again.
+        count: largest number of arms, or ``None``.
         dry_run: print the commands only.
         jobs: arms at once; ``None`` for ``places``.
 
@@ -91,7 +91,7 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    # A summary run for each comparison: where nothing has run, the last one still stands.
+    # A summary run for each comparison: where no arm has run, the last summary is still valid.
     if _compare(sweep, [arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)
     return next(iter(failed.values()), 0)
@@ -110,7 +110,7 @@ def _run(
     started: list[SweepArm],
     done: list[tuple[dict[str, Any], float | None]],
 ) -> Iterator[tuple[SweepArm, int]]:
-    """Run the arms that have not finished yet; note all of them in ``started``."""
+    """Run the arms that have not finished yet; append every arm to ``started``."""
     threads = max(1, (os.cpu_count() or 1) // at_once)
 
     def jobs() -> Iterator[Job[SweepArm]]:
@@ -147,7 +147,7 @@ def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
 
 
 def _summary_run(sweep: Sweep, settings: WandB, out: Path) -> None:
-    """The comparison as one W&B run beside those of the arms; an arm's own W&B settings hold for it too."""
+    """Log the comparison as one W&B run beside those of the arms, with an arm's W&B settings."""
     settings = replace(
         settings,
         project=settings.project or os.environ.get("WANDB_PROJECT") or sweep.wandb.get("WANDB_PROJECT", ""),

@@ -17,7 +17,7 @@ _POLL = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """A command line, what it is for, and what is set in its environment."""
+    """A command line, its owner, and variables for its environment."""
 
     owner: T
     words: Sequence[str]
@@ -26,7 +26,7 @@ class Job(Generic[T]):
 
 @contextmanager
 def _stops_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, so that they stop the children too."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt inside the block, so that they stop the children too."""
     stops = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in stops]
     try:
@@ -37,10 +37,10 @@ def _stops_as_interrupts() -> Iterator[None]:
 
 
 def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, int]]:
-    """Run jobs, at most so many at once; yield each one's owner and exit status as it ends.
+    """Run jobs, at most ``at_once`` in parallel; yield each job's owner and exit status as it ends.
 
-    The next job is asked for only when a place is free and the results so far have been taken, so an
-    iterator may decide by them.
+    The next job is taken from ``jobs`` only when a place is free and the results so far have been consumed, so
+    the iterator may depend on them.
 
     Raises:
         KeyboardInterrupt: after every child was sent SIGINT and has ended.
@@ -71,8 +71,8 @@ def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, 
 
 
 def _start(job: Job[T], place: int) -> subprocess.Popen[bytes]:
-    # A session of its own, so that Ctrl-C reaches it once, by way of us: a second signal would kill it
-    # before its checkpoint is written. Each progress line has a row of its own.
+    # The child has its own session, so that Ctrl-C reaches it once, through this process: a second signal would kill it
+    # before its checkpoint is written. Each child has its own row for its progress bar.
     environment = {**os.environ, "TQDM_POSITION": str(place), **job.environment}
     return subprocess.Popen(list(job.words), env=environment, start_new_session=True)
 

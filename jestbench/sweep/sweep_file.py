@@ -1,8 +1,8 @@
-"""Runs a W&B sweep file on this machine without a server.
+"""Reads a W&B sweep file, to run it on this machine without a server.
 
 The file is an ordinary sweep file: it works unchanged with ``wandb sweep`` and ``wandb agent``, and the
 command line of each arm is the one that the agent would run (plus the folder to run in). Grids are
-walked here; ``random`` and ``bayes`` ask W&B's own search engine (the package ``sweeps``).
+enumerated here; ``random`` and ``bayes`` use W&B's own search engine (the package ``sweeps``).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Sweep:
 
     Attributes:
         path: the file.
-        name: of the sweep; names the output folder and groups its runs in W&B.
+        name: name of the sweep, of its output folder and of the group of its runs in W&B.
         method: ``grid``, ``random`` or ``bayes``.
-        metric: name of the metric that the sweep is about.
-        goal: ``maximize`` or ``minimize``; ``None`` where the file does not say.
+        metric: name of the metric to optimise or compare.
+        goal: ``maximize`` or ``minimize``; ``None`` where the file has no goal.
         parameters: as in the file.
         command: as in the file, macros not yet expanded.
         program: the script.
-        run_cap: most arms to run, or ``None``.
+        run_cap: largest number of arms to run, or ``None``.
         raw: the whole file, for the search engine.
     """
 
@@ -64,7 +64,7 @@ class Sweep:
 
     @property
     def wandb(self) -> dict[str, str]:
-        """Where the file wants its runs in W&B, as W&B's own variables."""
+        """The file's W&B project and entity, as W&B's environment variables."""
         names = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
         return {variable: str(self.raw[key]) for key, variable in names.items() if self.raw.get(key)}
 
@@ -84,10 +84,10 @@ class Sweep:
         return words
 
     def arguments(self, arm: Mapping[str, Any]) -> list[str]:
-        """What of the command line follows the program.
+        """The part of an arm's command line after the program.
 
         Raises:
-            ConfigError: the command does not name it.
+            ConfigError: the command does not contain the program.
         """
         words = self.command_line(arm)
         if self.program not in words:
@@ -99,7 +99,7 @@ def _expand(word: str, path: Path) -> str:
     unknown = re.search(r"\$\{(?!envvar:)\w+\}", word)
     if unknown:
         raise ConfigError(f"{path}: command: the macro {unknown[0]} is not known here; use ${{args_no_hyphens}}")
-    # Where it is not set, the agent leaves its name.
+    # Where a variable is not set, the agent substitutes its name.
     return re.sub(r"\$\{envvar:(\w+)\}", lambda matched: os.environ.get(matched[1], matched[1]), word)
 
 
@@ -107,7 +107,7 @@ def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep file.
 
     Raises:
-        ConfigError: it cannot be read, or a key, method, parameter or metric is wrong.
+        ConfigError: the file cannot be read, or a key, method, parameter or metric is wrong.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -158,7 +158,7 @@ def _known(path: Path, owner: str, found: Mapping[Any, Any], known: Sequence[str
 
 
 def _metric(path: Path, found: Any, method: str) -> tuple[str, str | None]:
-    """The metric's name and goal. Whether a run logs it is asked of a run: ``check_metric``."""
+    """The metric's name and goal. Whether runs log the metric is checked later, by ``check_metric``."""
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         raise ConfigError(f"{path}: metric.name is required: it is what the comparison is about")
     _known(path, "metric: ", found, METRIC_KEYS)

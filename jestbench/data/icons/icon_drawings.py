@@ -1,7 +1,7 @@
 """All drawings of a recipe, rendered in parts.
 
-Rendering takes nearly all of the time, so each thousand drawings are one file (a part); a preparation that was
-killed goes on with the parts that are there. What is known of the drawings but for their pixels is in memory.
+Rendering takes nearly all of the time, so each thousand drawings are one file (a part), and a preparation that was
+killed resumes from the finished parts. Everything about the drawings except their pixels is held in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PART = 1000
 """Drawings rendered into one file: a second of work, all that a kill can lose on each core."""
 
 Info = Mapping[str, Any]
-"""What a set's metadata say of it: title, author, licence, palette."""
+"""A set's ``info.json``: title, author, licence, palette."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Rendered:
     """The parts, and what is in them.
 
     Attributes:
-        parts: file and icons of each.
-        sets: name → set and what is known of it.
+        parts: file and icons of each part.
+        sets: name → the set and its ``info.json``.
         left_out: icons that were not rendered, by reason.
     """
 
@@ -48,19 +48,19 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Drawings that are not blank; of equal ones with one caption, the first.
+    """All drawings except the blank ones, and except repeats of an equal drawing with the same caption.
 
     Attributes:
         icons: what was drawn.
-        groups: the group of each.
-        paths: the parts.
-        part_N: int64, which part holds each.
-        row_N: int64, where in the part it stands.
-        size_N: int64, bytes of its PNG.
+        groups: the group of each drawing.
+        paths: files of the parts.
+        part_N: int64, index in ``paths`` of the part that holds each drawing.
+        row_N: int64, row of each drawing in its part.
+        size_N: int64, bytes of each drawing's PNG.
         key_NK: int64 ``[N, 2]``, content hash of the pixels, whole and as they are kept.
-        look_NW: what each looks like.
-        sets: name → set and what is known of it.
-        left_out: icons that are not here, by reason.
+        look_NW: thumbnail or hash by which drawings are compared.
+        sets: name → the set and its ``info.json``.
+        left_out: icons that were left out, by reason.
     """
 
     icons: Sequence[Icon]
@@ -84,10 +84,10 @@ class Drawings:
         return replace(self, icons=icons, groups=groups, **columns)
 
     def each(self, read: Callable[[Path], Any]) -> Iterator[tuple[int, Any]]:
-        """The position of every drawing and what its part holds of it, part by part.
+        """The position of every drawing and the value that ``read`` takes from its part, part by part.
 
         Args:
-            read: part → what it holds of each drawing; ``None`` where it is damaged.
+            read: part's file → one value for each of its drawings; ``None`` where the file is damaged.
 
         Raises:
             DataError: a part is damaged; it is removed, so that it is rendered again.
@@ -104,10 +104,10 @@ class Drawings:
 
 
 def render_icons(recipe: Recipe, tarballs: Path, folder: Path) -> Rendered:
-    """Render the icons that the recipe asks for into parts; parts that are there are passed over.
+    """Render the recipe's icons into parts; finished parts are skipped.
 
     Raises:
-        DataError: a worker was killed, or the packages hold something else.
+        DataError: a worker was killed, or the packages lack a set or enough captions for the recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(LEFTOVERS):  # of workers that were killed

@@ -69,10 +69,10 @@ def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path
 
 
 def _check_space(folder: Path, parts: Path, recipe: Recipe) -> None:
-    """Find out before minutes of work that the disk is too small for the parts and the finished folder together.
+    """Check, before minutes of work, that the disk has room for the parts and the finished folder together.
 
     Raises:
-        OSError: it is.
+        OSError: the disk is too small.
     """
     there = sum(path.stat().st_size for path in parts.iterdir()) if parts.is_dir() else 0
     an_icon = 3 * recipe.image_size**2 + PNG_BYTES * recipe.form.encoded
@@ -84,17 +84,17 @@ def _check_space(folder: Path, parts: Path, recipe: Recipe) -> None:
 def write_files(
     work: Path, drawings: Drawings, split: Sequence[str], recipe: Recipe, vocab_size: int
 ) -> dict[str, Any]:
-    """Write all but the manifest.
+    """Write all files except the manifest.
 
     Args:
         work: an empty folder.
-        drawings: all there are.
-        split: of each; ``""`` where it is left out.
-        recipe: what is written.
-        vocab_size: of the tokenizer, at most.
+        drawings: all drawings.
+        split: split of each drawing; ``""`` where it is left out.
+        recipe: which files are written.
+        vocab_size: largest vocabulary of the tokenizer.
 
     Returns:
-        How many there are of what, for the manifest.
+        Counts for the manifest.
     """
 
     def order(i: int) -> tuple[int, bytes, int]:
@@ -194,11 +194,11 @@ def _counts(
 
 
 def _licences(sets: Iterable[tuple[IconSet, Info]], count: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Who made each set, and under which licence.
+    """Title, authors and licence of each set.
 
     Args:
-        sets: each with its ``info.json``.
-        count: of its icons that were kept.
+        sets: each set with its ``info.json``.
+        count: set's name → number of its icons that were kept.
     """
     return [
         {

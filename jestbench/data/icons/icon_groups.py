@@ -1,8 +1,8 @@
 """Icons with their names taken apart, which of them are rendered, and which are versions of one drawing.
 
 All versions of one drawing (weight, fill, size, skin tone, gender, colour) are one *group*, and so are drawings
-whose pixels are equal; a group lies in one split. What is decided here is decided by hashes of names, so it does
-not change with the machine, nor much with the other icons.
+whose pixels are equal; a group lies in one split. All choices are made by hashes of names, so they do
+not change with the machine, and hardly with the other icons.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Icon:
     """An icon before it is rendered.
 
     Attributes:
-        set: name of its set.
-        name: its name in the set.
-        caption: what it shows.
-        style: how it shows it.
-        drawing: who drew what: the same for all versions of one drawing.
+        set: name of the icon's set.
+        name: the icon's name in the set.
+        caption: what the icon shows.
+        style: weight, fill, size and the like.
+        drawing: hand and subject, equal for all versions of one drawing.
     """
 
     set: str
@@ -36,7 +36,7 @@ class Icon:
 
     @property
     def hand(self) -> str:
-        """Who drew it."""
+        """The hand (author) that drew the icon."""
         return self.drawing[0]
 
 
@@ -50,14 +50,14 @@ def catalogue(icon_set: IconSet, content: Content) -> list[Icon]:
 
 
 def choose(icons: Iterable[tuple[Icon, Content]], min_hands: int, variants: int) -> list[tuple[Icon, Content]]:
-    """The icons worth rendering: captions of several hands, few versions of each drawing.
+    """Choose the icons to render: captions that several hands drew, and few versions of each drawing.
 
-    Which versions stay is decided by the hash of their names, so it does not change with the other sets.
+    The hash of their names decides which versions are kept, so the choice does not change with the other sets.
 
     Args:
-        icons: all there are, each with the set that holds it.
-        min_hands: a caption that fewer hands drew is left out.
-        variants: of one hand's drawings with one caption, at most so many stay.
+        icons: all icons, each with the content of its set.
+        min_hands: captions that fewer hands drew are left out.
+        variants: largest number of drawings kept for one hand and one caption.
     """
     versions: dict[tuple[str, str], list[tuple[Icon, Content]]] = defaultdict(list)
     hands: dict[str, set[str]] = defaultdict(set)

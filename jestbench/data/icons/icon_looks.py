@@ -1,6 +1,6 @@
-"""Which images look alike, in two ways.
+"""Two ways to find images that look alike: thumbnails and perceptual hashes.
 
-This module imports neither torch nor anything that does: every worker process imports it anew.
+This module imports neither torch nor anything that imports torch: every worker process imports it anew.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ THUMBNAIL = 16
 
 COPY = 1e-3
 """Mean squared difference of two thumbnails (grey in [0, 1]) below which one drawing is a copy of the other.
-Found by looking: below it lie tracings of the same logo and icons that one set took over from another, above
+Chosen by eye: below it lie tracings of the same logo and icons that one set took over from another, above
 it different hands' drawings of the same simple thing."""
 
 LOOK_BITS = 128
 """Bits of a perceptual hash."""
 
 NEAR = 5
-"""Drawings whose hashes differ in at most so many bits look alike. Found by looking: up to here lie recolourings,
-skin tones, genders and tracings of one drawing, and simple shapes that anybody draws so; from twice as many on,
-things that only share an outline."""
+"""Drawings whose hashes differ in at most this many bits look alike. Chosen by eye: up to here lie recolourings,
+skin tones, genders and tracings of one drawing, and simple shapes that all hands draw alike; from twice as many bits
+on, drawings that only share an outline."""
 
 BLOCK = 4096
 """Looks compared at a time: all at once would fill the memory."""
@@ -58,8 +58,8 @@ def near_copies(thumbnail_ND: npt.NDArray[np.float32], original_MD: npt.NDArray[
 def perceptual_hash(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Perceptual hashes that colour and brightness do not change: uint8 ``[N, 16]``, packed bits.
 
-    A difference hash: of each of 8 × 8 blocks, whether it is lighter than its right neighbour, and than the one
-    below (the first again for the last). In integers, so that it is the same on every machine.
+    A difference hash: for each of 8 × 8 blocks, whether it is lighter than its right neighbour, and lighter than the
+    block below (wrapping around). Computed in integers, so that it is the same on every machine.
     """
     grey = np.rint(thumbnail(images_NHWC) * 255).astype(np.uint8)
     blocks = grey.reshape(-1, 8, 2, 8, 2).sum(axis=(2, 4), dtype=np.int32)
@@ -87,9 +87,9 @@ class Looks:
     """A way to compare images.
 
     Attributes:
-        of: images → what is compared of each, ``[N, W]``.
-        alike: what is compared, and that of the originals → which look like one of these, bool ``[N]``.
-        near: how near that is, for the manifest.
+        of: images → a vector for each to compare by, ``[N, W]``.
+        alike: vectors, and vectors of the originals → which images look like an original, bool ``[N]``.
+        near: the threshold of ``alike``, for the manifest.
     """
 
     of: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]

@@ -1,8 +1,8 @@
-"""What the name of an icon says: its caption, its style, and which drawing it is a version of.
+"""Parsing of icon names: an icon's caption, its style, and the drawing it is a version of.
 
 Icon sets put three things into one name: ``user-circle-02-bold-duotone`` is the caption *user
-circle*, the style *bold duotone* and the alternative *02*. All versions of one drawing must stay on
-one side of every split, so they are told apart here.
+circle*, the style *bold duotone* and the alternative *02*. All versions of one drawing must be in
+one split, so this module separates the three.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STYLES = frozenset({"outline", "outlined", "filled", "duotone", "twotone", "rounded"})
-"""Words that name a style in whatever set they end a name. Others (``bold``, ``line``, ``light``) can be
-the thing drawn (*text bold*, *chart line*, *traffic light*) and are styles only where a set says so."""
+"""Words that name a style at the end of a name in any set. Other words (``bold``, ``line``, ``light``) can be
+the thing drawn (*text bold*, *chart line*, *traffic light*) and are styles only where a set lists them."""
 
 KINDS = frozenset({"brand", "logo"})
-"""Words that say what sort of icon it is; some sets write them before the name, some after it."""
+"""Words for the kind of icon, which some sets write before the name, some after it."""
 
 NUMBERED = frozenset(
     "battery clock counter count dice die exposure filter forward heading hour keycap letter level looks mode "
@@ -91,7 +91,7 @@ def read_name(name: str, prefixes: Iterable[str] = (), suffixes: Iterable[str] =
 
 
 def _strip_alternatives(words: list[str], style: list[str], also: frozenset[str]) -> None:
-    """Move what numbers an alternative drawing, and the words in ``also``, from the end of ``words``."""
+    """Move numbers of alternative drawings, and words in ``also``, from the end of ``words`` to ``style``."""
     while len(words) > 1:
         word = words[-1]
         digit = len(word) == 1 and word.isdigit() and words[-2] not in NUMBERED

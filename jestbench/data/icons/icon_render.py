@@ -1,6 +1,6 @@
-"""Drawings to pixels, on all cores.
+"""Rendering of drawings to pixels, on all cores.
 
-This module imports neither torch nor anything that does: every worker process imports it anew.
+This module imports neither torch nor anything that imports torch: every worker process imports it anew.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 @dataclass(frozen=True)
 class Form:
-    """What of a drawing is kept.
+    """How a drawing is rendered, and what is kept of it.
 
     Attributes:
         pixels: width and height at which it is rendered.
-        halved: keep the image at half of that; else as it is.
-        encoded: keep the whole image as a PNG, too.
+        halved: keep the image at half of that width and height; else unchanged.
+        encoded: keep the full-size image as a PNG, too.
         alike: how drawings are compared: see :mod:`jestbench.data.icons.icon_looks`.
     """
 
@@ -44,14 +44,14 @@ class Form:
 
 @dataclass(frozen=True)
 class Part:
-    """Rendered drawings as they lie in one file, but for those that came out blank (of one colour).
+    """Rendered drawings of one file, without the blank ones (of one colour).
 
     Attributes:
-        count: drawings, the blank ones among them.
-        which_N: int64, which of the drawings each is.
+        count: number of drawings, including the blank ones.
+        which_N: int64, number of each image's drawing among all drawings of the part.
         key_NK: int64 ``[N, 2]``, content hash of the pixels, whole and as they are kept.
-        look_NW: what each looks like.
-        size_N: int64, bytes of each PNG; 0 without one.
+        look_NW: thumbnail or hash by which drawings are compared.
+        size_N: int64, bytes of each PNG; 0 where none is kept.
     """
 
     count: int
@@ -109,7 +109,7 @@ def render(drawings: Sequence[str], pixels: int) -> npt.NDArray[np.uint8]:
     images = np.full((len(drawings), pixels, pixels, 3), 255, dtype=np.uint8)
     for image, drawing in zip(images, drawings, strict=True):
         try:
-            # Fonts differ between machines: a drawing that needs one does without, everywhere.
+            # Fonts differ between machines, so drawings are rendered without fonts everywhere.
             png = resvg_py.svg_to_bytes(svg_string=drawing, background="white", skip_system_fonts=True)
         except ValueError:
             continue

@@ -1,7 +1,7 @@
-"""Which split each drawing goes to.
+"""Assignment of drawings to splits.
 
-A group lies in one split, and what looks like a tested drawing, whoever drew it, is in no split that is trained on.
-A caption that many hands drew is a *core* caption: these alone are classes.
+A group lies in one split, and no split that is trained on holds a drawing that looks like a tested drawing, by any
+hand. A caption that many hands drew is a *core* caption; only core captions are classes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def divide(drawings: Drawings, recipe: Recipe) -> tuple[list[str], Counter[str]]
     split = _divide_groups(drawings, recipe)
     left_out["other versions of what is tested or curated, and what the held-out hand alone drew"] += split.count("")
     left_out["look like what is tested"] += _drop_look_alikes(split, drawings.look_NW, recipe)
-    hands = count_hands((icon.caption for icon in icons), groups)  # equal drawings in two sets are one hand's
+    hands = count_hands((icon.caption for icon in icons), groups)  # equal drawings in two sets count as one hand's
     few = [i for i, icon in enumerate(icons) if split[i] and hands[icon.caption] < recipe.min_hands]
     left_out["too few hands"] += len(few)
     for i in few:
@@ -42,7 +42,7 @@ def divide(drawings: Drawings, recipe: Recipe) -> tuple[list[str], Counter[str]]
 
 
 def count_hands(captions: Iterable[str], hands: Iterable[str]) -> dict[str, int]:
-    """How many hands drew each caption, of drawings with these captions by these hands."""
+    """Number of hands that drew each caption; drawing ``i`` has ``captions[i]`` and is by ``hands[i]``."""
     drawn_by: dict[str, set[str]] = defaultdict(set)
     for caption, hand in zip(captions, hands, strict=True):
         drawn_by[caption].add(hand)
@@ -65,7 +65,7 @@ def _divide_groups(drawings: Drawings, recipe: Recipe) -> list[str]:
     if recipe.emoji_sizes is None:
         return split
 
-    # What the hand of an emoji drew of the same thing elsewhere keeps it company.
+    # Icons of other sets in an emoji's group: trained on or held out like that emoji, left out where it is tested.
     tested, _, trained = recipe.emoji_sizes.names
     home = {groups[i]: split[i] for i in reversed(faces) if split[i]}
     home |= {groups[i]: tested for i in faces if split[i] == tested}
@@ -93,8 +93,8 @@ def assign_splits(captions: Sequence[str], groups: Sequence[str], sizes: Sizes) 
         sizes: of the splits.
 
     Returns:
-        The split of each icon: one of ``sizes.names``, or ``holdout``; ``""`` where it goes to none, because its
-        group lies in the tested or the curated split, which needs no other version of it.
+        The split of each icon: one of ``sizes.names``, or ``holdout``; ``""`` where the icon is left out,
+        because its group lies in the tested or the curated split, which needs no other version of it.
 
     Raises:
         DataError: there are too few core captions for the tested split.
@@ -110,7 +110,7 @@ def assign_splits(captions: Sequence[str], groups: Sequence[str], sizes: Sizes) 
     taken: set[str] = set()
     classes = 0
     for caption in sorted(core, key=lambda caption: rank("class", caption)):
-        # A drawing that goes by two names stands for one class only, and a class leaves some drawings to learn from.
+        # A drawing with two names stands for one class only, and each class leaves some drawings to learn from.
         free = sorted(makers[caption] - taken, key=lambda group: rank("eval", group))
         if classes < sizes.eval_classes and len(free) > sizes.eval_drawings:
             classes += 1
@@ -155,7 +155,7 @@ def _drop_look_alikes(split: list[str], look_NW: npt.NDArray[Any], recipe: Recip
 
 
 def copies_left(split_N: npt.NDArray[np.str_], look_NW: npt.NDArray[Any], recipe: Recipe) -> dict[str, int]:
-    """Drawings of each split that is trained on that look like one of a tested split: what must be 0."""
+    """Number of drawings in each training split that look like a drawing of a tested split; must be 0."""
     alike = LOOKS[recipe.form.alike].alike
     return {
         f"{trained} like {tested}": int(alike(look_NW[split_N == trained], look_NW[split_N == tested]).sum())

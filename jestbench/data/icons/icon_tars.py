@@ -22,13 +22,13 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Place:
-    """Where each sample lies.
+    """Shard and offset of each sample.
 
     Attributes:
-        names: of the shards.
-        bytes: of each shard.
+        names: names of the shards.
+        bytes: size of each shard.
         shard_N: int32, the shard of each sample.
-        offset_N: int64, where in it the sample begins.
+        offset_N: int64, offset in that shard at which the sample begins.
     """
 
     names: list[str]

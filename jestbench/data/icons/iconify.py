@@ -1,6 +1,6 @@
 """All of Iconify: 380,000 drawings with names.
 
-The package ``@iconify/json`` holds every icon set that Iconify knows. It is fetched, rendered at 64 px and split
+The package ``@iconify/json`` holds every icon set that Iconify publishes. It is fetched, rendered at 64 px and split
 once, into a folder of the user's cache: see :mod:`jestbench.data.icons.icon_folder`. The images lie there twice, in
 shards at 64 px (a sample's JSON: caption, name, style, set, hand, licence, palette, group), and in an array at 32 px.
 
@@ -15,8 +15,8 @@ are one hand. A drawing lies in one part:
 * ``holdout``: 5 % of the drawings that are left, as noisy as the pool (for RHO-LOSS's irreducible-loss model).
 * ``other``: the rest.
 
-The split ``pool`` is all there is to train on: ``curated`` and ``other`` together, as noisy as asked for. Versions of
-a tested drawing, and whatever looks like one whoever drew it, are in no split that is trained on.
+The split ``pool`` is all the training data: ``curated`` and ``other`` together, with the noise that ``noise`` sets.
+Versions of a tested drawing, and drawings by any hand that look like it, are in no split that is trained on.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from jestbench.data.pairs import Dataset, Pairs
 
 @dataclass(frozen=True)
 class Iconify(PreparedIcons):
-    """All icons and their names, with as many wrong captions as asked for.
+    """All icons and their names, with a given share of wrong captions.
 
     Attributes:
         noise: share of the pairs in ``pool``, ``other`` and ``holdout`` whose captions are exchanged, in [0, 1).
-        noise_seed: decides which, and for what.
-        min_hands: leave out of these the captions that fewer hands drew.
+        noise_seed: decides which captions are exchanged with which.
+        min_hands: leave out of these splits the captions that fewer hands drew.
         captions: what these splits are captioned with: ``name``, the icon's whole name as its maker wrote it ("home
             outline sharp", natural noise), or ``plain``, without words of style. All other splits are plain.
-        pixels: 32: read from an array, nothing is decoded; 64: PNGs are decoded when they are asked for.
+        pixels: 32: images are read from an array without decoding; 64: PNGs are decoded on demand.
         length: L, tokens a caption is cut or padded to.
         vocab_size: of the tokenizer, at most.
         cache_dir: where to prepare; by default the folder that the environment variable
@@ -70,11 +70,11 @@ class Iconify(PreparedIcons):
             raise ValueError(f"iconify.vocab_size must be at least 256, got {self.vocab_size}")
 
     def key_column(self) -> str:
-        """The array's images are known by their pixels, those of the shards by their bytes."""
+        """The column of pixel hashes for the array's images, or of file hashes for the shards'."""
         return "key" if self.pixels == 32 else "png_key"
 
     def caption_file(self, part: str) -> str:
-        """Names for what is not clean, where names are asked for."""
+        """The file of whole names for noisy splits with ``captions="name"``, else that of plain captions."""
         return "captions.txt" if part in self.clean or self.captions == "plain" else "names.txt"
 
     def pairs(self, row_N: npt.NDArray[np.int64], clean: bool, **common: Any) -> Pairs:

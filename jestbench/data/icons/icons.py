@@ -10,7 +10,7 @@ one split. A caption that many hands drew is a *core* caption.
 * ``eval``: 1,000 core captions, each with 2 drawings by different hands. Classes are captions. Always clean.
   No other split holds a drawing that looks the same, and no drawing stands for two classes.
 * ``curated``: some 3,000 pairs of core captions, those of ``eval`` and others. Always clean.
-* ``pool``: the rest, noisy as asked for.
+* ``pool``: the rest, with the noise that ``noise`` sets.
 * ``holdout``: a tenth of the rest, as noisy as the pool (RHO-LOSS trains its irreducible-loss model on it).
 """
 
@@ -26,11 +26,11 @@ from jestbench.data.pairs import Dataset
 
 @dataclass(frozen=True)
 class Icons(PreparedIcons):
-    """Icons and their names, with as many wrong captions as asked for.
+    """Icons and their names, with a given share of wrong captions.
 
     Attributes:
         noise: share of the pairs in ``pool`` and ``holdout`` whose captions are exchanged, in [0, 1).
-        noise_seed: decides which, and for what.
+        noise_seed: decides which captions are exchanged with which.
         min_hands: leave out of ``pool`` and ``holdout`` the captions that fewer hands drew.
         length: L, tokens a caption is cut or padded to.
         vocab_size: of the tokenizer, at most.

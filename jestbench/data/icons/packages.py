@@ -2,7 +2,8 @@
 
 Iconify publishes every icon set as a package ``@iconify-json/<set>``, and all of them as ``@iconify/json``. Packages
 are pinned to a version and to the hash that the registry gives (``npm view @iconify-json/mdi@1.2.3 dist.integrity``),
-so that everybody prepares the same drawings whatever is published later. ``icon_sets.txt`` holds the pinned sets.
+so that the prepared drawings are the same everywhere, whatever is published later. ``icon_sets.txt`` holds the pinned
+sets.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Content:
     def names(self) -> list[str]:
         """Names of the icons that are not withdrawn, sorted.
 
-        Aliases are left out: they show a drawing that is there already.
+        Aliases are left out: an alias shows the drawing of another icon.
         """
         return sorted(name for name, icon in self.icons["icons"].items() if not icon.get("hidden"))
 
@@ -81,7 +82,7 @@ class Package(ABC):
     @property
     @abstractmethod
     def spec(self) -> str:
-        """What npm is asked for, ``@iconify-json/mdi@1.2.3``."""
+        """The package and version to request from npm, ``@iconify-json/mdi@1.2.3``."""
 
     @abstractmethod
     def read(self, folder: Path) -> Iterator[tuple[IconSet, Content]]:
@@ -107,7 +108,7 @@ class IconSet(Package):
 
     Attributes:
         name: Iconify's prefix, ``mdi``.
-        hand: who drew it; sets of one hand never count as two.
+        hand: the author; several sets of one hand count once.
         styles: suffixes that name a style in this set, beyond those that its metadata lists.
     """
 
@@ -193,12 +194,12 @@ SETS: tuple[IconSet, ...] = tuple(_pinned_sets())
 
 
 def fetch(packages: Sequence[Package], folder: Path) -> None:
-    """Have the tarballs of all packages in the folder, intact; what is there already is not fetched again.
+    """Fetch the tarballs of all packages that are not intact in the folder yet.
 
-    A tarball that is not what was pinned is fetched once more.
+    A fetched tarball whose hash is not the pinned one is fetched once more.
 
     Raises:
-        DataError: a tarball is damaged again, there is no npm, or it failed.
+        DataError: a tarball is damaged again, npm is missing, or npm failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(2):

@@ -1,7 +1,7 @@
-"""Data sets of icons that are prepared once, into a folder: what the hundred sets and all of Iconify share.
+"""Base class of the data sets of icons, which are prepared once, into a folder.
 
-One process prepares at a time, checksums tell whether the folder is whole, and the splits' captions are exchanged
-where noise is asked for. What a process asks for again (a checksum, a split) is kept while the files stay the same.
+One process prepares at a time, checksums show whether the folder is whole, and captions of noisy splits are
+exchanged. Each process keeps checksums and opened splits for reuse while the files stay the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jestbench.model.tokenizer import Tokenizer
 _LOG = logging.getLogger(__name__)
 
 CODE_VERSION = 2
-"""Counted up when the preparation makes something else of the same recipe."""
+"""Version of the preparation, incremented when the same recipe gives different data."""
 
 CHECKED_BYTES = 2**25
 """Files up to this size are compared with their checksum whenever the data are opened."""
@@ -41,18 +41,18 @@ CHECKED_BYTES = 2**25
 
 @dataclass(frozen=True)
 class PreparedIcons(ABC):
-    """Icons and their names, with as many wrong captions as asked for.
+    """Icons and their names, with a given share of wrong captions.
 
     Attributes:
         noise: share of the pairs in noisy splits whose captions are exchanged, in [0, 1).
-        noise_seed: decides which, and for what.
-        min_hands: leave out of these splits the captions that fewer hands drew.
+        noise_seed: decides which captions are exchanged with which.
+        min_hands: leave out of noisy splits the captions that fewer hands drew.
         length: L, tokens a caption is cut or padded to.
         vocab_size: of the tokenizer, at most.
         cache_dir: where to prepare; by default the folder that the environment variable
             ``JESTBENCH_CACHE`` names, else the user's cache folder.
         recipe: what is prepared.
-        label: what a configuration, the command and the folder call the data set.
+        label: name of the data set in configurations, the command and the folder.
     """
 
     noise: float = 0.0
@@ -113,17 +113,17 @@ class PreparedIcons(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where the prepared data lie; its name depends on everything that they depend on."""
+        """The folder of the prepared data; its name depends on everything that the data depend on."""
         name = f"{self.label}-{_digest(CODE_VERSION, self.vocab_size, self.recipe)}"
         return Path(self.cache_dir or cache_root()).expanduser() / name
 
     def index(self, *columns: str) -> tuple[npt.NDArray[Any], ...]:
-        """Columns of the index: what is known of each image before any is read."""
+        """Columns of the index, which holds each image's facts apart from its pixels."""
         with np.load(self.folder / "index.npz") as file:
             return tuple(file[column] for column in columns)
 
     def is_prepared(self) -> bool:
-        """Whether the prepared data are there, every file of its size, the small ones with their checksums."""
+        """Whether the prepared data exist: every file with its recorded size, small files with their checksums, too."""
         try:
             files = self.manifest()["files"]
         except DataError:
@@ -131,7 +131,7 @@ class PreparedIcons(ABC):
         return all(is_complete(self.folder / name, **expected) for name, expected in files.items())
 
     def damaged(self) -> list[str]:
-        """The files that do not have the checksum that the manifest gives; reads all of them.
+        """The files whose checksum differs from the manifest's; reads every file.
 
         Raises:
             DataError: there is no manifest.
@@ -144,13 +144,13 @@ class PreparedIcons(ABC):
         ]
 
     def prepare(self, thorough: bool = False) -> None:
-        """Fetch and render what is missing; of several processes that start at once, one does it.
+        """Fetch and render what is missing; of several processes that start at once, one does the work.
 
         Args:
-            thorough: read everything that is there, and make it anew where it is damaged.
+            thorough: read all existing files, and prepare the data anew where one is damaged.
 
         Raises:
-            DataError: it cannot be had; the message says what to do.
+            DataError: the data cannot be prepared; the message gives the remedy.
         """
         if self.is_prepared() and not thorough:
             return
@@ -171,10 +171,10 @@ class PreparedIcons(ABC):
             ) from error
 
     def manifest(self) -> dict[str, Any]:
-        """How the prepared data were made, how many there are in each split, and their checksums.
+        """The manifest: how the data were prepared, counts for each split, and checksums.
 
         Raises:
-            DataError: they are not there.
+            DataError: the data are not prepared.
         """
         try:
             manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ class PreparedIcons(ABC):
         return _opened(self, name, self.folder, (self.folder / "manifest.json").stat().st_mtime_ns)
 
     def known(self, name: str) -> list[str]:
-        """The splits that are joined.
+        """Names of the splits that a name joins by ``+``.
 
         Raises:
             DataError: there is no such split.
@@ -227,7 +227,7 @@ class PreparedIcons(ABC):
             texts = (self.folder / self.caption_file(part)).read_text(encoding="utf-8").split("\n")
             exchanged, wrong = [texts[row] for row in some], np.zeros(len(some), dtype=np.bool_)
             if self.noise and not clean:
-                # One stream a split: the pool's noise stays the same whatever else is asked for.
+                # One random stream for each split: the pool's noise is the same whichever splits are joined to it.
                 exchanged, wrong = exchange_captions(exchanged, self.noise, [self.noise_seed, self.splits.index(part)])
             new = np.flatnonzero(~taken[some])
             taken[some] = True
@@ -262,7 +262,7 @@ def _digest(code_version: int, vocab_size: int, recipe: Recipe) -> str:
 
 @lru_cache(maxsize=8)
 def _opened(data: PreparedIcons, name: str, folder: Path, made_ns: int) -> Pairs:
-    """A split of a folder that was made then: opened once in a process, however often it is asked for."""
+    """A split of the folder made at ``made_ns``, opened once in each process."""
     return data.opened(name)
 
 
@@ -271,7 +271,7 @@ atexit.register(_opened.cache_clear)  # shards are closed while the interpreter 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; who has to wait for it says so."""
+    """Hold a lock between processes; a process that has to wait logs a warning."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -287,7 +287,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def is_complete(path: Path, bytes: int, blake2b: str) -> bool:
     """Whether a file has the size that the manifest gives and, where reading it costs nothing, the checksum.
 
-    Shards are not read through each time: a pair that is damaged is found when it is decoded.
+    Shards and large files are not hashed each time: a damaged pair is found when it is decoded.
     """
     if not path.is_file() or (status := path.stat()).st_size != bytes:
         return False

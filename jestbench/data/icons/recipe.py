@@ -15,12 +15,12 @@ class Sizes:
     """How many drawings each split gets: see :func:`jestbench.data.icons.icon_splits.assign_splits`.
 
     Attributes:
-        core_hands: captions that so many groups show can be classes.
-        eval_classes: captions of the tested split.
-        eval_drawings: drawings of each of them, by different hands.
-        curated_pairs: the curated split gets whole groups until it has so many pairs.
-        holdout_share: of the groups that are left, so many go to ``holdout``.
-        names: of the tested split, the curated one, and that of the groups that are left.
+        core_hands: least number of groups that show a caption for it to be a class.
+        eval_classes: number of captions in the tested split.
+        eval_drawings: number of drawings of each of these captions, by different hands.
+        curated_pairs: the curated split gets whole groups until it has this many pairs.
+        holdout_share: share of the remaining groups that go to ``holdout``.
+        names: names of the tested split, the curated split, and the split of the remaining groups.
     """
 
     core_hands: int = 8
@@ -40,27 +40,28 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is prepared. Its hash, with that of the code and the vocabulary's size, names the prepared folder.
+    """What is prepared. Its hash, with the code's version and the vocabulary's size, names the prepared folder.
 
     Attributes:
-        packages: where the icons come from.
-        icons: how many are rendered, for the progress bar and the check of the disk.
-        min_hands: a caption that fewer hands drew is left out: nothing else shows what it means.
-        variants: of one hand's drawings with one caption, at most so many are rendered; ``None``: all, and
-            ``min_hands`` holds for what is rendered alone.
-        form: how they are rendered, kept and compared. What looks like a tested drawing is in no later split.
-        sizes: of the splits, but for the emoji's.
+        packages: packages that hold the icons.
+        icons: number of icons rendered, for the progress bar and the check of the disk.
+        min_hands: captions that fewer hands drew are left out, as too few drawings show what they mean.
+        variants: largest number of one hand's drawings with one caption to render; ``None``: all, and
+            ``min_hands`` is not applied before rendering.
+        form: how drawings are rendered, kept and compared. No later split holds what looks like a tested drawing.
+        sizes: sizes of the splits, except the emoji's.
         emoji: the sets that draw emoji.
-        emoji_sizes: of the splits of these, where there are any.
-        transfer: those of the emoji sets that are held out: the split ``transfer``.
-        tested: splits whose look-alikes are taken out of all others; the earlier keep what looks alike in two.
+        emoji_sizes: sizes of the emoji's splits, where there are any.
+        transfer: the emoji sets that are held out as the split ``transfer``.
+        tested: splits whose look-alikes are removed from all other splits; of two tested splits the earlier one keeps
+            its drawing.
         curated: the other splits in which every caption is right.
         noisy: the splits in which captions can be exchanged.
         pool: the splits that are ``pool`` together.
-        hands: whose drawings count when a caption's hands are counted: groups that were ``drawn``, or hands whose
-            drawings were ``kept`` in a split.
-        named: whether whole names are captions, too, that the tokenizer is trained on.
-        shard: samples in a shard, in a shuffled order; 0: there are no shards, and the order is that of the sets.
+        hands: how a caption's hands are counted: as groups that were ``drawn``, or as hands whose drawings were
+            ``kept`` in a split.
+        named: whether the tokenizer is trained on whole names, too.
+        shard: samples in a shard, in a shuffled order; 0: no shards, and the images are in the order of the sets.
     """
 
     packages: tuple[Package, ...] = SETS

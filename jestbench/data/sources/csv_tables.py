@@ -20,12 +20,12 @@ from jestbench.data.sources.source import Shard, Source, column, file_shard
 
 @dataclass(frozen=True)
 class Csv(Source):
-    """Tables whose rows name an image file and hold its caption; rows with the same image are its captions.
+    """Tables whose rows hold an image's path and a caption; rows with the same path give one image several captions.
 
     Attributes:
-        image_column: holds the image's path; a relative one is relative to the table's folder.
-        caption_column: holds the caption.
-        separator: between columns; ``None`` is a tab in ``.tsv`` files and a comma in others.
+        image_column: column of the image's path; a relative path is relative to the table's folder.
+        caption_column: column of the caption.
+        separator: separator of columns; ``None`` is a tab in ``.tsv`` files and a comma in all other files.
     """
 
     image_column: str = "filepath"
@@ -94,7 +94,7 @@ class Csv(Source):
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Python's reader stops at fields of 128 KiB, by a limit that all readers share."""
+    """Allow fields of any length: Python's global limit on CSV fields is 128 KiB."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield

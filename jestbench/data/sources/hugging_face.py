@@ -53,7 +53,7 @@ class HuggingFace(Source):
         return f"{self.image_column}/{self.caption_column}"
 
     def shards(self, split: str) -> list[Shard]:
-        """Each thing that the split names; a local one is known by its files, one of the hub by name and revision."""
+        """One shard for each data set of the split, identified by its files, or on the hub by name and revision."""
         return [Shard(name, self._identity(name, split)) for name in self.where(split)]
 
     def _identity(self, name: str, split: str) -> str:
@@ -167,7 +167,7 @@ class RowRanges:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """What, and which of its splits."""
+    """Split ``WHAT:SPLIT`` into its two parts."""
     matched = re.fullmatch(r"(?P<what>.+?):(?P<part>\w[\w.-]*(\[[^\]]*\])?)", name)
     if matched is None or Path(name).expanduser().exists():
         return name, "train"
@@ -175,7 +175,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _files(what: str) -> list[Path] | None:
-    """The local files that it stands for; ``None`` where it is a name on the hub."""
+    """The local files of ``WHAT``; ``None`` where it is a name on the hub."""
     path = Path(what).expanduser()
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
@@ -187,7 +187,7 @@ def _files(what: str) -> list[Path] | None:
 
 
 def _folder(name: str) -> Path:
-    """What relative paths in a data set are relative to."""
+    """The folder that paths in a data set are relative to."""
     path = Path(_parts(name)[0]).expanduser()
     return path if path.is_dir() else path.parent
 

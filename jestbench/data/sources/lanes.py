@@ -24,7 +24,7 @@ from jestbench.model.tokenizer import Tokenizer
 
 Place = tuple[int, int, int, int]
 """Where a lane stands: shard of the lane and pairs of that shard before the block, number of the block, and pairs
-of the block behind us. Enough to go on from by reading one block again."""
+of the block that were given already. Resuming from a place reads one block again."""
 START: Place = (0, 0, 0, 0)
 
 
@@ -35,7 +35,7 @@ def deal(shards: int, lanes: int, seed: int, epoch: int) -> list[list[int]]:
 
 
 def take_turns(available_V: Sequence[int], first: int, need: int) -> tuple[list[int], int]:
-    """Who gives the next pairs: one from each lane in turn, lanes that have none left out.
+    """Choose the lanes of the next pairs: one pair from each lane in turn, skipping lanes that have none.
 
     Args:
         available_V: pairs that each lane can give.
@@ -58,10 +58,10 @@ def take_turns(available_V: Sequence[int], first: int, need: int) -> tuple[list[
 
 @dataclass(frozen=True)
 class Shards:
-    """What is streamed, and how.
+    """The shards of a stream, and how they are read.
 
     Attributes:
-        urls: one shard each, as webdataset opens them.
+        urls: one path, URL or command for each shard, as webdataset opens it.
         tokenizer: makes the token ids.
         image_size: pixels, width and height.
         members: which members of a shard are read.
@@ -89,14 +89,14 @@ class Chunk:
 
     Attributes:
         images_NHWC: uint8.
-        token_NL: their token ids.
-        captions: their captions.
+        token_NL: token ids.
+        captions: captions.
         key_N2: content hashes of image and caption, int64.
-        place_N: where the lane stands behind each pair.
-        damaged_N: pairs left out just before each pair.
-        last: where the lane stands behind the chunk.
-        rest: pairs left out behind the last one.
-        ended: the lane holds no more in this epoch.
+        place_N: place of the lane after each pair.
+        damaged_N: number of damaged pairs left out just before each pair.
+        last: place of the lane after the chunk.
+        rest: number of damaged pairs left out after the last pair.
+        ended: whether the lane holds no more pairs in this epoch.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
@@ -135,15 +135,15 @@ def open_shard(url: str, members: MemberRules, lose: Callable[[], None]) -> Iter
                     lose()
                 else:
                     yield found[0].content, found[1]
-        except tarfile.ReadError:  # not even its first bytes
+        except tarfile.ReadError:  # the shard breaks off within its first bytes
             lose()
         finally:
-            with suppress(Exception):  # a command that fails at its end has given what it had
+            with suppress(Exception):  # a pipe's command that fails at its end has delivered its bytes
                 opened["stream"].close()
 
 
 class LaneReader:
-    """Reads lanes; runs in a worker. A task that goes on where the last one of its lane ended finds the lane open."""
+    """Reader of lanes, run in a worker; a lane stays open for a task that goes on where the previous task ended."""
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
@@ -151,7 +151,7 @@ class LaneReader:
         self._damaged = 0
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
-        """Up to so many pairs of a lane, from a place on: ``(epoch, lane, place, count)``."""
+        """Up to ``count`` pairs of a lane from a place on; the task is ``(epoch, lane, place, count)``."""
         epoch, lane, place, count = task
         held = self._open.pop(lane, None)
         if held is None or held[:2] != (epoch, place):
@@ -198,7 +198,7 @@ class LaneReader:
         return decode(content, self.shards.image_size), captions[drawn], (key, content_key(captions[drawn].encode()))
 
     def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Found, Place, int]]:
-        """Pairs of a lane from a place on, where the lane stands behind each, and what was lost before it."""
+        """Pairs of a lane from a place on, with the place after each pair and the number of pairs lost before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
         raw = self._in_order(mine, shard, offset)
@@ -206,7 +206,7 @@ class LaneReader:
         while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
             position = (epoch * self.shards.lanes + lane) << 32 | block
             if behind:
-                self._damaged = 0  # read a second time, for what is left of it; counted the first time
+                self._damaged = 0  # the block's damage was counted when it was first read
             order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
             for number in range(behind, len(held)):
                 lost, self._damaged = self._damaged, 0
@@ -226,10 +226,10 @@ class LaneReader:
 
 
 def check_lanes(shards: int, lanes: int, workers: int) -> None:
-    """Refuse, before anything is read, what would leave a reader without a shard (webdataset#188: it hangs).
+    """Check, before anything is read, that every reader has a shard (webdataset hangs otherwise: webdataset#188).
 
     Raises:
-        DataError: with what to do.
+        DataError: there are fewer shards than lanes, or fewer lanes than workers; the message gives the remedy.
     """
     if shards < lanes:
         raise DataError(

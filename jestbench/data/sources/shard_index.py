@@ -1,7 +1,7 @@
-"""What one reading of the data finds out, kept in the cache: where each image lies, its key, its captions, the damage.
+"""The index of a data set, made by one reading and cached: each image's location, key and captions, and the damage.
 
 A *shard index* (one ``.npz``) is bound to path, size and time of one file; a *table* (a folder of memory-mapped
-arrays) joins those of a split, with captions normalised. Both appear whole or not at all.
+arrays) joins the indexes of a split, with captions normalised. Both are written atomically.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
 
 VERSION = 2
-"""Counted up when an index of the same data would hold something else."""
+"""Version of the index, incremented when the same data give a different index."""
 
 
 def digest(*parts: object) -> str:
@@ -34,14 +34,14 @@ def digest(*parts: object) -> str:
 
 
 def image_key(content: bytes, verified: int | None) -> int:
-    """The key of an image that its header shows to be of use, or that was decoded.
+    """The content key of an image, after a check of its header or a full decoding.
 
     Args:
-        content: encoded.
-        verified: decode it, at so many pixels; ``None`` reads the header alone.
+        content: the encoded image.
+        verified: pixels at which to decode the image; ``None`` checks the header alone.
 
     Raises:
-        DamagedImage: it is of no use.
+        DamagedImage: the image is unusable.
     """
     if verified is None:
         probe(content)
@@ -52,15 +52,15 @@ def image_key(content: bytes, verified: int | None) -> int:
 
 @dataclass
 class ShardIndex:
-    """What is in one shard, as found.
+    """The pairs of one shard, captions not normalised yet.
 
     Attributes:
-        offset: where each image begins (of a table: its row).
-        size: in bytes.
+        offset: offset of each image in bytes (in a table of rows: its row).
+        size: size of each image in bytes.
         key: content hash of each encoded image.
-        captions: of each image, as they stand.
-        paths: of each image, where the images are files of their own.
-        damage: what was left out, reason → count.
+        captions: captions of each image, unchanged.
+        paths: path of each image, where the images are files of their own.
+        damage: pairs left out, reason → count.
     """
 
     offset: list[int] = field(default_factory=list)
@@ -81,7 +81,7 @@ class ShardIndex:
 
     @contextmanager
     def leaving_out(self) -> Iterator[None]:
-        """Count the damage that is raised within."""
+        """Count, and suppress, a :class:`Damaged` that is raised within."""
         try:
             yield
         except Damaged as damaged:
@@ -153,10 +153,10 @@ class Table:
 
     @classmethod
     def open(cls, folder: Path) -> Table:
-        """Map it into memory.
+        """Map a table into memory.
 
         Raises:
-            DataError: it is not whole.
+            DataError: the table is not whole.
         """
 
         def array(name: str) -> Any:
@@ -182,12 +182,12 @@ class Table:
 
 
 def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardIndex], captions: Captions) -> None:
-    """Join the indexes of a split's shards; the folder appears when it is whole.
+    """Join the indexes of a split's shards into a folder, which appears once it is complete.
 
     Args:
-        folder: what to make.
-        shards: their paths.
-        indexes: of each shard, in the same order.
+        folder: folder to make.
+        shards: paths of the shards.
+        indexes: index of each shard, in the same order.
         captions: how captions are normalised.
     """
     places: list[tuple[int, int, int, int]] = []

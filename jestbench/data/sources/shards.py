@@ -1,7 +1,7 @@
 """The one reader of WebDataset shards: members of a tar → samples → an image and its captions, or a named damage.
 
 A sample is a run of members with one name up to the first dot: ``000123.jpg``, ``000123.txt``, ``000123.json``. An
-index, a stream and an evaluation set read one tar alike; they differ in what they do with its pairs and its damage.
+index, a stream and an evaluation set read tars in the same way; they differ in how they use pairs and damage.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from jestbench.data.sources.source import needs
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
 """Endings of image members."""
 UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-"""What compressed files begin with, and what opens them."""
+"""First bytes of compressed files → function that opens them."""
 COMPRESSED = (*UNPACKERS, b"\x28\xb5\x2f\xfd")
-"""What gzip, bzip2, xz and zstd files begin with."""
+"""First bytes of gzip, bzip2, xz and zstd files."""
 MAX_IMAGE = 2**28
 """Bytes of an encoded image; larger members are not read."""
 MAX_TEXT = 2**24
 """Bytes of a text or JSON member; larger ones are not read."""
 BLOCK = 512
-"""Bytes of a tar's header, and what members are padded to."""
+"""Bytes of a tar's header, and the multiple to which members are padded."""
 
 
 class Seekable(Protocol):
-    """A file, or as much of one as reading a tar needs."""
+    """The part of a file's interface that reading a tar needs."""
 
     def read(self, size: int, /) -> bytes: ...  # noqa: D102
     def seek(self, position: int, /) -> Any: ...  # noqa: D102
@@ -78,7 +78,7 @@ class MemberRules:
     lines: bool = False
 
     def pairs(self, tar: Seekable) -> Iterator[tuple[TarMember, list[str]] | Damaged]:
-        """The image and the captions, as they stand, of each sample of a tar; or what is damaged."""
+        """The image and the unchanged captions of each sample of a tar; or its damage."""
         for sample in samples(tar):
             try:
                 if isinstance(sample, Damaged):
@@ -99,10 +99,10 @@ class MemberRules:
         raise Damaged("no image")
 
     def captions(self, sample: Sample) -> list[str]:
-        """The captions of a sample, as they stand: at least one, which may be empty.
+        """The unchanged captions of a sample: at least one, which may be empty.
 
         Raises:
-            Damaged: there is none, or it cannot be read.
+            Damaged: the sample has no caption, or its caption cannot be read.
         """
         member, _, path = self.caption.partition(".")
         if member not in sample:
@@ -122,11 +122,11 @@ class MemberRules:
 
 
 def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[Sample | Damaged]:
-    """Runs of members with one name; and what is left out because it is damaged, too large, or there twice.
+    """The samples of a tar; and the damage of members left out as damaged, too large, or duplicate.
 
     Args:
-        tar: to read.
-        unread: endings of members whose content is passed over.
+        tar: tar to read.
+        unread: endings of members whose content is skipped.
     """
     name, sample, seen = "", Sample(), set[str]()
     for path, member in members(tar, unread):
@@ -147,17 +147,17 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[Sample | Da
             yield Damaged("duplicate key")
         else:
             sample[ending] = member
-    # The run in which a tar breaks off may lack members: what is missing is counted like anywhere.
+    # The sample in which a tar breaks off may lack members, which is counted like in any other sample.
     if sample:
         yield Damaged("duplicate key") if name in seen else sample
 
 
 def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, TarMember | Damaged]]:
-    """The files of a tar, by path, up to where it breaks off; and, in their places, what is damaged.
+    """The path and file of each member of a tar, up to where it breaks off; damage in place of a damaged file.
 
     Args:
-        tar: to read.
-        unread: endings of members whose content is passed over.
+        tar: tar to read.
+        unread: endings of members whose content is skipped.
     """
     start, damage = b"", ""
     try:
@@ -165,7 +165,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         tar.seek(0)
         with tarfile.open(fileobj=tar, mode="r:") as opened:  # type: ignore[call-overload]
             for member in opened:
-                opened.members = []  # it would keep every header
+                opened.members = []  # tarfile would keep every header
                 if not member.isreg() or member.issparse():
                     continue
                 path = member.name.lower()
@@ -188,15 +188,15 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
 
 
 class Forward:
-    """A pipe or the like as a file that goes forward, and back by a few blocks: as much as ``tarfile`` does in a tar.
+    """A pipe as a file that seeks forward, and back by a few blocks: as much as ``tarfile`` needs in a tar.
 
     Args:
-        stream: has ``read``.
+        stream: any object with ``read``.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._end, self._back, self._kept = 0, 0, b""  # where the stream stands, how far before that we do
+        self._end, self._back, self._kept = 0, 0, b""  # the stream's position, our distance before it, the last bytes
 
     @classmethod
     def unpacked(cls, stream: Any) -> Forward:
@@ -251,10 +251,10 @@ class Forward:
 def paths_of(pattern: str) -> list[str]:
     """Files and URLs of a brace pattern, a glob, a folder of tars, or several of these joined by ``::``.
 
-    Of a URL and a ``pipe:`` command only braces are expanded. What is not there is named all the same.
+    In a URL or a ``pipe:`` command only braces are expanded. Files that do not exist are included.
 
     Raises:
-        DataError: webdataset, which expands braces, is not installed; or they are unbalanced.
+        DataError: webdataset, which expands braces, is not installed; or the braces are unbalanced.
     """
     parts = pattern.split("::")
     if "{" in pattern:
@@ -279,7 +279,7 @@ def _local(pattern: str) -> list[Path]:
 
 
 def globbed(pattern: str) -> list[Path] | None:
-    """Files of a glob, sorted; ``None`` where the pattern is none."""
+    """Files of a glob, sorted; ``None`` where the pattern is not a glob."""
     path = Path(pattern).expanduser()
     if not any(mark in pattern for mark in "*?["):
         return None

@@ -33,7 +33,7 @@ SPLITS = ("pool", "curated", "holdout", "eval")
 Where = str | tuple[str, ...] | None
 
 TOGETHER = 8
-"""Shards from which on it is worth starting processes to index them."""
+"""Least number of shards for which processes are started to index them."""
 
 INSTALL = "pip install 'jestbench[data]'"
 
@@ -43,8 +43,8 @@ class Shard:
     """A file to index.
 
     Attributes:
-        path: for people, and to read it.
-        identity: changes with its content, and with everything that an index of it depends on.
+        path: path of the file, for reading and for messages.
+        identity: changes with the file's content, and with everything else that its index depends on.
     """
 
     path: str
@@ -52,10 +52,10 @@ class Shard:
 
 
 def file_shard(path: Path, *options: object) -> Shard:
-    """A file that is known by path, size and time of change.
+    """A file identified by path, size and time of change.
 
     Raises:
-        OSError: there is none.
+        OSError: the file does not exist.
     """
     state = path.stat()
     return Shard(str(path), digest(str(path.resolve()), state.st_size, state.st_mtime_ns, *options))
@@ -66,18 +66,18 @@ class Source(ABC):
     """Pairs that lie on the user's disk (or in a hub's cache), by split.
 
     Attributes:
-        pool: what super-batches are drawn from.
+        pool: pairs that super-batches are drawn from.
         curated: a small clean set, for a reference.
-        holdout: pairs like the pool's and apart from them, for an irreducible-loss model.
-        eval: what is evaluated on.
+        holdout: pairs like the pool's but disjoint from them, for an irreducible-loss model.
+        eval: pairs for evaluation.
         image_size: pixels, width and height: shortest side scaled to it, centre cropped. At least the model's.
         captions: normalisation, and what is done with several captions of one image.
         tokenizer: trained on the pool's captions, a file, or a name.
         max_damaged: share of damaged pairs, of those indexed and of those read in a run, above which nothing is
-            trained (of at least 1,000 pairs: ten are let pass in any set by the default).
-        verify: splits whose images are decoded when they are indexed; they are complete or refused in a run,
-            where a damaged image of the others is replaced.
-        cache_dir: where the index is kept; by default the folder that JESTBENCH_CACHE names, else the user's
+            trained (taken of at least 1,000 pairs: by default ten damaged pairs are allowed in any set).
+        verify: splits whose images are decoded when they are indexed; a run refuses a damaged image in these, and
+            replaces it in all other splits.
+        cache_dir: folder of the index; by default the folder that JESTBENCH_CACHE names, else the user's
             cache folder.
     """
 
@@ -101,7 +101,7 @@ class Source(ABC):
         if unknown := [name for name in self.verify if name not in SPLITS]:
             raise ValueError(f"{self.label}.verify names {unknown[0]!r}: there are {', '.join(SPLITS)}")
 
-    # What each kind of source says
+    # Defined by each kind of source
 
     @abstractmethod
     def shards(self, split: str) -> list[Shard]:
@@ -120,7 +120,7 @@ class Source(ABC):
         """
 
     def encoded(self, split: str, table: Table) -> Encoded:
-        """Where the images of a split lie."""
+        """The encoded images of a split."""
         return ByteRanges(table.shards, table.shard_N, table.offset_N, table.size_N)
 
     @property
@@ -141,10 +141,10 @@ class Source(ABC):
         return tuple(name for name in SPLITS if getattr(self, name))
 
     def where(self, split: str) -> tuple[str, ...]:
-        """What a split is bound to.
+        """The files or patterns that a split is bound to.
 
         Raises:
-            DataError: nothing; the message says which binding to set.
+            DataError: the split is not bound; the message gives the binding to set.
         """
         if split not in SPLITS:
             raise DataError(f"{self.label} has no split {split!r}; {nearest_or_all(split, SPLITS)}")
@@ -159,10 +159,10 @@ class Source(ABC):
     wanted: ClassVar[str] = "files"
 
     def prepare(self) -> None:
-        """Index what is not in the cache; of several processes that start at once, one does it.
+        """Index what is not in the cache; of several processes that start at once, one does the work.
 
         Raises:
-            DataError: it cannot be read, or too much of it is damaged.
+            DataError: the data cannot be read, or too much of it is damaged.
         """
         for split in self.bound or ("pool",):
             folder = self._table(split)
@@ -287,7 +287,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class _Reading:
-    """The reading of one shard, in whatever process."""
+    """A task that indexes one shard and saves the index, in any process."""
 
     source: Source
     shard: Shard
@@ -300,7 +300,7 @@ class _Reading:
 
 @contextmanager
 def _many(count: int) -> Iterator[Callable[..., Iterable[None]]]:
-    """A ``map`` over so many shards: by all cores where they are many, here where they are few.
+    """A ``map`` over ``count`` shards: on all cores for many shards, in this process for few.
 
     Raises:
         DataError: a process was killed.
@@ -348,10 +348,10 @@ def _listed(table: Table) -> str:
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:
-    """A package of the ``data`` extra.
+    """Load a package of the ``data`` extra.
 
     Raises:
-        DataError: it is not installed, or not to be loaded; the message says what to do.
+        DataError: the package is not installed, or cannot be loaded; the message gives the remedy.
     """
     try:
         return load()
@@ -360,10 +360,10 @@ def needs(load: Callable[[], Any], package: str) -> Any:
 
 
 def column(names: Sequence[str], wanted: str, where: str, binding: str) -> str:
-    """The wanted one of a table's columns.
+    """The wanted column of a table.
 
     Raises:
-        DataError: there is none; the message gives the binding that names another.
+        DataError: the table has no such column; the message gives the binding that names another.
     """
     if wanted in names:
         return wanted

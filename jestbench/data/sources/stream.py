@@ -3,11 +3,11 @@
 A fixed number of virtual *lanes* is what makes the order a function of seed and sizes alone. Each
 epoch the shards are dealt to the lanes anew; a lane reads its shards one after the other and shuffles
 within blocks of ``buffer`` pairs; a super-batch takes a pair from each lane in turn. Workers divide the
-lanes among them, so their number changes who reads, never what is read.
+lanes among them, so the number of workers never changes what is read.
 
 Shards are opened by webdataset (its ``gopen`` takes paths, ``http:``, ``pipe:``, ``gs:``, ``hf:`` …) and read by the
-code that indexes local ones (``shards.py``), which leaves the position within a shard to the lane: an exact resume
-needs it. Hugging Face ``datasets`` streams the same shards, but needs Arrow and is slower (docs/your_data.md).
+code that indexes local shards (``shards.py``), so that the lane holds the position within a shard, which an exact
+resume needs. Hugging Face ``datasets`` streams the same shards, but needs Arrow and is slower (docs/your_data.md).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StreamPairs(Pairs):
 
 @dataclass(frozen=True)
 class Stream:
-    """Shards that are read as they come: no index, no second look, any URL that webdataset opens.
+    """Shards that are read once, in order, without an index, from any URL that webdataset opens.
 
     Where the shards lie on a disk, an indexed data set is better: its super-batches are drawn from all
     pairs at once.
@@ -58,9 +58,9 @@ class Stream:
         images: endings of image members; the first that a sample has is taken.
         caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``.
         lines: each line of a text member is a caption of its own.
-        captions: normalisation, and which of several captions of one image is taken.
-        lanes: virtual lanes that share the shards; part of the order, a multiple of the workers.
-        buffer: pairs within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
+        captions: how captions are normalised, and which of an image's several captions is used.
+        lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.
+        buffer: pairs of the blocks within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
     """
 
@@ -85,19 +85,19 @@ class Stream:
             raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
 
     def prepare(self) -> None:
-        """The data set beside; a stream needs nothing."""
+        """Prepare the data set ``beside``; a stream needs no preparation."""
         self.beside.prepare()
 
     def is_prepared(self) -> bool:
-        """Whether the data set beside is."""
+        """Whether the data set ``beside`` is prepared."""
         return self.beside.is_prepared()
 
     def stand_in(self) -> Dataset:
-        """That of the data set beside."""
+        """The stand-in of the data set ``beside``."""
         return self.beside.stand_in()
 
     def split(self, name: str) -> Pairs:
-        """The stream as ``pool``; any other split is that of the data set beside.
+        """The stream for ``pool``; any other split comes from the data set ``beside``.
 
         Raises:
             DataError: nothing can be read from the first shards, or there are too few.

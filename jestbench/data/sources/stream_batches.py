@@ -24,18 +24,18 @@ from jestbench.parallel.distributed import World
 
 @dataclass
 class _Lane:
-    """What the main process holds of a lane."""
+    """The main process's state of a lane."""
 
     number: int
-    read: Place = START  # where its reader stands
-    taken: Place = START  # behind the last pair that went into a super-batch
+    read: Place = START  # place of its reader
+    taken: Place = START  # after the last pair that went into a super-batch
     ready: deque[tuple[Chunk, int]] = field(default_factory=deque)
     asked: Future[Any] | None = None
     ended: bool = False
     rest: int = 0
 
     def put(self, chunk: Chunk) -> None:
-        """Take what the reader gave."""
+        """Add a chunk from the reader."""
         self.read = chunk.last
         self.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
         self.rest += chunk.rest
@@ -98,7 +98,7 @@ class StreamBatches(SuperBatchSource):
         return self._batch(rows)
 
     def _fill(self) -> list[tuple[Chunk, int]] | None:
-        """The pairs of the next super-batch; ``None`` where the epoch holds no whole one."""
+        """The pairs of the next super-batch; ``None`` where the rest of the epoch does not fill one."""
         rows: list[tuple[Chunk, int]] = []
         seen: set[tuple[int, int]] = set()
         while len(rows) < self.size:
@@ -132,7 +132,7 @@ class StreamBatches(SuperBatchSource):
         return self._fill()
 
     def _ready(self, lane: _Lane, quota: int) -> int:
-        """How many pairs a lane can give, up to a quota; waits until it is known."""
+        """Number of pairs that a lane can give, up to a quota; waits for the lane's reader."""
         while len(lane.ready) < quota and not lane.ended:
             self._ask(lane)
             asked = lane.asked
@@ -142,7 +142,7 @@ class StreamBatches(SuperBatchSource):
         return min(quota, len(lane.ready))
 
     def _ask(self, lane: _Lane) -> None:
-        """Have a lane read on, if it is not at it and runs low."""
+        """Request more pairs of a lane, if it runs low and no request is pending."""
         if self.workers is None:
             if len(lane.ready) < self._share and not lane.ended:
                 lane.put(self._read_lane((self._epoch, lane.number, lane.read, self._chunk)))
@@ -154,7 +154,7 @@ class StreamBatches(SuperBatchSource):
                 lane.asked = self.workers.submit(task, lane.number, then=partial(self._arrived, lane))
 
     def _arrived(self, lane: _Lane, chunk: Chunk) -> None:
-        """In the thread that receives: a lane that runs low goes on reading while the run trains."""
+        """Add a chunk and request the next, in the receiving thread, so that lanes are read while the run trains."""
         with self._lock:
             lane.put(chunk)
             lane.asked = None

@@ -49,7 +49,7 @@ class WebDataset(Source):
 
     @property
     def reading(self) -> str:
-        """Which members are read, as a name."""
+        """The members that are read, as a string for the index's identity."""
         return f"{self.images}/{self.caption}/{self.lines}"
 
     def shards(self, split: str) -> list[Shard]:
