@@ -248,6 +248,7 @@ def test_scoring_is_charged_what_torch_counts(tokenizer: Tokenizer, microbatch: 
     learner = Learner(model, Contrastive("sigmoid"), Optimizer(), arithmetic, {view: price}, view, microbatch)
     learner.model.image.prepare(view)
     rows = EmbeddingRows(towers(tokenizer, 1), arithmetic, batch, view)
+    rows.model.image.prepare(view)
     reference = FrozenActor("reference", rows, "online", Path("nowhere"), microbatch)
     scorer = Scorer({"learner": learner, "reference": reference}, "sigmoid")
     for side in ("learner", "reference"):
