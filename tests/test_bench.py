@@ -291,7 +291,7 @@ def test_a_part_that_fails_stops_no_other_and_sets_the_status(
     def broken(rig: object) -> gpu.Found:
         raise RuntimeError("oh dear")
 
-    monkeypatch.setattr(gpu, "PARTS", {"first": gpu.Part(broken, 1), "second": gpu.Part(lambda _: {"x": 1.5}, 1)})
+    monkeypatch.setattr(gpu, "PARTS", {"first": gpu.GpuPart(broken, 1), "second": gpu.GpuPart(lambda _: {"x": 1.5}, 1)})
     report = gpu.measure(gpu.GpuPlan(device="cpu", parts=("first", "second")), lambda _: None)
     assert report["failed"] == ["first"]
     assert report["parts"]["first"]["failed"] == "RuntimeError: oh dear"

@@ -32,7 +32,7 @@ from jestbench.data.icons import icon_drawings, icon_folder
 from jestbench.data.icons import iconify as all_icons
 from jestbench.data.icons.icon_folder import prepare_folder, spoken
 from jestbench.data.icons.icon_looks import LOOK_BITS, NEAR, near_hashes, perceptual_hash
-from jestbench.data.icons.icon_render import Form, Part, encode, halve, render_part
+from jestbench.data.icons.icon_render import Form, IconPart, encode, halve, render_part
 from jestbench.data.icons.iconify import Iconify
 from jestbench.data.icons.packages import Collection, fetch
 from jestbench.data.icons.recipe import ICONIFY, Recipe
@@ -434,7 +434,7 @@ def test_a_damaged_part_is_rendered_again(tmp_path: Path) -> None:
     text = '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64" viewBox="0 0 16 16">{}</svg>'
     assert render_part([text.format(pattern(1)), text.format("")], ICONIFY.form, path) == 2
     whole = path.read_bytes()
-    part, pngs, images = Part.read(path), Part.pngs(path), Part.images(path)
+    part, pngs, images = IconPart.read(path), IconPart.pngs(path), IconPart.images(path)
     assert part is not None
     assert pngs is not None
     assert images is not None
@@ -443,9 +443,9 @@ def test_a_damaged_part_is_rendered_again(tmp_path: Path) -> None:
     assert [len(png) for png in pngs] == part.size_N.tolist()
     assert images.shape == (1, 32, 32, 3)
     path.write_bytes(whole[: len(whole) // 2])
-    assert Part.read(path) is None
-    assert Part.pngs(path) is None
-    assert Part.images(path) is None
+    assert IconPart.read(path) is None
+    assert IconPart.pngs(path) is None
+    assert IconPart.images(path) is None
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -607,6 +607,6 @@ def test_the_real_package(tmp_path: Path) -> None:
     noto = sets["noto"]
     names = noto.names()[:50]
     render_part([noto.svg(name, 64) for name in names], Form(encoded=True), tmp_path / "noto.npz")
-    part = Part.read(tmp_path / "noto.npz")
+    part = IconPart.read(tmp_path / "noto.npz")
     assert part is not None
     assert (part.size_N > 100).all()

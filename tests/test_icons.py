@@ -35,7 +35,7 @@ from jestbench.data.icons import icons as icons_module
 from jestbench.data.icons.icon_groups import merge_groups
 from jestbench.data.icons.icon_looks import near_copies, thumbnail
 from jestbench.data.icons.icon_names import read_name
-from jestbench.data.icons.icon_render import Form, Part, render, render_parts
+from jestbench.data.icons.icon_render import Form, IconPart, render, render_parts
 from jestbench.data.icons.icon_splits import assign_splits
 from jestbench.data.icons.icons import Icons
 from jestbench.data.icons.packages import SETS, IconSet
@@ -247,7 +247,7 @@ def test_worker_processes_render_the_same_each_into_its_file(tmp_path: Path) -> 
     drawings = [SVG.format(f'<rect width="{1 + i % 15}" height="{1 + i // 15}"/>') for i in range(150)]
     parts = [(tmp_path / f"{start}.npz", drawings[start : start + 40]) for start in range(0, 150, 40)]
     render_parts(parts, Form(pixels=32), len(drawings))
-    assert (np.concatenate([Part.images(path) for path, _ in parts]) == render(drawings, 32)).all()  # type: ignore[arg-type]
+    assert (np.concatenate([IconPart.images(path) for path, _ in parts]) == render(drawings, 32)).all()  # type: ignore[arg-type]
 
 
 ORPHANS = """

@@ -30,25 +30,25 @@ from jestbench.parallel.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuPart:
     """One part: its function, and its estimated seconds on a GPU."""
 
     work: Callable[[Rig], Found]
     estimate: float
 
 
-PARTS: Mapping[str, Part] = {
-    "ceilings": Part(gpu_parts.ceilings, 15),
-    "exact": Part(gpu_parts.exact, 20),
-    "strips": Part(gpu_parts.strips, 20),
-    "draw": Part(gpu_parts.draws, 25),
-    "step": Part(gpu_parts.training, 50),
-    "scoring": Part(gpu_parts.scoring, 50),
-    "tests": Part(gpu_parts.tests, 120),
-    "cached": Part(gpu_parts.cached, 40),
-    "losses": Part(gpu_parts.losses, 20),
-    "tiles": Part(gpu_parts.tiles, 30),
-    "compiled": Part(gpu_parts.compiled, 110),
+PARTS: Mapping[str, GpuPart] = {
+    "ceilings": GpuPart(gpu_parts.ceilings, 15),
+    "exact": GpuPart(gpu_parts.exact, 20),
+    "strips": GpuPart(gpu_parts.strips, 20),
+    "draw": GpuPart(gpu_parts.draws, 25),
+    "step": GpuPart(gpu_parts.training, 50),
+    "scoring": GpuPart(gpu_parts.scoring, 50),
+    "tests": GpuPart(gpu_parts.tests, 120),
+    "cached": GpuPart(gpu_parts.cached, 40),
+    "losses": GpuPart(gpu_parts.losses, 20),
+    "tiles": GpuPart(gpu_parts.tiles, 30),
+    "compiled": GpuPart(gpu_parts.compiled, 110),
 }
 
 
@@ -90,7 +90,7 @@ def measure(plan: GpuPlan, save: Callable[[Mapping[str, Any]], None]) -> dict[st
     return report
 
 
-def _done(part: Part, rig: Rig, left: float) -> Found:
+def _done(part: GpuPart, rig: Rig, left: float) -> Found:
     """Run a part; return its numbers, its error, or the reason for skipping it."""
     if left < part.estimate:
         return {"left out": f"{left:.0f} s left, the estimate is {part.estimate:.0f} s"}

@@ -31,7 +31,7 @@ class NonFiniteLoss(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class RolePurposes:
     """What a model in training is to the run: how its passes are charged and its random numbers drawn.
 
     Attributes:
@@ -49,8 +49,8 @@ class Part:
     stream: int = 0
 
 
-LEARNER = Part("learner", "learner", "learner_score", "learner_train")
-ONLINE = Part("online", "online scorer", "scorer_score", "scorer_train", 1)
+LEARNER = RolePurposes("learner", "learner", "learner_score", "learner_train")
+ONLINE = RolePurposes("online", "online scorer", "scorer_score", "scorer_train", 1)
 
 
 class Objective(ABC):
@@ -96,7 +96,7 @@ class Learner(Actor):
         prices: Mapping[View, Price],
         view: View = FULL,
         microbatch: int = 4096,
-        part: Part = LEARNER,
+        part: RolePurposes = LEARNER,
     ) -> None:
         """Set a model up for training.
 

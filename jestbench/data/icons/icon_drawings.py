@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.icons.icon_groups import Icon, catalogue, choose, merge_groups
-from jestbench.data.icons.icon_render import Part, render_parts
+from jestbench.data.icons.icon_render import IconPart, render_parts
 from jestbench.data.icons.packages import Content, IconSet
 from jestbench.data.icons.recipe import Recipe
 from jestbench.disk import LEFTOVERS
@@ -156,7 +156,7 @@ def gather(rendered: Rendered) -> Drawings:
     known: set[tuple[str, int]] = set()
     left_out = rendered.left_out.copy()
     for number, (path, some) in enumerate(rendered.parts):
-        part = Part.read(path)
+        part = IconPart.read(path)
         if part is None or part.count != len(some):
             raise _damaged(path)
         drawn = [some[i] for i in part.which_N.tolist()]

@@ -27,7 +27,7 @@ from jestbench.batch import DataError
 from jestbench.data.icons.icon_drawings import Drawings, Info, gather, render_icons
 from jestbench.data.icons.icon_groups import Icon, rank
 from jestbench.data.icons.icon_looks import LOOKS
-from jestbench.data.icons.icon_render import Part
+from jestbench.data.icons.icon_render import IconPart
 from jestbench.data.icons.icon_splits import copies_left, count_hands, divide
 from jestbench.data.icons.icon_tars import write_shards
 from jestbench.data.icons.packages import INSTALL, IconSet, fetch
@@ -164,7 +164,7 @@ def _write_images(path: Path, drawings: Drawings, pixels: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
         begin = file.tell()
-        for position, image in drawings.each(Part.images):
+        for position, image in drawings.each(IconPart.images):
             write_all(file.fileno(), image.tobytes(), begin + position * image.nbytes)
 
 

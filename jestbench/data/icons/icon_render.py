@@ -43,7 +43,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Part:
+class IconPart:
     """Rendered drawings of one file, without the blank ones (of one colour).
 
     Attributes:
@@ -61,7 +61,7 @@ class Part:
     size_N: npt.NDArray[np.int64]
 
     @classmethod
-    def read(cls, path: Path) -> Part | None:
+    def read(cls, path: Path) -> IconPart | None:
         """Read all but the pixels; ``None`` where the file is missing or damaged."""
         try:
             with np.load(path) as file:
@@ -118,7 +118,7 @@ def render(drawings: Sequence[str], pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def render_part(drawings: Sequence[str], form: Form, path: Path) -> int:
-    """Render SVG texts into a file that :class:`Part` reads; it appears when it is complete.
+    """Render SVG texts into a file that :class:`IconPart` reads; it appears when it is complete.
 
     Returns:
         How many drawings.
@@ -162,7 +162,7 @@ def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], form: Form, total:
     ):
         try:
             for path, drawings in parts:
-                if Part.read(path) is not None:
+                if IconPart.read(path) is not None:
                     progress.update(len(drawings))
                     continue
                 waiting.append(workers.submit(render_part, drawings, form, path))

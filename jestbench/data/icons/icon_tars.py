@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.data.icons.icon_drawings import Drawings
-from jestbench.data.icons.icon_render import Part
+from jestbench.data.icons.icon_render import IconPart
 from jestbench.disk import content_key, write_all
 
 BLOCK = tarfile.BLOCKSIZE
@@ -55,7 +55,7 @@ def write_shards(
     place = placed(split_N, drawings.size_N, [len(text) for text in texts], most)
     key_N = np.empty(len(drawings), dtype=np.int64)
     with opened(work, place) as shards:
-        for position, png in drawings.each(Part.pngs):
+        for position, png in drawings.each(IconPart.pngs):
             sample = member(f"{position:07d}.png", png) + member(f"{position:07d}.json", texts[position])
             write_all(shards[int(place.shard_N[position])], sample, int(place.offset_N[position]))
             key_N[position] = content_key(png)

@@ -68,12 +68,12 @@ class HuggingFace(Source):
 
     def encoded(self, split: str, table: Table) -> Encoded:
         """Rows of the data set."""
-        rows = tuple(Rows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
+        rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
         return RowRanges(rows, table.shard_N, table.offset_N)
 
     def index(self, shard: Shard, verified: int | None) -> ShardIndex:
         """Read a data set once; what is damaged is counted and left out."""
-        rows = Rows(shard.path, self.image_column, self.config_name, self.revision)
+        rows = HubRows(shard.path, self.image_column, self.config_name, self.revision)
         data = rows.data
         columns, wanted = data.column_names, self.caption_column
         if wanted == "text" and wanted not in columns and "label" in columns:
@@ -99,7 +99,7 @@ class HuggingFace(Source):
 
 
 @dataclass
-class Rows:
+class HubRows:
     """The encoded images of one data set, by row; opened when first read, and in each process anew.
 
     Attributes:
@@ -154,7 +154,7 @@ class Rows:
 class RowRanges:
     """Images by data set and row."""
 
-    parts: tuple[Rows, ...]
+    parts: tuple[HubRows, ...]
     part_N: npt.NDArray[np.int32]
     row_N: npt.NDArray[np.int64]
 
