@@ -32,7 +32,7 @@ from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_fo
 from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
 
-Role = Literal["arm", "reference", "scorer"]
+RunKind = Literal["arm", "reference", "scorer"]
 
 
 def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
@@ -98,7 +98,7 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
             lock.release()
 
 
-def _trained(resolved: Resolved, folder: Path, role: Role) -> Status:
+def _trained(resolved: Resolved, folder: Path, role: RunKind) -> Status:
     """Train a frozen model on all ranks; a pair scorer on rank 0 alone, while the other ranks wait."""
 
     def train_anew_if_foreign() -> Status:
@@ -135,7 +135,7 @@ def building() -> Iterator[None]:
         raise ConfigError(said) from error
 
 
-def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: Role = "arm") -> Status:
+def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "arm") -> Status:
     """Train one arm into a folder; the frozen models that it needs first.
 
     Args:
@@ -207,7 +207,7 @@ def _reached(run_dir: Path) -> tuple[Path | None, int]:
     return newest, step_of(newest)
 
 
-def _metrics(resolved: Resolved, run_dir: Path, role: Role, step: int) -> Metrics:
+def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Metrics:
     """Open the metrics sinks of a run that resumes from ``step``; -1 is a new run.
 
     Raises:
