@@ -133,3 +133,11 @@ def nearest_or_all(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     every = f"there are: {', '.join(known)}" if known else "there is none"
     return nearest(name, known, cutoff=0.5) or every
+
+
+def shown(path: Path) -> str:
+    """Write a path for a reader: relative to the working directory where it lies inside."""
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()

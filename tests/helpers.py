@@ -28,6 +28,22 @@ from jestbench.select.losses import LossName
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+def small_world(batch: int, super_batch: int) -> list[str]:
+    """Bindings of a planted world of 100 pairs, for runs that end in seconds and log every step."""
+    return [
+        f"run.batch_size={batch}",
+        f"run.super_batch_size={super_batch}",
+        "synthetic.pool=100",
+        "synthetic.curated=64",
+        "synthetic.holdout=64",
+        "synthetic.eval=32",
+        "log.every=1",
+        "log.progress=False",
+        "run.device=cpu",
+    ]
+
+
 # What a run has left
 
 

@@ -1,4 +1,4 @@
-"""A kind of model that nothing knows of: one class, as if it were a file of jestbench/engine, and one registry line."""
+"""A kind of model that no file of the package names: one class, as if it were a file of jestbench/engine, and one registry line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import kill_before, outcome, rows_of, summary_of
+from helpers import kill_before, outcome, rows_of, small_world, summary_of
 from torch import Tensor
 
 from jestbench.batch import Batch, Pass
@@ -20,18 +20,7 @@ from jestbench.launch.command import main
 from jestbench.select.scores import Embeddings, Scores
 
 BATCH, SUPER_BATCH, WIDTH, COST = 8, 24, 6, 100
-WORLD = [
-    f"run.batch_size={BATCH}",
-    f"run.super_batch_size={SUPER_BATCH}",
-    "synthetic.pool=100",
-    "synthetic.curated=64",
-    "synthetic.holdout=64",
-    "synthetic.eval=32",
-    "log.every=1",
-    "log.progress=False",
-    "run.device=cpu",
-    "evaluate.points=1",
-]
+WORLD = [*small_world(BATCH, SUPER_BATCH), "evaluate.points=1"]
 ARM = ["--gin_file", "gin/run/tiny.gin", *WORLD, "run.policy=jest", "run.reference=@random_embedder()"]
 
 

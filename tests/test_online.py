@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SLOW, final_model, kill_before, rows_of, start, summary_of, timeless, wait_for
+from helpers import SLOW, final_model, kill_before, rows_of, small_world, start, summary_of, timeless, wait_for
 
 from jestbench.batch import FULL
 from jestbench.config import identity, resolve
@@ -21,17 +21,7 @@ from jestbench.launch.stands import stand_ins
 from jestbench.loop import Stages
 
 BATCH, SUPER_BATCH = 8, 24
-WORLD = [
-    f"run.batch_size={BATCH}",
-    f"run.super_batch_size={SUPER_BATCH}",
-    "synthetic.pool=100",
-    "synthetic.curated=64",
-    "synthetic.holdout=64",
-    "synthetic.eval=32",
-    "log.every=1",
-    "log.progress=False",
-    "run.device=cpu",
-]
+WORLD = small_world(BATCH, SUPER_BATCH)
 REFERENCE = ("gin/run/tiny_reference.gin", *WORLD, "run.budget=3e8", "evaluate.points=1")
 ARM = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/active_clip.gin", *WORLD]
 ARM.append(f"run.reference={REFERENCE!r}")

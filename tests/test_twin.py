@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import kill_before, outcome, rows_of, summary_of
+from helpers import kill_before, outcome, rows_of, small_world, summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,17 +28,7 @@ from jestbench.launch.stands import stand_ins
 from jestbench.select.scores import ScoreError
 
 BATCH, SUPER_BATCH = 8, 24
-WORLD = [
-    f"run.batch_size={BATCH}",
-    f"run.super_batch_size={SUPER_BATCH}",
-    "synthetic.pool=100",
-    "synthetic.curated=64",
-    "synthetic.holdout=64",
-    "synthetic.eval=32",
-    "log.every=1",
-    "log.progress=False",
-    "run.device=cpu",
-]
+WORLD = small_world(BATCH, SUPER_BATCH)
 REFERENCE = ("gin/run/tiny_irreducible.gin", *WORLD, "run.split=pool", "run.budget=3e8", "evaluate.points=1")
 ARM = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/rho_loss_twin.gin", *WORLD]
 ARM.append(f"run.reference={REFERENCE!r}")

@@ -58,7 +58,7 @@ class DataPlan(timing.Plan):
 
     pairs: int = timing.option(2048, "read in a round")
     batch: int = timing.option(256, "pairs of a batch")
-    workers: int = timing.option(2, "processes, for everybody")
+    workers: int = timing.option(2, "processes, of each contender")
     shards: int = timing.option(8, "tar files of each size, at least as many as workers")
     per_shard: int = timing.option(256, "pairs in each")
     rounds: int = timing.option(5, "of each contender")

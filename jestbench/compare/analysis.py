@@ -40,8 +40,8 @@ from jestbench.compare.provenance import (
     workplace_notes,
 )
 from jestbench.compare.wording import end_text
+from jestbench.disk import shown
 from jestbench.evals.measure import Measure
-from jestbench.runs.folder import shown
 
 _EVAL_FLOPS = "flops/eval"
 

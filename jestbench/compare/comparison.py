@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, RunRecord
-from jestbench.runs.folder import shown
+from jestbench.disk import shown
 
 Kind = Literal["decayed", "touch"]
 Absent = Literal["", "never", "worse", "early", "unknown"]

@@ -18,8 +18,7 @@ import numpy as np
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.curves import Array, Curve
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
-from jestbench.disk import nearest
-from jestbench.runs.folder import shown
+from jestbench.disk import nearest, shown
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jestbench.disk import DataError
-from jestbench.runs.folder import Row, RunFolder, shown
+from jestbench.disk import DataError, shown
+from jestbench.runs.folder import Row, RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
 Fact = str | int | float | bool

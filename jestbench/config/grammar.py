@@ -23,7 +23,7 @@ from jestbench.config.gin_edge import (
 )
 from jestbench.config.registry import configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest, nearest_or_all
+from jestbench.disk import nearest, nearest_or_all, shown
 
 PROJECT = Path(__file__).resolve().parents[2]
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
@@ -37,7 +37,8 @@ def locate(path: str, beside: Path | None = None) -> Path | None:
     return next((base / asked for base in bases if (base / asked).exists()), None)
 
 
-def _missing(path: str, where: str, beside: Path | None) -> ConfigError:
+def missing_file(path: str, where: str, beside: Path | None) -> ConfigError:
+    """An error that names a missing file, and the nearest gin file beside it."""
     folders = [base / Path(path).parent for base in (beside.parent if beside else Path.cwd(), PROJECT)]
     names = [file.name for folder in folders if folder.is_dir() for file in folder.glob("*.gin")]
     near = nearest(Path(path).name, names, "{}")
@@ -58,12 +59,12 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     bindings: list[Binding] = []
-    for statement in parse(text, _shown(path), configurables()):
+    for statement in parse(text, shown(path), configurables()):
         if isinstance(statement, Include):
             beside = path.parent / statement.file
             included = beside if beside.exists() else locate(statement.file, path)
             if included is None or not included.is_file():
-                raise _missing(statement.file, f"{statement.where}: ", path)
+                raise missing_file(statement.file, f"{statement.where}: ", path)
             if included.resolve() in open_files:
                 circle = " → ".join(file.name for file in (*open_files, included))
                 raise ConfigError(f"{statement.where}: a file includes itself: {circle}")
@@ -73,10 +74,6 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
         else:
             bindings.append(statement)
     return bindings
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _import(statement: Import) -> None:
@@ -153,7 +150,7 @@ def check_names(bindings: Sequence[Binding]) -> None:
                 raise ConfigError(f"{binding.where}: {binding.key} must be of type {hint.__name__}, got {value!r}")
 
 
-def _beside(binding: Binding) -> Path | None:
+def file_of(binding: Binding) -> Path | None:
     """The file that a binding stands in."""
     file = Path(binding.where.rsplit(":", 1)[0])
     return file if file.is_file() else None

@@ -16,11 +16,10 @@ from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
     PROJECT,
-    _beside,
-    _missing,
-    _shown,
     check_names,
+    file_of,
     locate,
+    missing_file,
     read_binding,
     read_file,
 )
@@ -31,6 +30,7 @@ from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits
 from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
+from jestbench.disk import shown
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -194,7 +194,7 @@ def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, or
     for file in files:
         path = locate(file, beside)
         if path is None or not path.is_file():
-            raise _missing(file, "", beside)
+            raise missing_file(file, "", beside)
         read += read_file(path)
     read += [read_binding(text, origin) for text in bindings]
     check_names(read)
@@ -223,7 +223,7 @@ def _findable(binding: Binding) -> Binding:
     file, *more = value if isinstance(value, list | tuple) and value else (value,)
     if binding.key not in {f"run.{role}" for role in PRETRAINED} or not isinstance(file, str) or not file:
         return binding
-    path = locate(file, _beside(binding))
+    path = locate(file, file_of(binding))
     if path is None or path.resolve() == (PROJECT / file).resolve():
         return binding
     found = str(path.resolve())
@@ -296,7 +296,7 @@ def _pretrained(
     file, *more = (asked,) if isinstance(asked, str) else asked
     bound = next((b for b in reversed(bindings) if b.key == key), None)
     where = "" if bound is None else f"{bound.where}: "
-    beside = None if bound is None else _beside(bound)
+    beside = None if bound is None else file_of(bound)
     path = locate(file, beside)
     if path is None:
         raise ConfigError(f"{where}{key} = {file!r}: no such file or run folder")
@@ -313,7 +313,7 @@ def _pretrained(
     try:
         found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in the {role} {_shown(path)})") from error
+        raise ConfigError(f"{error} (in the {role} {shown(path)})") from error
     if found.run.training.kind != kind:
         raise ConfigError(f"{where}{key} = {file!r} {found.run.training.does}: bind {key} to a run like {usual}")
     return found
@@ -351,5 +351,5 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
         found: Run | None = _build(read)[0]
     except ConfigError:
         found = None
-    file = (_shown(read_back.operative),) if found is not None else ()
-    return Trained(role, _shown(stand), read_back.loss, found, read_back.data, file)
+    file = (shown(read_back.operative),) if found is not None else ()
+    return Trained(role, shown(stand), read_back.loss, found, read_back.data, file)

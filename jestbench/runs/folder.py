@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jestbench.disk import DataError, write_json
+from jestbench.disk import DataError, shown, write_json
 from jestbench.runs.summary import Summary
 
 Row = Mapping[str, float]
@@ -160,11 +160,3 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise DataError(f"{shown(path)}: not a JSON object")
     return found
-
-
-def shown(path: Path) -> str:
-    """Write a path for a reader: relative to the working directory where it lies inside."""
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path.as_posix()

@@ -49,7 +49,7 @@ def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path
         tarballs: where the fetched packages are kept.
 
     Raises:
-        DataError: it cannot be made; the message says what to do.
+        DataError: the data set cannot be prepared; the message names the remedy.
         OSError: it cannot be written.
     """
     if importlib.util.find_spec("resvg_py") is None:
