@@ -1,4 +1,4 @@
-"""A kind of model that no file of the package names: one class, as if it were a file of jestbench/engine, and one registry line."""
+"""A kind of model that no file of the package names: one class, as if in jestbench/engine, and one registry line."""
 
 from __future__ import annotations
 
