@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from jestbench.batch import FULL
 from jestbench.cost.price import Price
@@ -21,8 +24,9 @@ from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch.command import main
+from jestbench.model.regressor import PairHead
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import Model
+from jestbench.model.towers import ImageTower, Model, TextTower
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 
@@ -47,8 +51,8 @@ def small_world(batch: int, super_batch: int) -> list[str]:
 # What a run has left
 
 
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def rows_of(run_dir: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,8 +60,8 @@ def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+def summary_of(run_dir: str | Path) -> dict[str, Any]:
+    return json.loads((Path(run_dir) / "summary.json").read_text(encoding="utf-8"))
 
 
 def final_model(run_dir: Path) -> bytes:
@@ -69,6 +73,34 @@ def outcome(run_dir: Path) -> tuple[Any, ...]:
     summary = {key: value for key, value in summary_of(run_dir).items() if key != "seconds"}
     final = max((run_dir / "checkpoints").glob("step-*"))
     return timeless(rows_of(run_dir)), summary, final.name, final_model(run_dir)
+
+
+class Passes:
+    """Examples through every tower and head of the process, counted by forward hooks on all modules."""
+
+    def __init__(self) -> None:
+        self.examples: dict[tuple[nn.Module, bool], int] = {}
+        self.example: dict[nn.Module, Tensor] = {}
+
+    def __enter__(self) -> Passes:
+        self._handle = register_module_forward_hook(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, ImageTower | TextTower | PairHead) and torch._C._get_tracing_state() is None:
+            key = (module, torch.is_grad_enabled())
+            self.examples[key] = self.examples.get(key, 0) + len(inputs[0])
+            self.example[module] = inputs[0][:1].clone()
+
+    def by_type(self) -> Counter[tuple[type, bool]]:
+        """Examples by the module's type, and whether there was a gradient."""
+        found: Counter[tuple[type, bool]] = Counter()
+        for (module, gradient), count in self.examples.items():
+            found[type(module), gradient] += count
+        return found
 
 
 # Kills

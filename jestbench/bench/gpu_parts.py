@@ -378,7 +378,7 @@ def tests(rig: Rig) -> Found:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider"]
     begin = time.monotonic()
     done = subprocess.run(
-        [*command, "tests/test_kernels.py", "tests/test_run.py"],
+        [*command, "tests/select/test_kernels.py", "tests/launch/test_run.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,

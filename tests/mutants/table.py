@@ -34,19 +34,19 @@ OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/led
 TRACING, PRICE, SEEDS = "jestbench/cost/tracing.py", "jestbench/cost/price.py", "jestbench/seeds.py"
 CURVES, ANALYSIS, GROUPS = (f"jestbench/compare/{name}.py" for name in ("curves", "analysis", "groups"))
 
-SAMPLING = "tests/test_sampling.py"
+SAMPLING = "tests/select/test_sampling.py"
 LAW, LOGITS, COUNT = f"{SAMPLING}::TestLaw", f"{SAMPLING}::TestConditionalLogits", f"{SAMPLING}::TestCount"
 PAIR_LOSSES, METER = f"{SAMPLING}::TestPairLosses", f"{SAMPLING}::TestMeter"
 EVERY, MODEL, EVALS, COMPARE = (
-    "tests/test_policies.py",
-    "tests/test_model.py",
-    "tests/test_evals.py",
-    "tests/test_compare.py",
+    "tests/policies/test_policies.py",
+    "tests/model/test_model.py",
+    "tests/evals/test_evals.py",
+    "tests/compare/test_compare.py",
 )
 FORMULAS = f"{MODEL}::test_losses_are_their_formulas"
 SCHEDULE = f"{MODEL}::test_the_schedule_is_a_function_of_the_share_spent"
 DECLARED = f"{EVERY}::TestEveryVariant::test_the_choice_goes_the_way_that_it_declares"
-SPENT = "tests/test_budget.py"
+SPENT = "tests/cost/test_budget.py"
 
 SAMPLER = (
     Mutant("a remainder is not drawn", DRAWS, "size + (i < rest) for i in", "size for i in", COUNT),
@@ -185,7 +185,7 @@ VALUES = (
         SCORES,
         "            slope_BT[tile].diagonal().sub_(1)\n",
         "",
-        "tests/test_grad_norm.py::test_any_model_that_is_there",
+        "tests/select/test_grad_norm.py::test_any_model_that_is_there",
     ),
     Mutant(
         "strips are free",
@@ -330,7 +330,7 @@ POLICIES = (
         "policies/grad_norm.py",
         "torch.softmax(-logit_B[index_K], dim=0)",
         "torch.softmax(logit_B[index_K], dim=0)",
-        "tests/test_grad_norm.py::test_weights_are_the_inverse_of_the_probabilities",
+        "tests/select/test_grad_norm.py::test_weights_are_the_inverse_of_the_probabilities",
     ),
     Mutant(
         "cappy takes bad grades",
@@ -344,7 +344,7 @@ POLICIES = (
         "policies/cappy.py",
         "independent_draw(grade_B, count, 1 / self.temperature",
         "independent_draw(grade_B, count, self.temperature",
-        "tests/test_cappy.py::test_pairs_are_drawn_by_the_grade_over_the_temperature",
+        "tests/engine/test_cappy.py::test_pairs_are_drawn_by_the_grade_over_the_temperature",
     ),
     Mutant(
         "learnability draws by its in-batch loss",
@@ -379,35 +379,35 @@ SPENDING = (
         TRACING,
         "FLOPS_PER_MAC = 2",
         "FLOPS_PER_MAC = 1",
-        f"{SPENT} tests/test_flops.py",
+        f"{SPENT} tests/cost/test_flops.py",
     ),
     Mutant(
         "a training pass is two passes",
         TRACING,
         "TRAINING_PASSES = 3",
         "TRAINING_PASSES = 2",
-        "tests/test_flops.py::test_three_forward_passes_are_a_fair_price_of_a_training_step",
+        "tests/cost/test_flops.py::test_three_forward_passes_are_a_fair_price_of_a_training_step",
     ),
     Mutant(
         "a resized patch embedding is paid for by each image",
         PRICE,
         "return cls(two - one, text, 2 * one - two)",
         "return cls(one, text)",
-        "tests/test_views.py::test_the_price_of_a_view_is_the_closed_form",
+        "tests/model/test_views.py::test_the_price_of_a_view_is_the_closed_form",
     ),
     Mutant(
         "the last micro-batch is free",
         PRICE,
         "passes = -(-count // (microbatch or max(1, count)))",
         "passes = count // (microbatch or max(1, count))",
-        "tests/test_views.py::test_scoring_is_charged_what_torch_counts",
+        "tests/model/test_views.py::test_scoring_is_charged_what_torch_counts",
     ),
     Mutant(
         "a price is traced inside a dispatch mode",
         TRACING,
         "            _disable_current_modes(),\n",
         "",
-        "tests/test_pretended_device.py",
+        "tests/launch/test_pretended_device.py",
     ),
 )
 
@@ -438,7 +438,7 @@ SCHEDULES = (
         SEEDS,
         "{seed}/{stream}/{position}",
         "{stream}/{position}",
-        "tests/test_seeds.py tests/test_data.py",
+        "tests/test_seeds.py tests/data/test_data.py",
     ),
 )
 

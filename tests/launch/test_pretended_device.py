@@ -59,4 +59,4 @@ def test_copies_and_blocking_reads_are_counted() -> None:
         "read item": 1,
         "to host: blocking": 1,
     }
-    assert "tests/test_pretended_device.py" in gpu.report()
+    assert "tests/launch/test_pretended_device.py" in gpu.report()

@@ -22,7 +22,7 @@ from jestbench.compare.report import compare, main
 from jestbench.compare.table import format_table
 from jestbench.runs.summary import Summary
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 METRIC = "eval/top1"
 AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
 

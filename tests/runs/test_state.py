@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from helpers import rows_of, timeless
 
 from jestbench.batch import Selection
 from jestbench.config import resolve
@@ -19,7 +19,7 @@ from jestbench.launch.command import main
 from jestbench.select.policy import choose
 from jestbench.select.scores import Role, Scores
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,6 @@ class RunningMean:
         return Selection(index_K, {"select/steps": float(steps)}, state={"mean": mean, "steps": steps})
 
 
-def rows(run_dir: Path) -> Iterator[dict[str, Any]]:
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        del row["time/seconds"]
-        yield row
-
-
 @pytest.fixture
 def resolved() -> Any:
     bindings = ["run.budget=1e10", "run.checkpoints=5", "log.every=1", "log.progress=False", "run.device=cpu"]
@@ -56,7 +49,7 @@ def resolved() -> Any:
 def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train_run.train_run(resolved, whole, resume=False) == "finished"
-    counted = [row["select/steps"] for row in rows(whole) if "select/steps" in row]
+    counted = [row["select/steps"] for row in rows_of(whole) if "select/steps" in row]
     assert counted == [float(step + 1) for step in range(len(counted))]
     assert len(counted) > 3
 
@@ -66,7 +59,7 @@ def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp
     assert before.name < last.name
     shutil.rmtree(last)
     assert train_run.train_run(resolved, cut, resume=True) == "finished"
-    assert list(rows(cut)) == list(rows(whole))
+    assert timeless(rows_of(cut)) == timeless(rows_of(whole))
 
 
 def test_the_state_comes_to_where_the_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +114,4 @@ def test_a_reference_half_trained_by_another_version_or_by_more_processes_is_tra
     (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
     half_trained(folder, **other)
     assert main([*command, "--run_dir", str(tmp_path / "second")]) == 0
-    assert list(rows(tmp_path / "second")) == list(rows(tmp_path / "first"))
+    assert timeless(rows_of(tmp_path / "second")) == timeless(rows_of(tmp_path / "first"))

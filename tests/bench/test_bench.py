@@ -160,7 +160,7 @@ def test_the_batch_is_what_the_shape_says() -> None:
 
 
 def test_the_tiny_shape_is_that_of_the_gin_file() -> None:
-    text = (Path(__file__).parent.parent / "gin/model/tiny.gin").read_text()
+    text = (Path(__file__).resolve().parents[2] / "gin/model/tiny.gin").read_text()
     bound = {name: ast.literal_eval(value) for name, value in re.findall(r"^model\.(\w+) = ([^#\n]+)", text, re.M)}
     assert len(bound) == 8
     assert Model(**bound) == SHAPES["tiny"].model

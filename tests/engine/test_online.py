@@ -32,7 +32,7 @@ def arm(*more: str) -> list[str]:
     return [*ARM, *more]
 
 
-def outcome(run_dir: Path) -> tuple[Any, ...]:
+def online_outcome(run_dir: Path) -> tuple[Any, ...]:
     """All that a run must reproduce: metrics, model and online scorer to the last bit."""
     final = max((run_dir / "checkpoints").glob("step-*"))
     scorer = torch.load(final / "state.pt", weights_only=True)["online"]["model"]
@@ -140,7 +140,7 @@ def test_it_goes_on_from_any_step(uninterrupted: Path, tmp_path: Path, step: int
     command = [*arm(*STEPS), "--run_dir", str(run_dir)]
     kill_before(step, command)
     assert main([*command, "--resume"]) == 0
-    assert outcome(run_dir) == outcome(uninterrupted)
+    assert online_outcome(run_dir) == online_outcome(uninterrupted)
 
 
 def test_a_killed_process_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(uninterrupted: Path
     process.communicate()
     assert not (run_dir / "summary.json").exists()
     assert main([*command, "--resume"]) == 0
-    assert outcome(run_dir) == outcome(uninterrupted)
+    assert online_outcome(run_dir) == online_outcome(uninterrupted)
 
 
 def test_a_loss_of_the_scorer_that_is_not_finite_names_the_scorer(

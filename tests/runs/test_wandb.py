@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import rows_of, summary_of
 from PIL import Image
 
 from jestbench.batch import Batch, Selection
@@ -34,14 +35,6 @@ SETTINGS = ["wandb.entity=us", "wandb.project=mine", "wandb.tags=('icons','night
 
 def arm(policy: str) -> list[str]:
     return ["--gin_file", "gin/run/tiny.gin", "--gin_file", f"gin/policy/{policy}.gin", *SMALL, *STEPS]
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 
 # Reading back

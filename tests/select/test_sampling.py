@@ -39,7 +39,7 @@ from jestbench.select.draws import (
 from jestbench.select.losses import LOSSES
 from jestbench.select.scores import Meter, ScoreError, strip_sums
 
-EXAMPLE = Path(__file__).parent.parent / "docs" / "example_open_clip_loop.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example_open_clip_loop.py"
 BOTH = ("learner", "reference")
 SIDES = (("learner",), ("reference",), BOTH)
 SIGN = {"learner": 1.0, "reference": -1.0}

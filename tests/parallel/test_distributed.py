@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import together
 import torch
+from helpers import rows_of
+from photos import write_numbered_shards
 from safetensors.torch import load_file
-from test_loader import write_shards
 
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PHYSICAL = ("time/", "cache/hits", "data/decoded")
 """What depends on who computes, and on what lies in caches."""
 
@@ -33,9 +34,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(PHYSICAL)} for row in rows]
+def logical_rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.startswith(PHYSICAL)} for row in rows_of(run_dir)]
 
 
 STREAM = """include "{root}/gin/run/tiny.gin"
@@ -49,7 +49,7 @@ stream.lanes = 6
 
 def run_by_two(folder: Path) -> None:
     """All arms, by two processes that first check what they exchange."""
-    write_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    write_numbered_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
     (folder / "stream.gin").write_text(STREAM.format(root=ROOT, shards=folder))
     words = torchrun(2, str(ROOT / "tests" / "together.py"), str(folder), *together.ARMS)
     more = {"STREAM": str(folder / "stream.gin"), "JESTBENCH_CACHE": str(folder / "cache")}
@@ -63,7 +63,7 @@ def run_by_two(folder: Path) -> None:
 
 
 def assert_same_run(arm: str, alone_dir: Path, shared_dir: Path) -> None:
-    one, two = rows_of(alone_dir), rows_of(shared_dir)
+    one, two = logical_rows(alone_dir), logical_rows(shared_dir)
     assert len(one) == len(two) > 3, arm
     for alone, shared in zip(one, two, strict=True):
         assert alone.keys() == shared.keys(), arm
@@ -88,7 +88,7 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.M
     for arm in together.ARMS:
         assert command.main(together.command(arm, alone / arm)) == 0, arm
         assert_same_run(arm, alone / arm, shared / arm)
-    steps = [row["step"] for row in rows_of(shared / "jest")]
+    steps = [row["step"] for row in logical_rows(shared / "jest")]
     assert steps == sorted(set(steps)), "only the first process writes"
     assert (shared / "jest" / "examples" / "index.html").is_file()
 
@@ -103,7 +103,7 @@ def test_two_gpus_make_the_run_of_one(arm: str, tmp_path: Path, monkeypatch: pyt
     words = [str(ROOT / "tools" / "run.py"), *together.command(arm, tmp_path), *more, str(tmp_path / "two")]
     done = subprocess.run(torchrun(2, *words), cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    one, two = logical_rows(tmp_path / "one"), logical_rows(tmp_path / "two")
     assert [row["flops/total"] for row in one] == [row["flops/total"] for row in two]
     losses = [[row["train/loss"] for row in rows[1:]] for rows in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -166,6 +166,6 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
 
     last = start(cut, "--resume")
     assert last.wait(300) == 0, last.communicate()[1]
-    assert rows_of(cut) == rows_of(whole)
+    assert logical_rows(cut) == logical_rows(whole)
     weights = [load_file(RunFolder(folder).newest_checkpoint() / "model.safetensors") for folder in (whole, cut)]
     assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())

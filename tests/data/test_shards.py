@@ -34,7 +34,7 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.model.tokenizer_choice import TokenizerChoice
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BESIDE = Synthetic(eval=4)
 Pair = tuple[int, str]
 Files = list[tuple[str, bytes]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers import summary_of
 
 from jestbench.compare.analysis import analyse
 from jestbench.compare.table import format_table, to_markdown
@@ -20,10 +20,6 @@ from jestbench.launch.stands import stand_ins
 SMALL = ["run.device=cpu", "log.progress=False", "log.every=1", "evaluate.points=2", "run.budget=2e9"]
 ARM = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/uniform_curated.gin", *SMALL]
 REFERENCE = "run.reference=('gin/run/tiny_reference.gin','run.budget=1e9')"
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +35,7 @@ def test_the_reference_is_paid_for_and_not_trained(runs: Path, monkeypatch: pyte
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     assert main([*ARM, REFERENCE, "--run_dir", str(tmp_path / "run")]) == 0
     assert not (tmp_path / "cache" / "models").exists()
-    said = summary(tmp_path / "run")
+    said = summary_of(tmp_path / "run")
     assert (said["budget"], said["added_to_budget"], said["pretrain_in_budget"]) == (2_000_000_000, 1_000_000_000, 0)
     assert said["pretrain_flops"] == {}
     assert said["flops"]["total"] == 3_000_000_000 + said["overshoot"]
@@ -109,7 +105,7 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
     assert (curated.added_to_budget, curated.budget) == (1_000_000_000, 3_000_000_000)
     assert curated.undecayed
     assert not arms["uniform"].undecayed
-    final = summary(runs / "curated")["metrics"]["eval/zero_shot_top5"]
+    final = summary_of(runs / "curated")["metrics"]["eval/zero_shot_top5"]
     assert curated.end == (final, None, None)
     notes = [note for note in comparison.warnings if "uniform_curated" in note and "beside its budget" in note]
     assert len(notes) == 1

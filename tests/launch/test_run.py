@@ -7,23 +7,22 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import make_golden
 import pytest
 import torch
-from helpers import SLOW, kill_before, outcome, rows_of, start, summary_of, wait_for
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from helpers import SLOW, Passes, kill_before, outcome, rows_of, start, summary_of, wait_for
+from torch import nn
 
 import policies
 from jestbench.batch import PURPOSES, Selection
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
 from jestbench.data.super_batches import SuperBatches
 from jestbench.launch.command import main
-from jestbench.model.towers import ImageTower, TextTower, TwoTowers
+from jestbench.model.towers import TwoTowers
 from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import joint_sample
 from jestbench.select.scores import Embeddings, Scores
@@ -76,35 +75,15 @@ def bound(policy: str, reference: Path, *more: str) -> list[str]:
 # What is charged
 
 
-@dataclass
-class Passes:
-    """Examples through every tower of the process, counted from outside: forward hooks on all modules."""
-
-    examples: dict[tuple[nn.Module, bool], int] = field(default_factory=dict)
-    example: dict[nn.Module, Tensor] = field(default_factory=dict)
-
-    def __enter__(self) -> Passes:
-        self._handle = register_module_forward_hook(self._count)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handle.remove()
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, ImageTower | TextTower) and torch._C._get_tracing_state() is None:
-            key = (module, torch.is_grad_enabled())
-            self.examples[key] = self.examples.get(key, 0) + len(inputs[0])
-            self.example[module] = inputs[0][:1].clone()
-
-    def macs(self) -> dict[str, int]:
-        """Multiply-adds by what the passes can be told apart by: gradient or none, learner or not."""
-        learner = {module for module, gradient in self.examples if gradient}
-        found = {"train": 0, "learner": 0, "others": 0}
-        for (module, gradient), count in self.examples.items():
-            macs = count * forward_macs(module, self.example[module])
-            kind = "train" if gradient else "learner" if module in learner else "others"
-            found[kind] += macs * (TRAINING_PASSES if gradient else 1)
-        return found
+def macs_of(passes: Passes) -> dict[str, int]:
+    """Multiply-adds by what the passes can be told apart by: gradient or none, learner or not."""
+    learner = {module for module, gradient in passes.examples if gradient}
+    found = {"train": 0, "learner": 0, "others": 0}
+    for (module, gradient), count in passes.examples.items():
+        macs = count * forward_macs(module, passes.example[module])
+        kind = "train" if gradient else "learner" if module in learner else "others"
+        found[kind] += macs * (TRAINING_PASSES if gradient else 1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,7 +94,7 @@ class Measured:
     keys: list[list[int]]
 
     def charged(self) -> dict[str, int]:
-        """The ledger's multiply-adds, sorted like ``Passes.macs``."""
+        """The ledger's multiply-adds, sorted like ``macs_of``."""
         macs = {purpose: flops // FLOPS_PER_MAC for purpose, flops in self.summary["flops"].items()}
         amortised = self.summary["flops_amortised"] // FLOPS_PER_MAC
         return {
@@ -137,7 +116,7 @@ def measure(command: list[str], run_dir: Path) -> Measured:
     with Passes() as passes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(SuperBatches, "at", noted)
         assert main([*command, "--run_dir", str(run_dir)]) == 0
-    return Measured(rows_of(run_dir), summary_of(run_dir), passes.macs(), keys)
+    return Measured(rows_of(run_dir), summary_of(run_dir), macs_of(passes), keys)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import resample_patch_embed
@@ -393,11 +393,6 @@ def arm(policy: str, *bindings: str) -> list[str]:
         )
         words.append(f"run.reference={reference!r}")
     return [*words, *bindings]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return found
 
 
 @pytest.mark.parametrize("policy", [*NEW, "uniform_flexi"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import timm
+from helpers import rows_of, summary_of
 
 import policies
 from jestbench.config import grammar, resolve
@@ -19,7 +20,7 @@ from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
 from jestbench.launch import command, train_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GIN = ROOT / "gin"
 TINY = str(GIN / "run" / "tiny.gin")
 RUN_FILES = sorted((GIN / "run").glob("*.gin"))
@@ -88,14 +89,6 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
             state = path.stat()
             found[str(path)] = (state.st_size if path.is_file() else -1, state.st_mtime_ns)
     return found
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text())
 
 
 def small_reference(policy_file: Path) -> list[str]:
@@ -507,7 +500,7 @@ def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     assert result.status == 0, result.err
     assert "warning" not in result.err
     assert result.out.splitlines()[-1] == "finished: out"
-    found, end = rows(Path("out")), summary(Path("out"))
+    found, end = rows_of(Path("out")), summary_of(Path("out"))
     _check_rows(found)
     assert set(end) >= SUMMARY
     last, policy = found[-1], policies.get(end["policy"])
@@ -556,7 +549,7 @@ def _check_rows(found: list[dict[str, Any]]) -> None:
     assert any(key.startswith("eval/") for key in found[-1])
 
 
-# The halves of a super-batch vary in size, and with them the products of their losses (tests/test_twin.py).
+# The halves of a super-batch vary in size, and with them the products of their losses (tests/engine/test_twin.py).
 EVENLY_PRICED = [path for path in POLICY_FILES if path.stem != "rho_loss_twin"]
 
 
@@ -573,7 +566,7 @@ def test_price_is_what_a_run_is_charged(run: Run, path: Path) -> None:
     bought = re.search(r"buys ([\d,]+) steps, ([\d,]+) pairs seen, ([\d,]+) trained on", result.out)
     assert bought is not None
     assert run(*argv, "--run_dir", "out").status == 0
-    found = rows(Path("out"))
+    found = rows_of(Path("out"))
     for before, after in pairwise(found):
         for purpose in (*PURPOSES, "total"):
             assert after[f"flops/{purpose}"] - before[f"flops/{purpose}"] == price.get(purpose, 0), purpose
@@ -598,12 +591,12 @@ def test_a_saved_configuration_starts_the_same_run_again(
     for name, text in {"second": "operative.gin", "third": "config.gin"}.items():
         result = run("--gin_file", f"../first/{text}", "--run_dir", name)
         assert result.status == 0, result.err
-        for before, after in zip(rows(tmp_path / "first"), rows(Path(name)), strict=True):
+        for before, after in zip(rows_of(tmp_path / "first"), rows_of(Path(name)), strict=True):
             assert before.pop("time/seconds") >= 0
             assert after.pop("time/seconds") >= 0
             assert before == after
-        again = summary(Path(name))
-        assert again["config_hash"] == summary(tmp_path / "first")["config_hash"]
+        again = summary_of(Path(name))
+        assert again["config_hash"] == summary_of(tmp_path / "first")["config_hash"]
         assert (again["arm"], again["seed"]) == (label, 3)
     assert Path("second/operative.gin").read_text() == (tmp_path / "first" / "operative.gin").read_text()
 
@@ -666,8 +659,8 @@ def test_a_loss_that_is_not_finite_is_status_4_and_names_the_step(run: Run, poli
     wild = ("optimizer.learning_rate=1e30", "optimizer.warmup=0.0", f"run.policy={policy}")
     result = run("--gin_file", TINY, *SMALL, *wild, "--run_dir", "out")
     expect_said(result, "step 1", "optimizer.learning_rate", status=4)
-    assert summary(Path("out"))["status"] == "failed"
-    assert [row["step"] for row in rows(Path("out"))] == [0, 1]
+    assert summary_of(Path("out"))["status"] == "failed"
+    assert [row["step"] for row in rows_of(Path("out"))] == [0, 1]
 
 
 def test_flat_configuration_is_plain() -> None:

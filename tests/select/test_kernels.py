@@ -35,7 +35,7 @@ print("equal")
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_equal_to_the_plain_path_in_the_interpreter() -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True)
     if "0 active drivers" in done.stderr:
@@ -71,7 +71,7 @@ for sigmoid in (True, False):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_machine_code_for_a_gpu_comes_without_one(capability: int) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", COMPILE, str(capability)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)

@@ -20,8 +20,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from helpers import rows_of, summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import TOKENIZER, caption, encoded, files_of, half, jpeg, photo
 from PIL import Image
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
@@ -29,7 +31,7 @@ from tokenizers import models, pre_tokenizers, processors
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.decode import Damage, DamagedImage, decode, probe
-from jestbench.data.file_pairs import WHOLE, ByteRanges, FilePairs, Texts
+from jestbench.data.file_pairs import FilePairs
 from jestbench.data.sources.csv_tables import Csv
 from jestbench.data.sources.hugging_face import HuggingFace
 from jestbench.data.sources.source import Source
@@ -42,49 +44,7 @@ from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import load_model
 
-GIN = Path(__file__).resolve().parent.parent / "gin"
-COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "grey")
-THINGS = ("car", "boat", "house", "tree", "dog", "lamp")
-
-
-def caption(number: int) -> str:
-    return f"a {COLOURS[number % 8]} {THINGS[number % 6]} number {number}"
-
-
-def photo(number: int, width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    """Something smooth and noisy, unlike that of every other number."""
-    generator = np.random.default_rng(number)
-    grid = generator.uniform(0, 255, (4, 4, 3)).astype(np.uint8)
-    return Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def jpeg(number: int) -> bytes:
-    return encoded(photo(number), quality=90)
-
-
-def half(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-TOKENIZER = Tokenizer(train_bpe([caption(i) for i in range(64)], 256).to_str(), 8)
-
-
-def files_of(folder: Path, contents: list[bytes], captions: list[str] | None = None, **more) -> FilePairs:
-    paths = []
-    for number, content in enumerate(contents):
-        paths.append(str(folder / f"{number}.jpg"))
-        Path(paths[-1]).write_bytes(content)
-    count = len(contents)
-    source = ByteRanges(paths, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), np.full(count, WHOLE))
-    keys = np.array([content_key(content) for content in contents], dtype=np.int64)
-    captions = captions or [caption(i) for i in range(count)]
-    return FilePairs("files/pool", "print", source, Texts.of(captions), TOKENIZER, keys, 16, **more)
+GIN = Path(__file__).resolve().parents[2] / "gin"
 
 
 def test_pairs_of_files_are_what_the_files_hold(tmp_path):
@@ -836,14 +796,6 @@ def gin_file(name: str, *lines: str) -> str:
     return name
 
 
-def summary(folder: str) -> dict[str, Any]:
-    return json.loads((Path(folder) / "summary.json").read_text())
-
-
-def rows(folder: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-
-
 def documented(kind: str, number: int = 0) -> str:
     """A block of docs/your_data.md."""
     blocks = re.findall(rf"```{kind}\n(.*?)```", (GIN.parent / "docs" / "your_data.md").read_text(), re.DOTALL)
@@ -867,12 +819,12 @@ def test_three_lines_for_shards(run, tmp_path):
     assert not (tmp_path / "cache").exists(), "--check reads and writes nothing"
     status, said = run(*train, "--run_dir", "out", *LITTLE)
     assert status == 0, said
-    found = summary("out")
+    found = summary_of("out")
     assert found["arm"] == "hard"
     assert found["data"]["pairs"] == 64
     assert found["data"]["eval_images"] == 16
     assert found["data"]["damaged_when_indexed"] == {}
-    last = rows("out")[-1]
+    last = rows_of("out")[-1]
     assert last["data/damaged"] == 0
     assert last["data/read"] == last["pairs/seen"] == found["pairs_seen"]
     model = json.loads((RunFolder(Path("out")).newest_checkpoint() / "model.json").read_text())
@@ -897,8 +849,8 @@ def test_a_stream_as_documented(run, tmp_path):
     assert run("--gin_file", "mine.gin", *sizes, "--check")[0] == 0
     status, said = run("--gin_file", "mine.gin", *sizes, *LITTLE, "--run_dir", "out")
     assert status == 0, said
-    assert summary("out")["data"]["pairs"] is None
-    assert rows("out")[-1]["pairs/seen"] > 0
+    assert summary_of("out")["data"]["pairs"] is None
+    assert rows_of("out")[-1]["pairs/seen"] > 0
 
 
 def test_three_lines_for_parquet(run, tmp_path, datasets):
@@ -907,7 +859,7 @@ def test_three_lines_for_parquet(run, tmp_path, datasets):
     (tmp_path / "mine.gin").write_text(documented("gin", 1))
     status, said = run(*commands("--run_dir", "out", *LITTLE)[1])
     assert status == 0, said
-    assert summary("out")["data"]["pairs"] == 64
+    assert summary_of("out")["data"]["pairs"] == 64
 
 
 def test_three_lines_for_a_table_and_a_reference_of_their_own(run, tmp_path):
@@ -922,8 +874,8 @@ def test_three_lines_for_a_table_and_a_reference_of_their_own(run, tmp_path):
     gin_file("jest.gin", 'include "mine.gin"', f'include "{GIN}/policy/jest.gin"', 'run.reference = "reference.gin"')
     status, said = run("--gin_file", "jest.gin", "--run_dir", "out", "jest.chunks=2", *LITTLE)
     assert status == 0, said
-    assert summary("out")["policy"] == "jest"
-    assert rows("out")[-1]["flops/reference_score"] > 0
+    assert summary_of("out")["policy"] == "jest"
+    assert rows_of("out")[-1]["flops/reference_score"] > 0
 
 
 def test_a_run_on_damaged_pairs_counts_them_and_resumes_as_if_never_stopped(run, tmp_path):
@@ -938,14 +890,14 @@ def test_a_run_on_damaged_pairs_counts_them_and_resumes_as_if_never_stopped(run,
         (tmp_path / f"{number}.jpg").write_bytes(half(jpeg(number)))
     (tmp_path / "3.jpg").unlink()
     assert run(*words, "--run_dir", "whole")[0] == 0
-    whole = rows("whole")
+    whole = rows_of("whole")
     assert whole[-1]["data/damaged"] >= 4
     assert run(*words, "--run_dir", "again")[0] == 0
     steps = sorted(int(path.name.removeprefix("step-")) for path in Path("again/checkpoints").glob("step-*"))
     (Path("again") / "summary.json").unlink()
     (RunFolder(Path("again")).newest_checkpoint() or Path()).rename(tmp_path / "gone")
     assert run(*words, "--run_dir", "again", "--resume")[0] == 0
-    resumed = rows("again")
+    resumed = rows_of("again")
     assert steps[0] < steps[-1] == resumed[-1]["step"]
     timeless = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in resumed]
     assert timeless == [{key: value for key, value in row.items() if not key.startswith("time/")} for row in whole]
@@ -968,7 +920,7 @@ def test_a_shard_that_vanishes_in_a_run_stops_it_with_status_3(run, tmp_path, mo
     assert status == 3
     assert said.startswith("error: webdataset/pool: ")
     assert "images read are damaged, more than max_damaged = 0.01" in said
-    assert summary("out")["status"] == "failed"
+    assert summary_of("out")["status"] == "failed"
 
 
 def test_an_evaluation_never_takes_one_image_for_another(run, tmp_path):
@@ -981,7 +933,7 @@ def test_an_evaluation_never_takes_one_image_for_another(run, tmp_path):
     assert status == 3
     assert "csv/eval: image 6 cannot be read, so the split cannot be evaluated as it is" in said
     assert run("--gin_file", mine, "--run_dir", "verified", *LITTLE)[0] == 0
-    assert summary("verified")["data"]["eval_images"] == 15
+    assert summary_of("verified")["data"]["eval_images"] == 15
 
 
 @pytest.mark.parametrize(

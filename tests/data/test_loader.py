@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sources import files_of, jpeg
+from photos import files_of, jpeg, write_numbered_shards
 
 from jestbench.batch import Batch, DataError
 from jestbench.bench import data as bench
@@ -35,7 +35,7 @@ from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.launch import command, train_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORLD = Synthetic(pool=300, image_size=8)
 POOL = WORLD.split("pool")
 
@@ -353,23 +353,9 @@ def test_auto_is_no_worker_for_images_in_memory():
 # Streams
 
 
-def write_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
-    """Tar shards of so many pairs, as webdataset's writer makes them; every image another one."""
-    import webdataset
-
-    number, paths = 0, []
-    for shard, size in enumerate(sizes):
-        paths.append(str(folder / f"{shard:03d}.tar"))
-        with webdataset.TarWriter(paths[-1]) as writer:
-            for _ in range(size):
-                writer.write({"__key__": f"{number:06d}", "jpg": jpeg(number), "txt": f"number {number}"})
-                number += 1
-    return tuple(paths)
-
-
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
-    urls = write_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    urls = write_numbered_shards(tmp_path_factory.mktemp("shards"), [5, 9, 1, 7, 12, 3, 8, 6, 10])
     return Shards(urls, POOL.tokenizer, 8, MemberRules(), lanes=6, buffer=4, max_damaged=0.5)
 
 
@@ -443,7 +429,7 @@ def test_turns_are_fair(available, need, data):
 
 
 def test_no_pair_stands_twice_in_a_super_batch(tmp_path):
-    urls = write_shards(tmp_path, [4, 4])
+    urls = write_numbered_shards(tmp_path, [4, 4])
     twice = Shards((*urls, *urls), POOL.tokenizer, 8, MemberRules(), lanes=4, buffer=4, max_damaged=0.5)
     source = StreamBatches(twice, 6)
     keys = keys_of(source.at(0))

@@ -14,7 +14,7 @@ from jestbench.evals.measure import Measure
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
-PACKAGE = Path(__file__).resolve().parent.parent / "jestbench"
+PACKAGE = Path(__file__).resolve().parents[2] / "jestbench"
 NAMES = re.compile(
     r'"(?:[^"\s]*/)?(?:config\.gin|operative\.gin|environment\.json|metrics\.jsonl|summary\.json)"'
     r'|"examples/index\.html"|/ "(?:checkpoints|examples)"|"model\.(?:json|safetensors)"'

@@ -16,7 +16,7 @@ from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.launch import command
 
-GIN = Path(__file__).resolve().parent.parent / "gin"
+GIN = Path(__file__).resolve().parents[2] / "gin"
 POLICY_FILES = sorted((GIN / "policy").glob("*.gin"))
 CHARACTERS = " \t\n=.,:/#@%'\"()[]{}\\-+_*0123456789abexyzABEX\0\féß…𝛉"
 WORDS = (
@@ -138,7 +138,7 @@ def is_large(resolved: Resolved) -> bool:
     )
 
 
-def outcome(text: str, path: Path) -> int:
+def status_of(text: str, path: Path) -> int:
     """Check a damaged file; whatever is raised fails the test."""
     path.write_text(text, encoding="utf-8")
     try:
@@ -190,14 +190,14 @@ def _profile(examples: int) -> settings:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_the_undamaged_files_are_clean(name: str, tmp_path: Path) -> None:
-    assert outcome(TEXTS[name], tmp_path / "fuzz.gin") == 0
+    assert status_of(TEXTS[name], tmp_path / "fuzz.gin") == 0
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @_profile(100)
 @given(text=damaged)
 def test_damaged_files(text: str, tmp_path: Path) -> None:
-    assert outcome(text, tmp_path / "fuzz.gin") in (0, 2, 3)
+    assert status_of(text, tmp_path / "fuzz.gin") in (0, 2, 3)
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_damaged_files(text: str, tmp_path: Path) -> None:
 @_profile(2000)
 @given(text=damaged)
 def test_many_damaged_files(text: str, tmp_path: Path) -> None:
-    assert outcome(text, tmp_path / "fuzz.gin") in (0, 2, 3)
+    assert status_of(text, tmp_path / "fuzz.gin") in (0, 2, 3)
 
 
 @_profile(200)

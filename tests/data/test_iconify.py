@@ -388,7 +388,7 @@ def started(iconify: Iconify, folder: Path, *arguments: object) -> subprocess.Po
     (folder / "iconify.pickle").write_bytes(pickle.dumps(iconify))
     (folder / "script.py").write_text(PREPARE)
     command = [sys.executable, str(folder / "script.py"), str(folder / "iconify.pickle"), *map(str, arguments)]
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -32,7 +32,7 @@ from jestbench.select import Side
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from policies import registry
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIDES = typing.get_args(Side)
 SIZE, COUNT = 32, 9
 NAMES = policies.available()

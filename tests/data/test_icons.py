@@ -276,7 +276,7 @@ def alive(pid: int) -> bool:
 def test_workers_end_when_the_process_that_renders_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(
         [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     ) as parent:

@@ -16,7 +16,7 @@ from jestbench.launch.command import main
 from jestbench.runs.open_folder import recorded
 from policies import registry
 
-GIN = Path(__file__).resolve().parent.parent / "gin"
+GIN = Path(__file__).resolve().parents[2] / "gin"
 TINY = "gin/run/tiny.gin"
 JEST = ("run.policy=jest", "run.reference=gin/run/tiny_reference.gin")
 

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, SHAPE, kill_before, outcome, rows_of, summary_of
+from helpers import CPU, SHAPE, Passes, kill_before, outcome, rows_of, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, spearmanr
-from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
 
 import policies
 from jestbench import Batch, Scores
@@ -386,23 +384,6 @@ def test_cappy_chooses_what_matches_and_its_control_does_not(scorer, tmp_path):
     assert abs(noisy["cappy_shuffled"] - world) < 0.12
 
 
-class Passes:
-    """Examples through towers and heads, counted from outside."""
-
-    def __enter__(self) -> Passes:
-        self.examples: dict[tuple[type, bool], int] = {}
-        self._handle = register_module_forward_hook(self._count)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handle.remove()
-
-    def _count(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, ImageTower | TextTower | PairHead) and torch._C._get_tracing_state() is None:
-            key = (type(module), torch.is_grad_enabled())
-            self.examples[key] = self.examples.get(key, 0) + len(inputs[0])
-
-
 @pytest.mark.parametrize(("others", "corruptions"), [(1, 0), (3, 2)])
 def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
     more = (f"regression.others={others}", f"regression.corruptions={corruptions}", "regression.hidden=16")
@@ -417,7 +398,7 @@ def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
     head = model.width + 2 * model.width * 16 + 16
     pairs = 4 * BATCH
     images, texts, heads = pairs, pairs * (1 + corruptions), pairs * (1 + others + corruptions)
-    run = {kind: count for (kind, gradient), count in passes.examples.items() if gradient}
+    run = {kind: count for (kind, gradient), count in passes.by_type().items() if gradient}
     assert run == {ImageTower: images, TextTower: texts, PairHead: heads}, "what was run"
     flops = summary_of(tmp_path / "run")["flops"]
     spent = 3 * FLOPS_PER_MAC * (images * image + texts * text + heads * head)
@@ -436,7 +417,7 @@ def test_grading_is_charged_as_the_accounting_says(scorer, tmp_path, accounting)
         assert train(tmp_path / "run", *cappy(scorer, *steps(8), f"run.reference_accounting={accounting}")) == 0
     model, world = load_model(scorer, "regression"), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
     towers = forward_macs(model.image, world.images_BCHW) + forward_macs(model.text, world.tokens(model.tokenizer))
-    graded_pairs = passes.examples[PairHead, False]
+    graded_pairs = passes.by_type()[PairHead, False]
     end, last = summary_of(tmp_path / "run"), rows_of(tmp_path / "run")[-1]
     spent = FLOPS_PER_MAC * graded_pairs * (towers + model.head_macs())
     assert end["flops"]["scorer_score"] == (0 if accounting == "amortised" else spent)

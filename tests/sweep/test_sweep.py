@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from helpers import rows_of, summary_of
 
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.sweep import arms, run_sweep, sweep_file
 from jestbench.sweep import side_by_side as processes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP_FILES = sorted((ROOT / "gin" / "sweep").glob("*.yaml"))
 PROGRAM = str(ROOT / "tools" / "run.py")
 REFERENCE = "('gin/run/tiny_reference.gin','run.budget=2e9','run.device=cpu','log.progress=False')"
@@ -111,14 +112,6 @@ def write(parameters: Mapping[str, object] | None, **more: object) -> Path:
         yaml.safe_dump({key: value for key, value in content.items() if value is not None}, sort_keys=False)
     )
     return path
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def arms_in(out: Path) -> list[Path]:
@@ -381,7 +374,7 @@ def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
     found = json.loads(Path("out/comparison/comparison.json").read_text())
     assert (found["metric"], found["lower_is_better"]) == ("train/gradient_norm", True)
     for folder in arms_in(Path("out")):
-        assert RunFolder(folder).final_value("train/gradient_norm") == rows(folder)[-1]["train/gradient_norm"]
+        assert RunFolder(folder).final_value("train/gradient_norm") == rows_of(folder)[-1]["train/gradient_norm"]
     assert RunFolder(Path("out")).final_value("train/loss") is None
     assert call(path, "--out", "out").out.count("already finished") == 2
     assert len(sent) == 1  # nothing has run: the summary run of before still stands
@@ -414,11 +407,11 @@ def test_a_sweep_with_an_arm_that_fails(call: Call, started: list[list[str]]) ->
     assert result.err.count("failed with status 4") == 2
     assert "1e+30" in result.err
     assert "the others go on" in result.err
-    statuses = [summary(folder)["status"] for folder in arms_in(Path("out"))]
+    statuses = [summary_of(folder)["status"] for folder in arms_in(Path("out"))]
     assert sorted(statuses) == ["failed", "failed", "finished", "finished"]
     found = json.loads(Path("out/comparison/comparison.json").read_text())
     assert len(found["arms"]) == 2
-    finished = [folder for folder in arms_in(Path("out")) if summary(folder)["status"] == "finished"]
+    finished = [folder for folder in arms_in(Path("out")) if summary_of(folder)["status"] == "finished"]
     before = [contents(folder) for folder in finished]
     again = call(path, "--out", "out")
     assert again.out.count("already finished") == 2
@@ -434,7 +427,7 @@ def test_a_budget_below_one_step_fails_alone(call: Call, started: list[list[str]
     assert "one training step" in result.err
     assert len(started) == 2
     (folder,) = arms_in(Path("out"))
-    assert summary(folder)["status"] == "finished"
+    assert summary_of(folder)["status"] == "finished"
     assert Path("out/comparison/comparison.json").exists()
 
 
@@ -469,11 +462,11 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     }
     path = write(parameters)
     assert call(path, "--out", "whole").status == 0
-    expected = {folder.name: rows(folder) for folder in arms_in(Path("whole"))}
+    expected = {folder.name: rows_of(folder) for folder in arms_in(Path("whole"))}
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     # The first arm lies there finished, so that the second one is running when the signal comes.
-    (first,) = (folder for folder in arms_in(Path("whole")) if rows(folder)[-1]["pairs/seen"] == 8 * steps)
+    (first,) = (folder for folder in arms_in(Path("whole")) if rows_of(folder)[-1]["pairs/seen"] == 8 * steps)
     (second,) = (name for name in expected if name != first.name)
     Path("out").mkdir()
     first.rename(Path("out") / first.name)
@@ -492,7 +485,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "the same command goes on where it stopped" in err
-    stopped = summary(Path("out") / second)
+    stopped = summary_of(Path("out") / second)
     assert stopped["status"] == "interrupted"
     assert 2 <= stopped["steps"] < steps
     assert (Path("out") / second / "checkpoints" / f"step-{stopped['steps']:010d}").exists()
@@ -502,7 +495,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert done.stdout.count("already finished") == 1
     assert (Path("out") / "comparison" / "comparison.json").exists()
     assert contents(Path("out") / first.name) == before
-    for found, wanted in zip(rows(Path("out") / second), expected[second], strict=True):
+    for found, wanted in zip(rows_of(Path("out") / second), expected[second], strict=True):
         assert {**found, "time/seconds": 0} == {**wanted, "time/seconds": 0}
 
 

@@ -20,7 +20,7 @@ from jestbench.runs.open_folder import RunFolderError
 from jestbench.runs.saved_model import ForeignCheckpoint
 from jestbench.select import PolicyError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
