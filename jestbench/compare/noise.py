@@ -20,7 +20,8 @@ Units = npt.NDArray[np.int64]
 
 REFUSED_BELOW = 0.05
 """p-value of the test of equal seed variances below which nothing is pooled."""
-_FIDUCIAL_SHARE = 2 / 3
+_LENT = 0.5
+"""Degrees of freedom that the other arms add to an arm's seed variance (docs/statistics.md)."""
 _LOG2_DRAWS = 13
 
 
@@ -85,9 +86,9 @@ def _log_chi(freedom: float) -> tuple[Array, Array]:
 def together(own: Sequence[SeedVariance], slope: Sequence[float], step: float) -> tuple[list[SeedVariance], float]:
     """Seed variances of several arms, drawn towards their common value, and the p-value of their equality.
 
-    An arm's variance is shrunk towards the pooled one as if by a few more degrees of freedom (Smyth 2004,
-    doi:10.2202/1544-6115.1027), few enough for an arm three times as noisy as the others. Bartlett's test
-    of equality refuses this: then each arm keeps its own.
+    An arm's variance is shrunk towards the pooled one as if by ``_LENT`` more degrees of freedom (Smyth 2004,
+    doi:10.2202/1544-6115.1027), few enough for an arm three times as noisy as the others. Where Bartlett's test refuses
+    that the variances are equal, each arm keeps its own.
 
     Args:
         own: each arm's own variance.
@@ -104,12 +105,11 @@ def together(own: Sequence[SeedVariance], slope: Sequence[float], step: float) -
     p = _bartlett((np.array([part.variance for part in own]) + step**2 / 12) / np.maximum(common_A, 1e-300), freedom_A)
     if p < REFUSED_BELOW:
         return list(own), p
-    lent = min(1.0, len(own) / 4)
     return [
         replace(
             part,
-            variance=(part.freedom * part.variance + lent * common) / (part.freedom + lent),
-            freedom=part.freedom + lent,
+            variance=(part.freedom * part.variance + _LENT * common) / (part.freedom + _LENT),
+            freedom=part.freedom + _LENT,
         )
         for part, common in zip(own, common_A, strict=True)
     ], p
@@ -158,15 +158,16 @@ class Spread:
         tail = (1 + confidence) / 2
         return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, tail) / ndtri(tail))
 
-    def half_width(self, error_D: Array, confidence: float) -> float:
+    def half_width(self, error_D: Array, confidence: float, fiducial_share: float) -> float:
         """Half of the width of the interval; 0 where nothing varies.
 
-        There are two approximations to a sum of variances of several degrees of freedom. Satterthwaite's is too narrow at one
-        to three degrees of freedom, Behrens' and Fisher's (``error_D``) too wide; their weighted geometric mean covers.
+        Of two approximations to a sum of variances with few degrees of freedom, Satterthwaite's is too narrow and that
+        of Behrens and Fisher (``error_D``) too wide; their weighted geometric mean covers.
 
         Args:
             error_D: fiducial draws of the error.
             confidence: of the interval.
+            fiducial_share: weight of the wider.
         """
         fiducial = float(np.quantile(np.abs(error_D), confidence))
         variance = self.unit_variance + sum(part.net / count for part, count in self.seeds)
@@ -175,7 +176,7 @@ class Spread:
         parts = [(part.variance / count) ** 2 / part.freedom for part, count in self.seeds]
         freedom = variance**2 / (sum(parts) + self.unit_variance**2 / self.unit_freedom)
         narrow = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
-        return float(narrow ** (1 - _FIDUCIAL_SHARE) * fiducial**_FIDUCIAL_SHARE)
+        return float(narrow ** (1 - fiducial_share) * fiducial**fiducial_share)
 
 
 @lru_cache(maxsize=8)

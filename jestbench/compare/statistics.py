@@ -168,6 +168,9 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
     return Interval(deviation, low, high)
 
 
+# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has two
+# seed variances, and so more degrees of freedom.
+_SHARE_OF_MEAN, _SHARE_OF_DIFFERENCE = 2 / 3, 1 / 3
 _ONE_SEED = "one seed: the variance from seed to seed is unknown"
 _NOTHING_VARIES = "nothing varies, which is no certainty"
 
@@ -269,7 +272,7 @@ def _mean(arm: str, cell: Cell, noise: _Noise, measure: Measure, confidence: flo
     spread = Spread([(own, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds))
     normal = normals(3)
     error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))
-    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence)
+    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, _SHARE_OF_MEAN)
     if not half > 1e-12 * abs(value):
         return Interval(value, None, None, _NOTHING_VARIES)
     if noise.scale == "logit":
@@ -297,7 +300,12 @@ def _halves(
         unit_G = None if own_G is None or base_G is None else own_G - base_G
         spreads.append(Spread([(noise.seed[a], len(shared[arm])) for a in (arm, baseline)], unit_G))
     error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
-    half_K = np.array([spread.half_width(row, confidence) for spread, row in zip(spreads, error_KD, strict=True)])
+    half_K = np.array(
+        [
+            spread.half_width(row, confidence, _SHARE_OF_DIFFERENCE)
+            for spread, row in zip(spreads, error_KD, strict=True)
+        ]
+    )
     varies_K = half_K > 1e-12 * abs(base.mean)
     # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
     scaled_KD = np.abs(error_KD[varies_K])

@@ -3,10 +3,10 @@
 The superpopulation: a seed is a new training run, a class and the examples in it are new draws from endless many. The
 log-odds that the run of seed s of arm a hits example i of class g are
 
-    β_a + σ_a z_as + 1.5 · (√½ u_g + √½ e_i) + 0.7 · (√½ u_ag + √½ e_ai)        (all standard normal)
+    β_a + σ_a z_as + 2 · (√½ u_g + √½ e_i) + 2 · (√½ u_ag + √½ e_ai)        (all standard normal)
 
-so that examples of one class correlate by 0.5 in what is common to all arms and in what is the arm's own. An arm's truth is
-the expectation over all of them, and β_a is such that the truth is the accuracy asked for, whatever σ_a.
+so that examples of one class correlate by 0.5 in what is common to all arms and in what is the arm's own. An arm's
+truth is the expectation over all of them; β_a makes it the accuracy asked for, whatever σ_a.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.special import expit
 
 from jestbench.compare.statistics import Cell
 
-COMMON, OWN = 1.5, 0.7
+COMMON, OWN = 2.0, 2.0
 EXAMPLES = 2000
 
 
