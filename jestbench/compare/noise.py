@@ -73,7 +73,8 @@ class SeedVariance:
         """Fiducial draws of the standard deviation without the residual, from standard normal draws."""
         place, log_chi = _log_chi(self.freedom)
         chi_D = np.exp(np.interp(normal_D, place, log_chi))
-        return np.sqrt(np.maximum(self.variance * self.freedom / chi_D - self.residual, 0.0))
+        net_D = np.maximum(self.variance * self.freedom / chi_D - self.residual, 0.0)
+        return np.asarray(np.sqrt(net_D), dtype=np.float64)
 
 
 @lru_cache(maxsize=64)

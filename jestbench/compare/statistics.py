@@ -168,8 +168,8 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
     return Interval(deviation, low, high)
 
 
-# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has two
-# seed variances, and so more degrees of freedom.
+# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
+# two seed variances, and so more degrees of freedom.
 _SHARE_OF_MEAN, _SHARE_OF_DIFFERENCE = 2 / 3, 1 / 3
 _ONE_SEED = "one seed: the variance from seed to seed is unknown"
 _NOTHING_VARIES = "nothing varies, which is no certainty"
