@@ -11,7 +11,9 @@ import triton.language as tl
 
 
 @triton.jit
-def sum_rows(products_RC, sums_R, R, C, scale, offset, SIGMOID: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def sum_rows(
+    products_RC, sums_R, R, C, scale, offset, SIGMOID: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Sum ROWS rows over all C columns in one program, reading each product once."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # row · C may exceed the int32 range.

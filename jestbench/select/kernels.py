@@ -4,9 +4,9 @@
 without triton, with JESTBENCH_FUSED=0 in the environment, or on a device where the kernel fails its one test against
 the dense formula. Products and sums have full fp32 precision, never TF32.
 
-A kernel that makes the products itself writes no tile, and was three times slower on an H200: without tensor cores, which
-have no fp32, Triton's product is far from cuBLAS's, while to write and read a tile takes a sixteenth of its product's time
-(163,840 × 2048 × 768; docs/selection.md).
+A kernel that makes the products itself writes no tile, and was three times slower on an H200: without tensor cores,
+which have no fp32, Triton's product is far from cuBLAS's, while to write and to read a tile takes a sixteenth of the
+time of its product (163,840 × 2048 × 768; docs/selection.md).
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
     if selection.score_B is not None and selection.score_B.shape != (len(scores),):
         raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
-    return distributed.world().agreed(selection if index_K is selection.index_K else replace(selection, index_K=index_K))
+    return distributed.world().agreed(
+        selection if index_K is selection.index_K else replace(selection, index_K=index_K)
+    )
 
 
 def _moved(state: Any, device: torch.device) -> Any:

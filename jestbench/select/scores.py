@@ -33,6 +33,7 @@ beside the learner, and a pretrained model that grades pairs (``values["g"]``)."
 SIDES: tuple[Side, ...] = get_args(Side)
 PairLoss = Literal["own", "in_batch"]
 
+
 class ScoreError(ValueError):
     """A score is not finite, or scores do not fit together; the message names the scores."""
 
