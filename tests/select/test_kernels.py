@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jestbench.select import kernels
+from jestbench.select import kernels, tiles
+
+MATMUL = torch.backends.cuda.matmul
 
 # In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """
@@ -82,6 +84,21 @@ def test_machine_code_for_a_gpu_comes_without_one(capability: int) -> None:
     assert len(done.stdout.split()) == 2
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")] if hasattr(MATMUL, "fp32_precision") else []
+)
+def test_products_are_exact_whatever_the_caller_has_set(
+    flag: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MATMUL, flag, value)
+    with tiles.exact_products(torch.device("cpu")):
+        assert MATMUL.fp32_precision == "ieee"
+        assert not MATMUL.allow_tf32
+        with torch.autocast("cpu", torch.bfloat16), tiles.exact_products(torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert getattr(MATMUL, flag) == value
+
+
 def dense(left: torch.Tensor, right: torch.Tensor, scale: float, offset: float, loss: str) -> torch.Tensor:
     logits = scale * left @ right.T + offset
     return torch.nn.functional.softplus(logits).sum(1) if loss == "sigmoid" else logits.logsumexp(1)
@@ -115,11 +132,13 @@ def test_a_kernel_is_trusted_once_it_is_proven(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_equal_to_the_plain_path_on_a_gpu() -> None:
-    left, right = (torch.randn(n, 96, device="cuda") / 96**0.5 for n in (300, 170))
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (300, 170, 96), (513, 2100, 40), (70_000, 300, 16)])
+def test_equal_to_the_plain_path_on_a_gpu(rows: int, columns: int, width: int) -> None:
+    left, right = (torch.randn(n, width, device="cuda") / width**0.5 for n in (rows, columns))
     for loss, offset in (("sigmoid", -10.0), ("softmax", 0.0)):
         logits = 10 * left.double() @ right.double().T + offset
         wanted = torch.nn.functional.softplus(logits).sum(1) if loss == "sigmoid" else logits.logsumexp(1)
-        torch.testing.assert_close(
-            kernels.row_sums(left, right, 10.0, offset, loss), wanted.float(), rtol=1e-5, atol=1e-5
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # a setting of the caller's
+            found = kernels.row_sums(left, right, 10.0, offset, loss)
+        torch.testing.assert_close(found, wanted.float(), rtol=2e-5, atol=1e-5)
