@@ -7,7 +7,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,16 +88,24 @@ def test_machine_code_for_a_gpu_comes_without_one(capability: int) -> None:
 @pytest.mark.parametrize(
     ("flag", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")] if hasattr(MATMUL, "fp32_precision") else []
 )
-def test_products_are_exact_whatever_the_caller_has_set(
-    flag: str, value: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MATMUL, flag, value)
-    with tiles.exact_products(torch.device("cpu")):
-        assert MATMUL.fp32_precision == "ieee"
-        assert not MATMUL.allow_tf32
-        with torch.autocast("cpu", torch.bfloat16), tiles.exact_products(torch.device("cpu")):
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    assert getattr(MATMUL, flag) == value
+def test_products_are_exact_whatever_the_caller_has_set(flag: str, value: object) -> None:
+    with flag_of_matmul(flag, value):
+        with tiles.exact_products(torch.device("cpu")):
+            assert MATMUL.fp32_precision == "ieee"
+            assert not MATMUL.allow_tf32
+            with torch.autocast("cpu", torch.bfloat16), tiles.exact_products(torch.device("cpu")):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert getattr(MATMUL, flag) == value
+
+
+@contextmanager
+def flag_of_matmul(flag: str, value: object) -> Iterator[None]:
+    before = getattr(MATMUL, flag)
+    setattr(MATMUL, flag, value)
+    try:
+        yield
+    finally:
+        setattr(MATMUL, flag, before)
 
 
 def dense(left: torch.Tensor, right: torch.Tensor, scale: float, offset: float, loss: str) -> torch.Tensor:
@@ -138,7 +147,6 @@ def test_equal_to_the_plain_path_on_a_gpu(rows: int, columns: int, width: int) -
     for loss, offset in (("sigmoid", -10.0), ("softmax", 0.0)):
         logits = 10 * left.double() @ right.double().T + offset
         wanted = torch.nn.functional.softplus(logits).sum(1) if loss == "sigmoid" else logits.logsumexp(1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # a setting of the caller's
+        with flag_of_matmul("allow_tf32", True):  # a setting of the caller's
             found = kernels.row_sums(left, right, 10.0, offset, loss)
         torch.testing.assert_close(found, wanted.float(), rtol=2e-5, atol=1e-5)
