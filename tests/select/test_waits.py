@@ -104,7 +104,7 @@ def test_a_loss_and_its_gradients_wait_for_nothing(
     monkeypatch.setattr(losses, "DENSE_BYTES", dense_bytes)
     with Pretended() as gpu:
         image_KD, text_KD, scale, bias, weight_K = (
-            torch.rand(*shape).to("cuda").requires_grad_() for shape in ((40, 8), (40, 8), (), (), (40,))
+            torch.rand(shape).to("cuda").requires_grad_() for shape in ((40, 8), (40, 8), (), (), (40,))
         )
         gpu.clear()
         LOSSES[loss](image_KD, text_KD, scale, bias, weight_K.detach()).backward()
