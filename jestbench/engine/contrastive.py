@@ -200,6 +200,8 @@ class ContrastiveTraining(Training):
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
         objective = Contrastive(run.loss, mix, reruns, run.train_microbatch)
+        if setting.compiled:
+            model.compile_blocks()
         return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, run.microbatch)
 
     def loss(self, run: Run) -> LossName:

@@ -88,6 +88,8 @@ class Regression(Training):
         run, tokenizer = setting.run, setting.pairs.tokenizer
         model = self.build(run, tokenizer).to(setting.arithmetic.device)
         prices = {FULL: Price.of(model, setting.example)}
+        if setting.compiled:
+            model.compile_blocks()
         return Learner(model, GradedObjective(model, self, tokenizer), run.optimizer, setting.arithmetic, prices)
 
     def described(self) -> dict[str, Any]:

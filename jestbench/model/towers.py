@@ -272,6 +272,15 @@ class TwoTowers(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks of both towers by ``torch.compile``, each kind of block once for all of its kind.
+
+        Blocks do nearly all the work, run under every view, and take a fraction of the time that whole towers take to
+        compile. Weights, their names and the traced price stay as they are.
+        """
+        for block in (*self.image.backbone.blocks, *self.text.blocks):
+            block.compile(backend=backend)
+
     @contextmanager
     def checkpointing(self, enabled: bool) -> Iterator[None]:
         """Checkpoint activations: forward keeps each block's input alone, backward reruns the block (arXiv 1604.06174).
