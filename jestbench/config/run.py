@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jestbench.batch import FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
@@ -99,6 +99,8 @@ class Run:
         microbatch: pairs that a tower scores at once.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
             (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+        compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
+            budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
@@ -139,6 +141,7 @@ class Run:
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | None = None
     grad_checkpointing: bool = False
+    compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
+from jestbench.engine.measured import Measured
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -20,12 +21,31 @@ Read = Callable[[Tensor], Batch]
 
 @dataclass(frozen=True)
 class Update:
-    """What one training step did."""
+    """What one training step did.
 
-    loss: float
+    Attributes:
+        measured: loss and gradient norm, which a GPU may still have to compute.
+        learning_rate: of the step.
+        passes: what it cost.
+    """
+
+    measured: Measured
     learning_rate: float
-    gradient_norm: float
     passes: tuple[Pass, ...]
+
+    @property
+    def loss(self) -> float:
+        """The loss.
+
+        Raises:
+            NonFiniteLoss: loss or gradient of the step are NaN or infinite; it has changed no parameter.
+        """
+        return self.measured.read()[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """The gradient's norm before clipping; raises as ``loss`` does."""
+        return self.measured.read()[1]
 
 
 class Actor(ABC):

@@ -28,13 +28,11 @@ class EmbeddingRows(RowContent):
         self.width = model.width
         self.widths = {"image": self.width, "text": self.width, "pair": 1}
 
-    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
-        """Embeddings ``[P, D]`` under one tower."""
-        device = self.arithmetic.device
+    def encode(self, name: RowName, batch: Batch) -> Tensor:
+        """Embeddings ``[B, D]`` under one tower."""
         if name == "text":
-            return self.model.encode_text(batch.tokens(self.model.tokenizer)[index_P].to(device), self.view)
-        images_PCHW, key_P = batch.images_BCHW[index_P].to(device), batch.image_key_B[index_P].to(device)
-        return self.model.encode_image(images_PCHW, self.view, key_P)
+            return self.model.encode_text(batch.tokens(self.model.tokenizer), self.view)
+        return self.model.encode_image(batch.images_BCHW, self.view, batch.image_key_B)
 
     def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
         """Each tower, and the own logits of pairs where any are asked for."""
@@ -81,7 +79,7 @@ class EmbeddingRows(RowContent):
                 break
             # Another candidate may hold the text or image that a damaged pair was read for: look again without it.
             intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
-        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source)
+        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source.texts)
         # In float64 the order of the sum cannot show after rounding.
         cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
         return cosine_P1
@@ -106,7 +104,12 @@ class _ReadOnce:
         texts_M = self._batch.text_key_B != text_key_P[self._position_M]
         return self._position_M[images_M | texts_M]
 
-    def __call__(self, index_M: Tensor) -> Batch:
+    def __call__(self, index_M: Tensor, images: bool = True) -> Batch:
         if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
             return self._read(index_M)  # the shared file has been cut since
-        return self._batch.take(torch.searchsorted(self._position_M, index_M))
+        batch = self._batch if images else self._batch.without_images()
+        return batch.take(torch.searchsorted(self._position_M, index_M))
+
+    def texts(self, index_M: Tensor) -> Batch:
+        """The pairs without their images, which no text tower reads."""
+        return self(index_M, images=False)

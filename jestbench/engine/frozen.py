@@ -16,10 +16,11 @@ from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
 from jestbench.engine.actor import Actor, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
+from jestbench.engine.feed import on_device
 from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import own_terms
-from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic, to_device
 from jestbench.select.losses import LossName
 from jestbench.select.scores import NonFiniteScore, Role, Scores
 
@@ -67,8 +68,8 @@ class RowContent(ABC):
         self.arithmetic, self.price = arithmetic, Price.of(self.model, example, view)
 
     @abstractmethod
-    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
-        """The rows ``[P, width]`` of some pairs of a batch."""
+    def encode(self, name: RowName, batch: Batch) -> Tensor:
+        """The rows ``[B, width]`` of a batch; what they are made of lies on the device."""
 
     @abstractmethod
     def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
@@ -155,11 +156,11 @@ class FrozenActor(Actor):
         )
         counts = {name: self._sighted(name, key_B) for name, key_B in keys.items()}
 
-        def source(index_M: Tensor) -> Batch:
-            return own if len(index_M) == len(own) else own.take(index_M)
-
-        found = {name: self.rows(name, key_P, source) for name, key_P in own_keys.items()}
-        rows = {name: self.world.collect(row_PD.to(device), len(batch)) for name, row_PD in found.items()}
+        found = {
+            name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
+            for name, key_P in own_keys.items()
+        }
+        rows = {name: self.world.collect(to_device(row_PD, device), len(batch)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
@@ -220,9 +221,16 @@ class FrozenActor(Actor):
         Raises:
             NonFiniteScore: a value is NaN or infinite.
         """
-        with torch.no_grad(), self.content.arithmetic.autocast():
-            blocks = [self.content.encode(name, batch, index)[:count] for index, count in self._blocks(len(batch))]
-        row_ND = torch.cat(blocks)
+        content, blocks = self.content, list(self._blocks(len(batch)))
+        feed = on_device(
+            [batch.take(index) for index, _ in blocks],
+            content.arithmetic.device,
+            None if name == "image" else content.model.tokenizer,
+            keys=name == "image" and content.view.keep < 1,
+        )
+        with torch.no_grad(), content.arithmetic.autocast():
+            rows = [content.encode(name, part)[:count] for part, (_, count) in zip(feed, blocks, strict=True)]
+        row_ND = torch.cat(rows)
         if not bool(torch.isfinite(row_ND).all()):
             raise NonFiniteScore(f"the {self.role}'s {name} {self.content.noun} are NaN or infinite")
         return row_ND

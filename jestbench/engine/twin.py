@@ -18,6 +18,7 @@ from jestbench.batch import Batch, Pass
 from jestbench.data.half_pairs import HALVES, half_of
 from jestbench.engine.actor import Actor
 from jestbench.engine.frozen import FrozenActor
+from jestbench.parallel.arithmetic import to_device
 from jestbench.select.scores import Embeddings, Scores
 
 
@@ -49,7 +50,7 @@ class TwinActor(Actor):
             index_P = (half_B == half).nonzero().flatten()
             if len(index_P):
                 scores = self.trained[1 - half].score(batch.take(index_P))
-                found.append((index_P.to(scores.device), scores.side("reference")))
+                found.append((to_device(index_P, scores.device), scores.side("reference")))
                 passes += scores.model_passes
         return Scores(unseen=tuple(found), model_passes=passes)
 

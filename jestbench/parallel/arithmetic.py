@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A copy to CUDA goes through page-locked memory, and the host does not wait for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

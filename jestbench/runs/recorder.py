@@ -107,7 +107,8 @@ class Recorder:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
             mend = "lower optimizer.learning_rate, or look at the data of that step"
-            raise NonFiniteLoss(f"step {progress.step}: {error}: {mend}") from error
+            step = progress.step - getattr(error, "late", False)
+            raise NonFiniteLoss(f"step {step}: {error}: {mend}") from error
         finally:
             progress.seconds += time.perf_counter() - start
 
@@ -131,6 +132,10 @@ class Recorder:
         if self.world.size > 1:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
+        checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
+        if evaluate or checkpointed or self.stop_asked or self.metrics.due(progress.step):
+            with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
+                update.measured.read()
         found = self._evaluate(progress) if evaluate else {}
         table = self._examples(progress.step, batch, selection, before, after)
         if evaluate or table is not None or self.metrics.due(progress.step):
@@ -147,7 +152,7 @@ class Recorder:
             budget = progress.ledger.total if asked is None else int(asked) + self.allowance.added
             RunFolder(self.run_dir).write_results(budget, self.results)
         self.metrics.progress(after, progress.pairs_seen, progress.ledger.total, progress.seconds)
-        if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
+        if self.stop_asked or checkpointed:
             self.save(progress)
 
     def _examples(
