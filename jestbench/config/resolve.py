@@ -31,6 +31,7 @@ from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 from jestbench.disk import shown
+from jestbench.parallel.arithmetic import number_format
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -182,7 +183,7 @@ def resolve(
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identity),
+        config_hash=arm_hash(flat, needs, identity, number_format(run.device, run.precision)),
         stands_on=stands_on,
         warnings=warnings,
     )

@@ -94,7 +94,8 @@ class Run:
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
         reference_view: the view that the reference is scored under.
-        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
+            the arm.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
