@@ -126,11 +126,17 @@ def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Diff
     if model.run is not None:
         # Which split a frozen model is trained on differs by design, and with it what is in that split.
         common = set(run.split.split("+")) & set(model.run.split.split("+"))
-        ignored = NOT_THE_PAIRS | (set(SPLITS) - common)
+        ignored = NOT_THE_PAIRS | (set(SPLITS) - common) | _idle(run.data, model.run.split)
         return list(_differences("run.data", model.run.data, run.data, names, ignored))
     if isinstance(model.recorded, Mapping) and "data" in model.recorded:
         return _recorded_differences(model.recorded, run.data)
     return None
+
+
+def _idle(data: Dataset, split: str) -> frozenset[str]:
+    """Parameters of the noise, where all that the model is trained on is clean whatever they are."""
+    clean: bool = set(split.split("+")) <= set(getattr(data, "clean", ()))
+    return getattr(data, "of_noisy", frozenset()) if clean else frozenset()
 
 
 def _differences(
@@ -153,4 +159,5 @@ def _recorded_differences(recorded: Mapping[str, Any], here: Dataset) -> list[Di
     kind, noise = type(here).__name__.lower(), getattr(here, "noise", None)
     if recorded["data"] != kind:
         return [Difference("run.data", recorded["data"], kind)]
-    return [] if recorded.get("noise") == noise else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]
+    same = recorded.get("noise") == noise or "noise" in _idle(here, str(recorded.get("split", "")))
+    return [] if same else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]

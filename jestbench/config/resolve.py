@@ -23,11 +23,12 @@ from jestbench.config.grammar import (
     read_binding,
     read_file,
 )
+from jestbench.config.hand_over import handed_over, take_over
 from jestbench.config.identity import arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
-from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
+from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 from jestbench.disk import shown
@@ -137,12 +138,14 @@ def resolve(
     chain: tuple[str, ...] = (),
     origin: str = COMMAND_LINE,
     recorded: ReadFolder | None = None,
+    handed: Sequence[Binding] = (),
 ) -> Resolved:
     """Files and bindings → a run. Bindings win over files, later over earlier.
 
     The order matters, since gin's state is global and a frozen model's own run passes through it too:
 
-    1. read files and command line, and check names and types (an ``import`` in a file registers policies);
+    1. read files and command line, and check names and types (an ``import`` in a file registers policies); a frozen
+       model's run takes over what the run above hands it (``config/hand_over.py``);
     2. bind and build; what gin held then is a ``Snapshot``, and gin is empty again;
     3. check that all was used, and take the texts and the flat configuration, from the snapshot;
     4. resolve the frozen models, which are steps 1 to 5 of their own;
@@ -156,14 +159,17 @@ def resolve(
         chain: run files being resolved, to refuse a circle.
         origin: where the bindings are written, for messages.
         recorded: reads a run folder that is bound in a role (``jestbench.runs.open_folder.recorded``).
+        handed: what the run that stands on this one hands over.
 
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
     """
-    read = _read(files, bindings, beside, origin)
+    read, inherited = _read(files, bindings, beside, origin), Inherited()
+    if handed:
+        read, inherited = take_over(read, Path(files[0]), len(bindings), handed)
     run, name, held = _build(read)
     _check_augment(run, read)
-    check_used(held, read, allow_unused)
+    check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     assert not isinstance(run.policy, str)
     needs = frozenset(run.policy.needs)
@@ -174,7 +180,11 @@ def resolve(
         )
     stands_on = _stands_on(run, read, chain, recorded)
     warnings = _check_frozen(run, read, stands_on, recorded)
-    identity = {role: "".join(identity_of(stand, recorded) for stand in stands) for role, stands in stands_on.items()}
+    shared = {role: role != "reference" or run.reference_seed == "shared" for role in stands_on}
+    identity = {
+        role: "".join(identity_of(stand, recorded, shared[role]) for stand in stands)
+        for role, stands in stands_on.items()
+    }
     identity |= {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
     return Resolved(
         run,
@@ -185,6 +195,7 @@ def resolve(
         config_hash=arm_hash(flat, needs, identity),
         stands_on=stands_on,
         warnings=warnings,
+        inherited=inherited,
     )
 
 
@@ -305,15 +316,23 @@ def _pretrained(
             f"{where}run.twin trains the reference twice, on two halves: bind run.reference to a run file, not to the "
             f"folder {file!r}"
         )
+    if path.is_dir() and role == "reference" and run.reference_seed == "own":
+        raise ConfigError(
+            f"{where}run.reference_seed = 'own' trains the reference anew for each seed: bind run.reference to a run "
+            f"file, not to the folder {file!r}"
+        )
     if path.is_dir():
         return path
     if str(path) in chain:
         raise ConfigError(f"{where}{key} = {file!r} needs itself as a {role}")
     origin = key if bound is None else f"{key} at {bound.where}"
+    handed = handed_over(run, bindings, role)
     try:
-        found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded)
+        found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded, handed)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in the {role} {shown(path)})") from error
+        size = f"; the arm hands over model.image_size = {run.model.image_size}: bind the {role}'s own, or another "
+        size += f"model.patch_size, behind its file in {key}"
+        raise ConfigError(f"{error} (in the {role} {shown(path)}){size if 'patch' in str(error) else ''}") from error
     if found.run.training.kind != kind:
         raise ConfigError(f"{where}{key} = {file!r} {found.run.training.does}: bind {key} to a run like {usual}")
     return found

@@ -110,4 +110,11 @@ def check(resolved: Resolved) -> None:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
         check(needed)
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")
+    taken, kept = resolved.inherited.described()
+    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
+    for line in (
+        *(f"taken over: {text}" for text in taken),
+        *(f"kept, bound by its own file: {text}" for text in kept),
+    ):
+        print(f"#   {line}")
+    print(resolved.operative)

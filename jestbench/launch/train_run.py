@@ -174,7 +174,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
-    brought = _references(folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
+    brought = _references(resolved, folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -232,13 +232,16 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Met
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
+def _references(resolved: Resolved, folders: Sequence[Path]) -> list[ReferenceEntry]:
     """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
-    entries = []
+    entries, seeding = [], resolved.run.reference_seed
     for half, folder in enumerate(folders):
-        summary = ended(folder)
-        name = f"{summary.arm or 'reference'}{f' (half {half})' if len(folders) > 1 else ''}"
-        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in))
+        summary, stand = ended(folder), resolved.stands_on["reference"][half]
+        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
+        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
+        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
+        origin = summary.seed, seeding, tuple(taken), tuple(kept)
+        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin))
     return entries
 
 

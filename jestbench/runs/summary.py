@@ -20,11 +20,19 @@ class ReferenceEntry:
         name: label of the run that trained it.
         run_dir: that run's folder, absolute or relative to the folder of the run that it served.
         pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+        seed: of its training.
+        seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
+        taken_over: parameters that it took over from the arm, each with its value.
+        kept: parameters that its own file binds otherwise than the arm, each with both values.
     """
 
     name: str
     run_dir: str
     pretrain_flops: int
+    seed: int | None = None
+    seeding: Literal["shared", "own"] = "shared"
+    taken_over: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
