@@ -83,7 +83,7 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     if "learner" not in needs:
         yield "run.score_view"
     if "reference" not in needs and not cascaded:
-        yield from ("run.reference_view", "run.reference_seed", "run.twin")
+        yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
     if not needs & PRETRAINED.keys() and not cascaded:
         yield from ("run.reference_accounting", "cache.dtype")
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jestbench.config.fitting import Trained, data_warnings, other_loss
+from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
@@ -179,7 +179,7 @@ def resolve(
             f"{name!r} selects: bind run.policy to uniform"
         )
     stands_on = _stands_on(run, read, chain, recorded)
-    warnings = _check_frozen(run, read, stands_on, recorded)
+    warnings, split = _check_frozen(run, read, stands_on, recorded)
     shared = {role: role != "reference" or run.reference_seed == "shared" for role in stands_on}
     identity = {
         role: "".join(identity_of(stand, recorded, shared[role]) for stand in stands)
@@ -196,6 +196,7 @@ def resolve(
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,
+        calibrated_on=split,
     )
 
 
@@ -343,8 +344,11 @@ def _check_frozen(
     bindings: Sequence[Binding],
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]],
     recorded: ReadFolder | None,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], str | None]:
     """What is doubtful about the frozen models that a run scores with; one that its budget adds is never run.
+
+    Returns:
+        Warnings, and the split that the reference is calibrated on.
 
     Raises:
         ConfigError: the reference was trained on another loss, and more than its cosines is used.
@@ -354,7 +358,9 @@ def _check_frozen(
     where = _place("run.loss", bindings).removesuffix(": ") or "the default"
     if refused := other_loss(run, models, where):
         raise ConfigError(_place("run.reference", bindings) + refused)
-    return data_warnings(run, models, {cls: name for name, cls in configurables().items()})
+    split = calibrated_on(run, models)
+    names = {cls: name for name, cls in configurables().items()}
+    return (*calibration_warnings(run, models, split), *data_warnings(run, models, names)), split
 
 
 def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> Trained:

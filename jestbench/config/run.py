@@ -87,6 +87,10 @@ class Run:
             ``first_sight``, ``amortised``.
         reference_seed: ``shared``, the reference's own: one reference serves all seeds of an arm; or ``own``: the run
             hands its seed over, so that one reference is trained for each seed.
+        reference_calibrate: fit the reference's t and b₀ to this run's loss before the first step, where they are
+            used, on up to 16 batches of the split that it was trained on. Without it a reference of another loss is
+            refused. The passes are charged: ``flops/reference_score`` by ``reference_accounting`` as for any pair,
+            ``flops/pairwise`` for the logits.
         twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
             each pair by the one that has not seen it; both are charged.
         half: draw only from the half of the split whose images' content keys have this low bit.
@@ -129,6 +133,7 @@ class Run:
     reference: Casting | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
     reference_seed: ReferenceSeed = "shared"
+    reference_calibrate: bool = False
     twin: bool = False
     half: Half | None = None
     scorer: Casting | str | tuple[str, ...] | None = None
@@ -271,6 +276,7 @@ class Resolved:
             under ``run.twin``, by the half of the split that each is trained on.
         warnings: what is doubtful about the configuration.
         inherited: what it took over from the run that stands on it.
+        calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
     """
 
     run: Run
@@ -282,6 +288,7 @@ class Resolved:
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     inherited: Inherited = field(default_factory=Inherited)
+    calibrated_on: str | None = None
 
     @property
     def policy(self) -> Policy:

@@ -265,6 +265,12 @@ class TwoTowers(nn.Module):
         """t and b₀ as numbers."""
         return float(self.scale.detach()), float(self.bias.detach())
 
+    def rescale(self, scale: float, bias: float) -> None:
+        """Set t and b₀."""
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(scale))
+            self.bias.fill_(bias)
+
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""
         with torch.no_grad():
