@@ -144,8 +144,7 @@ def resolve(
 
     The order matters, since gin's state is global and a frozen model's own run passes through it too:
 
-    1. read files and command line, and check names and types (an ``import`` in a file registers policies); a frozen
-       model's run takes over what the run above hands it (``config/hand_over.py``);
+    1. read and check names and types (an ``import`` registers policies); take over what the run above hands down;
     2. bind and build; what gin held then is a ``Snapshot``, and gin is empty again;
     3. check that all was used, and take the texts and the flat configuration, from the snapshot;
     4. resolve the frozen models, which are steps 1 to 5 of their own;
@@ -164,9 +163,8 @@ def resolve(
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
     """
-    read, inherited = _read(files, bindings, beside, origin), Inherited()
-    if handed:
-        read, inherited = take_over(read, Path(files[0]), len(bindings), handed)
+    read = _read(files, bindings, beside, origin)
+    read, inherited = take_over(read, Path(files[0]), len(bindings), handed) if handed else (read, Inherited())
     run, name, held = _build(read)
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
@@ -180,24 +178,29 @@ def resolve(
         )
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
-    shared = {role: role != "reference" or run.reference_seed == "shared" for role in stands_on}
-    identity = {
-        role: "".join(identity_of(stand, recorded, shared[role]) for stand in stands)
-        for role, stands in stands_on.items()
-    }
-    identity |= {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
     return Resolved(
         run,
         name,
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identity),
+        config_hash=arm_hash(flat, needs, _identities(run, stands_on, recorded)),
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,
         calibrated_on=split,
     )
+
+
+def _identities(
+    run: Run, stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]], recorded: ReadFolder | None
+) -> dict[Pretrained, str]:
+    """Identities of the frozen models, by role; without the seed of a reference that is given the arm's."""
+    found: dict[Pretrained, str] = {}
+    for role, stands in stands_on.items():
+        seeded = role != "reference" or run.reference_seed == "shared"
+        found[role] = "".join(identity_of(stand, recorded, seeded) for stand in stands)
+    return found | {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
 
 
 def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import summary_of
 
+from jestbench.compare.analysis import analyse
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.launch.command import main
@@ -199,15 +200,38 @@ def test_each_run_below_is_handed_it() -> None:
         assert stand.run.loss == expected
 
 
-def test_another_world_goes_to_the_reference_with_its_tokenizer() -> None:
-    """A policy's own file then serves every world; what the reference's includes bind of the icons is left out."""
+POLICIES = sorted(path.stem for path in Path("gin/policy").glob("*.gin"))
+
+
+@pytest.mark.parametrize("world", ["webdataset", "iconify_noise", "tiny"])
+def test_every_policys_own_file_serves_every_world(world: str) -> None:
+    """What the reference's includes bind of the icons is left out, and nothing is warned of."""
     data = ("tokenizer.length=20", "captions.lower=True", "webdataset.curated='few.tar'", "webdataset.pool='pool.tar'")
-    for policy, role in (("jest", "reference"), ("rho_loss", "reference"), ("cappy", "scorer")):
-        run = resolved(policy, *data, file="gin/run/webdataset.gin")
+    stood_on = 0
+    for policy in POLICIES:
+        run = resolved(policy, *(data if world == "webdataset" else ()), file=f"gin/run/{world}.gin")
         assert run.warnings == ()
-        stand = below(run, role)
-        assert stand.run.data == run.run.data
-        assert not any(key.startswith("icons.") for key in stand.flat)
+        for stand in run.below:
+            stood_on += 1
+            assert stand.run.data == run.run.data
+            assert not any(key.startswith("icons.") for key in stand.flat)
+    assert stood_on > 20
+
+
+def test_shipped_references_of_the_shipped_worlds_take_nothing_over() -> None:
+    """So that no arm whose results stand in the docs is another arm than before there was a hand-over."""
+    for policy in POLICIES:
+        for stand in resolved(policy, file=ICONS).below:
+            assert (stand.inherited.taken, stand.inherited.kept) == ({}, {})
+    for world, file in (
+        ("tiny", "tiny_reference"),
+        ("iconify", "iconify_reference"),
+        ("iconify", "iconify_irreducible"),
+        ("iconify_noise", "iconify_noise_reference"),
+    ):
+        stand = below(resolved("jest", f"run.reference='gin/run/{file}.gin'", file=f"gin/run/{world}.gin"))
+        alone = resolve.resolve([f"gin/run/{file}.gin"])
+        assert (stand.config_hash, stand.inherited.taken) == (alone.config_hash, {})
 
 
 def test_data_of_its_own_stay_with_the_reference(tmp_path: Path) -> None:
@@ -241,6 +265,14 @@ def test_one_reference_a_seed(tmp_path: Path) -> None:
     assert len(set(folders)) == 3
     hashes = [summary["config_hash"] for summary in runs.values()]
     assert hashes[0] == hashes[1] != hashes[2] == hashes[3], "the seeds of an arm are one arm"
+    for seeding, note, absent in (
+        ("shared", "one model tiny_reference (one seed) serves the seeds 1, 2", "of its own"),
+        ("own", "arm jest: each seed (1, 2) has a reference of its own", "one model"),
+    ):
+        folders = [tmp_path / f"{seeding}{seed}" for seed in (1, 2)]
+        warnings = "\n".join(analyse(folders, "zero_shot_top5", "jest", None, "again").warnings)
+        assert note in warnings
+        assert absent not in warnings
 
 
 def test_a_seed_of_the_references_own_is_refused_with_one_a_seed(tmp_path: Path) -> None:
