@@ -544,6 +544,7 @@ BATCHES, FORECAST, RESULTS = (
     "jestbench/launch/forecast.py",
     "jestbench/evals/results.py",
 )
+CAPPY, PLANNED = "tests/engine/test_cappy.py", "tests/launch/test_forecast.py"
 RUN, CACHE, CASCADES, TWIN = (
     "tests/launch/test_run.py",
     "tests/engine/test_cache.py",
@@ -571,7 +572,7 @@ FROZEN_MODELS = (
         FROZEN,
         "row_MD[other_M.to(row_MD.device)] = torch.nan",
         "pass",
-        f"{CASCADES} {CACHE}",
+        CAPPY,
     ),
     Mutant("rows are counted as found", FROZEN, "self.hits += len(key_B) - computed", "self.hits += len(key_B)", CACHE),
     Mutant(
@@ -586,7 +587,7 @@ FROZEN_MODELS = (
         FROZEN,
         'self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]',
         'self.hits = own["hits"]',
-        f"{CACHE} {RUN}",
+        CAPPY,
     ),
 )
 
@@ -641,14 +642,14 @@ FORECASTS = (
         FORECAST,
         'first if resolved.run.reference_accounting == "online" else first - price.first_sight',
         "first",
-        "tests/cost tests/engine/test_cache.py tests/launch tests/data/test_cascade.py",
+        PLANNED,
     ),
     Mutant(
         "one half of a twin is forecast",
         FORECAST,
         "role: len(stands) * (",
         "role: 1 * (",
-        f"{TWIN} tests/cost tests/config",
+        PLANNED,
     ),
     Mutant(
         "an amortised reference is forecast",
