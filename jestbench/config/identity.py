@@ -93,7 +93,7 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     if "learner" not in needs:
         yield "run.score_view"
     if "reference" not in needs and not cascaded:
-        yield from ("run.reference_view", "run.twin")
+        yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
     if not needs & PRETRAINED.keys() and not cascaded:
         yield from ("run.reference_accounting", "cache.dtype")
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
@@ -101,9 +101,15 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
         yield "run.train_microbatch"
 
 
-def identity_of(stand: Resolved | Path, recorded: ReadFolder | None) -> str:
-    """Configuration and seed of a frozen model's run; the same wherever its folder lies."""
+def identity_of(stand: Resolved | Path, recorded: ReadFolder | None, seeded: bool = True) -> str:
+    """Configuration and seed of a frozen model's run; the same wherever its folder lies.
+
+    Args:
+        stand: the run, or its folder.
+        recorded: reads a folder.
+        seeded: false where the run's seed is the arm's, which no arm's identity holds.
+    """
     if isinstance(stand, Resolved):
-        return f"{stand.config_hash}{stand.run.seed}"
+        return f"{stand.config_hash}{stand.run.seed if seeded else ''}"
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
     return recorded(stand).identity or str(stand)
