@@ -232,8 +232,8 @@ class Run:
         taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
-        rungs, cooldown = tuple(map(int, self.optimizer.rungs)), self.optimizer.cooldown
-        least = rungs[0] if rungs else int(self.budget)
+        rungs, cooldown = self.optimizer.rungs, self.optimizer.cooldown if self.optimizer.rungs else 0.0
+        least = rungs[0] if rungs else self.budget
         name = "the first of optimizer.rungs" if rungs else "run.budget"
         if least + added - taken <= 0:
             raise ValueError(
@@ -246,7 +246,15 @@ class Run:
                 f"budget.includes takes out of it, so that its cool-down (optimizer.cooldown = {cooldown}) would begin "
                 f"inside the warm-up (optimizer.warmup = {self.optimizer.warmup} of it): begin with a higher rung"
             )
-        return Allowance(int(self.budget) + added - taken, None, None, taken, added, rungs, cooldown)
+        return Allowance(
+            int(self.budget) + added - taken,
+            None,
+            None,
+            taken,
+            added,
+            tuple(int(rung) + added for rung in rungs),
+            cooldown,
+        )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Allowance:
         pairs: pairs seen, or ``None``.
         pretrain: FLOPs of pre-training that were taken out of the budget.
         added: FLOPs that were added to the budget.
-        rungs: of a ladder, FLOPs as configured, ascending; empty for a run without.
+        rungs: of a ladder, FLOPs as configured, with those that were added, ascending; empty for a run without.
         cooldown: share of each rung that is its cool-down.
     """
 
@@ -92,7 +92,7 @@ class Allowance:
         if self.pairs is not None:
             return pairs_seen / self.pairs
         assert self.flops is not None
-        flops = self.rungs[rungs_done] + self.added - self.pretrain if self.rungs else self.flops
+        flops = self.rungs[rungs_done] - self.pretrain if self.rungs else self.flops
         # Integers first: a quotient of 1 must mean that the budget is reached.
         return 1.0 if ledger.total >= flops else min(ledger.total / flops, BELOW_ONE)
 
@@ -108,4 +108,4 @@ class Allowance:
         """
         if not self.rungs or share >= 1 - self.cooldown:
             return share
-        return min(spent / self.rungs[0], 1 - self.cooldown)
+        return min(spent / (self.rungs[0] - self.added), 1 - self.cooldown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from jestbench.runs.checkpoint import Place
 from jestbench.runs.environment import environment
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.saved_model import trained_loss
-from jestbench.runs.summary import ScheduleRecord
 
 
 class RunFolderError(ConfigError):
@@ -65,7 +63,9 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         if held == own:
             return True
         if not _appends(folder.identity(), resolved):
-            ladder = ", to which rungs can be appended and nothing else be changed" if _rungs(folder.identity()) else ""
+            ladder = (
+                ", to which rungs can be appended and nothing else be changed" if folder.identity().get("rungs") else ""
+            )
             raise RunFolderError(
                 f"{run_dir} holds another run (arm configuration {held[0]}, seed {held[1]}; this is {own[0]}, seed "
                 f"{own[1]}){ladder}: see its {folder.operative_gin.name}"
@@ -86,27 +86,21 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
 
 def _identity(resolved: Resolved) -> dict[str, Any]:
     """What ``environment.json`` records of which run the folder holds."""
+    optimizer = resolved.run.optimizer
     return {
         "config_hash": resolved.config_hash,
         "seed": resolved.run.seed,
         "frontier_hash": resolved.frontier_hash,
-        "schedule": asdict(ScheduleRecord.of(resolved.run.optimizer)),
+        "rungs": list(optimizer.rungs),
+        "cooldown": optimizer.cooldown,
     }
-
-
-def _rungs(identity: Mapping[str, Any]) -> list[int]:
-    """The rungs of the ladder in a folder; empty where it holds none."""
-    found: list[int] = identity.get("schedule", {}).get("rungs", [])
-    return found
 
 
 def _appends(held: Mapping[str, Any], resolved: Resolved) -> bool:
     """Whether a run is the one that is held, with more rungs behind its last."""
-    own, old = _identity(resolved), _rungs(held)
-    new = list(own["schedule"]["rungs"])
-    longer = bool(old) and len(new) > len(old) and new[: len(old)] == old
-    same = all(held.get(name) == own[name] for name in ("seed", "frontier_hash"))
-    return longer and same and held["schedule"]["cooldown"] == own["schedule"]["cooldown"]
+    own, old = _identity(resolved), held.get("rungs", [])
+    longer = 0 < len(old) < len(own["rungs"]) and own["rungs"][: len(old)] == old
+    return longer and all(held.get(name) == own[name] for name in ("seed", "frontier_hash", "cooldown"))
 
 
 def _append(folder: RunFolder, resolved: Resolved) -> None:
@@ -115,11 +109,11 @@ def _append(folder: RunFolder, resolved: Resolved) -> None:
     A process that is killed in between leaves the folder to the same command, which begins again.
     """
     held, newest = folder.identity(), folder.newest_checkpoint()
-    old, rows = _rungs(held), folder.read_rows()[0]
+    old, rows = held["rungs"], folder.read_rows()[0]
     place = None if newest is None else Place.of(newest)
     if place is not None and place.branch is not None and place.rungs == len(old) - 1:
-        left = place.branch
-        rows = tuple(row if RUNG in row or row["step"] <= left else {RUNG: old[-1], **row} for row in rows)
+        left, rung = place.branch, {RUNG: old[-1] + resolved.added_flops}
+        rows = tuple(row if RUNG in row or row["step"] <= left else rung | row for row in rows)
         write_text(folder.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in rows))
     write_text(folder.config_gin, resolved.config)
     write_text(folder.operative_gin, resolved.operative)

@@ -21,6 +21,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
+from jestbench.evals.results import Results
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RUNG, RunFolder
@@ -75,6 +76,7 @@ class Recorder:
         self.stop_asked = False
         self._asked_here = False
         self.final: dict[str, float] = {}
+        self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -146,6 +148,8 @@ class Recorder:
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
+        if after >= 1 and self.world.first_of_all:
+            RunFolder(self.run_dir).write_results(self._budget(progress), self.results)
         whole = self.allowance.share(progress.ledger, progress.step, progress.pairs_seen, -1)
         self.metrics.progress(whole, progress.pairs_seen, progress.ledger.total, progress.seconds)
         if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
@@ -180,10 +184,12 @@ class Recorder:
         progress.rungs, progress.rung_flops = rungs, flops - progress.ledger.with_evaluation
         self.save(progress)
 
-    def _rung(self, progress: Progress) -> int | None:
-        """FLOPs of the rung whose branch the run is in; ``None`` on the trunk, to which the last cool-down belongs."""
-        on_trunk = progress.branch is None or progress.rungs >= len(self.allowance.rungs) - 1
-        return None if on_trunk else self.allowance.rungs[progress.rungs]
+    def _budget(self, progress: Progress) -> int:
+        """FLOPs at which the schedule ends: of the rung ahead, or of the run."""
+        if self.allowance.rungs:
+            return self.allowance.rungs[progress.rungs]
+        asked = self.resolved.run.budget
+        return progress.ledger.total if asked is None else int(asked) + self.allowance.added
 
     def _examples(
         self, step: int, batch: Batch, selection: Selection, before: float, after: float
@@ -201,17 +207,18 @@ class Recorder:
         return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
-        found, passes = self.stages.evaluator(self.stages.learner)
-        progress.ledger.charge(passes)
-        self.final = dict(found)
+        found = self.stages.evaluator(self.stages.learner)
+        progress.ledger.charge(found.passes)
+        self.final, self.results = dict(found.metrics), found.results
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        rung = self._rung(progress)
+        # To the trunk belongs the last rung's cool-down.
+        branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
             "step": progress.step,
-            **({} if rung is None else {RUNG: rung}),
+            **({RUNG: self._budget(progress)} if branched else {}),
             "pairs/seen": progress.pairs_seen,
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
@@ -265,7 +272,7 @@ class Recorder:
             policy=resolved.policy_name,
             config_hash=resolved.config_hash,
             frontier_hash=resolved.frontier_hash,
-            schedule=ScheduleRecord.of(resolved.run.optimizer),
+            schedule=ScheduleRecord(resolved.run.optimizer.schedule, allowance.rungs, allowance.cooldown),
             seed=resolved.run.seed,
             status=status,
             steps=progress.step,

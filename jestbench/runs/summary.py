@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jestbench.evals.measure import Measure
 from jestbench.runs.typed_json import from_json
-
-if TYPE_CHECKING:
-    from jestbench.engine.optimizer import Optimizer
 
 Ending = Literal["finished", "interrupted", "failed"]
 
@@ -36,19 +33,13 @@ class ScheduleRecord:
 
     Attributes:
         kind: ``cosine`` or ``ladder``.
-        rungs: FLOPs of a ladder's budgets, ascending.
+        rungs: FLOPs of a ladder's budgets, ascending, with what ``budget.adds`` adds to each.
         cooldown: share of each rung that is its cool-down; 0 without rungs.
     """
 
     kind: Literal["cosine", "ladder"] = "cosine"
     rungs: tuple[int, ...] = ()
     cooldown: float = 0.0
-
-    @staticmethod
-    def of(optimizer: Optimizer) -> ScheduleRecord:
-        """The schedule of an optimizer."""
-        rungs = tuple(map(int, optimizer.rungs))
-        return ScheduleRecord(optimizer.schedule, rungs, optimizer.cooldown if rungs else 0.0)
 
 
 @dataclass(frozen=True)
