@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Killed, final_model, rows_of, small_world, summary_of
+from helpers import ROOT, Killed, final_model, rows_of, small_world, summary_of
+from photos import write_numbered_shards
 
 from jestbench.batch import PURPOSES
 from jestbench.data.super_batches import SuperBatches
@@ -181,6 +182,27 @@ def test_branches_leave_no_trace(ladders: Callable[[str], Path], tmp_path: Path,
     assert [len(branch(ladders(name), rung)) > 1 for rung in RUNGS[:-1]] == [True, True]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_back(tmp_path: Path, workers: int) -> None:
+    """Its position, and its readers', who are ahead of the trunk when a branch ends."""
+    write_numbered_shards(tmp_path, [5, 9, 1, 7, 12, 3, 8, 6, 10])
+    file = tmp_path / "stream.gin"
+    lines = ['include "{root}/gin/run/tiny.gin"', "run.data = @stream()", "stream.beside = @synthetic()"]
+    lines += ['stream.shards = "{shards}/{{000..008}}.tar"', "stream.image_size = 16", "stream.lanes = 6"]
+    file.write_text("\n".join(lines).format(root=ROOT, shards=tmp_path))
+    command = ["--gin_file", str(file), *WORLD, *LADDER, f"loader.workers={workers}", "run.batch_size=10"]
+    share = WARMUP * RUNGS[0] / RUNGS[-1]
+    for name, more in (("full", [rungs(*RUNGS)]), ("plain", [rungs(RUNGS[-1]), f"optimizer.warmup={share!r}"])):
+        assert main([*command, *more, "--run_dir", str(tmp_path / name)]) == 0
+    kept = ("step", "pairs/", "train/", "data/")
+    one, other = (
+        [{key: value for key, value in row.items() if key.startswith(kept)} for row in trunk(tmp_path / name)]
+        for name in ("full", "plain")
+    )
+    assert one == other
+    assert branch(tmp_path / "full", RUNGS[1])
+
+
 def test_a_branch_is_the_end_of_a_shorter_ladder(ladders: Callable[[str], Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "short"
     assert main([*ARMS["jest"], rungs(*RUNGS[:2]), "--run_dir", str(run_dir)]) == 0
@@ -218,7 +240,7 @@ def snapshots(command: Sequence[str], run_dir: Path, into: Path) -> list[Path]:
 
     def take(name: str) -> None:
         nonlocal behind, last
-        done = seen[0].rungs if seen else 0
+        done = seen[-1].rungs if seen else 0
         behind += done > 1
         state = repr(sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in run_dir.rglob("*")))
         if (done == 1 or 0 < behind <= 4) and state.encode() != last:
