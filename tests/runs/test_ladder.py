@@ -190,7 +190,15 @@ def test_a_stream_goes_back(tmp_path: Path, workers: int) -> None:
     lines = ['include "{root}/gin/run/tiny.gin"', "run.data = @stream()", "stream.beside = @synthetic()"]
     lines += ['stream.shards = "{shards}/{{000..008}}.tar"', "stream.image_size = 16", "stream.lanes = 6"]
     file.write_text("\n".join(lines).format(root=ROOT, shards=tmp_path))
-    command = ["--gin_file", str(file), *WORLD, *LADDER, f"loader.workers={workers}", "run.batch_size=10"]
+    command = [
+        "--gin_file",
+        str(file),
+        *WORLD,
+        *LADDER,
+        f"loader.workers={workers}",
+        "run.batch_size=10",
+        "evaluate.points=1",
+    ]
     share = WARMUP * RUNGS[0] / RUNGS[-1]
     for name, more in (("full", [rungs(*RUNGS)]), ("plain", [rungs(RUNGS[-1]), f"optimizer.warmup={share!r}"])):
         assert main([*command, *more, "--run_dir", str(tmp_path / name)]) == 0
