@@ -28,6 +28,7 @@ TINY = ["--gin_file", "gin/run/tiny.gin"]
 REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
 QUICK = ["run.budget=4e9", "log.every=1", "log.progress=False", "run.device=cpu"]
 LADDER = ["optimizer.schedule=ladder", "optimizer.rungs=(2e9, 4e9)", "optimizer.cooldown=0.4"]
+LADDER += ["optimizer.learning_rate=5e-4"]  # a rate that stays at its peak lets last digits grow
 COARSE = ["cheap/view.patch_size=8", "cheap/view.resolution=16"]
 
 

@@ -91,10 +91,8 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.M
     steps = [row["step"] for row in logical_rows(shared / "jest")]
     assert steps == sorted(set(steps)), "only the first process writes"
     assert (shared / "jest" / "examples" / "index.html").is_file()
-    assert [len({row.get("ladder/rung") for row in logical_rows(shared / arm)}) for arm in ("ladder", "stream")] == [
-        2,
-        2,
-    ]
+    for arm in ("ladder", "stream"):
+        assert {row.get("ladder/rung") for row in logical_rows(shared / arm)} == {None, 2_000_000_000}
 
 
 @pytest.mark.gpu

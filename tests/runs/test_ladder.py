@@ -327,15 +327,17 @@ def test_appended_rungs_are_as_if_they_had_been_there(
     run_dir, whole = tmp_path / "run", ladders(name)
     hashes = []
     for count in (1, 2, 3):
-        assert main([*ARMS[name], rungs(*RUNGS[:count]), "--run_dir", str(run_dir), "--resume"]) == 0
+        by_folder = count == 3 and name == "jest"  # its own operative.gin, with other rungs
+        words = ["run.budget=None"] if by_folder else ARMS[name]
+        assert main([*words, rungs(*RUNGS[:count]), "--run_dir", str(run_dir), "--resume"]) == 0
         hashes.append(summary_of(run_dir)["config_hash"])
     assert ladder_outcome(run_dir) == ladder_outcome(whole)
     appended = summary_of(run_dir)["appended"]
     assert [entry["from"] for entry in appended] == [list(RUNGS[:1]), list(RUNGS[:2])]
     assert [entry["config_hash"] for entry in appended] == hashes[:2]
     assert [entry["at"] // RUNGS[number] for number, entry in enumerate(appended)] == [1, 1]
-    for file in ("config_gin", "operative_gin"):
-        assert getattr(RunFolder(run_dir), file).read_text() == getattr(RunFolder(whole), file).read_text()
+    assert RunFolder(run_dir).operative_gin.read_text() == RunFolder(whole).operative_gin.read_text()
+    assert f"{RUNGS[2]}" in RunFolder(run_dir).config_gin.read_text()
     assert RunFolder(run_dir).identity()["config_hash"] == hashes[2] == summary_of(whole)["config_hash"]
     assert main(["--run_dir", str(run_dir), "--resume"]) == 0, "its own operative.gin starts it again"
 
