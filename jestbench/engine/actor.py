@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Actor(ABC):
         trained_under: the views that its model was trained under.
         remembers: whether the run's accounting decides what a pair is charged (by default its first scoring only).
         amortised_macs: multiply-adds that no ledger was charged.
+        calibrated: t and b₀ of each of its models, where they were fitted to this run's loss.
     """
 
     role: Role
@@ -66,6 +67,7 @@ class Actor(ABC):
     trained_under: frozenset[View] = frozenset({FULL})
     remembers: bool = False
     amortised_macs: int = 0
+    calibrated: tuple[tuple[float, float], ...] = ()
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
@@ -97,6 +99,22 @@ class Actor(ABC):
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
+
+    def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
+        """Fit t and b₀ of a frozen model to a loss.
+
+        Args:
+            loss: the loss.
+            batches: pairs to fit on.
+            batch_size: b of the batches that the loss is meant for.
+
+        Returns:
+            The passes that it cost.
+
+        Raises:
+            ValueError: this kind of actor has no t and b₀ to fit.
+        """
+        raise ValueError(f"run.reference_calibrate: the {self.role} has no scale and bias that can be fitted")
 
     def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update | None:
         """One optimizer step on the chosen pairs; ``None`` for a frozen actor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
 from jestbench.engine.actor import Actor, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
+from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
 from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.model.towers import TwoTowers
@@ -167,6 +168,25 @@ class FrozenActor(Actor):
         """As ``Actor.forecast``."""
         return self._passes(dict.fromkeys(self.content.scored, count))
 
+    def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
+        """As ``Actor.calibrate``: scoring is charged like that of any pair, and the cosines of a batch once."""
+        if self.role != "reference":
+            return super().calibrate(loss, batches, batch_size)
+        cosines, passes = [], list[Pass]()
+        for batch in batches:
+            scores, count = self.score(batch), len(batch)
+            found = scores.side("reference")
+            cosines.append(found.image_BD.double() @ found.text_BD.double().T)
+            passes += [*scores.model_passes, Pass("pairwise", count * count * self.width, "logits of a calibration")]
+        self._rescale(self.world.first(lambda: fit(cosines, loss, batch_size)))
+        return tuple(passes)
+
+    def _rescale(self, scale_and_bias: Sequence[float]) -> None:
+        """Set the model's t and b₀."""
+        scale, bias = scale_and_bias
+        self.calibrated = ((scale, bias),)
+        self.content.model.rescale(scale, bias)
+
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
     ) -> tuple[Tensor, tuple[Pass, ...]]:
@@ -273,13 +293,16 @@ class FrozenActor(Actor):
         return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows each store of each process holds, and the counters."""
+        """How many rows each store of each process holds, and the counters; t and b₀ where they were fitted."""
         rows = {name: store.saved() for name, store in self._files.items()}
         own = rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
-        return {"processes": self.world.everybodys(own)}
+        fitted = {"calibrated": self.calibrated[0]} if self.calibrated else {}
+        return {"processes": self.world.everybodys(own), **fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: rows past it are cut."""
+        if "calibrated" in state:
+            self._rescale(state["calibrated"])
         own = state["processes"][self.world.rank]
         for name, store in self._files.items():
             store.restore(own[name])

@@ -267,6 +267,12 @@ class TwoTowers(nn.Module):
         scale, bias = torch.stack([self.scale.detach(), self.bias.detach()]).tolist()  # one read
         return scale, bias
 
+    def rescale(self, scale: float, bias: float) -> None:
+        """Set t and b₀."""
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(scale))
+            self.bias.fill_(bias)
+
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""
         with torch.no_grad():

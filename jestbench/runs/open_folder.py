@@ -67,7 +67,7 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         folder.config_gin.write_text(resolved.config, encoding="utf-8")
         folder.operative_gin.write_text(resolved.operative, encoding="utf-8")
         run = {"config_hash": resolved.config_hash, "seed": resolved.run.seed}
-        write_json(folder.environment_json, {"run": run, **environment()})
+        write_json(folder.environment_json, {"run": run, **environment(resolved.run.device, resolved.run.precision)})
     except OSError as error:
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
