@@ -115,7 +115,7 @@ def test_a_step_over_micro_batches_waits_for_nothing(tmp_path: Path, monkeypatch
 
 
 def test_a_run_goes_on_from_a_checkpoint_on_the_device_and_of_a_cpu(tmp_path: Path) -> None:
-    words = [*tiny("jest", 1.5e9), *SIZES, *STEPS, "run.checkpoints=3", "run.precision=fp32"]
+    words = [*tiny("hard_learner"), *SIZES, *STEPS, "run.checkpoints=3", "run.precision=fp32"]
     with Pretended():
         assert main([*words, "run.device=cuda", "--run_dir", str(tmp_path / "whole")]) == 0
         kill_before(2, [*words, "run.device=cuda", "--run_dir", str(tmp_path / "cut")])
@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_device_and_of_a_cpu(tmp_path: Pa
 def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
     every: int, tables: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether the step is logged at once, by a row or a table of examples, or only known to be wrong when the next one is taken."""
+    """Whether the step is logged at once, by a row or a table of examples, or read only when the next one is taken."""
     loss, calls = Contrastive.loss, iter(range(100))
 
     def spoilt(self: Contrastive, *more: Any) -> Any:
