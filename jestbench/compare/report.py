@@ -15,7 +15,7 @@ from jestbench.compare.comparison import Comparison
 from jestbench.compare.document import to_json
 from jestbench.compare.load import CompareError
 from jestbench.compare.page import PAGE, to_html
-from jestbench.compare.plots import save_plots
+from jestbench.compare.plots import plot_names, save_plots
 from jestbench.compare.table import format_table, to_markdown
 from jestbench.disk import write_text
 
@@ -39,7 +39,8 @@ def compare(
         baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
-        lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss" or "mse".
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where the name holds
+            "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison; by default
             ``tools/compare.py`` with these arguments.
 
@@ -71,10 +72,11 @@ def render(comparison: Comparison, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_plots(comparison, out)
+        plots = plot_names(comparison)
         for name, text in (
             ("comparison.json", to_json(comparison, out)),
-            ("comparison.md", to_markdown(comparison, out)),
-            (PAGE, to_html(comparison, out)),
+            ("comparison.md", to_markdown(comparison, out, [names[0] for names in plots])),
+            (PAGE, to_html(comparison, out, plots)),
         ):
             # A label of invalid Unicode (a folder name in another encoding) must not stop the report.
             write_text(out / name, text, errors="replace")
@@ -157,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lower_is_better",
         action=argparse.BooleanOptionalAction,
-        help="whether a smaller value is better (default: where the metric's name holds 'loss' or 'mse')",
+        help="whether a smaller value is better (default: as the runs record it)",
     )
     parser.add_argument(
         "--wandb",
