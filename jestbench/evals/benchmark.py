@@ -17,10 +17,12 @@ from jestbench.data.decode import DamagedImage, decode
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
-from jestbench.evals.measure import RANKS, Measure, share_of
-from jestbench.evals.metrics import group_ranks, zero_shot_ranks
+from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
+from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
+from jestbench.evals.results import Evaluation, Ranking, Results
 from jestbench.model.tokenizer import Tokenizer
 
+PER_CLASS = "mean_per_class_recall"
 KEPT_BYTES = 2**30
 """A set whose decoded images fit in here is decoded once; a larger one at each evaluation."""
 
@@ -59,8 +61,8 @@ class BenchmarkEvaluator:
             index_S = shots_of(class_N, few_shot)
             self._shots = tuple(benchmark.train.images[i] for i in index_S.tolist()), class_N[index_S]
 
-    def __call__(self, learner: Learner) -> tuple[dict[str, float], tuple[Pass, ...]]:
-        """Metrics ``eval/NAME/…`` as shares in [0, 1], and the passes that they cost.
+    def __call__(self, learner: Learner) -> Evaluation:
+        """Metrics ``eval/NAME/…``, the passes that they cost, and the results of each example.
 
         Raises:
             DataError: an image of the set cannot be decoded.
@@ -69,7 +71,7 @@ class BenchmarkEvaluator:
         text_TD = self._embed_texts(learner)
         count = len(image_ND)
         if self.benchmark.task == "zero_shot":
-            found = self._zero_shot(image_ND, text_TD)
+            found = self._zero_shot(image_ND, text_TD, learner.model.scale_and_bias()[0])
             if self._shots is not None:
                 members, class_S = self._shots
                 found |= self._few_shot(self._embed_images(learner, members), class_S, image_ND)
@@ -79,50 +81,60 @@ class BenchmarkEvaluator:
         macs = count * learner.price.image + len(text_TD) * learner.price.text
         name = self.benchmark.name
         passes = (Pass("eval", macs, f"evaluation on {name}, {count} images"),)
-        return {f"eval/{name}/{metric}": value for metric, value in found.items()}, passes
+        results = Results({f"{name}/{question}": ranking for question, ranking in found.items()})
+        metrics = {key: results.mean(key) for key in self.measures if not key.endswith(PER_CLASS)}
+        if "zero_shot" in found:
+            rank_N, class_N = found["zero_shot"].rank_N, found["zero_shot"].unit_N
+            metrics[f"eval/{name}/{PER_CLASS}"] = float(
+                np.mean([(rank_N[class_N == c] <= 1).mean() for c in set(class_N)])
+            )
+        return Evaluation(metrics, passes, results)
 
     @property
     def measures(self) -> dict[str, Measure]:
         """The metrics that a call gives, by key."""
         images, texts = len(self.benchmark.test.images), len(self._token_TL)
         if self.benchmark.task == "zero_shot":
-            shares = ["zero_shot_top1", "zero_shot_top5"] + ([f"{self.few_shot}_shot_top1"] if self.few_shot else [])
-            found = {name: share_of(images) for name in shares}
-            found["mean_per_class_recall"] = Measure(0.0, 1.0)  # classes of unequal sizes: no share of examples
+            classes = len(self.benchmark.classnames)
+            found = zero_shot_measures(images, classes)
+            if self.few_shot:
+                found[f"{self.few_shot}_shot_top1"] = share_of(images, 1 / classes)
+            found[PER_CLASS] = Measure(0.0, 1.0, chance=1 / classes)  # classes of unequal sizes: no mean over examples
         else:
-            found = {f"image_to_text_recall{k}": share_of(images) for k in RANKS}
-            found |= {f"text_to_image_recall{k}": share_of(texts) for k in RANKS}
+            captions = [len(captions) for captions in self.benchmark.test.captions]
+            found = retrieval_measures(captions, [1] * texts, texts)
         return {f"eval/{self.benchmark.name}/{metric}": measure for metric, measure in found.items()}
 
-    def _zero_shot(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, float]:
+    def _zero_shot(self, image_ND: Tensor, text_TD: Tensor, scale: float) -> dict[str, Ranking]:
         classes = len(self.benchmark.classnames)
         # A class is the mean over its templates of normalised embeddings (Radford et al. 2021, section 3.1.4).
         class_CD = F.normalize(text_TD.unflatten(0, (classes, -1)).mean(1), dim=-1)
         class_N = torch.tensor(self.benchmark.test.classes, device=image_ND.device)
         rank_N = zero_shot_ranks(image_ND, class_CD, class_N)
-        hit_N = (rank_N <= 1).double()
-        number_C = torch.bincount(class_N, minlength=classes)
-        hits_C = torch.zeros(classes, dtype=torch.float64, device=hit_N.device).index_add_(0, class_N, hit_N)
-        there = number_C > 0
-        return {
-            "zero_shot_top1": float(hit_N.mean()),
-            "zero_shot_top5": float((rank_N <= 5).double().mean()),
-            "mean_per_class_recall": float((hits_C[there] / number_C[there]).mean()),
-        }
+        log_N = log_probabilities(image_ND, class_CD, class_N, scale)
+        return {"zero_shot": self._ranking(rank_N, class_N, log_N)}
 
-    def _few_shot(self, shot_SD: Tensor, class_S: Tensor, image_ND: Tensor) -> dict[str, float]:
+    def _few_shot(self, shot_SD: Tensor, class_S: Tensor, image_ND: Tensor) -> dict[str, Ranking]:
         scores_NC = ridge_scores(shot_SD, class_S.to(shot_SD.device), image_ND, len(self.benchmark.classnames))
         class_N = torch.tensor(self.benchmark.test.classes, device=scores_NC.device)
-        return {f"{self.few_shot}_shot_top1": float((scores_NC.argmax(1) == class_N).double().mean())}
+        # Of equal scores the lowest class is chosen, as argmax does.
+        rank_N = torch.where(scores_NC.argmax(1) == class_N, 1, 2)
+        return {f"{self.few_shot}_shot": self._ranking(rank_N, class_N)}
 
-    def _retrieval(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, float]:
+    def _retrieval(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, Ranking]:
         counts = torch.tensor([len(captions) for captions in self.benchmark.test.captions])
         group_T = torch.repeat_interleave(torch.arange(len(counts)), counts).to(image_ND.device)
         group_N = torch.arange(len(counts), device=image_ND.device)
-        to_text = group_ranks(image_ND, text_TD, group_N, group_T)
-        to_image = group_ranks(text_TD, image_ND, group_T, group_N)
-        found = {f"image_to_text_recall{k}": float((to_text <= k).double().mean()) for k in RANKS}
-        return found | {f"text_to_image_recall{k}": float((to_image <= k).double().mean()) for k in RANKS}
+        return {
+            "image_to_text": self._ranking(group_ranks(image_ND, text_TD, group_N, group_T), group_N),
+            "text_to_image": self._ranking(group_ranks(text_TD, image_ND, group_T, group_N), group_T),
+        }
+
+    @staticmethod
+    def _ranking(rank_N: Tensor, unit_N: Tensor, log_N: Tensor | None = None) -> Ranking:
+        """Ranks of the set's examples, which are known by their place in it."""
+        key_N = np.arange(len(rank_N))
+        return Ranking(array_of(rank_N), array_of(unit_N), key_N, None if log_N is None else array_of(log_N.double()))
 
     def _embed_texts(self, learner: Learner) -> Tensor:
         model = learner.model.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.measure import Measure, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
+from jestbench.evals.results import Evaluation, Results
 
 
 def points_reached(share: float, points: int) -> int:
@@ -79,7 +79,7 @@ class Evaluator:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
         keys_N = pairs.text_key_N[:count]
-        _, self.class_N = keys_N.unique(return_inverse=True)
+        self.class_key_C, self.class_N = keys_N.unique(return_inverse=True)
         # One example of each class: its caption is the class's text.
         order = torch.argsort(self.class_N, stable=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.class_N.bincount().cumsum(0)[:-1]])
@@ -94,13 +94,13 @@ class Evaluator:
     @property
     def measures(self) -> dict[str, Measure]:
         """The metrics that a call gives, by key."""
-        found = embedding_measures(len(self.index_N), len(self.example_C))
+        found = embedding_measures(self.class_N.bincount().numpy())
         for one in self.sets:
             found |= one.measures
         return found
 
-    def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
-        """Metrics ``eval/…`` and the passes that they cost."""
+    def __call__(self, learner: Learner) -> Evaluation:
+        """Metrics ``eval/…``, the passes that they cost, and the results of each example."""
         model, world = learner.model.eval(), learner.world
         device = learner.arithmetic.device
 
@@ -118,13 +118,18 @@ class Evaluator:
                 parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
                 none = torch.empty(0, model.width, device=device)
                 found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
-        metrics = evaluate_embeddings(found[0], found[1], self.class_N.to(device))
+        keys_N = torch.from_numpy(np.ascontiguousarray(self.pairs.image_key_N[: len(self.index_N)]))
+        scale = model.scale_and_bias()[0]
+        class_N = self.class_N.to(device)
+        results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)
         macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
+        metrics = {key: results.mean(key) for key in embedding_measures((1,))}
         for one in self.sets:
-            more, spent = one(learner)
-            metrics, passes = metrics | more, passes + spent
-        return metrics, passes
+            more = one(learner)
+            metrics, passes = metrics | dict(more.metrics), passes + more.passes
+            results = Results({**results.rankings, **more.results.rankings})
+        return Evaluation(metrics, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:
         """The pairs at exactly these positions; no pair stands in for a damaged one.

@@ -14,6 +14,7 @@ from jestbench.engine.learner import Learner
 from jestbench.engine.regression import GradedObjective, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.measure import REGRESSION_MEASURES, Measure
+from jestbench.evals.results import Evaluation
 from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0
@@ -52,7 +53,7 @@ class RegressionEvaluator(Evaluator):
         """The metrics of an evaluation, by key."""
         return REGRESSION_MEASURES
 
-    def __call__(self, learner: Learner) -> tuple[Mapping[str, float], tuple[Pass, ...]]:
+    def __call__(self, learner: Learner) -> Evaluation:
         """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
         learner.model.eval()
         matched, exchanged, corrupted, labels, errors, macs = [], [], [], [], [], 0
@@ -75,7 +76,7 @@ class RegressionEvaluator(Evaluator):
             "eval/auc": area_under_curve(torch.cat(matched), torch.cat(exchanged)),
             "eval/rank_correlation": rank_correlation(torch.cat(corrupted), torch.cat(labels)),
         }
-        return metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),)
+        return Evaluation(metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),))
 
 
 EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any], Evaluator]] = {

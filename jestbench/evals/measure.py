@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = Sequence[int] | npt.NDArray[Any]
 
 RANKS = (1, 5, 10)
 """The k of recall@k."""
@@ -16,12 +23,16 @@ class Measure:
     Attributes:
         low: the smallest value that it can have; ``None`` where there is none.
         high: the largest; ``None`` where there is none.
-        examples: number of evaluation examples that the metric is a share of; ``None`` if it is not such a share.
+        examples: number of evaluation examples that the metric is a mean over; ``None`` if it is no such mean.
+        chance: its expected value where the answers are ranked at random; ``None`` where there is none.
+        lower_is_better: whether a smaller value is better.
     """
 
     low: float | None = None
     high: float | None = None
     examples: int | None = None
+    chance: float | None = None
+    lower_is_better: bool = False
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -29,26 +40,92 @@ class Measure:
         return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
 
-def share_of(examples: int) -> Measure:
-    """The measure of a share of hits among some examples."""
-    return Measure(0.0, 1.0, examples)
+def share_of(examples: int, chance: float | None = None) -> Measure:
+    """The measure of a mean over examples of values in [0, 1]: a share of hits, a mean reciprocal rank."""
+    return Measure(0.0, 1.0, examples, chance)
 
 
-def embedding_measures(images: int, captions: int) -> dict[str, Measure]:
-    """The measures of what ``evaluate_embeddings`` returns, by key.
+def zero_shot_measures(images: int, classes: int) -> dict[str, Measure]:
+    """The measures of zero-shot classification, by name."""
+    found = {f"zero_shot_top{k}": share_of(images, min(1.0, k / classes)) for k in (1, 5)}
+    found["zero_shot_mrr"] = share_of(images, random_reciprocal_rank([1], classes))
+    return found | {"zero_shot_nll": Measure(0.0, None, images, math.log(classes), True)}
+
+
+def retrieval_measures(right_I: Counts, right_T: Counts, captions: int) -> dict[str, Measure]:
+    """The measures of retrieval among different captions and images, by name.
 
     Args:
-        images: of the split.
-        captions: distinct ones, the queries of text-to-image retrieval.
+        right_I: for each image as a query, how many of the captions are right.
+        right_T: for each caption as a query, how many of the images are right.
+        captions: in the gallery that images are asked of.
     """
-    found = {f"eval/zero_shot_top{k}": share_of(images) for k in (1, 5)}
-    found |= {f"eval/image_to_text_recall{k}": share_of(images) for k in RANKS}
-    return found | {f"eval/text_to_image_recall{k}": share_of(captions) for k in RANKS}
+    return _retrieval(_chances(right_I, captions), _chances(right_T, len(right_I)), len(right_I), len(right_T))
+
+
+def embedding_measures(images_C: Counts) -> dict[str, Measure]:
+    """The measures of ``metrics.evaluate_embeddings``, by key.
+
+    Args:
+        images_C: number of images of each class, that is of each distinct caption; the captions are the queries of
+            text-to-image retrieval.
+    """
+    images_C = np.asarray(images_C)
+    images, classes = int(images_C.sum()), len(images_C)
+    found = zero_shot_measures(images, classes)
+    found |= _retrieval(_class_chances(images_C), _chances(images_C, images), images, classes)
+    return {f"eval/{name}": measure for name, measure in found.items()}
+
+
+def _retrieval(to_text: Sequence[float], to_image: Sequence[float], images: int, texts: int) -> dict[str, Measure]:
+    """Measures from the chances of both directions: recalls at ``RANKS``, then the mean reciprocal rank."""
+    found: dict[str, Measure] = {}
+    for direction, chances, queries in (("image_to_text", to_text, images), ("text_to_image", to_image, texts)):
+        found |= {f"{direction}_recall{k}": share_of(queries, c) for k, c in zip(RANKS, chances[:-1], strict=True)}
+    return found | {"retrieval_mrr": share_of(images + texts, (to_text[-1] + to_image[-1]) / 2)}
+
+
+def _chances(right_Q: Counts, gallery: int) -> list[float]:
+    return [*(random_recall(right_Q, gallery, k) for k in RANKS), random_reciprocal_rank(right_Q, gallery)]
+
+
+def _class_chances(images_C: npt.NDArray[Any]) -> list[float]:
+    """Chances of an image among captions that repeat; equal captions stand together, so whole classes are shuffled.
+
+    Averaged over the images and over at most 400 random orders of the classes, always the same ones.
+    """
+    orders = max(4, min(400, 4_000_000 // len(images_C)))
+    order_OC = np.random.default_rng(0).permuted(np.tile(images_C, (orders, 1)), axis=1)
+    rank_OC = 1 + np.cumsum(order_OC, axis=1) - order_OC
+    values = [*((rank_OC <= k) for k in RANKS), 1 / rank_OC]
+    return [float(np.average(value_OC, weights=order_OC)) for value_OC in values]
+
+
+def random_recall(right_Q: Counts, gallery: int, k: int) -> float:
+    """The expected recall@k of random rankings: 1 − C(G − m, k) / C(G, k), averaged over queries with m right of G."""
+    drawn = np.arange(min(k, gallery))
+    chances = {m: 1 - np.prod(np.maximum(0, gallery - m - drawn) / (gallery - drawn)) for m in set(right_Q)}
+    return float(np.mean([chances[m] for m in right_Q]))
+
+
+def random_reciprocal_rank(right_Q: Counts, gallery: int) -> float:
+    """The expected 1/rank of the first right answer in random rankings, averaged over queries with m right of G.
+
+    The first right answer stands at rank r with probability m/(G − r + 1) · Π_{s<r} (1 − m/(G − s + 1)).
+    """
+    rank = np.arange(1, gallery + 1)
+
+    def expected(m: int) -> float:
+        hit = np.minimum(1.0, m / (gallery - rank + 1))
+        return float(np.sum(hit * np.cumprod(np.concatenate([[1.0], 1 - hit[:-1]])) / rank))
+
+    chances = {m: expected(m) for m in set(right_Q)}
+    return float(np.mean([chances[m] for m in right_Q]))
 
 
 REGRESSION_MEASURES = {
-    "eval/mse": Measure(0.0, None),
-    "eval/auc": Measure(0.0, 1.0),
-    "eval/rank_correlation": Measure(-1.0, 1.0),
+    "eval/mse": Measure(0.0, None, lower_is_better=True),
+    "eval/auc": Measure(0.0, 1.0, chance=0.5),
+    "eval/rank_correlation": Measure(-1.0, 1.0, chance=0.0),
 }
-"""The measures of a pair scorer's metrics (evals/grading.py); higher is better in all but mse."""
+"""The measures of a pair scorer's metrics (evals/grading.py)."""

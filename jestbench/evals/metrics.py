@@ -1,4 +1,4 @@
-"""Zero-shot and retrieval metrics as pure functions of embeddings and classes.
+"""Zero-shot and retrieval ranks as pure functions of embeddings and classes.
 
 Classes are captions: equal captions are one class, and every equal caption is a hit. Any score that is not strictly
 lower than the own score counts against it (``~(score < own)``), so that NaN embeddings rank last, not first.
@@ -6,10 +6,13 @@ lower than the own score counts against it (``~(score < own)``), so that NaN emb
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench.evals.measure import RANKS
+from jestbench.evals.results import Ranking, Results
 
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
@@ -57,18 +60,48 @@ def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: 
     return torch.cat(ranks)
 
 
-def evaluate_embeddings(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> dict[str, float]:
-    """All metrics, as shares in [0, 1].
+def log_probabilities(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale: float) -> Tensor:
+    """Log-probability of each image's own class in nats ``[N]``, under a softmax over all classes at the model's scale.
+
+    A bias on the logits cancels. NaN embeddings count as certain of a wrong class: −1e4.
+    """
+    parts = []
+    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
+        log_PC = (scale * image_PD.float() @ class_CD.float().T).log_softmax(1)
+        parts.append(log_PC.gather(1, class_P[:, None])[:, 0])
+    return torch.cat(parts).nan_to_num(nan=-1e4, neginf=-1e4)
+
+
+def evaluate_embeddings(
+    image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale: float, class_key_C: Tensor, image_key_N: Tensor
+) -> Results:
+    """All rankings of the evaluation split.
 
     Args:
         image_ND: normalised image embeddings.
         class_CD: normalised embeddings of the distinct captions.
         class_N: which caption each image has.
+        scale: the model's multiplier of cosines.
+        class_key_C: int64 content key of each caption.
+        image_key_N: int64 content key of each image.
     """
+    unit_N, key_N = array_of(class_key_C.to(class_N.device)[class_N]), array_of(image_key_N)
+    present = class_N.unique()
+    unit_T = array_of(class_key_C.to(class_N.device)[present])
     zero_shot = zero_shot_ranks(image_ND, class_CD, class_N)
+    log_N = log_probabilities(image_ND, class_CD, class_N, scale)
     to_text = image_to_text_ranks(image_ND, class_CD, class_N)
     to_image = text_to_image_ranks(image_ND, class_CD, class_N)
-    found = {f"eval/zero_shot_top{k}": zero_shot <= k for k in (1, 5)}
-    found |= {f"eval/image_to_text_recall{k}": to_text <= k for k in RANKS}
-    found |= {f"eval/text_to_image_recall{k}": to_image <= k for k in RANKS}
-    return {name: float(hit.double().mean()) for name, hit in found.items()}
+    return Results(
+        {
+            "zero_shot": Ranking(array_of(zero_shot), unit_N, key_N, array_of(log_N.double())),
+            "image_to_text": Ranking(array_of(to_text), unit_N, key_N),
+            "text_to_image": Ranking(array_of(to_image), unit_T, unit_T),
+        }
+    )
+
+
+def array_of(values: Tensor) -> npt.NDArray[Any]:
+    """The values as a numpy array on the host."""
+    found: npt.NDArray[Any] = values.cpu().numpy()
+    return found

@@ -9,8 +9,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from jestbench.disk import DataError, shown, write_json
+import numpy as np
+
+from jestbench.disk import DataError, shown, whole, write_json
+from jestbench.evals.results import Results
 from jestbench.runs.summary import Summary
 
 Row = Mapping[str, float]
@@ -28,6 +32,7 @@ class RunFolder:
         metrics_jsonl: one object a logged step.
         summary_json: how the run ended; not there before.
         checkpoints: a folder for each whole checkpoint, ``step-…``.
+        evaluations: what each example contributed to each decayed evaluation, ``FLOPs.npz``.
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
         row_stores: what frozen models remember while the run goes on.
@@ -41,6 +46,7 @@ class RunFolder:
         self.metrics_jsonl = path / "metrics.jsonl"
         self.summary_json = path / "summary.json"
         self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "eval"
         self.examples = path / "examples"
         self.examples_page = self.examples / "index.html"
         self.row_stores = path / "cache"
@@ -112,6 +118,33 @@ class RunFolder:
         name, torn = self.metrics_jsonl.name, bool(broken) and broken[-1] == len(lines)
         problems = [f"{name}: line {number} is not a row and is left out" for number in broken if number < len(lines)]
         return tuple(rows.values()), (*problems, *([f"{name}: the last line is torn and is left out"] if torn else ()))
+
+    def results(self) -> dict[int, Results]:
+        """The results of each decayed evaluation, by the FLOPs of its budget, the smallest first.
+
+        Raises:
+            DataError: a file cannot be read, or does not hold the arrays of an evaluation.
+        """
+        found = {}
+        for path in self.evaluations.glob("*.npz"):
+            try:
+                with np.load(path) as arrays:
+                    found[int(path.stem)] = Results.of_arrays(arrays)
+            except (OSError, ValueError, KeyError, BadZipFile) as error:
+                raise DataError(f"{shown(path)}: no results of an evaluation: {error}") from error
+        return dict(sorted(found.items()))
+
+    def write_results(self, budget: int, results: Results) -> None:
+        """Write the results of a decayed evaluation, whole or not at all; nothing where no metric has any.
+
+        Args:
+            budget: FLOPs at which the schedule ended.
+            results: of the evaluation there.
+        """
+        if results.rankings:
+            self.evaluations.mkdir(exist_ok=True)
+            with whole(self.evaluations / f"{budget}.npz") as path, path.open("wb") as file:
+                np.savez_compressed(file, **results.arrays())
 
     def final_value(self, metric: str) -> float | None:
         """The last value that the run logged of a metric; ``None`` where it never did."""

@@ -21,6 +21,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
+from jestbench.evals.results import Results
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Metrics
@@ -74,6 +75,7 @@ class Recorder:
         self.stop_asked = False
         self._asked_here = False
         self.final: dict[str, float] = {}
+        self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -140,6 +142,10 @@ class Recorder:
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
+        if after >= 1 and self.world.first_of_all:
+            asked = self.resolved.run.budget
+            budget = progress.ledger.total if asked is None else int(asked) + self.allowance.added
+            RunFolder(self.run_dir).write_results(budget, self.results)
         self.metrics.progress(after, progress.pairs_seen, progress.ledger.total, progress.seconds)
         if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
             self.save(progress)
@@ -160,9 +166,9 @@ class Recorder:
         return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
-        found, passes = self.stages.evaluator(self.stages.learner)
-        progress.ledger.charge(passes)
-        self.final = dict(found)
+        found = self.stages.evaluator(self.stages.learner)
+        progress.ledger.charge(found.passes)
+        self.final, self.results = dict(found.metrics), found.results
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:

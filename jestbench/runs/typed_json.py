@@ -49,8 +49,17 @@ def _value(hint: Any, value: object, name: str) -> Any:
         return tuple(_value(arguments[0], part, f"{name}[{place}]") for place, part in enumerate(value))
     if is_dataclass(hint):
         return from_json(hint, value, name)  # type: ignore[arg-type]  # the type of a field is no instance
+    if hint is bool and isinstance(value, bool):
+        return value
     plain: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,)}
     if isinstance(value, plain.get(hint, ())) and not isinstance(value, bool):
         return value
-    expected = {float: "a number", int: "a whole number", str: "a text", Mapping: "an object", tuple: "a list"}
+    expected = {
+        float: "a number",
+        bool: "true or false",
+        int: "a whole number",
+        str: "a text",
+        Mapping: "an object",
+        tuple: "a list",
+    }
     raise ValueError(f"{name!r} is {value!r}, not {expected.get(kind or hint) or f'one of {arguments}'}")

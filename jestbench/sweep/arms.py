@@ -38,7 +38,7 @@ def check_metric(sweep: Sweep) -> None:
     Raises:
         ConfigError: no arm logs the metric, or no arm can be built.
     """
-    if sweep.metric in embedding_measures(0, 0):
+    if sweep.metric in embedding_measures((1,)):
         return
     names: set[str] = set()
     refused: ConfigError | None = None

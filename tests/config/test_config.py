@@ -522,9 +522,9 @@ def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     assert end["pretrain_flops"].keys() == (policy.needs | ({"reference"} if cascaded else set())) - in_training
     assert all(flops >= 2e9 for flops in end["pretrain_flops"].values())
     files = {entry.name for entry in Path("out").iterdir()}
-    assert files == {
-        "config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json", "checkpoints", "examples"
-    }  # fmt: skip
+    text = {"config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json"}
+    assert files == text | {"checkpoints", "eval", "examples"}
+    assert [file.stem for file in Path("out/eval").iterdir()] == [str(int(3e9 + added))]
     if not policy.needs:
         assert last["pairs/seen"] == last["pairs/trained"]
         assert last["flops/learner_score"] == 0

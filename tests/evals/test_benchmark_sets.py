@@ -82,8 +82,11 @@ def learner() -> Learner:
 
 def evaluated(**config: object) -> tuple[dict[str, float], int]:
     evaluator = Evaluator(PAIRS, Evaluate(**config), 16)
-    found, passes = evaluator(learner())
+    found, passes, results = evaluator(learner())
     assert set(evaluator.measures) == set(found)
+    for key, value in found.items():
+        examples = results.of(key)
+        assert key.endswith("per_class_recall") if examples is None else examples.value_N.mean() == value
     return dict(found), sum(item.macs for item in passes)
 
 
@@ -122,17 +125,18 @@ def test_zero_shot_is_the_mean_over_templates_and_is_priced(tmp_path):
 def test_a_set_is_decoded_once_and_gives_the_same_figures_again(tmp_path):
     evaluator = Evaluator(PAIRS, Evaluate(sets=(str(classification(tmp_path / "colours")),)), 16)
     model = learner()
-    first, _ = evaluator(model)
+    first = evaluator(model).metrics
     for tar in (tmp_path / "colours" / "test").glob("*.tar"):
         tar.unlink()
-    assert evaluator(model)[0] == first
+    assert evaluator(model).metrics == first
 
 
 def test_retrieval_counts_every_caption(tmp_path):
     found, price = evaluated(sets=(str(retrieval(tmp_path / "colour_captions")),))
     names = {name for name in found if name.startswith("eval/colour_captions/")}
     ways = ("image_to_text", "text_to_image")
-    assert names == {f"eval/colour_captions/{way}_recall{k}" for way in ways for k in (1, 5, 10)}
+    recalls = {f"eval/colour_captions/{way}_recall{k}" for way in ways for k in (1, 5, 10)}
+    assert names == {*recalls, "eval/colour_captions/retrieval_mrr"}
     assert found["eval/colour_captions/image_to_text_recall5"] == 1.0
     assert price == evaluated()[1] + 3 * 1000 + 4 * 10
 

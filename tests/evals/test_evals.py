@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jestbench.batch import DataError
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.synthetic import Synthetic
 from jestbench.evals import metrics as module
 from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
 from jestbench.evals.measure import RANKS, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
+from jestbench.evals.results import Results
+from jestbench.runs.folder import RunFolder
 
 
 def rank(score: float, others: list[float]) -> int:
@@ -44,11 +48,32 @@ def brute_force(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> dict[str
     def share(ranks: list[int], k: int) -> float:
         return sum(r <= k for r in ranks) / len(ranks)
 
+    def reciprocal(ranks: list[int]) -> float:
+        return sum(1 / r for r in ranks) / len(ranks)
+
+    def wrong(i: int) -> float:
+        return math.log(sum(math.exp(SCALE * s) for s in score[i])) - SCALE * score[i][own[i]]
+
     return (
         {f"eval/zero_shot_top{k}": share(zero_shot, k) for k in (1, 5)}
         | {f"eval/image_to_text_recall{k}": share(to_text, k) for k in RANKS}
         | {f"eval/text_to_image_recall{k}": share(to_image, k) for k in RANKS}
+        | {
+            "eval/zero_shot_mrr": reciprocal(zero_shot),
+            "eval/zero_shot_nll": sum(wrong(i) for i in everyone) / len(image),
+            "eval/retrieval_mrr": (reciprocal(to_text) + reciprocal(to_image)) / 2,
+        }
     )
+
+
+SCALE = 3.0
+
+
+def evaluated(image_ND: torch.Tensor, class_CD: torch.Tensor, class_N: torch.Tensor) -> dict[str, float]:
+    results = evaluate_embeddings(
+        image_ND, class_CD, class_N, SCALE, torch.arange(len(class_CD)), torch.arange(len(image_ND))
+    )
+    return {key: results.mean(key) for key in embedding_measures((1,))}
 
 
 @settings(deadline=None)
@@ -61,29 +86,34 @@ def test_metrics_are_brute_force(classes, images, width, seed, rows):
     class_N = torch.randint(0, classes, (images,), generator=random)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS", rows)
-        found = evaluate_embeddings(image_ND, class_CD, class_N)
-    assert tuple(found) == tuple(embedding_measures(1, 1))
-    assert found == pytest.approx(brute_force(image_ND, class_CD, class_N))
+        found = evaluated(image_ND, class_CD, class_N)
+    assert found == pytest.approx(brute_force(image_ND, class_CD, class_N), rel=1e-5, abs=1e-6)
 
 
 def test_perfect_embeddings_hit_every_time():
     class_CD = F.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     class_N = torch.arange(60) % 20
-    assert set(evaluate_embeddings(class_CD[class_N], class_CD, class_N).values()) == {1.0}
+    found = evaluated(class_CD[class_N], class_CD, class_N)
+    assert found.pop("eval/zero_shot_nll") < math.log(20)
+    assert set(found.values()) == {1.0}
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")], ids=["equal", "NaN"])
 def test_a_model_that_tells_nothing_apart_hits_never(value):
     """Ties count against it, and so does what is no number."""
     image_ND, class_CD = torch.full((30, 4), value), torch.full((30, 4), value)
-    assert set(evaluate_embeddings(image_ND, class_CD, torch.arange(30)).values()) == {0.0}
+    found = evaluated(image_ND, class_CD, torch.arange(30))
+    assert found.pop("eval/zero_shot_nll") == pytest.approx(math.log(30) if value == 0 else 1e4)
+    assert found.pop("eval/zero_shot_mrr") == pytest.approx(1 / 30)
+    assert found.pop("eval/retrieval_mrr") == pytest.approx(1 / 30)
+    assert set(found.values()) == {0.0}
 
 
 def test_every_image_of_the_caption_is_a_hit():
     """Two images under one caption: the text finds either, and both images find the one text."""
     class_CD = torch.eye(2)
     image_ND = torch.tensor([[1.0, 0.0], [0.4, 0.5], [0.0, 1.0]])
-    found = evaluate_embeddings(image_ND, class_CD, torch.tensor([0, 0, 1]))
+    found = evaluated(image_ND, class_CD, torch.tensor([0, 0, 1]))
     assert found["eval/text_to_image_recall1"] == 1.0
     assert found["eval/zero_shot_top1"] == pytest.approx(2 / 3)
 
@@ -110,15 +140,59 @@ def test_an_evaluation_is_the_metrics_of_the_learner_s_embeddings_and_is_priced(
     pairs = pairs_of([f"name {i % 6}" for i in range(20)])
     learner = small_learner(pairs.tokenizer, "sigmoid")
     count = min(limit or 20, 20)
-    found, (spent,) = Evaluator(pairs, Evaluate(limit=limit, batch_size=batch_size))(learner)
+    found, (spent,), results = Evaluator(pairs, Evaluate(limit=limit, batch_size=batch_size))(learner)
     model = learner.model.eval()
     names = sorted(set(pairs.captions[:count]))
     with torch.no_grad():
         image_ND = model.encode_image(pairs.batch(torch.arange(count)).images_BCHW)
         class_CD = model.encode_text(pairs.tokenizer.encode(names))
     class_N = torch.tensor([names.index(caption) for caption in pairs.captions[:count]])
-    assert found == pytest.approx(evaluate_embeddings(image_ND, class_CD, class_N))
+    scale = model.scale_and_bias()[0]
+    keys = torch.from_numpy(pairs.image_key_N[:count].copy())
+    wanted = evaluate_embeddings(image_ND, class_CD, class_N, scale, torch.arange(len(names)), keys)
+    assert found == pytest.approx({key: wanted.mean(key) for key in found})
+    assert results.of("eval/zero_shot_top5").key_N.tolist() == keys.tolist()
+    assert len(set(results.of("eval/retrieval_mrr").unit_N.tolist())) == len(names), "a unit is a caption"
     assert (spent.purpose, spent.macs) == ("eval", count * 1000 + len(names) * 10)
+
+
+# What each example contributes
+
+
+def test_results_are_read_back_and_mean_the_metrics(tmp_path):
+    pairs = pairs_of([f"name {i % 6}" for i in range(20)])
+    found = Evaluator(pairs, Evaluate())(small_learner(pairs.tokenizer, "softmax"))
+    folder = RunFolder(tmp_path)
+    folder.write_results(3 * 10**9, found.results)
+    folder.write_results(10**9, Results({}))
+    ((budget, results),) = folder.results().items()
+    assert budget == 3 * 10**9, "an evaluation without results leaves no file"
+    for key, value in found.metrics.items():
+        examples = results.of(key)
+        assert float(examples.value_N.mean()) == value
+        assert len(examples.value_N) == len(examples.unit_N) == len(examples.key_N)
+    assert results.of("eval/mse") is None
+    assert results.of("eval/other/zero_shot_top1") is None, "no set was evaluated"
+    (tmp_path / "eval" / "5.npz").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"5\.npz"):
+        folder.results()
+
+
+def test_chance_is_what_random_rankings_give():
+    """Ranks of random embeddings, over many draws: the mean of each metric is its measure's chance."""
+    random = torch.Generator().manual_seed(0)
+    class_N = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7])
+    measures = embedding_measures(class_N.bincount().numpy())
+    draws = []
+    for _ in range(3000):
+        image_ND, class_CD = (torch.randn(n, 12, generator=random) for n in (12, 8))
+        results = evaluate_embeddings(image_ND, class_CD, class_N, 1.0, torch.arange(8), torch.arange(12))
+        draws.append([results.mean(key) for key in measures if key != "eval/zero_shot_nll"])
+    mean = torch.tensor(draws).mean(0)
+    chance = torch.tensor([one.chance for key, one in measures.items() if key != "eval/zero_shot_nll"])
+    assert torch.allclose(mean, chance, atol=0.012), (mean, chance)
+    assert measures["eval/zero_shot_nll"].chance == math.log(8)
+    assert measures["eval/zero_shot_nll"].lower_is_better
 
 
 # When evaluations are due

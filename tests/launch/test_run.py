@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
 from jestbench.data.super_batches import SuperBatches
 from jestbench.launch.command import main
 from jestbench.model.towers import TwoTowers
+from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import load_model
 from jestbench.select.draws import joint_sample
 from jestbench.select.scores import Embeddings, Scores
@@ -92,6 +94,7 @@ class Measured:
     summary: dict[str, Any]
     macs: dict[str, int]
     keys: list[list[int]]
+    folder: Path
 
     def charged(self) -> dict[str, int]:
         """The ledger's multiply-adds, sorted like ``macs_of``."""
@@ -116,7 +119,7 @@ def measure(command: list[str], run_dir: Path) -> Measured:
     with Passes() as passes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(SuperBatches, "at", noted)
         assert main([*command, "--run_dir", str(run_dir)]) == 0
-    return Measured(rows_of(run_dir), summary_of(run_dir), macs_of(passes), keys)
+    return Measured(rows_of(run_dir), summary_of(run_dir), macs_of(passes), keys, run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +170,25 @@ def test_the_summary_holds_what_is_known_of_each_metric(measured):
     assert summary["measures"].keys() == summary["metrics"].keys()
     for name, measure in summary["measures"].items():
         examples = classes if name.startswith("eval/text_to_image") else images
-        assert measure == {"low": 0.0, "high": 1.0, "examples": examples}, name
-        # A share of so many examples is a whole number of them.
-        assert summary["metrics"][name] * examples == pytest.approx(round(summary["metrics"][name] * examples))
+        examples = images + classes if name == "eval/retrieval_mrr" else examples
+        nll = name == "eval/zero_shot_nll"
+        assert (measure["low"], measure["high"], measure["examples"]) == (0.0, None if nll else 1.0, examples), name
+        assert measure["lower_is_better"] == nll
+        assert measure["chance"] == pytest.approx(math.log(classes)) if nll else 0 < measure["chance"] < 1
+        if not name.endswith(("nll", "mrr")):  # a share of so many examples is a whole number of them
+            assert summary["metrics"][name] * examples == pytest.approx(round(summary["metrics"][name] * examples))
+
+
+def test_the_end_is_kept_example_by_example(measured):
+    """The results of the last evaluation and of none before it, under the FLOPs spent where the budget counts steps."""
+    run = measured("uniform")
+    ((budget, results),) = RunFolder(run.folder).results().items()
+    assert budget == run.summary["flops"]["total"]
+    assert {key: results.mean(key) for key in run.summary["metrics"]} == run.summary["metrics"]
+
+
+def test_the_summary_holds_the_rate_at_its_peak(measured):
+    summary = measured("uniform").summary
     assert summary["learning_rate"] == 2e-3
 
 
