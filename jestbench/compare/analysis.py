@@ -193,7 +193,7 @@ def _members(
 
 
 def _read_at(group: Group, budget: int) -> tuple[tuple[SeedRun, ...], list[str]]:
-    """An arm's runs at a budget: those with a decayed point there; where there is none, as far as their curves reach."""
+    """An arm's runs at a budget: those with a decayed point there; if there are none, all, read on their curves."""
     notes: list[str] = []
     members = [SeedRun(one.run, one.curve, point.value, point) for one, point in group.at(budget)]
     if members:

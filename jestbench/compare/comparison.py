@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jestbench.compare.crossings import Crossover
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, RunRecord
-from jestbench.compare.crossings import Crossover
 from jestbench.compare.points import Point
 from jestbench.compare.statistics import Difference, Interval, Verdict
 from jestbench.disk import shown
@@ -141,8 +141,8 @@ class Arm:
         budget: FLOPs asked for; those spent where the budget is in steps or pairs.
         added_to_budget: the part of ``budget`` that was added to a control's own.
         end: mean of the metric at the arm's largest budget, with its interval.
-        undecayed: whether the table's budget lies inside the arm's learning-rate schedule, so that ``mean`` differs from
-            the value under a schedule that ends there, and there is no verdict.
+        undecayed: whether the table's budget lies inside the arm's learning-rate schedule, so that ``mean`` is another
+            value than under a schedule that ends there, and there is no verdict.
         deviation: standard deviation from seed to seed, with its interval; ``None`` below eight seeds.
         speedup: axis → speedup over the baseline.
         flops_total: FLOPs of the runs themselves.
@@ -188,7 +188,7 @@ class Arm:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Better, worse or not told apart; ``None`` for the baseline, and where one of the two values is not decayed."""
+        """The verdict; ``None`` for the baseline, and where one of the two values is not decayed."""
         return None if self.difference is None or self.difference.reason == UNDECAYED else self.difference.verdict
 
     @property

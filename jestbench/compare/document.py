@@ -124,8 +124,7 @@ def _crossings_json(pays: Pays) -> list[dict[str, Any]]:
         same = {None: "level", True: "better", False: "worse"}[pays.ahead]
         return [pair | {"budget": None, "low": None, "high": None, "before": same, "after": same}]
     return [
-        pair
-        | {"budget": at.budget, "low": at.low, "high": at.high, "before": at.before, "after": at.after}
+        pair | {"budget": at.budget, "low": at.low, "high": at.high, "before": at.before, "after": at.after}
         for at in pays.crossings
     ]
 

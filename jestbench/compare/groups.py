@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
-from jestbench.compare.points import Candidate, Point, read_metric, spent
+from jestbench.compare.points import Candidate, Point, read_metric
 from jestbench.disk import nearest, shown
 from jestbench.evals.measure import Measure
 
@@ -237,7 +237,8 @@ def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:
     facts = {key: str(value) for key, value in candidate.run.facts.items() if key not in _OF_THE_SPLIT}
     measure = candidate.run.summary.measures.get(metric, Measure())
     counted = {"number of evaluation examples": measure.examples, "chance": measure.chance}
-    return (*sorted(facts.items()), *((key, "not recorded" if value is None else f"{value:g}") for key, value in counted.items()))
+    recorded = {key: f"{value:g}" for key, value in counted.items() if value is not None}
+    return (*sorted(facts.items()), *recorded.items())
 
 
 def group_arms(world: World) -> tuple[list[Group], list[str]]:
@@ -299,7 +300,7 @@ def choose_baseline(groups: Sequence[Group], baseline: str) -> tuple[Group | Non
     """
     name, _, prefix = baseline.partition("@")
     chosen = [group for group in groups if group.arm == baseline] or [
-        group for group in groups if prefix and group.arm == name and group.config_hash.startswith(prefix)
+        group for group in groups if prefix and group.arm == name and group.frontier_hash.startswith(prefix)
     ]
     if not chosen:
         return None, []

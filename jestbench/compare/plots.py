@@ -278,7 +278,9 @@ def _legend(table: Table) -> tuple[list[Artist], list[str]]:
 
         handles.append(Patch(color="#888888", alpha=0.25, linewidth=0))
         labels.append("lowest to highest seed")
-    handles.append(Line2D([], [], color="#888888", linewidth=1.4, marker="o", markersize=_POINT_SIZE, markerfacecolor="w"))
+    handles.append(
+        Line2D([], [], color="#888888", linewidth=1.4, marker="o", markersize=_POINT_SIZE, markerfacecolor="w")
+    )
     labels.append("decayed, 95 % interval")
     if table.measure.chance is not None:
         handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":"))

@@ -19,7 +19,6 @@ from jestbench.evals.results import Examples, Results
 from jestbench.runs.folder import Row, RunFolder
 
 TOTAL_FLOPS = "flops/total"
-RUNG = "ladder/rung"
 
 
 @dataclass(frozen=True)
@@ -97,22 +96,22 @@ def read_metric(run: RunRecord, metric: str) -> tuple[Candidate | None, tuple[st
     Returns:
         The run with its curve and points, and notes on both; or ``None`` and the reason why there is no curve.
     """
-    curve, *problems = _curve([row for row in run.rows if RUNG not in row], run, metric)
+    curve, *problems = _curve(run.rows, run, metric)
     if curve is None:
         return None, tuple(problems)
     try:
         results = RunFolder(run.folder).results()
     except DataError as error:
-        results, problems = {}, [*problems, f"{error}: its intervals hold seeds alone"]
+        results = {}
+        problems.append(f"{error}: its intervals hold seeds alone")
     rungs = run.summary.schedule.rungs
     ends: list[tuple[int, Curve, Row, Results | None]] = []
     for rung in rungs[:-1]:
-        rows = [row for row in run.rows if row.get(RUNG) == rung]
-        branch, problem = _curve(rows, run, metric)
+        row = run.rung_rows.get(rung, {})
+        branch, problem = _curve([row], run, metric)
         if branch is not None:
-            counters = {key: value for row in rows for key, value in row.items() if math.isfinite(value)}
-            ends.append((rung, branch, counters, results.get(rung)))
-        problems.append(f"rung {rung:.3e}: {problem}" if problem else "")
+            ends.append((rung, branch, row, results.get(rung)))
+        problems.append(f"no decayed point at {rung:.3e} FLOPs: {problem}" if problem else "")
     # A run without a ladder has one evaluation at its end, named after its budget.
     last = results.get(rungs[-1]) if rungs else results[max(results)] if results else None
     ends.append((run.budget or int(spent(run)), curve, run.final, last))

@@ -66,15 +66,15 @@ def speedups_of(
 
 def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -> dict[str, Speedup] | None:
     """Speed-ups between decayed points up to a budget that both have; ``None`` where one has no two rungs up to it."""
-    ladders = [ladder_of(group, budget) for group in (arm, baseline)]
-    if min(len(ladder.cells) for ladder in ladders) < FEWEST_RUNGS:
+    one, other = ladder_of(arm, budget), ladder_of(baseline, budget)
+    if min(len(one.cells), len(other.cells)) < FEWEST_RUNGS:
         return None
     if not all(budget in group.budgets for group in (arm, baseline)):
         return None
     found = {}
-    crossed = speedups(*ladders, metric.unit_N, metric.measure, metric.lower_is_better)
+    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better)
     for axis, crossing in crossed.items():
-        have = float(ladders[1].amount_R[axis][-1])
+        have = float(other.amount_R[axis][-1])
         value = crossing.value
         found[axis] = Speedup(
             value,
@@ -84,7 +84,7 @@ def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -
             high=None if value is None else crossing.high,
             fell=crossing.fell,
             arm=have / value if value else None,
-            baseline=have if np.isfinite(have) else None,
+            baseline=have if math.isfinite(have) else None,
         )
     return found
 

@@ -152,8 +152,8 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     )
     if table.baseline is not None:
         yield (
-            f"×: how many times less than the baseline, `{_code(table.baseline)}`, an arm needs to reach the baseline's "
-            "value, pointwise; ~: a first touch on an undecayed curve, indicative."
+            f"×: how many times less than the baseline, `{_code(table.baseline)}`, an arm needs to reach the "
+            "baseline's value, pointwise; ~: a first touch on an undecayed curve, indicative."
         )
         found = [wording.sentence(arm, table) for arm in table.arms]
         yield "\n".join(f"- {_plain(text)}." for text in found if text)

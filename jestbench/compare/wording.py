@@ -50,22 +50,22 @@ def _about_values(table: Table) -> tuple[tuple[str, str], ...]:
         ),
         (
             "common budget",
-            "the largest at which every arm has a decayed point; where there is none, the smallest of the arms' ends, at "
-            "which the others are read inside their schedules ('undecayed', linear between evaluations) and get no "
-            "verdict. A run whose budget had its pre-training taken out first starts at that pre-training on the FLOP "
-            "axis, so that all are compared at the full budget.",
+            "the largest at which every arm has a decayed point; where there is none, the smallest of the arms' ends, "
+            "the others being read inside their schedules ('undecayed', linear between evaluations), without verdict. "
+            "A run whose budget had its pre-training taken out first starts at that pre-training on the FLOP axis, so "
+            "that all are compared at the full budget.",
         ),
         (
             "minus baseline",
             "mean difference to the baseline, on the same seeds and the same evaluation examples. The interval is "
-            "simultaneous over all arms of the table (Dunnett), and holds seeds and examples; 'better' and 'worse' where "
-            "it excludes zero. docs/statistics.md has the formulas.",
+            "simultaneous over all arms of the table (Dunnett), and holds seeds and examples; 'better' and 'worse' "
+            "where it excludes zero. docs/statistics.md has the formulas.",
         ),
         (
             "mean",
-            f"{table.metric} at the common budget, averaged over seeds. Its interval holds seeds and examples too, but is "
-            "pointwise: two such intervals that overlap say nothing about the difference. All intervals but those of the "
-            "differences are pointwise.",
+            f"{table.metric} at the common budget, averaged over seeds. Its interval holds seeds and examples too, but "
+            "is pointwise, as are all intervals but those of the differences: two that overlap say nothing about the "
+            "difference.",
         ),
         (
             "examples",
@@ -81,18 +81,18 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
     return (
         (
             "×",
-            f"what the baseline spent to its decayed value at the common budget, over what the arm needs to be {better} "
-            "it: between the arm's decayed points, linear in log FLOPs, monotone unless they evidently fall (then the "
+            f"what the baseline spent to its value at the common budget, over what the arm needs to be {better} it: "
+            "between the arm's decayed points, linear in log FLOPs, monotone unless they evidently fall (then the "
             "first crossing). Its interval draws all values jointly; '..' is an open end. Below 1 the arm needs more. "
-            f"'{WORDS['never']}': not reached; '{WORDS['worse']}': reached on the way, but the arm ends worse than the "
-            f"baseline; '{WORDS['early']}': reached within the first interval of evaluations, where no place can be read.",
+            f"'{WORDS['never']}': not reached; '{WORDS['worse']}': reached on the way, but the arm ends worse than "
+            f"the baseline; '{WORDS['early']}': within the first interval of evaluations, where no place can be read.",
         ),
         ("≥", "the arm's first decayed point is already there: it needs at most that."),
         (
             "~",
             "a first touch, where one of the two has fewer than two decayed points: the learning curve touches the "
-            "baseline's final value inside its schedule. It is indicative and bounds nothing: a run whose schedule ends at "
-            "that budget has another value. Give both arms a ladder (optimizer.schedule, optimizer.rungs) to see which.",
+            "baseline's final value inside its schedule. It is indicative and bounds nothing: a run whose schedule "
+            "ends at that budget has another value. A ladder for both arms (optimizer.rungs) gives the number.",
         ),
         (
             "× all-in",
@@ -105,8 +105,8 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         ),
         (
             "where selection pays",
-            "budgets at which an arm's frontier crosses that of the baseline or of a control (an arm without selection, or "
-            "whose label holds 'shuffled' or 'independent'), with pointwise intervals; nothing is extrapolated.",
+            "budgets at which an arm's frontier crosses that of the baseline or of a control (an arm without "
+            "selection, or whose label holds 'shuffled' or 'independent'); pointwise intervals, nothing extrapolated.",
         ),
     )
 
@@ -247,8 +247,7 @@ def end_label(arm: Arm) -> str:
 
 
 def speedup_text(speedup: Speedup) -> str:
-    """Write a speedup: ``2.65x`` between decayed points, ``≥2.65x`` where the arm's first one is already there,
-    ``~2.7x`` for a first touch, a word where there is none."""
+    """Write a speedup: ``2.65x``, ``≥2.65x`` at least, ``~2.7x`` for a first touch, a word where there is none."""
     if speedup.value is None:
         return WORDS[speedup.absent]
     value = speedup.value
