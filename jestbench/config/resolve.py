@@ -23,7 +23,7 @@ from jestbench.config.grammar import (
     read_binding,
     read_file,
 )
-from jestbench.config.identity import arm_hash, identity_of
+from jestbench.config.identity import BUDGETS, arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
@@ -183,6 +183,7 @@ def resolve(
         operative=held.operative,
         flat=flat,
         config_hash=arm_hash(flat, needs, identity),
+        frontier_hash=arm_hash(flat, needs, identity, without=BUDGETS),
         stands_on=stands_on,
         warnings=warnings,
     )

@@ -78,7 +78,7 @@ class Actor(ABC):
         """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update | None:
+    def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update | None:
         """One optimizer step on the chosen pairs; ``None`` for a frozen actor."""
         return None
 

@@ -141,13 +141,13 @@ class Learner(Actor):
         macs = self.prices[self.view].pairs(count, self.microbatch)
         return (Pass(self.part.score, macs, f"{self.part.name}, scoring {count} pairs{under}"),)
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+    def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update:
         """One optimizer step on the chosen pairs.
 
         Args:
             batch: the sub-batch.
             weight_K: loss weight of each pair, or ``None``.
-            share: share of the budget spent before this step.
+            position: where the schedule stands before this step (the share of the budget spent).
             seed: for all randomness of this step.
 
         Raises:
@@ -158,7 +158,7 @@ class Learner(Actor):
         self.model.train()
         try:
             loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
-            value, rate, norm = self._descend(loss, share, carry_on)
+            value, rate, norm = self._descend(loss, position, carry_on)
         except NonFiniteLoss as error:
             if not self.part.stream:
                 raise
@@ -170,12 +170,12 @@ class Learner(Actor):
         """What training on ``count`` pairs is charged."""
         return self.objective.passes(self, count)
 
-    def _descend(self, loss: Tensor, share: float, carry_on: CarryOn | None) -> tuple[float, float, float]:
+    def _descend(self, loss: Tensor, position: float, carry_on: CarryOn | None) -> tuple[float, float, float]:
         """Take one optimizer step on a loss.
 
         Args:
             loss: the loss, with its graph.
-            share: share of the budget spent before this step.
+            position: where the schedule stands before this step (the share of the budget spent).
             carry_on: what is left to do after ``loss.backward()``.
 
         Returns:
@@ -196,7 +196,7 @@ class Learner(Actor):
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"the loss is {value}, but its gradient's norm is {norm}")
-        rate = self.schedule.rate(share)
+        rate = self.schedule.rate(position)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

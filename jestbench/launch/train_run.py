@@ -23,7 +23,7 @@ from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
-from jestbench.runs.checkpoint import step_of
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
@@ -163,9 +163,11 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
             check_affordable(resolved, stages, allowance)
-        newest, step = _reached(run_dir) if going_on else (None, -1)
-        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
-        metrics = _metrics(resolved, run_dir, role, step)
+        newest = _reached(run_dir) if going_on else None
+        place = None if newest is None else Place.of(newest)
+        rungs = allowance.rungs
+        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
+        metrics = _metrics(resolved, run_dir, role, place)
     except ConfigError:
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
@@ -186,29 +188,29 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
         stages.super_batches.close()
         for actor in stages.scorer.actors.values():
-            actor.close(remove=status == "finished")
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            actor.close(remove=status == "finished" and not allowance.rungs)
         with suppress(OSError):  # the last process to leave finds it empty
             folder.row_stores.rmdir()
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
-def _reached(run_dir: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of a run, as read by rank 0, and its step; -1 where there is none.
+def _reached(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, as read by rank 0; ``None`` where there is none.
 
     Raises:
         ForeignCheckpoint: another version wrote it, or another number of processes.
     """
     world = distributed.world()
     newest = world.first(RunFolder(run_dir).newest_checkpoint)
-    if newest is None:
-        return None, -1
-    check_format(newest, world.size)
-    return newest, step_of(newest)
+    if newest is not None:
+        check_format(newest, world.size)
+    return newest
 
 
-def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Metrics:
-    """Open the metrics sinks of a run that resumes from ``step``; -1 is a new run.
+def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | None) -> Metrics:
+    """Open the metrics sinks of a run that resumes from a place; ``None`` is a new run.
 
     Raises:
         ConfigError: W&B refuses the run.
@@ -220,11 +222,10 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Met
     sink = None
     if run.wandb.resolved() != "disabled":
         flat = dict(resolved.flat) | {"config_hash": resolved.config_hash}
-        going_on = step >= 0
         label = Label(
-            name=f"{name}-from{step}" if going_on else name,
+            name=name if place is None else f"{name}-from{place.step}",
             job_type=resolved.policy_name if role == "arm" else role,
-            own_id=going_on,
+            own_id=place is not None,
             in_sweep=role == "arm",
         )
         with building():

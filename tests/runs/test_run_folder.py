@@ -12,7 +12,7 @@ import pytest
 from jestbench.disk import DataError
 from jestbench.evals.measure import Measure
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.summary import ReferenceEntry, Summary
+from jestbench.runs.summary import ReferenceEntry, ScheduleRecord, Summary
 
 PACKAGE = Path(__file__).resolve().parents[2] / "jestbench"
 NAMES = re.compile(
@@ -24,6 +24,8 @@ SUMMARY = Summary(
     arm="jest",
     policy="jest",
     config_hash="c0ffee",
+    frontier_hash="decaf",
+    schedule=ScheduleRecord("ladder", (5, 7), 0.2),
     seed=3,
     status="finished",
     steps=2,
