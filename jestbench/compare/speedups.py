@@ -33,7 +33,8 @@ def speedups_of(
     """
     if base is None:
         return {group.label: {axis: Speedup(None, None, "unshared") for axis in AXES} for group in groups}, []
-    found: dict[str, Mapping[str, Speedup]] = {base.label: {axis: Speedup(1.0, "decayed") for axis in AXES}}
+    itself = Speedup(1.0, "decayed", low=1.0, high=1.0)
+    found: dict[str, Mapping[str, Speedup]] = {base.label: dict.fromkeys(AXES, itself)}
     notes: list[str] = []
     touched = False
     curve = mean_curve([member.curve for member in members[base.label]])

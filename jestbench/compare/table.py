@@ -49,9 +49,10 @@ def _terminal(table: Table, created: str) -> list[str]:
     ]
     lines += [*_align([head, *rows]), ""]
     if table.baseline is not None:
-        head = ["x less needed", *wording.AXIS_TITLES.values()]
+        head = ["arm", *wording.AXIS_TITLES.values()]
         speedups = [[arm.label, *_speedup_cells(arm)] for arm in table.arms if arm.label != table.baseline]
         if speedups:
+            lines += [f"how many times less than {table.baseline} needs (pointwise intervals):", ""]
             lines += [*_align([head, *speedups]), "", *_wrap(_about_speedups(table))]
         lines += [line for arm in table.arms for line in _wrap(wording.sentence(arm, table), indent="  ")]
     lines += [line for text in _more(table) for line in _wrap(text, indent="  ")]

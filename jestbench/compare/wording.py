@@ -261,11 +261,10 @@ def speedup_text(speedup: Speedup) -> str:
 
 
 def speedup_ends(speedup: Speedup) -> str:
-    """Write a speedup's interval; empty where it has none, two dots for an open end."""
-    if speedup.value is None or (speedup.low is None and speedup.high is None):
+    """Write a speedup's interval, two dots for an open end; empty for a first touch and where there is no value."""
+    if speedup.value is None or speedup.kind == "touch" or speedup.low == speedup.high == 1:
         return ""
-    low, high = (".." if end is None else f"{end:.3g}" for end in (speedup.low, speedup.high))
-    return f"[{low}, {high}]"
+    return f"[{', '.join('..' if end is None else f'{end:.2g}' for end in (speedup.low, speedup.high))}]"
 
 
 def shares(arm: Arm) -> dict[str, float]:
