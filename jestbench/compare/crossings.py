@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from jestbench.compare.curves import AXES
-from jestbench.compare.noise import Array, SeedVariance, Units, influence_SG, residual, root
+from jestbench.compare.noise import Array, SeedVariance, Units, influence_SG, root
 from jestbench.compare.statistics import Cell
 from jestbench.evals.measure import Measure
 
@@ -212,14 +212,13 @@ def _seed_errors(
     shared_D = generator.standard_normal((draws, 1))
     own_DR = generator.standard_normal((draws, len(cells)))
     unit_DR = math.sqrt(correlation) * shared_D + math.sqrt(1 - correlation) * own_DR
-    uniform_D = generator.uniform(size=draws)
+    scale_D = generator.standard_normal(draws)
     for k, cell in enumerate(cells):
         if len(cell.seeds) < 2:
             unit_DR[:, k] = 0.0
             continue
-        noise = 0.0 if influence is None else residual(influence[k])
-        variance = SeedVariance(float(np.var(cell.value_S, ddof=1)), len(cell.seeds) - 1.0, noise)
-        unit_DR[:, k] *= variance.draws_D(uniform_D) / math.sqrt(len(cell.seeds))
+        variance = SeedVariance.of(cell.value_S, None if influence is None else influence[k])
+        unit_DR[:, k] *= variance.deviation_D(scale_D) / math.sqrt(len(cell.seeds))
     return np.asarray(unit_DR, dtype=np.float64)
 
 

@@ -1,35 +1,35 @@
-"""The two noises of an evaluated arm, seeds and examples, and joint draws of means under both.
+"""The two noises of an evaluated arm, seeds and examples, and the half widths that follow (docs/statistics.md).
 
-Shape suffixes: ``S`` seeds, ``N`` evaluation examples, ``G`` units of examples (a class, a caption group), ``A`` arms,
-``D`` draws.
+Shape suffixes: ``S`` seeds, ``N`` evaluation examples, ``G`` units of examples (a class, a caption group), ``D`` draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtri, ndtri
-from scipy.stats import bartlett, qmc
+from scipy.special import chdtrc, chdtri, ndtr, ndtri, stdtrit
+from scipy.stats import qmc
 
 Array = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 
-LENT_FREEDOM = 1.0
-"""Degrees of freedom that the other arms' variances add to an arm's own."""
 REFUSED_BELOW = 0.05
-"""p-value of the test of equal seed variance below which nothing is pooled."""
+"""p-value of the test of equal seed variances below which nothing is pooled."""
+_LENT = 0.5
+"""Degrees of freedom that the other arms add to an arm's seed variance (docs/statistics.md)."""
 _LOG2_DRAWS = 13
 
 
 def influence_SG(example_SN: Array, unit_N: Units | None) -> Array:
-    """What each unit adds to each seed's mean, such that Σ_G influence² estimates the variance of the mean.
+    """What each unit adds to each seed's mean; the sum of its squares estimates the mean's variance over units.
 
-    The mean over examples is a ratio of two sums over units (of the values, of the sizes); its linearisation is
-    Σ_{i in unit} (x_i − x̄) / N, times √(G / (G − 1)) for the small-sample correction (Cochran 1977, 6.4 and 9A).
+    The mean over examples is a ratio of two sums over units (of values, of sizes). Its linearisation is
+    Σ_{i in unit} (x_i − x̄) / N, here times √(G / (G − 1)) (Cochran 1977, Sampling Techniques, sections 6.4 and 9A.1).
 
     Args:
         example_SN: values, the same examples for every seed.
@@ -40,93 +40,154 @@ def influence_SG(example_SN: Array, unit_N: Units | None) -> Array:
         name_G, code_N = np.unique(unit_N, return_inverse=True)
         rest_SN = np.stack([np.bincount(code_N, rest_N, len(name_G)) for rest_N in rest_SN])
     units = rest_SN.shape[1]
-    return np.asarray(rest_SN * np.sqrt(units / max(units - 1, 1)), dtype=np.float64)
-
-
-def residual(influence: Array) -> float:
-    """The part of the variance of one seed's mean that is noise of the examples given the seed (the interaction).
-
-    It stands in the variance over seeds *and* in that over units; one of the two has to give it up.
-
-    Args:
-        influence: [S, G] of ``influence_SG``; zero is returned for a single seed.
-    """
-    if len(influence) < 2:
-        return 0.0
-    return float(influence.var(0, ddof=1).sum())
+    return np.asarray(rest_SN * math.sqrt(units / max(units - 1, 1)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """Variance of an arm's value from seed to seed, as an estimate with a scaled χ² distribution.
+    """Variance of an arm's value from seed to seed: an estimate with a scaled χ² distribution.
 
     Attributes:
         variance: of one seed's value.
         freedom: degrees of freedom of the estimate.
-        residual: the part that the variance over examples holds too.
+        residual: the part that is noise of the examples given the seed (the interaction of the two). The variance over
+            units holds it too, so that it is counted there alone.
     """
 
     variance: float
     freedom: float
-    residual: float
+    residual: float = 0.0
 
-    def draws_D(self, uniform_D: Array) -> Array:
-        """Fiducial draws of the standard deviation of a seed's value without ``residual``."""
-        variance_D = self.variance * self.freedom / _chi_square_D(self.freedom, uniform_D)
-        return np.asarray(np.sqrt(np.maximum(variance_D - self.residual, 0.0)), dtype=np.float64)
+    @staticmethod
+    def of(value_S: Array, influence: Array | None) -> SeedVariance:
+        """The variance of at least two seeds, by itself; ``influence`` [S, G], ``None`` without examples."""
+        shared = 0.0 if influence is None else float(influence.var(0, ddof=1).sum())
+        return SeedVariance(float(np.var(value_S, ddof=1)), len(value_S) - 1.0, shared)
 
+    @property
+    def net(self) -> float:
+        """The variance without the residual, not below zero."""
+        return max(self.variance - self.residual, 0.0)
 
-def _chi_square_D(freedom: float, uniform_D: Array) -> Array:
-    return np.asarray(chdtri(freedom, uniform_D), dtype=np.float64)
-
-
-def equal_variance_p(values: Sequence[Array]) -> float | None:
-    """Bartlett's test that groups have one variance.
-
-    Returns:
-        The p-value, 0 where some groups vary and others do not; ``None`` with fewer than two groups of two values.
-    """
-    groups = [value for value in values if len(value) > 1]
-    if len(groups) < 2:
-        return None
-    varies = [bool(np.ptp(group) > 0) for group in groups]
-    if not all(varies):
-        return 0.0 if any(varies) else None
-    return float(bartlett(*groups).pvalue)
+    def deviation_D(self, normal_D: Array) -> Array:
+        """Fiducial draws of the standard deviation without the residual, from standard normal draws."""
+        place, log_chi = _log_chi(self.freedom)
+        chi_D = np.exp(np.interp(normal_D, place, log_chi))
+        net_D = np.maximum(self.variance * self.freedom / chi_D - self.residual, 0.0)
+        return np.asarray(np.sqrt(net_D), dtype=np.float64)
 
 
-def moderated(own: Sequence[SeedVariance], slope: Sequence[float]) -> list[SeedVariance]:
-    """Each arm's variance drawn towards the pooled one, as if by ``LENT_FREEDOM`` more degrees of freedom (Smyth 2004).
+@lru_cache(maxsize=64)
+def _log_chi(freedom: float) -> tuple[Array, Array]:
+    """Logarithm of χ² as a function of a standard normal variable of the same rank."""
+    place = np.linspace(-6, 6, 1201)
+    return place, np.log(chdtri(freedom, ndtr(-place)))
+
+
+def together(own: Sequence[SeedVariance], slope: Sequence[float], step: float) -> tuple[list[SeedVariance], float]:
+    """Seed variances of several arms, drawn towards their common value, and the p-value of their equality.
+
+    An arm's variance is shrunk towards the pooled one as if by ``_LENT`` more degrees of freedom (Smyth 2004,
+    doi:10.2202/1544-6115.1027), few enough for an arm three times as noisy as the others. Where Bartlett's test refuses
+    that the variances are equal, each arm keeps its own.
 
     Args:
         own: each arm's own variance.
         slope: of the common scale at each arm's mean: variances are comparable after multiplication by its square.
+        step: distance between neighbouring values that a mean can have (0: any), so that equal values are no proof.
+
+    Returns:
+        The variances, and p.
     """
     freedom_A = np.array([part.freedom for part in own])
-    scaled_A = np.array([part.variance * s**2 for part, s in zip(own, slope, strict=True)])
-    pooled = float((freedom_A * scaled_A).sum() / freedom_A.sum())
+    slope_A = np.array(slope) ** 2
+    net_A = np.array([part.variance - part.residual for part in own]) * slope_A
+    common_A = max(float(freedom_A @ net_A / freedom_A.sum()), 0.0) / slope_A + [part.residual for part in own]
+    p = _bartlett((np.array([part.variance for part in own]) + step**2 / 12) / np.maximum(common_A, 1e-300), freedom_A)
+    if p < REFUSED_BELOW:
+        return list(own), p
     return [
-        SeedVariance(
-            (part.freedom * part.variance + LENT_FREEDOM * pooled / s**2) / (part.freedom + LENT_FREEDOM),
-            part.freedom + LENT_FREEDOM,
-            part.residual,
+        replace(
+            part,
+            variance=(part.freedom * part.variance + _LENT * common) / (part.freedom + _LENT),
+            freedom=part.freedom + _LENT,
         )
-        for part, s in zip(own, slope, strict=True)
-    ]
+        for part, common in zip(own, common_A, strict=True)
+    ], p
 
 
-@lru_cache(maxsize=4)
-def uniforms(dimensions: int, seed: int = 0, log2_draws: int = _LOG2_DRAWS) -> Array:
-    """Scrambled Sobol points in (0, 1): [dimensions, 2**log2_draws], the same at every call."""
-    points = qmc.Sobol(dimensions, rng=np.random.default_rng(seed)).random_base2(log2_draws).T
-    points = np.ascontiguousarray(np.clip(points, 1e-12, 1 - 1e-12))
-    points.setflags(write=False)
-    return points
+def _bartlett(variance_A: Array, freedom_A: Array) -> float:
+    """p-value of Bartlett's test of equal variances, from the variances: 0 where some are zero, 1 where all are."""
+    if not variance_A.any():
+        return 1.0
+    if not variance_A.all():
+        return 0.0
+    total, arms = freedom_A.sum(), len(freedom_A)
+    spread = total * math.log(freedom_A @ variance_A / total) - freedom_A @ np.log(variance_A)
+    correction = 1 + ((1 / freedom_A).sum() - 1 / total) / (3 * (arms - 1))
+    return float(chdtrc(arms - 1, max(spread / correction, 0.0)))
 
 
-def normal(uniform: Array) -> Array:
-    """Standard normal draws of uniform ones."""
-    return np.asarray(ndtri(uniform), dtype=np.float64)
+@dataclass(frozen=True)
+class Spread:
+    """The noise of a mean or a difference.
+
+    Attributes:
+        seeds: seed variances, and by what each is divided.
+        unit_G: influence of each unit of examples; ``None`` without examples.
+    """
+
+    seeds: Sequence[tuple[SeedVariance, int]]
+    unit_G: Array | None
+
+    @property
+    def unit_variance(self) -> float:
+        """Variance over units."""
+        return 0.0 if self.unit_G is None else float(self.unit_G @ self.unit_G)
+
+    @property
+    def unit_freedom(self) -> float:
+        """Degrees of freedom of the variance over units, from the fourth moment: few where a few units carry it all."""
+        if self.unit_G is None or not self.unit_variance:
+            return 1.0
+        square_G, units = self.unit_G**2, len(self.unit_G)
+        excess = float(square_G @ square_G) - self.unit_variance**2 / units
+        return min(units - 1.0, 2 * self.unit_variance**2 / max(excess, 1e-300))
+
+    def unit_deviation(self, confidence: float) -> float:
+        """Standard deviation over units, widened so that a normal quantile serves in place of Student's."""
+        tail = (1 + confidence) / 2
+        return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, tail) / ndtri(tail))
+
+    def half_width(self, error_D: Array, confidence: float, fiducial_share: float) -> float:
+        """Half of the width of the interval; 0 where nothing varies.
+
+        Of two approximations to a sum of variances with few degrees of freedom, Satterthwaite's is too narrow and that
+        of Behrens and Fisher (``error_D``) too wide; their weighted geometric mean covers.
+
+        Args:
+            error_D: fiducial draws of the error.
+            confidence: of the interval.
+            fiducial_share: weight of the wider.
+        """
+        fiducial = float(np.quantile(np.abs(error_D), confidence))
+        variance = self.unit_variance + sum(part.net / count for part, count in self.seeds)
+        if not variance > 0 or not fiducial > 0:
+            return fiducial
+        parts = [(part.variance / count) ** 2 / part.freedom for part, count in self.seeds]
+        freedom = variance**2 / (sum(parts) + self.unit_variance**2 / self.unit_freedom)
+        narrow = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+        return float(narrow ** (1 - fiducial_share) * fiducial**fiducial_share)
+
+
+@lru_cache(maxsize=8)
+def normals(dimensions: int) -> Array:
+    """Standard normal draws from shifted Sobol points, [dimensions, 8192], the same at every call."""
+    points = qmc.Sobol(dimensions, scramble=False).random_base2(_LOG2_DRAWS).T
+    shift = np.random.default_rng(0).uniform(size=(dimensions, 1))
+    drawn = np.asarray(ndtri(np.clip((points + shift) % 1, 1e-9, 1 - 1e-9)), dtype=np.float64)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def root(covariance: Array) -> Array:

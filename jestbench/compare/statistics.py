@@ -7,25 +7,23 @@ Shape suffixes: ``S`` seeds, ``N`` evaluation examples, ``G`` units of examples,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import chdtri
+from scipy.special import chdtri, expit
 
 from jestbench.compare.noise import (
     REFUSED_BELOW,
     Array,
     SeedVariance,
+    Spread,
     Units,
-    equal_variance_p,
     influence_SG,
-    moderated,
-    normal,
-    residual,
+    normals,
     root,
-    uniforms,
+    together,
 )
 from jestbench.evals.measure import Measure
 
@@ -143,18 +141,17 @@ def fit(
     Raises:
         ValueError: the baseline is missing, a cell is empty, or cells differ in their examples.
     """
-    _check(cells, baseline, unit_N)
-    parts, table = _parts(cells, unit_N, measure)
-    means = {arm: _mean(cells[arm], parts[arm], table.scale, measure, confidence) for arm in cells}
-    differences = _differences(cells, baseline, parts, measure, lower_is_better, confidence)
-    return Fit(
-        means,
-        differences,
-        table.pooled,
-        table.scale,
-        table.p,
-        _rule(cells, baseline, parts, table, unit_N, unit, confidence),
-    )
+    noise = _noise(cells, baseline, unit_N, measure)
+    means = {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
+    shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
+    halves = _halves(cells, baseline, shared, noise, confidence)
+    differences = {
+        arm: _difference(cells[arm], cells[baseline], seeds, halves.get(arm), measure, lower_is_better)
+        for arm, seeds in shared.items()
+        if arm != baseline
+    }
+    rule = _rule(cells, baseline, noise, unit if unit_N is not None else "examples", confidence)
+    return Fit(means, differences, noise.pooled, noise.scale, noise.p, rule)
 
 
 def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
@@ -171,20 +168,66 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
     return Interval(deviation, low, high)
 
 
+# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
+# two seed variances, and so more degrees of freedom.
+_SHARE_OF_MEAN, _SHARE_OF_DIFFERENCE = 2 / 3, 1 / 3
+_ONE_SEED = "one seed: the variance from seed to seed is unknown"
+_NOTHING_VARIES = "nothing varies, which is no certainty"
+
+
 @dataclass(frozen=True)
-class _Part:
-    """What the intervals need of a cell: its seed variance (``None`` for one seed) and the influence of its units."""
+class _Noise:
+    """The noise of a table's cells.
 
-    seed: SeedVariance | None
-    influence: Array | None
+    Attributes:
+        own: arm → seed variance from its own seeds; no entry for one seed.
+        seed: the same, drawn together over the arms where they may be.
+        influence: arm → influence of units [S, G]; no entry where some cell has no examples.
+        missing: whose examples are missing.
+        scale: of the comparison of seed variances.
+        p: of their equality; ``None`` for fewer than two.
+    """
 
-
-@dataclass(frozen=True)
-class _Table:
-    pooled: bool
+    own: Mapping[str, SeedVariance]
+    seed: Mapping[str, SeedVariance]
+    influence: Mapping[str, Array]
+    missing: str
     scale: Scale
     p: float | None
-    without_examples: str
+
+    @property
+    def pooled(self) -> bool:
+        return self.p is not None and self.p >= REFUSED_BELOW
+
+    def unit_G(self, arm: str, cell: Cell, seeds: tuple[int, ...]) -> Array | None:
+        """Influence of units on the mean over some seeds."""
+        if arm not in self.influence:
+            return None
+        return np.asarray(self.influence[arm][_of(cell, seeds)].mean(0), dtype=np.float64)
+
+
+def _noise(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None, measure: Measure) -> _Noise:
+    _check(cells, baseline, unit_N)
+    scale = _scale(cells, measure)
+    missing = ", ".join(arm for arm, cell in cells.items() if cell.example_SN is None)
+    if not missing and unit_N is not None and len(np.unique(unit_N)) < 2:
+        missing = "more than one unit"
+    influence = {
+        arm: influence_SG(cell.example_SN, unit_N)
+        for arm, cell in cells.items()
+        if cell.example_SN is not None and not missing
+    }
+    own = {
+        arm: SeedVariance.of(cell.value_S, influence.get(arm))
+        for arm, cell in sorted(cells.items())
+        if len(cell.seeds) > 1
+    }
+    if len(own) < 2:
+        return _Noise(own, own, influence, missing, scale, None)
+    slopes = [_slope(cells[arm], scale) for arm in own]
+    step = 1 / measure.examples if scale == "logit" and measure.examples else 0.0
+    variances, p = together(list(own.values()), slopes, step)
+    return _Noise(own, dict(zip(own, variances, strict=True)), influence, missing, scale, p)
 
 
 def _check(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None) -> None:
@@ -205,7 +248,7 @@ def _check(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None) -> No
 
 
 def _scale(cells: Mapping[str, Cell], measure: Measure) -> Scale:
-    """Logit for shares: values in [0, 1] whose examples, where they are kept, are hits and misses."""
+    """Logit for shares: means in (0, 1) whose examples, where they are kept, are hits and misses."""
     if measure.limits != (0.0, 1.0):
         return "identity"
     hits = all(cell.example_SN is None or np.isin(cell.example_SN, (0.0, 1.0)).all() for cell in cells.values())
@@ -217,163 +260,120 @@ def _slope(cell: Cell, scale: Scale) -> float:
     return 1 / (cell.mean * (1 - cell.mean)) if scale == "logit" else 1.0
 
 
-def _parts(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure) -> tuple[dict[str, _Part], _Table]:
-    scale = _scale(cells, measure)
-    missing = [arm for arm, cell in cells.items() if cell.example_SN is None]
-    one_unit = not missing and (1 if unit_N is None else len(np.unique(unit_N))) < 2 and unit_N is not None
-    without = ", ".join(missing) if missing else ("one unit" if one_unit else "")
-    influences: dict[str, Array | None] = {
-        arm: None if without or cell.example_SN is None else influence_SG(cell.example_SN, unit_N)
-        for arm, cell in cells.items()
-    }
-    several = [arm for arm, cell in cells.items() if len(cell.seeds) > 1]
-    own = []
-    for arm in several:
-        influence = influences[arm]
-        values = cells[arm].value_S
-        noise = 0.0 if influence is None else residual(influence)
-        own.append(SeedVariance(float(np.var(values, ddof=1)), len(values) - 1.0, noise))
-    slopes = [_slope(cells[arm], scale) for arm in several]
-    p = equal_variance_p([cells[arm].value_S * slope for arm, slope in zip(several, slopes, strict=True)])
-    pooled = p is not None and p >= REFUSED_BELOW
-    variances = moderated(own, slopes) if pooled else own
-    seeds: dict[str, SeedVariance] = dict(zip(several, variances, strict=True))
-    parts = {arm: _Part(seeds.get(arm), influences[arm]) for arm in cells}
-    return parts, _Table(pooled, scale, p, without)
-
-
-def _mean(cell: Cell, part: _Part, scale: Scale, measure: Measure, confidence: float) -> Interval:
-    value = cell.mean
-    if part.seed is None:
-        return Interval(value, None, None, "one seed: the variance from seed to seed is unknown")
-    uniform = uniforms(3)
-    draw_D = part.seed.draws_D(uniform[0]) * normal(uniform[1]) / math.sqrt(len(cell.seeds))
-    if part.influence is not None:
-        draw_D = draw_D + normal(uniform[2]) * math.sqrt(float((part.influence.mean(0) ** 2).sum()))
-    half = float(np.quantile(np.abs(draw_D), confidence))
-    if not half > 1e-12 * abs(value):
-        return Interval(value, None, None, "nothing varies, which is no certainty")
-    low, high = measure.limits
-    if scale == "logit":
-        at, reach = math.log(value / (1 - value)), half * _slope(cell, scale)
-        return Interval(value, 1 / (1 + math.exp(reach - at)), 1 / (1 + math.exp(-reach - at)))
-    return Interval(value, max(low, value - half), min(high, value + half))
-
-
-def _differences(
-    cells: Mapping[str, Cell],
-    baseline: str,
-    parts: Mapping[str, _Part],
-    measure: Measure,
-    lower_is_better: bool,
-    confidence: float,
-) -> dict[str, Difference]:
-    base = cells[baseline]
-    shared = {arm: tuple(sorted(set(cell.seeds) & set(base.seeds))) for arm, cell in cells.items() if arm != baseline}
-    drawn = sorted(arm for arm, seeds in shared.items() if seeds and parts[arm].seed and parts[baseline].seed)
-    draw_KD = _draws(cells, baseline, parts, {arm: shared[arm] for arm in drawn}) if drawn else np.zeros((0, 1))
-    half_K = np.quantile(np.abs(draw_KD), confidence, axis=1)
-    varies_K = half_K > 1e-12 * max(abs(base.mean), 1e-300)
-    ratio_D = np.abs(draw_KD[varies_K] / half_K[varies_K, None]).max(0, initial=0.0)
-    factor = max(1.0, float(np.quantile(ratio_D, confidence)))
-    halves = {arm: float(half) for arm, half, varies in zip(drawn, half_K, varies_K, strict=True) if varies}
-    return {
-        arm: _difference(cells[arm], base, seeds, halves.get(arm), factor, measure, lower_is_better)
-        for arm, seeds in shared.items()
-    }
-
-
-def _of(cell: Cell, seeds: Sequence[int]) -> list[int]:
+def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
     return [cell.seeds.index(seed) for seed in seeds]
 
 
-def _draws(
-    cells: Mapping[str, Cell], baseline: str, parts: Mapping[str, _Part], shared: Mapping[str, tuple[int, ...]]
-) -> Array:
-    """Joint draws of the error of each difference: [K, D], in the order of ``shared``."""
-    base, count = cells[baseline], len(shared)
-    used = sorted(set().union(*shared.values()))
-    uniform = iter(uniforms(2 * count + 1 + len(used) + count))
-    base_seed = parts[baseline].seed
-    assert base_seed is not None
-    base_D = base_seed.draws_D(next(uniform))
-    weight_KS = np.array([[(seed in seeds) / len(seeds) for seed in used] for seeds in shared.values()])
-    rows = weight_KS @ np.stack([normal(next(uniform)) * base_D for _ in used])
-    for k, (arm, seeds) in enumerate(shared.items()):
-        seed = parts[arm].seed
-        assert seed is not None
-        rows[k] += seed.draws_D(next(uniform)) * normal(next(uniform)) / math.sqrt(len(seeds))
-    if parts[baseline].influence is not None:
-        unit_KG = np.stack(
-            [
-                _rows(parts[arm].influence, cells[arm], seeds) - _rows(parts[baseline].influence, base, seeds)
-                for arm, seeds in shared.items()
-            ]
-        )
-        rows += root(unit_KG @ unit_KG.T) @ np.stack([normal(next(uniform)) for _ in range(count)])
-    return np.asarray(rows, dtype=np.float64)
+def _mean(arm: str, cell: Cell, noise: _Noise, measure: Measure, confidence: float) -> Interval:
+    """The interval of a mean, from the arm's own seeds alone."""
+    value, own = cell.mean, noise.own.get(arm)
+    if own is None:
+        return Interval(value, None, None, _ONE_SEED)
+    spread = Spread([(own, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds))
+    normal = normals(3)
+    error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))
+    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, _SHARE_OF_MEAN)
+    if not half > 1e-12 * abs(value):
+        return Interval(value, None, None, _NOTHING_VARIES)
+    if noise.scale == "logit":
+        at, reach = math.log(value / (1 - value)), half * _slope(cell, noise.scale)
+        return Interval(value, float(expit(at - reach)), float(expit(at + reach)))
+    low, high = measure.limits
+    return Interval(value, max(low, value - half), min(high, value + half))
 
 
-def _rows(influence: Array | None, cell: Cell, seeds: Sequence[int]) -> Array:
-    assert influence is not None
-    return np.asarray(influence[_of(cell, seeds)].mean(0), dtype=np.float64)
+def _halves(
+    cells: Mapping[str, Cell],
+    baseline: str,
+    shared: Mapping[str, tuple[int, ...]],
+    noise: _Noise,
+    confidence: float,
+) -> dict[str, tuple[float, float]]:
+    """Arm → half width of its difference, simultaneous and pointwise; no entry where there is no interval."""
+    base = cells[baseline]
+    drawn = [arm for arm in sorted(noise.seed) if arm != baseline and shared[arm] and baseline in noise.seed]
+    if not drawn:
+        return {}
+    spreads = []
+    for arm in drawn:
+        own_G, base_G = (noise.unit_G(a, cells[a], shared[arm]) for a in (arm, baseline))
+        unit_G = None if own_G is None or base_G is None else own_G - base_G
+        spreads.append(Spread([(noise.seed[a], len(shared[arm])) for a in (arm, baseline)], unit_G))
+    error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
+    half_K = np.array(
+        [
+            spread.half_width(row, confidence, _SHARE_OF_DIFFERENCE)
+            for spread, row in zip(spreads, error_KD, strict=True)
+        ]
+    )
+    varies_K = half_K > 1e-12 * abs(base.mean)
+    # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
+    scaled_KD = np.abs(error_KD[varies_K])
+    scaled_KD /= np.quantile(scaled_KD, confidence, axis=1, keepdims=True)
+    factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))
+    return {
+        arm: (factor * float(half), float(half))
+        for arm, half, varies in zip(drawn, half_K, varies_K, strict=True)
+        if varies
+    }
+
+
+def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: float) -> Array:
+    """Joint fiducial draws of the errors of differences to one baseline: [K, D]."""
+    used = sorted(set().union(*shared))
+    normal = iter(normals(1 + len(used) + 3 * len(spreads)))
+    base_D = spreads[0].seeds[1][0].deviation_D(next(normal))
+    weight_KS = np.array([[(seed in seeds) / len(seeds) for seed in used] for seeds in shared])
+    error_KD = weight_KS @ np.stack([next(normal) * base_D for _ in used])
+    for error_D, spread in zip(error_KD, spreads, strict=True):
+        own, count = spread.seeds[0]
+        error_D += own.deviation_D(next(normal)) * next(normal) / math.sqrt(count)
+    widened = [
+        spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
+        for spread in spreads
+        if spread.unit_G is not None
+    ]
+    if widened:
+        unit_KG = np.stack(widened)
+        error_KD += root(unit_KG @ unit_KG.T) @ np.stack([next(normal) for _ in spreads])
+    return np.asarray(error_KD, dtype=np.float64)
 
 
 def _difference(
     cell: Cell,
     base: Cell,
     seeds: tuple[int, ...],
-    half: float | None,
-    factor: float,
+    halves: tuple[float, float] | None,
     measure: Measure,
     lower_is_better: bool,
 ) -> Difference:
     if not seeds:
-        return _untold(cell.mean - base.mean, seeds, "no seed in common with the baseline")
+        reason = "no seed in common with the baseline"
+        return Difference(cell.mean - base.mean, None, None, None, None, "not told apart", seeds, reason)
     value = float(cell.value_S[_of(cell, seeds)].mean() - base.value_S[_of(base, seeds)].mean())
-    if half is None:
-        few = min(len(cell.seeds), len(base.seeds)) < 2
-        return _untold(
-            value,
-            seeds,
-            "one seed: the variance from seed to seed is unknown" if few else "nothing varies, which is no certainty",
-        )
-    low, high = value - factor * half, value + factor * half
+    if halves is None:
+        reason = _ONE_SEED if min(len(cell.seeds), len(base.seeds)) < 2 else _NOTHING_VARIES
+        return Difference(value, None, None, None, None, "not told apart", seeds, reason)
     verdict: Verdict = "not told apart"
-    if low > 0 or high < 0:
+    if abs(value) > halves[0]:
         verdict = "better" if (value > 0) != lower_is_better else "worse"
     widest = measure.limits[1] - measure.limits[0]
-    cut = [min(max(end, -widest), widest) for end in (low, high, value - half, value + half)]
-    return Difference(value, cut[0], cut[1], cut[2], cut[3], verdict, seeds)
+    ends = [min(max(value + side * half, -widest), widest) for half in halves for side in (-1, 1)]
+    return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
 
 
-def _untold(value: float, seeds: tuple[int, ...], reason: str) -> Difference:
-    return Difference(value, None, None, None, None, "not told apart", seeds, reason)
-
-
-def _rule(
-    cells: Mapping[str, Cell],
-    baseline: str,
-    parts: Mapping[str, _Part],
-    table: _Table,
-    unit_N: Units | None,
-    unit: str,
-    confidence: float,
-) -> str:
+def _rule(cells: Mapping[str, Cell], baseline: str, noise: _Noise, unit: str, confidence: float) -> str:
     counts = sorted({len(cell.seeds) for cell in cells.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
-    influence = parts[baseline].influence
-    what = ""
-    if table.without_examples:
-        what = f"no per-example results ({table.without_examples}), so that the noise of the examples is left out"
-    elif influence is not None:
-        what = f"{influence.shape[1]:,} {'examples' if unit_N is None else unit}"
-    among = sum(part.seed is not None for part in parts.values())
-    if table.p is None:
-        pool = "each arm's seed variance its own"
-    elif table.pooled:
-        pool = f"seed variances drawn together over {among} arms on the {table.scale} scale"
+    if noise.missing:
+        what = f"no per-example results ({noise.missing}), so that the noise of the examples is left out"
     else:
-        pool = f"each arm's seed variance its own, since they differ (p = {table.p:.2g}, Bartlett)"
+        what = f"{noise.influence[baseline].shape[1]:,} {unit}"
+    if noise.p is None:
+        pool = "each arm's seed variance its own"
+    elif noise.pooled:
+        pool = f"seed variances drawn together over {len(noise.seed)} arms on the {noise.scale} scale"
+    else:
+        pool = f"each arm's seed variance its own, as they differ (p = {noise.p:.2g}, Bartlett's test)"
     which = f"{confidence * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
     return f"{which}: {seeds}, {what}; {pool}"

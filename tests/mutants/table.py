@@ -538,4 +538,155 @@ COMPARISON = (
     ),
 )
 
-MUTANTS = (*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON)
+FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/half_pairs.py"
+BATCHES, FORECAST, RESULTS = (
+    "jestbench/data/super_batches.py",
+    "jestbench/launch/forecast.py",
+    "jestbench/evals/results.py",
+)
+CAPPY, PLANNED = "tests/engine/test_cappy.py", "tests/launch/test_forecast.py"
+RUN, CACHE, CASCADES, TWIN = (
+    "tests/launch/test_run.py",
+    "tests/engine/test_cache.py",
+    "tests/data/test_cascade.py",
+    "tests/engine/test_twin.py",
+)
+
+FROZEN_MODELS = (
+    Mutant(
+        "a row is charged at every sight",
+        FROZEN,
+        "        new = met.missing(key_B)\n",
+        "        new = torch.arange(len(key_B))\n",
+        f"{RUN} {CACHE}",
+    ),
+    Mutant(
+        "an amortised reference is charged",
+        FROZEN,
+        'if self.accounting != "amortised":',
+        'if self.accounting != "free":',
+        f"{RUN} {CACHE}",
+    ),
+    Mutant(
+        "a damaged pair's row is another pair's",
+        FROZEN,
+        "row_MD[other_M.to(row_MD.device)] = torch.nan",
+        "pass",
+        CAPPY,
+    ),
+    Mutant("rows are counted as found", FROZEN, "self.hits += len(key_B) - computed", "self.hits += len(key_B)", CACHE),
+    Mutant(
+        "a NaN embedding is taken",
+        FROZEN,
+        "if not bool(torch.isfinite(row_ND).all()):",
+        "if False:",
+        f"{CACHE} {RUN} tests/engine/test_actors.py",
+    ),
+    Mutant(
+        "a resumed run's amortised passes start at zero",
+        FROZEN,
+        'self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]',
+        'self.hits = own["hits"]',
+        CAPPY,
+    ),
+)
+
+SUPER_BATCHES = (
+    Mutant(
+        "every epoch has one order",
+        BATCHES,
+        'seeds.generator(seed, "data", epoch)',
+        'seeds.generator(seed, "data", 0)',
+        "tests/data/test_data.py",
+    ),
+    Mutant(
+        "a tail is not counted",
+        BATCHES,
+        "(step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)",
+        "0 * step",
+        "tests/data/test_data.py tests/data/test_loader.py",
+    ),
+    Mutant(
+        "damage is forgotten on resume",
+        BATCHES,
+        '        self.tally.load_state_dict(state["tally"])\n',
+        "",
+        "tests/data",
+    ),
+    Mutant(
+        "a cascade takes the hardest", CASCADE, "return top_k(-loss_C, count)", "return top_k(loss_C, count)", CASCADES
+    ),
+    Mutant("a cascade draws the hardest", CASCADE, "gumbel_top_k(-loss_C", "gumbel_top_k(loss_C", CASCADES),
+    Mutant("a cascade's temperature is ignored", CASCADE, "-loss_C / self.temperature", "-loss_C", CASCADES),
+    Mutant("every step's cascade draws alike", CASCADE, '"cascade", step)', '"cascade", 0)', CASCADES),
+    Mutant(
+        "a cascade's passes are not handed on",
+        CASCADE,
+        "index_B=index_C[chosen_B], passes=passes)",
+        "index_B=index_C[chosen_B])",
+        CASCADES,
+    ),
+    Mutant("both halves are one", HALVES, "== half).nonzero()", "== 0).nonzero()", f"{TWIN} tests/data"),
+    Mutant(
+        "a half reads a pair of the other",
+        HALVES,
+        "            if not foreign:\n",
+        "            if True:\n",
+        f"{TWIN} tests/data",
+    ),
+)
+
+FORECASTS = (
+    Mutant(
+        "a reference is forecast at every pass over the pool",
+        FORECAST,
+        'first if resolved.run.reference_accounting == "online" else first - price.first_sight',
+        "first",
+        PLANNED,
+    ),
+    Mutant(
+        "one half of a twin is forecast",
+        FORECAST,
+        "role: len(stands) * (",
+        "role: 1 * (",
+        PLANNED,
+    ),
+    Mutant(
+        "an amortised reference is forecast",
+        FORECAST,
+        'free = resolved.run.reference_accounting == "amortised"',
+        "free = False",
+        "tests/engine/test_cache.py tests/launch tests/cost tests/data/test_cascade.py",
+    ),
+)
+
+PER_EXAMPLE = (
+    Mutant("hits are counted from rank 0", RESULTS, "(ranking.rank_N <= k)", "(ranking.rank_N < k)", EVALS),
+    Mutant("nll is a log-probability", RESULTS, "-ranking.log_probability_N", "ranking.log_probability_N", EVALS),
+    Mutant(
+        "both directions count by their queries",
+        RESULTS,
+        "total / (len(there) * len(ranking.rank_N))",
+        "1.0",
+        EVALS,
+    ),
+    Mutant(
+        "probabilities at a scale of one",
+        METRICS,
+        "(scale * image_PD.float()",
+        "(image_PD.float()",
+        EVALS,
+    ),
+    Mutant(
+        "a run's end leaves no examples",
+        "jestbench/runs/recorder.py",
+        "if after >= 1 and self.world.first_of_all:",
+        "if after > 1 and self.world.first_of_all:",
+        RUN,
+    ),
+)
+
+MUTANTS = (
+    *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE),
+)
