@@ -68,7 +68,9 @@ def write_run(
     for flops, value in rungs:
         # A branch ends beyond the place where it has left the trunk.
         place = next(index for index, known in enumerate(rows) if known["flops/total"] >= 0.9 * flops)
-        rows.insert(place, row(flops, value) | {"ladder/rung": flops, "flops/rungs": flops // 5})
+        rows.insert(place, row(flops, value) | {"ladder/rung": flops})
+        for later in rows[place:]:
+            later["flops/rungs"] = later.get("flops/rungs", 0) + flops // 5
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ladder = ScheduleRecord("ladder", (*(flops for flops, _ in rungs), int(end["flops/total"])), 0.2)
     described = Summary(

@@ -208,28 +208,24 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
         for item in same:
             kind = item.examples or (kinds[0] if len(kinds) == 1 else "not recorded" if kinds else "")
             worlds.setdefault((*facts, ("evaluation examples", kind)), []).append(item)
-    if len(worlds) == 1:
-        return [World({}, tuple(candidates))], []
-    keys = dict.fromkeys(key for facts in worlds for key, _ in facts)
-    found = {key: [dict(facts).get(key, "not recorded") for facts in worlds] for key in keys}
+    label = baseline.partition("@")[0]
+    ordered = sorted(
+        worlds.items(), key=lambda item: (label not in {one.run.summary.arm for one in item[1]}, -len(item[1]))
+    )
+    keys = dict.fromkeys(key for facts, _ in ordered for key, _ in facts)
+    found = {key: [dict(facts).get(key, "not recorded") for facts, _ in ordered] for key in keys}
     differing = {key: values for key, values in found.items() if len(set(values)) > 1}
     notes = []
     for key, values in differing.items():
         arms: dict[str, dict[str, None]] = defaultdict(dict)
-        for value, members in zip(values, worlds.values(), strict=True):
+        for value, (_, members) in zip(values, ordered, strict=True):
             arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
         described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
         notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
-    parts = [
+    return [
         World({key: values[index] for key, values in differing.items()}, tuple(members))
-        for index, members in enumerate(worlds.values())
-    ]
-    label = baseline.partition("@")[0]
-
-    def first(world: World) -> tuple[bool, int]:
-        return all(member.run.summary.arm != label for member in world.members), -len(world.members)
-
-    return sorted(parts, key=first), notes
+        for index, (_, members) in enumerate(ordered)
+    ], notes
 
 
 def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:
