@@ -11,7 +11,7 @@ from urllib.parse import quote
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
-from jestbench.compare.plots import OTHER_COLOUR, PURPOSE_COLOURS, arm_colours
+from jestbench.compare.plots import OTHER_COLOUR, PURPOSE_COLOURS, arm_colours, plot_names
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.templates import templates
 
@@ -27,13 +27,12 @@ _AXIS_LONG = {
 }
 
 
-def to_html(comparison: Comparison, out: Path, pictures: Sequence[tuple[str, str]]) -> str:
+def to_html(comparison: Comparison, out: Path) -> str:
     """Write a comparison as a page.
 
     Args:
         comparison: the comparison.
         out: the folder of the page: links are relative to it, and the pictures are read from it.
-        pictures: the names of the two pictures of each table.
 
     Returns:
         The page; every text that comes from a run is escaped.
@@ -58,7 +57,7 @@ def to_html(comparison: Comparison, out: Path, pictures: Sequence[tuple[str, str
         comparison=comparison,
         worlds=[
             _world(table, comparison.created, [_picture(out / name) for name in names])
-            for table, names in zip(comparison.tables, pictures, strict=True)
+            for table, names in zip(comparison.tables, plot_names(comparison), strict=True)
         ],
         axes=AXES,
         axis_titles=wording.AXIS_TITLES,

@@ -7,7 +7,7 @@ only when something is drawn, since its import takes longer than a whole compari
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,9 +172,7 @@ def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
     looks = _looks(table)
     for arm in table.arms:
         _draw_arm(axes, arm, axis, looks[arm.label], above=arm.label == table.baseline)
-    for point in table.frontier:
-        if point.arm in looks:
-            _draw_point(axes, point, axis, looks[point.arm])
+        _draw_frontier(axes, [point for point in table.frontier if point.arm == arm.label], axis, looks[arm.label])
     _draw_references(axes, table)
     if table.measure.chance is not None:
         axes.axhline(table.measure.chance, color="#999999", linewidth=1, linestyle=":", zorder=1)
@@ -227,13 +225,14 @@ def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> No
     )
 
 
-def _draw_point(axes: Axes, point: FrontierPoint, axis: str, look: Look) -> None:
-    """A decayed point, as a large marker with its 95 % interval."""
-    mean, at = point.mean, point.amount[axis]
-    if mean.low is not None and mean.high is not None:
-        axes.plot([at, at], [mean.low, mean.high], color=look.colour, linewidth=1.4, zorder=5, solid_capstyle="butt")
-    axes.plot([at], [mean.value], marker=look.marker, markersize=_POINT_SIZE, color=look.colour, zorder=6)
-    axes.plot([at], [mean.value], marker=look.marker, markersize=_POINT_SIZE / 2, color="white", zorder=7)
+def _draw_frontier(axes: Axes, points: Sequence[FrontierPoint], axis: str, look: Look) -> None:
+    """An arm's decayed points: large hollow markers with their 95 % intervals, joined by a dashed line."""
+    amounts, values = [point.amount[axis] for point in points], [point.mean.value for point in points]
+    (line,) = axes.plot(amounts, values, color=look.colour, linewidth=1.2, linestyle="--", marker=look.marker, zorder=6)
+    line.set(markerfacecolor="white", markeredgewidth=_LINE_WIDTH, markersize=_POINT_SIZE)
+    for at, point in zip(amounts, points, strict=True):
+        if point.mean.low is not None and point.mean.high is not None:
+            axes.plot([at, at], [point.mean.low, point.mean.high], color=look.colour, linewidth=1.4, zorder=5)
 
 
 def _draw_references(axes: Axes, table: Table) -> None:

@@ -15,7 +15,7 @@ from jestbench.compare.comparison import Comparison
 from jestbench.compare.document import to_json
 from jestbench.compare.load import CompareError
 from jestbench.compare.page import PAGE, to_html
-from jestbench.compare.plots import plot_names, save_plots
+from jestbench.compare.plots import save_plots
 from jestbench.compare.table import format_table, to_markdown
 from jestbench.disk import command_name, command_words, write_text
 
@@ -70,11 +70,10 @@ def render(comparison: Comparison, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_plots(comparison, out)
-        plots = plot_names(comparison)
         for name, text in (
             ("comparison.json", to_json(comparison, out)),
-            ("comparison.md", to_markdown(comparison, out, [names[0] for names in plots])),
-            (PAGE, to_html(comparison, out, plots)),
+            ("comparison.md", to_markdown(comparison, out)),
+            (PAGE, to_html(comparison, out)),
         ):
             # A label of invalid Unicode (a folder name in another encoding) must not stop the report.
             write_text(out / name, text, errors="replace")

@@ -10,6 +10,7 @@ from pathlib import Path
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
+from jestbench.compare.plots import plot_names
 
 WIDTH = 110
 """Columns of the terminal table."""
@@ -117,11 +118,11 @@ def _wrap(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def to_markdown(comparison: Comparison, out: Path, pictures: Sequence[str]) -> str:
-    """Write a comparison as Markdown, with paths relative to ``out``; ``pictures``: one for each table."""
+def to_markdown(comparison: Comparison, out: Path) -> str:
+    """Write a comparison as Markdown, with paths relative to ``out``."""
     first = comparison.first
     sections = [f"# {_plain(first.metric)} at equal compute"]
-    for table, picture in zip(comparison.tables, pictures, strict=True):
+    for table, (picture, _) in zip(comparison.tables, plot_names(comparison), strict=True):
         sections += _sections(table, picture, comparison.created)
     sections += [
         "## Warnings",
