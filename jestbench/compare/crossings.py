@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from jestbench.compare.curves import AXES
-from jestbench.compare.noise import Array, SeedVariance, Units, influence_SG, root
-from jestbench.compare.statistics import Cell
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, root
+from jestbench.compare.statistics import SHARE_OF_DIFFERENCE, Cell, table_noise
 from jestbench.evals.measure import Measure
 
 CONFIDENCE = 0.95
+Stands = Literal["worse", "better"]
+_STANDS: tuple[Stands, Stands] = ("worse", "better")
 _SAME_BUDGET = 0.05
 """Relative difference up to which the FLOPs of two rungs are one budget: runs overshoot by up to a step."""
 
@@ -81,8 +83,8 @@ class Crossover:
     budget: float
     low: float | None
     high: float | None
-    before: Literal["better", "worse"]
-    after: Literal["better", "worse"]
+    before: Stands
+    after: Stands
 
 
 def speedups(
@@ -113,13 +115,14 @@ def speedups(
     common = _common(arm, baseline)
     if common is None:
         return {axis: Crossing(None, None, None, "decayed", False, "unshared") for axis in AXES}
-    drawn = _draw([arm, baseline], unit_N, draws, seed)
-    one, fell = _frontier(arm, drawn, 0, sign)
-    other, _ = _frontier(baseline, drawn, 1, sign)
-    target_P = other[:, common]
-    place_P = np.array([_place(value_R, target) for value_R, target in zip(one, target_P, strict=True)])
-    end = np.interp(math.log(baseline.flops_R[common]), np.log(arm.flops_R), one[0])
-    worse = bool(end < target_P[0])
+    drawn = _draw([arm, baseline], unit_N, measure, draws, seed, (-1, common))
+    fitted, fell = _frontier(arm, drawn.error[0], sign)
+    end = _values(arm, sign)
+    # The target and the end are the means of the table at that budget, not a fit: one sign in both places.
+    target = _values(baseline, sign)[common]
+    target_P = np.concatenate([[target], target + sign * drawn.error[1][:, common]])
+    place_P = np.array([_place(value_R, t) for value_R, t in zip(fitted, target_P, strict=True)])
+    worse = bool(np.interp(math.log(baseline.flops_R[common]), np.log(arm.flops_R), end) < target)
     return {
         axis: _speedup(arm.amount_R[axis], float(baseline.amount_R[axis][common]), place_P, worse, fell, drawn.known)
         for axis in AXES
@@ -155,9 +158,9 @@ def crossings(
     if not start < end:
         return []
     at_P = np.unique(np.clip(np.concatenate([at_one, at_other]), start, end))
-    drawn = _draw([one, other], unit_N, draws, seed)
-    left, _ = _frontier(one, drawn, 0, sign)
-    right, _ = _frontier(other, drawn, 1, sign)
+    drawn = _draw([one, other], unit_N, measure, draws, seed)
+    left, _ = _frontier(one, drawn.error[0], sign)
+    right, _ = _frontier(other, drawn.error[1], sign)
     ahead = np.stack(
         [np.interp(at_P, at_one, a) - np.interp(at_P, at_other, b) for a, b in zip(left, right, strict=True)]
     )
@@ -184,63 +187,87 @@ def _common(arm: Ladder, baseline: Ladder) -> int | None:
     return int(below[-1])
 
 
-def _draw(ladders: Sequence[Ladder], unit_N: Units | None, draws: int, seed: int) -> _Drawn:
+def _draw(
+    ladders: Sequence[Ladder],
+    unit_N: Units | None,
+    measure: Measure,
+    draws: int,
+    seed: int,
+    rungs: tuple[int, int] = (-1, -1),
+) -> _Drawn:
+    """Joint errors of two ladders' rungs, scaled to the half width of their difference at a rung of each."""
     generator = np.random.default_rng(seed)
-    cells = [cell for ladder in ladders for cell in ladder.cells]
-    examples = all(cell.example_SN is not None for cell in cells)
-    influence = [influence_SG(cell.example_SN, unit_N) for cell in cells if cell.example_SN is not None and examples]
-    known = all(len(cell.seeds) > 1 for cell in cells)
-    count = len(cells)
-    error = np.zeros((draws, count))
-    if examples:
-        unit_CG = np.stack([part.mean(0) for part in influence])
-        error += generator.standard_normal((draws, count)) @ root(unit_CG @ unit_CG.T).T
-    start = 0
-    for ladder in ladders:
-        part = slice(start, start + len(ladder.cells))
-        error[:, part] += _seed_errors(ladder.cells, influence[part] if examples else None, draws, generator)
-        start = part.stop
-    edges = np.cumsum([len(ladder.cells) for ladder in ladders])[:-1]
-    return _Drawn(np.split(error, edges, axis=1), known)
+    # One cell an arm and rung: the noise of a table, in which the rungs of an arm are drawn together as arms are.
+    cells = {f"{arm} {rung}": cell for arm, ladder in enumerate(ladders) for rung, cell in enumerate(ladder.cells)}
+    noise = table_noise(cells, unit_N, measure)
+    error_DC = np.zeros((draws, len(cells)))
+    units = [noise.unit_G(name, cell, cell.seeds) for name, cell in cells.items()]
+    kept = [unit_G for unit_G in units if unit_G is not None]
+    if kept:
+        unit_CG = np.stack(kept)
+        error_DC += generator.standard_normal((draws, len(cells))) @ root(unit_CG @ unit_CG.T).T
+    correlation = _correlation(ladders)
+    start, at = 0, []
+    for ladder, rung in zip(ladders, rungs, strict=True):
+        names = list(cells)[start : start + len(ladder.cells)]
+        variances = [noise.seed.get(name) for name in names]
+        error_DC[:, start : start + len(names)] += _seed_errors(ladder.cells, variances, correlation, draws, generator)
+        at.append(start + rung % len(names))
+        start += len(names)
+    known = len(noise.seed) == len(cells)
+    if known:
+        one, other = (list(cells)[column] for column in at)
+        unit_G = kept[at[0]] - kept[at[1]] if kept else None
+        spread = Spread([(noise.seed[name], len(cells[name].seeds)) for name in (one, other)], unit_G)
+        difference_D = error_DC[:, at[0]] - error_DC[:, at[1]]
+        wide = float(np.quantile(np.abs(difference_D), CONFIDENCE))
+        if wide > 0:
+            error_DC *= spread.half_width(difference_D, CONFIDENCE, SHARE_OF_DIFFERENCE) / wide
+    return _Drawn(np.split(error_DC, [len(ladders[0].cells)], axis=1), known)
 
 
 def _seed_errors(
-    cells: Sequence[Cell], influence: Sequence[Array] | None, draws: int, generator: np.random.Generator
+    cells: Sequence[Cell],
+    variances: Sequence[SeedVariance | None],
+    correlation: float,
+    draws: int,
+    generator: np.random.Generator,
 ) -> Array:
-    """Errors of the seed means of one arm's rungs, which share trunks: [D, R]."""
-    correlation = _correlation(cells)
+    """Fiducial errors of the seed means of one arm's rungs: [D, R]; zero for a single seed."""
     shared_D = generator.standard_normal((draws, 1))
     own_DR = generator.standard_normal((draws, len(cells)))
-    unit_DR = math.sqrt(correlation) * shared_D + math.sqrt(1 - correlation) * own_DR
+    error_DR = math.sqrt(correlation) * shared_D + math.sqrt(1 - correlation) * own_DR
     scale_D = generator.standard_normal(draws)
-    for k, cell in enumerate(cells):
-        if len(cell.seeds) < 2:
-            unit_DR[:, k] = 0.0
-            continue
-        variance = SeedVariance.of(cell.value_S, None if influence is None else influence[k])
-        unit_DR[:, k] *= variance.deviation_D(scale_D) / math.sqrt(len(cell.seeds))
-    return np.asarray(unit_DR, dtype=np.float64)
+    for rung, (cell, variance) in enumerate(zip(cells, variances, strict=True)):
+        deviation_D = 0.0 if variance is None else variance.deviation_D(scale_D)
+        error_DR[:, rung] *= deviation_D / math.sqrt(len(cell.seeds))
+    return np.asarray(error_DR, dtype=np.float64)
 
 
-def _correlation(cells: Sequence[Cell]) -> float:
-    """Mean correlation of two rungs' seed deviations, within [0, 1]; 1 where the rungs' seeds differ."""
-    if len({cell.seeds for cell in cells}) > 1 or len(cells) < 2 or len(cells[0].seeds) < 3:
-        return 1.0
-    deviation_RS = np.stack([cell.value_S - cell.value_S.mean() for cell in cells])
-    length_R = np.linalg.norm(deviation_RS, axis=1, keepdims=True)
-    if not (length_R > 0).all():
-        return 1.0
-    matrix = (deviation_RS / length_R) @ (deviation_RS / length_R).T
-    rungs = len(cells)
-    return float(np.clip((matrix.sum() - rungs) / (rungs * (rungs - 1)), 0.0, 1.0))
+def _correlation(ladders: Sequence[Ladder]) -> float:
+    """Mean correlation of two rungs of one arm over its seeds, within [0, 1]: rungs share a trunk.
+
+    One number for all pairs of rungs, since a matrix cannot be had from a few seeds; 0 where no two rungs share seeds.
+    """
+    found = []
+    for ladder in ladders:
+        for one, other in combinations(ladder.cells, 2):
+            deviations = [cell.value_S - cell.value_S.mean() for cell in (one, other)]
+            length = math.prod(float(np.linalg.norm(deviation)) for deviation in deviations)
+            if one.seeds == other.seeds and length > 0:
+                found.append(float(deviations[0] @ deviations[1]) / length)
+    return min(max(float(np.mean(found)), 0.0), 1.0) if found else 0.0
 
 
-def _frontier(ladder: Ladder, drawn: _Drawn, index: int, sign: float) -> tuple[Array, bool]:
+def _values(ladder: Ladder, sign: float) -> Array:
+    return sign * np.array([cell.mean for cell in ladder.cells])
+
+
+def _frontier(ladder: Ladder, error_DR: Array, sign: float) -> tuple[Array, bool]:
     """Fitted values of a ladder, higher is better: [1 + D, R], the estimate first; and whether a fall is evident."""
-    value_R = sign * np.array([cell.mean for cell in ladder.cells])
-    error_DR = sign * drawn.error[index]
-    values = np.concatenate([value_R[None], value_R + error_DR])
-    fell = _falls(value_R, error_DR)
+    value_R = _values(ladder, sign)
+    values = np.concatenate([value_R[None], value_R + sign * error_DR])
+    fell = _falls(value_R, sign * error_DR)
     if fell or len(value_R) < 2:
         return values, fell
     return np.stack([isotonic_regression(row).x for row in values]), False
@@ -321,8 +348,7 @@ def _crossover(
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(place_D, tail, method="lower"), np.quantile(place_D, 1 - tail, method="higher")
     ends = [None if end is None or not math.isfinite(end) else math.exp(end) for end in (low, high)]
-    before, after = ("worse", "better") if rises else ("better", "worse")
-    return Crossover(math.exp(at), ends[0], ends[1], before, after)  # type: ignore[arg-type]
+    return Crossover(math.exp(at), ends[0], ends[1], _STANDS[not rises], _STANDS[rises])
 
 
 def _nearest(at_P: Array, ahead_P: Array, at: float, rises: bool, start: float, end: float) -> float:

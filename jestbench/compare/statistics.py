@@ -141,7 +141,9 @@ def fit(
     Raises:
         ValueError: the baseline is missing, a cell is empty, or cells differ in their examples.
     """
-    noise = _noise(cells, baseline, unit_N, measure)
+    if baseline not in cells:
+        raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
+    noise = table_noise(cells, unit_N, measure)
     means = {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
     shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
     halves = _halves(cells, baseline, shared, noise, confidence)
@@ -170,13 +172,13 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
 
 # Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
 # two seed variances, and so more degrees of freedom.
-_SHARE_OF_MEAN, _SHARE_OF_DIFFERENCE = 2 / 3, 1 / 3
+SHARE_OF_MEAN, SHARE_OF_DIFFERENCE = 0.67, 0.4
 _ONE_SEED = "one seed: the variance from seed to seed is unknown"
 _NOTHING_VARIES = "nothing varies, which is no certainty"
 
 
 @dataclass(frozen=True)
-class _Noise:
+class Noise:
     """The noise of a table's cells.
 
     Attributes:
@@ -197,6 +199,7 @@ class _Noise:
 
     @property
     def pooled(self) -> bool:
+        """Whether variances are drawn together."""
         return self.p is not None and self.p >= REFUSED_BELOW
 
     def unit_G(self, arm: str, cell: Cell, seeds: tuple[int, ...]) -> Array | None:
@@ -206,8 +209,9 @@ class _Noise:
         return np.asarray(self.influence[arm][_of(cell, seeds)].mean(0), dtype=np.float64)
 
 
-def _noise(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None, measure: Measure) -> _Noise:
-    _check(cells, baseline, unit_N)
+def table_noise(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure) -> Noise:
+    """The noise of cells that share their examples; arguments and errors as of ``fit``."""
+    _check(cells, unit_N)
     scale = _scale(cells, measure)
     missing = ", ".join(arm for arm, cell in cells.items() if cell.example_SN is None)
     if not missing and unit_N is not None and len(np.unique(unit_N)) < 2:
@@ -223,16 +227,14 @@ def _noise(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None, measu
         if len(cell.seeds) > 1
     }
     if len(own) < 2:
-        return _Noise(own, own, influence, missing, scale, None)
+        return Noise(own, own, influence, missing, scale, None)
     slopes = [_slope(cells[arm], scale) for arm in own]
     step = 1 / measure.examples if scale == "logit" and measure.examples else 0.0
     variances, p = together(list(own.values()), slopes, step)
-    return _Noise(own, dict(zip(own, variances, strict=True)), influence, missing, scale, p)
+    return Noise(own, dict(zip(own, variances, strict=True)), influence, missing, scale, p)
 
 
-def _check(cells: Mapping[str, Cell], baseline: str, unit_N: Units | None) -> None:
-    if baseline not in cells:
-        raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
+def _check(cells: Mapping[str, Cell], unit_N: Units | None) -> None:
     for arm, cell in cells.items():
         if not len(cell.seeds) == len(cell.value_S) > 0:
             raise ValueError(f"arm {arm}: {len(cell.seeds)} seeds and {len(cell.value_S)} values")
@@ -264,7 +266,7 @@ def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
     return [cell.seeds.index(seed) for seed in seeds]
 
 
-def _mean(arm: str, cell: Cell, noise: _Noise, measure: Measure, confidence: float) -> Interval:
+def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: float) -> Interval:
     """The interval of a mean, from the arm's own seeds alone."""
     value, own = cell.mean, noise.own.get(arm)
     if own is None:
@@ -272,7 +274,7 @@ def _mean(arm: str, cell: Cell, noise: _Noise, measure: Measure, confidence: flo
     spread = Spread([(own, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds))
     normal = normals(3)
     error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))
-    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, _SHARE_OF_MEAN)
+    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, SHARE_OF_MEAN)
     if not half > 1e-12 * abs(value):
         return Interval(value, None, None, _NOTHING_VARIES)
     if noise.scale == "logit":
@@ -286,7 +288,7 @@ def _halves(
     cells: Mapping[str, Cell],
     baseline: str,
     shared: Mapping[str, tuple[int, ...]],
-    noise: _Noise,
+    noise: Noise,
     confidence: float,
 ) -> dict[str, tuple[float, float]]:
     """Arm → half width of its difference, simultaneous and pointwise; no entry where there is no interval."""
@@ -301,10 +303,7 @@ def _halves(
         spreads.append(Spread([(noise.seed[a], len(shared[arm])) for a in (arm, baseline)], unit_G))
     error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
     half_K = np.array(
-        [
-            spread.half_width(row, confidence, _SHARE_OF_DIFFERENCE)
-            for spread, row in zip(spreads, error_KD, strict=True)
-        ]
+        [spread.half_width(row, confidence, SHARE_OF_DIFFERENCE) for spread, row in zip(spreads, error_KD, strict=True)]
     )
     varies_K = half_K > 1e-12 * abs(base.mean)
     # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
@@ -362,7 +361,7 @@ def _difference(
     return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
 
 
-def _rule(cells: Mapping[str, Cell], baseline: str, noise: _Noise, unit: str, confidence: float) -> str:
+def _rule(cells: Mapping[str, Cell], baseline: str, noise: Noise, unit: str, confidence: float) -> str:
     counts = sorted({len(cell.seeds) for cell in cells.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     if noise.missing:

@@ -18,10 +18,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from jestbench.compare.crossings import Ladder
+from jestbench.compare.curves import AXES
 from jestbench.compare.statistics import Cell
+from jestbench.evals.measure import Measure
 
 COMMON, OWN = 2.0, 2.0
 EXAMPLES = 2000
+SHARE = Measure(0.0, 1.0, EXAMPLES)
 
 
 @cache
@@ -32,25 +36,74 @@ def intercept(truth: float, deviation: float) -> float:
     return float(brentq(lambda beta: weight @ expit(beta + total * node) / weight.sum() - truth, -30, 10))
 
 
-def draw(
+def classes(count: int) -> np.ndarray:
+    """Class of each example."""
+    return np.arange(EXAMPLES) % count
+
+
+def effect(generator: np.random.Generator, unit_N: np.ndarray) -> np.ndarray:
+    """Effects of examples, of unit variance, half of it shared by a class."""
+    of_class = generator.standard_normal(unit_N.max() + 1)[unit_N]
+    return np.sqrt(0.5) * (of_class + generator.standard_normal(len(unit_N)))
+
+
+def cell(
+    generator: np.random.Generator, truth: float, deviation: float, effect_N: np.ndarray, seed_S: np.ndarray
+) -> Cell:
+    """What an arm's seeds hit."""
+    logit_SN = intercept(truth, deviation) + effect_N + deviation * seed_S[:, None]
+    hit_SN = (generator.random(logit_SN.shape, dtype=np.float32) < expit(logit_SN)).astype(np.float64)
+    return Cell(tuple(range(len(seed_S))), hit_SN.mean(1), hit_SN)
+
+
+def table(
     generator: np.random.Generator,
     truth_A: Sequence[float],
     deviation_A: Sequence[float],
     seeds: int,
     unit_N: np.ndarray,
-    shared_S: np.ndarray | None = None,
-) -> list[Cell]:
-    """One table: a cell of each arm, all on the same examples."""
-    classes, examples = unit_N.max() + 1, len(unit_N)
+) -> dict[str, Cell]:
+    """Arms of one table, named 0, 1, …, all on the same examples."""
+    common_N = COMMON * effect(generator, unit_N)
+    return {
+        str(arm): cell(
+            generator,
+            truth,
+            deviation,
+            common_N + OWN * effect(generator, unit_N),
+            generator.standard_normal(seeds),
+        )
+        for arm, (truth, deviation) in enumerate(zip(truth_A, deviation_A, strict=True))
+    }
 
-    def effect() -> np.ndarray:
-        return np.sqrt(0.5) * (generator.standard_normal(classes)[unit_N] + generator.standard_normal(examples))
 
-    common_N = COMMON * effect()
-    cells = []
-    for truth, deviation in zip(truth_A, deviation_A, strict=True):
-        seed_S = generator.standard_normal(seeds) if shared_S is None else shared_S
-        logit_SN = intercept(truth, deviation) + common_N + OWN * effect() + deviation * seed_S[:, None]
-        hit_SN = (generator.random(logit_SN.shape, dtype=np.float32) < expit(logit_SN)).astype(np.float64)
-        cells.append(Cell(tuple(range(seeds)), hit_SN.mean(1), hit_SN))
-    return cells
+def ladders(
+    generator: np.random.Generator,
+    truth_AR: Sequence[Sequence[float]],
+    deviation_A: Sequence[float],
+    seeds: int,
+    unit_N: np.ndarray,
+) -> list[Ladder]:
+    """Arms with a value at 1, 2, 4, … FLOPs; half of a seed's deviation is that of its trunk, common to its rungs."""
+    common_N = COMMON * effect(generator, unit_N)
+    found = []
+    for truth_R, deviation in zip(truth_AR, deviation_A, strict=True):
+        effect_N = common_N + OWN * effect(generator, unit_N)
+        trunk_S = generator.standard_normal(seeds)
+        cells = tuple(
+            cell(
+                generator,
+                truth,
+                deviation,
+                effect_N,
+                np.sqrt(0.5) * (trunk_S + generator.standard_normal(seeds)),
+            )
+            for truth in truth_R
+        )
+        found.append(Ladder(cells, amounts(2.0 ** np.arange(len(truth_R)))))
+    return found
+
+
+def amounts(flops_R: np.ndarray | Sequence[float]) -> dict[str, np.ndarray]:
+    """The same amounts on every axis."""
+    return {axis: np.asarray(flops_R, dtype=np.float64) for axis in AXES}
