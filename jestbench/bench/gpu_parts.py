@@ -1,16 +1,14 @@
-"""The parts of ``gpu``: each takes the rig and returns its numbers by name."""
+"""The parts of ``gpu`` that run models, and the rig: each part takes the rig and returns its numbers by name."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +25,7 @@ from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokeniz
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.learner import Learner
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.select import kernels, scores
-from jestbench.select.draws import joint_draw
-from jestbench.select.losses import LOSSES, LossName
-from jestbench.select.scores import Embeddings, Meter, Scores, strip_sums
+from jestbench.select.losses import LOSSES
 
 Found = dict[str, Any]
 _T = TypeVar("_T")
@@ -39,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Dense bf16 FLOP/s of the datasheet, by a substring of the device's name."""
 VIT_B16 = Shape(LEARNER, tokens=64, vocabulary=64, batch=512, cpu_batch=8)
-BOTH: tuple[LossName, ...] = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -123,19 +117,6 @@ class Rig:
         return batch.images_BCHW.to(self.device), next(iter(batch.token_ids.values())).to(self.device)
 
 
-@contextmanager
-def _plain_path() -> Iterator[None]:
-    """Disable the fused kernels inside the block."""
-    before = os.environ.get("JESTBENCH_FUSED")
-    os.environ["JESTBENCH_FUSED"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["JESTBENCH_FUSED"]
-        if before is not None:
-            os.environ["JESTBENCH_FUSED"] = before
-
-
 def ceilings(rig: Rig) -> Found:
     """Peak TFLOP/s of matrix products, and GB/s of copies on the device and from the host."""
     n = rig.pick(256, 8192)
@@ -161,99 +142,6 @@ def ceilings(rig: Rig) -> Found:
         return found | {"tf32 TFLOP/s": product(full, 3)}
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def exact(rig: Rig) -> Found:
-    """Relative errors of strips against float64."""
-    found: Found = {"fused": kernels.usable(torch.zeros(2, 2, device=rig.device))}
-    large = ((8192, 102, 512), (163_840, 2048, 768), (2_900_000, 96, 768))  # the last one's offsets pass 2³¹
-    for rows, columns, width in rig.pick(((70, 33, 24), (300, 129, 64)), large):
-        left, right = rig.random(rows, width), rig.random(columns, width)
-        model = Embeddings(left[:2], left[:2], 100.0, -10.0)
-        ends = torch.cat([torch.arange(min(rows, 512)), torch.arange(max(0, rows - 512), rows)]).to(rig.device)
-        cosines = left[ends].double() @ right.double().T
-        for loss in BOTH:
-            got = strip_sums(left, right, model, loss, Meter()).double()[ends]
-            sigmoid = F.softplus(100.0 * cosines - 10.0).sum(1)
-            want = sigmoid if loss == "sigmoid" else (100.0 * cosines).logsumexp(1)
-            found[f"{rows}×{columns}×{width} {loss}, relative error"] = float(((got - want).abs() / want.abs()).max())
-    return found
-
-
-def strips(rig: Rig) -> Found:
-    """TFLOP/s of one strip's sums, as shipped and by alternative implementations."""
-    found: Found = {}
-    for rows, columns, width in rig.pick(((256, 32, 32),), ((8192, 102, 512), (163_840, 2048, 768))):
-        left, right = rig.random(rows, width), rig.random(columns, width)
-        model, offset = Embeddings(left[:2], left[:2], 10.0, -10.0), left.new_tensor(-10.0)
-        shipped = partial(strip_sums, left, right, model, "sigmoid", Meter())
-        product = partial(torch.matmul, left, right.T)
-
-        def wide(left: Tensor = left, right: Tensor = right, offset: Tensor = offset) -> Tensor:
-            parts = left.split(65_536)
-            return torch.cat([F.softplus(torch.addmm(offset, part, right.T, alpha=10.0)).sum(1) for part in parts])
-
-        seconds = {
-            "as shipped": rig.seconds(shipped, 5),
-            "torch.mm alone": rig.seconds(product, 5),
-            "mm + softplus in wide tiles": rig.seconds(wide, 3),
-        }
-        with _plain_path():
-            seconds["plain path"] = rig.seconds(shipped, 1)
-        flop = FLOPS_PER_MAC * rows * columns * width
-        found |= {f"{rows}×{columns}×{width} {name} TFLOP/s": flop / s / 1e12 for name, s in seconds.items()}
-    return found
-
-
-def draws(rig: Rig) -> Found:
-    """Seconds, memory and host waits of the joint draw."""
-    found: Found = {}
-    for size, count, width in rig.pick(((256, 32, 32),), ((8192, 1638, 512), (163_840, 32_768, 768))):
-        learner, reference = (Embeddings(rig.random(size, width), rig.random(size, width), t, -10.0) for t in (10, 12))
-
-        def draw(learner: Embeddings = learner, reference: Embeddings = reference, count: int = count) -> object:
-            fresh = Scores(learner, reference, loss="sigmoid")
-            return joint_draw(fresh, count, 16, generator=torch.Generator().manual_seed(0))
-
-        found[f"B={size} seconds"] = rig.seconds(draw, 3)
-        found[f"B={size} peak bytes"] = rig.peak(draw)
-        found[f"B={size} host waits"] = rig.host_waits(draw)
-    return found
-
-
-def tiles(rig: Rig) -> Found:
-    """Seconds of the B×B scores, by the size of their tiles."""
-    found: Found = {}
-    before = scores.TILE_BYTES
-    try:
-        for size in rig.pick((128,), (8192, 65_536)):
-            one = Scores(Embeddings(rig.random(size, 512), rig.random(size, 512), 10.0, -10.0), loss="sigmoid")
-            for mib in (8, 256, 1024):
-                scores.TILE_BYTES = mib << 20
-                in_batch = partial(one.pair_loss_B, "learner", "in_batch")
-                found[f"in_batch B={size}, {mib} MiB tiles"] = rig.seconds(in_batch, 1, int(mib > 8))
-                norm = partial(one.gradient_norm_B, "learner")
-                found[f"gradient_norm B={size}, {mib} MiB tiles"] = rig.seconds(norm, 1, int(mib > 8))
-    finally:
-        scores.TILE_BYTES = before
-    return found
-
-
-def losses(rig: Rig) -> Found:
-    """Seconds and memory of the losses over K pairs, backward included."""
-    found: Found = {}
-    for count in rig.pick((64,), (8192, 32_768)):
-        width = rig.pick(16, 768)
-        for loss in BOTH:
-            x, y = (rig.random(count, width).requires_grad_() for _ in range(2))
-            scale, bias = (torch.tensor(value, device=rig.device, requires_grad=True) for value in (10.0, -10.0))
-
-            def run(loss: LossName = loss, x: Tensor = x, y: Tensor = y, t: Tensor = scale, b: Tensor = bias) -> None:
-                LOSSES[loss](x, y, t, b).backward()
-
-            found[f"{loss} K={count} ms"] = 1e3 * rig.seconds(run, 2)
-            found[f"{loss} K={count} peak, in K×K fp32 matrices"] = rig.peak(run) / (4 * count * count)
-    return found
 
 
 def training(rig: Rig) -> Found:

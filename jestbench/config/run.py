@@ -246,15 +246,8 @@ class Run:
                 f"budget.includes takes out of it, so that its cool-down (optimizer.cooldown = {cooldown}) would begin "
                 f"inside the warm-up (optimizer.warmup = {self.optimizer.warmup} of it): begin with a higher rung"
             )
-        return Allowance(
-            int(self.budget) + added - taken,
-            None,
-            None,
-            taken,
-            added,
-            tuple(int(rung) + added for rung in rungs),
-            cooldown,
-        )
+        own = tuple(int(rung) + added for rung in rungs)
+        return Allowance(int(self.budget) + added - taken, None, None, taken, added, own, cooldown)
 
 
 @dataclass(frozen=True)

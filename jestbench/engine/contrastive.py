@@ -134,7 +134,9 @@ class Contrastive(Objective):
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
 
-        Beside them what is run again to save memory.
+        Beside them what the run's settings run again to save memory. The logits that a large softmax loss makes twice
+        (``select/losses.py``) are not among it: like the attention products of a fused backward pass they belong to the
+        three forward passes that a training pass is charged.
         """
         sizes = split_counts(count, [share for share, _ in self.mix])
         towers = tuple(

@@ -13,6 +13,7 @@ from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
+from jestbench.launch.forecast import ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -112,4 +113,6 @@ def check(resolved: Resolved) -> None:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
         check(needed)
+    if rungs := ladder_table(resolved):
+        print(rungs)
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")

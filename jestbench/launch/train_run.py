@@ -255,14 +255,17 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:
-    """Refuse a budget that one training pass alone overspends."""
+    """Refuse a budget, or a first rung, that one training pass alone overspends."""
     if allowance.flops is None:
         return
+    name, flops = "run.budget", allowance.flops
+    if allowance.rungs:
+        name, flops = "the first of optimizer.rungs", allowance.rungs[0] - allowance.pretrain
     one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
-    if allowance.flops < one:
+    if flops < one:
         raise ValueError(
-            f"run.budget leaves {allowance.flops:.3g} FLOPs, less than one training step of "
-            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise run.budget or lower run.batch_size"
+            f"{name} leaves {flops:.3g} FLOPs, less than one training step of "
+            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise {name} or lower run.batch_size"
         )
 
 

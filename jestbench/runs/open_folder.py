@@ -63,9 +63,7 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         if held == own:
             return True
         if not _appends(folder.identity(), resolved):
-            ladder = (
-                ", to which rungs can be appended and nothing else be changed" if folder.identity().get("rungs") else ""
-            )
+            ladder = ", to which only rungs can be appended" if folder.identity().get("rungs") else ""
             raise RunFolderError(
                 f"{run_dir} holds another run (arm configuration {held[0]}, seed {held[1]}; this is {own[0]}, seed "
                 f"{own[1]}){ladder}: see its {folder.operative_gin.name}"
@@ -113,7 +111,7 @@ def _append(folder: RunFolder, resolved: Resolved) -> None:
     place = None if newest is None else Place.of(newest)
     if place is not None and place.branch is not None and place.rungs == len(old) - 1:
         left, rung = place.branch, {RUNG: old[-1] + resolved.added_flops}
-        rows = tuple(row if RUNG in row or row["step"] <= left else rung | row for row in rows)
+        rows = tuple(row if RUNG in row or row["step"] <= left else {**rung, **row} for row in rows)
         write_text(folder.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in rows))
     write_text(folder.config_gin, resolved.config)
     write_text(folder.operative_gin, resolved.operative)

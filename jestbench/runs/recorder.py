@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from jestbench import seeds
 from jestbench.batch import Batch, Selection
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
+from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
@@ -162,7 +164,7 @@ class Recorder:
 
         Entering writes a checkpoint of the trunk, and leaving goes back to it, as a resumed run does: so the trunk goes
         on as if there had been no branch. The last rung's cool-down is the trunk's own end, from which the run goes
-        back only when rungs are appended.
+        back only once rungs are appended.
         """
         allowance = self.allowance
         while allowance.rungs and not progress.ended(allowance):
@@ -177,12 +179,20 @@ class Recorder:
 
     def _leave(self, progress: Progress) -> None:
         """Go back to where the branch left the trunk, with the rung behind and what the branch spent on record."""
-        left, rungs = Place(progress.step, progress.rungs, progress.branch).left, progress.rungs + 1
-        assert left is not None
-        flops = progress.rung_flops + progress.ledger.with_evaluation
-        self.restore(progress, RunFolder(self.run_dir).checkpoints / left.name)
-        progress.rungs, progress.rung_flops = rungs, flops - progress.ledger.with_evaluation
-        self.save(progress)
+        assert progress.branch is not None
+        left, back = (Place(progress.branch, rungs) for rungs in (progress.rungs, progress.rungs + 1))
+        checkpoints, spent = RunFolder(self.run_dir).checkpoints, progress.rung_flops + progress.ledger.with_evaluation
+
+        def fill(folder: Path) -> None:
+            shutil.copytree(checkpoints / left.name, folder, dirs_exist_ok=True)
+            state, trunk = torch.load(folder / STATE, weights_only=True), Ledger()
+            trunk.load_state_dict(state["progress"]["ledger"])
+            state["progress"] |= {"rungs": back.rungs, "rung_flops": spent - trunk.with_evaluation}
+            torch.save(state, folder / STATE)
+
+        # Written before the row stores are cut to the trunk's: the branch's own checkpoints need them as they are.
+        self.world.first(lambda: checkpoint.write(self.run_dir, back, fill))
+        self.restore(progress, checkpoints / back.name)
 
     def _budget(self, progress: Progress) -> int:
         """FLOPs at which the schedule ends: of the rung ahead, or of the run."""

@@ -123,16 +123,19 @@ class WandBSink:
         self._last_of_process = label.in_sweep
         self._run.define_metric(STEP_METRIC)
         self._run.define_metric("*", step_metric=STEP_METRIC)
-        self._run.define_metric("ladder/*", step_metric=RUNG)
+        self._run.define_metric(RUNG)
         _keep(self._run, RunFolder(run_dir).config_gin, RunFolder(run_dir).operative_gin)
 
     def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
         """Log a row; integers as floats, since 64-bit ones are unsafe in a browser."""
-        if RUNG in row:
+        if (rung := row.get(RUNG)) is not None:
             kept = {name: value for name, value in row.items() if name.startswith("eval/")}
-            row = {RUNG: row[RUNG], **{f"ladder/{name}": value for name, value in kept.items()}} if kept else {}
-        if not row:
-            return
+            if not kept:
+                return
+            row = {f"ladder/{name}": value for name, value in kept.items()}
+            for name in row:  # by name: a second pattern beside "*" would not be certain to win
+                self._run.define_metric(name, step_metric=RUNG)
+            row = {RUNG: rung, **row}
         found: dict[str, Any] = {name: float(value) for name, value in row.items()}
         if table is not None:
             found["examples"] = _wandb_table(table)
