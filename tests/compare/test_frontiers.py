@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import draw
+from planted import table
 from planted_runs import AXES, HITS, METRIC, Points, arm_of, speedups, strict, warned, write_hits, write_run
 
 from jestbench.compare.comparison import Comparison
@@ -34,8 +34,8 @@ def ladder(folder: Path, decayed: Points, **options: Any) -> Path:
 
 def planted(folder: Path, truths: dict[str, float], seeds: int, keep: bool = True, **options: Any) -> None:
     """One run for each arm and seed, with the results of its examples (unless ``keep`` is false)."""
-    cells = draw(np.random.default_rng(0), list(truths.values()), [0.1] * len(truths), seeds, UNIT)
-    for arm, cell in zip(truths, cells, strict=True):
+    cells = table(np.random.default_rng(0), list(truths.values()), [0.1] * len(truths), seeds, UNIT)
+    for arm, cell in zip(truths, cells.values(), strict=True):
         assert cell.example_SN is not None
         for seed, value in enumerate(cell.value_S):
             points = [(0, 0.0), (100, float(value))]
