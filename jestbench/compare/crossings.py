@@ -332,7 +332,10 @@ def _changes(at_P: Array, ahead_P: Array) -> list[tuple[float, bool]]:
     for before, after in pairwise(kept):
         a, b = ahead_P[before], ahead_P[after]
         if a * b < 0:
-            found.append((float(at_P[before] + a / (a - b) * (at_P[after] - at_P[before])), bool(b > 0)))
+            # Level in between: the middle of that stretch.
+            level = at_P[before] + a / (a - b) * (at_P[after] - at_P[before])
+            place = level if after == before + 1 else (at_P[before + 1] + at_P[after - 1]) / 2
+            found.append((float(place), bool(b > 0)))
     return found
 
 

@@ -22,6 +22,7 @@ REFUSED_BELOW = 0.05
 """p-value of the test of equal seed variances below which nothing is pooled."""
 _LENT = 0.5
 """Degrees of freedom that the other arms add to an arm's seed variance (docs/statistics.md)."""
+_NO_VARIANCE = 1e-100  # the square of less underflows
 _LOG2_DRAWS = 13
 
 
@@ -172,7 +173,7 @@ class Spread:
         """
         fiducial = float(np.quantile(np.abs(error_D), confidence))
         variance = self.unit_variance + sum(part.net / count for part, count in self.seeds)
-        if not variance > 0 or not fiducial > 0:
+        if not variance > _NO_VARIANCE or not fiducial > 0:
             return fiducial
         parts = [(part.variance / count) ** 2 / part.freedom for part, count in self.seeds]
         freedom = variance**2 / (sum(parts) + self.unit_variance**2 / self.unit_freedom)

@@ -13,12 +13,14 @@ from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
+from jestbench.launch.calibrate import calibrate
+from jestbench.launch.forecast import ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, train
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
@@ -56,6 +58,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         super_batch_size=drawn,
         budget=None,
         limit=Budget(steps=1),
+        optimizer=replace(resolved.run.optimizer, schedule="cosine", rungs=()),
         evaluate=replace(resolved.run.evaluate, points=1, limit=32),
         log=Log(every=1, progress=False),
     )
@@ -76,7 +79,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             metrics.close({}, failed=False)
             stages.super_batches.close()
         rows, _ = RunFolder(folder).read_rows()
-    return frozenset(evaluated).union(*rows)
+    ladder = {"flops/rungs", RUNG} if resolved.run.optimizer.rungs else set()
+    return frozenset(evaluated).union(ladder, *rows)
 
 
 def check(resolved: Resolved) -> None:
@@ -96,13 +100,15 @@ def check(resolved: Resolved) -> None:
             run = replace(
                 resolved.run, device="cpu", reference_accounting="online", cache=None, loader=Loader(workers=0)
             )
-            stages = build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), drawn)
+            data, castings = stand_ins(resolved)
+            stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
         batch = stages.super_batches.at(0)
         try:
+            calibrate(resolved, data, stages, Progress())
             scores = stages.scorer(batch, resolved.policy.needs)
             selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
             stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
@@ -110,4 +116,13 @@ def check(resolved: Resolved) -> None:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
         check(needed)
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")
+    if rungs := ladder_table(resolved):
+        print(rungs)
+    taken, kept = resolved.inherited.described()
+    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
+    for line in (
+        *(f"taken over: {text}" for text in taken),
+        *(f"kept, bound by its own file: {text}" for text in kept),
+    ):
+        print(f"#   {line}")
+    print(resolved.operative)
