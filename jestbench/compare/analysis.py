@@ -44,6 +44,7 @@ from jestbench.disk import shown
 from jestbench.evals.measure import Measure
 
 _EVAL_FLOPS = "flops/eval"
+_RUNG_FLOPS = "flops/rungs"
 
 
 def analyse(
@@ -206,7 +207,7 @@ def _arm(
         flops_by_purpose={
             key.removeprefix("flops/"): _mean_final(runs, key)
             for key in purposes
-            if key not in (TOTAL_FLOPS, _EVAL_FLOPS)
+            if key not in (TOTAL_FLOPS, _EVAL_FLOPS, _RUNG_FLOPS)
         },
         flops_eval=_mean_final(runs, _EVAL_FLOPS),
         pretrain_flops=_mean_count(run.summary.pretrain_total for run in runs),

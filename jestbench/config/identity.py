@@ -28,6 +28,8 @@ NOT_THE_ARM = tuple(
     "run.seed run.arm run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints run.microbatch "
     "run.reference run.scorer run.cache run.loader loader.* cache.mode cache.folder evaluate.sets".split()
 )
+BUDGETS = ("run.budget", "optimizer.schedule", "optimizer.rungs", "optimizer.cooldown")
+"""In what the points of one curve may differ: separate runs at several budgets, and a ladder over them."""
 _NOT_THE_ARM = re.compile("|".join(map(fnmatch.translate, NOT_THE_ARM)))
 _VIEWS = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
 
@@ -58,6 +60,7 @@ def arm_hash(
     needs: frozenset[str],
     pretrained: Mapping[Pretrained, str],
     number_format: NumberFormat = "fp32",
+    without: tuple[str, ...] = (),
 ) -> str:
     """Hash of an arm: its operative configuration without defaults and without parameters that have no effect.
 
@@ -76,6 +79,7 @@ def arm_hash(
         arm["run.precision"] = number_format
     for key in list(_without_effect(arm, needs)):
         arm.pop(key, None)
+    arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}
     if not any(arm.get(name) for name in _VIEWS):
         arm = {key: value for key, value in arm.items() if not _unscoped(key).startswith("view.")}
     return digest(json.dumps({"version": VERSION, "arm": arm, **pretrained}, sort_keys=True), 6)
@@ -96,6 +100,9 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
         yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
     if not needs & PRETRAINED.keys() and not cascaded:
         yield from ("run.reference_accounting", "cache.dtype")
+    # A ladder's budget is its last rung; a cosine has no cool-down.
+    ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)
+    yield from (key for key in arm if _unscoped(key) == ("run.budget" if ladder else "optimizer.cooldown"))
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
     if arm.get("run.train_microbatch", 0) >= arm.get("run.batch_size", float("inf")):
         yield "run.train_microbatch"

@@ -24,7 +24,7 @@ from jestbench.config.grammar import (
     read_file,
 )
 from jestbench.config.hand_over import handed_over, take_over
-from jestbench.config.identity import arm_hash, identity_of
+from jestbench.config.identity import BUDGETS, arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
@@ -179,15 +179,15 @@ def resolve(
         )
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
+    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
     return Resolved(
         run,
         name,
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(
-            flat, needs, _identities(run, stands_on, recorded), number_format(run.device, run.precision)
-        ),
+        config_hash=arm_hash(flat, needs, identities, format_used),
+        frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,

@@ -71,7 +71,7 @@ class Run:
         super_batch_size: B, pairs it is chosen from; filter ratio = 1 − b/B. A policy that scores
             nothing draws its b pairs straight from the pool.
         budget: FLOPs that the run may spend (``flops/total``); ``None`` where ``limit`` sets steps
-            or pairs.
+            or pairs; of a ladder its last rung, and may be left out.
         arm: the arm's label.
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
@@ -172,6 +172,16 @@ class Run:
         if self.half not in (None, 0, 1):
             raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
+        rungs = self.optimizer.rungs
+        if rungs and counted:
+            raise ValueError("optimizer.rungs are in FLOPs: they go with neither budget.steps nor budget.pairs")
+        if rungs and self.budget is not None and self.budget != rungs[-1]:
+            raise ValueError(
+                f"run.budget = {self.budget:.12g}, but a ladder ends at its last rung, optimizer.rungs = "
+                f"{[*rungs]}: leave run.budget out (run.budget=None), or set it to {rungs[-1]}"
+            )
+        if rungs:
+            object.__setattr__(self, "budget", rungs[-1])
         if (self.budget is None) != counted:
             raise ValueError(
                 "give run.budget (FLOPs), or budget.steps or budget.pairs"
@@ -238,13 +248,22 @@ class Run:
         taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
-        flops = int(self.budget) + added - taken
-        if flops <= 0:
+        rungs, cooldown = self.optimizer.rungs, self.optimizer.cooldown if self.optimizer.rungs else 0.0
+        least = rungs[0] if rungs else self.budget
+        name = "the first of optimizer.rungs" if rungs else "run.budget"
+        if least + added - taken <= 0:
             raise ValueError(
-                f"run.budget = {int(self.budget):.3g} FLOPs, but the pre-training that budget.includes takes "
+                f"{name} = {least:.3g} FLOPs, but the pre-training that budget.includes takes "
                 f"out of it costs {taken:.3g}: raise the budget or train a smaller reference"
             )
-        return Allowance(flops, None, None, taken, added)
+        if rungs and (1 - cooldown) * (least + added - taken) < self.optimizer.warmup * least:
+            raise ValueError(
+                f"{name} = {least:.3g} FLOPs leaves {least + added - taken:.3g} without the pre-training that "
+                f"budget.includes takes out of it, so that its cool-down (optimizer.cooldown = {cooldown}) would begin "
+                f"inside the warm-up (optimizer.warmup = {self.optimizer.warmup} of it): begin with a higher rung"
+            )
+        own = tuple(int(rung) + added for rung in rungs)
+        return Allowance(int(self.budget) + added - taken, None, None, taken, added, own, cooldown)
 
 
 @dataclass(frozen=True)
@@ -276,6 +295,7 @@ class Resolved:
         operative: the bindings as used, as gin text; starts the same run again.
         flat: the operative configuration, full parameter name → value.
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
+        frontier_hash: the same without budget and schedule: what separate runs and ladders of one curve share.
         stands_on: by role, the runs whose models fill it: to be trained on demand, or the folder of a finished one. Two
             under ``run.twin``, by the half of the split that each is trained on.
         warnings: what is doubtful about the configuration.
@@ -289,6 +309,7 @@ class Resolved:
     operative: str
     flat: Mapping[str, Any]
     config_hash: str
+    frontier_hash: str
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     inherited: Inherited = field(default_factory=Inherited)

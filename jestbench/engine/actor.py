@@ -116,7 +116,7 @@ class Actor(ABC):
         """
         raise ValueError(f"run.reference_calibrate: the {self.role} has no scale and bias that can be fitted")
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update | None:
+    def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update | None:
         """One optimizer step on the chosen pairs; ``None`` for a frozen actor."""
         return None
 

@@ -145,13 +145,13 @@ class Learner(Actor):
         macs = self.prices[self.view].pairs(count, self.microbatch)
         return (Pass(self.part.score, macs, f"{self.part.name}, scoring {count} pairs{under}"),)
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+    def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update:
         """One optimizer step on the chosen pairs.
 
         Args:
             batch: the sub-batch.
             weight_K: loss weight of each pair, or ``None``.
-            share: share of the budget spent before this step.
+            position: where the schedule stands before this step (the share of the budget spent).
             seed: for all randomness of this step.
 
         Raises:
@@ -164,7 +164,7 @@ class Learner(Actor):
         self._settled()
         self.model.train()
         loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
-        measured, rate = self._descend(loss, share, carry_on)
+        measured, rate = self._descend(loss, position, carry_on)
         self.objective.settle(self.model)
         return Update(measured, rate, self.forecast_update(len(batch)))
 
@@ -188,12 +188,12 @@ class Learner(Actor):
                 raise
             raise NonFiniteLoss(f"the {self.part.name}: {error}", error.late) from error
 
-    def _descend(self, loss: Tensor, share: float, carry_on: CarryOn | None) -> tuple[Measured, float]:
+    def _descend(self, loss: Tensor, position: float, carry_on: CarryOn | None) -> tuple[Measured, float]:
         """Take one optimizer step on a loss.
 
         Args:
             loss: the loss, with its graph.
-            share: share of the budget spent before this step.
+            position: where the schedule stands before this step (the share of the budget spent).
             carry_on: what is left to do after ``loss.backward()``.
 
         Returns:
@@ -218,7 +218,7 @@ class Learner(Actor):
             self.optimizer.found_inf = measured.unusable  # the fused kernel changes nothing where it is 1
         else:
             self._settled()
-        rate = self.schedule.rate(share)
+        rate = self.schedule.rate(position)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

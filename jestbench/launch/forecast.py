@@ -170,12 +170,62 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: 
     """
     if resolved.run.budget is None:
         return None
-    budget, first = max(0, int(resolved.run.budget) + resolved.added_flops - taken), price.total
+    return _steps(resolved, price, pool, max(0, int(resolved.run.budget) + resolved.added_flops - taken))
+
+
+def _steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
+    """Steps until so many FLOPs are spent, for a pool of ``pool`` pairs."""
+    first = price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
     in_first_pass = 0 if pool is None else max(1, pool // resolved.candidates)
     if pool is None or budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
+
+
+def ladder_lines(resolved: Resolved, price: StepPrice, pool: int | None, taken: int) -> list[str]:
+    """Lines on the rungs of a ladder: where each leaves the trunk and ends, and what all branches cost.
+
+    Args:
+        resolved: the run.
+        price: the price of one of its steps.
+        pool: pairs in its split; ``None`` is a stream that never ends.
+        taken: FLOPs of pre-training that are taken out of each rung.
+    """
+    rungs, cooldown = resolved.run.optimizer.rungs, resolved.run.optimizer.cooldown
+    if not rungs:
+        return []
+    lines = [f"{'rung':<18}{'leaves at step':>22}{'ends at step':>22}{'FLOPs of its branch':>22}"]
+    apart, added = 0, resolved.added_flops
+    for rung in map(int, rungs):
+        own = max(0, rung + added - taken)
+        leaves = _steps(resolved, price, pool, math.ceil((1 - cooldown) * own))
+        ends = max(leaves + 1, _steps(resolved, price, pool, own))
+        branch = "on the trunk" if rung == rungs[-1] else f"{round(cooldown * own):,}"
+        apart += 0 if rung == rungs[-1] else round(cooldown * own)
+        lines.append(f"{rung:<18.4g}{leaves:>22,}{ends:>22,}{branch:>22}")
+    trunk = max(0, int(rungs[-1]) + added - taken)
+    lines.append(
+        f"ladder in all: {trunk + apart:.4g} FLOPs, {trunk:.4g} on the trunk and {apart:.4g} in branches "
+        "(flops/rungs, outside the total)"
+    )
+    return lines
+
+
+def ladder_table(resolved: Resolved) -> str:
+    """The rungs of a run's ladder as text; empty for a run without."""
+    if not resolved.run.optimizer.rungs:
+        return ""
+    stages = _built(resolved)
+    price, pool = _step_price(resolved, stages), stages.super_batches.pool
+    return "\n".join(ladder_lines(resolved, price, pool, _taken(resolved)))
+
+
+def _taken(resolved: Resolved) -> int:
+    """FLOPs of pre-training that are taken out of the budget."""
+    if not resolved.run.limit.includes:
+        return 0
+    return sum(flops for role, flops in pretraining(resolved).items() if role in resolved.run.limit.includes)
 
 
 def _cascade_charged(resolved: Resolved) -> str:
@@ -275,8 +325,8 @@ def price_table(resolved: Resolved) -> str:
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
-    taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
-    steps = steps_bought(resolved, price, pool, taken + FLOPS_PER_MAC * macs)
+    taken = _taken(resolved) + FLOPS_PER_MAC * macs
+    steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
         f"filter ratio {1 - run.batch_size / resolved.draw_size:.2f}, {run.reference_accounting} accounting",
@@ -299,7 +349,7 @@ def price_table(resolved: Resolved) -> str:
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
-        lines.append(_bought(resolved, steps, pool, taken))
+        lines += [_bought(resolved, steps, pool, taken), *ladder_lines(resolved, price, pool, taken)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 

@@ -14,12 +14,13 @@ from jestbench.data.loader import Loader
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
+from jestbench.launch.forecast import ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, train
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
@@ -57,6 +58,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         super_batch_size=drawn,
         budget=None,
         limit=Budget(steps=1),
+        optimizer=replace(resolved.run.optimizer, schedule="cosine", rungs=()),
         evaluate=replace(resolved.run.evaluate, points=1, limit=32),
         log=Log(every=1, progress=False),
     )
@@ -77,7 +79,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             metrics.close({}, failed=False)
             stages.super_batches.close()
         rows, _ = RunFolder(folder).read_rows()
-    return frozenset(evaluated).union(*rows)
+    ladder = {"flops/rungs", RUNG} if resolved.run.optimizer.rungs else set()
+    return frozenset(evaluated).union(ladder, *rows)
 
 
 def check(resolved: Resolved) -> None:
@@ -113,6 +116,8 @@ def check(resolved: Resolved) -> None:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
         check(needed)
+    if rungs := ladder_table(resolved):
+        print(rungs)
     taken, kept = resolved.inherited.described()
     print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
     for line in (

@@ -24,7 +24,7 @@ from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
-from jestbench.runs.checkpoint import step_of
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
@@ -164,13 +164,14 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
             check_affordable(resolved, stages, allowance)
-        newest, step = _reached(run_dir) if going_on else (None, -1)
-        progress = Progress()
+        newest = _reached(run_dir) if going_on else None
+        place = None if newest is None else Place.of(newest)
+        progress, rungs = Progress(), allowance.rungs
         if newest is None:
             with building():
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
-        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
-        metrics = _metrics(resolved, run_dir, role, step)
+        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
+        metrics = _metrics(resolved, run_dir, role, place)
     except ConfigError:
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
@@ -191,29 +192,29 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
         stages.super_batches.close()
         for actor in stages.scorer.actors.values():
-            actor.close(remove=status == "finished")
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            actor.close(remove=status == "finished" and not allowance.rungs)
         with suppress(OSError):  # the last process to leave finds it empty
             folder.row_stores.rmdir()
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
-def _reached(run_dir: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of a run, as read by rank 0, and its step; -1 where there is none.
+def _reached(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, as read by rank 0; ``None`` where there is none.
 
     Raises:
         ForeignCheckpoint: another version wrote it, or another number of processes.
     """
     world = distributed.world()
     newest = world.first(RunFolder(run_dir).newest_checkpoint)
-    if newest is None:
-        return None, -1
-    check_format(newest, world.size)
-    return newest, step_of(newest)
+    if newest is not None:
+        check_format(newest, world.size)
+    return newest
 
 
-def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Metrics:
-    """Open the metrics sinks of a run that resumes from ``step``; -1 is a new run.
+def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | None) -> Metrics:
+    """Open the metrics sinks of a run that resumes from a place; ``None`` is a new run.
 
     Raises:
         ConfigError: W&B refuses the run.
@@ -225,11 +226,10 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Met
     sink = None
     if run.wandb.resolved() != "disabled":
         flat = dict(resolved.flat) | {"config_hash": resolved.config_hash}
-        going_on = step >= 0
         label = Label(
-            name=f"{name}-from{step}" if going_on else name,
+            name=name if place is None else f"{name}-from{place.step}",
             job_type=resolved.policy_name if role == "arm" else role,
-            own_id=going_on,
+            own_id=place is not None,
             in_sweep=role == "arm",
         )
         with building():
@@ -264,14 +264,17 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:
-    """Refuse a budget that one training pass alone overspends."""
+    """Refuse a budget, or a first rung, that one training pass alone overspends."""
     if allowance.flops is None:
         return
+    name, flops = "run.budget", allowance.flops
+    if allowance.rungs:
+        name, flops = "the first of optimizer.rungs", allowance.rungs[0] - allowance.pretrain
     one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
-    if allowance.flops < one:
+    if flops < one:
         raise ValueError(
-            f"run.budget leaves {allowance.flops:.3g} FLOPs, less than one training step of "
-            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise run.budget or lower run.batch_size"
+            f"{name} leaves {flops:.3g} FLOPs, less than one training step of "
+            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise {name} or lower run.batch_size"
         )
 
 
