@@ -155,7 +155,7 @@ def _samples(tar: Path) -> Iterator[Sample]:
     """The samples of a tar, images unread."""
     try:
         with tar.open("rb") as file:
-            for sample in samples(file, unread=IMAGES):
+            for _, sample in samples(file, unread=IMAGES):
                 if isinstance(sample, Damaged):
                     raise DataError(f"{tar} cannot be read: {sample}: an evaluation must be whole")
                 yield sample

@@ -116,7 +116,9 @@ def guarded(work: Callable[[], int]) -> int:
 def _said(message: str, status: int) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if not rank or status != 2:  # a wrong configuration is the same on all ranks: rank 0 alone prints it
-        print(f"error: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
+        # One line, but for a list of damage, which has a line for each kind.
+        shown = "\n  ".join(" ".join(line.split()) for line in re.split(r"\n  (?=\d+ × |mend )", message))
+        print(f"error: {f'process {rank}: ' if rank else ''}{shown}", file=sys.stderr)
     return status
 
 

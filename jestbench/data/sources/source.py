@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
-from jestbench.data.damage import too_many
+from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
 from jestbench.data.pairs import Dataset
@@ -247,13 +247,15 @@ class Source(ABC):
         write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
         table = Table.open(folder)
         if table.damaged:
-            _LOG.warning("%s.%s: %s left out of %d", self.label, split, _listed(table), table.damaged + len(table))
+            shown = listed(table.damage, table.examples, table.damaged + len(table))
+            _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
 
     def _acceptable(self, split: str, table: Table) -> None:
         read = len(table) + table.damaged
         if too_many(table.damaged, read, self.max_damaged) or not len(table):
-            said = f"{_listed(table)} of {read}" if table.damaged else "it holds no pair"
-            advice = f"; mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+            said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+            advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+            advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
             raise DataError(f"{self.label}.{split}: {said}{advice}")
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
@@ -341,10 +343,6 @@ def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
         keys = np.concatenate([table.text_key_M for table in tables])
         first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
     return captions, keys, first if len(captions) > len(first) else None, images
-
-
-def _listed(table: Table) -> str:
-    return ", ".join(f"{count} × {reason}" for reason, count in sorted(table.damage.items()))
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:

@@ -55,8 +55,9 @@ class Stream:
             folders of paths too.
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
-        images: endings of image members; the first that a sample has is taken.
-        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``.
+        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
+        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
+            (``json.caption``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         captions: how captions are normalised, and which of an image's several captions is used.
         lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.
@@ -125,9 +126,10 @@ def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
     chunk = LaneReader(alone)((0, 0, START, 1))
     if not chunk.captions:
+        shown = "; ".join(f"{reason}: {example}" for reason, example in chunk.examples.items())
         raise DataError(
             f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(shards.members.images)}) and its "
-            f"caption (stream.caption = {shards.members.caption!r})"
+            f"caption (stream.caption = {shards.members.caption!r}){f'; {shown}' if shown else ''}"
         )
     key_12 = torch.from_numpy(chunk.key_N2)
     return Batch(
