@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
@@ -15,6 +16,7 @@ from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.engine.actor import Actor
+from jestbench.launch.data_report import epoch_warning, epochs, walk
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
@@ -288,7 +290,32 @@ def price_table(resolved: Resolved) -> str:
         )
     if steps is not None:
         lines.append(_bought(resolved, steps, pool, taken))
+        if pool is not None and pool >= resolved.candidates:
+            walked = walk(resolved, stages)
+            lines += [_epochs(walked, steps), *(f"warning: {text}" for text in epoch_warning(walked, steps))]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+
+
+def bought(resolved: Resolved, stages: Stages) -> list[str]:
+    """Lines on the epochs that the budget is, the pairs left out of each, and the metrics that are evaluated."""
+    pool, walked = stages.super_batches.pool, walk(resolved, stages)
+    limit, lines = resolved.run.limit, list[str]()
+    if pool is not None and pool >= resolved.candidates:
+        steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+        if resolved.run.budget is not None:
+            taken = sum(flops for role, flops in pretraining(resolved).items() if role in limit.includes)
+            steps = steps_bought(resolved, _step_price(resolved, stages), pool, taken) or 0
+        lines += [
+            f"{_epochs(walked, steps)} of a pool of {pool:,}",
+            *(f"warning: {text}" for text in epoch_warning(walked, steps)),
+        ]
+    return [*lines, f"metrics: {', '.join(stages.evaluator.measures)}"]
+
+
+def _epochs(walked: Mapping[str, Any], steps: int) -> str:
+    return (
+        f"{epochs(walked, steps):.3g} epochs, each without {walked['left_out_an_epoch']:,} pairs (too few for a step)"
+    )
 
 
 def _row(name: str, flops: int, uniform: int) -> str:

@@ -11,8 +11,11 @@ from jestbench.config.log import Log
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
+from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
+from jestbench.launch.data_report import opened
+from jestbench.launch.forecast import bought
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -79,14 +82,25 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
     return frozenset(evaluated).union(*rows)
 
 
-def check(resolved: Resolved) -> None:
-    """Build everything, score and update one tiny batch, print the operative configuration.
+def allowed(downloads: bool, pipes: bool) -> frozenset[Fetched]:
+    """What a check may open beside local files."""
+    found: dict[Fetched, bool] = {"download": downloads, "command": pipes}
+    return frozenset(kind for kind, may in found.items() if may)
+
+
+def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
+    """Open the data, build everything, score and update one tiny batch, print a report and the configuration.
+
+    Args:
+        resolved: the run.
+        may: what is opened beside local files.
 
     Raises:
         ConfigError: the configuration cannot be built, or cannot do a step.
-        DataError: the data does not fit the configuration.
+        DataError: local data cannot be read, or the data does not fit the configuration.
     """
-    resolved = without_download(resolved)
+    found = opened(resolved, may)
+    resolved = found.resolved if "download" in may else without_download(found.resolved)
     # The candidates of a cascade must fit into the stand-in's pool.
     drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
@@ -101,6 +115,7 @@ def check(resolved: Resolved) -> None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
+        report = [*found.lines, *bought(resolved, stages)]
         batch = stages.super_batches.at(0)
         try:
             scores = stages.scorer(batch, resolved.policy.needs)
@@ -109,5 +124,6 @@ def check(resolved: Resolved) -> None:
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
-        check(needed)
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")
+        check(needed, may)
+    shown = "".join(f"#   {line}\n" for text in report for line in text.splitlines())
+    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{shown}{resolved.operative}")

@@ -18,6 +18,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
+from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, walk, waste_warnings
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -180,7 +181,10 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
     finally:
-        summary = recorder.summary(progress, status, pretrain, *brought)
+        references, facts, warnings = brought
+        facts["walk"]["epochs"] = epochs(facts["walk"], progress.step)
+        warnings += epoch_warning(facts["walk"], progress.step)
+        summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
         if world.first_of_all:
             folder.write_summary(summary)
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
@@ -250,6 +254,9 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
+    found["walk"] = walk(resolved, stages)
+    if sets := eval_sets(stages):
+        found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
 
 
@@ -267,7 +274,7 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
 
 def warned(resolved: Resolved, stages: Stages) -> list[str]:
     """Warnings about a run, also printed on stderr."""
-    found = [*resolved.warnings, *view_warnings(resolved, stages)]
+    found = [*resolved.warnings, *view_warnings(resolved, stages), *waste_warnings(resolved, stages)]
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from jestbench.disk import LEFTOVERS, whole
 from jestbench.runs.folder import RunFolder
 
-FORMAT = 4
+FORMAT = 5
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 

@@ -20,7 +20,7 @@ from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.shards import globbed
-from jestbench.data.sources.source import Shard, Source, column, needs
+from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -62,6 +62,14 @@ class HuggingFace(Source):
     def shards(self, split: str) -> list[Shard]:
         """One shard for each data set of the split, identified by its files, or on the hub by name and revision."""
         return [Shard(name, self._identity(name, split)) for name in self.where(split)]
+
+    def fetched(self) -> dict[str, Fetched]:
+        """The names on the hub that are not indexed yet, too."""
+        found = super().fetched()
+        for split in self.bound:
+            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self._table(split).exists():
+                found[f"{self.label}.{split}"] = "download"
+        return found
 
     def _identity(self, name: str, split: str) -> str:
         what, part = _parts(name)

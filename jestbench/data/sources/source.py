@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -29,6 +29,8 @@ from jestbench.model.tokenizer_choice import TokenizerChoice
 
 _LOG = logging.getLogger(__name__)
 
+Fetched = Literal["download", "command"]
+"""How data that do not lie here are brought: over the network, or by a command's output."""
 SPLITS = ("pool", "curated", "holdout", "eval")
 Where = str | tuple[str, ...] | None
 
@@ -130,6 +132,34 @@ class Source(ABC):
 
     # The data set
 
+    def fetched(self) -> dict[str, Fetched]:
+        """The bindings whose data must be fetched before they can be read, and how."""
+        choice = self.tokenizer
+        if choice.source and not choice.is_prepared(self.folder / "tokenizers", ""):
+            return {} if choice.source.endswith(".json") else {f"tokenizer.source = {choice.source!r}": "download"}
+        return {}
+
+    def indexed(self, split: str) -> Table:
+        """The index of a split, made now where it is not in the cache.
+
+        Raises:
+            DataError: the data cannot be read, or too much of it is damaged.
+        """
+        folder = self._table(split)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    self._write(split, folder)
+        except OSError as error:
+            raise DataError(
+                f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
+                "or name another folder in JESTBENCH_CACHE"
+            ) from error
+        table = Table.open(folder)
+        self._acceptable(split, table)
+        return table
+
     @property
     def folder(self) -> Path:
         """Where the index is kept."""
@@ -165,18 +195,7 @@ class Source(ABC):
             DataError: the data cannot be read, or too much of it is damaged.
         """
         for split in self.bound or ("pool",):
-            folder = self._table(split)
-            try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{folder}.lock"):
-                    if not folder.exists():
-                        self._write(split, folder)
-            except OSError as error:
-                raise DataError(
-                    f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
-                    "or name another folder in JESTBENCH_CACHE"
-                ) from error
-            self._acceptable(split, Table.open(folder))
+            self.indexed(split)
         first = Table.open(self._table(self.bound[0]))
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)

@@ -21,8 +21,8 @@ from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
-from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
-from jestbench.data.sources.source import needs
+from jestbench.data.sources.shards import IMAGES, MemberRules, is_url, paths_of
+from jestbench.data.sources.source import Fetched, Source, needs
 from jestbench.disk import digest
 
 
@@ -93,6 +93,20 @@ class Stream:
         """Whether the data set ``beside`` is prepared."""
         return self.beside.is_prepared()
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """One path, URL or command for each shard."""
+        patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
+        return tuple(url for pattern in patterns for url in paths_of(pattern))
+
+    def fetched(self) -> dict[str, Fetched]:
+        """What must be fetched before it can be read, and how."""
+        found: dict[str, Fetched] = {} if not isinstance(self.beside, Source) else self.beside.fetched()
+        if away := [url for url in self.urls if is_url(url) and not url.startswith("file:")]:
+            kind: Fetched = "command" if away[0].startswith("pipe:") else "download"
+            found[f"stream.shards ({len(away)}, the first {away[0]})"] = kind
+        return found
+
     def stand_in(self) -> Dataset:
         """The stand-in of the data set ``beside``."""
         return self.beside.stand_in()
@@ -105,9 +119,8 @@ class Stream:
         """
         if name != "pool":
             return self.beside.split(name)
-        patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         shards = Shards(
-            urls=tuple(url for pattern in patterns for url in paths_of(pattern)),
+            urls=self.urls,
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
             members=MemberRules(self.images, self.caption, self.lines),
