@@ -21,6 +21,23 @@ LEFTOVERS = ".*.partial"
 """Pattern of the partial files that ``whole`` leaves in a folder when its process is killed."""
 
 
+_ABOVE = Path(__file__).resolve().parents[1]
+IS_CHECKOUT = (_ABOVE / "tools" / "run.py").is_file()
+"""Whether the package lies in a checkout of the project; otherwise it is installed from a wheel."""
+PROJECT = _ABOVE if IS_CHECKOUT else Path(__file__).resolve().parent
+"""The folder that the shipped ``gin/…`` is found in, in a checkout and in an installed package alike."""
+
+
+def command_words(name: str) -> tuple[str, ...]:
+    """The words that start a command: ``python tools/NAME.py`` in a checkout, ``jestbench NAME`` from a wheel."""
+    return ("python", f"tools/{name}.py") if IS_CHECKOUT else ("jestbench", name)
+
+
+def command_name(name: str) -> str:
+    """A command's name in its own help: ``NAME.py`` in a checkout, ``jestbench NAME`` from a wheel."""
+    return f"{name}.py" if IS_CHECKOUT else f"jestbench {name}"
+
+
 class DataError(Exception):
     """A data file, or another file, is wrong or missing; the message names the remedy."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.config.run import Resolved
-from jestbench.cost.budget import Allowance
+from jestbench.cost.budget import BELOW_ONE, Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.data.pairs import Pairs
 from jestbench.data.super_batches import SuperBatchSource
@@ -28,7 +28,19 @@ Status = Literal["finished", "interrupted"]
 
 @dataclass
 class Progress:
-    """The counters and the policy state of a run so far; all fields go into a checkpoint."""
+    """The counters and the policy state of a run so far; all fields go into a checkpoint.
+
+    Attributes:
+        step: steps done, of a ladder on the way that leads here.
+        pairs_seen: pairs drawn into super-batches.
+        pairs_trained: pairs trained on.
+        seconds: of training.
+        policy_state: of the policy.
+        ledger: what was spent.
+        rungs: rungs of a ladder that are behind.
+        branch: step at which the cool-down of the rung ahead left the trunk; ``None`` on the trunk.
+        rung_flops: what the branches that are behind have spent beyond the trunk, their evaluation included.
+    """
 
     step: int = 0
     pairs_seen: int = 0
@@ -36,6 +48,9 @@ class Progress:
     seconds: float = 0.0
     policy_state: object = None
     ledger: Ledger = field(default_factory=Ledger)
+    rungs: int = 0
+    branch: int | None = None
+    rung_flops: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """All fields as plain values, for a checkpoint."""
@@ -50,8 +65,13 @@ class Progress:
         self.ledger.load_state_dict(state["ledger"])
 
     def share(self, allowance: Allowance) -> float:
-        """Share of the budget spent."""
-        return allowance.share(self.ledger, self.step, self.pairs_seen)
+        """Share of the budget spent; of a ladder, of the rung ahead."""
+        share = allowance.share(self.ledger, self.step, self.pairs_seen, self.rungs)
+        return min(share, BELOW_ONE) if self.step == self.branch else share  # a cool-down is at least one step
+
+    def ended(self, allowance: Allowance) -> bool:
+        """Whether the budget is spent, of a ladder the last rung."""
+        return self.share(allowance) >= 1 and self.rungs >= len(allowance.rungs) - 1
 
 
 def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: Allowance, recorder: Recorder) -> Status:
@@ -66,20 +86,21 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
         progress.policy_state = initial_state(policy)
     recorder.start(progress)
     while (share := progress.share(allowance)) < 1 and not recorder.stop_asked:
+        position = allowance.position(share, progress.ledger.total)
         with recorder.clock(progress):
             batch = stages.super_batches.at(progress.step)
             scores = stages.scorer(batch, policy.needs)
             generator = seeds.generator(run.seed, "select", progress.step)
             selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
             chosen = batch.take(selection.index_K)
-            update = stages.update(chosen, selection.weight_K, share, update_seed(run.seed, progress.step))
+            update = stages.update(chosen, selection.weight_K, position, update_seed(run.seed, progress.step))
             progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))
             progress.policy_state = selection.state
             progress.step += 1
             progress.pairs_seen += len(batch)
             progress.pairs_trained += len(chosen)
         recorder.step(progress, batch, selection, update, share, progress.share(allowance))
-    return "finished" if progress.share(allowance) >= 1 else "interrupted"
+    return "finished" if progress.ended(allowance) else "interrupted"
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ class Stages:
     learner: Learner
     evaluator: Evaluator
 
-    def update(self, batch: Batch, weight_K: Tensor | None, share: float, seed: int) -> Update:
+    def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update:
         """Run the optimizer step of the learner and, on the same pairs, of every other actor in training.
 
         Returns:
@@ -101,9 +122,9 @@ class Stages:
         Raises:
             NonFiniteLoss: the loss of one of these actors is not finite.
         """
-        update = self.learner.update(batch, weight_K, share, seed)
+        update = self.learner.update(batch, weight_K, position, seed)
         for role, actor in self.scorer.actors.items():
-            beside = None if role == "learner" else actor.update(batch, weight_K, share, seed)
+            beside = None if role == "learner" else actor.update(batch, weight_K, position, seed)
             if beside is not None:
                 update = replace(update, passes=(*update.passes, *beside.passes))
         return update

@@ -27,6 +27,8 @@ from jestbench.parallel.shared_batch import SharedBatch
 TINY = ["--gin_file", "gin/run/tiny.gin"]
 REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
 QUICK = ["run.budget=4e9", "log.every=1", "log.progress=False", "run.device=cpu"]
+LADDER = ["optimizer.schedule=ladder", "optimizer.rungs=(2e9, 4e9)", "optimizer.cooldown=0.4"]
+LADDER += ["optimizer.learning_rate=5e-4"]  # a rate that stays at its peak lets last digits grow
 COARSE = ["cheap/view.patch_size=8", "cheap/view.resolution=16"]
 
 
@@ -65,7 +67,14 @@ ARMS: dict[str, list[str]] = {
         "cascade.candidates=3",
     ],
     "weights": policy("grad_norm"),
-    "stream": ["--gin_file", "$STREAM", *policy("hard_learner"), "run.batch_size=5", "run.super_batch_size=10"],
+    "stream": [
+        *("--gin_file", "$STREAM"),
+        *policy("hard_learner"),
+        "run.batch_size=5",
+        "run.super_batch_size=10",
+        *LADDER,
+    ],
+    "ladder": [*policy("jest"), REFERENCE, "run.batch_size=8", "run.super_batch_size=24", *LADDER],
     "shared_cache": [*policy("easy_reference"), REFERENCE, "run.cache=@cache()", "run.reference_accounting=online"],
 }
 

@@ -10,6 +10,7 @@ CPU, to see that the benchmark itself runs.
 * step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. jestbench's step is
   compared with a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's
   loss. MFU is the share of the datasheet's dense bf16 FLOP/s, where that is known for the device;
+* policies: every arm of ``gin/policy`` in the tiny world, charged as on a CPU, from a checkout;
 * tests: the tests marked ``gpu``, from a checkout.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from jestbench.bench import gpu_parts, timing
+from jestbench.bench import gpu_parts, gpu_selection, timing
 from jestbench.bench.gpu_parts import Found, Rig
 from jestbench.parallel.arithmetic import Arithmetic
 
@@ -39,16 +40,17 @@ class GpuPart:
 
 PARTS: Mapping[str, GpuPart] = {
     "ceilings": GpuPart(gpu_parts.ceilings, 15),
-    "exact": GpuPart(gpu_parts.exact, 20),
-    "strips": GpuPart(gpu_parts.strips, 20),
-    "draw": GpuPart(gpu_parts.draws, 25),
+    "exact": GpuPart(gpu_selection.exact, 20),
+    "strips": GpuPart(gpu_selection.strips, 20),
+    "draw": GpuPart(gpu_selection.draws, 25),
     "step": GpuPart(gpu_parts.training, 50),
     "scoring": GpuPart(gpu_parts.scoring, 50),
     "tests": GpuPart(gpu_parts.tests, 120),
     "cached": GpuPart(gpu_parts.cached, 40),
-    "losses": GpuPart(gpu_parts.losses, 20),
-    "tiles": GpuPart(gpu_parts.tiles, 30),
-    "compiled": GpuPart(gpu_parts.compiled, 110),
+    "losses": GpuPart(gpu_selection.block_losses, 20),
+    "tiles": GpuPart(gpu_selection.tiles, 30),
+    "policies": GpuPart(gpu_parts.policies, 90),
+    "compiled": GpuPart(gpu_parts.compiled, 80),
 }
 
 

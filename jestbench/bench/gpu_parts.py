@@ -1,18 +1,15 @@
-"""The parts of ``gpu``: each takes the rig and returns its numbers by name."""
+"""The parts of ``gpu`` that run models, and the rig: each part takes the rig and returns its numbers by name."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import Batch
-from jestbench.bench import timing
+from jestbench.bench import arms, timing
 from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.learner import Learner
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.select import kernels, scores
-from jestbench.select.draws import joint_draw
-from jestbench.select.losses import LOSSES, LossName
-from jestbench.select.scores import Embeddings, Meter, Scores, strip_sums
+from jestbench.select.losses import LOSSES
 
 Found = dict[str, Any]
 _T = TypeVar("_T")
@@ -39,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Dense bf16 FLOP/s of the datasheet, by a substring of the device's name."""
 VIT_B16 = Shape(LEARNER, tokens=64, vocabulary=64, batch=512, cpu_batch=8)
-BOTH: tuple[LossName, ...] = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -123,19 +116,6 @@ class Rig:
         return batch.images_BCHW.to(self.device), next(iter(batch.token_ids.values())).to(self.device)
 
 
-@contextmanager
-def _plain_path() -> Iterator[None]:
-    """Disable the fused kernels inside the block."""
-    before = os.environ.get("JESTBENCH_FUSED")
-    os.environ["JESTBENCH_FUSED"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["JESTBENCH_FUSED"]
-        if before is not None:
-            os.environ["JESTBENCH_FUSED"] = before
-
-
 def ceilings(rig: Rig) -> Found:
     """Peak TFLOP/s of matrix products, and GB/s of copies on the device and from the host."""
     n = rig.pick(256, 8192)
@@ -161,99 +141,6 @@ def ceilings(rig: Rig) -> Found:
         return found | {"tf32 TFLOP/s": product(full, 3)}
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def exact(rig: Rig) -> Found:
-    """Relative errors of strips against float64."""
-    found: Found = {"fused": kernels.usable(torch.zeros(2, 2, device=rig.device))}
-    large = ((8192, 102, 512), (163_840, 2048, 768), (2_900_000, 96, 768))  # the last one's offsets pass 2³¹
-    for rows, columns, width in rig.pick(((70, 33, 24), (300, 129, 64)), large):
-        left, right = rig.random(rows, width), rig.random(columns, width)
-        model = Embeddings(left[:2], left[:2], 100.0, -10.0)
-        ends = torch.cat([torch.arange(min(rows, 512)), torch.arange(max(0, rows - 512), rows)]).to(rig.device)
-        cosines = left[ends].double() @ right.double().T
-        for loss in BOTH:
-            got = strip_sums(left, right, model, loss, Meter()).double()[ends]
-            sigmoid = F.softplus(100.0 * cosines - 10.0).sum(1)
-            want = sigmoid if loss == "sigmoid" else (100.0 * cosines).logsumexp(1)
-            found[f"{rows}×{columns}×{width} {loss}, relative error"] = float(((got - want).abs() / want.abs()).max())
-    return found
-
-
-def strips(rig: Rig) -> Found:
-    """TFLOP/s of one strip's sums, as shipped and by alternative implementations."""
-    found: Found = {}
-    for rows, columns, width in rig.pick(((256, 32, 32),), ((8192, 102, 512), (163_840, 2048, 768))):
-        left, right = rig.random(rows, width), rig.random(columns, width)
-        model, offset = Embeddings(left[:2], left[:2], 10.0, -10.0), left.new_tensor(-10.0)
-        shipped = partial(strip_sums, left, right, model, "sigmoid", Meter())
-        product = partial(torch.matmul, left, right.T)
-
-        def wide(left: Tensor = left, right: Tensor = right, offset: Tensor = offset) -> Tensor:
-            parts = left.split(65_536)
-            return torch.cat([F.softplus(torch.addmm(offset, part, right.T, alpha=10.0)).sum(1) for part in parts])
-
-        seconds = {
-            "as shipped": rig.seconds(shipped, 5),
-            "torch.mm alone": rig.seconds(product, 5),
-            "mm + softplus in wide tiles": rig.seconds(wide, 3),
-        }
-        with _plain_path():
-            seconds["plain path"] = rig.seconds(shipped, 1)
-        flop = FLOPS_PER_MAC * rows * columns * width
-        found |= {f"{rows}×{columns}×{width} {name} TFLOP/s": flop / s / 1e12 for name, s in seconds.items()}
-    return found
-
-
-def draws(rig: Rig) -> Found:
-    """Seconds, memory and host waits of the joint draw."""
-    found: Found = {}
-    for size, count, width in rig.pick(((256, 32, 32),), ((8192, 1638, 512), (163_840, 32_768, 768))):
-        learner, reference = (Embeddings(rig.random(size, width), rig.random(size, width), t, -10.0) for t in (10, 12))
-
-        def draw(learner: Embeddings = learner, reference: Embeddings = reference, count: int = count) -> object:
-            fresh = Scores(learner, reference, loss="sigmoid")
-            return joint_draw(fresh, count, 16, generator=torch.Generator().manual_seed(0))
-
-        found[f"B={size} seconds"] = rig.seconds(draw, 3)
-        found[f"B={size} peak bytes"] = rig.peak(draw)
-        found[f"B={size} host waits"] = rig.host_waits(draw)
-    return found
-
-
-def tiles(rig: Rig) -> Found:
-    """Seconds of the B×B scores, by the size of their tiles."""
-    found: Found = {}
-    before = scores.TILE_BYTES
-    try:
-        for size in rig.pick((128,), (8192, 65_536)):
-            one = Scores(Embeddings(rig.random(size, 512), rig.random(size, 512), 10.0, -10.0), loss="sigmoid")
-            for mib in (8, 256, 1024):
-                scores.TILE_BYTES = mib << 20
-                in_batch = partial(one.pair_loss_B, "learner", "in_batch")
-                found[f"in_batch B={size}, {mib} MiB tiles"] = rig.seconds(in_batch, 1, int(mib > 8))
-                norm = partial(one.gradient_norm_B, "learner")
-                found[f"gradient_norm B={size}, {mib} MiB tiles"] = rig.seconds(norm, 1, int(mib > 8))
-    finally:
-        scores.TILE_BYTES = before
-    return found
-
-
-def losses(rig: Rig) -> Found:
-    """Seconds and memory of the losses over K pairs, backward included."""
-    found: Found = {}
-    for count in rig.pick((64,), (8192, 32_768)):
-        width = rig.pick(16, 768)
-        for loss in BOTH:
-            x, y = (rig.random(count, width).requires_grad_() for _ in range(2))
-            scale, bias = (torch.tensor(value, device=rig.device, requires_grad=True) for value in (10.0, -10.0))
-
-            def run(loss: LossName = loss, x: Tensor = x, y: Tensor = y, t: Tensor = scale, b: Tensor = bias) -> None:
-                LOSSES[loss](x, y, t, b).backward()
-
-            found[f"{loss} K={count} ms"] = 1e3 * rig.seconds(run, 2)
-            found[f"{loss} K={count} peak, in K×K fp32 matrices"] = rig.peak(run) / (4 * count * count)
-    return found
 
 
 def training(rig: Rig) -> Found:
@@ -291,20 +178,17 @@ def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
 
 
 def _bare_step(
-    rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool, compiled: bool = False
+    rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool
 ) -> Callable[[], None]:
     """A step of plain training code: inputs on the device, no number read back, fused AdamW."""
     model = learner.model.train()
     images, tokens = rig.inputs(batch)
-    # Inductor needs a C++ compiler on a CPU; the small run checks only that the towers can be captured.
-    make = partial(torch.compile, backend=rig.pick("aot_eager", "inductor")) if compiled else lambda tower: tower
-    image, text = make(model.image), make(model.text)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with rig.arithmetic.autocast():
-            x, y = image(images), text(tokens)
+            x, y = model.image(images), model.text(tokens)
         x, y = (F.normalize(part.float(), dim=-1) for part in (x, y))
         loss(x, y, model.scale, model.bias).backward()
         if clip:
@@ -315,7 +199,10 @@ def _bare_step(
 
 
 def scoring(rig: Rig) -> Found:
-    """Seconds of scoring a super-batch with the learner, and of its forward passes alone."""
+    """Seconds of scoring a super-batch with the learner, and of its forward passes alone.
+
+    Once from page-locked images, as worker processes return them, and once from pageable ones.
+    """
     count, micro = rig.pick((32, 8), (8192, 512))
     learner, batch = rig.learner(), rig.batch(count)
     learner.microbatch = micro
@@ -330,7 +217,8 @@ def scoring(rig: Rig) -> Found:
                 learner.model.encode_image(images), learner.model.encode_text(tokens)
 
     seconds, there = rig.seconds(score, 2), rig.seconds(forward, 2)
-    index = torch.arange(count)
+    pageable = replace(batch, images_BCHW=batch.images_BCHW.clone())
+    chosen = torch.randperm(count)[: count // 2]
     return {
         "batch": count,
         "micro-batch": micro,
@@ -338,7 +226,9 @@ def scoring(rig: Rig) -> Found:
         "inputs on the device pairs/s": count / there,
         "share of time that the device waits for inputs": 1 - there / seconds,
         "inputs on the device MFU": rig.mfu(FLOPS_PER_MAC * learner.price.pair * count, there),
-        "images[index] GB/s": batch.images_BCHW.nbytes / rig.seconds(lambda: batch.images_BCHW[index], 2) / 1e9,
+        "from pageable memory pairs/s": count / rig.seconds(lambda: learner.score(pageable), 2),
+        "chosen images GB/s": batch.images_BCHW.nbytes / 2 / rig.seconds(lambda: batch.take(chosen), 3, warm=2) / 1e9,
+        "host waits": rig.host_waits(score),
         "peak GB": rig.peak(score) / 1e9,
     }
 
@@ -358,13 +248,38 @@ def cached(rig: Rig) -> Found:
 
 
 def compiled(rig: Rig) -> Found:
-    """Seconds of the bare step with compiled towers."""
-    count = rig.pick(8, 512)
-    learner = rig.learner()
-    step = _bare_step(rig, learner, rig.batch(count), LOSSES["sigmoid"], clip=False, compiled=True)
-    first = timing.seconds(step, rig.device)
-    seconds = rig.seconds(step, 5)
-    return {"first step s": first, "pairs/s": count / seconds, "MFU": rig.mfu(_flops(learner, count), seconds)}
+    """Seconds of jestbench's step and of scoring with compiled blocks, and how far they are from the eager ones."""
+    count, learner = rig.pick(8, 512), rig.learner()
+    batch = rig.batch(count)
+    eager = learner.score(batch).side("learner").image_BD
+    # Inductor needs a C++ compiler on a CPU; the small run checks only that the blocks can be captured.
+    learner.model.compile_blocks(rig.pick("aot_eager", "inductor"))
+    away = (learner.score(batch).side("learner").image_BD - eager).norm() / eager.norm()
+    update = _update_of(learner, batch)
+    first = timing.seconds(update, rig.device)
+    seconds = rig.seconds(update, 5)
+    scored = rig.seconds(lambda: learner.score(batch), 3)
+    return {
+        "first step s": first,
+        "product pairs/s": count / seconds,
+        "product MFU": rig.mfu(_flops(learner, count), seconds),
+        "product peak GB": rig.peak(update) / 1e9,
+        "scoring pairs/s": count / scored,
+        "embeddings against eager, relative error": float(away),
+    }
+
+
+def policies(rig: Rig) -> Found:
+    """Every arm of ``gin/policy`` in the tiny world: its seconds on the device.
+
+    Raises:
+        RuntimeError: an arm failed, or was charged otherwise than on a CPU.
+    """
+    names = rig.pick(["uniform", "flexi_jest"], arms.arms())
+    found = arms.compared(names, str(rig.device))
+    if wrong := {name: what for name, what in found.items() if isinstance(what, str)}:
+        raise RuntimeError("; ".join(f"{name}: {what}" for name, what in wrong.items()))
+    return {"arms, charged as on a CPU": len(found), **found}
 
 
 def tests(rig: Rig) -> Found:

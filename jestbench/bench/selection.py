@@ -32,7 +32,8 @@ from jestbench.bench import timing
 from jestbench.bench.listing import listing_draw
 from jestbench.select.draws import chunk_sizes, joint_draw
 from jestbench.select.losses import LossName
-from jestbench.select.scores import BLOCK_ROWS, Embeddings, Scores
+from jestbench.select.scores import Embeddings, Scores
+from jestbench.select.strips import BLOCK_ROWS
 
 TARGETS = {
     "speed-up over the listing": "≥ 15",

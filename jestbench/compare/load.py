@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.disk import DataError, shown
-from jestbench.runs.folder import Row, RunFolder
+from jestbench.runs.folder import RUNG, Row, RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
 Fact = str | int | float | bool
@@ -44,7 +44,8 @@ class RunRecord:
         summary: the run's identity, and how it ended.
         environment: machine and versions that the figures depend on; empty where the file cannot be read.
         references: references that the run was scored with → the run folder of each, ``None`` where it is not found.
-        rows: the logged steps, in order, one for each step.
+        rows: the logged steps, in order, one for each step; without those of a ladder's branches.
+        rung_rows: the last row of each branch of a ladder, by the FLOPs of its rung.
         final: the last finite number logged under each key, completed from the summary.
         problems: defects found in the files.
         modified: when the run last wrote (seconds since the epoch).
@@ -55,6 +56,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     references: Mapping[ReferenceEntry, Path | None]
     rows: tuple[Row, ...]
+    rung_rows: Mapping[int, Row]
     final: Row
     problems: tuple[str, ...]
     modified: float
@@ -140,13 +142,15 @@ def load_run(path: Path) -> RunRecord:
     if summary is None:
         name = folder.summary_json.name
         raise CompareError(f"{shown(path)}: no {name}: the run was killed or is still running")
+    trunk = tuple(row for row in rows if RUNG not in row)
     return RunRecord(
         folder=path.resolve(),
         summary=summary,
         environment=folder.environment(),
         references={entry: _locate(entry.run_dir, path) for entry in summary.references},
-        rows=rows,
-        final=_final(rows, summary),
+        rows=trunk,
+        rung_rows={int(row[RUNG]): row for row in rows if RUNG in row},
+        final=_final(trunk, summary),
         problems=problems,
         modified=max(file.stat().st_mtime for file in (folder.metrics_jsonl, folder.summary_json) if file.exists()),
     )

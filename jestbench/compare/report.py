@@ -17,9 +17,7 @@ from jestbench.compare.load import CompareError
 from jestbench.compare.page import PAGE, to_html
 from jestbench.compare.plots import save_plots
 from jestbench.compare.table import format_table, to_markdown
-from jestbench.disk import write_text
-
-_PROGRAM = ("python", "tools/compare.py")
+from jestbench.disk import command_name, command_words, write_text
 
 
 def compare(
@@ -127,7 +125,7 @@ def _to_wandb(out: Path) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="compare.py",
+        prog=command_name("compare"),
         description="Compare finished runs at equal compute: table, plots, one HTML page.",
         epilog="exit status: 0 done, 2 a wrong argument, 3 wrong or missing data",
     )
@@ -171,7 +169,14 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     run_dirs: Sequence[Path], metric: str, baseline: str, out: Path | None, lower_is_better: bool | None
 ) -> str:
-    words = [*_PROGRAM, *(str(folder) for folder in run_dirs), "--metric", metric, "--baseline", baseline]
+    words = [
+        *command_words("compare"),
+        *(str(folder) for folder in run_dirs),
+        "--metric",
+        metric,
+        "--baseline",
+        baseline,
+    ]
     if out is not None:
         words += ["--out", str(out)]
     if lower_is_better is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jestbench.batch import FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
@@ -57,6 +57,9 @@ ReadFolder = Callable[[Path], Recorded]
 """Reads a run folder. It is handed in, since the files of a run folder are read in ``jestbench.runs`` alone."""
 
 
+ReferenceSeed = Literal["shared", "own"]
+
+
 @dataclass(frozen=True)
 class Run:
     """One learner under one policy.
@@ -68,7 +71,7 @@ class Run:
         super_batch_size: B, pairs it is chosen from; filter ratio = 1 − b/B. A policy that scores
             nothing draws its b pairs straight from the pool.
         budget: FLOPs that the run may spend (``flops/total``); ``None`` where ``limit`` sets steps
-            or pairs.
+            or pairs; of a ladder its last rung, and may be left out.
         arm: the arm's label.
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
@@ -77,10 +80,17 @@ class Run:
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
         limit: how the budget is counted.
-        reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
-            is a file followed by bindings.
+        reference: a gin run file (trained on demand, once) or an existing run folder; a sequence is a file followed by
+            bindings. A file's run takes over this run's data, loss and image size where neither the file itself nor a
+            binding that follows it binds them (``config/hand_over.py``).
         reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
             ``first_sight``, ``amortised``.
+        reference_seed: ``shared``, the reference's own: one reference serves all seeds of an arm; or ``own``: the run
+            hands its seed over, so that one reference is trained for each seed.
+        reference_calibrate: fit the reference's t and b₀ to this run's loss before the first step, where they are
+            used, on up to 16 batches of the split that it was trained on. Without it a reference of another loss is
+            refused. The passes are charged: ``flops/reference_score`` by ``reference_accounting`` as for any pair,
+            ``flops/pairwise`` for the logits.
         twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
             each pair by the one that has not seen it; both are charged.
         half: draw only from the half of the split whose images' content keys have this low bit.
@@ -94,11 +104,14 @@ class Run:
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
         reference_view: the view that the reference is scored under.
-        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
+            the arm.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
             (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+        compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
+            budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
@@ -122,6 +135,8 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: Casting | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    reference_seed: ReferenceSeed = "shared"
+    reference_calibrate: bool = False
     twin: bool = False
     half: Half | None = None
     scorer: Casting | str | tuple[str, ...] | None = None
@@ -139,6 +154,7 @@ class Run:
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | None = None
     grad_checkpointing: bool = False
+    compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
 
@@ -156,6 +172,16 @@ class Run:
         if self.half not in (None, 0, 1):
             raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
+        rungs = self.optimizer.rungs
+        if rungs and counted:
+            raise ValueError("optimizer.rungs are in FLOPs: they go with neither budget.steps nor budget.pairs")
+        if rungs and self.budget is not None and self.budget != rungs[-1]:
+            raise ValueError(
+                f"run.budget = {self.budget:.12g}, but a ladder ends at its last rung, optimizer.rungs = "
+                f"{[*rungs]}: leave run.budget out (run.budget=None), or set it to {rungs[-1]}"
+            )
+        if rungs:
+            object.__setattr__(self, "budget", rungs[-1])
         if (self.budget is None) != counted:
             raise ValueError(
                 "give run.budget (FLOPs), or budget.steps or budget.pairs"
@@ -222,13 +248,40 @@ class Run:
         taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
-        flops = int(self.budget) + added - taken
-        if flops <= 0:
+        rungs, cooldown = self.optimizer.rungs, self.optimizer.cooldown if self.optimizer.rungs else 0.0
+        least = rungs[0] if rungs else self.budget
+        name = "the first of optimizer.rungs" if rungs else "run.budget"
+        if least + added - taken <= 0:
             raise ValueError(
-                f"run.budget = {int(self.budget):.3g} FLOPs, but the pre-training that budget.includes takes "
+                f"{name} = {least:.3g} FLOPs, but the pre-training that budget.includes takes "
                 f"out of it costs {taken:.3g}: raise the budget or train a smaller reference"
             )
-        return Allowance(flops, None, None, taken, added)
+        if rungs and (1 - cooldown) * (least + added - taken) < self.optimizer.warmup * least:
+            raise ValueError(
+                f"{name} = {least:.3g} FLOPs leaves {least + added - taken:.3g} without the pre-training that "
+                f"budget.includes takes out of it, so that its cool-down (optimizer.cooldown = {cooldown}) would begin "
+                f"inside the warm-up (optimizer.warmup = {self.optimizer.warmup} of it): begin with a higher rung"
+            )
+        own = tuple(int(rung) + added for rung in rungs)
+        return Allowance(int(self.budget) + added - taken, None, None, taken, added, own, cooldown)
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a run took over from the run that stands on it.
+
+    Attributes:
+        taken: parameters that the includes of its file bind otherwise, or leave at a default: the value taken over.
+        kept: parameters that its file itself binds otherwise: the file's value, and the other run's.
+    """
+
+    taken: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def described(self) -> tuple[list[str], list[str]]:
+        """What was taken over and what was kept, a text for each parameter."""
+        kept = [f"{key} = {own!r} (the arm's is {other!r})" for key, (own, other) in self.kept.items()]
+        return [f"{key} = {value!r}" for key, value in self.taken.items()], kept
 
 
 @dataclass(frozen=True)
@@ -242,9 +295,12 @@ class Resolved:
         operative: the bindings as used, as gin text; starts the same run again.
         flat: the operative configuration, full parameter name → value.
         config_hash: of the arm: the operative configuration without seed, label, logging and paths.
+        frontier_hash: the same without budget and schedule: what separate runs and ladders of one curve share.
         stands_on: by role, the runs whose models fill it: to be trained on demand, or the folder of a finished one. Two
             under ``run.twin``, by the half of the split that each is trained on.
         warnings: what is doubtful about the configuration.
+        inherited: what it took over from the run that stands on it.
+        calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
     """
 
     run: Run
@@ -253,8 +309,11 @@ class Resolved:
     operative: str
     flat: Mapping[str, Any]
     config_hash: str
+    frontier_hash: str
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    inherited: Inherited = field(default_factory=Inherited)
+    calibrated_on: str | None = None
 
     @property
     def policy(self) -> Policy:

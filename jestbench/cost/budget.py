@@ -8,6 +8,8 @@ from typing import Literal
 from jestbench.cost.ledger import Ledger
 
 Pretrained = Literal["reference", "scorer"]
+BELOW_ONE = 1 - 2**-53
+"""The largest float below 1: the share of a budget that is not spent yet."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ class Budget:
 class Allowance:
     """The budget of one run in numbers; one of ``flops``, ``steps`` and ``pairs`` ends it.
 
+    The rungs of a ladder are counted like its budget, which is the last of them: on the run's own ledger, less the
+    pre-training that ``budget.includes`` takes out, and with that which ``budget.adds`` adds. The warm-up alone is a
+    share of the first rung as configured, so that it is the same for every arm.
+
     Attributes:
         flops: FLOPs of this run's own passes, or ``None``.
         steps: steps, or ``None``.
         pairs: pairs seen, or ``None``.
         pretrain: FLOPs of pre-training that were taken out of the budget.
         added: FLOPs that were added to the budget.
+        rungs: of a ladder, FLOPs as configured, with those that were added, ascending; empty for a run without.
+        cooldown: share of each rung that is its cool-down.
     """
 
     flops: int | None
@@ -67,13 +75,37 @@ class Allowance:
     pairs: int | None
     pretrain: int = 0
     added: int = 0
+    rungs: tuple[int, ...] = ()
+    cooldown: float = 0.0
 
-    def share(self, ledger: Ledger, step: int, pairs_seen: int) -> float:
-        """Share of the budget spent; the learning rate is a function of it, the run ends at 1."""
+    def share(self, ledger: Ledger, step: int, pairs_seen: int, rungs_done: int = 0) -> float:
+        """Share of the budget spent, of a ladder the share of the rung ahead; it is reached at 1.
+
+        Args:
+            ledger: what was spent.
+            step: steps done.
+            pairs_seen: pairs drawn into super-batches.
+            rungs_done: how many rungs of a ladder are behind.
+        """
         if self.steps is not None:
             return step / self.steps
         if self.pairs is not None:
             return pairs_seen / self.pairs
         assert self.flops is not None
+        flops = self.rungs[rungs_done] - self.pretrain if self.rungs else self.flops
         # Integers first: a quotient of 1 must mean that the budget is reached.
-        return 1.0 if ledger.total >= self.flops else min(ledger.total / self.flops, 1 - 2**-53)
+        return 1.0 if ledger.total >= flops else min(ledger.total / flops, BELOW_ONE)
+
+    def position(self, share: float, spent: int) -> float:
+        """Where a schedule stands: the share of the budget spent.
+
+        On a ladder, the share of the rung ahead once its cool-down has begun, and the share of the first rung before
+        that; 1 − ``cooldown`` from where the first cool-down begins.
+
+        Args:
+            share: as ``share`` gives it.
+            spent: FLOPs, all but evaluation.
+        """
+        if not self.rungs or share >= 1 - self.cooldown:
+            return share
+        return min(spent / (self.rungs[0] - self.added), 1 - self.cooldown)

@@ -42,6 +42,11 @@ class Ledger:
         """FLOPs of everything but evaluation."""
         return FLOPS_PER_MAC * self.macs_total
 
+    @property
+    def with_evaluation(self) -> int:
+        """FLOPs of everything."""
+        return FLOPS_PER_MAC * sum(self._macs.values())
+
     def flops(self) -> dict[str, int]:
         """FLOPs by purpose, with ``total``."""
         return {"total": self.total} | {p: FLOPS_PER_MAC * macs for p, macs in self._macs.items()}

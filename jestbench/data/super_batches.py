@@ -98,7 +98,8 @@ class SuperBatchSource(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of as many processes, with any number of workers."""
         own = state["processes"][self.world.rank]
-        self._waited, self._restarts = own["waited"], own["restarts"]
+        # A live run that goes back counts the workers which it has lost already.
+        self._waited, self._restarts = own["waited"], own["restarts"] - self.restarts + self._restarts
         self._load_state_dict(own)
 
     def close(self) -> None:

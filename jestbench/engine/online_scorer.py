@@ -1,7 +1,7 @@
 """An online scorer: a small model trained beside the learner, on the pairs that are chosen.
 
 It scores the super-batch in the learner's place (ActiveCLIP, arXiv 2312.05328). It has towers, an
-optimizer and a view of its own; loss and share of the budget are the learner's. All that it does is
+optimizer and a view of its own; loss and schedule are the learner's. All that it does is
 charged: ``scorer_score``, ``scorer_train``, and its own loss logits as ``pairwise``.
 """
 
@@ -28,7 +28,7 @@ class OnlineScorer(Casting):
     Attributes:
         model: its towers (bind it as ``@scorer/model()``); ``None`` is the learner's shape with half
             its blocks in both towers, at least one each, from random weights.
-        optimizer: its own (``@scorer/optimizer()``); the schedule follows the learner's share of the budget.
+        optimizer: its own (``@scorer/optimizer()``), with the learner's kind of schedule (cosine, or its ladder).
         view: the view that the scorer scores and is trained under; ``None`` is full.
     """
 
@@ -45,7 +45,11 @@ class OnlineScorer(Casting):
         view = fitted("online_scorer.view", self.view or FULL, model)
         prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
         objective = Contrastive(run.loss, ((1.0, view),))
-        return Learner(model, objective, self.optimizer, arithmetic, prices, view, run.microbatch, ONLINE)
+        if setting.compiled:
+            model.compile_blocks()
+        own = run.optimizer
+        optimizer = replace(self.optimizer, schedule=own.schedule, rungs=own.rungs, cooldown=own.cooldown)
+        return Learner(model, objective, optimizer, arithmetic, prices, view, run.microbatch, ONLINE)
 
     def towers(self, learner: Model, built: TwoTowers) -> Model:
         """The shape of its towers.

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from jestbench.disk import command_name
+
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
 like --gin_file FILE. Bindings win over files, later ones over earlier ones.
@@ -37,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command's arguments."""
     command = _Parser(
-        prog="run.py",
+        prog=command_name("run"),
         description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

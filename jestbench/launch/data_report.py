@@ -19,7 +19,7 @@ SAMPLE = 32
 """Pairs of each split that ``--check`` decodes."""
 MANY_EPOCHS = 30
 """Passes over the pool above which a run is warned of: about the longest usual schedule of CLIP."""
-MUCH = 0.1
+MUCH = 0.25
 """Share of the pool left out of each epoch above which a run is warned of."""
 
 
@@ -29,10 +29,12 @@ class Opened:
 
     Attributes:
         resolved: the run, its data replaced by a stand-in where they may not be opened.
+        stands_in: whether a stand-in takes the data's place.
         lines: the report.
     """
 
     resolved: Resolved
+    stands_in: bool
     lines: list[str] = field(default_factory=list)
 
 
@@ -49,7 +51,7 @@ def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
     data = resolved.run.data
     if not isinstance(data, Source | Stream):
         missing = [] if data.is_prepared() else ["not checked: the data are not prepared; synthetic pairs stand in"]
-        return Opened(resolved, missing)
+        return Opened(resolved, bool(missing), missing)
     lines = [
         f"not checked: {what} ({'a command: --allow_pipes' if kind == 'command' else '--allow_downloads'} opens it)"
         for what, kind in data.fetched().items()
@@ -60,9 +62,10 @@ def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
         if not local.bound:
             lines.append(f"not checked: no split of {local.label} is bound; synthetic pairs stand in")
         lines += _sampled(local, {what for what, kind in local.fetched().items() if kind not in allowed})
-    if any(kind not in allowed for kind in data.fetched().values()) or not data.is_prepared():
+    stands_in = any(kind not in allowed for kind in data.fetched().values()) or not data.is_prepared()
+    if stands_in:
         data = data.stand_in()
-    return Opened(replace(resolved, run=replace(resolved.run, data=data)), lines)
+    return Opened(replace(resolved, run=replace(resolved.run, data=data)), stands_in, lines)
 
 
 def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
@@ -112,13 +115,14 @@ def _pixels(stages: Stages) -> int:
 
 
 def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
-    """Warnings of images that are enlarged, of tails that are left out, and of metrics that cannot fail."""
+    """Warnings of images that are enlarged, and of tails that are left out."""
     found, prepared = [], _pixels(stages)
     wanted = {resolved.run.model.image_size: "the model"}
     views = [stages.learner.view, *(view for _, view in resolved.run.mix)]
     wanted = {view.resolution: f"the view of {view.label}" for view in views if view.resolution} | wanted
     for pixels, who in sorted(wanted.items()):
-        if prepared < pixels:
+        # What a planted world or a renderer draws has no more detail than it was drawn with.
+        if prepared < pixels and isinstance(resolved.run.data, Source | Stream):
             found.append(
                 f"images are prepared at {prepared} px and enlarged to the {pixels} px of {who}: raise image_size of "
                 "the data set, or lower model.image_size"
@@ -130,11 +134,10 @@ def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
             f"{left:,} of the pool's {pool:,} pairs are left out of each epoch, which is cut into "
             f"{resolved.candidates:,} pairs a step: other pairs each epoch; a smaller run.super_batch_size leaves fewer"
         )
-    found += _set_warnings(stages)
     return found
 
 
-def _set_warnings(stages: Stages) -> list[str]:
+def set_warnings(stages: Stages) -> list[str]:
     """Warnings of sets in which every example is among the best five, or whose class names have no images."""
     found = []
     for one in getattr(stages.evaluator, "sets", ()):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
@@ -15,7 +14,9 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.data.pairs import Dataset
 from jestbench.engine.actor import Actor
+from jestbench.launch import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, walk
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins
@@ -87,9 +88,15 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 def _built(resolved: Resolved) -> Stages:
     """Build the stages to price a run by; they read and write no rows."""
+    return _built_on(resolved)[0]
+
+
+def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
+    """The stages to price a run by, and the data or stand-in that they were built on."""
     run = replace(resolved.run, reference_accounting="online", cache=None)
+    data, castings = stand_ins(resolved)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), draw_size=1)
+        return build_stages(replace(resolved, run=run), data, castings, Path(folder), draw_size=1), data
 
 
 def _one(stages: Stages) -> Batch:
@@ -139,14 +146,15 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
 
 def _forecast(resolved: Resolved) -> int:
     """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
-    stages = _built(resolved)
+    stages, data = _built_on(resolved)
     price, below = _step_price(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, stages.super_batches.pool, included)
+    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
+    steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
-    return steps * price.total + sum(below.values())
+    return fitted + steps * price.total + sum(below.values())
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -159,16 +167,66 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: 
         resolved: the run.
         price: the price of one of its steps.
         pool: pairs in its split; ``None`` is a stream that never ends.
-        taken: FLOPs of pre-training that are taken out of the budget first.
+        taken: FLOPs that are taken out of the budget before the first step: pre-training, a calibration.
     """
     if resolved.run.budget is None:
         return None
-    budget, first = max(0, int(resolved.run.budget) + resolved.added_flops - taken), price.total
+    return _steps(resolved, price, pool, max(0, int(resolved.run.budget) + resolved.added_flops - taken))
+
+
+def _steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
+    """Steps until so many FLOPs are spent, for a pool of ``pool`` pairs."""
+    first = price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
     in_first_pass = 0 if pool is None else max(1, pool // resolved.candidates)
     if pool is None or budget <= in_first_pass * first:
         return -(-budget // first)
     return in_first_pass + -(-(budget - in_first_pass * first) // later)
+
+
+def ladder_lines(resolved: Resolved, price: StepPrice, pool: int | None, taken: int) -> list[str]:
+    """Lines on the rungs of a ladder: where each leaves the trunk and ends, and what all branches cost.
+
+    Args:
+        resolved: the run.
+        price: the price of one of its steps.
+        pool: pairs in its split; ``None`` is a stream that never ends.
+        taken: FLOPs of pre-training that are taken out of each rung.
+    """
+    rungs, cooldown = resolved.run.optimizer.rungs, resolved.run.optimizer.cooldown
+    if not rungs:
+        return []
+    lines = [f"{'rung':<18}{'leaves at step':>22}{'ends at step':>22}{'FLOPs of its branch':>22}"]
+    apart, added = 0, resolved.added_flops
+    for rung in map(int, rungs):
+        own = max(0, rung + added - taken)
+        leaves = _steps(resolved, price, pool, math.ceil((1 - cooldown) * own))
+        ends = max(leaves + 1, _steps(resolved, price, pool, own))
+        branch = "on the trunk" if rung == rungs[-1] else f"{round(cooldown * own):,}"
+        apart += 0 if rung == rungs[-1] else round(cooldown * own)
+        lines.append(f"{rung:<18.4g}{leaves:>22,}{ends:>22,}{branch:>22}")
+    trunk = max(0, int(rungs[-1]) + added - taken)
+    lines.append(
+        f"ladder in all: {trunk + apart:.4g} FLOPs, {trunk:.4g} on the trunk and {apart:.4g} in branches "
+        "(flops/rungs, outside the total)"
+    )
+    return lines
+
+
+def ladder_table(resolved: Resolved) -> str:
+    """The rungs of a run's ladder as text; empty for a run without."""
+    if not resolved.run.optimizer.rungs:
+        return ""
+    stages = _built(resolved)
+    price, pool = _step_price(resolved, stages), stages.super_batches.pool
+    return "\n".join(ladder_lines(resolved, price, pool, _taken(resolved)))
+
+
+def _taken(resolved: Resolved) -> int:
+    """FLOPs of pre-training that are taken out of the budget."""
+    if not resolved.run.limit.includes:
+        return 0
+    return sum(flops for role, flops in pretraining(resolved).items() if role in resolved.run.limit.includes)
 
 
 def _cascade_charged(resolved: Resolved) -> str:
@@ -263,11 +321,12 @@ def _pair_lines(stages: Stages) -> list[str]:
 
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
-    stages = _built(resolved)
+    stages, data = _built_on(resolved)
     price = _step_price(resolved, stages)
     run = resolved.run
+    fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
-    taken = sum(flops for role, flops in pretraining(resolved).items() if role in run.limit.includes)
+    taken = _taken(resolved) + FLOPS_PER_MAC * macs
     steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -288,34 +347,32 @@ def price_table(resolved: Resolved) -> str:
             f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
             f"({_cascade_charged(resolved)})"
         )
+    if fitted_on:
+        lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
-        lines.append(_bought(resolved, steps, pool, taken))
-        if pool is not None and pool >= resolved.candidates:
-            walked = walk(resolved, stages)
-            lines += [_epochs(walked, steps), *(f"warning: {text}" for text in epoch_warning(walked, steps))]
+        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(resolved, stages, steps)]
+        lines += ladder_lines(resolved, price, pool, taken)
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
 def bought(resolved: Resolved, stages: Stages) -> list[str]:
-    """Lines on the epochs that the budget is, the pairs left out of each, and the metrics that are evaluated."""
+    """Lines on the epochs that the budget is, and the pairs left out of each."""
+    pool, limit = stages.super_batches.pool, resolved.run.limit
+    if pool is None or pool < resolved.candidates:
+        return []
+    steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+    if resolved.run.budget is not None:
+        steps = steps_bought(resolved, _step_price(resolved, stages), pool, _taken(resolved)) or 0
+    return _epoch_lines(resolved, stages, steps)
+
+
+def _epoch_lines(resolved: Resolved, stages: Stages, steps: int) -> list[str]:
     pool, walked = stages.super_batches.pool, walk(resolved, stages)
-    limit, lines = resolved.run.limit, list[str]()
-    if pool is not None and pool >= resolved.candidates:
-        steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
-        if resolved.run.budget is not None:
-            taken = sum(flops for role, flops in pretraining(resolved).items() if role in limit.includes)
-            steps = steps_bought(resolved, _step_price(resolved, stages), pool, taken) or 0
-        lines += [
-            f"{_epochs(walked, steps)} of a pool of {pool:,}",
-            *(f"warning: {text}" for text in epoch_warning(walked, steps)),
-        ]
-    return [*lines, f"metrics: {', '.join(stages.evaluator.measures)}"]
-
-
-def _epochs(walked: Mapping[str, Any], steps: int) -> str:
-    return (
-        f"{epochs(walked, steps):.3g} epochs, each without {walked['left_out_an_epoch']:,} pairs (too few for a step)"
-    )
+    if pool is None or pool < resolved.candidates:
+        return []
+    left = f"each without {walked['left_out_an_epoch']:,} pairs (too few for a step)"
+    line = f"{epochs(walked, steps):.3g} epochs of a pool of {pool:,}, {left}"
+    return [line, *(f"warning: {text}" for text in epoch_warning(walked, steps))]
 
 
 def _row(name: str, flops: int, uniform: int) -> str:

@@ -7,17 +7,19 @@ import json
 import sys
 from collections.abc import Sequence
 
+from jestbench.disk import command_name
+
 DATASETS = ("icons", "iconify")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the data set and print what is in it, as JSON.
 
     Returns:
         The exit status: 0, or 3 where the data cannot be fetched or prepared.
     """
     parser = argparse.ArgumentParser(
-        prog="prepare.py", description="Fetch and prepare a data set; what is there already is kept."
+        prog=command_name("prepare"), description="Fetch and prepare a data set; what is there already is kept."
     )
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument(

@@ -14,14 +14,15 @@ from jestbench.data.loader import Loader
 from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
+from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import opened
-from jestbench.launch.forecast import bought
+from jestbench.launch.forecast import bought, ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, train
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
@@ -59,6 +60,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         super_batch_size=drawn,
         budget=None,
         limit=Budget(steps=1),
+        optimizer=replace(resolved.run.optimizer, schedule="cosine", rungs=()),
         evaluate=replace(resolved.run.evaluate, points=1, limit=32),
         log=Log(every=1, progress=False),
     )
@@ -79,7 +81,8 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
             metrics.close({}, failed=False)
             stages.super_batches.close()
         rows, _ = RunFolder(folder).read_rows()
-    return frozenset(evaluated).union(*rows)
+    ladder = {"flops/rungs", RUNG} if resolved.run.optimizer.rungs else set()
+    return frozenset(evaluated).union(ladder, *rows)
 
 
 def allowed(downloads: bool, pipes: bool) -> frozenset[Fetched]:
@@ -110,14 +113,18 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
             run = replace(
                 resolved.run, device="cpu", reference_accounting="online", cache=None, loader=Loader(workers=0)
             )
-            stages = build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), drawn)
+            data, castings = stand_ins(resolved)
+            stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
-        warned(resolved, stages)
-        report = [*found.lines, *bought(resolved, stages)]
+        real = not found.stands_in
+        warned(resolved, stages, real)
+        report = [*found.lines, *(bought(resolved, stages) if real else ())]
+        report.append(f"metrics: {', '.join(stages.evaluator.measures)}")
         batch = stages.super_batches.at(0)
         try:
+            calibrate(resolved, data, stages, Progress())
             scores = stages.scorer(batch, resolved.policy.needs)
             selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
             stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
@@ -125,5 +132,14 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
         check(needed, may)
-    shown = "".join(f"#   {line}\n" for text in report for line in text.splitlines())
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{shown}{resolved.operative}")
+    if rungs := ladder_table(resolved):
+        print(rungs)
+    taken, kept = resolved.inherited.described()
+    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
+    for line in (
+        *(f"taken over: {text}" for text in taken),
+        *(f"kept, bound by its own file: {text}" for text in kept),
+        *(line for text in report for line in text.splitlines()),
+    ):
+        print(f"#   {line}")
+    print(resolved.operative)

@@ -18,13 +18,14 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
-from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, walk, waste_warnings
+from jestbench.launch.calibrate import calibrate
+from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
-from jestbench.runs.checkpoint import step_of
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
@@ -164,18 +165,23 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
             check_affordable(resolved, stages, allowance)
-        newest, step = _reached(run_dir) if going_on else (None, -1)
-        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, step))
-        metrics = _metrics(resolved, run_dir, role, step)
+        newest = _reached(run_dir) if going_on else None
+        place = None if newest is None else Place.of(newest)
+        progress, rungs = Progress(), allowance.rungs
+        if newest is None:
+            with building():
+                calibrate(resolved, resolved.run.data, stages, progress, allowance)
+        world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
+        metrics = _metrics(resolved, run_dir, role, place)
     except ConfigError:
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
         raise
-    progress = Progress()
     recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
-    brought = _references(folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
+    references = _references(resolved, stages, folders.get("reference", ()))
+    brought = references, _facts(resolved, stages), warned(resolved, stages)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -190,29 +196,29 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
         stages.super_batches.close()
         for actor in stages.scorer.actors.values():
-            actor.close(remove=status == "finished")
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            actor.close(remove=status == "finished" and not allowance.rungs)
         with suppress(OSError):  # the last process to leave finds it empty
             folder.row_stores.rmdir()
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
-def _reached(run_dir: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of a run, as read by rank 0, and its step; -1 where there is none.
+def _reached(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, as read by rank 0; ``None`` where there is none.
 
     Raises:
         ForeignCheckpoint: another version wrote it, or another number of processes.
     """
     world = distributed.world()
     newest = world.first(RunFolder(run_dir).newest_checkpoint)
-    if newest is None:
-        return None, -1
-    check_format(newest, world.size)
-    return newest, step_of(newest)
+    if newest is not None:
+        check_format(newest, world.size)
+    return newest
 
 
-def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Metrics:
-    """Open the metrics sinks of a run that resumes from ``step``; -1 is a new run.
+def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | None) -> Metrics:
+    """Open the metrics sinks of a run that resumes from a place; ``None`` is a new run.
 
     Raises:
         ConfigError: W&B refuses the run.
@@ -224,11 +230,10 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Met
     sink = None
     if run.wandb.resolved() != "disabled":
         flat = dict(resolved.flat) | {"config_hash": resolved.config_hash}
-        going_on = step >= 0
         label = Label(
-            name=f"{name}-from{step}" if going_on else name,
+            name=name if place is None else f"{name}-from{place.step}",
             job_type=resolved.policy_name if role == "arm" else role,
-            own_id=going_on,
+            own_id=place is not None,
             in_sweep=role == "arm",
         )
         with building():
@@ -236,13 +241,18 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, step: int) -> Met
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
+def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> list[ReferenceEntry]:
     """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
-    entries = []
+    entries, seeding = [], resolved.run.reference_seed
+    fitted = stages.scorer.actors["reference"].calibrated if folders else ()
     for half, folder in enumerate(folders):
-        summary = ended(folder)
-        name = f"{summary.arm or 'reference'}{f' (half {half})' if len(folders) > 1 else ''}"
-        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in))
+        summary, stand = ended(folder), resolved.stands_on["reference"][half]
+        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
+        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
+        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
+        origin = summary.seed, seeding, tuple(taken), tuple(kept)
+        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
+        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit))
     return entries
 
 
@@ -261,20 +271,24 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:
-    """Refuse a budget that one training pass alone overspends."""
+    """Refuse a budget, or a first rung, that one training pass alone overspends."""
     if allowance.flops is None:
         return
+    name, flops = "run.budget", allowance.flops
+    if allowance.rungs:
+        name, flops = "the first of optimizer.rungs", allowance.rungs[0] - allowance.pretrain
     one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
-    if allowance.flops < one:
+    if flops < one:
         raise ValueError(
-            f"run.budget leaves {allowance.flops:.3g} FLOPs, less than one training step of "
-            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise run.budget or lower run.batch_size"
+            f"{name} leaves {flops:.3g} FLOPs, less than one training step of "
+            f"{resolved.run.batch_size} pairs costs ({one:.3g}): raise {name} or lower run.batch_size"
         )
 
 
-def warned(resolved: Resolved, stages: Stages) -> list[str]:
-    """Warnings about a run, also printed on stderr."""
-    found = [*resolved.warnings, *view_warnings(resolved, stages), *waste_warnings(resolved, stages)]
+def warned(resolved: Resolved, stages: Stages, real: bool = True) -> list[str]:
+    """Warnings about a run, also printed on stderr; of data that are ``real``, of what is wasted of them, too."""
+    found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
+    found += waste_warnings(resolved, stages) if real else []
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +20,8 @@ from jestbench.runs.summary import Summary
 
 Row = Mapping[str, float]
 """One logged step: key → number (integers stay integers)."""
+RUNG = "ladder/rung"
+"""The key that marks a row of a ladder's branch: FLOPs of its rung."""
 
 
 class RunFolder:
@@ -31,7 +34,7 @@ class RunFolder:
         environment_json: identity of the run; versions, commit, device, threads.
         metrics_jsonl: one object a logged step.
         summary_json: how the run ended; not there before.
-        checkpoints: a folder for each whole checkpoint, ``step-…``.
+        checkpoints: a folder for each whole checkpoint, ``step-…``; of a ladder's cool-downs ``step-…-branch-…``.
         evaluations: what each example contributed to each decayed evaluation, ``FLOPs.npz``.
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
@@ -87,8 +90,15 @@ class RunFolder:
         except DataError:
             return {}
 
+    def identity(self) -> Mapping[str, Any]:
+        """What run the folder holds: ``config_hash``, ``seed`` …; empty where that cannot be read."""
+        run = self.environment().get("run")
+        return run if isinstance(run, dict) else {}
+
     def read_rows(self) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-        """The logged steps in order, one row for each step, and what was wrong with the file.
+        """The logged steps in order, and what was wrong with the file.
+
+        There is one row for each step, of the trunk and of each branch (``RUNG``), which stands where it was run.
 
         Raises:
             DataError: the file cannot be read.
@@ -101,20 +111,22 @@ class RunFolder:
         except OSError as error:
             raise DataError(f"{shown(self.metrics_jsonl)}: cannot be read: {error}") from error
         lines = [line for line in text.split("\n") if line.strip()]
-        rows: dict[int, dict[str, float]] = {}
+        rows: dict[tuple[float, float], dict[str, float]] = {}  # by rung, 0 on the trunk, and step
+        newest: dict[float, float] = {}
         broken: list[int] = []
-        newest = -1
         for number, line in enumerate(lines, start=1):
             row = parse_row(line)
             if row is None:
                 broken.append(number)
                 continue
-            step = int(row["step"])
-            if step < newest:
+            rung, step = row.get(RUNG, 0), row["step"]
+            if step < newest.get(rung, step):
                 # A resumed run repeats the steps after its checkpoint: the rows of the repetition count.
-                rows = {earlier: kept for earlier, kept in rows.items() if earlier < step}
-            rows.setdefault(step, {}).update(row)
-            newest = step
+                first = next(place for place, (of, at) in enumerate(rows) if of == rung and at >= step)
+                rows = dict(islice(rows.items(), first))
+                newest = dict(rows.keys())
+            rows.setdefault((rung, step), {}).update(row)
+            newest[rung] = step
         name, torn = self.metrics_jsonl.name, bool(broken) and broken[-1] == len(lines)
         problems = [f"{name}: line {number} is not a row and is left out" for number in broken if number < len(lines)]
         return tuple(rows.values()), (*problems, *([f"{name}: the last line is torn and is left out"] if torn else ()))
@@ -147,9 +159,9 @@ class RunFolder:
                 np.savez_compressed(file, **results.arrays())
 
     def final_value(self, metric: str) -> float | None:
-        """The last value that the run logged of a metric; ``None`` where it never did."""
+        """The last value that the run logged of a metric, on its trunk; ``None`` where it never did."""
         rows, _ = self.read_rows()
-        return next((row[metric] for row in reversed(rows) if metric in row), None)
+        return next((row[metric] for row in reversed(rows) if metric in row and RUNG not in row), None)
 
     def whole_checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jestbench.config.log import Log
 from jestbench.disk import write_text
 from jestbench.runs.examples import ExampleTable
-from jestbench.runs.folder import RunFolder, parse_row
+from jestbench.runs.folder import Row, RunFolder, parse_row
 from jestbench.runs.wandb_run import Value, WandBSink
 
 
@@ -25,13 +25,13 @@ class Jsonl:
         self._file = path.open("a", encoding="utf-8")
 
     @staticmethod
-    def cut(path: Path, step: int) -> None:
-        """Drop the rows after a step, and a torn last line: what a resumed run will write again."""
+    def cut(path: Path, holds: Callable[[Row], bool]) -> None:
+        """Keep the rows that a checkpoint holds: a resumed run will write the others again; a torn line is dropped."""
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 row = parse_row(line)
-                if row is not None and row["step"] <= step:
+                if row is not None and holds(row):
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
 
@@ -82,7 +82,7 @@ class Metrics:
             "FLOP/s": f"{flops / max(seconds, 1e-9):.2g}",
         }
         self._bar.set_postfix(speed | self._shown, refresh=False)
-        self._bar.update(min(1.0, share) - self._bar.n)
+        self._bar.update(max(0.0, min(1.0, share) - self._bar.n))  # the trunk begins behind the end of its branches
 
     def close(self, summary: Mapping[str, Any], failed: bool) -> None:
         """Close all sinks."""

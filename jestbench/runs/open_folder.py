@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jestbench.batch import DataError
 from jestbench.config.run import ConfigError, Recorded, Resolved
-from jestbench.disk import write_json
+from jestbench.disk import write_json, write_text
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.environment import environment
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.saved_model import trained_loss
 
 
@@ -18,8 +22,8 @@ class RunFolderError(ConfigError):
 
 def _held_by(folder: RunFolder) -> tuple[str, int] | None:
     """Configuration hash and seed of the run in a folder; ``None`` where they cannot be read."""
-    run = folder.environment().get("run")
-    return (run["config_hash"], run["seed"]) if isinstance(run, dict) and {"config_hash", "seed"} <= set(run) else None
+    run = folder.identity()
+    return (run["config_hash"], run["seed"]) if {"config_hash", "seed"} <= set(run) else None
 
 
 def recorded(path: Path) -> Recorded:
@@ -39,7 +43,9 @@ def recorded(path: Path) -> Recorded:
 
 
 def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
-    """Create the run folder, or check that it holds this very run.
+    """Create the run folder, or check that it holds this very run, or this ladder with fewer rungs.
+
+    Rungs may be appended: the run in the folder is then this one, and goes on from where its last cool-down began.
 
     Returns:
         Whether there is a run to resume.
@@ -54,11 +60,15 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         held = _held_by(folder)
         if held is None:
             raise RunFolderError(f"{folder.environment_json} cannot be read: choose another --run_dir")
-        if held != own:
+        if held == own:
+            return True
+        if not _appends(folder.identity(), resolved):
+            ladder = ", to which only rungs can be appended" if folder.identity().get("rungs") else ""
             raise RunFolderError(
                 f"{run_dir} holds another run (arm configuration {held[0]}, seed {held[1]}; this is {own[0]}, seed "
-                f"{own[1]}): see its {folder.operative_gin.name}"
+                f"{own[1]}){ladder}: see its {folder.operative_gin.name}"
             )
+        _append(folder, resolved)
         return True
     try:
         if run_dir.exists() and any(run_dir.iterdir()):
@@ -66,8 +76,48 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         run_dir.mkdir(parents=True, exist_ok=True)
         folder.config_gin.write_text(resolved.config, encoding="utf-8")
         folder.operative_gin.write_text(resolved.operative, encoding="utf-8")
-        run = {"config_hash": resolved.config_hash, "seed": resolved.run.seed}
-        write_json(folder.environment_json, {"run": run, **environment()})
+        found = environment(resolved.run.device, resolved.run.precision)
+        write_json(folder.environment_json, {"run": _identity(resolved), **found})
     except OSError as error:
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
+
+
+def _identity(resolved: Resolved) -> dict[str, Any]:
+    """What ``environment.json`` records of which run the folder holds."""
+    optimizer = resolved.run.optimizer
+    return {
+        "config_hash": resolved.config_hash,
+        "seed": resolved.run.seed,
+        "frontier_hash": resolved.frontier_hash,
+        "rungs": list(optimizer.rungs),
+        "cooldown": optimizer.cooldown,
+    }
+
+
+def _appends(held: Mapping[str, Any], resolved: Resolved) -> bool:
+    """Whether a run is the one that is held, with more rungs behind its last."""
+    own, old = _identity(resolved), held.get("rungs", [])
+    longer = 0 < len(old) < len(own["rungs"]) and own["rungs"][: len(old)] == old
+    return longer and all(held.get(name) == own[name] for name in ("seed", "frontier_hash", "cooldown"))
+
+
+def _append(folder: RunFolder, resolved: Resolved) -> None:
+    """Make a ladder in its folder one with more rungs: its last cool-down becomes a branch.
+
+    A process that is killed in between leaves the folder to the same command, which begins again.
+    """
+    held, newest = folder.identity(), folder.newest_checkpoint()
+    old, rows = held["rungs"], folder.read_rows()[0]
+    place = None if newest is None else Place.of(newest)
+    if place is not None and place.branch is not None and place.rungs == len(old) - 1:
+        left, rung = place.branch, {RUNG: old[-1] + resolved.added_flops}
+        rows = tuple(row if RUNG in row or row["step"] <= left else {**rung, **row} for row in rows)
+        write_text(folder.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder.config_gin, resolved.config)
+    write_text(folder.operative_gin, resolved.operative)
+    folder.summary_json.unlink(missing_ok=True)
+    spent = int(rows[-1]["flops/total"]) if rows else 0
+    entry = {"at": spent, "from": old, "config_hash": held["config_hash"]}
+    run = _identity(resolved) | {"appended": [*held.get("appended", []), entry]}
+    write_json(folder.environment_json, {**folder.environment(), "run": run})

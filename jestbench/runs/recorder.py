@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +18,18 @@ from jestbench import seeds
 from jestbench.batch import Batch, DataError, Selection
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
+from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
 from jestbench.runs import checkpoint, examples
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.checkpoint import Place
+from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
-from jestbench.runs.summary import Ending, ReferenceEntry, Summary
+from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
 from jestbench.select.scores import NonFiniteScore
 
@@ -107,15 +110,17 @@ class Recorder:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
             mend = "lower optimizer.learning_rate, or look at the data of that step"
-            raise NonFiniteLoss(f"step {progress.step}: {error}: {mend}") from error
+            step = progress.step - getattr(error, "late", False)
+            raise NonFiniteLoss(f"step {step}: {error}: {mend}") from error
         finally:
             progress.seconds += time.perf_counter() - start
 
     def start(self, progress: Progress) -> None:
-        """Evaluate the untrained model and write a first checkpoint; nothing when resuming, even from step 0."""
+        """Evaluate the untrained model and write a first checkpoint; neither when resuming, even from step 0."""
         if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
+        self._turn(progress)
 
     def step(
         self,
@@ -126,14 +131,23 @@ class Recorder:
         before: float,
         after: float,
     ) -> None:
-        """Everything that follows a step."""
+        """Everything that follows a step; of a ladder, the way into a branch or back to the trunk.
+
+        Points of evaluation and of checkpoints lie evenly on the way to the rung ahead, which is the same on the trunk,
+        in its branch, and in a run that has more rungs behind this one.
+        """
         run = self.resolved.run
         if self.world.size > 1:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
+        checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
+        table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
+        written = evaluate or table is not None or self.metrics.due(progress.step)
+        if written or checkpointed or self.stop_asked:
+            with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
+                update.measured.read()
         found = self._evaluate(progress) if evaluate else {}
-        table = self._examples(progress.step, batch, selection, before, after)
-        if evaluate or table is not None or self.metrics.due(progress.step):
+        if written:
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,
@@ -143,12 +157,55 @@ class Recorder:
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
         if after >= 1 and self.world.first_of_all:
-            asked = self.resolved.run.budget
-            budget = progress.ledger.total if asked is None else int(asked) + self.allowance.added
-            RunFolder(self.run_dir).write_results(budget, self.results)
-        self.metrics.progress(after, progress.pairs_seen, progress.ledger.total, progress.seconds)
-        if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
+            RunFolder(self.run_dir).write_results(self._budget(progress), self.results)
+        whole = self.allowance.share(progress.ledger, progress.step, progress.pairs_seen, -1)
+        self.metrics.progress(whole, progress.pairs_seen, progress.ledger.total, progress.seconds)
+        if self.stop_asked or checkpointed:
             self.save(progress)
+        if not self.stop_asked:
+            self._turn(progress)
+
+    def _turn(self, progress: Progress) -> None:
+        """Enter the branch of a rung whose cool-down begins; leave that of a rung which is reached.
+
+        Entering writes a checkpoint of the trunk, and leaving goes back to it, as a resumed run does: so the trunk goes
+        on as if there had been no branch. The last rung's cool-down is the trunk's own end, from which the run goes
+        back only once rungs are appended.
+        """
+        allowance = self.allowance
+        while allowance.rungs and not progress.ended(allowance):
+            share = progress.share(allowance)
+            if progress.branch is None and share >= 1 - allowance.cooldown:
+                self.save(progress)
+                progress.branch = progress.step
+            elif progress.branch is not None and share >= 1:
+                self._leave(progress)
+            else:
+                return
+
+    def _leave(self, progress: Progress) -> None:
+        """Go back to where the branch left the trunk, with the rung behind and what the branch spent on record."""
+        assert progress.branch is not None
+        left, back = (Place(progress.branch, rungs) for rungs in (progress.rungs, progress.rungs + 1))
+        checkpoints, spent = RunFolder(self.run_dir).checkpoints, progress.rung_flops + progress.ledger.with_evaluation
+
+        def fill(folder: Path) -> None:
+            shutil.copytree(checkpoints / left.name, folder, dirs_exist_ok=True)
+            state, trunk = torch.load(folder / STATE, weights_only=True), Ledger()
+            trunk.load_state_dict(state["progress"]["ledger"])
+            state["progress"] |= {"rungs": back.rungs, "rung_flops": spent - trunk.with_evaluation}
+            torch.save(state, folder / STATE)
+
+        # Written before the row stores are cut to the trunk's: the branch's own checkpoints need them as they are.
+        self.world.first(lambda: checkpoint.write(self.run_dir, back, fill))
+        self.restore(progress, checkpoints / back.name)
+
+    def _budget(self, progress: Progress) -> int:
+        """FLOPs at which the schedule ends: of the rung ahead, or of the run."""
+        if self.allowance.rungs:
+            return self.allowance.rungs[progress.rungs]
+        asked = self.resolved.run.budget
+        return progress.ledger.total if asked is None else int(asked) + self.allowance.added
 
     def _examples(
         self, step: int, batch: Batch, selection: Selection, before: float, after: float
@@ -173,11 +230,15 @@ class Recorder:
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
+        # To the trunk belongs the last rung's cool-down.
+        branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
             "step": progress.step,
+            **({RUNG: self._budget(progress)} if branched else {}),
             "pairs/seen": progress.pairs_seen,
             "pairs/trained": progress.pairs_trained,
             **progress.ledger.row(),
+            **({"flops/rungs": progress.rung_flops} if self.allowance.rungs else {}),
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
             **self.stages.super_batches.counts(progress.step),
@@ -195,7 +256,8 @@ class Recorder:
             save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
             torch.save(state, folder / STATE)
 
-        self.world.first(lambda: checkpoint.write(self.run_dir, progress.step, fill))
+        place = Place(progress.step, progress.rungs, progress.branch)
+        self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
@@ -240,10 +302,13 @@ class Recorder:
     ) -> Summary:
         """What the run amounts to, with what its start has brought along: frozen models, data, warnings."""
         resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
+        spent_apart = {"rungs": progress.rung_flops} if allowance.rungs else {}
         return Summary(
             arm=resolved.run.arm,
             policy=resolved.policy_name,
             config_hash=resolved.config_hash,
+            frontier_hash=resolved.frontier_hash,
+            schedule=ScheduleRecord(resolved.run.optimizer.schedule, allowance.rungs, allowance.cooldown),
             seed=resolved.run.seed,
             status=status,
             steps=progress.step,
@@ -251,7 +316,7 @@ class Recorder:
             pairs_trained=progress.pairs_trained,
             budget=None if resolved.run.budget is None else int(resolved.run.budget),
             overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
-            flops=progress.ledger.flops(),
+            flops=progress.ledger.flops() | spent_apart,
             macs_total=progress.ledger.macs_total,
             flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
             pretrain_flops=dict(pretrain),
@@ -265,4 +330,5 @@ class Recorder:
             references=tuple(references),
             data=data,
             warnings=tuple(warnings),
+            appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )

@@ -20,11 +20,40 @@ class ReferenceEntry:
         name: label of the run that trained it.
         run_dir: that run's folder, absolute or relative to the folder of the run that it served.
         pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+        seed: of its training.
+        seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
+        taken_over: parameters that it took over from the arm, each with its value.
+        kept: parameters that its own file binds otherwise than the arm, each with both values.
+        fitted_scale: t that was fitted to the arm's loss (``run.reference_calibrate``); ``None`` where it has its own.
+        fitted_bias: b₀ likewise.
+        fitted_on: the split that they were fitted on.
     """
 
     name: str
     run_dir: str
     pretrain_flops: int
+    seed: int | None = None
+    seeding: Literal["shared", "own"] = "shared"
+    taken_over: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    fitted_scale: float | None = None
+    fitted_bias: float | None = None
+    fitted_on: str | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleRecord:
+    """The schedule of a run.
+
+    Attributes:
+        kind: ``cosine`` or ``ladder``.
+        rungs: FLOPs of a ladder's budgets, ascending, with what ``budget.adds`` adds to each.
+        cooldown: share of each rung that is its cool-down; 0 without rungs.
+    """
+
+    kind: Literal["cosine", "ladder"] = "cosine"
+    rungs: tuple[int, ...] = ()
+    cooldown: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +64,8 @@ class Summary:
         arm: label of the arm.
         policy: registered name of the policy.
         config_hash: of the arm's configuration.
+        frontier_hash: the same, whatever the budget and the schedule are.
+        schedule: cosine, or the ladder.
         seed: the run's seed.
         status: how it ended.
         steps: steps done.
@@ -43,7 +74,8 @@ class Summary:
         budget: FLOPs asked for; ``None`` where the run counts steps or pairs.
         overshoot: FLOPs that the last step spent beyond the budget (negative: left over); ``None`` where the run
             counts steps or pairs.
-        flops: FLOPs by purpose, with ``total``.
+        flops: FLOPs by purpose, with ``total``; outside of it ``eval``, and of a ladder ``rungs``, which its branches
+            have spent beyond the trunk.
         macs_total: multiply-adds that the total was computed from.
         flops_amortised: FLOPs of scoring by frozen models that the accounting leaves out of the total.
         pretrain_flops: FLOPs of training the frozen models, by role.
@@ -57,11 +89,15 @@ class Summary:
         data: what is known about the data.
         warnings: what the run itself warned of.
         cache: hits and misses of the shared cache; ``None`` (no such key) for a run without one.
+        appended: each time that rungs were appended: ``at`` (FLOPs spent), ``from`` (the rungs before), ``config_hash``
+            (before); no such key where none were.
     """
 
     arm: str
     policy: str
     config_hash: str
+    frontier_hash: str
+    schedule: ScheduleRecord
     seed: int
     status: Ending
     steps: int
@@ -83,6 +119,7 @@ class Summary:
     data: Mapping[str, Any]
     warnings: tuple[str, ...]
     cache: Mapping[str, float] | None = None
+    appended: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
     def from_json(document: object) -> Summary:
@@ -96,8 +133,9 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The content of ``summary.json``."""
         found = asdict(self)
-        if self.cache is None:
-            del found["cache"]
+        for name in ("cache", "appended"):
+            if not found[name]:
+                del found[name]
         return found
 
     @property

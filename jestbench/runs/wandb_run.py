@@ -14,7 +14,7 @@ from typing import Any
 
 from jestbench.config.log import WandB
 from jestbench.runs.examples import ExampleTable
-from jestbench.runs.folder import RunFolder
+from jestbench.runs.folder import RUNG, RunFolder
 
 Value = float | int
 PROJECT = "jestbench"
@@ -111,6 +111,9 @@ def _safe(value: Any) -> Any:
 class WandBSink:
     """The same rows in W&B, over ``flops/total``, with the configuration and its gin text.
 
+    Of a ladder's branches only the evaluations are logged, as ``ladder/…`` over ``ladder/rung``: a branch runs ahead of
+    the trunk, and ``flops/total`` would go back at its end.
+
     A resumed run is a new W&B run of the same group: resuming one offline would overwrite its first
     part when synced (wandb#3841).
     """
@@ -120,10 +123,19 @@ class WandBSink:
         self._last_of_process = label.in_sweep
         self._run.define_metric(STEP_METRIC)
         self._run.define_metric("*", step_metric=STEP_METRIC)
+        self._run.define_metric(RUNG)
         _keep(self._run, RunFolder(run_dir).config_gin, RunFolder(run_dir).operative_gin)
 
     def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
         """Log a row; integers as floats, since 64-bit ones are unsafe in a browser."""
+        if (rung := row.get(RUNG)) is not None:
+            kept = {name: value for name, value in row.items() if name.startswith("eval/")}
+            if not kept:
+                return
+            row = {f"ladder/{name}": value for name, value in kept.items()}
+            for name in row:  # by name: a second pattern beside "*" would not be certain to win
+                self._run.define_metric(name, step_metric=RUNG)
+            row = {RUNG: rung, **row}
         found: dict[str, Any] = {name: float(value) for name, value in row.items()}
         if table is not None:
             found["examples"] = _wandb_table(table)

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores, strip_sums
+from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores
+from jestbench.select.strips import strip_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,14 @@ def gumbel_top_k(logit_B: Tensor, count: int, generator: torch.Generator | None 
     Raises:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
     """
-    noise_B = -torch.empty(len(logit_B), dtype=torch.float64).exponential_(generator=generator).log()
-    return top_k(logit_B.double() + noise_B.to(logit_B.device), count)
+    return top_k(_perturbed(logit_B, generator), count)
+
+
+def _perturbed(logit_B: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Logits plus Gumbel noise, float64; the noise is copied to a GPU without waiting for the copy."""
+    noise_B = torch.empty(len(logit_B), dtype=torch.float64, pin_memory=logit_B.is_cuda)
+    log_B = noise_B.exponential_(generator=generator).log_()
+    return logit_B.double() - log_B.to(logit_B.device, non_blocking=True)
 
 
 def top_k(logit_B: Tensor, count: int) -> Tensor:
@@ -63,25 +70,40 @@ def top_k(logit_B: Tensor, count: int) -> Tensor:
     Raises:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
     """
-    if not bool((logit_B < math.inf).all()):
-        raise NonFiniteScore("a selection logit is NaN or +inf")
-    if not 0 <= count <= len(logit_B):
-        raise _too_few(logit_B, count)
+    bad, free = _drawable(logit_B).tolist()
+    _refuse(bad, free, len(logit_B), count)
+    return _best(logit_B, count)
+
+
+def _best(logit_B: Tensor, count: int) -> Tensor:
+    """``top_k`` without its checks; on a GPU the host does not wait for it."""
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=logit_B.device)
-    best = torch.topk(logit_B, count)
-    if bool(torch.isneginf(best.values[-1])):
-        raise _too_few(logit_B, count)
-    # torch.topk may order and choose equal values in any way: only where there are some is a stable sort needed.
-    distinct = (best.values[1:] < best.values[:-1]).all()
-    if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):
-        return best.indices
+    # torch.topk may order and choose equal values in any way: only where there are some is a stable sort needed. On a
+    # GPU, to look for some takes longer than the sort.
+    if not logit_B.is_cuda:
+        best = torch.topk(logit_B, count)
+        distinct = (best.values[1:] < best.values[:-1]).all()
+        if bool(distinct & ((logit_B >= best.values[-1]).sum() == count)):
+            return best.indices
     return torch.sort(logit_B, descending=True, stable=True).indices[:count]
 
 
-def _too_few(logit_B: Tensor, count: int) -> ScoreError:
-    available = int((~torch.isneginf(logit_B)).sum())
-    return ScoreError(f"cannot draw {count} distinct pairs: {available} of {len(logit_B)} can be drawn")
+def _drawable(logit_B: Tensor) -> Tensor:
+    """How many logits are NaN or +inf, and how many can be drawn, ``[2]``, float64."""
+    return torch.stack([(~(logit_B < math.inf)).sum(), (logit_B > -math.inf).sum()]).double()
+
+
+def _refuse(bad: float, free: float, size: int, count: int) -> None:
+    """Raise where ``_drawable`` rules the draw out.
+
+    Raises:
+        ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
+    """
+    if bad:
+        raise NonFiniteScore("a selection logit is NaN or +inf")
+    if not 0 <= count <= free:
+        raise ScoreError(f"cannot draw {count} distinct pairs: {free:.0f} of {size} can be drawn")
 
 
 class _Running:
@@ -145,7 +167,7 @@ class JointLogits:
 
     def exclude(self, index_C: Tensor) -> None:
         """Exclude these pairs from further draws."""
-        self._drawn_B[index_C] = True
+        self._drawn_B.index_fill_(0, index_C, True)
 
     def logit_B(self) -> Tensor:
         """Logits of all B pairs, −inf for excluded ones."""
@@ -168,9 +190,9 @@ def conditional_logits(scores: Scores, index_S: Tensor) -> Tensor:
     return joint.logit_B()
 
 
-def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
-    if not 1 <= count <= len(scores):
-        raise ValueError(f"count must lie between 1 and the super-batch's {len(scores)} pairs, got {count}")
+def _checked(size: int, count: int, chunks: int, gain: float) -> None:
+    if not 1 <= count <= size:
+        raise ValueError(f"count must lie between 1 and the super-batch's {size} pairs, got {count}")
     if chunks < 1:
         raise ValueError(f"chunks must be at least 1, got {chunks}")
     if not (math.isfinite(gain) and gain >= 0):
@@ -179,26 +201,38 @@ def _checked(scores: Scores, count: int, chunks: int, gain: float) -> None:
 
 def draw_statistics(logit_B: Tensor) -> dict[str, float]:
     """Entropy (nats; also as a share of the largest possible) and effective size of p ∝ exp(logit)."""
-    free = len(logit_B) - int(torch.isneginf(logit_B).sum())
+    return _entropy_statistics(*_entropy_terms(logit_B).tolist())
+
+
+def _entropy_terms(logit_B: Tensor) -> Tensor:
+    """How many pairs have p > 0, Σ p·log p and Σ p², ``[3]``, float64."""
     # One row, so that log_softmax runs in the caller's thread: waking more threads costs more than it saves.
-    log_p_B = F.log_softmax(logit_B.double().clamp_(min=-1e300), dim=0)  # an excluded pair has p = 0 and p·log p = 0
+    log_p_B = F.log_softmax(logit_B.double().clamp(min=-1e300), dim=0)  # an excluded pair has p = 0 and p·log p = 0
     p_B = log_p_B.exp()
-    entropy = -float(p_B @ log_p_B)
+    return torch.stack([(~torch.isneginf(logit_B)).sum().double(), p_B @ log_p_B, p_B @ p_B])
+
+
+def _entropy_statistics(free: float, p_log_p: float, p_square: float) -> dict[str, float]:
     return {
-        "select/entropy": entropy,
-        "select/entropy_share": entropy / math.log(free) if free > 1 else 1.0,
-        "select/effective_size": 1 / float(p_B @ p_B),
+        "select/entropy": -p_log_p,
+        "select/entropy_share": -p_log_p / math.log(free) if free > 1 else 1.0,
+        "select/effective_size": 1 / p_square,
     }
 
 
 def choice_statistics(score_B: Tensor, index_K: Tensor) -> dict[str, float]:
     """Mean score of the chosen pairs and of all pairs, and the share of the chosen ones that are in the top k."""
-    best_K = top_k(score_B, len(index_K))
-    return {
-        "select/score_chosen": float(score_B[index_K].mean()),
-        "select/score_super_batch": float(score_B.mean()),
-        "select/overlap_top": float(torch.isin(index_K, best_K).double().mean()),
-    }
+    return dict(zip(_CHOICE, _choice_terms(score_B, index_K).tolist(), strict=True))
+
+
+_CHOICE = ("select/score_chosen", "select/score_super_batch", "select/overlap_top")
+
+
+def _choice_terms(score_B: Tensor, index_K: Tensor) -> Tensor:
+    """The values of ``choice_statistics``, ``[3]``, float64."""
+    best_K = _best(score_B, len(index_K))
+    top_B = torch.zeros(len(score_B), dtype=torch.float64, device=score_B.device).index_fill_(0, best_K, 1.0)
+    return torch.stack([score_B[index_K].mean().double(), score_B.mean().double(), top_B[index_K].mean()])
 
 
 def joint_draw(
@@ -226,23 +260,31 @@ def joint_draw(
         ValueError: ``count``, ``chunks`` or ``gain`` is out of range.
         ScoreError: a score is not finite, or the scores hold neither learner nor reference.
     """
-    _checked(scores, count, chunks, gain)
+    _checked(len(scores), count, chunks, gain)
     joint = JointLogits(scores)
     drawn: list[Tensor] = []
-    per_chunk: list[dict[str, float]] = []
+    terms: list[Tensor] = []
     sizes = chunk_sizes(count, chunks)
     for number, size in enumerate(sizes):
         logit_B = joint.logit_B()
         gained_B = _gained(logit_B, gain)
-        index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(gained_B, size, generator)
-        per_chunk.append(draw_statistics(gained_B) | {"select/logit_chosen": float(logit_B[index_C].mean())})
+        key_B = logit_B if deterministic else _perturbed(gained_B, generator)
+        index_C = _best(key_B, size)
+        terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]
         drawn.append(index_C)
         joint.exclude(index_C)
         if number + 1 < len(sizes):
             joint.extend(index_C)
     index_K = torch.cat(drawn)
+    # One read of the device for the whole draw: the host runs ahead of a GPU.
+    read = torch.cat([*terms, _choice_terms(joint.diagonal_B, index_K)]).tolist()
+    per_chunk: list[dict[str, float]] = []
+    for number, size in enumerate(sizes):
+        bad, free, *entropy, chosen = read[6 * number : 6 * number + 6]
+        _refuse(bad, free, len(scores), size)
+        per_chunk.append(_entropy_statistics(*entropy) | {"select/logit_chosen": chosen})
     mean = {name: sum(row[name] for row in per_chunk) / len(per_chunk) for name in per_chunk[0]}
-    return Draw(index_K, mean | choice_statistics(joint.diagonal_B, index_K), joint.diagonal_B)
+    return Draw(index_K, mean | dict(zip(_CHOICE, read[-3:], strict=True)), joint.diagonal_B)
 
 
 def _gained(logit_B: Tensor, gain: float) -> Tensor:
@@ -274,7 +316,15 @@ def independent_draw(
         ValueError: ``count`` or ``gain`` is out of range.
         ScoreError: a score is not finite.
     """
-    _checked(Scores(values={"score": score_B}), count, 1, gain)
-    index_K = top_k(score_B, count) if deterministic else gumbel_top_k(_gained(score_B, gain), count, generator)
-    statistics = draw_statistics(_gained(score_B, gain)) | choice_statistics(score_B, index_K)
-    return Draw(index_K, statistics, score_B)
+    _checked(len(score_B), count, 1, gain)
+    gained_B = _gained(score_B, gain)
+    key_B = score_B if deterministic else _perturbed(gained_B, generator)
+    index_K = _best(key_B, count)
+    finite = torch.isfinite(score_B).all().double()[None]
+    terms = [finite, _drawable(key_B), _entropy_terms(gained_B), _choice_terms(score_B, index_K)]
+    is_finite, bad, free, *entropy, chosen, mean, overlap = torch.cat(terms).tolist()
+    if not is_finite:
+        raise NonFiniteScore("a score to draw by is NaN or infinite")
+    _refuse(bad, free, len(score_B), count)
+    choice = dict(zip(_CHOICE, (chosen, mean, overlap), strict=True))
+    return Draw(index_K, _entropy_statistics(*entropy) | choice, score_B)

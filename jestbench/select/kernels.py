@@ -1,8 +1,12 @@
-"""Fused strips on CUDA: product, softplus or exponential, and row sum, without writing a tile.
+"""Strips on CUDA: the products of a tile by cuBLAS, then softplus or exponential and row sum in one pass over them.
 
 ``jestbench.select.scores.strip_sums`` calls ``usable``, and stays with plain torch where it returns False: off CUDA,
 without triton, with JESTBENCH_FUSED=0 in the environment, or on a device where the kernel fails its one test against
-the dense formula. Products and sums have full fp32 precision (``ieee``, never tf32).
+the dense formula. Products and sums have full fp32 precision, never TF32.
+
+A kernel that makes the products itself writes no tile, and was three times slower on an H200: without tensor cores,
+which have no fp32, Triton's product is far from cuBLAS's, while to write and to read a tile takes a sixteenth of the
+time of its product (163,840 × 2048 × 768; docs/selection.md).
 """
 
 from __future__ import annotations
@@ -18,12 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.select.losses import LossName
+from jestbench.select.tiles import exact_products, tiles
 
-ROWS, COLUMNS, DEPTH = 64, 64, 32
+PRODUCT_BYTES = 64 * 2**20
+"""Upper bound on the products that one launch of the kernel reads; much of them is still in the GPU's L2 cache."""
+
+COLUMNS, ELEMENTS = 1024, 2048
+"""Most columns, and products, that a program of the kernel holds at once."""
 
 
 def usable(embeddings_BD: Tensor) -> bool:
-    """Whether the fused kernel takes these embeddings: fp32 on CUDA, triton installed, ``proven`` on the device."""
+    """Whether the kernel takes these embeddings: fp32 on CUDA, triton installed, ``proven`` on the device."""
     fits = embeddings_BD.is_cuda and embeddings_BD.dtype == torch.float32 and torch.version.hip is None
     if not fits or os.environ.get("JESTBENCH_FUSED") == "0" or importlib.util.find_spec("triton") is None:
         return False
@@ -51,24 +60,23 @@ def proven(device: torch.device) -> bool:
 
 def row_sums(left_BD: Tensor, right_CD: Tensor, scale: float, offset: float, loss: LossName) -> Tensor:
     """Σ_j softplus(t·⟨x_i, y_j⟩ + b₀) (sigmoid) or LSE_j t·⟨x_i, y_j⟩ (softmax) of every row, ``[B]``."""
-    triton, kernel = _kernel()
     sums_B = left_BD.new_empty(len(left_BD))
-    with torch.cuda.device_of(left_BD):  # triton launches on the current device, not on that of the tensors
-        kernel[(triton.cdiv(len(left_BD), ROWS),)](
-            left_BD.contiguous(),
-            right_CD.contiguous(),
-            sums_B,
-            len(left_BD),
-            len(right_CD),
-            left_BD.shape[1],
-            scale,
-            offset,
-            SIGMOID=loss == "sigmoid",
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-            DEPTH=DEPTH,
-        )
+    with exact_products(left_BD.device):
+        for rows in tiles(len(left_BD), len(right_CD), left_BD, PRODUCT_BYTES):
+            sum_products(left_BD[rows] @ right_CD.T, sums_B[rows], scale, offset, loss)
     return sums_B
+
+
+def sum_products(products_RC: Tensor, sums_R: Tensor, scale: float, offset: float, loss: LossName) -> None:
+    """Write the row sums of a contiguous tile of cosines."""
+    triton, kernel = _kernel()
+    rows, columns = products_RC.shape
+    width = min(COLUMNS, triton.next_power_of_2(columns))
+    height = ELEMENTS // width
+    with torch.cuda.device_of(products_RC):  # triton launches on the current device, not on that of the tensors
+        kernel[(triton.cdiv(rows, height),)](
+            products_RC, sums_R, rows, columns, scale, offset, SIGMOID=loss == "sigmoid", ROWS=height, COLUMNS=width
+        )
 
 
 @functools.cache
@@ -76,6 +84,6 @@ def _kernel() -> tuple[Any, Any]:
     # Imported at first use: machines without CUDA need no triton.
     import triton
 
-    from jestbench.select import _strip_kernel
+    from jestbench.select import _row_kernel
 
-    return triton, _strip_kernel.strip_sums
+    return triton, _row_kernel.sum_rows

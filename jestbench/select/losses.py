@@ -1,17 +1,33 @@
 """Contrastive losses over a batch of K pairs.
 
 Both losses take normalised embeddings, and the multiplier t and offset b₀ that act on cosine similarities.
+
+The dense form of a loss holds five to eight K×K matrices. Above ``DENSE_BYTES`` a loss is computed in blocks of rows,
+together with its gradients, in memory linear in K: the same values and gradients up to rounding. The form depends on
+the shape alone, never on the device or on free memory. The block form of the softmax loss makes its logits twice, since
+no row's gradient can be computed before the denominators of all columns are; it is charged what the dense form is
+(``Contrastive.passes``).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jestbench.select.tiles import TILE_BYTES
 
 LossName = Literal["sigmoid", "softmax"]
+
+DENSE_BYTES = 64 * 2**20
+"""Largest matrix of logits of which the dense form is computed: 4096 pairs in fp32."""
+
+BLOCKS = 16
+"""Least number of blocks, so that a block and its temporary copies stay far below one matrix of logits."""
 
 
 def sigmoid_loss(
@@ -22,6 +38,8 @@ def sigmoid_loss(
     M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j, with u_ij = t·⟨x_i, y_j⟩ + b₀.
     A weight acts on the pair's row and column: M_ij counts ½(w_i + w_j) times.
     """
+    if _in_blocks(image_KD):
+        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K)
     logits_KK = scale * (image_KD @ text_KD.T) + bias
     sign_KK = 1 - 2 * torch.eye(len(logits_KK), device=logits_KK.device)
     terms_KK = F.softplus(sign_KK * logits_KK)
@@ -38,6 +56,8 @@ def softmax_loss(
     The offset cancels in a softmax and is not used. A weight multiplies the two cross-entropies of
     its pair (its row and its column); the denominators stay unweighted.
     """
+    if _in_blocks(image_KD):
+        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K)
     del bias
     logits_KK = scale * (image_KD @ text_KD.T)
     target_K = torch.arange(len(logits_KK), device=logits_KK.device)
@@ -50,4 +70,109 @@ def softmax_loss(
     return loss_K.mean()
 
 
+def _in_blocks(image_KD: Tensor) -> bool:
+    return len(image_KD) ** 2 * image_KD.element_size() > DENSE_BYTES
+
+
+def _block_loss(
+    name: LossName, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, weight_K: Tensor | None
+) -> Tensor:
+    """A loss in blocks; weights are constants."""
+    inputs = (image_KD, text_KD, scale, bias)
+    sloped = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+    loss: Tensor = _BlockLoss.apply(*inputs, weight_K, name, sloped)
+    return loss
+
+
+class _BlockLoss(torch.autograd.Function):
+    """A loss whose gradients are computed with it: backward only multiplies them by the gradient that comes in."""
+
+    @staticmethod
+    def forward(ctx: Any, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, *more: Any) -> Tensor:
+        weight_K, name, sloped = more
+        scaled_KD, count = scale * image_KD, len(image_KD)
+        total = scaled_KD.new_zeros(())
+        gradients = by_image_KD, by_text_KD, by_scale, by_bias = [
+            torch.zeros_like(part, dtype=image_KD.dtype) for part in (image_KD, text_KD, scale, bias)
+        ]
+        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, weight_K, sloped):
+            total += value
+            if slope_RK is None:
+                continue
+            by_bias += slope_RK.sum()
+            torch.mm(slope_RK, text_KD, out=by_image_KD[rows])
+            by_text_KD.addmm_(slope_RK.T, scaled_KD[rows])
+            del slope_RK  # else it lives on beside the next one
+        if sloped:
+            by_scale += (image_KD * by_image_KD).sum()
+            by_image_KD *= scale
+            ctx.save_for_backward(*(part.div_(count) for part in gradients))
+            ctx.offset = name == "sigmoid"
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *parts, by_bias = (gradient * part for part in ctx.saved_tensors)
+        return (*parts, by_bias if ctx.offset else None, None, None, None)
+
+
+Block = tuple[slice, Tensor, Tensor | None]
+"""Rows, their part of the summed loss, and the derivative of the sum by their logits ``[R, K]`` where asked for."""
+
+
+def _row_blocks(scaled_KD: Tensor) -> Iterator[slice]:
+    """Blocks of rows: their number depends on the shape and on the type of device alone."""
+    count = len(scaled_KD)
+    fitting = TILE_BYTES.get(scaled_KD.device.type, TILE_BYTES["cpu"]) // (count * scaled_KD.element_size())
+    height = max(1, min(fitting, -(-count // BLOCKS)))
+    return (slice(start, min(count, start + height)) for start in range(0, count, height))
+
+
+def _sigmoid_blocks(
+    scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, weight_K: Tensor | None, sloped: bool
+) -> Iterator[Block]:
+    for rows in _row_blocks(scaled_KD):
+        signed_RK = torch.addmm(bias.to(scaled_KD.dtype), scaled_KD[rows], text_KD.T)
+        own_R = signed_RK[:, rows].diagonal()
+        own_R.neg_()
+        terms_RK = F.softplus(signed_RK)
+        weight_RK = None if weight_K is None else (weight_K[rows, None] + weight_K) / 2
+        value = (terms_RK if weight_RK is None else terms_RK.mul_(weight_RK)).sum()
+        del terms_RK
+        if not sloped:
+            yield rows, value, None
+            continue
+        signed_RK.sigmoid_()
+        own_R.neg_()
+        yield rows, value, signed_RK if weight_RK is None else signed_RK.mul_(weight_RK)
+        del signed_RK, own_R
+
+
+def _softmax_blocks(
+    scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, weight_K: Tensor | None, sloped: bool
+) -> Iterator[Block]:
+    lse_row_K, lse_column_K = (scaled_KD.new_full((len(scaled_KD),), -torch.inf) for _ in range(2))
+    for rows in _row_blocks(scaled_KD):
+        logits_RK = scaled_KD[rows] @ text_KD.T
+        lse_row_K[rows] = logits_RK.logsumexp(1)
+        lse_column_K = torch.logaddexp(lse_column_K, logits_RK.logsumexp(0))
+        del logits_RK
+    weight_K = torch.ones_like(lse_row_K) if weight_K is None else weight_K
+    for rows in _row_blocks(scaled_KD):
+        own_R = (scaled_KD[rows] * text_KD[rows]).sum(1)
+        value = (weight_K[rows] * ((lse_row_K[rows] + lse_column_K[rows]) / 2 - own_R)).sum()
+        if not sloped:
+            yield rows, value, None
+            continue
+        logits_RK = scaled_KD[rows] @ text_KD.T
+        slope_RK = (logits_RK - lse_row_K[rows, None]).exp_().mul_(weight_K[rows, None])
+        slope_RK.addcmul_(logits_RK.sub_(lse_column_K).exp_(), weight_K).div_(2)
+        del logits_RK
+        slope_RK[:, rows].diagonal().sub_(weight_K[rows])
+        yield rows, value, slope_RK
+        del slope_RK
+
+
+BLOCK_FORMS = {"sigmoid": _sigmoid_blocks, "softmax": _softmax_blocks}
 LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -95,7 +96,8 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         selection = policy.select(scores, count, generator, state=_moved(state, scores.device))
     else:
         selection = policy.select(scores, count, generator)
-    name, index_K = type(policy).__name__, selection.index_K
+    # The checks and the batch read the indices on the CPU: one copy, not a wait each.
+    name, index_K = type(policy).__name__, selection.index_K.cpu()
     if index_K.dtype != torch.int64 or index_K.ndim != 1 or len(index_K) != count:
         raise PolicyError(f"{name} must return int64 indices [{count}], got {index_K.dtype} {list(index_K.shape)}")
     if int(index_K.min()) < 0 or int(index_K.max()) >= len(scores):
@@ -110,7 +112,9 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
     if selection.score_B is not None and selection.score_B.shape != (len(scores),):
         raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
-    return distributed.world().agreed(selection)
+    return distributed.world().agreed(
+        selection if index_K is selection.index_K else replace(selection, index_K=index_K)
+    )
 
 
 def _moved(state: Any, device: torch.device) -> Any:

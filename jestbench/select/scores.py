@@ -6,13 +6,12 @@ Notation (Evans et al. 2024, arXiv 2406.17711):
 * sigmoid pair losses: M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j;
 * softmax logits: a_ij = t·⟨x_i, y_j⟩.
 
-A B×B matrix is never held in memory: a quantity of all pairs of pairs is computed in tiles of at most
-``TILE_BYTES``.
+A B×B matrix is never held in memory: a quantity of all pairs of pairs is computed in tiles
+(``select/tiles.py``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -22,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import Pass
-from jestbench.select import kernels
 from jestbench.select.losses import LossName
+from jestbench.select.strips import Meter, strip
+from jestbench.select.tiles import exact_products, tiles
 
 Side = Literal["learner", "reference", "online"]
 """A role whose scores are embeddings."""
@@ -33,22 +33,6 @@ beside the learner, and a pretrained model that grades pairs (``values["g"]``)."
 SIDES: tuple[Side, ...] = get_args(Side)
 PairLoss = Literal["own", "in_batch"]
 
-TILE_BYTES = 8 * 2**20
-"""Upper bound on one tile of similarities, so that the operations on a tile read it from the cache."""
-
-BLOCK_ROWS = 512
-"""Rows of one product in a strip. A strip is thin, and threads with a block each are faster than
-threads that share one thin product (``tools/bench.py selection`` times both)."""
-
-FOLDS = 3
-"""Halvings of a strip before its logarithms are taken: 8 to 15 terms of a sum share one."""
-
-MILD_OFFSET = 60.0
-"""Largest |b₀| for which exp(b₀) and exp(a) may be computed separately in fp32."""
-
-LOG2_E = math.log2(math.e)
-"""Strips use powers of 2: torch's exp2 takes half the time of its exp on CPUs."""
-
 
 class ScoreError(ValueError):
     """A score is not finite, or scores do not fit together; the message names the scores."""
@@ -56,17 +40,6 @@ class ScoreError(ValueError):
 
 class NonFiniteScore(ScoreError):
     """A model's embedding or a policy's logit is NaN or infinite."""
-
-
-class Meter:
-    """Counts the multiply-adds of similarity products, so that selection is charged like any pass."""
-
-    def __init__(self) -> None:
-        self.macs = 0
-
-    def add(self, rows: int, columns: int, width: int) -> None:
-        """Charge a ``rows × columns`` product over ``width`` dimensions."""
-        self.macs += rows * columns * width
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +72,24 @@ class Embeddings:
                 f"image and text embeddings are both [B, D]; got {tuple(self.image_BD.shape)} "
                 f"and {tuple(self.text_BD.shape)}"
             )
+        sums = []
         for name in ("image_BD", "text_BD"):
             value = getattr(self, name).detach()
             half = value.dtype in (torch.float16, torch.bfloat16)
             object.__setattr__(self, name, value.float() if half else value)
-            # One read: a finite sum has only finite terms. A sum of finite terms may overflow: then all are checked.
-            summed = value.sum(dtype=torch.float32 if half else value.dtype)
-            if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):
-                rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
-                raise NonFiniteScore(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
+            sums.append(value.sum(dtype=torch.float32 if half else value.dtype).double())
+        # One read of the device: a finite sum has only finite terms. A sum of finite terms may overflow: then all are
+        # checked.
+        if not bool(torch.isfinite(torch.stack(sums)).all()):
+            self._check_every_row()
         if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
             raise NonFiniteScore(f"scale and bias must be finite, got {self.scale} and {self.bias}")
+
+    def _check_every_row(self) -> None:
+        for name, value in (("image_BD", self.image_BD), ("text_BD", self.text_BD)):
+            rows = (~torch.isfinite(value)).any(dim=1).nonzero().flatten().tolist()
+            if rows:
+                raise NonFiniteScore(f"{name} is NaN or infinite in {len(rows)} rows, the first is {rows[0]}")
 
     def __len__(self) -> int:
         return len(self.image_BD)
@@ -313,7 +293,7 @@ class Scores:
         image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
         lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
         by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
-        for tile in tiles(size, size, image_BD.element_size()):
+        for tile in tiles(size, size, image_BD):
             slope_BT = strip(image_BD, text_BD[tile], model, self.loss, self.meter)
             if lse_rows_B is None or lse_columns_B is None:
                 slope_BT = slope_BT.sigmoid_()
@@ -322,7 +302,7 @@ class Scores:
                 slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
             slope_BT[tile].diagonal().sub_(1)
             self.meter.add(2 * size, slope_BT.shape[1], image_BD.shape[1])
-            with torch.autocast(image_BD.device.type, enabled=False):
+            with exact_products(image_BD.device):
                 by_image_BD.addmm_(slope_BT, text_BD[tile])
                 by_text_BD[tile] = slope_BT.T @ image_BD
         return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
@@ -332,7 +312,7 @@ class Scores:
         size = len(embeddings)
         columns_B = embeddings.image_BD.new_empty(size)
         rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
-        for tile in tiles(size, size, embeddings.image_BD.element_size()):
+        for tile in tiles(size, size, embeddings.image_BD):
             logits = strip(embeddings.image_BD, embeddings.text_BD[tile], embeddings, self.loss, self.meter)
             if self.loss == "sigmoid":
                 terms = F.softplus(logits)
@@ -344,95 +324,10 @@ class Scores:
         return rows_B, columns_B
 
 
-def tiles(columns: int, rows: int, element_size: int) -> Iterator[slice]:
-    """Slices over ``columns`` such that a tile of ``rows`` × slice stays below ``TILE_BYTES`` (or is one wide)."""
-    width = max(1, TILE_BYTES // max(1, rows * element_size))
-    for start in range(0, columns, width):
-        yield slice(start, min(columns, start + width))
-
-
-def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset.
-
-    Computed in the embeddings' own precision, whatever autocast the caller is in.
-    """
-    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
-    offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)
-    with torch.autocast(left_BD.device.type, enabled=False):
-        return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
-
-
-def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    """Σ softplus(u) (sigmoid) or the LSE of a (softmax) over each row of a strip, ``[B]``.
-
-    Computed in tiles of whole rows, so that the strip is never in memory, in the embeddings' own precision.
-    """
-    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
-    if kernels.usable(left_BD):
-        offset = model.bias if loss == "sigmoid" else 0.0
-        return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
-    sums_B = left_BD.new_empty(len(left_BD))
-    for rows in tiles(len(left_BD), len(right_CD), left_BD.element_size()):
-        start = rows.start
-        for blocks in _blocks(left_BD[rows]):
-            stop = start + blocks.shape[0] * blocks.shape[1]
-            sums_B[start:stop] = _block_sums(blocks, right_CD, model, loss).flatten()
-            start = stop
-    return sums_B
-
-
-def _blocks(left_BD: Tensor) -> Iterator[Tensor]:
-    """Yield the rows as ``[n, BLOCK_ROWS, D]``, then the remaining ones as ``[1, rest, D]``; no empty parts."""
-    whole = len(left_BD) - len(left_BD) % BLOCK_ROWS
-    if whole:
-        yield left_BD[:whole].unflatten(0, (-1, BLOCK_ROWS))
-    if whole < len(left_BD):
-        yield left_BD[whole:].unsqueeze(0)
-
-
-def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
-    """Sums ``[n, R]`` over C, in place where possible: a second tile would double the peak memory."""
-    if loss == "softmax":
-        logits_nCR = _products(left_nRD, right_CD, model.scale * LOG2_E)
-        most_n1R = logits_nCR.amax(1, keepdim=True)
-        return (logits_nCR.sub_(most_n1R).exp2_().sum(1).log2_() + most_n1R.squeeze(1)) / LOG2_E
-    if abs(model.bias) <= MILD_OFFSET:
-        sums_nR = _softplus_sums(_products(left_nRD, right_CD, model.scale * LOG2_E), math.exp(model.bias))
-        if math.isfinite(float(sums_nR.sum())):  # no term is negative: an overflow cannot cancel
-            return sums_nR
-    logits_nCR = _products(left_nRD, right_CD, model.scale).add_(model.bias)
-    return torch.ops.aten.softplus.out(logits_nCR, out=logits_nCR).sum(1)  # type: ignore[no-any-return]
-
-
-def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
-    with torch.autocast(left_nRD.device.type, enabled=False):
-        return torch.bmm((right_CD * factor).expand(len(left_nRD), -1, -1), left_nRD.transpose(1, 2))
-
-
-def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
-    """Σ_C log(1 + k·e_j) with e = 2^logits and k = exp(b₀), ``[n, R]``; overwrites the logits.
-
-    A sum of logarithms is the logarithm of a product, so some ten terms share one logarithm. The product is kept as
-    k·s = Π(1 + k·e_j) − 1, so that small terms are not lost beside the 1; two such products join to s + s' + k·s·s'.
-    A product overflows where its terms sum to 88 or more (fp32): the result is then not finite, and the caller
-    falls back to softplus.
-    """
-    sums_nCR = logits_nCR.exp2_()
-    for _ in range(FOLDS):
-        half = sums_nCR.shape[1] // 2
-        if not half:
-            break
-        left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
-        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the middle term is joined in a later fold.
-        torch.addcmul(right, left, right + 1 / factor, value=factor, out=left)
-        sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
-    return sums_nCR.mul_(factor).log1p_().sum(1)
-
-
 def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
     meter.add(len(model), 1, model.image_BD.shape[1])
     own_B = model.image_BD.new_empty(len(model))
-    for rows in tiles(len(model), model.image_BD.shape[1], model.image_BD.element_size()):
+    for rows in tiles(len(model), model.image_BD.shape[1], model.image_BD):
         own_B[rows] = (model.image_BD[rows] * model.text_BD[rows]).sum(1)
     own_B *= model.scale
     return own_B + model.bias if loss == "sigmoid" else own_B

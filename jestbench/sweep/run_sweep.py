@@ -17,6 +17,7 @@ import torch
 from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
+from jestbench.disk import command_name
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.wandb_run import log_comparison
@@ -66,7 +67,7 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
-    if not dry_run and not Path(sweep.program).is_file():
+    if not dry_run and not sweep.is_installed and not Path(sweep.program).is_file():
         raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
     check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
@@ -165,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="sweep.py", description="Run a W&B sweep file on this machine without a server, and compare its arms."
+        prog=command_name("sweep"),
+        description="Run a W&B sweep file on this machine without a server, and compare its arms.",
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")

@@ -19,13 +19,14 @@ import yaml
 
 from jestbench.config import registry
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest, nearest_or_all
+from jestbench.disk import IS_CHECKOUT, nearest, nearest_or_all
 
 HINT = "; did you mean {!r}?"
 METHODS = ("grid", "random", "bayes")
 KEYS = (
     "program method metric parameters command name project entity description early_terminate run_cap controller"
 ).split()
+PROGRAM, INSTALLED = "tools/run.py", ("-m", "jestbench", "run")
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 METRIC_KEYS = ("name", "goal", "target")
 GOALS = ("maximize", "minimize")
@@ -68,13 +69,18 @@ class Sweep:
         names = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
         return {variable: str(self.raw[key]) for key, variable in names.items() if self.raw.get(key)}
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether the program is this package's own command, which an installed package starts without a script."""
+        return self.program == PROGRAM and not Path(PROGRAM).is_file() and not IS_CHECKOUT
+
     def command_line(self, arm: Mapping[str, Any]) -> list[str]:
         """The command line of an arm, as the W&B agent makes it."""
         plain = [f"{key}={value}" for key, value in arm.items()]
         macros = {
             "${env}": ["/usr/bin/env"],
             "${interpreter}": [sys.executable],
-            "${program}": [self.program],
+            "${program}": [*INSTALLED] if self.is_installed else [self.program],
             "${args}": [f"--{word}" for word in plain],
             "${args_no_hyphens}": plain,
         }
@@ -90,9 +96,10 @@ class Sweep:
             ConfigError: the command does not contain the program.
         """
         words = self.command_line(arm)
-        if self.program not in words:
+        last = INSTALLED[-1] if self.is_installed else self.program
+        if last not in words:
             raise ConfigError(f"{self.path}: command never runs the program: it needs ${{program}}")
-        return words[words.index(self.program) + 1 :]
+        return words[words.index(last) + 1 :]
 
 
 def _expand(word: str, path: Path) -> str:
@@ -145,7 +152,7 @@ def read_sweep(path: Path) -> Sweep:
         goal=goal,
         parameters=_parameters(path, raw.get("parameters")),
         command=[str(word) for word in command_words],
-        program=str(raw.get("program", "tools/run.py")),
+        program=str(raw.get("program", PROGRAM)),
         run_cap=run_cap,
         raw=raw,
     )

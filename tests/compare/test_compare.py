@@ -20,7 +20,7 @@ from jestbench.compare.comparison import Comparison
 from jestbench.compare.load import CompareError
 from jestbench.compare.report import compare, main
 from jestbench.compare.table import format_table
-from jestbench.runs.summary import Summary
+from jestbench.runs.summary import ScheduleRecord, Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = "eval/top1"
@@ -67,6 +67,8 @@ def write_run(
         arm=arm,
         policy=arm,
         config_hash=config_hash or f"hash-of-{arm}",
+        frontier_hash=config_hash or f"hash-of-{arm}",
+        schedule=ScheduleRecord(),
         seed=seed,
         status="finished",
         steps=end["step"],

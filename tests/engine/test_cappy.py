@@ -24,7 +24,7 @@ from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, forward_macs
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
 from jestbench.data.synthetic import Synthetic
-from jestbench.engine.frozen import FrozenActor
+from jestbench.engine.frozen import FrozenActor, keys_of
 from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
@@ -250,6 +250,27 @@ def test_each_pair_is_graded_and_charged_once(tmp_path, microbatch):
     assert remembering.hits == 1 + 2
     assert (amortised.amortised_macs, remembering.amortised_macs, online.hits) == (4 * one, 0, 0)
     assert not (tmp_path / "online").exists()
+
+
+def test_what_is_amortised_outlives_a_resume(tmp_path):
+    model, batch = regressor(), pool_batch(0, 1, 2)
+    before = frozen(model, "amortised", tmp_path / "run", 100)
+    grades(before, batch)
+    state = before.state_dict()
+    before.close(remove=False)
+    after = frozen(model, "amortised", tmp_path / "run", 100)
+    after.load_state_dict(state)
+    grades(after, batch)
+    assert after.amortised_macs == before.amortised_macs > 0
+
+
+def test_the_row_of_a_damaged_pair_is_no_other_pairs(tmp_path):
+    """The source returns a neighbour in the place of the damaged pair: its row is NaN, and the rest are as they are."""
+    scorer = frozen(regressor(), "first_sight", tmp_path, 100)
+    asked = pool_batch(0, 1, 2)
+    key_B = keys_of("pair", asked.image_key_B, asked.text_key_B)
+    row_B1 = scorer.rows("pair", key_B, lambda index_M: pool_batch(0, 5, 2).take(index_M))
+    assert row_B1.isnan().flatten().tolist() == [False, True, False]
 
 
 def test_an_image_with_another_caption_is_another_pair(tmp_path):

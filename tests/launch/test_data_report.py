@@ -13,7 +13,7 @@ from photos import caption, encoded, jpeg, photo
 from jestbench.launch.command import main
 
 QUIET = ("run.device=cpu", "wandb.mode=disabled", "log.progress=False", "log.every=1", "evaluate.points=1")
-SIZES = ("run.batch_size=8", "run.super_batch_size=20", "run.policy=hard_learner", *QUIET)
+SIZES = ("run.batch_size=8", "run.super_batch_size=18", "run.policy=hard_learner", *QUIET)
 LITTLE = ("run.budget=None", "budget.steps=4", *SIZES)
 
 
@@ -47,11 +47,11 @@ def test_a_check_opens_what_is_bound_and_reports_it(run):
     assert f"#   csv.pool: 50 images, 50 captions, such as {caption(0)!r}; 32 decoded, 0 of them damaged\n" in out
     assert "#   csv.pool: left out: 1 × no image of 51, the first: gone.jpg: No such file or directory\n" in out
     assert f"#   csv.eval: 10 images, 10 captions, such as {caption(50)!r}; 10 decoded" in out
-    assert "#   2 epochs, each without 10 pairs (too few for a step) of a pool of 50\n" in out
+    assert "#   2 epochs of a pool of 50, each without 14 pairs (too few for a step)\n" in out
     assert "#   metrics: eval/zero_shot_top1, " in out
     assert "not checked" not in out
     assert not Path("runs").exists()
-    assert "10 of the pool's 50 pairs are left out of each epoch" in err
+    assert "14 of the pool's 50 pairs are left out of each epoch" in err
 
 
 def test_a_check_of_local_data_that_cannot_be_read_ends_with_3(run):
@@ -122,15 +122,15 @@ def test_a_run_says_what_it_left_out_enlarged_and_repeated(run):
         "prepared_pixels": 16,
         "model_pixels": 32,
         "steps_an_epoch": 2,
-        "left_out_an_epoch": 10,
+        "left_out_an_epoch": 14,
         "epochs": 32.0,
     }
     warnings = " | ".join(found["warnings"])
     assert "images are prepared at 16 px and enlarged to the 32 px of the model" in warnings
-    assert "10 of the pool's 50 pairs are left out of each epoch" in warnings
+    assert "14 of the pool's 50 pairs are left out of each epoch" in warnings
     assert "the pool is walked through 32 times in 64 steps" in warnings
     out = run("--price", *SIZES, "run.budget=1e10")[1]
-    assert "epochs, each without 10 pairs (too few for a step)" in out
+    assert "epochs of a pool of 50, each without 14 pairs (too few for a step)" in out
 
 
 def test_a_run_does_not_go_on_with_other_data(run):

@@ -28,7 +28,7 @@ class Mutant:
     tests: str
 
 
-DRAWS, SCORES, LOSSES = "jestbench/select/draws.py", "jestbench/select/scores.py", "jestbench/select/losses.py"
+DRAWS, SCORES, STRIPS, LOSSES = (f"jestbench/select/{name}.py" for name in ("draws", "scores", "strips", "losses"))
 POLICY, METRICS, GRADING = "jestbench/select/policy.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
 OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/ledger.py", "jestbench/cost/budget.py"
 TRACING, PRICE, SEEDS = "jestbench/cost/tracing.py", "jestbench/cost/price.py", "jestbench/seeds.py"
@@ -53,15 +53,15 @@ SAMPLER = (
     Mutant(
         "Gumbel noise of the wrong sign",
         DRAWS,
-        "noise_B = -torch.empty(len(logit_B), dtype=torch.float64)",
-        "noise_B = torch.empty(len(logit_B), dtype=torch.float64)",
+        "return logit_B.double() - log_B.to(",
+        "return logit_B.double() + log_B.to(",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
         "no noise",
         DRAWS,
-        "logit_B.double() + noise_B.to(logit_B.device)",
-        "logit_B.double() + 0 * noise_B.to(logit_B.device)",
+        "return logit_B.double() - log_B.to(",
+        "return logit_B.double() - 0 * log_B.to(",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
@@ -71,7 +71,7 @@ SAMPLER = (
         "if True or distinct:",
         COUNT,
     ),
-    Mutant("a chosen pair may be drawn again", DRAWS, "self._drawn_B[index_C] = True", "pass", COUNT),
+    Mutant("a chosen pair may be drawn again", DRAWS, "self._drawn_B.index_fill_(0, index_C, True)", "pass", COUNT),
     Mutant(
         "the last but one chunk conditions nothing",
         DRAWS,
@@ -117,15 +117,15 @@ SAMPLER = (
     Mutant(
         "deterministic draws",
         DRAWS,
-        "index_C = top_k(logit_B, size) if deterministic else gumbel_top_k(gained_B, size, generator)",
-        "index_C = gumbel_top_k(gained_B, size, generator)",
+        "key_B = logit_B if deterministic else _perturbed(gained_B, generator)",
+        "key_B = _perturbed(gained_B, generator)",
         f"{LAW}::test_a_large_gain_is_greedy",
     ),
     Mutant(
         "gain is ignored by an independent draw",
         DRAWS,
-        "gumbel_top_k(_gained(score_B, gain), count, generator)",
-        "gumbel_top_k(score_B, count, generator)",
+        "gained_B = _gained(score_B, gain)",
+        "gained_B = score_B",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
@@ -145,8 +145,8 @@ SAMPLER = (
     Mutant(
         "entropy of another sign",
         DRAWS,
-        "entropy = -float(p_B @ log_p_B)",
-        "entropy = float(p_B @ log_p_B)",
+        '"select/entropy": -p_log_p',
+        '"select/entropy": p_log_p',
         f"{SAMPLING}::TestStatistics",
     ),
 )
@@ -175,9 +175,9 @@ VALUES = (
     ),
     Mutant(
         "an offset is left out of a strip",
-        SCORES,
-        'offset = left_BD.new_tensor(model.bias if loss == "sigmoid" else 0.0)',
-        "offset = left_BD.new_tensor(0.0)",
+        STRIPS,
+        'offset = left_BD.new_full((), model.bias if loss == "sigmoid" else 0.0)',
+        "offset = left_BD.new_full((), 0.0)",
         PAIR_LOSSES,
     ),
     Mutant(
@@ -189,7 +189,7 @@ VALUES = (
     ),
     Mutant(
         "strips are free",
-        SCORES,
+        STRIPS,
         "    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])\n    if kernels",
         "    if kernels",
         METER,
@@ -197,7 +197,7 @@ VALUES = (
     Mutant("diagonals are free", SCORES, "    meter.add(len(model), 1, model.image_BD.shape[1])\n", "", METER),
     Mutant(
         "the odd term of a fold is lost",
-        SCORES,
+        STRIPS,
         "sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]",
         "sums_nCR = sums_nCR[:, :half]",
         f"{LOGITS}::test_equal_brute_force {SAMPLING}::test_strips_keep_small_terms_and_survive_large_ones",
@@ -205,8 +205,8 @@ VALUES = (
     Mutant(
         "embeddings may be NaN",
         SCORES,
-        "if not bool(torch.isfinite(summed)) and not bool(torch.isfinite(value).all()):",
-        "if False and summed:",
+        "if not bool(torch.isfinite(torch.stack(sums)).all()):",
+        "if False:",
         f"{SAMPLING}::TestExtremes::test_embeddings_that_are_not_finite_are_named",
     ),
     Mutant(
@@ -365,12 +365,12 @@ SPENDING = (
         SPENT,
     ),
     Mutant("purposes are counted in MACs", LEDGER, "{p: FLOPS_PER_MAC * macs", "{p: macs", SPENT),
-    Mutant("a run goes on at its budget", BUDGET, "ledger.total >= self.flops", "ledger.total > self.flops", SPENT),
+    Mutant("a run goes on at its budget", BUDGET, "ledger.total >= flops", "ledger.total > flops", SPENT),
     Mutant(
         "a rounded share ends a run",
         BUDGET,
-        "min(ledger.total / self.flops, 1 - 2**-53)",
-        "ledger.total / self.flops",
+        "min(ledger.total / flops, BELOW_ONE)",
+        "ledger.total / flops",
         SPENT,
     ),
     Mutant("pairs are counted as steps", BUDGET, "pairs_seen / self.pairs", "step / self.pairs", SPENT),
@@ -412,16 +412,18 @@ SPENDING = (
 )
 
 SCHEDULES = (
-    Mutant("no warm-up", OPTIMIZER, "self.learning_rate * share / self.warmup", "self.learning_rate", SCHEDULE),
-    Mutant("a cosine that begins at 0", OPTIMIZER, "(share - self.warmup) / (1 - self.warmup)", "share", SCHEDULE),
+    Mutant("no warm-up", OPTIMIZER, "self.learning_rate * position / self.warmup", "self.learning_rate", SCHEDULE),
+    Mutant(
+        "a cosine that begins at 0", OPTIMIZER, "(position - self.warmup) / (1 - self.warmup)", "position", SCHEDULE
+    ),
     Mutant(
         "a rate that rises again",
         OPTIMIZER,
-        "min(1.0, (share - self.warmup) / (1 - self.warmup))",
-        "(share - self.warmup) / (1 - self.warmup)",
+        "min(1.0, (position - self.warmup) / (1 - self.warmup))",
+        "(position - self.warmup) / (1 - self.warmup)",
         SCHEDULE,
     ),
-    Mutant("a final rate of 0", OPTIMIZER, "(self.final + (1 - self.final) * cosine)", "cosine", SCHEDULE),
+    Mutant("a final rate of 0", OPTIMIZER, "(self.final + (1 - self.final) * left)", "left", SCHEDULE),
     Mutant(
         "positions decay",
         OPTIMIZER,
@@ -451,7 +453,6 @@ EVALUATION = (
         EVALS,
     ),
     Mutant("equal captions are counted once", METRICS, "(better_PC * count_C).sum(1)", "better_PC.sum(1)", EVALS),
-    Mutant("top 5 is top 4", METRICS, "zero_shot <= k", "zero_shot < k", EVALS),
     Mutant(
         "every right image counts against the first",
         METRICS,
@@ -538,4 +539,155 @@ COMPARISON = (
     ),
 )
 
-MUTANTS = (*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON)
+FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/half_pairs.py"
+BATCHES, FORECAST, RESULTS = (
+    "jestbench/data/super_batches.py",
+    "jestbench/launch/forecast.py",
+    "jestbench/evals/results.py",
+)
+CAPPY, PLANNED = "tests/engine/test_cappy.py", "tests/launch/test_forecast.py"
+RUN, CACHE, CASCADES, TWIN = (
+    "tests/launch/test_run.py",
+    "tests/engine/test_cache.py",
+    "tests/data/test_cascade.py",
+    "tests/engine/test_twin.py",
+)
+
+FROZEN_MODELS = (
+    Mutant(
+        "a row is charged at every sight",
+        FROZEN,
+        "        new = met.missing(key_B)\n",
+        "        new = torch.arange(len(key_B))\n",
+        f"{RUN} {CACHE}",
+    ),
+    Mutant(
+        "an amortised reference is charged",
+        FROZEN,
+        'if self.accounting != "amortised":',
+        'if self.accounting != "free":',
+        f"{RUN} {CACHE}",
+    ),
+    Mutant(
+        "a damaged pair's row is another pair's",
+        FROZEN,
+        "row_MD[other_M] = torch.nan",
+        "pass",
+        CAPPY,
+    ),
+    Mutant("rows are counted as found", FROZEN, "self.hits += len(key_B) - computed", "self.hits += len(key_B)", CACHE),
+    Mutant(
+        "a NaN embedding is taken",
+        FROZEN,
+        "if not bool(torch.isfinite(row_ND).all()):",
+        "if False:",
+        f"{CACHE} {RUN} tests/engine/test_actors.py",
+    ),
+    Mutant(
+        "a resumed run's amortised passes start at zero",
+        FROZEN,
+        'self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]',
+        'self.hits = own["hits"]',
+        CAPPY,
+    ),
+)
+
+SUPER_BATCHES = (
+    Mutant(
+        "every epoch has one order",
+        BATCHES,
+        'seeds.generator(seed, "data", epoch)',
+        'seeds.generator(seed, "data", 0)',
+        "tests/data/test_data.py",
+    ),
+    Mutant(
+        "a tail is not counted",
+        BATCHES,
+        "(step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)",
+        "0 * step",
+        "tests/data/test_data.py tests/data/test_loader.py",
+    ),
+    Mutant(
+        "damage is forgotten on resume",
+        BATCHES,
+        '        self.tally.load_state_dict(state["tally"])\n',
+        "",
+        "tests/data",
+    ),
+    Mutant(
+        "a cascade takes the hardest", CASCADE, "return top_k(-loss_C, count)", "return top_k(loss_C, count)", CASCADES
+    ),
+    Mutant("a cascade draws the hardest", CASCADE, "gumbel_top_k(-loss_C", "gumbel_top_k(loss_C", CASCADES),
+    Mutant("a cascade's temperature is ignored", CASCADE, "-loss_C / self.temperature", "-loss_C", CASCADES),
+    Mutant("every step's cascade draws alike", CASCADE, '"cascade", step)', '"cascade", 0)', CASCADES),
+    Mutant(
+        "a cascade's passes are not handed on",
+        CASCADE,
+        "index_B=index_C[chosen_B], passes=passes)",
+        "index_B=index_C[chosen_B])",
+        CASCADES,
+    ),
+    Mutant("both halves are one", HALVES, "== half).nonzero()", "== 0).nonzero()", f"{TWIN} tests/data"),
+    Mutant(
+        "a half reads a pair of the other",
+        HALVES,
+        "            if not foreign:\n",
+        "            if True:\n",
+        f"{TWIN} tests/data",
+    ),
+)
+
+FORECASTS = (
+    Mutant(
+        "a reference is forecast at every pass over the pool",
+        FORECAST,
+        'first if resolved.run.reference_accounting == "online" else first - price.first_sight',
+        "first",
+        PLANNED,
+    ),
+    Mutant(
+        "one half of a twin is forecast",
+        FORECAST,
+        "role: len(stands) * (",
+        "role: 1 * (",
+        PLANNED,
+    ),
+    Mutant(
+        "an amortised reference is forecast",
+        FORECAST,
+        'free = resolved.run.reference_accounting == "amortised"',
+        "free = False",
+        "tests/engine/test_cache.py tests/launch tests/cost tests/data/test_cascade.py",
+    ),
+)
+
+PER_EXAMPLE = (
+    Mutant("hits are counted from rank 0", RESULTS, "(ranking.rank_N <= k)", "(ranking.rank_N < k)", EVALS),
+    Mutant("nll is a log-probability", RESULTS, "-ranking.log_probability_N", "ranking.log_probability_N", EVALS),
+    Mutant(
+        "both directions count by their queries",
+        RESULTS,
+        "total / (len(there) * len(ranking.rank_N))",
+        "1.0",
+        EVALS,
+    ),
+    Mutant(
+        "probabilities at a scale of one",
+        METRICS,
+        "(scale * image_PD.float()",
+        "(image_PD.float()",
+        EVALS,
+    ),
+    Mutant(
+        "a run's end leaves no examples",
+        "jestbench/runs/recorder.py",
+        "if after >= 1 and self.world.first_of_all:",
+        "if after > 1 and self.world.first_of_all:",
+        RUN,
+    ),
+)
+
+MUTANTS = (
+    *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE),
+)

@@ -75,7 +75,7 @@ def assert_same_run(arm: str, alone_dir: Path, shared_dir: Path) -> None:
     assert summaries[0]["config_hash"] == summaries[1]["config_hash"], arm
     assert summaries[0]["flops"] == summaries[1]["flops"], arm
     assert json.loads((shared_dir / "environment.json").read_text())["processes"] == 2
-    assert not (shared_dir / "cache").exists(), arm
+    assert (shared_dir / "cache").exists() == (arm == "ladder"), arm
 
 
 def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,8 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.M
     steps = [row["step"] for row in logical_rows(shared / "jest")]
     assert steps == sorted(set(steps)), "only the first process writes"
     assert (shared / "jest" / "examples" / "index.html").is_file()
+    for arm in ("ladder", "stream"):
+        assert {row.get("ladder/rung") for row in logical_rows(shared / arm)} == {None, 2_000_000_000}
 
 
 @pytest.mark.gpu

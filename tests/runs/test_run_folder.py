@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended_device import Pretended
 
 from jestbench.disk import DataError
 from jestbench.evals.measure import Measure
-from jestbench.runs.folder import RunFolder
-from jestbench.runs.summary import ReferenceEntry, Summary
+from jestbench.runs import checkpoint
+from jestbench.runs.checkpoint import Place
+from jestbench.runs.environment import environment
+from jestbench.runs.folder import RUNG, RunFolder
+from jestbench.runs.summary import ReferenceEntry, ScheduleRecord, Summary
+from jestbench.select import kernels
 
 PACKAGE = Path(__file__).resolve().parents[2] / "jestbench"
 NAMES = re.compile(
@@ -24,6 +29,8 @@ SUMMARY = Summary(
     arm="jest",
     policy="jest",
     config_hash="c0ffee",
+    frontier_hash="decaf",
+    schedule=ScheduleRecord("ladder", (5, 7), 0.2),
     seed=3,
     status="finished",
     steps=2,
@@ -149,6 +156,29 @@ def test_rows_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     assert (folder.final_value("eval/top1"), folder.final_value("loss"), folder.final_value("none")) == (0.2, 3.0, None)
 
 
+def test_rows_of_branches_stand_where_they_were_run(tmp_path: Path) -> None:
+    """A branch runs ahead of the trunk; a resume repeats what follows its checkpoint, on the trunk and in branches."""
+    folder = RunFolder(tmp_path)
+
+    def read(*rows: tuple[int, int]) -> list[tuple[int, int]]:
+        lines = [
+            json.dumps({"step": step, "n": n} | ({RUNG: rung} if rung else {})) for n, (rung, step) in enumerate(rows)
+        ]
+        folder.metrics_jsonl.write_text("\n".join(lines) + "\n")
+        return [(int(row.get(RUNG, 0)), int(row["step"])) for row in folder.read_rows()[0]]
+
+    straight = [(0, 1), (0, 2), (5, 3), (5, 4), (0, 3), (9, 4), (0, 4), (0, 5)]
+    assert read(*straight) == straight
+    assert folder.final_value("n") == 7
+    assert read(*straight[:6]) == straight[:6]
+    assert folder.final_value("n") == 4, "of the trunk"
+    for cut in range(2, len(straight) + 1):
+        assert read(*straight[:cut], *straight[1:]) == straight, "from a checkpoint on the trunk"
+        if cut > 3:
+            assert read(*straight[:cut], *straight[2:]) == straight, "as a branch was entered"
+            assert read(*straight[:cut], *straight[3:]) == straight, "in a branch"
+
+
 def test_an_environment_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.environment() == {}
@@ -159,9 +189,43 @@ def test_an_environment_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
     assert folder.environment() == {"threads": 2}
 
 
+def test_the_environment_has_the_runs_number_format_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment("cpu", "auto")
+    assert (found["device"], found["number_format"], found["kernels"]) == ("cpu", "fp32", {"strips": "torch"})
+    monkeypatch.setenv("JESTBENCH_FUSED", "0")
+    with Pretended():
+        assert environment("cpu", "auto")["device"] == "cpu", "the run's device, not the machine's best one"
+        there = environment("auto", "auto")
+        assert (there["device"], there["number_format"], there["kernels"]) == ("Pretended", "bf16", {"strips": "torch"})
+        monkeypatch.setattr(kernels, "usable", lambda embeddings_BD: embeddings_BD.is_cuda)
+        assert environment("cuda:0", "fp32")["kernels"] == {"strips": "triton"}
+        assert environment("cuda:0", "fp32")["number_format"] == "fp32"
+
+
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.newest_checkpoint() is None
     for name in ("step-0000000009", "step-0000000010", ".partial-1"):
         (folder.checkpoints / name).mkdir(parents=True)
     assert folder.newest_checkpoint() == folder.checkpoints / "step-0000000010"
+
+
+def test_checkpoints_stand_in_the_order_of_the_run(tmp_path: Path) -> None:
+    """Two rungs that leave the trunk at one step, and the trunk after each of them."""
+    order = [Place(9), Place(40), Place(41, 0, 40), Place(147, 0, 40), Place(40, 1), Place(47, 1, 40), Place(40, 2)]
+    order += [Place(41, 2), Place(112, 2, 100), Place(100, 3)]
+    assert [Place.of(tmp_path / place.name) for place in order] == order
+    for place in order[::-1]:
+        (tmp_path / "checkpoints" / place.name).mkdir(parents=True)
+    assert [Place.of(path) for path in RunFolder(tmp_path).whole_checkpoints()] == order
+
+
+def test_only_the_newest_checkpoints_are_kept_and_what_their_branches_left(tmp_path: Path) -> None:
+    kept = []
+    for place in (Place(0), Place(8), Place(9, 0, 8), Place(10, 0, 8), Place(8, 1), Place(9, 1), Place(10, 1)):
+        checkpoint.write(tmp_path, place, lambda folder: None)
+        kept.append({Place.of(path) for path in RunFolder(tmp_path).whole_checkpoints()})
+    assert kept[1] == {Place(0), Place(8)}
+    assert kept[3] == {Place(8), Place(9, 0, 8), Place(10, 0, 8)}
+    assert kept[4] == {Place(8), Place(10, 0, 8), Place(8, 1)}
+    assert kept[6] == {Place(9, 1), Place(10, 1)}

@@ -183,6 +183,23 @@ def test_the_summary_is_the_jsonls_last_values_and_the_summary_file(runs: Runs) 
     assert plain(found.summary) == last | summary_of(runs.jest)
 
 
+def test_a_branch_is_its_evaluations_over_its_rung(tmp_path: Path) -> None:
+    """So that flops/total never goes back, and a run's last value stays that of its end."""
+    words = [*arm("uniform")[:-2], "optimizer.schedule=ladder", "optimizer.rungs=(5e8, 1e9)", "run.budget=None"]
+    more = ["wandb.mode=offline", "evaluate.points=1", "--run_dir", str(tmp_path / "run")]
+    assert main([*words, *more]) == 0
+    (found,) = recorded(tmp_path / "run")
+    assert found.steps["ladder/eval/zero_shot_top5"] == "ladder/rung"
+    rows = rows_of(tmp_path / "run")
+    spent = [row["flops/total"] for row in found.history if "flops/total" in row]
+    assert spent == [row["flops/total"] for row in rows if "ladder/rung" not in row] == sorted(spent)
+    (rung,) = [row for row in found.history if "flops/total" not in row]
+    end = [row for row in rows if "ladder/rung" in row][-1]
+    logged = {f"ladder/{name}": value for name, value in end.items() if name.startswith("eval/")}
+    assert {key: value for key, value in rung.items() if not key.startswith("_")} == logged | {"ladder/rung": 5e8}
+    assert found.summary["eval/zero_shot_top1"] == rows[-1]["eval/zero_shot_top1"]
+
+
 def test_the_config_is_the_operative_one_under_gins_names(runs: Runs) -> None:
     (found,) = recorded(runs.jest)
     resolved = resolve.resolve([str(runs.jest / "operative.gin")])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import policies
 from jestbench import Embeddings, Scores
-from jestbench.select import scores
+from jestbench.select import tiles
 from jestbench.select.losses import LOSSES
 from jestbench.select.scores import ScoreError
 
@@ -52,7 +52,7 @@ def test_the_norms_are_autograds(
     """In float64, whatever the width of a tile."""
     model = embeddings(size, width, seed, scale, bias)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "TILE_BYTES", 8 * size * columns)
+        patch.setitem(tiles.TILE_BYTES, "cpu", 8 * size * columns)
         found_B = Scores(learner=model, loss=loss).gradient_norm_B("learner")
     assert found_B.dtype == torch.float64
     torch.testing.assert_close(found_B, by_autograd(model, loss), rtol=1e-9, atol=1e-12)
@@ -86,7 +86,7 @@ def test_extreme_scales_stay_finite(loss: str) -> None:
 @each_loss
 @pytest.mark.parametrize("columns", [3, 64])
 def test_every_product_is_charged(loss: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "TILE_BYTES", 8 * 20 * columns)
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 8 * 20 * columns)
     made = Scores(learner=embeddings(20, 6, 0, 5.0, -5.0), loss=loss)
     made.gradient_norm_B("learner")
     assert made.meter.macs == (3 if loss == "sigmoid" else 4) * 20 * 20 * 6

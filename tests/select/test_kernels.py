@@ -1,4 +1,4 @@
-"""The fused kernel against the plain strips, in Triton's interpreter: no GPU needed."""
+"""The kernel's row sums against the plain strips, in Triton's interpreter: no GPU needed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from jestbench.select import kernels
+from jestbench.select import kernels, tiles
+
+MATMUL = torch.backends.cuda.matmul
 
 # In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """
 import torch
 from jestbench import Embeddings
+from jestbench.select import kernels
 from jestbench.select.kernels import row_sums
-from jestbench.select.scores import Meter, strip_sums
+from jestbench.select.strips import Meter, strip_sums
+kernels.COLUMNS, kernels.ELEMENTS, kernels.PRODUCT_BYTES = 64, 128, 4 * 130 * 20  # several steps and tiles
 generator = torch.Generator().manual_seed(0)
 for rows, columns, width, scale, bias in ((5, 1, 3, 3.0, -2.0), (70, 65, 40, 10.0, -10.0), (64, 130, 33, 100.0, -13.0)):
     left, right = (torch.randn(n, width, generator=generator) / width**0.5 for n in (rows, columns))
@@ -54,16 +59,15 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from jestbench.select._strip_kernel import strip_sums
-from jestbench.select.kernels import COLUMNS, DEPTH, ROWS
-types = dict.fromkeys(("left_BD", "right_CD", "sums_B"), "*fp32") | dict.fromkeys("BCD", "i32")
+from jestbench.select._row_kernel import sum_rows
+types = dict.fromkeys(("products_RC", "sums_R"), "*fp32") | dict.fromkeys("RC", "i32")
 types |= dict.fromkeys(("scale", "offset"), "fp32")
 for sigmoid in (True, False):
-    constants = {"SIGMOID": sigmoid, "ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH}
-    source = ASTSource(strip_sums, types | dict.fromkeys(constants, "constexpr"), constants)
+    constants = {"SIGMOID": sigmoid, "ROWS": 2, "COLUMNS": 1024}
+    source = ASTSource(sum_rows, types | dict.fromkeys(constants, "constexpr"), constants)
     built = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
     assert built.asm["cubin"], "no machine code"
-    assert "tf32" not in built.asm["ptx"], "products below fp32"
+    assert ".local" not in built.asm["ptx"], "registers are spilled"
     print(built.metadata.shared)
 """
 
@@ -79,6 +83,29 @@ def test_machine_code_for_a_gpu_comes_without_one(capability: int) -> None:
     # Every CUDA device since Pascal has 48 KiB of shared memory for a block.
     assert all(int(shared) <= 48 * 2**10 for shared in done.stdout.split())
     assert len(done.stdout.split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")] if hasattr(MATMUL, "fp32_precision") else []
+)
+def test_products_are_exact_whatever_the_caller_has_set(flag: str, value: object) -> None:
+    with flag_of_matmul(flag, value):
+        with tiles.exact_products(torch.device("cpu")):
+            assert MATMUL.fp32_precision == "ieee"
+            assert not MATMUL.allow_tf32
+            with torch.autocast("cpu", torch.bfloat16), tiles.exact_products(torch.device("cpu")):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert getattr(MATMUL, flag) == value
+
+
+@contextmanager
+def flag_of_matmul(flag: str, value: object) -> Iterator[None]:
+    before = getattr(MATMUL, flag)
+    setattr(MATMUL, flag, value)
+    try:
+        yield
+    finally:
+        setattr(MATMUL, flag, before)
 
 
 def dense(left: torch.Tensor, right: torch.Tensor, scale: float, offset: float, loss: str) -> torch.Tensor:
@@ -114,11 +141,12 @@ def test_a_kernel_is_trusted_once_it_is_proven(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_equal_to_the_plain_path_on_a_gpu() -> None:
-    left, right = (torch.randn(n, 96, device="cuda") / 96**0.5 for n in (300, 170))
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (300, 170, 96), (513, 2100, 40), (70_000, 300, 16)])
+def test_equal_to_the_plain_path_on_a_gpu(rows: int, columns: int, width: int) -> None:
+    left, right = (torch.randn(n, width, device="cuda") / width**0.5 for n in (rows, columns))
     for loss, offset in (("sigmoid", -10.0), ("softmax", 0.0)):
         logits = 10 * left.double() @ right.double().T + offset
         wanted = torch.nn.functional.softplus(logits).sum(1) if loss == "sigmoid" else logits.logsumexp(1)
-        torch.testing.assert_close(
-            kernels.row_sums(left, right, 10.0, offset, loss), wanted.float(), rtol=1e-5, atol=1e-5
-        )
+        with flag_of_matmul("allow_tf32", True):  # a setting of the caller's
+            found = kernels.row_sums(left, right, 10.0, offset, loss)
+        torch.testing.assert_close(found, wanted.float(), rtol=2e-5, atol=1e-5)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
-from jestbench.select import scores as scores_module
+from jestbench.select import tiles as tiles_module
 from jestbench.select.draws import (
     Draw,
     JointLogits,
@@ -37,7 +37,9 @@ from jestbench.select.draws import (
     top_k,
 )
 from jestbench.select.losses import LOSSES
-from jestbench.select.scores import Meter, ScoreError, strip_sums
+from jestbench.select.scores import ScoreError
+from jestbench.select.strips import Meter, strip_sums
+from jestbench.select.tiles import tiles
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example_open_clip_loop.py"
 BOTH = ("learner", "reference")
@@ -192,7 +194,7 @@ class TestTiles:
         scores = cast(random_scores(size, loss=loss, seed=seed), torch.float32)
         index_S = torch.randperm(size, generator=seeded(seed))[:drawn]
         whole = conditional_logits(scores, index_S)
-        with mock.patch.object(scores_module, "TILE_BYTES", 4 * size * width):
+        with mock.patch.dict(tiles_module.TILE_BYTES, cpu=4 * size * width):
             tiled = conditional_logits(scores, index_S)
         # Learner minus reference cancels: relative to what each of them sums up.
         each = [conditional_logits(scores.only(side), index_S)[~whole.isneginf()] for side in BOTH]
@@ -203,7 +205,7 @@ class TestTiles:
     @each_loss
     def test_in_batch_losses_equal_dense(self, loss: str, tile_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         scores = cast(random_scores(37, loss=loss), torch.float32)
-        monkeypatch.setattr(scores_module, "TILE_BYTES", tile_bytes)
+        monkeypatch.setitem(tiles_module.TILE_BYTES, "cpu", tile_bytes)
         for side in BOTH:
             found, wanted = scores.pair_loss_B(side, "in_batch"), in_batch_oracle(getattr(scores, side), loss)
             torch.testing.assert_close(found, torch.from_numpy(wanted).float(), rtol=1e-5, atol=0)
@@ -211,8 +213,8 @@ class TestTiles:
     @given(columns=st.integers(1, 50), rows=st.integers(1, 50), tile_bytes=st.integers(1, 10**4))
     @examples
     def test_slices_cover_the_columns_and_stay_below_the_bound(self, columns: int, rows: int, tile_bytes: int) -> None:
-        with mock.patch.object(scores_module, "TILE_BYTES", tile_bytes):
-            slices = list(scores_module.tiles(columns, rows, 4))
+        with mock.patch.dict(tiles_module.TILE_BYTES, cpu=tile_bytes):
+            slices = list(tiles(columns, rows, torch.zeros(1)))
         assert [i for part in slices for i in range(columns)[part]] == list(range(columns))
         assert all(4 * rows * (part.stop - part.start) <= max(tile_bytes, 4 * rows) for part in slices)
 
@@ -600,7 +602,7 @@ class TestMeter:
         self, loss: str, sides: Sequence[str], count: int, chunks: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         size, width, models = 20, 8, len(sides)
-        monkeypatch.setattr(scores_module, "TILE_BYTES", 2 * 8 * size)
+        monkeypatch.setitem(tiles_module.TILE_BYTES, "cpu", 2 * 8 * size)
         scores = cast(random_scores(size, sides, loss, width=width), torch.float32)
         with FlopCounterMode(display=False) as counted:
             joint_draw(scores, count, chunks, generator=seeded())

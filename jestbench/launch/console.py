@@ -1,0 +1,40 @@
+"""The command ``jestbench``: the scripts of ``tools/`` for an installed package. Cheap to import, as ``--help`` is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from jestbench.launch.command import importing
+
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "run": ("jestbench.launch.command", "main", "train one arm under one selection policy"),
+    "sweep": ("jestbench.sweep.run_sweep", "main", "run a W&B sweep file without a server, and compare its arms"),
+    "compare": ("jestbench.compare.report", "main", "compare finished runs at equal compute"),
+    "prepare": ("jestbench.launch.prepare", "main", "fetch and prepare a data set"),
+    "bench": ("jestbench.bench.run_bench", "main", "measure ratios against other implementations"),
+}
+"""By name: the module and function that run the command, and what the command does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command of ``COMMANDS`` with the remaining words.
+
+    Returns:
+        The command's exit status; 2 where there is no such command.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    usage = "usage: jestbench COMMAND …\n\n" + "\n".join(f"  {name:<9}{does}" for name, (*_, does) in COMMANDS.items())
+    if not words or words[0] in ("-h", "--help"):
+        print(f"{usage}\n\njestbench COMMAND --help has a command's own words")
+        return 0 if words else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, function, _ = COMMANDS[name]
+    with importing():
+        command = getattr(import_module(module), function)
+    status: int = command(rest)
+    return status

@@ -1,0 +1,66 @@
+"""Tiles of similarity products: their size by device, and products of full fp32 precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+"""Upper bound on one tile, by type of device. A CPU's operations on a tile read it from the cache; a GPU's run too
+briefly on as little (docs/selection.md)."""
+
+FREE_SHARE = 8
+"""A tile on a GPU takes at most this fraction of the free memory: its elementwise functions need a second one."""
+
+
+def tile_bytes(device: torch.device) -> int:
+    """Upper bound on one tile of similarities in bytes: ``TILE_BYTES``, less on a GPU that is nearly full."""
+    most = TILE_BYTES.get(device.type, TILE_BYTES["cpu"])
+    if device.type != "cuda":
+        return most
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(most, (torch.cuda.mem_get_info(device)[0] + reusable) // FREE_SHARE)
+
+
+def tiles(columns: int, rows: int, like: Tensor, most: int | None = None) -> Iterator[slice]:
+    """Slices over ``columns`` such that a tile of ``rows`` × slice has at most ``most`` bytes (or is one wide).
+
+    Args:
+        columns: the whole extent that is sliced.
+        rows: the other extent of each tile.
+        like: a tensor of the tiles' number format and device.
+        most: ``None`` is ``tile_bytes`` of the device.
+    """
+    most = tile_bytes(like.device) if most is None else most
+    width = max(1, most // max(1, rows * like.element_size()))
+    for start in range(0, columns, width):
+        yield slice(start, min(columns, start + width))
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Inside this context matrix products have their inputs' own precision: no autocast, and never TF32 for fp32."""
+    with torch.autocast(device.type, enabled=False):
+        undo = _without_tf32()
+        try:
+            yield
+        finally:
+            undo()
+
+
+def _without_tf32() -> Callable[[], None]:
+    """Switch reduced precision of fp32 products off; return what switches it on again."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # TF32 was asked for by torch's newer flag, beside which the older one cannot be read
+        matmul, new = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        return partial(setattr, matmul, "fp32_precision", new)
+    if before == "highest":
+        return lambda: None
+    torch.set_float32_matmul_precision("highest")
+    return partial(torch.set_float32_matmul_precision, before)
