@@ -89,7 +89,7 @@ def _holds(low: float | None, high: float | None, truth: float) -> bool:
 
 
 def main() -> None:
-    """Print both tables; ranges go over arms, tables of two and four arms, 1,000 and 200 classes, and which is noisy."""
+    """Print both tables; ranges go over arms, tables of two and four arms, 1,000 and 200 classes, and the noisy arm."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=1000)
     simulations = parser.parse_args().simulations
