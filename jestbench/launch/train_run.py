@@ -19,6 +19,7 @@ from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
+from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -186,7 +187,10 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
     finally:
-        summary = recorder.summary(progress, status, pretrain, *brought)
+        references, facts, warnings = brought
+        facts["walk"]["epochs"] = epochs(facts["walk"], progress.step)
+        warnings += epoch_warning(facts["walk"], progress.step)
+        summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
         if world.first_of_all:
             folder.write_summary(summary)
         recorder.metrics.close(summary.to_json(), failed=status == "failed")
@@ -255,11 +259,14 @@ def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
     found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    found["pairs"] = stages.super_batches.pool
+    found["loss"], found["pairs"] = resolved.run.loss, stages.super_batches.pool
     found["eval_images"] = len(stages.evaluator.index_N)
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
+    found["walk"] = walk(resolved, stages)
+    if sets := eval_sets(stages):
+        found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
 
 
@@ -278,9 +285,10 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
         )
 
 
-def warned(resolved: Resolved, stages: Stages) -> list[str]:
-    """Warnings about a run, also printed on stderr."""
-    found = [*resolved.warnings, *view_warnings(resolved, stages)]
+def warned(resolved: Resolved, stages: Stages, real: bool = True) -> list[str]:
+    """Warnings about a run, also printed on stderr; of data that are ``real``, of what is wasted of them, too."""
+    found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
+    found += waste_warnings(resolved, stages) if real else []
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found
