@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_new_rows_take_a_few_times_what_it_takes_to_sort_their_keys(tmp_path):
         assert torch.equal(found, row_ND)
         store.close(remove=True)
 
-    assert min(seconds(lambda: anew(n)) for n in range(4)) < 5 * min(seconds(floor) for _ in range(4))
+    assert min(seconds(partial(anew, n)) for n in range(4)) < 5 * min(seconds(floor) for _ in range(4))
 
 
 def test_what_cannot_be_written_behind_is_raised_before_a_checkpoint_counts_on_it(tmp_path, monkeypatch):
