@@ -172,11 +172,7 @@ def resolve(
     flat = flat_config(held)
     assert not isinstance(run.policy, str)
     needs = frozenset(run.policy.needs)
-    if needs and not run.training.selects:
-        raise ConfigError(
-            f"{_place('run.objective', read)}run.objective trains a pair scorer on all that it meets, and the policy "
-            f"{name!r} selects: bind run.policy to uniform"
-        )
+    _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
     identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
@@ -193,6 +189,20 @@ def resolve(
         inherited=inherited,
         calibrated_on=split,
     )
+
+
+def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
+    """Refuse a policy that selects where a pair scorer is trained.
+
+    Raises:
+        ConfigError: it does.
+    """
+    assert not isinstance(run.policy, str)
+    if run.policy.needs and not run.training.selects:
+        raise ConfigError(
+            f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "
+            f"policy {policy!r} selects: bind run.policy to uniform"
+        )
 
 
 def _identities(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -187,21 +187,34 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
     finally:
-        references, facts, warnings = brought
-        facts["walk"]["epochs"] = epochs(facts["walk"], progress.step)
-        warnings += epoch_warning(facts["walk"], progress.step)
-        summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
-        if world.first_of_all:
-            folder.write_summary(summary)
-        recorder.metrics.close(summary.to_json(), failed=status == "failed")
-        stages.super_batches.close()
-        for actor in stages.scorer.actors.values():
-            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
-            actor.close(remove=status == "finished" and not allowance.rungs)
-        with suppress(OSError):  # the last process to leave finds it empty
-            folder.row_stores.rmdir()
+        _end(recorder, progress, status, pretrain, *brought)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
+
+
+def _end(
+    recorder: Recorder,
+    progress: Progress,
+    status: Ending,
+    pretrain: Mapping[str, int],
+    references: Sequence[ReferenceEntry],
+    facts: dict[str, Any],
+    warnings: Sequence[str],
+) -> None:
+    """Write the summary of a run that ends, however it ends, and close what it has open."""
+    stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), facts["walk"]
+    facts = facts | {"walk": {**walked, "epochs": epochs(walked, progress.step)}}
+    warnings = [*warnings, *epoch_warning(walked, progress.step)]
+    summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
+    if recorder.world.first_of_all:
+        folder.write_summary(summary)
+    recorder.metrics.close(summary.to_json(), failed=status == "failed")
+    stages.super_batches.close()
+    for actor in stages.scorer.actors.values():
+        # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+        actor.close(remove=status == "finished" and not recorder.allowance.rungs)
+    with suppress(OSError):  # the last process to leave finds it empty
+        folder.row_stores.rmdir()
 
 
 def _reached(run_dir: Path) -> Path | None:
