@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,6 +250,8 @@ class RunRows(_Kept):
         self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # other stores lie there
+                self.path.parent.rmdir()
 
 
 class SharedRows(_Kept):
