@@ -107,13 +107,20 @@ class Recorder:
         """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
         start = time.perf_counter()
         try:
+            with self._named(progress):
+                yield
+        finally:
+            progress.seconds += time.perf_counter() - start
+
+    @contextmanager
+    def _named(self, progress: Progress) -> Iterator[None]:
+        """Name the step of a loss or score that is not finite."""
+        try:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
             mend = "lower optimizer.learning_rate, or look at the data of that step"
             step = progress.step - getattr(error, "late", False)
             raise NonFiniteLoss(f"step {step}: {error}: {mend}") from error
-        finally:
-            progress.seconds += time.perf_counter() - start
 
     def start(self, progress: Progress) -> None:
         """Evaluate the untrained model and write a first checkpoint; neither when resuming, even from step 0."""
@@ -248,7 +255,8 @@ class Recorder:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
-        state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
+        with self._named(progress):
+            state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
         weights = state["learner"].pop("model")
 
         def fill(folder: Path) -> None:
