@@ -277,7 +277,7 @@ def _arm(
 ) -> Arm:
     runs = [member.run for member in members]
     purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")} - {*_APART, TOTAL_FLOPS})
-    values = [member.value for member in members]
+    decayed = [member.value for member in members if member.point is not None]
     return Arm(
         arm=group.arm,
         label=group.label,
@@ -290,8 +290,8 @@ def _arm(
         budget=min(member.point.budget if member.point else member.run.budget or 0 for member in members),
         added_to_budget=_mean_count(run.summary.added_to_budget for run in runs),
         end=points[-1].mean,
-        undecayed=any(member.point is None for member in members),
-        deviation=seed_deviation(np.array(values)) if len(values) >= _SEEDS_FOR_DEVIATION else None,
+        undecayed=len(decayed) < len(members),
+        deviation=seed_deviation(np.array(decayed)) if len(decayed) >= _SEEDS_FOR_DEVIATION else None,
         speedup=speedup,
         flops_total=_mean_of(members, TOTAL_FLOPS),
         flops_by_purpose={key.removeprefix("flops/"): _mean_of(members, key) for key in purposes},

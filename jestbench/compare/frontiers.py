@@ -18,6 +18,7 @@ from jestbench.evals.measure import Measure
 
 FEWEST_RUNGS = 2
 """Decayed points without which there is no frontier to cross."""
+_DRAWS = 1000
 _NO_SELECTION = "uniform"
 _CONTROLS = ("shuffled", "independent")
 """Parts of the labels of controls that select (gin/policy/*_shuffled.gin, jest_independent.gin)."""
@@ -90,7 +91,7 @@ def _pays(arm: str, other: str, ladders: Mapping[str, Ladder], metric: Metric) -
     start, end = max(one.flops_R[0], two.flops_R[0]), min(one.flops_R[-1], two.flops_R[-1])
     if min(len(one.cells), len(two.cells)) < FEWEST_RUNGS or not start < end:
         return None
-    found = crossings(one, two, metric.unit_N, metric.measure, metric.lower_is_better)
+    found = crossings(one, two, metric.unit_N, metric.measure, metric.lower_is_better, draws=_DRAWS)
     if found:
         return Pays(arm, other, start, end, found[0].before == "better", tuple(found))
     at = np.linspace(np.log(start), np.log(end), num=9)
