@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -36,6 +36,37 @@ Purpose = Literal[
 ]
 """The purpose that a pass is charged to. All but ``eval`` count towards the total."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+
+def index_slice(index_K: Tensor) -> slice | None:
+    """The slice of these positions where each is the one before it plus 1, else ``None``."""
+    count = len(index_K)
+    if count == 0 or int(index_K[-1]) - int(index_K[0]) != count - 1 or bool((index_K.diff() != 1).any()):
+        return None
+    return slice(int(index_K[0]), int(index_K[-1]) + 1)
+
+
+def rows_at(rows_BX: Tensor, index_K: Tensor, at: slice | None = None) -> Tensor:
+    """Rows in the memory layout of their source: a view for a slice, else gathered.
+
+    Rows of page-locked memory are gathered into page-locked memory (torch keeps such blocks for reuse).
+
+    Args:
+        rows_BX: any number of rows.
+        index_K: positions, on the CPU.
+        at: ``index_slice(index_K)``.
+    """
+    if at is not None:
+        return rows_BX[at]
+    # A gather of whole rows is a copy of memory only where each row lies in one piece, as images of channels last do.
+    last = rows_BX.ndim == 4 and rows_BX.is_contiguous(memory_format=torch.channels_last)
+    plain = rows_BX.permute(0, 2, 3, 1) if last else rows_BX
+    if rows_BX.is_pinned():
+        out = torch.empty((len(index_K), *plain.shape[1:]), dtype=rows_BX.dtype, pin_memory=True)
+        torch.index_select(plain, 0, index_K, out=out)
+    else:
+        out = plain.index_select(0, index_K)
+    return out.permute(0, 3, 1, 2) if last else out
 
 
 @dataclass(frozen=True)
@@ -104,14 +135,19 @@ class Batch:
     def take(self, index_K: Tensor) -> Batch:
         """The pairs at these positions of the super-batch, in this order."""
         index_K = index_K.cpu()
+        at = index_slice(index_K)
         return Batch(
-            images_BCHW=self.images_BCHW[index_K],
-            token_ids={name: ids[index_K] for name, ids in self.token_ids.items()},
-            image_key_B=self.image_key_B[index_K],
-            text_key_B=self.text_key_B[index_K],
-            marks={name: mark[index_K] for name, mark in self.marks.items()},
+            images_BCHW=rows_at(self.images_BCHW, index_K, at),
+            token_ids={name: rows_at(ids, index_K, at) for name, ids in self.token_ids.items()},
+            image_key_B=rows_at(self.image_key_B, index_K, at),
+            text_key_B=rows_at(self.text_key_B, index_K, at),
+            marks={name: rows_at(mark, index_K, at) for name, mark in self.marks.items()},
             captions=tuple(self.captions[i] for i in index_K.tolist()) if self.captions else (),
         )
+
+    def without_images(self) -> Batch:
+        """The same pairs with images of no pixels, for a text tower: taking some of them copies no image."""
+        return replace(self, images_BCHW=self.images_BCHW[..., :0, :0])
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ ARMS = {
 
 def machine() -> dict[str, str]:
     """What losses depend on, to the last bit, beside the code."""
-    from jestbench.runs.environment import environment
+    from jestbench.runs.environment import processor
 
     return {
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": environment()["processor"],
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
 

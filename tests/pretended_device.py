@@ -36,6 +36,31 @@ aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 
 
+class _Event:
+    """What has happened by the time that it is asked for."""
+
+    def record(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+class _Stream:
+    """Everything is done at once, in the order of the calls."""
+
+    def wait_event(self, *_: Any) -> None: ...
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def record_event(self, *_: Any) -> _Event:
+        return EVENT
+
+
+EVENT, STREAM = _Event(), _Stream()
+
+
 class DeviceMixed(RuntimeError):
     """What CUDA would have refused."""
 
@@ -394,6 +419,9 @@ class Pretended(TorchDispatchMode):
         self.pinned.add(made.untyped_storage())
         return made
 
+    def _is_pinned(self, tensor):
+        return type(tensor) is not OnDevice and tensor.untyped_storage() in self.pinned
+
     def __enter__(self):
         stack = self._stack = contextlib.ExitStack()
         _backward_without_a_driver()
@@ -428,6 +456,10 @@ class Pretended(TorchDispatchMode):
             "get_rng_state": lambda *_: torch.get_rng_state(),
             "set_rng_state": lambda *_, **__: None,
             "device": lambda *_: contextlib.nullcontext(),
+            "Stream": lambda *_, **__: STREAM,
+            "Event": lambda *_, **__: EVENT,
+            "current_stream": lambda *_: STREAM,
+            "stream": lambda *_: contextlib.nullcontext(),
             "device_of": lambda *_: contextlib.nullcontext(),
         }.items():
             stack.callback(setattr, torch.cuda, name, getattr(torch.cuda, name))
@@ -441,6 +473,8 @@ class Pretended(TorchDispatchMode):
             ),
             (torch, "empty", self._pinning(torch.empty)),
             (torch.Tensor, "pin_memory", lambda tensor, *_: self._pinned_copy(tensor)),
+            (torch.Tensor, "is_pinned", lambda tensor, *_: self._is_pinned(tensor)),
+            (torch.Tensor, "record_stream", lambda *_: None),
         ):
             stack.callback(setattr, holder, name, getattr(holder, name))
             setattr(holder, name, stand_in)

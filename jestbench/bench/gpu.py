@@ -10,6 +10,7 @@ CPU, to see that the benchmark itself runs.
 * step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. jestbench's step is
   compared with a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's
   loss. MFU is the share of the datasheet's dense bf16 FLOP/s, where that is known for the device;
+* policies: every arm of ``gin/policy`` in the tiny world, charged as on a CPU, from a checkout;
 * tests: the tests marked ``gpu``, from a checkout.
 """
 
@@ -48,7 +49,8 @@ PARTS: Mapping[str, GpuPart] = {
     "cached": GpuPart(gpu_parts.cached, 40),
     "losses": GpuPart(gpu_selection.block_losses, 20),
     "tiles": GpuPart(gpu_selection.tiles, 30),
-    "compiled": GpuPart(gpu_parts.compiled, 110),
+    "policies": GpuPart(gpu_parts.policies, 90),
+    "compiled": GpuPart(gpu_parts.compiled, 80),
 }
 
 

@@ -9,8 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import Batch
-from jestbench.bench import timing
+from jestbench.bench import arms, timing
 from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
 from jestbench.cost.tracing import FLOPS_PER_MAC
@@ -179,20 +178,17 @@ def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
 
 
 def _bare_step(
-    rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool, compiled: bool = False
+    rig: Rig, learner: Learner, batch: Batch, loss: Callable[..., Tensor], *, clip: bool
 ) -> Callable[[], None]:
     """A step of plain training code: inputs on the device, no number read back, fused AdamW."""
     model = learner.model.train()
     images, tokens = rig.inputs(batch)
-    # Inductor needs a C++ compiler on a CPU; the small run checks only that the towers can be captured.
-    make = partial(torch.compile, backend=rig.pick("aot_eager", "inductor")) if compiled else lambda tower: tower
-    image, text = make(model.image), make(model.text)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with rig.arithmetic.autocast():
-            x, y = image(images), text(tokens)
+            x, y = model.image(images), model.text(tokens)
         x, y = (F.normalize(part.float(), dim=-1) for part in (x, y))
         loss(x, y, model.scale, model.bias).backward()
         if clip:
@@ -203,7 +199,10 @@ def _bare_step(
 
 
 def scoring(rig: Rig) -> Found:
-    """Seconds of scoring a super-batch with the learner, and of its forward passes alone."""
+    """Seconds of scoring a super-batch with the learner, and of its forward passes alone.
+
+    Once from page-locked images, as worker processes return them, and once from pageable ones.
+    """
     count, micro = rig.pick((32, 8), (8192, 512))
     learner, batch = rig.learner(), rig.batch(count)
     learner.microbatch = micro
@@ -218,7 +217,8 @@ def scoring(rig: Rig) -> Found:
                 learner.model.encode_image(images), learner.model.encode_text(tokens)
 
     seconds, there = rig.seconds(score, 2), rig.seconds(forward, 2)
-    index = torch.arange(count)
+    pageable = replace(batch, images_BCHW=batch.images_BCHW.clone())
+    chosen = torch.randperm(count)[: count // 2]
     return {
         "batch": count,
         "micro-batch": micro,
@@ -226,7 +226,9 @@ def scoring(rig: Rig) -> Found:
         "inputs on the device pairs/s": count / there,
         "share of time that the device waits for inputs": 1 - there / seconds,
         "inputs on the device MFU": rig.mfu(FLOPS_PER_MAC * learner.price.pair * count, there),
-        "images[index] GB/s": batch.images_BCHW.nbytes / rig.seconds(lambda: batch.images_BCHW[index], 2) / 1e9,
+        "from pageable memory pairs/s": count / rig.seconds(lambda: learner.score(pageable), 2),
+        "chosen images GB/s": batch.images_BCHW.nbytes / 2 / rig.seconds(lambda: batch.take(chosen), 3, warm=2) / 1e9,
+        "host waits": rig.host_waits(score),
         "peak GB": rig.peak(score) / 1e9,
     }
 
@@ -246,13 +248,38 @@ def cached(rig: Rig) -> Found:
 
 
 def compiled(rig: Rig) -> Found:
-    """Seconds of the bare step with compiled towers."""
-    count = rig.pick(8, 512)
-    learner = rig.learner()
-    step = _bare_step(rig, learner, rig.batch(count), LOSSES["sigmoid"], clip=False, compiled=True)
-    first = timing.seconds(step, rig.device)
-    seconds = rig.seconds(step, 5)
-    return {"first step s": first, "pairs/s": count / seconds, "MFU": rig.mfu(_flops(learner, count), seconds)}
+    """Seconds of jestbench's step and of scoring with compiled blocks, and how far they are from the eager ones."""
+    count, learner = rig.pick(8, 512), rig.learner()
+    batch = rig.batch(count)
+    eager = learner.score(batch).side("learner").image_BD
+    # Inductor needs a C++ compiler on a CPU; the small run checks only that the blocks can be captured.
+    learner.model.compile_blocks(rig.pick("aot_eager", "inductor"))
+    away = (learner.score(batch).side("learner").image_BD - eager).norm() / eager.norm()
+    update = _update_of(learner, batch)
+    first = timing.seconds(update, rig.device)
+    seconds = rig.seconds(update, 5)
+    scored = rig.seconds(lambda: learner.score(batch), 3)
+    return {
+        "first step s": first,
+        "product pairs/s": count / seconds,
+        "product MFU": rig.mfu(_flops(learner, count), seconds),
+        "product peak GB": rig.peak(update) / 1e9,
+        "scoring pairs/s": count / scored,
+        "embeddings against eager, relative error": float(away),
+    }
+
+
+def policies(rig: Rig) -> Found:
+    """Every arm of ``gin/policy`` in the tiny world: its seconds on the device.
+
+    Raises:
+        RuntimeError: an arm failed, or was charged otherwise than on a CPU.
+    """
+    names = rig.pick(["uniform", "flexi_jest"], arms.arms())
+    found = arms.compared(names, str(rig.device))
+    if wrong := {name: what for name, what in found.items() if isinstance(what, str)}:
+        raise RuntimeError("; ".join(f"{name}: {what}" for name, what in wrong.items()))
+    return {"arms, charged as on a CPU": len(found), **found}
 
 
 def tests(rig: Rig) -> Found:

@@ -348,14 +348,17 @@ def _few_seeds_notes(arms: Sequence[Arm]) -> list[str]:
 def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
     used: dict[tuple[str, Path | None, int], dict[str, None]] = defaultdict(dict)
     seeds: dict[tuple[str, Path | None, int], set[int]] = defaultdict(set)
+    own: dict[str, set[int]] = defaultdict(set)
     for arm in arms:
         for member in arm.runs:
             for entry, folder in member.run.references.items():
+                if entry.seeding == "own":
+                    own[arm.label].add(member.seed)
                 key = (entry.name, folder, entry.pretrain_flops)
                 used[key][arm.label] = None
                 seeds[key].add(member.seed)
     rows: list[ReferenceRow] = []
-    notes: list[str] = []
+    notes = [f"arm {label}: each seed ({listed(sorted(its))}) has a reference of its own" for label, its in own.items()]
     for key, labels in sorted(used.items(), key=lambda item: str(item[0])):
         name, folder, pretrain_flops = key
         value, flops, problem = _reference_score(folder, metric)

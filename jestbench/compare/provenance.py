@@ -12,8 +12,9 @@ from jestbench.compare.comparison import Arm
 from jestbench.compare.load import Fact, RunRecord
 from jestbench.runs.environment import processor
 
-_WORKPLACE = ("device", "processor", "threads", "commit")
-_RECORDED = ("python", "platform", "processor", "cores", "threads", "device", "commit", "versions")
+_WORKPLACE = ("device", "number_format", "processor", "threads", "commit")
+_DIFFERENCE = {"commit": "the runs come from different code", "number_format": "the towers' arithmetic differs"}
+_RECORDED = ("python", "platform", "processor", "cores", "threads", "device", "number_format", "commit", "versions")
 
 
 def common_facts(arms: Iterable[Arm]) -> tuple[dict[str, Fact], list[str]]:
@@ -50,8 +51,7 @@ def workplace_notes(arms: Iterable[Arm]) -> list[str]:
                 if key in member.run.environment:
                     labels[str(member.run.environment[key])][arm.label] = None
         if len(labels) > 1:
-            what = "the runs come from different code" if key == "commit" else "seconds are not comparable"
-            notes.append(f"{what}: {key} is {_described(labels)}")
+            notes.append(f"{_DIFFERENCE.get(key, 'seconds are not comparable')}: {key} is {_described(labels)}")
     return notes
 
 

@@ -75,13 +75,36 @@ def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
     """
     who = _scaled_by(run)
     reference = next((model for model in models if model.role == "reference"), None)
-    if who is None or reference is None or reference.loss in (None, run.loss):
+    if who is None or reference is None or reference.loss in (None, run.loss) or run.reference_calibrate:
         return None
     way = f", or train the reference on the arm's loss: {reference.mended(f'run.loss={run.loss!r}')}"
     return (
         f"run.reference: {reference.name!r} was trained on the {reference.loss} loss, and run.loss = {run.loss!r} "
         f"({where}): {who} scores with the reference's scale and bias, and scores of two losses are not comparable; "
-        f"set run.loss = {reference.loss!r}{way if reference.file else ''}"
+        f"set run.loss = {reference.loss!r}, or run.reference_calibrate = True, which fits its scale and bias to the "
+        f"arm's loss{way if reference.file else ''}"
+    )
+
+
+def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
+    """The split that the reference was trained on, where its scale and bias are to be fitted on it; else ``None``."""
+    if not run.reference_calibrate or _scaled_by(run) is None:
+        return None
+    for model in models:
+        if model.role == "reference" and model.run is not None:
+            return model.run.split
+        if model.role == "reference" and isinstance(model.recorded, Mapping) and "split" in model.recorded:
+            return str(model.recorded["split"])
+    return "curated"
+
+
+def calibration_warnings(run: Run, models: Sequence[Trained], split: str | None) -> tuple[str, ...]:
+    """A warning of a reference that was trained on another loss, and is calibrated."""
+    return tuple(
+        f"the reference {model.name!r} was trained on the {model.loss} loss; its scale and bias are fitted to "
+        f"run.loss = {run.loss!r} on the split {split!r} (run.reference_calibrate)"
+        for model in models
+        if split is not None and model.role == "reference" and model.loss not in (None, run.loss)
     )
 
 
@@ -126,11 +149,17 @@ def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Diff
     if model.run is not None:
         # Which split a frozen model is trained on differs by design, and with it what is in that split.
         common = set(run.split.split("+")) & set(model.run.split.split("+"))
-        ignored = NOT_THE_PAIRS | (set(SPLITS) - common)
+        ignored = NOT_THE_PAIRS | (set(SPLITS) - common) | _idle(run.data, model.run.split)
         return list(_differences("run.data", model.run.data, run.data, names, ignored))
     if isinstance(model.recorded, Mapping) and "data" in model.recorded:
         return _recorded_differences(model.recorded, run.data)
     return None
+
+
+def _idle(data: Dataset, split: str) -> frozenset[str]:
+    """Parameters of the noise, where all that the model is trained on is clean whatever they are."""
+    clean: bool = set(split.split("+")) <= set(getattr(data, "clean", ()))
+    return getattr(data, "of_noisy", frozenset()) if clean else frozenset()
 
 
 def _differences(
@@ -153,4 +182,5 @@ def _recorded_differences(recorded: Mapping[str, Any], here: Dataset) -> list[Di
     kind, noise = type(here).__name__.lower(), getattr(here, "noise", None)
     if recorded["data"] != kind:
         return [Difference("run.data", recorded["data"], kind)]
-    return [] if recorded.get("noise") == noise else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]
+    same = recorded.get("noise") == noise or "noise" in _idle(here, str(recorded.get("split", "")))
+    return [] if same else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]

@@ -16,6 +16,7 @@ from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
+from jestbench.parallel.arithmetic import NumberFormat
 
 VERSION = 1
 """Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
@@ -58,12 +59,14 @@ def arm_hash(
     flat: Mapping[str, Any],
     needs: frozenset[str],
     pretrained: Mapping[Pretrained, str],
+    number_format: NumberFormat = "fp32",
     without: tuple[str, ...] = (),
 ) -> str:
     """Hash of an arm: its operative configuration without defaults and without parameters that have no effect.
 
     The frozen models that the arm needs enter by their own identity. A policy that scores nothing uses neither
-    super-batch size nor reference, so two uniform arms that differ only in those have the same hash.
+    super-batch size nor reference, so two uniform arms that differ only in those have the same hash. The number format
+    enters as it is on this machine, not as it is bound: ``auto`` on a GPU and on a CPU are two arms.
     """
     usual = defaults()
     arm = {
@@ -71,6 +74,9 @@ def arm_hash(
         for key, value in flat.items()
         if not _NOT_THE_ARM.match(key) and ((name := _unscoped(key)) not in usual or usual[name] != value)
     }
+    arm.pop("run.precision", None)
+    if number_format != "fp32":
+        arm["run.precision"] = number_format
     for key in list(_without_effect(arm, needs)):
         arm.pop(key, None)
     arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}
@@ -91,7 +97,7 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     if "learner" not in needs:
         yield "run.score_view"
     if "reference" not in needs and not cascaded:
-        yield from ("run.reference_view", "run.twin")
+        yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
     if not needs & PRETRAINED.keys() and not cascaded:
         yield from ("run.reference_accounting", "cache.dtype")
     # A ladder's budget is its last rung; a cosine has no cool-down.
@@ -102,9 +108,15 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
         yield "run.train_microbatch"
 
 
-def identity_of(stand: Resolved | Path, recorded: ReadFolder | None) -> str:
-    """Configuration and seed of a frozen model's run; the same wherever its folder lies."""
+def identity_of(stand: Resolved | Path, recorded: ReadFolder | None, seeded: bool = True) -> str:
+    """Configuration and seed of a frozen model's run; the same wherever its folder lies.
+
+    Args:
+        stand: the run, or its folder.
+        recorded: reads a folder.
+        seeded: false where the run's seed is the arm's, which no arm's identity holds.
+    """
     if isinstance(stand, Resolved):
-        return f"{stand.config_hash}{stand.run.seed}"
+        return f"{stand.config_hash}{stand.run.seed if seeded else ''}"
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
     return recorded(stand).identity or str(stand)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jestbench.config.fitting import Trained, data_warnings, other_loss
+from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
@@ -23,14 +23,16 @@ from jestbench.config.grammar import (
     read_binding,
     read_file,
 )
+from jestbench.config.hand_over import handed_over, take_over
 from jestbench.config.identity import BUDGETS, arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
-from jestbench.config.run import ConfigError, ReadFolder, Resolved, Run
+from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 from jestbench.disk import shown
+from jestbench.parallel.arithmetic import number_format
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -137,12 +139,13 @@ def resolve(
     chain: tuple[str, ...] = (),
     origin: str = COMMAND_LINE,
     recorded: ReadFolder | None = None,
+    handed: Sequence[Binding] = (),
 ) -> Resolved:
     """Files and bindings → a run. Bindings win over files, later over earlier.
 
     The order matters, since gin's state is global and a frozen model's own run passes through it too:
 
-    1. read files and command line, and check names and types (an ``import`` in a file registers policies);
+    1. read and check names and types (an ``import`` registers policies); take over what the run above hands down;
     2. bind and build; what gin held then is a ``Snapshot``, and gin is empty again;
     3. check that all was used, and take the texts and the flat configuration, from the snapshot;
     4. resolve the frozen models, which are steps 1 to 5 of their own;
@@ -156,14 +159,16 @@ def resolve(
         chain: run files being resolved, to refuse a circle.
         origin: where the bindings are written, for messages.
         recorded: reads a run folder that is bound in a role (``jestbench.runs.open_folder.recorded``).
+        handed: what the run that stands on this one hands over.
 
     Raises:
         ConfigError: one paragraph, with file and line where there is one.
     """
     read = _read(files, bindings, beside, origin)
+    read, inherited = take_over(read, Path(files[0]), len(bindings), handed) if handed else (read, Inherited())
     run, name, held = _build(read)
     _check_augment(run, read)
-    check_used(held, read, allow_unused)
+    check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     assert not isinstance(run.policy, str)
     needs = frozenset(run.policy.needs)
@@ -173,20 +178,32 @@ def resolve(
             f"{name!r} selects: bind run.policy to uniform"
         )
     stands_on = _stands_on(run, read, chain, recorded)
-    warnings = _check_frozen(run, read, stands_on, recorded)
-    identity = {role: "".join(identity_of(stand, recorded) for stand in stands) for role, stands in stands_on.items()}
-    identity |= {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
+    warnings, split = _check_frozen(run, read, stands_on, recorded)
+    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
     return Resolved(
         run,
         name,
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identity),
-        frontier_hash=arm_hash(flat, needs, identity, without=BUDGETS),
+        config_hash=arm_hash(flat, needs, identities, format_used),
+        frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
         stands_on=stands_on,
         warnings=warnings,
+        inherited=inherited,
+        calibrated_on=split,
     )
+
+
+def _identities(
+    run: Run, stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]], recorded: ReadFolder | None
+) -> dict[Pretrained, str]:
+    """Identities of the frozen models, by role; without the seed of a reference that is given the arm's."""
+    found: dict[Pretrained, str] = {}
+    for role, stands in stands_on.items():
+        seeded = role != "reference" or run.reference_seed == "shared"
+        found[role] = "".join(identity_of(stand, recorded, seeded) for stand in stands)
+    return found | {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
 
 
 def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:
@@ -306,15 +323,23 @@ def _pretrained(
             f"{where}run.twin trains the reference twice, on two halves: bind run.reference to a run file, not to the "
             f"folder {file!r}"
         )
+    if path.is_dir() and role == "reference" and run.reference_seed == "own":
+        raise ConfigError(
+            f"{where}run.reference_seed = 'own' trains the reference anew for each seed: bind run.reference to a run "
+            f"file, not to the folder {file!r}"
+        )
     if path.is_dir():
         return path
     if str(path) in chain:
         raise ConfigError(f"{where}{key} = {file!r} needs itself as a {role}")
     origin = key if bound is None else f"{key} at {bound.where}"
+    handed = handed_over(run, bindings, role)
     try:
-        found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded)
+        found = resolve([str(path)], [*more, *half], (), beside, (*chain, str(path)), origin, recorded, handed)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in the {role} {shown(path)})") from error
+        size = f"; the arm hands over model.image_size = {run.model.image_size}: bind the {role}'s own, or another "
+        size += f"model.patch_size, behind its file in {key}"
+        raise ConfigError(f"{error} (in the {role} {shown(path)}){size if 'patch' in str(error) else ''}") from error
     if found.run.training.kind != kind:
         raise ConfigError(f"{where}{key} = {file!r} {found.run.training.does}: bind {key} to a run like {usual}")
     return found
@@ -325,8 +350,11 @@ def _check_frozen(
     bindings: Sequence[Binding],
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]],
     recorded: ReadFolder | None,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], str | None]:
     """What is doubtful about the frozen models that a run scores with; one that its budget adds is never run.
+
+    Returns:
+        Warnings, and the split that the reference is calibrated on.
 
     Raises:
         ConfigError: the reference was trained on another loss, and more than its cosines is used.
@@ -336,7 +364,9 @@ def _check_frozen(
     where = _place("run.loss", bindings).removesuffix(": ") or "the default"
     if refused := other_loss(run, models, where):
         raise ConfigError(_place("run.reference", bindings) + refused)
-    return data_warnings(run, models, {cls: name for name, cls in configurables().items()})
+    split = calibrated_on(run, models)
+    names = {cls: name for name, cls in configurables().items()}
+    return (*calibration_warnings(run, models, split), *data_warnings(run, models, names)), split
 
 
 def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> Trained:

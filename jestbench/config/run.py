@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jestbench.batch import FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
@@ -57,6 +57,9 @@ ReadFolder = Callable[[Path], Recorded]
 """Reads a run folder. It is handed in, since the files of a run folder are read in ``jestbench.runs`` alone."""
 
 
+ReferenceSeed = Literal["shared", "own"]
+
+
 @dataclass(frozen=True)
 class Run:
     """One learner under one policy.
@@ -77,10 +80,17 @@ class Run:
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
         limit: how the budget is counted.
-        reference: a gin run file (trained on demand, once) or an existing run folder; a sequence
-            is a file followed by bindings.
+        reference: a gin run file (trained on demand, once) or an existing run folder; a sequence is a file followed by
+            bindings. A file's run takes over this run's data, loss and image size where neither the file itself nor a
+            binding that follows it binds them (``config/hand_over.py``).
         reference_accounting: what scoring by frozen models (reference and scorer) is charged: ``online``,
             ``first_sight``, ``amortised``.
+        reference_seed: ``shared``, the reference's own: one reference serves all seeds of an arm; or ``own``: the run
+            hands its seed over, so that one reference is trained for each seed.
+        reference_calibrate: fit the reference's t and b₀ to this run's loss before the first step, where they are
+            used, on up to 16 batches of the split that it was trained on. Without it a reference of another loss is
+            refused. The passes are charged: ``flops/reference_score`` by ``reference_accounting`` as for any pair,
+            ``flops/pairwise`` for the logits.
         twin: train the reference's run file twice, on two halves of its split (``half`` 0 and 1), and score
             each pair by the one that has not seen it; both are charged.
         half: draw only from the half of the split whose images' content keys have this low bit.
@@ -94,11 +104,14 @@ class Run:
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
         reference_view: the view that the reference is scored under.
-        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
+            the arm.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
             (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+        compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
+            budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
         checkpoints: checkpoints over the budget, evenly spaced, the last at its end.
         log: how often metrics are written.
@@ -122,6 +135,8 @@ class Run:
     limit: Budget = field(default_factory=Budget)
     reference: Casting | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
+    reference_seed: ReferenceSeed = "shared"
+    reference_calibrate: bool = False
     twin: bool = False
     half: Half | None = None
     scorer: Casting | str | tuple[str, ...] | None = None
@@ -139,6 +154,7 @@ class Run:
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | None = None
     grad_checkpointing: bool = False
+    compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
 
@@ -251,6 +267,24 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """What a run took over from the run that stands on it.
+
+    Attributes:
+        taken: parameters that the includes of its file bind otherwise, or leave at a default: the value taken over.
+        kept: parameters that its file itself binds otherwise: the file's value, and the other run's.
+    """
+
+    taken: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def described(self) -> tuple[list[str], list[str]]:
+        """What was taken over and what was kept, a text for each parameter."""
+        kept = [f"{key} = {own!r} (the arm's is {other!r})" for key, (own, other) in self.kept.items()]
+        return [f"{key} = {value!r}" for key, value in self.taken.items()], kept
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A run with the text that it came from.
 
@@ -265,6 +299,8 @@ class Resolved:
         stands_on: by role, the runs whose models fill it: to be trained on demand, or the folder of a finished one. Two
             under ``run.twin``, by the half of the split that each is trained on.
         warnings: what is doubtful about the configuration.
+        inherited: what it took over from the run that stands on it.
+        calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
     """
 
     run: Run
@@ -276,6 +312,8 @@ class Resolved:
     frontier_hash: str
     stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    inherited: Inherited = field(default_factory=Inherited)
+    calibrated_on: str | None = None
 
     @property
     def policy(self) -> Policy:

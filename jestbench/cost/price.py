@@ -45,8 +45,8 @@ class Price:
     @classmethod
     def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
         """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
-        model.image.prepare(view)
         ghost = without_values(model, "cpu")
+        ghost.image.prepare(view)
         tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
         text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
         images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class Synthetic:
         image_size: pixels.
         length: L, text tokens.
         seed: of the world, not of the run.
+        clean: the splits in which every caption is right.
+        of_noisy: parameters that change nothing in a clean split.
     """
 
     concepts: int = 64
@@ -53,6 +56,8 @@ class Synthetic:
     image_size: int = 16
     length: int = 8
     seed: int = 0
+    clean: ClassVar[tuple[str, ...]] = ("curated", "eval")
+    of_noisy: ClassVar[frozenset[str]] = frozenset({"noise", "duplicates", "easy"})
 
     def __post_init__(self) -> None:
         for name in ("noise", "duplicates", "easy"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
+from jestbench.engine.measured import Measured
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -20,12 +21,31 @@ Read = Callable[[Tensor], Batch]
 
 @dataclass(frozen=True)
 class Update:
-    """What one training step did."""
+    """What one training step did.
 
-    loss: float
+    Attributes:
+        measured: loss and gradient norm, which a GPU may still have to compute.
+        learning_rate: of the step.
+        passes: what it cost.
+    """
+
+    measured: Measured
     learning_rate: float
-    gradient_norm: float
     passes: tuple[Pass, ...]
+
+    @property
+    def loss(self) -> float:
+        """The loss.
+
+        Raises:
+            NonFiniteLoss: loss or gradient of the step are NaN or infinite; it has changed no parameter.
+        """
+        return self.measured.read()[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """The gradient's norm before clipping; raises as ``loss`` does."""
+        return self.measured.read()[1]
 
 
 class Actor(ABC):
@@ -38,6 +58,7 @@ class Actor(ABC):
         trained_under: the views that its model was trained under.
         remembers: whether the run's accounting decides what a pair is charged (by default its first scoring only).
         amortised_macs: multiply-adds that no ledger was charged.
+        calibrated: t and b₀ of each of its models, where they were fitted to this run's loss.
     """
 
     role: Role
@@ -46,6 +67,7 @@ class Actor(ABC):
     trained_under: frozenset[View] = frozenset({FULL})
     remembers: bool = False
     amortised_macs: int = 0
+    calibrated: tuple[tuple[float, float], ...] = ()
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
@@ -77,6 +99,22 @@ class Actor(ABC):
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
+
+    def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
+        """Fit t and b₀ of a frozen model to a loss.
+
+        Args:
+            loss: the loss.
+            batches: pairs to fit on.
+            batch_size: b of the batches that the loss is meant for.
+
+        Returns:
+            The passes that it cost.
+
+        Raises:
+            ValueError: this kind of actor has no t and b₀ to fit.
+        """
+        raise ValueError(f"run.reference_calibrate: the {self.role} has no scale and bias that can be fitted")
 
     def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update | None:
         """One optimizer step on the chosen pairs; ``None`` for a frozen actor."""

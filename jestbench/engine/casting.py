@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from jestbench.config.run import Run
 
 
+COMPILING_PAYS = 1e17
+"""FLOPs of a run from which compiling is soon paid back on a GPU: it takes some 40 s, and this budget some ten minutes
+of an H200."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What the actors of a run have in common.
@@ -42,6 +47,14 @@ class Setting:
     example: Batch
     arithmetic: Arithmetic
     store_dir: Path
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the models in training run compiled blocks; a frozen model's stored rows never depend on it."""
+        run, compiling = self.run, self.run.compile
+        if compiling != "auto":
+            return compiling
+        return self.arithmetic.device.type == "cuda" and run.budget is not None and run.budget >= COMPILING_PAYS
 
 
 class Casting(ABC):

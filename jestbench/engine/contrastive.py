@@ -25,6 +25,7 @@ from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.learner import CarryOn, Learner, Objective
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
+from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
 from jestbench.select.losses import LOSSES, LossName
 
@@ -73,7 +74,7 @@ class Contrastive(Objective):
             image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
-        weights = None if weight_K is None else weight_K.to(image_KD.device)
+        weights = None if weight_K is None else to_device(weight_K, image_KD.device)
         loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights)
         return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
 
@@ -83,23 +84,26 @@ class Contrastive(Objective):
 
     def _embed(self, learner: Learner, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
+        pieces = self.pieces(count, learner.world)
+        # Without cached gradients the backward pass comes after the last piece.
+        slots = 2 if self._cached(count, learner.world) else len(pieces)
+        feed = learner.feed([own.take(index) for _, index in pieces], slots)
         embedded = [
-            self._embed_piece(learner, own, count, seed, position, *piece)
-            for position, piece in enumerate(self.pieces(count, learner.world))
+            self._embed_piece(learner, part, count, seed, position, view)
+            for position, ((view, _), part) in enumerate(zip(pieces, feed, strict=True))
         ]
         if len(embedded) == 1:
             return embedded[0]
         return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
 
     def _embed_piece(
-        self, learner: Learner, own: Batch, count: int, seed: int, position: int, view: View, index: Tensor
+        self, learner: Learner, piece: Batch, count: int, seed: int, position: int, view: View
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
         world = learner.world
         if position == 0 or self._cached(count, world):
             place = position * world.size + world.rank
             torch.manual_seed(seeds.derive(seed, "update", place) if place else seed)
-        piece = own if len(index) == len(own) else own.take(index)
         checkpointed = self.reruns is not None and torch.is_grad_enabled()
         with learner.arithmetic.autocast(), learner.model.checkpointing(checkpointed):
             embedded: tuple[Tensor, Tensor] = learner.model(piece, view)
@@ -109,10 +113,12 @@ class Contrastive(Objective):
         """Backpropagate the gradient of the embeddings through the towers, one micro-batch at a time."""
         assert image_KD.grad is not None
         assert text_KD.grad is not None
-        count = len(image_KD)
-        for position, (view, index) in enumerate(self.pieces(count, learner.world)):
-            embedded = self._embed_piece(learner, own, count, seed, position, view, index)
-            rows = learner.world.rows(count)[index].to(image_KD.device)
+        count, pieces = len(image_KD), self.pieces(len(image_KD), learner.world)
+        feed = learner.feed([own.take(index) for _, index in pieces])
+        for position, ((view, index), part) in enumerate(zip(pieces, feed, strict=True)):
+            embedded = self._embed_piece(learner, part, count, seed, position, view)
+            row_P = learner.world.rows(count)[index]
+            rows = slice(int(row_P[0]), int(row_P[-1]) + 1, learner.world.size)
             torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
 
     def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
@@ -196,6 +202,8 @@ class ContrastiveTraining(Training):
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
         objective = Contrastive(run.loss, mix, reruns, run.train_microbatch)
+        if setting.compiled:
+            model.compile_blocks()
         return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, run.microbatch)
 
     def loss(self, run: Run) -> LossName:

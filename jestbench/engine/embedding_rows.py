@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,16 @@ class EmbeddingRows(RowContent):
         self.width = model.width
         self.widths = {"image": self.width, "text": self.width, "pair": 1}
 
-    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
-        """Embeddings ``[P, D]`` under one tower."""
-        device = self.arithmetic.device
+    @cached_property
+    def scale_and_bias(self) -> tuple[float, float]:
+        """The frozen model's own, read from the device once."""
+        return self.model.scale_and_bias()
+
+    def encode(self, name: RowName, batch: Batch) -> Tensor:
+        """Embeddings ``[B, D]`` under one tower."""
         if name == "text":
-            return self.model.encode_text(batch.tokens(self.model.tokenizer)[index_P].to(device), self.view)
-        images_PCHW, key_P = batch.images_BCHW[index_P].to(device), batch.image_key_B[index_P].to(device)
-        return self.model.encode_image(images_PCHW, self.view, key_P)
+            return self.model.encode_text(batch.tokens(self.model.tokenizer), self.view)
+        return self.model.encode_image(batch.images_BCHW, self.view, batch.image_key_B)
 
     def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
         """Each tower, and the own logits of pairs where any are asked for."""
@@ -49,11 +53,11 @@ class EmbeddingRows(RowContent):
 
     def scores(self, role: Role, rows: Mapping[RowName, Tensor]) -> Scores:
         """The embeddings, with the model's own scale and bias."""
-        return Scores.of(role, Embeddings(rows["image"], rows["text"], *self.model.scale_and_bias()))
+        return Scores.of(role, Embeddings(rows["image"], rows["text"], *self.scale_and_bias))
 
     def own_loss_C(self, loss: LossName, value_C: Tensor) -> Tensor:
         """softplus(−u_ii) or −a_ii."""
-        scale, bias = self.model.scale_and_bias()
+        scale, bias = self.scale_and_bias
         own_C = value_C * scale
         return -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
 
@@ -81,7 +85,7 @@ class EmbeddingRows(RowContent):
                 break
             # Another candidate may hold the text or image that a damaged pair was read for: look again without it.
             intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
-        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source)
+        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source.texts)
         # In float64 the order of the sum cannot show after rounding.
         cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
         return cosine_P1
@@ -106,7 +110,12 @@ class _ReadOnce:
         texts_M = self._batch.text_key_B != text_key_P[self._position_M]
         return self._position_M[images_M | texts_M]
 
-    def __call__(self, index_M: Tensor) -> Batch:
+    def __call__(self, index_M: Tensor, images: bool = True) -> Batch:
         if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
             return self._read(index_M)  # the shared file has been cut since
-        return self._batch.take(torch.searchsorted(self._position_M, index_M))
+        batch = self._batch if images else self._batch.without_images()
+        return batch.take(torch.searchsorted(self._position_M, index_M))
+
+    def texts(self, index_M: Tensor) -> Batch:
+        """The pairs without their images, which no text tower reads."""
+        return self(index_M, images=False)

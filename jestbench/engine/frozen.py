@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,10 +16,12 @@ from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
 from jestbench.engine.actor import Actor, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
+from jestbench.engine.calibration import fit
+from jestbench.engine.feed import on_device
 from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import own_terms
-from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.arithmetic import Arithmetic, to_device
 from jestbench.select.losses import LossName
 from jestbench.select.scores import NonFiniteScore, Role, Scores
 
@@ -67,8 +69,8 @@ class RowContent(ABC):
         self.arithmetic, self.price = arithmetic, Price.of(self.model, example, view)
 
     @abstractmethod
-    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
-        """The rows ``[P, width]`` of some pairs of a batch."""
+    def encode(self, name: RowName, batch: Batch) -> Tensor:
+        """The rows ``[B, width]`` of a batch; what they are made of lies on the device."""
 
     @abstractmethod
     def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
@@ -155,16 +157,35 @@ class FrozenActor(Actor):
         )
         counts = {name: self._sighted(name, key_B) for name, key_B in keys.items()}
 
-        def source(index_M: Tensor) -> Batch:
-            return own if len(index_M) == len(own) else own.take(index_M)
-
-        found = {name: self.rows(name, key_P, source) for name, key_P in own_keys.items()}
-        rows = {name: self.world.collect(row_PD.to(device), len(batch)) for name, row_PD in found.items()}
+        found = {
+            name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
+            for name, key_P in own_keys.items()
+        }
+        rows = {name: self.world.collect(to_device(row_PD, device), len(batch)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """As ``Actor.forecast``."""
         return self._passes(dict.fromkeys(self.content.scored, count))
+
+    def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
+        """As ``Actor.calibrate``: scoring is charged like that of any pair, and the cosines of a batch once."""
+        if self.role != "reference":
+            return super().calibrate(loss, batches, batch_size)
+        cosines, passes = [], list[Pass]()
+        for batch in batches:
+            scores, count = self.score(batch), len(batch)
+            found = scores.side("reference")
+            cosines.append(found.image_BD.double() @ found.text_BD.double().T)
+            passes += [*scores.model_passes, Pass("pairwise", count * count * self.width, "logits of a calibration")]
+        self._rescale(self.world.first(lambda: fit(cosines, loss, batch_size)))
+        return tuple(passes)
+
+    def _rescale(self, scale_and_bias: Sequence[float]) -> None:
+        """Set the model's t and b₀."""
+        scale, bias = scale_and_bias
+        self.calibrated = ((scale, bias),)
+        self.content.model.rescale(scale, bias)
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
@@ -203,7 +224,7 @@ class FrozenActor(Actor):
             row_MD = self.encode(name, batch)
             other_M = keys_of(name, batch.image_key_B, batch.text_key_B) != key_B[index_M]
             if bool(other_M.any()):
-                row_MD[other_M.to(row_MD.device)] = torch.nan
+                row_MD[other_M] = torch.nan
             return row_MD
 
         return self.fetch(name, key_B, compute)
@@ -220,9 +241,16 @@ class FrozenActor(Actor):
         Raises:
             NonFiniteScore: a value is NaN or infinite.
         """
-        with torch.no_grad(), self.content.arithmetic.autocast():
-            blocks = [self.content.encode(name, batch, index)[:count] for index, count in self._blocks(len(batch))]
-        row_ND = torch.cat(blocks)
+        content, blocks = self.content, list(self._blocks(len(batch)))
+        feed = on_device(
+            [batch.take(index) for index, _ in blocks],
+            content.arithmetic.device,
+            None if name == "image" else content.model.tokenizer,
+            keys=name == "image" and content.view.keep < 1,
+        )
+        with torch.no_grad(), content.arithmetic.autocast():
+            rows = [content.encode(name, part)[:count] for part, (_, count) in zip(feed, blocks, strict=True)]
+        row_ND = torch.cat(rows).cpu()  # where every store is; one wait for the device, with the check there
         if not bool(torch.isfinite(row_ND).all()):
             raise NonFiniteScore(f"the {self.role}'s {name} {self.content.noun} are NaN or infinite")
         return row_ND
@@ -265,13 +293,16 @@ class FrozenActor(Actor):
         return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows each store of each process holds, and the counters."""
+        """How many rows each store of each process holds, and the counters; t and b₀ where they were fitted."""
         rows = {name: store.saved() for name, store in self._files.items()}
         own = rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
-        return {"processes": self.world.everybodys(own)}
+        fitted = {"calibrated": self.calibrated[0]} if self.calibrated else {}
+        return {"processes": self.world.everybodys(own), **fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: rows past it are cut."""
+        if "calibrated" in state:
+            self._rescale(state["calibrated"])
         own = state["processes"][self.world.rank]
         for name, store in self._files.items():
             store.restore(own[name])

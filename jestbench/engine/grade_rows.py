@@ -31,9 +31,9 @@ class GradeRows(RowContent):
         super().__init__(model, arithmetic, example, view)
         self.head_macs = self.model.head_macs()
 
-    def encode(self, name: RowName, batch: Batch, index_P: Tensor) -> Tensor:
-        """Grades ``[P, 1]``."""
-        return self.model.score(batch.take(index_P))[:, None]
+    def encode(self, name: RowName, batch: Batch) -> Tensor:
+        """Grades ``[B, 1]``."""
+        return self.model.score(batch)[:, None]
 
     def passes(self, purpose: Purpose, counts: Mapping[RowName, int], microbatch: int) -> tuple[Pass, ...]:
         """Both towers and the head of each pair."""

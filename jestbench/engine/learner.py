@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from jestbench import seeds
 from jestbench.batch import FULL, Batch, Pass, Purpose, View
 from jestbench.cost.price import Price
 from jestbench.engine.actor import Actor, Update
+from jestbench.engine.feed import on_device
+from jestbench.engine.measured import Measured
+from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
@@ -22,12 +25,6 @@ from jestbench.select.scores import Embeddings, Role, Scores
 
 CarryOn = Callable[[], None]
 """Brings the gradient from where the loss's graph ends on to the parameters."""
-
-
-class NonFiniteLoss(Exception):
-    """The training loss, or a score that it rests on, is NaN or infinite."""
-
-    exit_status: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,9 @@ class Learner(Actor):
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices, self.microbatch = arithmetic, arithmetic.world, prices, microbatch
         self.schedule = optimizer
-        self.optimizer = optimizer.build(self.model)
+        self.fused = arithmetic.device.type == "cuda"
+        self.optimizer: Any = optimizer.build(self.model, self.fused)
+        self._pending: Measured | None = None
 
     @property
     def price(self) -> Price:
@@ -127,13 +126,18 @@ class Learner(Actor):
         model, own = self.model.eval(), batch.own
         image, text = [], []
         with torch.no_grad(), self.arithmetic.autocast():
-            for index in torch.arange(len(own)).split(self.microbatch):
-                image_PD, text_PD = model(own.take(index) if len(index) < len(own) else own, self.view)
+            for part in self.feed([own.take(index) for index in torch.arange(len(own)).split(self.microbatch)]):
+                image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
         image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=self.forecast(len(batch)))
+
+    def feed(self, pieces: Sequence[Batch], slots: int = 2) -> Iterator[Batch]:
+        """Pieces of a batch on the device, one after the other (``on_device``)."""
+        keys = any(view.keep < 1 for view in (self.view, *self.trained_under))
+        return on_device(pieces, self.arithmetic.device, self.model.tokenizer, keys=keys, slots=slots)
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """What scoring ``count`` pairs is charged."""
@@ -151,26 +155,40 @@ class Learner(Actor):
             seed: for all randomness of this step.
 
         Raises:
-            NonFiniteLoss: the loss or its gradient is NaN or infinite; raised before any parameter is changed.
+            NonFiniteLoss: the loss or its gradient is NaN or infinite; raised before any parameter is changed. On a
+                GPU, where the host does not wait for a step, such a step changes no parameter, and the next one
+                (or ``Update.loss``, or ``state_dict``) raises.
         """
         if self.part.stream:
             seed = seeds.derive(seed, "update", self.part.stream)
+        self._settled()
         self.model.train()
-        try:
-            loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
-            value, rate, norm = self._descend(loss, position, carry_on)
-        except NonFiniteLoss as error:
-            if not self.part.stream:
-                raise
-            raise NonFiniteLoss(f"the {self.part.name}: {error}") from error
+        loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
+        measured, rate = self._descend(loss, position, carry_on)
         self.objective.settle(self.model)
-        return Update(value, rate, norm, self.forecast_update(len(batch)))
+        return Update(measured, rate, self.forecast_update(len(batch)))
 
     def forecast_update(self, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged."""
         return self.objective.passes(self, count)
 
-    def _descend(self, loss: Tensor, position: float, carry_on: CarryOn | None) -> tuple[float, float, float]:
+    def _settled(self) -> None:
+        """Wait until the last step is known to be finite.
+
+        Raises:
+            NonFiniteLoss: it is not.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.read()
+        except NonFiniteLoss as error:
+            if not self.part.stream:
+                raise
+            raise NonFiniteLoss(f"the {self.part.name}: {error}", error.late) from error
+
+    def _descend(self, loss: Tensor, position: float, carry_on: CarryOn | None) -> tuple[Measured, float]:
         """Take one optimizer step on a loss.
 
         Args:
@@ -179,34 +197,45 @@ class Learner(Actor):
             carry_on: what is left to do after ``loss.backward()``.
 
         Returns:
-            The loss, the learning rate, and the gradient's norm before clipping.
+            The loss and the gradient's norm before clipping, and the learning rate.
 
         Raises:
-            NonFiniteLoss: the loss or its gradient is NaN or infinite; raised before any parameter is changed.
+            NonFiniteLoss: on a CPU, the loss or its gradient is NaN or infinite; no parameter is changed.
         """
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"the loss is {value}")
+        if not self.fused:  # nobody waits for the loss on a CPU: no need to begin a backward pass of NaN
+            self._pending = Measured(loss, loss)
+            self._settled()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if carry_on is not None:
             carry_on()
         self.world.share_gradients(self.model.parameters(), (self.model.log_scale, self.model.bias))
         clip = self.schedule.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(f"the loss is {value}, but its gradient's norm is {norm}")
+        # One call for all parameters: on a CPU the loop over them takes longer than the arithmetic of a small model.
+        measured = Measured(loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True))
+        self._pending = measured
+        if measured.deferred:
+            self.optimizer.found_inf = measured.unusable  # the fused kernel changes nothing where it is 1
+        else:
+            self._settled()
         rate = self.schedule.rate(position)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return value, rate, norm
+        return measured, rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and the optimizer's state."""
+        """Weights and the optimizer's state.
+
+        Raises:
+            NonFiniteLoss: of the last step.
+        """
+        self._settled()
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._pending = None
+        groups = [{**group, "fused": self.fused} for group in state["optimizer"]["param_groups"]]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})  # of any device

@@ -45,6 +45,8 @@ class OnlineScorer(Casting):
         view = fitted("online_scorer.view", self.view or FULL, model)
         prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
         objective = Contrastive(run.loss, ((1.0, view),))
+        if setting.compiled:
+            model.compile_blocks()
         own = run.optimizer
         optimizer = replace(self.optimizer, schedule=own.schedule, rungs=own.rungs, cooldown=own.cooldown)
         return Learner(model, objective, optimizer, arithmetic, prices, view, run.microbatch, ONLINE)

@@ -29,6 +29,7 @@ from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.parallel.arithmetic import to_device
 
 if TYPE_CHECKING:
     from jestbench.config.run import Run
@@ -87,6 +88,8 @@ class Regression(Training):
         run, tokenizer = setting.run, setting.pairs.tokenizer
         model = self.build(run, tokenizer).to(setting.arithmetic.device)
         prices = {FULL: Price.of(model, setting.example)}
+        if setting.compiled:
+            model.compile_blocks()
         return Learner(model, GradedObjective(model, self, tokenizer), run.optimizer, setting.arithmetic, prices)
 
     def described(self) -> dict[str, Any]:
@@ -185,9 +188,9 @@ class GradedObjective(Objective):
         examples = graded(captions_of(batch), self.regression, seed)
         torch.manual_seed(seed)
         grade_E = self.grade(learner, batch, examples)
-        loss_E = F.mse_loss(grade_E, examples.label_E.to(grade_E.device), reduction="none")
+        loss_E = F.mse_loss(grade_E, to_device(examples.label_E, grade_E.device), reduction="none")
         if weight_K is not None:
-            loss_E = loss_E * weight_K.to(loss_E.device)[examples.image_E.to(loss_E.device)]
+            loss_E = loss_E * to_device(weight_K[examples.image_E.to(weight_K.device)], loss_E.device)
         return examples.mean_of_kinds(loss_E), None
 
     def grade(self, learner: Learner, batch: Batch, examples: Examples) -> Tensor:
@@ -197,9 +200,10 @@ class GradedObjective(Objective):
         if examples.corrupted:
             token_TL = torch.cat([token_TL, self.tokenizer.encode(examples.corrupted)])
         with learner.arithmetic.autocast():
-            image_ND = self.model.encode_image(batch.images_BCHW.to(device, non_blocking=True))
-            text_TD = self.model.encode_text(token_TL.to(device, non_blocking=True))
-        return self.model.grade(image_ND[examples.image_E.to(device)], text_TD[examples.text_E.to(device)])
+            image_ND = self.model.encode_image(to_device(batch.images_BCHW, device))
+            text_TD = self.model.encode_text(to_device(token_TL, device))
+        image_E, text_E = to_device(examples.image_E, device), to_device(examples.text_E, device)
+        return self.model.grade(image_ND[image_E], text_TD[text_E])
 
     def forward_macs(self, learner: Learner, count: int) -> int:
         """Multiply-adds of grading all examples made of ``count`` pairs once."""

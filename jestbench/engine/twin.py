@@ -7,7 +7,7 @@ image's content key: known without a list, stable, and equal images never lie in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from jestbench.batch import Batch, Pass
 from jestbench.data.half_pairs import HALVES, half_of
 from jestbench.engine.actor import Actor
 from jestbench.engine.frozen import FrozenActor
+from jestbench.parallel.arithmetic import to_device
+from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
 
 
@@ -49,9 +51,28 @@ class TwinActor(Actor):
             index_P = (half_B == half).nonzero().flatten()
             if len(index_P):
                 scores = self.trained[1 - half].score(batch.take(index_P))
-                found.append((index_P.to(scores.device), scores.side("reference")))
+                found.append((to_device(index_P, scores.device), scores.side("reference")))
                 passes += scores.model_passes
         return Scores(unseen=tuple(found), model_passes=passes)
+
+    @property
+    def calibrated(self) -> tuple[tuple[float, float], ...]:  # type: ignore[override]
+        """t and b₀ of both models."""
+        return tuple(found for model in self.trained for found in model.calibrated)
+
+    def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
+        """As ``Actor.calibrate``, each model on the pairs of the half that it has not seen."""
+        parts: tuple[list[Batch], list[Batch]] = ([], [])
+        for batch in batches:
+            half_B = half_of(batch.image_key_B)
+            for half in HALVES:
+                index_P = (half_B == half).nonzero().flatten()
+                parts[1 - half].extend([batch.take(index_P)] if len(index_P) > 1 else [])
+        return tuple(
+            item
+            for model, found in zip(self.trained, parts, strict=True)
+            for item in model.calibrate(loss, found, batch_size)
+        )
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """As if both halves were equally large; in a run their sizes vary from step to step."""

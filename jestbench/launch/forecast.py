@@ -14,7 +14,9 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.data.pairs import Dataset
 from jestbench.engine.actor import Actor
+from jestbench.launch import calibrate
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
@@ -85,9 +87,15 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 def _built(resolved: Resolved) -> Stages:
     """Build the stages to price a run by; they read and write no rows."""
+    return _built_on(resolved)[0]
+
+
+def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
+    """The stages to price a run by, and the data or stand-in that they were built on."""
     run = replace(resolved.run, reference_accounting="online", cache=None)
+    data, castings = stand_ins(resolved)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), draw_size=1)
+        return build_stages(replace(resolved, run=run), data, castings, Path(folder), draw_size=1), data
 
 
 def _one(stages: Stages) -> Batch:
@@ -137,14 +145,15 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
 
 def _forecast(resolved: Resolved) -> int:
     """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
-    stages = _built(resolved)
+    stages, data = _built_on(resolved)
     price, below = _step_price(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
-    steps = steps_bought(resolved, price, stages.super_batches.pool, included)
+    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
+    steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
     if steps is None:
         limit = resolved.run.limit
         steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
-    return steps * price.total + sum(below.values())
+    return fitted + steps * price.total + sum(below.values())
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -157,7 +166,7 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: 
         resolved: the run.
         price: the price of one of its steps.
         pool: pairs in its split; ``None`` is a stream that never ends.
-        taken: FLOPs of pre-training that are taken out of the budget first.
+        taken: FLOPs that are taken out of the budget before the first step: pre-training, a calibration.
     """
     if resolved.run.budget is None:
         return None
@@ -311,11 +320,12 @@ def _pair_lines(stages: Stages) -> list[str]:
 
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
-    stages = _built(resolved)
+    stages, data = _built_on(resolved)
     price = _step_price(resolved, stages)
     run = resolved.run
+    fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
-    taken = _taken(resolved)
+    taken = _taken(resolved) + FLOPS_PER_MAC * macs
     steps = steps_bought(resolved, price, pool, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -336,6 +346,8 @@ def price_table(resolved: Resolved) -> str:
             f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
             f"({_cascade_charged(resolved)})"
         )
+    if fitted_on:
+        lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
         lines += [_bought(resolved, steps, pool, taken), *ladder_lines(resolved, price, pool, taken)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])

@@ -13,6 +13,7 @@ from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
+from jestbench.launch.calibrate import calibrate
 from jestbench.launch.forecast import ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
@@ -99,13 +100,15 @@ def check(resolved: Resolved) -> None:
             run = replace(
                 resolved.run, device="cpu", reference_accounting="online", cache=None, loader=Loader(workers=0)
             )
-            stages = build_stages(replace(resolved, run=run), *stand_ins(resolved), Path(folder), drawn)
+            data, castings = stand_ins(resolved)
+            stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         warned(resolved, stages)
         batch = stages.super_batches.at(0)
         try:
+            calibrate(resolved, data, stages, Progress())
             scores = stages.scorer(batch, resolved.policy.needs)
             selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
             stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
@@ -115,4 +118,11 @@ def check(resolved: Resolved) -> None:
         check(needed)
     if rungs := ladder_table(resolved):
         print(rungs)
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}\n{resolved.operative}")
+    taken, kept = resolved.inherited.described()
+    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
+    for line in (
+        *(f"taken over: {text}" for text in taken),
+        *(f"kept, bound by its own file: {text}" for text in kept),
+    ):
+        print(f"#   {line}")
+    print(resolved.operative)

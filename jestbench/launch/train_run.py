@@ -18,6 +18,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
+from jestbench.launch.calibrate import calibrate
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -165,18 +166,21 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
-        rungs = allowance.rungs
+        progress, rungs = Progress(), allowance.rungs
+        if newest is None:
+            with building():
+                calibrate(resolved, resolved.run.data, stages, progress, allowance)
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         metrics = _metrics(resolved, run_dir, role, place)
     except ConfigError:
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
         raise
-    progress = Progress()
     recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
     if newest is not None:
         recorder.restore(progress, newest)
-    brought = _references(folders.get("reference", ())), _facts(resolved, stages), warned(resolved, stages)
+    references = _references(resolved, stages, folders.get("reference", ()))
+    brought = references, _facts(resolved, stages), warned(resolved, stages)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -233,13 +237,18 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | No
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
 
 
-def _references(folders: Sequence[Path]) -> list[ReferenceEntry]:
+def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> list[ReferenceEntry]:
     """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
-    entries = []
+    entries, seeding = [], resolved.run.reference_seed
+    fitted = stages.scorer.actors["reference"].calibrated if folders else ()
     for half, folder in enumerate(folders):
-        summary = ended(folder)
-        name = f"{summary.arm or 'reference'}{f' (half {half})' if len(folders) > 1 else ''}"
-        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in))
+        summary, stand = ended(folder), resolved.stands_on["reference"][half]
+        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
+        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
+        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
+        origin = summary.seed, seeding, tuple(taken), tuple(kept)
+        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
+        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit))
     return entries
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,6 +100,7 @@ def _check_backbone(view: View, backbone: VisionTransformer) -> None:
         raise ValueError(f"the image tower cannot be run under a view ({view.label}): {reason}")
 
 
+@lru_cache(maxsize=32)
 def resize_matrix(old: tuple[int, int], new: int) -> Tensor:
     """FlexiViT's pseudo-inverse: ``kernel.flatten() @ matrix`` is the kernel for patches of ``new`` px.
 

@@ -7,11 +7,27 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 
 Precision = Literal["auto", "fp32", "bf16"]
+NumberFormat = Literal["fp32", "bf16"]
+
+
+def number_format(device: str, precision: Precision) -> NumberFormat:
+    """The number format of a run's towers; ``auto`` is bf16 on CUDA and fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if (torch.cuda.is_available() if device == "auto" else device.startswith("cuda")) else "fp32"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A copy to CUDA goes through page-locked memory, and the host does not wait for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Arithmetic:
         """Resolve ``auto``: CUDA with bf16 where available (each process on its own device), else the CPU with fp32.
 
         Raises:
-            ValueError: the device does not exist.
+            ValueError: the device does not exist, or one GPU is named for several processes.
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:
@@ -43,9 +59,14 @@ class Arithmetic:
         if resolved.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"run.device = {device!r}, but torch sees no CUDA device")
         world = distributed.world()
-        if resolved.type == "cuda" and resolved.index is None and world.size > 1:
+        if resolved.type == "cuda" and world.size > 1:
+            if resolved.index is not None:
+                raise ValueError(
+                    f"run.device = {device!r} would put all {world.size} processes of torchrun on one GPU: "
+                    "bind run.device = 'cuda', of which each process takes its own"
+                )
             resolved = torch.device("cuda", torch.cuda.current_device())
-        return cls(resolved, resolved.type == "cuda" if precision == "auto" else precision == "bf16", world)
+        return cls(resolved, number_format(resolved.type, precision) == "bf16", world)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""

@@ -9,16 +9,28 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jestbench.parallel.arithmetic import Precision
 
 PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "fvcore", "gin-config", "wandb", "numpy", "jestbench")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit, device, threads: what a figure depends on beside its configuration."""
+def environment(device: str, precision: Precision) -> dict[str, Any]:
+    """Versions, commit, device, number format, kernels, threads: what a figure depends on beside its configuration.
+
+    Args:
+        device: of the run, as it is bound.
+        precision: of the run, as it is bound.
+    """
     import torch  # here alone: the comparison names its processor without torch
 
     from jestbench.parallel import distributed
+    from jestbench.parallel.arithmetic import number_format
+    from jestbench.select import kernels
+
+    cuda = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
 
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
@@ -33,7 +45,9 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world().size,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "number_format": number_format(device, precision),
+        "kernels": {"strips": "triton" if cuda and kernels.usable(torch.zeros(1, 1, device="cuda")) else "torch"},
         "versions": versions(*PACKAGES),
         "commit": git.stdout.strip() or None,
         "command": sys.argv,

@@ -76,7 +76,8 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         run_dir.mkdir(parents=True, exist_ok=True)
         folder.config_gin.write_text(resolved.config, encoding="utf-8")
         folder.operative_gin.write_text(resolved.operative, encoding="utf-8")
-        write_json(folder.environment_json, {"run": _identity(resolved), **environment()})
+        found = environment(resolved.run.device, resolved.run.precision)
+        write_json(folder.environment_json, {"run": _identity(resolved), **found})
     except OSError as error:
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False

@@ -110,7 +110,8 @@ class Recorder:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
             mend = "lower optimizer.learning_rate, or look at the data of that step"
-            raise NonFiniteLoss(f"step {progress.step}: {error}: {mend}") from error
+            step = progress.step - getattr(error, "late", False)
+            raise NonFiniteLoss(f"step {step}: {error}: {mend}") from error
         finally:
             progress.seconds += time.perf_counter() - start
 
@@ -139,9 +140,14 @@ class Recorder:
         if self.world.size > 1:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
-        found = self._evaluate(progress) if evaluate else {}
+        checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
         table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
-        if evaluate or table is not None or self.metrics.due(progress.step):
+        written = evaluate or table is not None or self.metrics.due(progress.step)
+        if written or checkpointed or self.stop_asked:
+            with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
+                update.measured.read()
+        found = self._evaluate(progress) if evaluate else {}
+        if written:
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,
@@ -154,7 +160,7 @@ class Recorder:
             RunFolder(self.run_dir).write_results(self._budget(progress), self.results)
         whole = self.allowance.share(progress.ledger, progress.step, progress.pairs_seen, -1)
         self.metrics.progress(whole, progress.pairs_seen, progress.ledger.total, progress.seconds)
-        if self.stop_asked or points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints):
+        if self.stop_asked or checkpointed:
             self.save(progress)
         if not self.stop_asked:
             self._turn(progress)

@@ -20,11 +20,25 @@ class ReferenceEntry:
         name: label of the run that trained it.
         run_dir: that run's folder, absolute or relative to the folder of the run that it served.
         pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+        seed: of its training.
+        seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
+        taken_over: parameters that it took over from the arm, each with its value.
+        kept: parameters that its own file binds otherwise than the arm, each with both values.
+        fitted_scale: t that was fitted to the arm's loss (``run.reference_calibrate``); ``None`` where it has its own.
+        fitted_bias: b₀ likewise.
+        fitted_on: the split that they were fitted on.
     """
 
     name: str
     run_dir: str
     pretrain_flops: int
+    seed: int | None = None
+    seeding: Literal["shared", "own"] = "shared"
+    taken_over: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    fitted_scale: float | None = None
+    fitted_bias: float | None = None
+    fitted_on: str | None = None
 
 
 @dataclass(frozen=True)

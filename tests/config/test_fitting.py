@@ -23,6 +23,7 @@ WORLD = (
     *("synthetic.pool=200", "synthetic.curated=64", "synthetic.holdout=64", "synthetic.eval=32", "evaluate.points=1"),
 )
 REFERENCE = ("gin/run/tiny_reference.gin", *WORLD, "run.budget=3e8")
+HOLDOUT = ("gin/run/tiny_irreducible.gin", *REFERENCE[1:])
 SCALED = ("jest", "rho_loss", "learnability", "easy_reference", "active_clip", "cascade_uniform", "cascade_jest")
 LOSSES = ("softmax", "sigmoid")
 OTHER = "was trained on other data than this arm: "
@@ -103,7 +104,7 @@ def test_a_reference_of_another_loss_is_refused(
 
 
 def test_twins_of_another_loss_are_refused(said: Said) -> None:
-    twins = ("gin/run/tiny_irreducible.gin", *WORLD, "run.split=pool", "run.budget=3e8")
+    twins = (*HOLDOUT, "run.split=pool", "run.loss=softmax")
     status, err = said(*arm("rho_loss_twin", twins, "run.loss=sigmoid"), "--check")
     expect_refused(status, err, "softmax", "sigmoid", "RhoLoss")
     assert said(*arm("rho_loss_twin", way_out(err), "run.loss=sigmoid"), "--check") == (0, "")
@@ -120,7 +121,7 @@ def test_cosines_and_what_no_reference_scores_take_any_loss(said: Said, trained:
 
 def test_a_cascade_scales_what_the_policy_does_not(said: Said) -> None:
     cascade = ("run.cascade=@cascade()", "cascade.candidates=2")
-    status, err = said(*arm("clip_score", REFERENCE, "run.loss=sigmoid", *cascade), "--check")
+    status, err = said(*arm("clip_score", with_loss("softmax"), "run.loss=sigmoid", *cascade), "--check")
     expect_refused(status, err, "run.cascade scores with the reference's scale")
 
 
@@ -137,7 +138,7 @@ def test_every_command_refuses_it_and_leaves_nothing(
     said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
-    words = arm("jest", REFERENCE, "run.loss=sigmoid")
+    words = arm("jest", with_loss("softmax"), "run.loss=sigmoid")
     for more in (
         ["--check"],
         ["--price"],
@@ -147,7 +148,8 @@ def test_every_command_refuses_it_and_leaves_nothing(
         expect_refused(*said(*words, *more), "Jest")
     file = tmp_path / "sweep.yaml"
     command = ["python", "${program}", "--gin_file", TINY, "--gin_file", "gin/policy/jest.gin", "${args_no_hyphens}"]
-    parameters = {"run.loss": {"values": ["softmax", "sigmoid"]}, "run.reference": {"value": REFERENCE[0]}}
+    reference = {"value": (REFERENCE[0], "run.loss='softmax'")}
+    parameters = {"run.loss": {"values": ["softmax", "sigmoid"]}, "run.reference": reference}
     sweep_file = {"program": "tools/run.py", "method": "grid", "command": command, "parameters": parameters}
     file.write_text(json.dumps(sweep_file | {"metric": {"name": "eval/zero_shot_top5", "goal": "maximize"}}))
     capsys.readouterr()
@@ -158,7 +160,7 @@ def test_every_command_refuses_it_and_leaves_nothing(
 
 def test_the_message_gives_the_places(said: Said, tmp_path: Path) -> None:
     file = tmp_path / "mine.gin"
-    lines = [f'include "{Path(TINY).resolve()}"', 'run.loss = "sigmoid"', f"run.reference = {REFERENCE!r}"]
+    lines = [f'include "{Path(TINY).resolve()}"', 'run.loss = "sigmoid"', f"run.reference = {with_loss('softmax')!r}"]
     file.write_text("\n".join([*lines, 'run.policy = "learnability"', 'run.arm = "mine"', ""]))
     expect_refused(*said("--gin_file", str(file), "--check"), f"{file}:3: run.reference", f"({file}:2)")
     status, err = said(*arm("jest", with_loss("sigmoid")), "--check")
@@ -169,7 +171,7 @@ def test_the_message_gives_the_places(said: Said, tmp_path: Path) -> None:
 def test_the_way_out_of_a_file(said: Said, policy: str) -> None:
     """Bindings that the reference has already stay: flexi_jest trains it under views of its own."""
     views = ("run.train_views=[(0.5, @view()), (0.5, @cheap/view())]", "cheap/view.patch_size=8")
-    own = views if policy == "flexi_jest" else ()
+    own = (*(views if policy == "flexi_jest" else ()), "run.loss=softmax")
     mine = ("cheap/view.patch_size=8", "cheap/view.resolution=16") if policy == "flexi_jest" else ()
     status, err = said(*arm(policy, (*REFERENCE, *own), "run.loss=sigmoid", *mine), "--check")
     expect_refused(status, err, "set run.loss = 'softmax'")
@@ -223,39 +225,46 @@ Warned = Callable[[Sequence[str]], list[str]]
 
 @pytest.mark.parametrize(
     ("bindings", "more", "there", "here"),
-    [((), ("synthetic.noise=0.2",), 0.2, 0.4), (("synthetic.noise=0.2",), (), 0.4, 0.2)],
+    [
+        ((), ("synthetic.noise=0.2",), 0.2, 0.4),
+        (("synthetic.noise=0.2",), ("synthetic.noise=0.4",), 0.4, 0.2),
+    ],
     ids=["the reference's", "the arm's"],
 )
 def test_other_noise_is_warned_of(
     warned: Warned, bindings: tuple[str, ...], more: tuple[str, ...], there: float, here: float
 ) -> None:
     """Each side, so that neither the data file's value nor a binding passes for both."""
-    (warning,) = warned(arm("learnability", (*REFERENCE, *more), *bindings))
-    assert warning.startswith(f"the reference 'tiny_reference' {OTHER}synthetic.noise is {there} there and {here} here")
+    (warning,) = warned(arm("learnability", (*HOLDOUT, *more), *bindings))
+    assert warning.startswith(
+        f"the reference 'tiny_irreducible' {OTHER}synthetic.noise is {there} there and {here} here"
+    )
     assert warned(arm("learnability", way_out(warning), *bindings)) == []
+    assert warned(arm("learnability", (*REFERENCE, *more), *bindings)) == [], "the curated pairs are the same"
 
 
 def test_a_folder_of_other_data_is_warned_of(warned: Warned, trained: dict[str, Path]) -> None:
     folder = str(trained["softmax"])
     assert warned(arm("clip_score", folder)) == []
-    (warning,) = warned(arm("clip_score", folder, "synthetic.noise=0.2", "synthetic.duplicates=0.3"))
-    assert f"the reference {folder!r} {OTHER}synthetic.noise is 0.4 there and 0.2 here" in warning
-    assert "synthetic.duplicates is 0.1 there and 0.3 here" in warning
-    assert warned(arm("clip_score", way_out(warning), "synthetic.noise=0.2", "synthetic.duplicates=0.3")) == []
+    assert warned(arm("clip_score", folder, "synthetic.noise=0.2", "synthetic.duplicates=0.3")) == []
+    (warning,) = warned(arm("clip_score", folder, "synthetic.image_size=20", "synthetic.noise=0.2"))
+    assert f"the reference {folder!r} {OTHER}synthetic.image_size is 16 there and 20 here; " in warning
+    assert warned(arm("clip_score", way_out(warning), "synthetic.image_size=20")) == []
 
 
 def test_every_frozen_model_that_scores_is_compared(warned: Warned, said: Said) -> None:
-    scorer = ("gin/run/tiny_cappy.gin", *WORLD, "run.budget=3e8")
-    (warning,) = warned(arm("cappy", None, f"run.scorer={scorer!r}", "synthetic.noise=0.2"))
-    assert warning.startswith(f"the scorer 'tiny_cappy' {OTHER}synthetic.noise is 0.4 there and 0.2 here")
-    assert way_out(warning, "scorer") == (*scorer, "synthetic.noise=0.2")
-    twins = ("gin/run/tiny_irreducible.gin", *WORLD, "run.split=pool", "run.budget=3e8")
+    scorer = ("gin/run/tiny_cappy.gin", *WORLD, "run.budget=3e8", "synthetic.image_size=20")
+    (warning,) = warned(arm("cappy", None, f"run.scorer={scorer!r}"))
+    assert warning.startswith(f"the scorer 'tiny_cappy' {OTHER}synthetic.image_size is 20 there and 16 here")
+    assert way_out(warning, "scorer") == (*scorer, "synthetic.image_size=16")
+    twins = (*HOLDOUT, "run.split=pool", "synthetic.noise=0.4")
     (warning,) = warnings_of(said(*arm("rho_loss_twin", twins, "synthetic.noise=0.2"), "--check")[1])
     assert "'tiny_irreducible'" in warning
-    (warning,) = warnings_of(said(*arm("cascade_uniform", REFERENCE, "synthetic.noise=0.2"), "--check")[1])
-    assert "'tiny_reference'" in warning
+    noisy = (*HOLDOUT, "synthetic.noise=0.4")
+    (warning,) = warnings_of(said(*arm("cascade_uniform", noisy, "synthetic.noise=0.2"), "--check")[1])
+    assert "'tiny_irreducible'" in warning
     for policy in ("uniform", "uniform_curated"):  # whose reference never scores
-        assert said(*arm(policy, REFERENCE, "synthetic.noise=0.2"), "--check") == (0, "")
+        assert said(*arm(policy, noisy, "synthetic.noise=0.2"), "--check") == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +274,7 @@ def test_every_frozen_model_that_scores_is_compared(warned: Warned, said: Said) 
         ("synthetic.curated=32", "run.split=curated"),
         ("synthetic.eval=64",),
         ("synthetic.noise=0.4",),
+        ("synthetic.noise=0.2", "synthetic.easy=0.5"),
     ],
 )
 def test_what_leaves_the_arms_pairs_alone_is_not_warned_of(said: Said, bindings: tuple[str, ...]) -> None:
@@ -274,7 +284,9 @@ def test_what_leaves_the_arms_pairs_alone_is_not_warned_of(said: Said, bindings:
 def test_where_data_are_cached_is_not_compared() -> None:
     files = ["gin/run/icons.gin", "gin/policy/jest.gin"]
     assert resolve.resolve(files, ["icons.cache_dir=/elsewhere"]).warnings == ()
-    (warning,) = resolve.resolve(files, ["icons.cache_dir=/elsewhere", "icons.noise=0.2"]).warnings
+    reference = ("gin/run/reference.gin", "run.split=holdout", "icons.noise=0.6", "icons.cache_dir=/here")
+    bindings = ["icons.cache_dir=/elsewhere", "icons.noise=0.2", f"run.reference={reference!r}"]
+    (warning,) = resolve.resolve(files, bindings).warnings
     assert warning.startswith(f"the reference 'reference' {OTHER}icons.noise is 0.6 there and 0.2 here; ")
 
 
@@ -294,12 +306,12 @@ def test_what_a_common_split_holds_is_compared(said: Said) -> None:
 
 
 def test_another_data_set_and_a_part_of_one_are_named(said: Said, tmp_path: Path) -> None:
-    words = [word for word in arm("jest", "gin/run/reference.gin") if "synthetic" not in word]
-    (warning,) = resolve.resolve([TINY, "gin/policy/jest.gin"], [word for word in words[4:] if "=" in word]).warnings
+    icons = "run.reference=('gin/run/reference.gin', 'run.data=@icons()')"
+    (warning,) = resolve.resolve([TINY, "gin/policy/jest.gin"], [icons]).warnings
     assert warning == f"the reference 'reference' {OTHER}run.data is 'icons' there and 'synthetic' here"
     files = ["gin/run/csv.gin", "gin/policy/jest.gin"]
     pairs = ["csv.pool=pool.csv", "csv.eval=eval.csv", "captions.lower=True"]
-    plain = ("gin/run/csv.gin", "csv.curated=few.csv", "run.split=curated", "run.arm=plain")
+    plain = ("gin/run/csv.gin", "csv.curated=few.csv", "captions.lower=False", "run.split=curated", "run.arm=plain")
     (warning,) = resolve.resolve(files, [*pairs, f"run.reference={plain!r}"]).warnings
     assert f"the reference 'plain' {OTHER}captions.lower is False there and True here; " in warning
 
@@ -316,23 +328,29 @@ def test_a_reference_of_a_reference_is_its_own_affair() -> None:
 def test_a_folder_is_read_as_far_as_it_goes(said: Said, trained: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(trained["softmax"], folder)
-    same, other = arm("jest", str(folder)), arm("jest", str(folder), "synthetic.noise=0.2")
+    same, other = arm("jest", str(folder)), arm("jest", str(folder), "synthetic.image_size=20")
     operative = folder / "operative.gin"
     text = operative.read_text().replace("run.policy = 'uniform'", "run.policy = 'jest'\nrun.reference = 'gone.gin'")
     assert "gone.gin" in text
     operative.write_text(text)
     assert said(*same, "--check") == (0, ""), "a reference that the reference needed may be gone"
-    assert f"{OTHER}synthetic.noise is 0.4" in said(*other, "--check")[1]
+    assert f"{OTHER}synthetic.image_size is 16" in said(*other, "--check")[1]
     operative.write_text(text.replace("synthetic.noise", "synthetic.nois"))
     assert said(*same, "--check") == (0, "")
-    status, err = said(*other, "--check")
+    noisy = arm("jest", str(folder), "synthetic.noise=0.2")
+    assert said(*noisy, "--check") == (0, ""), "the curated pairs are clean whatever the noise"
+    recorded = (folder / "summary.json").read_text()
+    (folder / "summary.json").write_text(recorded.replace('"split": "curated"', '"split": "holdout"'))
+    status, err = said(*noisy, "--check")
     assert (status, warnings_of(err)) == (
         0,
         [f"the reference {str(folder)!r} {OTHER}synthetic.noise is 0.4 there and 0.2 here"],
     )
     status, err = said(*arm("jest", str(folder), "run.loss=sigmoid"), "--check")
     expect_refused(status, err, "softmax")  # the checkpoint holds the loss
-    assert err.endswith("set run.loss = 'softmax'\n"), "a file that describes no run is no way out"
+    assert err.endswith("which fits its scale and bias to the arm's loss\n"), (
+        "a file that describes no run is no way out"
+    )
     for broken in ("{", '{"data": {}}', "[]"):
         (folder / "summary.json").write_text(broken)
         status, err = said(*same, "--check")

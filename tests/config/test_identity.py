@@ -8,6 +8,7 @@ from pathlib import Path
 
 import make_defaults
 import pytest
+import torch
 from gin import config as gin_state
 
 from jestbench.config import identity, resolve
@@ -43,8 +44,20 @@ def digest(*bindings: str) -> str:
         "run.reference=('gin/run/tiny_reference.gin','run.arm=x','log.every=1')",
     ],
 )
-def test_the_hash_leaves_out_what_is_not_the_arm(same: str) -> None:
+def test_the_hash_leaves_out_what_is_not_the_arm(same: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert digest(same) == digest()
+
+
+def test_the_hash_changes_with_the_number_format_that_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu, bound = digest(), digest("run.precision=bf16")
+    assert bound != on_cpu
+    assert digest("run.precision=fp32") == on_cpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert digest("run.device=cpu", "run.reference=('gin/run/tiny_reference.gin','run.device=cpu')") == on_cpu
+    assert len({on_cpu, bound, digest()}) == 3, "the reference of the first two is trained on the CPU"
+    assert digest("run.precision=bf16", "run.device=cpu") == digest()
 
 
 @pytest.mark.parametrize(

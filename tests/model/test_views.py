@@ -31,7 +31,7 @@ from jestbench.launch import command
 from jestbench.launch.forecast import step_price
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import ImageTower, Model, TwoTowers
-from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept
+from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept, resize_matrix
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES
 
@@ -238,6 +238,14 @@ def test_the_price_of_a_view_is_the_closed_form(tokenizer: Tokenizer, view: View
     assert price.pairs(3, 3) == price.pairs(3)
     assert price.pairs(7, 3) == 7 * price.pair + 3 * price.fixed
     assert price.pairs(0) == price.pairs(0, 3) == 0
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.label)
+def test_the_price_of_a_view_is_the_same_wherever_the_model_is(tokenizer: Tokenizer, view: View) -> None:
+    """No pseudo-inverse is traced: a resize matrix of the model's device is none of the traced copy's."""
+    elsewhere, batch = towers(tokenizer).to("meta"), batch_of(tokenizer)
+    resize_matrix.cache_clear()
+    assert Price.of(elsewhere, batch, check(view, elsewhere)) == closed_form(view)
 
 
 @pytest.mark.parametrize("microbatch", [1, 3, 4, 7, 100])

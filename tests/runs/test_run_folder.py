@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended_device import Pretended
 
 from jestbench.disk import DataError
 from jestbench.evals.measure import Measure
 from jestbench.runs import checkpoint
 from jestbench.runs.checkpoint import Place
+from jestbench.runs.environment import environment
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.summary import ReferenceEntry, ScheduleRecord, Summary
+from jestbench.select import kernels
 
 PACKAGE = Path(__file__).resolve().parents[2] / "jestbench"
 NAMES = re.compile(
@@ -184,6 +187,19 @@ def test_an_environment_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
         assert folder.environment() == {}
     folder.environment_json.write_text('{"threads": 2}')
     assert folder.environment() == {"threads": 2}
+
+
+def test_the_environment_has_the_runs_number_format_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment("cpu", "auto")
+    assert (found["device"], found["number_format"], found["kernels"]) == ("cpu", "fp32", {"strips": "torch"})
+    monkeypatch.setenv("JESTBENCH_FUSED", "0")
+    with Pretended():
+        assert environment("cpu", "auto")["device"] == "cpu", "the run's device, not the machine's best one"
+        there = environment("auto", "auto")
+        assert (there["device"], there["number_format"], there["kernels"]) == ("Pretended", "bf16", {"strips": "torch"})
+        monkeypatch.setattr(kernels, "usable", lambda embeddings_BD: embeddings_BD.is_cuda)
+        assert environment("cuda:0", "fp32")["kernels"] == {"strips": "triton"}
+        assert environment("cuda:0", "fp32")["number_format"] == "fp32"
 
 
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:

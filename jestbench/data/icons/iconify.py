@@ -57,6 +57,7 @@ class Iconify(PreparedIcons):
     pixels: Literal[32, 64] = 32
     recipe: Recipe = field(default=ICONIFY, repr=False)
     label: ClassVar[str] = "iconify"
+    of_noisy: ClassVar[frozenset[str]] = PreparedIcons.of_noisy | {"captions"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,6 +53,7 @@ class PreparedIcons(ABC):
             ``JESTBENCH_CACHE`` names, else the user's cache folder.
         recipe: what is prepared.
         label: name of the data set in configurations, the command and the folder.
+        of_noisy: parameters that change nothing in a clean split.
     """
 
     noise: float = 0.0
@@ -62,6 +63,7 @@ class PreparedIcons(ABC):
     vocab_size: int = 4096
     cache_dir: str | None = None
     label: ClassVar[str]
+    of_noisy: ClassVar[frozenset[str]] = frozenset({"noise", "noise_seed", "min_hands"})
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 1.0:

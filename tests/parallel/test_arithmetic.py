@@ -1,0 +1,42 @@
+"""Device and number format of a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jestbench.parallel import distributed
+from jestbench.parallel.arithmetic import Arithmetic, number_format
+from jestbench.parallel.distributed import World
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two processes, each on a GPU of its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(distributed, "world", lambda: World(1, 2))
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_process_has_its_own_gpu(device: str, two_gpus: None) -> None:
+    assert Arithmetic.of(device, "auto").device == torch.device("cuda", 1)
+
+
+def test_one_gpu_for_several_processes_is_refused(two_gpus: None) -> None:
+    with pytest.raises(ValueError, match=r"'cuda:0' would put all 2 processes .* bind run.device = 'cuda'"):
+        Arithmetic.of("cuda:0", "auto")
+    assert Arithmetic.of("cpu", "auto").device == torch.device("cpu")
+
+
+def test_one_process_may_name_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Arithmetic.of("cuda:1", "auto") == Arithmetic(torch.device("cuda", 1), bf16=True)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_number_format_is_that_of_the_arithmetic(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    for device in ("auto", "cpu", *("cuda", "cuda:0") * there):
+        for precision in ("auto", "fp32", "bf16"):
+            assert (number_format(device, precision) == "bf16") == Arithmetic.of(device, precision).bf16
