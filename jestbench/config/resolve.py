@@ -32,7 +32,6 @@ from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, R
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 from jestbench.disk import shown
-from jestbench.parallel.arithmetic import number_format
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -179,15 +178,15 @@ def resolve(
         )
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
-    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
+    identities = _identities(run, stands_on, recorded)
     return Resolved(
         run,
         name,
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identities, format_used),
-        frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
+        config_hash=arm_hash(flat, needs, identities),
+        frontier_hash=arm_hash(flat, needs, identities, without=BUDGETS),
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,
