@@ -14,23 +14,33 @@ from pathlib import Path
 
 import numpy as np
 
-from jestbench.compare.comparison import Absent, Arm, Comparison, Kind, Paired, ReferenceRow, SeedRun, Speedup
-from jestbench.compare.curves import AXES, FEWEST_SEEDS, Reach, SeedCurve, first_reach, interval, mean_curve, value_at
+from jestbench.compare.comparison import (
+    UNDECAYED,
+    Arm,
+    Comparison,
+    FrontierPoint,
+    ReferenceRow,
+    SeedRun,
+    Speedup,
+    Table,
+)
+from jestbench.compare.curves import AXES, mean_curve, value_at
+from jestbench.compare.frontiers import Metric, cell_of, frontiers, where_it_pays
 from jestbench.compare.groups import (
-    TOTAL_FLOPS,
-    Candidate,
     Group,
+    World,
     choose_baseline,
     group_arms,
     load_all,
     newest_by_seed,
-    read_curve,
+    no_baseline,
     resolve_metric,
-    spent,
     split_usable,
-    step_flops,
+    split_worlds,
 )
-from jestbench.compare.load import CompareError, RunRecord, load_run
+from jestbench.compare.load import CompareError, load_run
+from jestbench.compare.noise import Units
+from jestbench.compare.points import TOTAL_FLOPS, Candidate, read_metric, spent, step_flops
 from jestbench.compare.provenance import (
     common_facts,
     environment,
@@ -39,12 +49,17 @@ from jestbench.compare.provenance import (
     run_notes,
     workplace_notes,
 )
+from jestbench.compare.speedups import speedups_of
+from jestbench.compare.statistics import Difference, Interval, seed_deviation
 from jestbench.compare.wording import end_text
 from jestbench.disk import shown
 from jestbench.evals.measure import Measure
 
-_EVAL_FLOPS = "flops/eval"
-_RUNG_FLOPS = "flops/rungs"
+_APART = ("flops/eval", "flops/rungs")
+"""FLOPs outside the total."""
+_LOWER = ("loss", "mse", "nll")
+"""Parts of the names of metrics of which less is better; for keys without a recorded measure."""
+_SEEDS_FOR_DEVIATION = 8
 
 
 def analyse(
@@ -56,7 +71,8 @@ def analyse(
         run_dirs: run folders, or folders that hold them one or two levels down.
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: if the name holds "loss" or "mse".
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if the name holds
+            "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison.
 
     Returns:
@@ -68,161 +84,234 @@ def analyse(
     """
     runs, unreadable = load_all(run_dirs)
     metric = resolve_metric(runs, metric)
-    lower = any(word in metric.lower() for word in ("loss", "mse")) if lower_is_better is None else lower_is_better
     candidates, unusable, reading = split_usable(runs, metric)
     kept, duplicates = newest_by_seed(candidates)
-    groups, clashes = group_arms(kept)
-    base, choice = choose_baseline(groups, baseline, unusable)
-    budget = min(group.reached for group in groups)
-    measure = _measure(kept, metric)
-    arms, about_arms = _compare(groups, base, budget, lower, measure)
-    references, about_references = _reference_rows(arms, metric)
-    facts, about_data = common_facts(arms)
+    if lower_is_better is None:
+        lower_is_better = _lower_is_better(kept, metric)
+    worlds, apart = split_worlds(kept, metric, baseline)
+    compared = [_compare(world, metric, baseline, lower_is_better) for world in worlds]
+    tables = tuple(table for table, _ in compared)
     excluded = (*unusable, *unreadable)
+    if all(table.baseline is None for table in tables):
+        raise no_baseline([arm.label for table in tables for arm in table.arms], baseline, excluded)
     left_out = [f"left out: {run}" for run in excluded]
-    about_runs = [*workplace_notes(arms), *run_notes(arms)]
+    notes = [note for _, found in compared for note in found]
     return Comparison(
-        metric=metric,
-        lower_is_better=lower,
-        baseline=base.label,
-        budget=budget,
-        arms=tuple(sorted(arms, key=lambda arm: (arm.mean if lower else -arm.mean, arm.label))),
-        references=references,
+        tables=tables,
         excluded=excluded,
-        warnings=(
-            *(*clashes, *choice, *left_out, *duplicates, *reading, *_few_seeds_notes(arms)),
-            *(*about_arms, *about_references, *learning_rate_notes(arms), *about_data, *about_runs),
-        ),
-        facts=facts,
+        warnings=tuple(dict.fromkeys((*apart, *left_out, *duplicates, *reading, *notes))),
         command=command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        environment=environment([member.run for arm in arms for member in arm.runs]),
+        environment=environment([member.run for table in tables for arm in table.arms for member in arm.runs]),
     )
 
 
-def _measure(candidates: Iterable[Candidate], metric: str) -> Measure:
-    """The metric's range and number of examples, where all runs that record them agree."""
+def _lower_is_better(candidates: Iterable[Candidate], metric: str) -> bool:
     measures = [candidate.run.summary.measures for candidate in candidates]
-    known = {found[metric] for found in measures if metric in found}
-    return known.pop() if len(known) == 1 else Measure()
+    known = [found[metric].lower_is_better for found in measures if metric in found]
+    return known[0] if known else any(word in metric.lower() for word in _LOWER)
 
 
-def _compare(
-    groups: Sequence[Group], base: Group, budget: int, lower: bool, measure: Measure
-) -> tuple[list[Arm], list[str]]:
+def _compare(world: World, key: str, baseline: str, lower: bool) -> tuple[Table, list[str]]:
+    """The table of a world, and notes on it."""
+    groups, clashes = group_arms(world)
+    base, choice = choose_baseline(groups, baseline)
+    budget = _common_budget(groups)
+    metric = Metric(key, _measure(world.members, key), lower, _units(world.members))
+    members, notes = _members(groups, base, budget)
+    groups = [group for group in groups if group.label in members]
+    decayed = {label: runs for label, runs in members.items() if all(run.point for run in runs)}
+    points = frontiers(groups, metric)
+    means, differences, rule = _statistics(members, decayed, base, metric)
+    speedup, about_speedups = speedups_of(groups, base, members, budget, metric)
+    arms = []
+    for group in groups:
+        runs = members[group.label]
+        arm = _arm(
+            group,
+            runs,
+            mean=means[group.label],
+            difference=differences.get(group.label),
+            speedup=speedup[group.label],
+            points=points[group.label],
+        )
+        arms.append(arm)
+        notes.extend(_arm_notes(arm, members[base.label] if base and base is not group else None))
+    references, about_references = _reference_rows(arms, key)
+    facts, about_data = common_facts(arms)
+    about_runs = [*workplace_notes(arms), *run_notes(arms)]
+    if base is None:
+        notes.append(f"no arm {baseline} among {listed(arm.label for arm in arms)}: no differences and no speed-ups")
+    table = Table(
+        metric=key,
+        lower_is_better=lower,
+        measure=metric.measure,
+        about=world.about,
+        baseline=base.label if base else None,
+        budget=budget,
+        rule=rule,
+        arms=tuple(sorted(arms, key=lambda arm: (arm.mean.value if lower else -arm.mean.value, arm.label))),
+        references=references,
+        frontier=tuple(point for arm in groups for point in points[arm.label]),
+        pays=where_it_pays(groups, base, metric),
+        facts=facts,
+    )
+    about = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups)
+    return table, [*about, *about_references, *learning_rate_notes(arms), *about_data, *about_runs]
+
+
+def _measure(members: Sequence[Candidate], key: str) -> Measure:
+    """What the runs of a world record about the metric, which is the same for all of them."""
+    return members[0].run.summary.measures.get(key, Measure())
+
+
+def _units(members: Iterable[Candidate]) -> Units | None:
+    """The units of the evaluation examples, which are the same for all runs of a world that hold any."""
+    examples = [point.examples for member in members for point in member.points if point.examples is not None]
+    return examples[0].unit_N if examples else None
+
+
+def _common_budget(groups: Sequence[Group]) -> int:
+    """The largest budget at which every arm has a decayed point; if there is none, the smallest end of an arm."""
+    shared = set.intersection(*(set(group.budgets) for group in groups))
+    return max(shared) if shared else min(group.budgets[-1] for group in groups)
+
+
+def _members(
+    groups: Sequence[Group], base: Group | None, budget: int
+) -> tuple[dict[str, tuple[SeedRun, ...]], list[str]]:
+    """The runs of each arm at a budget, without arms that have none; and notes."""
     read = {group.label: _read_at(group, budget) for group in groups}
-    members = {label: runs for label, (runs, _) in read.items() if runs}
-    notes = [note for _, about in read.values() for note in about]
-    if base.label not in members:
-        smallest = min(groups, key=lambda group: group.reached)
+    if base is not None and not read[base.label][0]:
+        smallest = min(groups, key=lambda group: group.budgets[-1])
         raise CompareError(
             f"arm {smallest.label} has the smallest budget, {budget:.3e} FLOPs, which lies before the first "
             f"evaluation of {base.label}: leave its runs out, or evaluate sooner"
         )
-    curves = {label: mean_curve([member.curve for member in runs]) for label, runs in members.items()}
-    target = float(curves[base.label].value_E[-1])
-    reached = {label: first_reach(curve, target, lower_is_better=lower) for label, curve in curves.items()}
-    base_reach = reached[base.label]
-    if base_reach is not None and not base_reach.at_end:
-        notes.append(
-            f"the baseline {base.label} first touches its own final value before its end: its side of each first "
-            "touch is read there"
-        )
-    arms = []
-    for group in groups:
-        if group.label not in members:
-            continue
-        own = group is base
-        runs, curve = members[group.label], curves[group.label]
-        end = float(curve.value_E[-1])
-        arm = _arm(
-            group,
-            runs,
-            budget,
-            measure,
-            speedup=_speedups(reached[group.label], base_reach, own=own, worse=end > target if lower else end < target),
-            paired=None if own else _paired(runs, members[base.label], lower, measure),
-            curve=curve,
-        )
-        arms.append(arm)
-        notes.extend(_arm_notes(arm, None if own else members[base.label]))
-    return arms, notes
+    notes = [note for _, about in read.values() for note in about]
+    return {label: runs for label, (runs, _) in read.items() if runs}, notes
 
 
 def _read_at(group: Group, budget: int) -> tuple[tuple[SeedRun, ...], list[str]]:
-    members: list[SeedRun] = []
+    """An arm's runs at a budget: those with a decayed point there; if there are none, all, read on their curves."""
     notes: list[str] = []
-    for candidate in group.members:
-        run, curve = candidate.run, candidate.curve
-        step = step_flops(run)
-        value = value_at(curve, budget, step)
+    members = [SeedRun(one.run, one.curve, point.value, point) for one, point in group.at(budget)]
+    if members:
+        missing = sorted(set(group.seeds) - {member.seed for member in members})
+        if missing:
+            notes.append(f"arm {group.label}: seeds {listed(missing)} have no decayed point at {budget:.3e} FLOPs")
+        for member in members:
+            notes.extend(_shortfall(member, budget))
+        return tuple(members), notes
+    for seed in group.seeds:
+        runs = [one for one in group.members if one.seed == seed]
+        above = [one for one in runs if one.end.budget >= budget]
+        one = min(above, key=lambda run: run.end.budget) if above else runs[-1]
+        step = step_flops(one.run)
+        value = value_at(one.curve, budget, step)
         if value is None:
             notes.append(
-                f"left out: {shown(run.folder)}: first evaluated above the common budget of {budget:.3e} FLOPs"
+                f"left out: {shown(one.run.folder)}: first evaluated above the common budget of {budget:.3e} FLOPs"
             )
             continue
-        if curve.flops_E[-1] < budget - step:
-            notes.append(
-                f"{shown(run.folder)}: last evaluated at {curve.flops_E[-1]:.3e} FLOPs, below the common "
-                f"budget of {budget:.3e}: its final value is used"
-            )
-        elif run.budget and spent(run) < run.budget - step:
-            notes.append(f"{shown(run.folder)}: spent only {spent(run):.3e} of its {run.budget:.3e} FLOPs")
-        members.append(SeedRun(run, curve, value))
+        point = one.end if one.end.budget <= budget + step else None
+        members.append(SeedRun(one.run, one.curve, value, point))
+        notes.extend(_shortfall(members[-1], budget))
     return tuple(members), notes
+
+
+def _shortfall(member: SeedRun, budget: int) -> list[str]:
+    """Notes on a run that ended before it was asked to."""
+    run, step = member.run, step_flops(member.run)
+    at = member.point.amount["flops"] if member.point else float(member.curve.flops_E[-1])
+    if at < budget - step:
+        return [
+            f"{shown(run.folder)}: last evaluated at {at:.3e} FLOPs, below the common budget of {budget:.3e}: its "
+            "final value is used"
+        ]
+    if run.budget and spent(run) < run.budget - step:
+        return [f"{shown(run.folder)}: spent only {spent(run):.3e} of its {run.budget:.3e} FLOPs"]
+    return []
+
+
+def _statistics(
+    members: Mapping[str, Sequence[SeedRun]],
+    decayed: Mapping[str, Sequence[SeedRun]],
+    base: Group | None,
+    metric: Metric,
+) -> tuple[dict[str, Interval], dict[str, Difference], str]:
+    """Means of all arms, differences to the baseline, and the rule of the decayed ones' intervals."""
+    cells = {label: cell_of((run.seed, run.value, run.point) for run in runs) for label, runs in members.items()}
+    family = {label: cells[label] for label in decayed}
+    # A value inside an undecayed schedule is of another kind: it is in no family, and gets no verdict.
+    means = {label: metric.fit({label: cell}).means[label] for label, cell in cells.items() if label not in family}
+    differences: dict[str, Difference] = {}
+    rule = "no verdicts: the baseline's value is read inside an undecayed schedule" if base else "no baseline"
+    if family:
+        fitted = metric.fit(family, base.label if base and base.label in family else None)
+        means |= fitted.means
+        if base and base.label in family:
+            differences, rule = dict(fitted.differences), fitted.rule
+    if base:
+        for label in cells.keys() - differences.keys() - {base.label}:
+            differences[label] = _unjudged(members[label], members[base.label])
+    return means, differences, rule
+
+
+def _unjudged(members: Iterable[SeedRun], baseline: Iterable[SeedRun]) -> Difference:
+    """The plain paired difference, where one of the two values is read inside an undecayed schedule."""
+    other = {member.seed: member.value for member in baseline}
+    found = {member.seed: member.value - other[member.seed] for member in members if member.seed in other}
+    value = float(np.mean(list(found.values()))) if found else math.nan
+    return Difference(value, None, None, None, None, "not told apart", tuple(found), UNDECAYED)
 
 
 def _arm(
     group: Group,
     members: tuple[SeedRun, ...],
-    budget: int,
-    measure: Measure,
     *,
+    mean: Interval,
+    difference: Difference | None,
     speedup: Mapping[str, Speedup],
-    paired: Paired | None,
-    curve: SeedCurve,
+    points: Sequence[FrontierPoint],
 ) -> Arm:
-    values = [member.value for member in members]
-    low, high = interval(values, *measure.limits) or (None, None)
-    ends = [float(member.curve.value_E[-1]) for member in members]
     runs = [member.run for member in members]
-    purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")})
+    purposes = sorted({key for run in runs for key in run.final if key.startswith("flops/")} - {*_APART, TOTAL_FLOPS})
+    values = [member.value for member in members]
     return Arm(
         arm=group.arm,
         label=group.label,
         policy=runs[0].summary.policy,
-        config_hash=group.config_hash,
+        config_hash=runs[0].summary.config_hash,
+        frontier_hash=group.frontier_hash,
         runs=members,
-        mean=float(np.mean(values)),
-        low=low,
-        high=high,
-        evaluation_error=_binomial_error(float(np.mean(values)), measure.examples),
-        budget=group.budget,
+        mean=mean,
+        difference=difference,
+        budget=min(member.point.budget if member.point else member.run.budget or 0 for member in members),
         added_to_budget=_mean_count(run.summary.added_to_budget for run in runs),
-        end=(float(np.mean(ends)), *(interval(ends, *measure.limits) or (None, None))),
-        undecayed=group.reached > budget + max(step_flops(run) for run in runs),
-        paired=paired,
+        end=points[-1].mean,
+        undecayed=any(member.point is None for member in members),
+        deviation=seed_deviation(np.array(values)) if len(values) >= _SEEDS_FOR_DEVIATION else None,
         speedup=speedup,
-        flops_total=_mean_final(runs, TOTAL_FLOPS),
-        flops_by_purpose={
-            key.removeprefix("flops/"): _mean_final(runs, key)
-            for key in purposes
-            if key not in (TOTAL_FLOPS, _EVAL_FLOPS, _RUNG_FLOPS)
-        },
-        flops_eval=_mean_final(runs, _EVAL_FLOPS),
+        flops_total=_mean_of(members, TOTAL_FLOPS),
+        flops_by_purpose={key.removeprefix("flops/"): _mean_of(members, key) for key in purposes},
+        flops_eval=_mean_of(members, "flops/eval"),
+        flops_rungs=_mean_of(members, "flops/rungs"),
         pretrain_flops=_mean_count(run.summary.pretrain_total for run in runs),
         pretrain_in_budget=_mean_count(run.summary.pretrain_in_budget for run in runs),
         flops_amortised=_mean_count(run.summary.flops_amortised for run in runs),
-        flops_all_in=_mean_count(int(run.final.get(TOTAL_FLOPS, 0)) + run.summary.pretrain_total for run in runs),
-        pairs_seen=_mean_final(runs, "pairs/seen"),
-        pairs_trained=_mean_final(runs, "pairs/trained"),
-        seconds=float(np.mean([run.final.get("time/seconds", 0.0) for run in runs])),
-        curve=curve,
+        flops_all_in=_mean_count(
+            int(member.counters.get(TOTAL_FLOPS, 0)) + member.run.summary.pretrain_total for member in members
+        ),
+        pairs_seen=_mean_of(members, "pairs/seen"),
+        pairs_trained=_mean_of(members, "pairs/trained"),
+        seconds=float(np.mean([member.counters.get("time/seconds", 0.0) for member in members])),
+        curve=mean_curve([member.curve for member in members]),
     )
 
 
-def _mean_final(runs: Iterable[RunRecord], key: str) -> int:
-    return _mean_count(run.final.get(key, 0) for run in runs)
+def _mean_of(members: Iterable[SeedRun], key: str) -> int:
+    return _mean_count(member.counters.get(key, 0) for member in members)
 
 
 def _mean_count(values: Iterable[float]) -> int:
@@ -231,74 +320,8 @@ def _mean_count(values: Iterable[float]) -> int:
     return (2 * sum(whole) + len(whole)) // (2 * len(whole))
 
 
-def _speedups(arm: Reach | None, baseline: Reach | None, *, own: bool, worse: bool) -> dict[str, Speedup]:
-    """Speedup by axis.
-
-    Args:
-        arm: where the arm first reaches the baseline's final value; ``None`` if nowhere.
-        baseline: where the baseline first reaches it.
-        own: whether the arm is the baseline.
-        worse: whether the arm ends worse than the baseline, and so loses again a value that it reached on the way.
-    """
-    speedups = {}
-    for axis in AXES:
-        need = _finite(arm.amount[axis]) if arm else None
-        have = _finite(baseline.amount[axis]) if baseline else None
-        absent: Absent = ""
-        if own:
-            speedups[axis] = Speedup(1.0, "decayed", arm=need, baseline=have)
-            continue
-        if arm is None or baseline is None:
-            absent = "never"
-        elif worse:
-            absent = "worse"
-        elif not (arm.resolved and baseline.resolved):
-            absent, need = "early", None
-        elif not need or have is None:
-            absent = "unknown"
-        if absent or arm is None or baseline is None or not need or have is None:
-            speedups[axis] = Speedup(None, None, absent, arm=need, baseline=have)
-        else:
-            kind: Kind = "decayed" if arm.at_end and baseline.at_end else "touch"
-            speedups[axis] = Speedup(have / need, kind, arm=need, baseline=have)
-    return speedups
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _binomial_error(share: float, examples: int | None) -> float | None:
-    """One standard error of a share by the number of its examples, √(p(1 − p)/n).
-
-    The formula assumes independent examples; those of one class share a prompt, so the true error is larger.
-
-    Args:
-        share: p.
-        examples: n; ``None`` where the value is not a share of examples.
-    """
-    if examples is None or not 0 <= share <= 1:
-        return None
-    return math.sqrt(share * (1 - share) / examples)
-
-
-def _paired(members: Iterable[SeedRun], baseline: Iterable[SeedRun], lower: bool, measure: Measure) -> Paired | None:
-    of_baseline = {member.seed: member.value for member in baseline}
-    difference = {
-        member.seed: member.value - of_baseline[member.seed] for member in members if member.seed in of_baseline
-    }
-    if not difference:
-        return None
-    values = list(difference.values())
-    lowest, highest = measure.limits
-    widest = highest - lowest
-    low, high = interval(values, -widest, widest) or (None, None)
-    ahead = sum(value < 0 if lower else value > 0 for value in values)
-    return Paired(tuple(difference), ahead, float(np.mean(values)), low, high)
-
-
 def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
-    """Warnings about an arm; ``baseline`` is ``None`` for the baseline itself."""
+    """Warnings about an arm; ``baseline`` is ``None`` for the baseline itself, and where there is none."""
     notes = []
     if arm.added_to_budget:
         notes.append(
@@ -309,7 +332,7 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     elif arm.undecayed:
         notes.append(
             f"arm {arm.label} was given {arm.budget or arm.flops_all_in:.3e} FLOPs: its value at the common "
-            "budget is read inside an undecayed schedule, and is not what a schedule that ends there gives"
+            "budget is read inside an undecayed schedule, and is not what a schedule that ends there gives; no verdict"
         )
     if arm.flops_amortised:
         notes.append(
@@ -333,16 +356,13 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     return notes
 
 
-def _few_seeds_notes(arms: Sequence[Arm]) -> list[str]:
-    """Notes on the arms without an interval, with the reason."""
-    few = [f"{arm.label} ({len(arm.runs)})" for arm in arms if len(arm.runs) < FEWEST_SEEDS]
-    equal = [arm.label for arm in arms if len(arm.runs) >= FEWEST_SEEDS and arm.low is None]
-    notes = [f"no interval is given below {FEWEST_SEEDS} seeds: {listed(few)}"] if few else []
-    if equal:
-        notes.append(
-            f"all seeds have the same value, which is no certainty, so that no interval is given: {listed(equal)}"
-        )
-    return notes
+def _interval_notes(arms: Sequence[Arm]) -> list[str]:
+    """The arms without an interval, by reason."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for arm in arms:
+        if arm.mean.reason:
+            labels[arm.mean.reason].append(arm.label)
+    return [f"no interval: {reason} ({listed(which)})" for reason, which in labels.items()]
 
 
 def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
@@ -380,7 +400,6 @@ def _reference_score(folder: Path | None, metric: str) -> tuple[float | None, in
         run = load_run(folder)
     except CompareError as error:
         return None, None, str(error)
-    curve, problem = read_curve(run, metric)
+    found, problems = read_metric(run, metric)
     flops = int(run.final[TOTAL_FLOPS]) if TOTAL_FLOPS in run.final else None
-    value = float(curve.value_E[-1]) if curve else None
-    return value, flops, f"{shown(folder)}: {problem}" if problem else ""
+    return found.end.value if found else None, flops, f"{shown(folder)}: {'; '.join(problems)}" if problems else ""

@@ -7,26 +7,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jestbench.compare.crossings import Crossover
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, RunRecord
+from jestbench.compare.points import Point
+from jestbench.compare.statistics import Difference, Interval, Verdict
 from jestbench.disk import shown
+from jestbench.evals.measure import Measure
+from jestbench.runs.folder import Row
 
-Kind = Literal["decayed", "touch"]
-Absent = Literal["", "never", "worse", "early", "unknown"]
+Kind = Literal["decayed", "at_least", "touch"]
+Absent = Literal["", "never", "worse", "early", "unknown", "unshared"]
 """``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the
-first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged."""
+first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged; ``unshared``: no
+common decayed budget."""
+
+
+UNDECAYED = "read inside an undecayed schedule"
+"""The reason of a difference without a verdict: one of its two values is of another kind than a decayed one."""
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """The baseline's amount (of FLOPs, say) over the arm's, to reach the baseline's final value.
+    """The baseline's amount (of FLOPs, say) over the arm's, to reach the baseline's value.
 
     Attributes:
         value: baseline's amount over the arm's; ``None`` where ``absent`` gives the reason.
-        kind: ``decayed`` between two ends of learning-rate schedules; ``touch`` where one of the two curves first
-            touches the value inside its schedule. A touch is indicative: a run whose schedule ends there has another
-            value, which was lower wherever it was tried (docs/results.md).
+        kind: ``decayed`` between decayed points; ``at_least`` where the arm's first decayed point is already above;
+            ``touch`` where it is the first touch on learning curves. A touch is indicative: a run whose schedule ends
+            there has another value, which was lower wherever it was tried (docs/results.md).
         absent: why there is no value, or an empty text.
+        low: lower end of the 95 % interval; ``None`` where it is open, and for a touch.
+        high: upper end.
+        fell: whether the arm's decayed points fall with the budget, so that its first crossing was taken.
         arm: the arm's amount at that point.
         baseline: the baseline's amount at that point.
     """
@@ -34,81 +47,108 @@ class Speedup:
     value: float | None
     kind: Kind | None
     absent: Absent = ""
+    low: float | None = None
+    high: float | None = None
+    fell: bool = False
     arm: float | None = None
     baseline: float | None = None
 
 
 @dataclass(frozen=True)
-class Paired:
-    """An arm against the baseline, seed by seed, at the common budget.
-
-    Attributes:
-        seeds: the seeds that both have.
-        ahead: the number of common seeds on which the arm is better.
-        mean: mean difference, arm minus baseline.
-        low: lower end of the mean's 95 % interval; ``None`` as for ``Arm.low``.
-        high: upper end.
-    """
-
-    seeds: tuple[int, ...]
-    ahead: int
-    mean: float
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        return f"{self.ahead}/{len(self.seeds)}"
-
-
-@dataclass(frozen=True)
 class SeedRun:
-    """One run's part in a comparison.
+    """One run's part in a table.
 
     Attributes:
         run: the run.
         curve: its evaluations.
-        value: the metric at the common budget.
+        value: the metric at the table's budget.
+        point: the decayed point that the value comes from; ``None`` where it is read inside an undecayed schedule.
     """
 
     run: RunRecord
     curve: Curve
     value: float
+    point: Point | None
 
     @property
     def seed(self) -> int:
         """The run's seed."""
         return self.run.summary.seed
 
+    @property
+    def counters(self) -> Row:
+        """What was logged last under each key, up to the point; up to the run's end where there is none."""
+        return self.point.counters if self.point else self.run.final
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """An arm's decayed value at one budget.
+
+    Attributes:
+        arm: the arm's label.
+        budget: FLOPs at which the schedules ended.
+        mean: mean over the seeds, with its pointwise 95 % interval.
+        seeds: the seeds.
+        amount: axis → mean over the seeds of the amount spent.
+    """
+
+    arm: str
+    budget: int
+    mean: Interval
+    seeds: tuple[int, ...]
+    amount: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Pays:
+    """How two frontiers stand to one another over the budgets that both have; no more than their means.
+
+    Attributes:
+        arm: label of the one.
+        other: label of the other, the baseline or a control.
+        start: the smallest budget in both ranges, FLOPs.
+        end: the largest.
+        ahead: whether the arm is ahead at the start, ``None`` where both are level all along.
+        crossings: budgets at which the order changes, ascending.
+    """
+
+    arm: str
+    other: str
+    start: float
+    end: float
+    ahead: bool | None
+    crossings: tuple[Crossover, ...]
+
 
 @dataclass(frozen=True)
 class Arm:
-    """All runs of one configuration.
+    """All runs of one configuration, at the budget of a table.
 
-    FLOPs, pairs and seconds are means over the seeds at the end of the runs; FLOPs and pairs are whole
-    numbers.
+    FLOPs, pairs and seconds are means over the seeds, up to the table's budget where the schedules ended there and to
+    the end of the runs otherwise; FLOPs and pairs are whole numbers.
 
     Attributes:
         arm: its label.
         label: the label, with the configuration's hash where another arm has the same label.
         policy: registered name of the policy.
         config_hash: hash of the configuration.
+        frontier_hash: the same without budget and rungs.
         runs: one for each seed, by seed.
-        mean: mean of the metric at the common budget.
-        low: lower end of its 95 % interval over seeds, within the metric's range; ``None`` with fewer than three seeds
-            and where all have the same value.
-        high: upper end.
-        evaluation_error: one binomial standard error of the mean by the finite number of examples; ``None`` where the
-            metric is not a share of examples.
-        budget: FLOPs asked for; ``None`` if the runs do not record it.
+        mean: mean of the metric, with its pointwise 95 % interval over seeds and examples.
+        difference: paired difference to the baseline, with the simultaneous interval and the verdict; ``None`` for the
+            baseline and where there is none.
+        budget: FLOPs asked for; those spent where the budget is in steps or pairs.
         added_to_budget: the part of ``budget`` that was added to a control's own.
-        end: mean of the metric at the arm's own end, and the 95 % interval's ends (``None`` as for ``low``).
-        undecayed: whether the common budget lies inside the arm's learning-rate schedule, so that ``mean`` differs from
-            the value under a schedule that ends there.
-        paired: seed-by-seed difference to the baseline; ``None`` for the baseline, and without a common seed.
+        end: mean of the metric at the arm's largest budget, with its interval.
+        undecayed: whether the table's budget lies inside the arm's learning-rate schedule, so that ``mean`` is another
+            value than under a schedule that ends there, and there is no verdict.
+        deviation: standard deviation from seed to seed, with its interval; ``None`` below eight seeds.
         speedup: axis → speedup over the baseline.
         flops_total: FLOPs of the runs themselves.
         flops_by_purpose: purpose → FLOPs; they sum to ``flops_total``.
         flops_eval: FLOPs of evaluation, outside the total.
+        flops_rungs: FLOPs of a ladder's branches beyond its trunk, outside the total.
         pretrain_flops: FLOPs of training its references and scorers.
         pretrain_in_budget: the part of ``pretrain_flops`` that was taken out of the budget.
         flops_amortised: FLOPs of reference scoring that the accounting leaves out of every total.
@@ -123,20 +163,20 @@ class Arm:
     label: str
     policy: str
     config_hash: str
+    frontier_hash: str
     runs: tuple[SeedRun, ...]
-    mean: float
-    low: float | None
-    high: float | None
-    evaluation_error: float | None
-    budget: int | None
+    mean: Interval
+    difference: Difference | None
+    budget: int
     added_to_budget: int
-    end: tuple[float, float | None, float | None]
+    end: Interval
     undecayed: bool
-    paired: Paired | None
+    deviation: Interval | None
     speedup: Mapping[str, Speedup]
     flops_total: int
     flops_by_purpose: Mapping[str, int]
     flops_eval: int
+    flops_rungs: int
     pretrain_flops: int
     pretrain_in_budget: int
     flops_amortised: int
@@ -147,13 +187,18 @@ class Arm:
     curve: SeedCurve
 
     @property
+    def verdict(self) -> Verdict | None:
+        """The verdict; ``None`` for the baseline, and where one of the two values is not decayed."""
+        return None if self.difference is None or self.difference.reason == UNDECAYED else self.difference.verdict
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the runs, ascending."""
         return tuple(member.seed for member in self.runs)
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The metric at the common budget, by seed."""
+        """The metric at the table's budget, by seed."""
         return tuple(member.value for member in self.runs)
 
 
@@ -199,38 +244,69 @@ class Excluded:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A compute-matched comparison of arms.
+class Table:
+    """The arms of one world: same data, loss and evaluation.
 
     Attributes:
         metric: key of the metric.
         lower_is_better: whether a smaller value is better.
-        baseline: ``label`` of the arm that all other arms are compared with.
-        budget: common budget in FLOPs: the smallest of the arms' budgets.
+        measure: what is known about the metric, its value at chance among it.
+        about: what distinguishes the world from the other worlds; empty where there is one.
+        baseline: label of the arm that all others are compared with; ``None`` where the world has none.
+        budget: common budget in FLOPs: the largest at which all arms have a decayed point, else the smallest end.
+        rule: how intervals and verdicts came about, in one line.
         arms: best first.
         references: the reference models' own scores.
+        frontier: the arms' decayed points.
+        pays: where each arm's frontier lies above those of the baseline and of controls.
+        facts: facts that hold for the data of all runs.
+    """
+
+    metric: str
+    lower_is_better: bool
+    measure: Measure
+    about: Mapping[str, str]
+    baseline: str | None
+    budget: int
+    rule: str
+    arms: tuple[Arm, ...]
+    references: tuple[ReferenceRow, ...]
+    frontier: tuple[FrontierPoint, ...]
+    pays: tuple[Pays, ...]
+    facts: Mapping[str, Fact]
+
+    @property
+    def baseline_arm(self) -> Arm | None:
+        """The arm that all other arms are compared with."""
+        return next((arm for arm in self.arms if arm.label == self.baseline), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A compute-matched comparison of arms.
+
+    Attributes:
+        tables: one for each world; the first has the baseline, and of those the most runs.
         excluded: runs left out of every mean.
         warnings: caveats to read before trusting a number.
-        facts: facts that hold for the data of all runs.
         command: the command that reproduces this comparison.
         created: date and time, ISO 8601, UTC.
         environment: machine that computed the comparison, and the versions that the runs used.
     """
 
-    metric: str
-    lower_is_better: bool
-    baseline: str
-    budget: int
-    arms: tuple[Arm, ...]
-    references: tuple[ReferenceRow, ...]
+    tables: tuple[Table, ...]
     excluded: tuple[Excluded, ...]
     warnings: tuple[str, ...]
-    facts: Mapping[str, Fact]
     command: str
     created: str
     environment: Mapping[str, Any]
 
     @property
-    def baseline_arm(self) -> Arm:
-        """The arm that all other arms are compared with."""
-        return next(arm for arm in self.arms if arm.label == self.baseline)
+    def first(self) -> Table:
+        """The table that stands on top."""
+        return self.tables[0]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All arms, table after table."""
+        return tuple(arm for table in self.tables for arm in table.arms)

@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison: interpolation, seed means, first crossings, intervals.
+"""The arithmetic of learning curves: interpolation, seed means, first touches.
 
 Shape suffixes: ``E`` evaluations, ``S`` seeds. An *amount* is what a run had spent when it was evaluated,
 on one of the axes in ``AXES``.
@@ -6,22 +6,16 @@ on one of the axes in ``AXES``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 Array = npt.NDArray[np.float64]
 
 AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
 """The amounts that an arm can save. Budgets are stated on the first axis."""
-
-CONFIDENCE = 0.95
-FEWEST_SEEDS = 3
-"""Seeds below which no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +53,11 @@ class Reach:
 
     Attributes:
         amount: axis → amount spent there.
-        at_end: whether the point is the last evaluation, where the learning rate has decayed.
         resolved: whether some evaluation after the start of training lies at or before the point: within the first
             interval of evaluations, linear interpolation would invent it.
     """
 
     amount: Mapping[str, float]
-    at_end: bool
     resolved: bool
 
 
@@ -149,33 +141,11 @@ def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -
     if after == 0 or ahead_E[after] == 0:
         amount = {axis: float(amount_E[after]) for axis, amount_E in curve.amount_E.items()}
         exact = bool(ahead_E[after] == 0 and later_E[after])
-        return Reach(amount, at_end=after == len(ahead_E) - 1, resolved=resolved or exact)
+        return Reach(amount, resolved or exact)
     before = after - 1
     part = ahead_E[before] / (ahead_E[before] - ahead_E[after])
     amount = {
         axis: float(amount_E[before] + part * (amount_E[after] - amount_E[before]))
         for axis, amount_E in curve.amount_E.items()
     }
-    return Reach(amount, at_end=False, resolved=resolved)
-
-
-def interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a mean, by Student's t.
-
-    Args:
-        values: independent observations.
-        low: the smallest value that the mean can have; the interval is cut there.
-        high: the largest value that the mean can have.
-
-    Returns:
-        The interval's lower and upper end; ``None`` for fewer than ``FEWEST_SEEDS`` values, whose spread carries
-        little information (the quantile for two is 12.7), and for equal values, where it would have no width.
-    """
-    count = len(values)
-    deviation = float(np.std(values, ddof=1)) if count >= FEWEST_SEEDS else 0.0
-    mean = float(np.mean(values))
-    # Equal values can differ from their mean in the last digit.
-    if deviation <= 1e-12 * abs(mean):
-        return None
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / count**0.5
-    return max(low, mean - half), min(high, mean + half)
+    return Reach(amount, resolved)

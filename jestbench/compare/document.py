@@ -8,18 +8,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jestbench.compare.comparison import Arm, Comparison, Speedup
-from jestbench.compare.wording import relative
+from jestbench.compare.comparison import Arm, Comparison, Pays, Speedup, Table
+from jestbench.compare.statistics import Interval
+from jestbench.compare.wording import relative, sentence
 
 
 def to_json(comparison: Comparison, out: Path) -> str:
-    """Write a comparison as strict JSON, with paths relative to ``out``."""
-    document = {
-        "metric": comparison.metric,
-        "lower_is_better": comparison.lower_is_better,
-        "baseline": comparison.baseline,
-        "budget": comparison.budget,
-        "arms": [_arm_json(arm, out) for arm in comparison.arms],
+    """Write a comparison as strict JSON, with paths relative to ``out``.
+
+    The first world stands at the top level; ``other_worlds`` holds objects with the same keys for the others.
+    """
+    first, *others = (_table_json(table, out) for table in comparison.tables)
+    document = first | {
+        "other_worlds": others,
+        "excluded": [
+            {"run": relative(run.folder, out), "arm": run.arm, "seed": run.seed, "reason": run.reason}
+            for run in comparison.excluded
+        ],
+        "warnings": comparison.warnings,
+        "command": comparison.command,
+        "created": comparison.created,
+        "environment": comparison.environment,
+    }
+    return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _table_json(table: Table, out: Path) -> dict[str, Any]:
+    return {
+        "metric": table.metric,
+        "lower_is_better": table.lower_is_better,
+        "chance": table.measure.chance,
+        "world": dict(table.about),
+        "baseline": table.baseline,
+        "budget": table.budget,
+        "rule": table.rule,
+        "arms": [_arm_json(arm, table, out) for arm in table.arms],
         "references": [
             {
                 "name": row.name,
@@ -28,47 +51,47 @@ def to_json(comparison: Comparison, out: Path) -> str:
                 "flops_total": row.flops_total,
                 "run": relative(row.folder, out) if row.folder else None,
             }
-            for row in comparison.references
+            for row in table.references
         ],
-        "excluded": [
-            {"run": relative(run.folder, out), "arm": run.arm, "seed": run.seed, "reason": run.reason}
-            for run in comparison.excluded
+        "frontier": [
+            {"arm": point.arm, "budget": point.budget, **_ends("mean", point.mean), "seeds": point.seeds}
+            for point in table.frontier
         ],
-        "warnings": comparison.warnings,
-        "data": dict(comparison.facts),
-        "command": comparison.command,
-        "created": comparison.created,
-        "environment": comparison.environment,
+        "crossings": [crossing for pays in table.pays for crossing in _crossings_json(pays)],
+        "data": dict(table.facts),
     }
-    return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
-    paired = arm.paired
+def _arm_json(arm: Arm, table: Table, out: Path) -> dict[str, Any]:
+    found = arm.difference
     return {
         "arm": arm.arm,
         "label": arm.label,
         "policy": arm.policy,
         "config_hash": arm.config_hash,
+        "frontier_hash": arm.frontier_hash,
         "seeds": arm.seeds,
         "values": arm.values,
-        "mean": arm.mean,
-        "low": arm.low,
-        "high": arm.high,
-        "evaluation_error": arm.evaluation_error,
+        **_ends("mean", arm.mean),
+        "difference": found.value if found else None,
+        "difference_low": found.low if found else None,
+        "difference_high": found.high if found else None,
+        "verdict": arm.verdict,
+        "difference_seeds": found.seeds if found else None,
+        "pointwise_low": found.pointwise_low if found else None,
+        "pointwise_high": found.pointwise_high if found else None,
+        "sentence": sentence(arm, table) or None,
+        "seed_deviation": _ends("value", arm.deviation) if arm.deviation else None,
         "budget": arm.budget,
         "undecayed": arm.undecayed,
         "added_to_budget": arm.added_to_budget,
-        "end": dict(zip(("mean", "low", "high"), arm.end, strict=True)),
-        "above_baseline": str(paired) if paired else None,
-        "difference": {"seeds": paired.seeds, "mean": paired.mean, "low": paired.low, "high": paired.high}
-        if paired
-        else None,
+        "end": _ends("mean", arm.end),
         "speedup": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup.items()},
         "reach": {axis: {"arm": speedup.arm, "baseline": speedup.baseline} for axis, speedup in arm.speedup.items()},
         "flops_total": arm.flops_total,
         "flops_by_purpose": dict(arm.flops_by_purpose),
         "flops_eval": arm.flops_eval,
+        "flops_rungs": arm.flops_rungs,
         "pretrain_flops": arm.pretrain_flops,
         "pretrain_in_budget": arm.pretrain_in_budget,
         "flops_amortised": arm.flops_amortised,
@@ -80,9 +103,30 @@ def _arm_json(arm: Arm, out: Path) -> dict[str, Any]:
     }
 
 
+def _ends(name: str, found: Interval) -> dict[str, float | None]:
+    return {name: found.value, "low": found.low, "high": found.high}
+
+
 def _speedup_json(speedup: Speedup) -> dict[str, Any]:
-    # Neither kind has an interval yet; the keys are there so that scripts can rely on them.
-    return {"value": speedup.value, "low": None, "high": None, "kind": speedup.kind, "absent": speedup.absent or None}
+    return {
+        "value": speedup.value,
+        "low": speedup.low,
+        "high": speedup.high,
+        "kind": speedup.kind,
+        "absent": speedup.absent or None,
+    }
+
+
+def _crossings_json(pays: Pays) -> list[dict[str, Any]]:
+    """The crossings of two frontiers; one entry without a budget where there is none."""
+    pair = {"arm": pays.arm, "other": pays.other, "from": pays.start, "to": pays.end}
+    if not pays.crossings:
+        same = {None: "level", True: "better", False: "worse"}[pays.ahead]
+        return [pair | {"budget": None, "low": None, "high": None, "before": same, "after": same}]
+    return [
+        pair | {"budget": at.budget, "low": at.low, "high": at.high, "before": at.before, "after": at.after}
+        for at in pays.crossings
+    ]
 
 
 def _strict(value: Any) -> Any:

@@ -1,84 +1,80 @@
-"""Groups the comparable runs into arms.
+"""Groups the comparable runs: into worlds, which are never ranked together, and each world into arms.
 
-An arm is one configuration under one label. Runs that would distort a mean (unfinished, repeated,
-without the metric) are split off here, each with a note of the reason.
+An arm is one configuration under one label; runs that differ in budget and rungs alone are one arm, whose decayed
+points form one frontier. Runs that would distort a mean (unfinished, repeated, without the metric) are split off here,
+each with a note of the reason.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from jestbench.compare.comparison import Excluded
-from jestbench.compare.curves import Array, Curve
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
+from jestbench.compare.points import Candidate, Point, read_metric
 from jestbench.disk import nearest, shown
+from jestbench.evals.measure import Measure
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
-TOTAL_FLOPS = "flops/total"
-
 _EVAL = "eval/"
 _HASH_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A run that can be compared.
-
-    Attributes:
-        run: the run.
-        curve: its evaluations.
-    """
-
-    run: RunRecord
-    curve: Curve
+_OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut")
+"""Facts about the split that a run was trained on. A control may train on another one of the same data."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, before they are compared.
+    """Runs of one arm, before they are compared.
 
     Attributes:
         arm: their label.
-        label: the label, with the configuration's hash where another group has the same label.
-        config_hash: hash of the configuration.
-        members: one for each seed, by seed.
+        label: the label, with the hash where another arm of the world has the same label.
+        frontier_hash: hash of the configuration without budget and rungs.
+        members: the runs, by seed and budget.
     """
 
     arm: str
     label: str
-    config_hash: str
+    frontier_hash: str
     members: tuple[Candidate, ...]
 
     @property
-    def budget(self) -> int | None:
-        """FLOPs asked for; ``None`` if the runs do not record it."""
-        budgets = [member.run.budget for member in self.members if member.run.budget is not None]
-        return min(budgets) if budgets else None
+    def budgets(self) -> tuple[int, ...]:
+        """Budgets of the decayed points, ascending."""
+        return tuple(sorted({point.budget for member in self.members for point in member.points}))
 
     @property
-    def reached(self) -> int:
-        """The budget; where it is not recorded, the FLOPs spent by the shortest run."""
-        return self.budget or int(min(spent(member.run) for member in self.members))
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs, ascending."""
+        return tuple(sorted({member.seed for member in self.members}))
+
+    def at(self, budget: int) -> list[tuple[Candidate, Point]]:
+        """The decayed points at a budget, one for each seed: of several runs with one, that of the newest."""
+        newest: dict[int, tuple[Candidate, Point]] = {}
+        for member in sorted(self.members, key=_age):
+            point = member.point(budget)
+            if point is not None:
+                newest[member.seed] = member, point
+        return [newest[seed] for seed in sorted(newest)]
 
 
-def spent(run: RunRecord) -> float:
-    """FLOPs of a run, with the pre-training that was taken out of its budget."""
-    return run.final.get(TOTAL_FLOPS, 0) + run.summary.pretrain_in_budget
+@dataclass(frozen=True)
+class World:
+    """Runs that can be ranked together: of the same data, loss and evaluation.
 
+    Attributes:
+        about: what distinguishes it from the other worlds.
+        members: its runs.
+    """
 
-def step_flops(run: RunRecord) -> float:
-    """FLOPs of a run's average step."""
-    steps = run.final.get("step", 0)
-    return run.final.get(TOTAL_FLOPS, 0) / steps if steps > 0 else 0.0
+    about: Mapping[str, str]
+    members: tuple[Candidate, ...]
 
 
 def load_all(run_dirs: Sequence[Path]) -> tuple[list[RunRecord], list[Excluded]]:
@@ -150,50 +146,15 @@ def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate
     notes: list[str] = []
     for run in runs:
         finished = run.summary.status == "finished"
-        curve, reason = read_curve(run, metric) if finished else (None, f"status: {run.summary.status}")
-        if curve is None:
-            excluded.append(Excluded(run.folder, run.summary.arm, run.summary.seed, reason))
+        candidate, problems = read_metric(run, metric) if finished else (None, (f"status: {run.summary.status}",))
+        if candidate is None:
+            excluded.append(Excluded(run.folder, run.summary.arm, run.summary.seed, "; ".join(problems)))
         else:
-            usable.append(Candidate(run, curve))
-            notes.extend(f"{shown(run.folder)}: {problem}" for problem in (*run.problems, reason) if problem)
+            usable.append(candidate)
+            notes.extend(f"{shown(run.folder)}: {problem}" for problem in (*run.problems, *problems))
     if not usable:
         raise CompareError(f"no finished run with {metric}\n" + "\n".join(str(run) for run in excluded))
     return usable, tuple(excluded), notes
-
-
-def read_curve(run: RunRecord, metric: str) -> tuple[Curve | None, str]:
-    """Read a metric along a run.
-
-    Args:
-        run: the run.
-        metric: key of the metric.
-
-    Returns:
-        The curve and its problem (empty if none); or ``None`` and the reason why there is no curve.
-    """
-    rows = [row for row in run.rows if metric in row and TOTAL_FLOPS in row]
-    finite = [row for row in rows if math.isfinite(row[metric])]
-    if not finite:
-        return None, f"{metric} is {'not finite' if rows else 'missing'}"
-    flops_E = _column(finite, TOTAL_FLOPS)
-    if not np.isfinite(flops_E).all() or (np.diff(flops_E) < 0).any():
-        return None, f"{TOTAL_FLOPS} goes backwards or is not finite"
-    curve = Curve(
-        value_E=_column(finite, metric),
-        amount_E={
-            "flops": flops_E + run.summary.pretrain_in_budget,
-            "flops_all_in": flops_E + run.summary.pretrain_total,
-            "pairs_seen": _column(finite, "pairs/seen"),
-            "pairs_trained": _column(finite, "pairs/trained"),
-            "seconds": _column(finite, "time/seconds"),
-        },
-    )
-    dropped = len(rows) - len(finite)
-    return curve, f"{dropped} value(s) of {metric} are not finite and are left out" if dropped else ""
-
-
-def _column(rows: Iterable[Mapping[str, float]], key: str) -> Array:
-    return np.array([row.get(key, math.nan) for row in rows], dtype=np.float64)
 
 
 def newest_by_seed(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[str]]:
@@ -208,7 +169,7 @@ def newest_by_seed(candidates: Iterable[Candidate]) -> tuple[list[Candidate], li
     kept: list[Candidate] = []
     notes: list[str] = []
     for (arm, _, seed), same in _by(candidates, _identity).items():
-        newest = max(same, key=lambda item: (item.run.modified, str(item.run.folder)))
+        newest = max(same, key=_age)
         kept.append(newest)
         notes.extend(
             f"duplicate left out: {shown(other.run.folder)} repeats arm {arm}, seed {seed}; "
@@ -224,24 +185,82 @@ def _identity(candidate: Candidate) -> tuple[str, str, int]:
     return summary.arm, summary.config_hash, summary.seed
 
 
-def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]:
-    """Group runs by label and configuration.
+def _age(candidate: Candidate) -> tuple[float, str]:
+    return candidate.run.modified, str(candidate.run.folder)
+
+
+def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) -> tuple[list[World], list[str]]:
+    """Split runs whose data, loss or evaluation differ.
+
+    Runs that hold no results of their examples go with those of the same facts that do, unless these differ.
 
     Args:
-        candidates: runs, one for each arm, configuration and seed.
+        candidates: runs.
+        metric: key of the metric.
+        baseline: label of the baseline, whose world comes before others.
 
     Returns:
-        The groups, and a warning for each label shared by several configurations.
+        The worlds, those with the baseline first, then by number of runs; and a note for each fact that differs.
+    """
+    worlds: dict[tuple[tuple[str, str], ...], list[Candidate]] = {}
+    for facts, same in _by(candidates, lambda item: _facts(item, metric)).items():
+        kinds = sorted({item.examples for item in same} - {""})
+        for item in same:
+            kind = item.examples or (kinds[0] if len(kinds) == 1 else "not recorded" if kinds else "")
+            worlds.setdefault((*facts, ("evaluation examples", kind)), []).append(item)
+    label = baseline.partition("@")[0]
+    ordered = sorted(
+        worlds.items(), key=lambda item: (label not in {one.run.summary.arm for one in item[1]}, -len(item[1]))
+    )
+    keys = dict.fromkeys(key for facts, _ in ordered for key, _ in facts)
+    found = {key: [dict(facts).get(key, "not recorded") for facts, _ in ordered] for key in keys}
+    differing = {key: values for key, values in found.items() if len(set(values)) > 1}
+    notes = []
+    for key, values in differing.items():
+        arms: dict[str, dict[str, None]] = defaultdict(dict)
+        for value, (_, members) in zip(values, ordered, strict=True):
+            arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
+        described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
+        notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
+    return [
+        World({key: values[index] for key, values in differing.items()}, tuple(members))
+        for index, (_, members) in enumerate(ordered)
+    ], notes
+
+
+def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:
+    """What two runs must have in common to be ranked together, as far as their summaries hold it."""
+    facts = {key: str(value) for key, value in candidate.run.facts.items() if key not in _OF_THE_SPLIT}
+    measure = candidate.run.summary.measures.get(metric, Measure())
+    counted = {"number of evaluation examples": measure.examples, "chance": measure.chance}
+    recorded = {key: f"{value:g}" for key, value in counted.items() if value is not None}
+    return (*sorted(facts.items()), *recorded.items())
+
+
+def group_arms(world: World) -> tuple[list[Group], list[str]]:
+    """Group the runs of a world by label, and by configuration without budget and rungs.
+
+    Args:
+        world: runs, one for each arm, configuration and seed.
+
+    Returns:
+        The groups; and a warning for each label shared by several configurations, and for each seed of a group that
+        has several decayed points at one budget.
     """
     groups: list[Group] = []
     notes: list[str] = []
-    for arm, same_label in sorted(_by(candidates, lambda item: item.run.summary.arm).items()):
-        by_hash = _by(same_label, lambda item: item.run.summary.config_hash)
+    for arm, same_label in sorted(_by(world.members, lambda item: item.run.summary.arm).items()):
+        by_hash = _by(same_label, lambda item: item.run.summary.frontier_hash)
         clash = len(by_hash) > 1
-        for config_hash, members in sorted(by_hash.items()):
-            label = f"{arm}@{config_hash[:_HASH_LENGTH]}" if clash else arm
-            by_seed = tuple(sorted(members, key=lambda item: item.run.summary.seed))
-            groups.append(Group(arm, label, config_hash, by_seed))
+        for frontier_hash, members in sorted(by_hash.items()):
+            label = f"{arm}@{frontier_hash[:_HASH_LENGTH]}" if clash else arm
+            ordered = sorted(_one_budget(members), key=lambda item: (item.seed, item.end.budget))
+            groups.append(Group(arm, label, frontier_hash, tuple(ordered)))
+            for (budget, seed), count in _repeated(ordered).items():
+                notes.append(
+                    f"arm {label}, seed {seed}: {count} runs have a decayed point at {budget:.3e} FLOPs; that of the "
+                    "newest counts"
+                )
         if clash:
             notes.append(
                 f"ONE LABEL, {len(by_hash)} CONFIGURATIONS: arm {arm} stands for "
@@ -251,38 +270,58 @@ def group_arms(candidates: Iterable[Candidate]) -> tuple[list[Group], list[str]]
     return groups, notes
 
 
-def choose_baseline(groups: Sequence[Group], baseline: str, excluded: Iterable[Excluded]) -> tuple[Group, list[str]]:
-    """Find the group that all other groups are compared with.
+def _one_budget(members: Iterable[Candidate]) -> Iterable[Candidate]:
+    """Where the budget is in steps or pairs, the seeds of a configuration end within a step of one another."""
+    for same in _by(members, lambda item: item.run.summary.config_hash).values():
+        shortest = min(item.end.budget for item in same)
+        for item in same:
+            end = item.end if item.run.budget else replace(item.end, budget=shortest)
+            yield replace(item, points=(*item.points[:-1], end))
+
+
+def _repeated(members: Iterable[Candidate]) -> dict[tuple[int, int], int]:
+    points = _by(((point.budget, member.seed) for member in members for point in member.points), lambda key: key)
+    return {key: len(same) for key, same in sorted(points.items()) if len(same) > 1}
+
+
+def choose_baseline(groups: Sequence[Group], baseline: str) -> tuple[Group | None, list[str]]:
+    """Find the group that all other groups of a world are compared with.
 
     Args:
-        groups: all groups.
+        groups: the world's groups.
         baseline: a label, or ``label@hash``.
-        excluded: runs that cannot be used, to distinguish a missing baseline from an unfinished one.
 
     Returns:
-        The group, and a warning if several groups have that label.
-
-    Raises:
-        CompareError: there is no such arm (status 2), or none of its runs can be used (status 3).
+        The group, ``None`` if there is none; and a warning if several groups have that label.
     """
     name, _, prefix = baseline.partition("@")
     chosen = [group for group in groups if group.arm == baseline] or [
-        group for group in groups if prefix and group.arm == name and group.config_hash.startswith(prefix)
+        group for group in groups if prefix and group.arm == name and group.frontier_hash.startswith(prefix)
     ]
     if not chosen:
-        unusable = [str(run) for run in excluded if run.arm == name]
-        if unusable:
-            raise CompareError(f"no run of the baseline {baseline!r} can be used\n" + "\n".join(unusable))
-        labels = [group.label for group in groups]
-        hint = nearest(baseline, labels, "; did you mean {}?")
-        raise CompareError(f"no arm {baseline!r} to compare with{hint}\narms: {', '.join(labels)}", status=2)
-    best = max(chosen, key=lambda group: (len(group.members), group.reached))
+        return None, []
+    best = max(chosen, key=lambda group: (len(group.seeds), group.budgets[-1]))
     if len(chosen) == 1:
         return best, []
     return best, [
         f"the baseline {baseline} is ambiguous: {best.label} is used, which has the most seeds or else the "
         f"largest budget; --baseline {name}@HASH chooses another"
     ]
+
+
+def no_baseline(labels: Sequence[str], baseline: str, excluded: Iterable[Excluded]) -> CompareError:
+    """The error of a baseline in no world.
+
+    Args:
+        labels: of all arms.
+        baseline: what was asked for.
+        excluded: runs that cannot be used, to distinguish a missing baseline from an unfinished one.
+    """
+    unusable = [str(run) for run in excluded if run.arm == baseline.partition("@")[0]]
+    if unusable:
+        return CompareError(f"no run of the baseline {baseline!r} can be used\n" + "\n".join(unusable))
+    hint = nearest(baseline, labels, "; did you mean {}?")
+    return CompareError(f"no arm {baseline!r} to compare with{hint}\narms: {', '.join(labels)}", status=2)
 
 
 def _by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jestbench.compare import wording
-from jestbench.compare.comparison import Arm, Comparison
+from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
-from jestbench.compare.plots import METRIC_VS_FLOPS, OTHER_COLOUR, OVERVIEW, PURPOSE_COLOURS, arm_colours
+from jestbench.compare.plots import OTHER_COLOUR, PURPOSE_COLOURS, arm_colours, plot_names
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.templates import templates
 
@@ -40,8 +41,9 @@ def to_html(comparison: Comparison, out: Path) -> str:
     environment.filters |= {
         "flops": wording.flops_text,
         "speedup": lambda speedup: wording.speedup_text(speedup).replace("x", "×"),
-        "value": lambda value: wording.value_text(value, comparison),
-        "difference": lambda value: ("+" if value > 0 else "") + wording.value_text(value, comparison),
+        "ends": wording.speedup_ends,
+        "value": wording.value_text,
+        "difference": wording.signed,
         "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
         "seconds": wording.seconds_text,
         "reference": wording.reference_label,
@@ -53,34 +55,50 @@ def to_html(comparison: Comparison, out: Path) -> str:
     }
     return environment.get_template(_TEMPLATE).render(
         comparison=comparison,
-        subtitle=wording.subtitle(comparison),
-        evaluation_noise=wording.evaluation_noise(comparison),
-        rows=[_row(arm, comparison) for arm in comparison.arms],
+        worlds=[
+            _world(table, comparison.created, [_picture(out / name) for name in names])
+            for table, names in zip(comparison.tables, plot_names(comparison), strict=True)
+        ],
         axes=AXES,
         axis_titles=wording.AXIS_TITLES,
         axis_long=_AXIS_LONG,
-        method=wording.method(comparison),
-        overview=_picture(out / OVERVIEW),
-        metric_vs_flops=_picture(out / METRIC_VS_FLOPS),
+        method=wording.method(comparison.first),
         facts=_flat(comparison.environment),
     )
 
 
-def _row(arm: Arm, comparison: Comparison) -> dict[str, Any]:
-    of_baseline = {member.seed: member.value for member in comparison.baseline_arm.runs}
+def _world(table: Table, created: str, pictures: Sequence[str]) -> dict[str, Any]:
+    return {
+        "table": table,
+        "name": wording.world_name(table),
+        "subtitle": wording.subtitle(table, created),
+        "sentences": [text for arm in table.arms if (text := wording.sentence(arm, table))],
+        "deviations": [text for arm in table.arms if (text := wording.deviation_text(arm, table))],
+        "pays": [(pays.arm, pays.other, wording.pays_text(pays)) for pays in table.pays],
+        "chance": wording.chance_text(table),
+        "rows": [_row(arm, table) for arm in table.arms],
+        "pictures": pictures,
+    }
+
+
+def _row(arm: Arm, table: Table) -> dict[str, Any]:
+    base = table.baseline_arm
+    of_baseline = {member.seed: member.value for member in base.runs} if base else {}
     return {
         "arm": arm,
-        "is_baseline": arm.label == comparison.baseline,
-        "mean": wording.interval_text(arm, comparison),
-        "colour": arm_colours(comparison)[arm.label],
+        "is_baseline": arm is base,
+        "difference": "" if arm is base else wording.difference_text(arm, table),
+        "verdict": wording.verdict_text(arm),
+        "mean": wording.interval_text(arm, table),
+        "colour": arm_colours(table)[arm.label],
         "shares": [
             (purpose, 100 * share, PURPOSE_COLOURS.get(purpose, OTHER_COLOUR))
             for purpose, share in wording.shares(arm).items()
         ],
-        "difference": {
+        "by_seed": {
             member.seed: member.value - of_baseline[member.seed]
             for member in arm.runs
-            if member.seed in of_baseline and arm.label != comparison.baseline
+            if member.seed in of_baseline and arm is not base
         },
     }
 

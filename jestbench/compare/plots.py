@@ -7,14 +7,14 @@ only when something is drawn, since its import takes longer than a whole compari
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jestbench.compare.comparison import Arm, Comparison
-from jestbench.compare.wording import decimal_prefix, reference_label, subtitle, value_text
+from jestbench.compare.comparison import Arm, Comparison, FrontierPoint, Table
+from jestbench.compare.wording import chance_text, decimal_prefix, reference_label, subtitle, value_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -48,6 +48,7 @@ _MOST_MARKERS = 25
 _MOST_THIN_LINES = 3
 _LINE_WIDTH = 2.0
 _MARKER_SIZE = 4.5
+_POINT_SIZE = 8.0
 _DPI = 160
 
 _STYLE = {
@@ -86,8 +87,14 @@ class Look:
     marker: str
 
 
+def plot_names(comparison: Comparison) -> list[tuple[str, str]]:
+    """The files of each table's two pictures; those of the first table have no number."""
+    ends = ["", *(f"_{number}" for number in range(2, len(comparison.tables) + 1))]
+    return [(METRIC_VS_FLOPS.replace(".", f"{end}."), OVERVIEW.replace(".", f"{end}.")) for end in ends]
+
+
 def save_plots(comparison: Comparison, out: Path) -> None:
-    """Write ``metric_vs_flops.png`` and ``overview.png``.
+    """Write ``metric_vs_flops.png`` and ``overview.png`` of each table.
 
     Args:
         comparison: what to draw.
@@ -96,13 +103,12 @@ def save_plots(comparison: Comparison, out: Path) -> None:
     from matplotlib.figure import Figure
 
     with _style():
-        for name, size, draw in (
-            (METRIC_VS_FLOPS, (9.0, 5.0), _draw_metric),
-            (OVERVIEW, (11.0, sum(_overview_heights(comparison))), _draw_overview),
-        ):
-            figure = Figure(figsize=size, layout="constrained")
-            draw(figure, comparison)
-            figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
+        for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
+            sizes = (9.0, 5.0), (11.0, sum(_overview_heights(table)))
+            for name, size, draw in zip(names, sizes, (_draw_metric, _draw_overview), strict=True):
+                figure = Figure(figsize=size, layout="constrained")
+                draw(figure, table, subtitle(table, comparison.created))
+                figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
 
 
 @contextmanager
@@ -113,17 +119,17 @@ def _style() -> Iterator[None]:
         yield
 
 
-def arm_colours(comparison: Comparison) -> dict[str, str]:
+def arm_colours(table: Table) -> dict[str, str]:
     """Label → colour; it depends on the labels alone, not on the arms' order by value."""
-    others = sorted(arm.label for arm in comparison.arms if arm.label != comparison.baseline)
+    others = sorted(arm.label for arm in table.arms if arm.label != table.baseline)
     colours = {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(others)}
-    return {comparison.baseline: BASELINE_COLOUR} | colours
+    return colours | ({table.baseline: BASELINE_COLOUR} if table.baseline else {})
 
 
-def _looks(comparison: Comparison) -> dict[str, Look]:
-    others = sorted(arm.label for arm in comparison.arms if arm.label != comparison.baseline)
-    order = [comparison.baseline, *others]
-    colours = arm_colours(comparison)
+def _looks(table: Table) -> dict[str, Look]:
+    others = sorted(arm.label for arm in table.arms if arm.label != table.baseline)
+    order = [*([table.baseline] if table.baseline else []), *others]
+    colours = arm_colours(table)
     return {
         label: Look(
             colour=colours[label],
@@ -134,44 +140,47 @@ def _looks(comparison: Comparison) -> dict[str, Look]:
     }
 
 
-def _draw_metric(figure: Figure, comparison: Comparison) -> None:
+def _draw_metric(figure: Figure, table: Table, facts: str) -> None:
     axes = figure.subplots()
-    _draw_curves(axes, comparison, "flops")
-    axes.legend(*_legend(comparison), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=10)
-    title = f"{comparison.metric} against FLOPs\n{_folded(subtitle(comparison), 100)}"
+    _draw_curves(axes, table, "flops")
+    axes.legend(*_legend(table), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=10)
+    title = f"{table.metric} against FLOPs\n{_folded(facts, 100)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
 
 
-def _draw_overview(figure: Figure, comparison: Comparison) -> None:
-    heights = _overview_heights(comparison)
+def _draw_overview(figure: Figure, table: Table, facts: str) -> None:
+    heights = _overview_heights(table)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     by_flops, by_pairs = top.subplots(1, 2, sharey=True)
-    _draw_curves(by_flops, comparison, "flops")
-    _draw_curves(by_pairs, comparison, "pairs_seen")
+    _draw_curves(by_flops, table, "flops")
+    _draw_curves(by_pairs, table, "pairs_seen")
     by_pairs.set_ylabel("")
-    handles, labels = _legend(comparison)
+    handles, labels = _legend(table)
     top.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=10)
-    _draw_spending(bottom.subplots(), comparison)
-    title = f"{comparison.metric}\n{_folded(subtitle(comparison), 120)}"
+    _draw_spending(bottom.subplots(), table)
+    title = f"{table.metric}\n{_folded(facts, 120)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
-def _overview_heights(comparison: Comparison) -> tuple[float, float]:
+def _overview_heights(table: Table) -> tuple[float, float]:
     """Inches of the curves with their legend, and of the bars."""
-    arms = len(comparison.arms)
+    arms = len(table.arms)
     return 4.9 + 0.25 * -(-arms // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
 
 
-def _draw_curves(axes: Axes, comparison: Comparison, axis: str) -> None:
-    looks = _looks(comparison)
-    for arm in comparison.arms:
-        _draw_arm(axes, arm, axis, looks[arm.label], above=arm.label == comparison.baseline)
-    _draw_references(axes, comparison)
+def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
+    looks = _looks(table)
+    for arm in table.arms:
+        _draw_arm(axes, arm, axis, looks[arm.label], above=arm.label == table.baseline)
+        _draw_frontier(axes, [point for point in table.frontier if point.arm == arm.label], axis, looks[arm.label])
+    _draw_references(axes, table)
+    if table.measure.chance is not None:
+        axes.axhline(table.measure.chance, color="#999999", linewidth=1, linestyle=":", zorder=1)
     if axis == "flops":
-        axes.axvline(comparison.budget, color="#888888", linewidth=1, linestyle=":")
+        axes.axvline(table.budget, color="#888888", linewidth=1, linestyle=":")
         axes.annotate(
             "common budget",
-            (comparison.budget, 1.0),
+            (table.budget, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),
             textcoords="offset points",
@@ -181,7 +190,7 @@ def _draw_curves(axes: Axes, comparison: Comparison, axis: str) -> None:
         )
     axes.set_xlim(left=0)
     _label_amounts(axes, _PANELS[axis], "FLOP" if axis == "flops" else "")
-    axes.set_ylabel(comparison.metric + (" (lower is better)" if comparison.lower_is_better else ""))
+    axes.set_ylabel(table.metric + (" (lower is better)" if table.lower_is_better else ""))
 
 
 def _label_amounts(axes: Axes, label: str, unit: str) -> None:
@@ -216,17 +225,27 @@ def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> No
     )
 
 
-def _draw_references(axes: Axes, comparison: Comparison) -> None:
+def _draw_frontier(axes: Axes, points: Sequence[FrontierPoint], axis: str, look: Look) -> None:
+    """An arm's decayed points: large hollow markers with their 95 % intervals, joined by a dashed line."""
+    amounts, values = [point.amount[axis] for point in points], [point.mean.value for point in points]
+    (line,) = axes.plot(amounts, values, color=look.colour, linewidth=1.2, linestyle="--", marker=look.marker, zorder=6)
+    line.set(markerfacecolor="white", markeredgewidth=_LINE_WIDTH, markersize=_POINT_SIZE)
+    for at, point in zip(amounts, points, strict=True):
+        if point.mean.low is not None and point.mean.high is not None:
+            axes.plot([at, at], [point.mean.low, point.mean.high], color=look.colour, linewidth=1.4, zorder=5)
+
+
+def _draw_references(axes: Axes, table: Table) -> None:
     from matplotlib.patheffects import withStroke
 
     drawn: set[str] = set()
-    for row in comparison.references:
+    for row in table.references:
         if row.value is None:
             continue
         axes.axhline(row.value, color=_REFERENCE_COLOUR, linewidth=1.2, linestyle=(0, (6, 3)), zorder=2)
         if row.name not in drawn:
             axes.annotate(
-                f"{reference_label(row.name)}: {value_text(row.value, comparison)}",
+                f"{reference_label(row.name)}: {value_text(row.value, table)}",
                 (0.0, row.value),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 3),
@@ -239,43 +258,50 @@ def _draw_references(axes: Axes, comparison: Comparison) -> None:
         drawn.add(row.name)
 
 
-def _legend(comparison: Comparison) -> tuple[list[Artist], list[str]]:
+def _legend(table: Table) -> tuple[list[Artist], list[str]]:
     from matplotlib.lines import Line2D
 
-    looks = _looks(comparison)
+    looks = _looks(table)
     handles: list[Artist] = []
     labels: list[str] = []
-    for arm in comparison.arms:
+    for arm in table.arms:
         look = looks[arm.label]
         line = Line2D([], [], color=look.colour, linestyle=look.style, marker=look.marker)
         line.set(linewidth=_LINE_WIDTH, markersize=_MARKER_SIZE)
         handles.append(line)
         seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
         # A leading underscore hides a legend entry.
-        labels.append(f"{_short(arm.label).lstrip('_')}  {value_text(arm.mean, comparison)} ({seeds})")
-    if any(len(arm.runs) > 1 for arm in comparison.arms):
+        labels.append(f"{_short(arm.label).lstrip('_')}  {value_text(arm.mean.value, table)} ({seeds})")
+    if any(len(arm.runs) > 1 for arm in table.arms):
         from matplotlib.patches import Patch
 
         handles.append(Patch(color="#888888", alpha=0.25, linewidth=0))
         labels.append("lowest to highest seed")
-    if any(row.value is not None for row in comparison.references):
+    handles.append(
+        Line2D([], [], color="#888888", linewidth=1.4, marker="o", markersize=_POINT_SIZE, markerfacecolor="w")
+    )
+    labels.append("decayed, 95 % interval")
+    if table.measure.chance is not None:
+        handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":"))
+        labels.append(chance_text(table))
+    if any(row.value is not None for row in table.references):
         handles.append(Line2D([], [], color=_REFERENCE_COLOUR, linewidth=1.2, linestyle=(0, (6, 3))))
         labels.append("reference's own score")
     return handles, labels
 
 
-def _draw_spending(axes: Axes, comparison: Comparison) -> None:
-    labels = [_short(arm.label) for arm in comparison.arms]
-    purposes = [p for p in PURPOSE_COLOURS if any(arm.flops_by_purpose.get(p) for arm in comparison.arms)]
-    others = {p for arm in comparison.arms for p, flops in arm.flops_by_purpose.items() if flops}
+def _draw_spending(axes: Axes, table: Table) -> None:
+    labels = [_short(arm.label) for arm in table.arms]
+    purposes = [p for p in PURPOSE_COLOURS if any(arm.flops_by_purpose.get(p) for arm in table.arms)]
+    others = {p for arm in table.arms for p, flops in arm.flops_by_purpose.items() if flops}
     positions = range(len(labels))
     start = [0.0] * len(labels)
     for purpose in [*purposes, *sorted(others.difference(PURPOSE_COLOURS))]:
-        widths = [float(arm.flops_by_purpose.get(purpose, 0)) for arm in comparison.arms]
+        widths = [float(arm.flops_by_purpose.get(purpose, 0)) for arm in table.arms]
         colour = PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)
         axes.barh(positions, widths, left=start, color=colour, label=purpose.replace("_", " "), height=0.68)
         start = [left + width for left, width in zip(start, widths, strict=True)]
-    pretraining = [float(arm.pretrain_flops) for arm in comparison.arms]
+    pretraining = [float(arm.pretrain_flops) for arm in table.arms]
     if any(pretraining):
         name = "pre-training (reference, scorer)"
         axes.barh(
@@ -288,7 +314,7 @@ def _draw_spending(axes: Axes, comparison: Comparison) -> None:
             hatch="////",
             label=name,
         )
-    axes.axvline(comparison.budget, color="#888888", linewidth=1, linestyle=":")
+    axes.axvline(table.budget, color="#888888", linewidth=1, linestyle=":")
     axes.set_yticks(positions, labels)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

@@ -37,7 +37,8 @@ def compare(
         baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
-        lower_is_better: whether a smaller value is better; ``None``: where the name holds "loss" or "mse".
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where the name holds
+            "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison; by default
             ``tools/compare.py`` with these arguments.
 
@@ -155,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lower_is_better",
         action=argparse.BooleanOptionalAction,
-        help="whether a smaller value is better (default: where the metric's name holds 'loss' or 'mse')",
+        help="whether a smaller value is better (default: as the runs record it)",
     )
     parser.add_argument(
         "--wandb",

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jestbench.compare import wording
-from jestbench.compare.comparison import Arm, Comparison
+from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
+from jestbench.compare.plots import plot_names
 
 WIDTH = 110
 """Columns of the terminal table."""
@@ -17,64 +18,94 @@ WIDTH = 110
 
 def format_table(comparison: Comparison) -> str:
     """Write a comparison for a terminal, at most ``WIDTH`` columns wide."""
-    head = ["arm", comparison.metric, "n", "ahead", *wording.AXIS_TITLES.values()]
+    lines: list[str] = []
+    for table in comparison.tables:
+        lines += [*_terminal(table, comparison.created), ""]
+    for warning in comparison.warnings:
+        lines += _wrap(f"warning: {warning}", indent="  ")
+    return "\n".join(line.rstrip() for line in lines).rstrip().replace("≥", ">=").replace("−", "-")
+
+
+def _terminal(table: Table, created: str) -> list[str]:
+    world = wording.world_name(table)
+    lines = _wrap(f"world: {world}") if world else []
+    lines += [*_wrap(f"{table.metric}: {wording.subtitle(table, created)}"), *_wrap(table.rule), ""]
+    head = ["arm", f"minus {table.baseline or 'baseline'}", "verdict", f"mean{_chance(table)}", "n"]
     rows = [
         [
             arm.label,
-            wording.interval_text(arm, comparison),
+            wording.difference_text(arm, table),
+            wording.verdict_text(arm),
+            wording.interval_text(arm, table),
             str(len(arm.runs)),
-            _ahead(arm, comparison),
-            *_speedup_cells(arm),
         ]
-        for arm in comparison.arms
+        for arm in table.arms
     ]
     rows += [
-        [f"[{wording.end_label(arm)}]", wording.end_text(arm)] + [""] * (len(head) - 2)
-        for arm in comparison.arms
-        if arm.added_to_budget
+        [f"[{wording.end_label(arm)}]", "", "", wording.end_text(arm), ""] for arm in table.arms if arm.added_to_budget
     ]
     rows += [
-        [f"[{wording.reference_label(row.name)}]", wording.value_text(row.value, comparison)] + [""] * (len(head) - 2)
-        for row in comparison.references
+        [f"[{wording.reference_label(row.name)}]", "", "", wording.value_text(row.value, table), ""]
+        for row in table.references
     ]
-    lines = _wrap(f"{comparison.metric}: {wording.subtitle(comparison)}")
-    lines += ["", " " * (WIDTH - 50) + "x less than the baseline needs".rjust(50), *_align([head, *rows])]
-    lines += [
-        "",
-        *_wrap(
-            f"baseline: {comparison.baseline}; ~ first touch, indicative (not decayed there); x < 1: needs more; "
-            f"{wording.WORDS['early']}: within the first interval of evaluations; {wording.WORDS['worse']}: ends worse "
-            "than the baseline"
-        ),
-        *_wrap(wording.evaluation_noise(comparison)),
-    ]
-    for warning in comparison.warnings:
-        lines += _wrap(f"warning: {warning}", indent="  ")
-    return "\n".join(line.rstrip() for line in lines)
+    lines += [*_align([head, *rows]), ""]
+    if table.baseline is not None:
+        head = ["arm", *wording.AXIS_TITLES.values()]
+        speedups = [[arm.label, *_speedup_cells(arm)] for arm in table.arms if arm.label != table.baseline]
+        if speedups:
+            lines += [f"how many times less than {table.baseline} needs (pointwise intervals):", ""]
+            lines += [*_align([head, *speedups]), "", *_wrap(_about_speedups(table))]
+        lines += [line for arm in table.arms for line in _wrap(wording.sentence(arm, table), indent="  ")]
+    lines += [line for text in _more(table) for line in _wrap(text, indent="  ")]
+    return lines
+
+
+def _chance(table: Table) -> str:
+    chance = wording.chance_text(table)
+    return f" ({chance})" if chance else ""
+
+
+def _about_speedups(table: Table) -> str:
+    """A line on the marks that stand in a table of speed-ups."""
+    speedups = [speedup for arm in table.arms for speedup in arm.speedup.values()]
+    kinds, absent = {speedup.kind for speedup in speedups}, {speedup.absent for speedup in speedups}
+    parts = ["x < 1: needs more"]
+    if "touch" in kinds:
+        parts.append("~ first touch, indicative (not decayed there)")
+    if "at_least" in kinds:
+        parts.append(">= above already at its first rung")
+    if "early" in absent:
+        parts.append(f"{wording.WORDS['early']}: within the first interval of evaluations")
+    if "worse" in absent:
+        parts.append(f"{wording.WORDS['worse']}: ends worse than the baseline")
+    return f"baseline: {table.baseline}; {'; '.join(parts)}"
+
+
+def _more(table: Table) -> Iterable[str]:
+    """Lines on the deviation of seeds, and on where selection pays."""
+    for arm in table.arms:
+        if arm.deviation is not None:
+            yield f"deviation from seed to seed: {wording.deviation_text(arm, table)}"
+    for pays in table.pays:
+        yield f"{pays.arm} against {pays.other}: {wording.pays_text(pays)}"
 
 
 def _speedup_cells(arm: Arm) -> list[str]:
-    return [wording.speedup_text(arm.speedup[axis]) for axis in AXES]
-
-
-def _ahead(arm: Arm, comparison: Comparison) -> str:
-    if arm.label == comparison.baseline:
-        return "base"
-    return str(arm.paired) if arm.paired else "-"
+    found = [arm.speedup[axis] for axis in AXES]
+    return [f"{wording.speedup_text(one)} {wording.speedup_ends(one)}".rstrip() for one in found]
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     spaces = 2 * (len(widths) - 1)
-    # Labels are free text: the first two columns are cut to fit, the numbers never are.
-    widths[1] = max(min(widths[1], 34), *(len(row[1]) for row in rows[1:]))
+    # Labels are free text: the first column and the head are cut to fit, the numbers never are.
+    widths[1:] = [max(min(width, 24), *(len(row[k]) for row in rows[1:])) for k, width in enumerate(widths[1:], 1)]
     widths[0] = max(3, min(widths[0], WIDTH - spaces - sum(widths[1:])))
     lines = []
     for row in rows:
-        first, second, *numbers = (_cut(cell, width) for cell, width in zip(row, widths, strict=True))
-        cells = [first.ljust(widths[0]), second.ljust(widths[1])]
-        cells += [cell.rjust(width) for cell, width in zip(numbers, widths[2:], strict=True)]
-        lines.append("  ".join(cells))
+        first, *numbers = (_cut(cell, width) for cell, width in zip(row, widths, strict=True))
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
     lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
 
@@ -89,69 +120,79 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 
 def to_markdown(comparison: Comparison, out: Path) -> str:
     """Write a comparison as Markdown, with paths relative to ``out``."""
-    sections = [
-        f"# {_plain(comparison.metric)} at equal compute",
-        _plain(wording.subtitle(comparison)),
-        "![metric against FLOPs](metric_vs_flops.png)",
-        _table(
-            [
-                "arm",
-                f"mean [95 % interval]{' (lower is better)' if comparison.lower_is_better else ''}",
-                "seeds",
-                "ahead",
-            ]
-            + [f"× {title}" for title in wording.AXIS_TITLES.values()],
-            [*_arm_rows(comparison), *_reference_cells(comparison)],
-        ),
-        f"×: how many times less than the baseline, `{_code(comparison.baseline)}`, an arm needs to first "
-        "reach the baseline's final value; ~: a first touch on an undecayed curve, indicative.",
-        *([_plain(wording.evaluation_noise(comparison)) + "."] if wording.evaluation_noise(comparison) else []),
-        "## What the FLOPs were spent on",
-        _spending(comparison),
+    first = comparison.first
+    sections = [f"# {_plain(first.metric)} at equal compute"]
+    for table, (picture, _) in zip(comparison.tables, plot_names(comparison), strict=True):
+        sections += _sections(table, picture, comparison.created)
+    sections += [
         "## Warnings",
         "\n".join(f"- {_plain(warning)}" for warning in comparison.warnings) or "None.",
         "## How every number is computed",
-        "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in wording.method(comparison)),
+        "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in wording.method(first)),
         "## Runs",
-        "\n".join(_run_lines(comparison, out)),
+        "\n".join(line for table in comparison.tables for line in _run_lines(table, out)),
         "## Again",
         f"```\n{comparison.command}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _arm_rows(comparison: Comparison) -> Iterable[list[str]]:
-    for arm in comparison.arms:
-        base = " (baseline)" if arm.label == comparison.baseline else ""
+def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
+    """A table with what belongs to it."""
+    world = wording.world_name(table)
+    if world:
+        yield f"## {_plain(world)}"
+    yield _plain(wording.subtitle(table, created))
+    yield f"![metric against FLOPs]({picture})"
+    yield _plain(table.rule) + "."
+    lower = "lower is better" if table.lower_is_better else ""
+    about = ", ".join(part for part in ("95 %, pointwise", wording.chance_text(table), lower) if part)
+    head = [f"minus {_plain(table.baseline or 'baseline')} [95 %, simultaneous]", "verdict", f"mean [{about}]", "seeds"]
+    yield _table(
+        ["arm", *head, *(f"× {title}" for title in wording.AXIS_TITLES.values())],
+        [*_arm_rows(table), *_reference_cells(table)],
+    )
+    if table.baseline is not None:
+        yield (
+            f"×: how many times less than the baseline, `{_code(table.baseline)}`, an arm needs to reach the "
+            "baseline's value, pointwise; ~: a first touch on an undecayed curve, indicative."
+        )
+        found = [wording.sentence(arm, table) for arm in table.arms]
+        yield "\n".join(f"- {_plain(text)}." for text in found if text)
+    yield from ["\n".join(f"- {_plain(text)}" for text in _more(table))] if list(_more(table)) else []
+    yield "**What the FLOPs were spent on**"
+    yield _spending(table)
+
+
+def _arm_rows(table: Table) -> Iterable[list[str]]:
+    for arm in table.arms:
+        base = " (baseline)" if arm.label == table.baseline else ""
         yield [
             _plain(arm.label) + base,
-            wording.interval_text(arm, comparison),
+            "" if base else wording.difference_text(arm, table),
+            wording.verdict_text(arm),
+            wording.interval_text(arm, table),
             str(len(arm.runs)),
-            "" if base else _ahead(arm, comparison),
             *_speedup_cells(arm),
         ]
 
 
-def _reference_cells(comparison: Comparison) -> Iterable[list[str]]:
-    for arm in comparison.arms:
+def _reference_cells(table: Table) -> Iterable[list[str]]:
+    for arm in table.arms:
         if arm.added_to_budget:
-            yield [
-                f"*{_plain(wording.end_label(arm))}*",
-                wording.end_text(arm),
-                str(len(arm.runs)),
-                *([""] * (1 + len(AXES))),
-            ]
-    for row in comparison.references:
+            name = f"*{_plain(wording.end_label(arm))}*"
+            yield [name, "", "", wording.end_text(arm), str(len(arm.runs)), *([""] * len(AXES))]
+    for row in table.references:
         arms = _plain(", ".join(row.arms))
         used = f"*{_plain(wording.reference_label(row.name))}* (of {arms}; {wording.flops_text(row.flops_total)})"
-        yield [used, wording.value_text(row.value, comparison), *([""] * (2 + len(AXES)))]
+        yield [used, "", "", wording.value_text(row.value, table), *([""] * (1 + len(AXES)))]
 
 
-def _spending(comparison: Comparison) -> str:
-    purposes = sorted({purpose for arm in comparison.arms for purpose in wording.shares(arm)})
+def _spending(table: Table) -> str:
+    purposes = sorted({purpose for arm in table.arms for purpose in wording.shares(arm)})
     head = ["arm", "total", *purposes, "pre-training, apart", "pairs seen", "pairs trained", "time"]
     rows = []
-    for arm in comparison.arms:
+    for arm in table.arms:
         part = wording.shares(arm)
         cells = [f"{100 * part[purpose]:.1f} %" if purpose in part else "" for purpose in purposes]
         counts = [
@@ -171,12 +212,12 @@ def _spending(comparison: Comparison) -> str:
     return _table(head, rows)
 
 
-def _run_lines(comparison: Comparison, out: Path) -> Iterable[str]:
-    for arm in comparison.arms:
+def _run_lines(table: Table, out: Path) -> Iterable[str]:
+    for arm in table.arms:
         yield f"- {_plain(arm.label)}: policy `{_code(arm.policy)}`, configuration `{_code(arm.config_hash)}`"
         for member in arm.runs:
             folder = _code(wording.relative(member.run.folder, out))
-            yield f"  - seed {member.seed}: {wording.value_text(member.value, comparison)}, `{folder}`"
+            yield f"  - seed {member.seed}: {wording.value_text(member.value, table)}, `{folder}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

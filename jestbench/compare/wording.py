@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from jestbench.compare.comparison import Absent, Arm, Comparison, Speedup
-from jestbench.compare.curves import FEWEST_SEEDS
+from jestbench.compare.comparison import Absent, Arm, Pays, Speedup, Table
+from jestbench.compare.statistics import Interval
 
 AXIS_TITLES = {
     "flops": "FLOPs",
@@ -18,76 +18,81 @@ AXIS_TITLES = {
     "seconds": "seconds",
 }
 
-WORDS: Mapping[Absent, str] = {"never": "never", "worse": "worse", "early": "early", "unknown": "-"}
+WORDS: Mapping[Absent, str] = {
+    "never": "never",
+    "worse": "worse",
+    "early": "early",
+    "unknown": "-",
+    "unshared": "-",
+}
 """Words in the place of a speedup without a value, by ``Speedup.absent``."""
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DIGITS = 4
 
 
-def method(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+def method(table: Table) -> tuple[tuple[str, str], ...]:
     """Explanations of how each number is computed: pairs of a name and a sentence."""
-    return (*_about_values(comparison), *_about_speedups(comparison))
+    return (*_about_values(table), *_about_speedups(table))
 
 
-def _about_values(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    ahead = "lower" if comparison.lower_is_better else "higher"
+def _about_values(table: Table) -> tuple[tuple[str, str], ...]:
     return (
         (
             "FLOPs",
             "2 per multiply-add of matrix products, convolutions and attention; a training pass costs 3 "
-            "forward passes; scoring, reference and selection are counted, evaluation is not.",
+            "forward passes; scoring, reference and selection are counted, evaluation and a ladder's branches are not.",
+        ),
+        (
+            "decayed point",
+            "a value at the end of a learning-rate schedule: the end of a run, or a rung of a ladder. Runs that differ "
+            "in budget and rungs alone are one arm; its decayed points are its frontier.",
         ),
         (
             "common budget",
-            "the smallest budget of the arms. A run whose budget had its pre-training taken out first starts "
-            "at that pre-training on the FLOP axis, so that all are compared at the full budget.",
+            "the largest at which every arm has a decayed point; where there is none, the smallest of the arms' ends, "
+            "the others being read inside their schedules ('undecayed', linear between evaluations), without verdict. "
+            "A run whose budget had its pre-training taken out first starts at that pre-training on the FLOP axis, so "
+            "that all are compared at the full budget.",
+        ),
+        (
+            "minus baseline",
+            "mean difference to the baseline, on the same seeds and the same evaluation examples. The interval is "
+            "simultaneous over all arms of the table (Dunnett), and holds seeds and examples; 'better' and 'worse' "
+            "where it excludes zero. docs/statistics.md has the formulas.",
         ),
         (
             "mean",
-            f"{comparison.metric} of each run at the common budget, linear between its evaluations (the "
-            "final value within one step of the end), averaged over seeds.",
+            f"{table.metric} at the common budget, averaged over seeds. Its interval holds seeds and examples too, but "
+            "is pointwise, as are all intervals but those of the differences: two that overlap say nothing about the "
+            "difference.",
         ),
         (
-            "[low, high]",
-            "95 % confidence interval of that mean over seeds by Student's t, cut at the metric's range; none below "
-            f"{FEWEST_SEEDS} seeds, and none where all seeds have the same value. It holds the seeds' noise, not that "
-            "of the evaluation.",
+            "examples",
+            "the unit is the class (zero-shot) or the caption group (retrieval), since examples of one share a prompt. "
+            "Runs without results of their examples have intervals of seeds alone, as the line above the table says.",
         ),
-        (
-            "evaluation noise",
-            "one standard error of the mean by the number of evaluation examples, √(p(1 − p)/n) for a share p of n "
-            "(binomial); differences of that size are noise even where every seed agrees. Examples of one class share "
-            "a prompt, so the true error is larger.",
-        ),
-        (
-            "ahead",
-            f"in how many of the seeds that both have, the arm's value is {ahead} than the baseline's.",
-        ),
-        (
-            "undecayed",
-            "beside a mean: the common budget lies inside the arm's learning-rate schedule, so that the mean is not "
-            "what a schedule that ends there gives.",
-        ),
+        ("chance", "the metric where the answers are ranked at random."),
     )
 
 
-def _about_speedups(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    better = "at or below" if comparison.lower_is_better else "at or above"
+def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
+    better = "at or below" if table.lower_is_better else "at or above"
     return (
         (
             "×",
-            f"what the baseline needs over what the arm needs to be first {better} the baseline's final "
-            "seed-mean value, on seed-mean curves, linear between evaluations; below 1 where the arm needs more. "
-            f"'{WORDS['never']}': not reached; '{WORDS['worse']}': touched on the way, but the arm ends worse than "
-            f"the baseline; '{WORDS['early']}': reached within the first interval of evaluations, where no place can "
-            "be read.",
+            f"what the baseline spent to its value at the common budget, over what the arm needs to be {better} it: "
+            "between the arm's decayed points, linear in log FLOPs, monotone unless they evidently fall (then the "
+            "first crossing). Its interval draws all values jointly; '..' is an open end. Below 1 the arm needs more. "
+            f"'{WORDS['never']}': not reached; '{WORDS['worse']}': reached on the way, but the arm ends worse than "
+            f"the baseline; '{WORDS['early']}': within the first interval of evaluations, where no place can be read.",
         ),
+        ("≥", "the arm's first decayed point is already there: it needs at most that."),
         (
             "~",
-            "a first touch: one of the two curves touches the value inside its learning-rate schedule. It is "
-            "indicative and bounds nothing: a run whose schedule ends at that budget has another value. Give the arm "
-            "that budget (run.budget) to see which.",
+            "a first touch, where one of the two has fewer than two decayed points: the learning curve touches the "
+            "baseline's final value inside its schedule. It is indicative and bounds nothing: a run whose schedule "
+            "ends at that budget has another value. A ladder for both arms (optimizer.rungs) gives the number.",
         ),
         (
             "× all-in",
@@ -98,7 +103,52 @@ def _about_speedups(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             "× seconds",
             "the same on wall time of training without evaluation; comparable only on one idle machine.",
         ),
+        (
+            "where selection pays",
+            "budgets at which an arm's frontier crosses that of the baseline or of a control (an arm without "
+            "selection, or whose label holds 'shuffled' or 'independent'); pointwise intervals, nothing extrapolated.",
+        ),
     )
+
+
+def sentence(arm: Arm, table: Table) -> str:
+    """An arm's verdict against the baseline, in one sentence."""
+    found, at = arm.difference, flops_text(table.budget)
+    if found is None or table.baseline is None:
+        return ""
+    seeds = f"{len(found.seeds)} seed{'' if len(found.seeds) == 1 else 's'}"
+    both = f"{arm.label} and {table.baseline}"
+    if found.reason:
+        return f"{both}: no verdict at {at}: {found.reason} ({seeds})"
+    low, high = found.low, found.high
+    if found.verdict == "not told apart":
+        return f"{both} are not told apart at {at}: {_gain(found.value, low, high, table, 1)} ({seeds})"
+    sign = 1 if found.value > 0 else -1
+    gain = _gain(found.value, low, high, table, sign)
+    return f"{arm.label} is {found.verdict} than {table.baseline} by {gain} at {at} ({seeds})"
+
+
+def _gain(value: float, low: float | None, high: float | None, table: Table, sign: int) -> str:
+    """A difference with its interval, in points where the metric is a share; ``sign`` −1 turns it round."""
+    share = table.measure.limits == (0.0, 1.0)
+    ends = sorted(sign * (end or 0.0) * (100 if share else 1) for end in (low, high))
+    number = sign * value * (100 if share else 1)
+    digits = 1 if share and max(map(abs, ends)) >= 0.95 else 3
+    texts = [f"{one:.{digits}f}".replace("-", "−") for one in (number, *ends)]
+    return f"{texts[0]}{' points' if share else ''} [{texts[1]}, {texts[2]}]"
+
+
+def pays_text(pays: Pays) -> str:
+    """How an arm's frontier stands to another along the budget, in words."""
+    span = f"{flops_text(pays.start)} to {flops_text(pays.end)}"
+    if pays.ahead is None:
+        return f"level from {span}"
+    words = ["ahead" if pays.ahead else "behind"]
+    for crossing in pays.crossings:
+        low, high = (".." if end is None else flops_text(end) for end in (crossing.low, crossing.high))
+        words.append(f"to {flops_text(crossing.budget)} [{low}, {high}], then")
+        words.append("ahead" if crossing.after == "better" else "behind")
+    return f"{' '.join(words)} (from {span})"
 
 
 def decimal_prefix(value: float) -> tuple[float, str]:
@@ -126,44 +176,69 @@ def seconds_text(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def value_text(value: float | None, comparison: Comparison) -> str:
+def value_text(value: float | None, table: Table) -> str:
     """Write a value of the metric, with the same number of decimals everywhere."""
     if value is None:
         return "-"
-    largest = max(abs(arm.mean) for arm in comparison.arms)
+    largest = max(abs(arm.mean.value) for arm in table.arms)
     whole = math.floor(math.log10(largest)) if largest > 0 else 0
     if not -4 <= whole <= 6:
         return f"{value:.{_DIGITS - 1}e}"
     return f"{value:.{max(0, _DIGITS - 1 - whole)}f}"
 
 
-def interval_text(arm: Arm, comparison: Comparison) -> str:
+def interval_text(arm: Arm, table: Table) -> str:
     """Write an arm's mean and its interval, or why it has no interval."""
-    mean = value_text(arm.mean, comparison) + (" undecayed" if arm.undecayed else "")
-    if arm.low is None or arm.high is None:
-        return f"{mean} [{_no_interval(arm)}]"
-    return f"{mean} [{value_text(arm.low, comparison)}, {value_text(arm.high, comparison)}]"
+    mean = value_text(arm.mean.value, table) + (" undecayed" if arm.undecayed else "")
+    return f"{mean} {_ends(arm.mean, len(arm.runs), table)}"
 
 
-def _no_interval(arm: Arm) -> str:
-    seeds = len(arm.runs)
-    return "seeds equal" if seeds >= FEWEST_SEEDS else f"{seeds} seed{'s' if seeds > 1 else ''}"
+def _ends(found: Interval, seeds: int, table: Table) -> str:
+    if found.low is None or found.high is None:
+        return "[1 seed]" if seeds == 1 else "[no interval]"
+    return f"[{value_text(found.low, table)}, {value_text(found.high, table)}]"
 
 
-def evaluation_noise(comparison: Comparison) -> str:
-    """Write the evaluation noise of the arms with the smallest and the largest one; empty where no arm has one."""
-    known = sorted((arm.evaluation_error, arm.label) for arm in comparison.arms if arm.evaluation_error is not None)
-    if not known:
+def signed(value: float, table: Table) -> str:
+    """Write a difference with its sign."""
+    return ("+" if value > 0 else "") + value_text(value, table)
+
+
+def difference_text(arm: Arm, table: Table) -> str:
+    """Write an arm's difference to the baseline with its simultaneous interval."""
+    found = arm.difference
+    if found is None:
+        return "baseline" if arm.label == table.baseline else "-"
+    if math.isnan(found.value):
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{signed(found.value, table)} [{'undecayed' if arm.undecayed else 'no interval'}]"
+    return f"{signed(found.value, table)} [{signed(found.low, table)}, {signed(found.high, table)}]"
+
+
+def verdict_text(arm: Arm) -> str:
+    """Write an arm's verdict; nothing for the baseline, and where there is none."""
+    return arm.verdict or ""
+
+
+def deviation_text(arm: Arm, table: Table) -> str:
+    """Write an arm's deviation from seed to seed; empty below eight seeds."""
+    if arm.deviation is None:
         return ""
-    ends = list(dict.fromkeys((known[0], known[-1])))
-    errors = " to ".join(f"{value_text(error, comparison)} ({label})" for error, label in ends)
-    return f"evaluation noise, one binomial standard error: {errors}"
+    number = value_text(arm.deviation.value, table)
+    return f"{arm.label} {number} {_ends(arm.deviation, len(arm.runs), table)} ({len(arm.runs)} seeds)"
+
+
+def chance_text(table: Table) -> str:
+    """Write the metric's value at chance; empty where it has none."""
+    chance = table.measure.chance
+    return "" if chance is None else f"chance {chance:.3g}"
 
 
 def end_text(arm: Arm) -> str:
     """Write an arm's mean at its own end, and its interval."""
-    mean, low, high = (None if value is None else f"{value:.4g}" for value in arm.end)
-    return f"{mean} [{_no_interval(arm)}]" if low is None else f"{mean} [{low}, {high}]"
+    mean, low, high = (None if end is None else f"{end:.4g}" for end in (arm.end.value, arm.end.low, arm.end.high))
+    return f"{mean} [{'1 seed' if len(arm.runs) == 1 else 'no interval'}]" if low is None else f"{mean} [{low}, {high}]"
 
 
 def end_label(arm: Arm) -> str:
@@ -172,7 +247,7 @@ def end_label(arm: Arm) -> str:
 
 
 def speedup_text(speedup: Speedup) -> str:
-    """Write a speedup: ``2.65x`` between decayed points, ``~2.7x`` for a first touch, a word where there is none."""
+    """Write a speedup: ``2.65x``, ``≥2.65x`` at least, ``~2.7x`` for a first touch, a word where there is none."""
     if speedup.value is None:
         return WORDS[speedup.absent]
     value = speedup.value
@@ -182,7 +257,14 @@ def speedup_text(speedup: Speedup) -> str:
     digits = f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
     if value < 0.1:
         digits = f"{value:.2g}"
-    return f"{digits}x"
+    return f"{'≥' if speedup.kind == 'at_least' else ''}{digits}x"
+
+
+def speedup_ends(speedup: Speedup) -> str:
+    """Write a speedup's interval, two dots for an open end; empty for a first touch and where there is no value."""
+    if speedup.value is None or speedup.kind == "touch" or speedup.low == speedup.high == 1:
+        return ""
+    return f"[{', '.join('..' if end is None else f'{end:.2g}' for end in (speedup.low, speedup.high))}]"
 
 
 def shares(arm: Arm) -> dict[str, float]:
@@ -192,14 +274,20 @@ def shares(arm: Arm) -> dict[str, float]:
     return {purpose: flops / total for purpose, flops in ordered if flops}
 
 
-def subtitle(comparison: Comparison) -> str:
-    """The facts common to all runs, on one line: data, seeds, common budget, date."""
-    seeds = sorted({seed for arm in comparison.arms for seed in arm.seeds})
-    facts = [f"{key.replace('_', ' ')} {value}" for key, value in comparison.facts.items()]
+def subtitle(table: Table, created: str) -> str:
+    """The facts common to all runs of a table, on one line: data, seeds, common budget, chance, date."""
+    seeds = sorted({seed for arm in table.arms for seed in arm.seeds})
+    facts = [f"{key.replace('_', ' ')} {value}" for key, value in table.facts.items()]
     plural = "s" if len(seeds) > 1 else ""
     facts.append(f"seed{plural} {', '.join(str(seed) for seed in seeds)}")
-    facts.append(f"common budget {flops_text(comparison.budget)}")
-    return " · ".join((*facts, comparison.created[:10]))
+    facts.append(f"common budget {flops_text(table.budget)}")
+    chance = chance_text(table)
+    return " · ".join((*facts, *([chance] if chance else []), created[:10]))
+
+
+def world_name(table: Table) -> str:
+    """What distinguishes a table's world from the others; empty where there is one world."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in table.about.items())
 
 
 def reference_label(name: str) -> str:

@@ -169,13 +169,7 @@ def resolve(
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
-    assert not isinstance(run.policy, str)
-    needs = frozenset(run.policy.needs)
-    if needs and not run.training.selects:
-        raise ConfigError(
-            f"{_place('run.objective', read)}run.objective trains a pair scorer on all that it meets, and the policy "
-            f"{name!r} selects: bind run.policy to uniform"
-        )
+    needs = _needs(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
     identities = _identities(run, stands_on, recorded)
@@ -192,6 +186,21 @@ def resolve(
         inherited=inherited,
         calibrated_on=split,
     )
+
+
+def _needs(run: Run, policy: str, bindings: Sequence[Binding]) -> frozenset[str]:
+    """The roles that the policy reads.
+
+    Raises:
+        ConfigError: the policy selects, and the objective trains on all pairs.
+    """
+    assert not isinstance(run.policy, str)
+    if run.policy.needs and not run.training.selects:
+        raise ConfigError(
+            f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all that it meets, and the "
+            f"policy {policy!r} selects: bind run.policy to uniform"
+        )
+    return frozenset(run.policy.needs)
 
 
 def _identities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,11 @@ class EmbeddingRows(RowContent):
         self.width = model.width
         self.widths = {"image": self.width, "text": self.width, "pair": 1}
 
+    @cached_property
+    def scale_and_bias(self) -> tuple[float, float]:
+        """The frozen model's own, read from the device once."""
+        return self.model.scale_and_bias()
+
     def encode(self, name: RowName, batch: Batch) -> Tensor:
         """Embeddings ``[B, D]`` under one tower."""
         if name == "text":
@@ -47,11 +53,11 @@ class EmbeddingRows(RowContent):
 
     def scores(self, role: Role, rows: Mapping[RowName, Tensor]) -> Scores:
         """The embeddings, with the model's own scale and bias."""
-        return Scores.of(role, Embeddings(rows["image"], rows["text"], *self.model.scale_and_bias()))
+        return Scores.of(role, Embeddings(rows["image"], rows["text"], *self.scale_and_bias))
 
     def own_loss_C(self, loss: LossName, value_C: Tensor) -> Tensor:
         """softplus(−u_ii) or −a_ii."""
-        scale, bias = self.model.scale_and_bias()
+        scale, bias = self.scale_and_bias
         own_C = value_C * scale
         return -own_C if loss == "softmax" else F.softplus(-(own_C + bias))
 

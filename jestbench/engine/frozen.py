@@ -224,7 +224,7 @@ class FrozenActor(Actor):
             row_MD = self.encode(name, batch)
             other_M = keys_of(name, batch.image_key_B, batch.text_key_B) != key_B[index_M]
             if bool(other_M.any()):
-                row_MD[other_M.to(row_MD.device)] = torch.nan
+                row_MD[other_M] = torch.nan
             return row_MD
 
         return self.fetch(name, key_B, compute)
@@ -250,7 +250,7 @@ class FrozenActor(Actor):
         )
         with torch.no_grad(), content.arithmetic.autocast():
             rows = [content.encode(name, part)[:count] for part, (_, count) in zip(feed, blocks, strict=True)]
-        row_ND = torch.cat(rows)
+        row_ND = torch.cat(rows).cpu()  # where every store is; one wait for the device, with the check there
         if not bool(torch.isfinite(row_ND).all()):
             raise NonFiniteScore(f"the {self.role}'s {name} {self.content.noun} are NaN or infinite")
         return row_ND

@@ -255,7 +255,7 @@ def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
     found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
-    found["pairs"] = stages.super_batches.pool
+    found["loss"], found["pairs"] = resolved.run.loss, stages.super_batches.pool
     found["eval_images"] = len(stages.evaluator.index_N)
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):

@@ -141,12 +141,13 @@ class Recorder:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
         checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
-        if evaluate or checkpointed or self.stop_asked or self.metrics.due(progress.step):
+        table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
+        written = evaluate or table is not None or self.metrics.due(progress.step)
+        if written or checkpointed or self.stop_asked:
             with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
                 update.measured.read()
         found = self._evaluate(progress) if evaluate else {}
-        table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
-        if evaluate or table is not None or self.metrics.due(progress.step):
+        if written:
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,

@@ -205,7 +205,8 @@ def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path
 
 
 _PLAIN = (
-    "label policy config_hash mean low high above_baseline flops_total flops_all_in pairs_seen pairs_trained seconds"
+    "label policy config_hash mean low high difference difference_low difference_high verdict flops_total flops_all_in "
+    "pairs_seen pairs_trained seconds"
 ).split()
 
 

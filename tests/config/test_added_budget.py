@@ -101,15 +101,16 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
     comparison = analyse([runs], "zero_shot_top5", "uniform", None, "again")
     arms = {arm.label: arm for arm in comparison.arms}
     curated = arms["uniform_curated"]
-    assert comparison.budget == 2_000_000_000
+    assert comparison.first.budget == 2_000_000_000
     assert (curated.added_to_budget, curated.budget) == (1_000_000_000, 3_000_000_000)
     assert curated.undecayed
     assert not arms["uniform"].undecayed
     final = summary_of(runs / "curated")["metrics"]["eval/zero_shot_top5"]
-    assert curated.end == (final, None, None)
+    assert (curated.end.value, curated.end.low, curated.end.high) == (final, None, None)
     notes = [note for note in comparison.warnings if "uniform_curated" in note and "beside its budget" in note]
     assert len(notes) == 1
     assert not any("inside an undecayed schedule" in note for note in comparison.warnings)
+    assert curated.verdict is None
     for text in (format_table(comparison), to_markdown(comparison, runs)):
         assert f"{final:.4g} [1 seed]" in text
     assert "*uniform_curated at 3" in text

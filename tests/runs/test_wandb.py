@@ -300,7 +300,8 @@ def test_the_comparison_is_one_summary_run(runs: Runs) -> None:
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["label"] for row in rows] == [arm["label"] for arm in document["arms"]]
     for row, arm_found in zip(rows, document["arms"], strict=True):
-        assert (row["mean"], row["flops_total"]) == (arm_found["mean"], arm_found["flops_total"])
+        for key in ("mean", "difference", "verdict", "flops_total"):
+            assert row[key] == arm_found[key]
         for axis, speedup in arm_found["speedup"].items():
             assert row[f"speedup/{axis}"] == speedup["value"]
             assert row[f"speedup/{axis}/kind"] == speedup["kind"]

@@ -1,0 +1,360 @@
+"""Speed-ups and crossings of frontiers: decayed points joined over budgets, with intervals (docs/statistics.md).
+
+Shape suffixes: ``R`` rungs of a ladder, ``S`` seeds, ``N`` evaluation examples, ``D`` draws, ``P`` points on an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from jestbench.compare.curves import AXES
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, root
+from jestbench.compare.statistics import SHARE_OF_DIFFERENCE, Cell, table_noise
+from jestbench.evals.measure import Measure
+
+CONFIDENCE = 0.95
+Stands = Literal["worse", "better"]
+_STANDS: tuple[Stands, Stands] = ("worse", "better")
+_SAME_BUDGET = 0.05
+"""Relative difference up to which the FLOPs of two rungs are one budget: runs overshoot by up to a step."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """One arm's decayed points.
+
+    Attributes:
+        cells: one a rung, ascending budget.
+        amount_R: axis → mean over seeds of the amount spent at each rung; NaN where it was not logged.
+    """
+
+    cells: tuple[Cell, ...]
+    amount_R: Mapping[str, Array]
+
+    @property
+    def flops_R(self) -> Array:
+        """FLOPs on the axis that budgets are stated on."""
+        return self.amount_R["flops"]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A speed-up on one axis.
+
+    Attributes:
+        value: the baseline's amount at the target over the arm's amount where it reaches the target; ``None`` where it
+            does not.
+        low: lower end of the 95 % interval; ``None``: open, or no interval can be given.
+        high: upper end, as ``low``.
+        kind: ``at_least`` where the arm's first rung is already there.
+        fell: whether the arm's values evidently fall somewhere, so that its first crossing is taken.
+        absent: why there is no value; empty where there is one. ``never``: the target is not reached; ``worse``: the
+            arm ends below the baseline at the common budget; ``unshared``: there is no common budget; ``unknown``: the
+            axis was not logged.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    kind: Literal["decayed", "at_least"]
+    fell: bool
+    absent: Literal["", "never", "worse", "unshared", "unknown"]
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """A budget at which one frontier crosses another.
+
+    Attributes:
+        budget: amount on the axis.
+        low: lower end of the 95 % interval; ``None``: open.
+        high: upper end, as ``low``.
+        before: how the one frontier stands to the other at smaller budgets.
+        after: the same at larger ones.
+    """
+
+    budget: float
+    low: float | None
+    high: float | None
+    before: Stands
+    after: Stands
+
+
+def speedups(
+    arm: Ladder,
+    baseline: Ladder,
+    unit_N: Units | None,
+    measure: Measure,
+    lower_is_better: bool,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Mapping[str, Crossing]:
+    """Speed-ups of an arm at the baseline's value at the largest budget that both have.
+
+    Args:
+        arm: the arm's points.
+        baseline: the baseline's.
+        unit_N: class or caption group of each example; ``None``: each is its own.
+        measure: of the metric.
+        lower_is_better: whether reaching the target means falling to it.
+        draws: of all values jointly, from which the intervals come.
+        seed: of the draws.
+
+    Returns:
+        Axis → speed-up.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+    common = _common(arm, baseline)
+    if common is None:
+        return {axis: Crossing(None, None, None, "decayed", False, "unshared") for axis in AXES}
+    drawn = _draw([arm, baseline], unit_N, measure, draws, seed, (-1, common))
+    fitted, fell = _frontier(arm, drawn.error[0], sign)
+    end = _values(arm, sign)
+    # The target and the end are the means of the table at that budget, not a fit: one sign in both places.
+    target = _values(baseline, sign)[common]
+    target_P = np.concatenate([[target], target + sign * drawn.error[1][:, common]])
+    place_P = np.array([_place(value_R, t) for value_R, t in zip(fitted, target_P, strict=True)])
+    worse = bool(np.interp(math.log(baseline.flops_R[common]), np.log(arm.flops_R), end) < target)
+    return {
+        axis: _speedup(arm.amount_R[axis], float(baseline.amount_R[axis][common]), place_P, worse, fell, drawn.known)
+        for axis in AXES
+    }
+
+
+def crossings(
+    one: Ladder,
+    other: Ladder,
+    unit_N: Units | None,
+    measure: Measure,
+    lower_is_better: bool,
+    *,
+    axis: str = "flops",
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[Crossover]:
+    """Every amount at which one frontier crosses another, within the range that both have.
+
+    Args:
+        one: points of the one.
+        other: points of the other.
+        unit_N: class or caption group of each example; ``None``: each is its own.
+        measure: of the metric.
+        lower_is_better: whether smaller values are better.
+        axis: of the amounts.
+        draws: of all values jointly, from which the intervals come.
+        seed: of the draws.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+    at_one, at_other = np.log(one.amount_R[axis]), np.log(other.amount_R[axis])
+    start, end = max(at_one[0], at_other[0]), min(at_one[-1], at_other[-1])
+    if not start < end:
+        return []
+    at_P = np.unique(np.clip(np.concatenate([at_one, at_other]), start, end))
+    drawn = _draw([one, other], unit_N, measure, draws, seed)
+    left, _ = _frontier(one, drawn.error[0], sign)
+    right, _ = _frontier(other, drawn.error[1], sign)
+    ahead = np.stack(
+        [np.interp(at_P, at_one, a) - np.interp(at_P, at_other, b) for a, b in zip(left, right, strict=True)]
+    )
+    found = _changes(at_P, ahead[0])
+    edges = [start, *(at for at, _ in found), end]
+    return [
+        _crossover(at_P, ahead[1:], at, rises, edges[k], edges[k + 2], drawn.known)
+        for k, (at, rises) in enumerate(found)
+    ]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Errors of all rungs' means: a list over ladders of [D, R]; ``known`` where both noises of seeds are known."""
+
+    error: Sequence[Array]
+    known: bool
+
+
+def _common(arm: Ladder, baseline: Ladder) -> int | None:
+    below = np.flatnonzero(baseline.flops_R <= arm.flops_R[-1] * (1 + _SAME_BUDGET))
+    if not below.size or baseline.flops_R[below[-1]] < arm.flops_R[0] * (1 - _SAME_BUDGET):
+        return None
+    return int(below[-1])
+
+
+def _draw(
+    ladders: Sequence[Ladder],
+    unit_N: Units | None,
+    measure: Measure,
+    draws: int,
+    seed: int,
+    rungs: tuple[int, int] = (-1, -1),
+) -> _Drawn:
+    """Joint errors of two ladders' rungs, scaled to the half width of their difference at a rung of each."""
+    generator = np.random.default_rng(seed)
+    # One cell an arm and rung: the noise of a table, in which the rungs of an arm are drawn together as arms are.
+    cells = {f"{arm} {rung}": cell for arm, ladder in enumerate(ladders) for rung, cell in enumerate(ladder.cells)}
+    noise = table_noise(cells, unit_N, measure)
+    error_DC = np.zeros((draws, len(cells)))
+    units = [noise.unit_G(name, cell, cell.seeds) for name, cell in cells.items()]
+    kept = [unit_G for unit_G in units if unit_G is not None]
+    if kept:
+        unit_CG = np.stack(kept)
+        error_DC += generator.standard_normal((draws, len(cells))) @ root(unit_CG @ unit_CG.T).T
+    correlation = _correlation(ladders)
+    start, at = 0, []
+    for ladder, rung in zip(ladders, rungs, strict=True):
+        names = list(cells)[start : start + len(ladder.cells)]
+        variances = [noise.seed.get(name) for name in names]
+        error_DC[:, start : start + len(names)] += _seed_errors(ladder.cells, variances, correlation, draws, generator)
+        at.append(start + rung % len(names))
+        start += len(names)
+    known = len(noise.seed) == len(cells)
+    if known:
+        one, other = (list(cells)[column] for column in at)
+        unit_G = kept[at[0]] - kept[at[1]] if kept else None
+        spread = Spread([(noise.seed[name], len(cells[name].seeds)) for name in (one, other)], unit_G)
+        difference_D = error_DC[:, at[0]] - error_DC[:, at[1]]
+        wide = float(np.quantile(np.abs(difference_D), CONFIDENCE))
+        if wide > 0:
+            error_DC *= spread.half_width(difference_D, CONFIDENCE, SHARE_OF_DIFFERENCE) / wide
+    return _Drawn(np.split(error_DC, [len(ladders[0].cells)], axis=1), known)
+
+
+def _seed_errors(
+    cells: Sequence[Cell],
+    variances: Sequence[SeedVariance | None],
+    correlation: float,
+    draws: int,
+    generator: np.random.Generator,
+) -> Array:
+    """Fiducial errors of the seed means of one arm's rungs: [D, R]; zero for a single seed."""
+    shared_D = generator.standard_normal((draws, 1))
+    own_DR = generator.standard_normal((draws, len(cells)))
+    error_DR = math.sqrt(correlation) * shared_D + math.sqrt(1 - correlation) * own_DR
+    scale_D = generator.standard_normal(draws)
+    for rung, (cell, variance) in enumerate(zip(cells, variances, strict=True)):
+        deviation_D = 0.0 if variance is None else variance.deviation_D(scale_D)
+        error_DR[:, rung] *= deviation_D / math.sqrt(len(cell.seeds))
+    return np.asarray(error_DR, dtype=np.float64)
+
+
+def _correlation(ladders: Sequence[Ladder]) -> float:
+    """Mean correlation of two rungs of one arm over its seeds, within [0, 1]: rungs share a trunk.
+
+    One number for all pairs of rungs, since a matrix cannot be had from a few seeds; 0 where no two rungs share seeds.
+    """
+    found = []
+    for ladder in ladders:
+        for one, other in combinations(ladder.cells, 2):
+            deviations = [cell.value_S - cell.value_S.mean() for cell in (one, other)]
+            length = math.prod(float(np.linalg.norm(deviation)) for deviation in deviations)
+            if one.seeds == other.seeds and length > 0:
+                found.append(float(deviations[0] @ deviations[1]) / length)
+    return min(max(float(np.mean(found)), 0.0), 1.0) if found else 0.0
+
+
+def _values(ladder: Ladder, sign: float) -> Array:
+    return sign * np.array([cell.mean for cell in ladder.cells])
+
+
+def _frontier(ladder: Ladder, error_DR: Array, sign: float) -> tuple[Array, bool]:
+    """Fitted values of a ladder, higher is better: [1 + D, R], the estimate first; and whether a fall is evident."""
+    value_R = _values(ladder, sign)
+    values = np.concatenate([value_R[None], value_R + sign * error_DR])
+    fell = _falls(value_R, sign * error_DR)
+    if fell or len(value_R) < 2:
+        return values, fell
+    return np.stack([isotonic_regression(row).x for row in values]), False
+
+
+def _falls(value_R: Array, error_DR: Array) -> bool:
+    """Whether a later value lies below an earlier one by more than noise makes of a flat curve in 95 % of draws."""
+    earlier, later = np.triu_indices(len(value_R), 1)
+    if not earlier.size:
+        return False
+    fall_P = value_R[earlier] - value_R[later]
+    noise_DP = error_DR[:, earlier] - error_DR[:, later]
+    width_P = np.quantile(np.abs(noise_DP), CONFIDENCE, axis=0)
+    sure_P = width_P > 0
+    if not sure_P.any():
+        return bool((fall_P > 0).any())
+    limit = np.quantile((noise_DP[:, sure_P] / width_P[sure_P]).max(1), CONFIDENCE)
+    return bool((fall_P[sure_P] / width_P[sure_P] > limit).any())
+
+
+def _place(value_R: Array, target: float) -> float:
+    """First position (rung index, between rungs by linear interpolation) at or above a target.
+
+    Returns:
+        −∞ where the first rung is there already, +∞ where no rung is.
+    """
+    there = np.flatnonzero(value_R >= target)
+    if not there.size:
+        return math.inf
+    after = int(there[0])
+    if after == 0:
+        return -math.inf
+    before = value_R[after - 1]
+    return after - 1 + float((target - before) / (value_R[after] - before))
+
+
+def _speedup(amount_R: Array, have: float, place_P: Array, worse: bool, fell: bool, known: bool) -> Crossing:
+    if not (np.isfinite(amount_R).all() and (amount_R > 0).all() and math.isfinite(have) and have > 0):
+        return Crossing(None, None, None, "decayed", fell, "unknown")
+    rungs = np.arange(len(amount_R))
+    log_R = np.log(amount_R)
+    ratio_P = have / np.exp(np.interp(np.clip(place_P, 0, rungs[-1]), rungs, log_R))
+    first = float(ratio_P[0])
+    low, high = (None, None) if not known else _ends(place_P[1:], ratio_P[1:])
+    if worse or place_P[0] == math.inf:
+        return Crossing(None, None, high, "decayed", fell, "worse" if worse else "never")
+    return Crossing(first, low, high, "at_least" if place_P[0] == -math.inf else "decayed", fell, "")
+
+
+def _ends(place_D: Array, ratio_D: Array) -> tuple[float | None, float | None]:
+    """Ends of the interval; draws that never cross lie below all others, those at the first rung above."""
+    tail = (1 - CONFIDENCE) / 2
+    low = np.quantile(np.where(place_D == math.inf, -math.inf, ratio_D), tail, method="lower")
+    high = np.quantile(np.where(place_D == -math.inf, math.inf, ratio_D), 1 - tail, method="higher")
+    return float(low) if math.isfinite(low) else None, float(high) if math.isfinite(high) else None
+
+
+def _changes(at_P: Array, ahead_P: Array) -> list[tuple[float, bool]]:
+    """Places where a piecewise linear function changes its sign, and whether it rises there."""
+    kept = np.flatnonzero(ahead_P != 0)
+    found = []
+    for before, after in pairwise(kept):
+        a, b = ahead_P[before], ahead_P[after]
+        if a * b < 0:
+            # Level in between: the middle of that stretch.
+            level = at_P[before] + a / (a - b) * (at_P[after] - at_P[before])
+            place = level if after == before + 1 else (at_P[before + 1] + at_P[after - 1]) / 2
+            found.append((float(place), bool(b > 0)))
+    return found
+
+
+def _crossover(
+    at_P: Array, ahead_DP: Array, at: float, rises: bool, start: float, end: float, known: bool
+) -> Crossover:
+    low = high = None
+    if known:
+        place_D = np.array([_nearest(at_P, row, at, rises, start, end) for row in ahead_DP])
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(place_D, tail, method="lower"), np.quantile(place_D, 1 - tail, method="higher")
+    ends = [None if end is None or not math.isfinite(end) else math.exp(end) for end in (low, high)]
+    return Crossover(math.exp(at), ends[0], ends[1], _STANDS[not rises], _STANDS[rises])
+
+
+def _nearest(at_P: Array, ahead_P: Array, at: float, rises: bool, start: float, end: float) -> float:
+    """The crossing of one draw nearest to the estimated one; ∓∞ where it lies before ``start`` or after ``end``."""
+    same = [place for place, up in _changes(at_P, ahead_P) if up == rises and start <= place <= end]
+    if same:
+        return min(same, key=lambda place: abs(place - at))
+    middle = float(np.interp(at, at_P, ahead_P))
+    return -math.inf if (middle > 0) == rises else math.inf

@@ -1,0 +1,120 @@
+"""What each arm saves over the baseline: between decayed points, or by the first touch of learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from jestbench.compare.comparison import Absent, SeedRun, Speedup
+from jestbench.compare.crossings import speedups
+from jestbench.compare.curves import AXES, Reach, first_reach, mean_curve
+from jestbench.compare.frontiers import FEWEST_RUNGS, Metric, ladder_of
+from jestbench.compare.groups import Group
+
+
+def speedups_of(
+    groups: Sequence[Group],
+    base: Group | None,
+    members: Mapping[str, Sequence[SeedRun]],
+    budget: int,
+    metric: Metric,
+) -> tuple[dict[str, Mapping[str, Speedup]], list[str]]:
+    """Speed-ups by arm and axis.
+
+    Args:
+        groups: the arms.
+        base: the baseline; ``None``: no speed-ups.
+        members: label → the arm's runs at the budget.
+        budget: of the table, in FLOPs.
+        metric: what the statistics need.
+
+    Returns:
+        Label → axis → speed-up, and notes.
+    """
+    if base is None:
+        return {group.label: {axis: Speedup(None, None, "unshared") for axis in AXES} for group in groups}, []
+    itself = Speedup(1.0, "decayed", low=1.0, high=1.0)
+    found: dict[str, Mapping[str, Speedup]] = {base.label: dict.fromkeys(AXES, itself)}
+    notes: list[str] = []
+    touched = False
+    curve = mean_curve([member.curve for member in members[base.label]])
+    target = float(curve.value_E[-1])
+    have = first_reach(curve, target, lower_is_better=metric.lower_is_better)
+    for group in groups:
+        if group is base:
+            continue
+        decayed = _between_decayed(group, base, budget, metric)
+        if decayed is not None:
+            found[group.label] = decayed
+            if any(speedup.fell for speedup in decayed.values()):
+                notes.append(
+                    f"arm {group.label}: its decayed values fall with the budget somewhere: the first crossing counts"
+                )
+            continue
+        touched = True
+        other = mean_curve([member.curve for member in members[group.label]])
+        need = first_reach(other, target, lower_is_better=metric.lower_is_better)
+        end = float(other.value_E[-1])
+        worse = end > target if metric.lower_is_better else end < target
+        found[group.label] = _between_touches(need, have, worse=worse)
+    if touched and have is not None and have.amount["flops"] < curve.flops_E[-1]:
+        notes.append(
+            f"the baseline {base.label} first touches its own final value before its end: its side of each first "
+            "touch is read there"
+        )
+    return found, notes
+
+
+def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -> dict[str, Speedup] | None:
+    """Speed-ups between decayed points up to a budget that both have; ``None`` where one has no two rungs up to it."""
+    one, other = ladder_of(arm, budget), ladder_of(baseline, budget)
+    if min(len(one.cells), len(other.cells)) < FEWEST_RUNGS:
+        return None
+    if not all(budget in group.budgets for group in (arm, baseline)):
+        return None
+    found = {}
+    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better)
+    for axis, crossing in crossed.items():
+        have = float(other.amount_R[axis][-1])
+        value = crossing.value
+        found[axis] = Speedup(
+            value,
+            None if value is None else crossing.kind,
+            crossing.absent,
+            low=None if value is None else crossing.low,
+            high=None if value is None else crossing.high,
+            fell=crossing.fell,
+            arm=have / value if value else None,
+            baseline=have if math.isfinite(have) else None,
+        )
+    return found
+
+
+def _between_touches(arm: Reach | None, baseline: Reach | None, *, worse: bool) -> dict[str, Speedup]:
+    """Speed-ups by axis.
+
+    Args:
+        arm: where the arm first reaches the baseline's final value; ``None`` if nowhere.
+        baseline: where the baseline first reaches it.
+        worse: whether the arm ends worse than the baseline, and so loses again a value that it reached on the way.
+    """
+    found = {}
+    for axis in AXES:
+        need = _finite(arm.amount[axis]) if arm else None
+        have = _finite(baseline.amount[axis]) if baseline else None
+        absent: Absent = ""
+        if arm is None or baseline is None:
+            absent = "never"
+        elif worse:
+            absent = "worse"
+        elif not (arm.resolved and baseline.resolved):
+            absent, need = "early", None
+        elif not need or have is None:
+            absent = "unknown"
+        value = have / need if need and have is not None and not absent else None
+        found[axis] = Speedup(value, "touch" if value is not None else None, absent, arm=need, baseline=have)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

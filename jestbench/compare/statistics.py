@@ -1,0 +1,378 @@
+"""Intervals and verdicts of a table of arms, from seeds and evaluation examples (docs/statistics.md).
+
+Shape suffixes: ``S`` seeds, ``N`` evaluation examples, ``G`` units of examples, ``K`` arms beside the baseline,
+``D`` draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import chdtri, expit
+
+from jestbench.compare.noise import (
+    REFUSED_BELOW,
+    Array,
+    SeedVariance,
+    Spread,
+    Units,
+    influence_SG,
+    normals,
+    root,
+    together,
+)
+from jestbench.evals.measure import Measure
+
+Verdict = Literal["better", "worse", "not told apart"]
+Scale = Literal["logit", "identity"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one arm has at one budget.
+
+    Attributes:
+        seeds: the seeds, in the order of the values.
+        value_S: the metric of each seed.
+        example_SN: value of each evaluation example, whose mean over N is ``value_S``; the same examples in the same
+            order in all cells of a table. ``None`` where the metric is no mean over examples or they were not kept.
+    """
+
+    seeds: tuple[int, ...]
+    value_S: Array
+    example_SN: Array | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.value_S))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with a confidence interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end; ``None`` where no interval can be given.
+        high: upper end; ``None`` as for ``low``.
+        reason: why there is no interval; empty where there is one.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm minus the baseline, on the seeds that both have.
+
+    Attributes:
+        value: the mean difference; over all seeds of each where none is shared.
+        low: lower end of the simultaneous interval, from which the verdict comes; ``None`` where there is none.
+        high: its upper end.
+        pointwise_low: lower end of the interval of this difference alone.
+        pointwise_high: its upper end.
+        verdict: better or worse where the simultaneous interval excludes zero.
+        seeds: the shared seeds, ascending.
+        reason: why there is no interval; empty where there is one.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    pointwise_low: float | None
+    pointwise_high: float | None
+    verdict: Verdict
+    seeds: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The statistics of a table.
+
+    Attributes:
+        means: arm → mean, with its pointwise interval.
+        differences: arm → difference to the baseline, without the baseline itself.
+        pooled: whether an arm's seed variance borrows from the other arms'.
+        scale: on which seed variances are compared.
+        variance_test_p: of the test of equal seed variances; ``None`` where there is nothing to test.
+        rule: how the intervals came about, in one line.
+    """
+
+    means: Mapping[str, Interval]
+    differences: Mapping[str, Difference]
+    pooled: bool
+    scale: Scale
+    variance_test_p: float | None
+    rule: str
+
+
+def fit(
+    cells: Mapping[str, Cell],
+    baseline: str,
+    unit_N: Units | None,
+    measure: Measure,
+    lower_is_better: bool,
+    confidence: float = 0.95,
+    unit: str = "classes",
+) -> Fit:
+    """Intervals of each arm's mean and of each difference to the baseline, with verdicts.
+
+    Args:
+        cells: arm → its values at the budget of the table.
+        baseline: the arm that all others are compared with.
+        unit_N: class or caption group of each example; ``None``: each example is its own.
+        measure: of the metric; means stay inside its range.
+        lower_is_better: whether a negative difference is better.
+        confidence: of each interval of a mean, and of all intervals of differences together.
+        unit: name of the units, for the rule.
+
+    Returns:
+        The intervals. An arm of one seed has none, and has no verdict.
+
+    Raises:
+        ValueError: the baseline is missing, a cell is empty, or cells differ in their examples.
+    """
+    if baseline not in cells:
+        raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
+    noise = table_noise(cells, unit_N, measure)
+    means = {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
+    shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
+    halves = _halves(cells, baseline, shared, noise, confidence)
+    differences = {
+        arm: _difference(cells[arm], cells[baseline], seeds, halves.get(arm), measure, lower_is_better)
+        for arm, seeds in shared.items()
+        if arm != baseline
+    }
+    rule = _rule(cells, baseline, noise, unit if unit_N is not None else "examples", confidence)
+    return Fit(means, differences, noise.pooled, noise.scale, noise.p, rule)
+
+
+def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
+    """The standard deviation from seed to seed, with its own χ² interval (normal seeds), never lent to another arm."""
+    value_S = np.asarray(value_S, dtype=np.float64)
+    freedom = len(value_S) - 1
+    if freedom < 1:
+        return Interval(math.nan, None, None, "one seed: no deviation can be given")
+    deviation = float(np.std(value_S, ddof=1))
+    if deviation == 0:
+        return Interval(0.0, None, None, "all seeds have the same value")
+    tail = (1 - confidence) / 2
+    low, high = (deviation * math.sqrt(freedom / float(chdtri(freedom, share))) for share in (tail, 1 - tail))
+    return Interval(deviation, low, high)
+
+
+# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
+# two seed variances, and so more degrees of freedom.
+SHARE_OF_MEAN, SHARE_OF_DIFFERENCE = 0.67, 0.4
+_ONE_SEED = "one seed: the variance from seed to seed is unknown"
+_NOTHING_VARIES = "nothing varies, which is no certainty"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a table's cells.
+
+    Attributes:
+        own: arm → seed variance from its own seeds; no entry for one seed.
+        seed: the same, drawn together over the arms where they may be.
+        influence: arm → influence of units [S, G]; no entry where some cell has no examples.
+        missing: whose examples are missing.
+        scale: of the comparison of seed variances.
+        p: of their equality; ``None`` for fewer than two.
+    """
+
+    own: Mapping[str, SeedVariance]
+    seed: Mapping[str, SeedVariance]
+    influence: Mapping[str, Array]
+    missing: str
+    scale: Scale
+    p: float | None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether variances are drawn together."""
+        return self.p is not None and self.p >= REFUSED_BELOW
+
+    def unit_G(self, arm: str, cell: Cell, seeds: tuple[int, ...]) -> Array | None:
+        """Influence of units on the mean over some seeds."""
+        if arm not in self.influence:
+            return None
+        return np.asarray(self.influence[arm][_of(cell, seeds)].mean(0), dtype=np.float64)
+
+
+def table_noise(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure) -> Noise:
+    """The noise of cells that share their examples; arguments and errors as of ``fit``."""
+    _check(cells, unit_N)
+    scale = _scale(cells, measure)
+    missing = ", ".join(arm for arm, cell in cells.items() if cell.example_SN is None)
+    if not missing and unit_N is not None and len(np.unique(unit_N)) < 2:
+        missing = "more than one unit"
+    influence = {
+        arm: influence_SG(cell.example_SN, unit_N)
+        for arm, cell in cells.items()
+        if cell.example_SN is not None and not missing
+    }
+    own = {
+        arm: SeedVariance.of(cell.value_S, influence.get(arm))
+        for arm, cell in sorted(cells.items())
+        if len(cell.seeds) > 1
+    }
+    if len(own) < 2:
+        return Noise(own, own, influence, missing, scale, None)
+    slopes = [_slope(cells[arm], scale) for arm in own]
+    step = 1 / measure.examples if scale == "logit" and measure.examples else 0.0
+    variances, p = together(list(own.values()), slopes, step)
+    return Noise(own, dict(zip(own, variances, strict=True)), influence, missing, scale, p)
+
+
+def _check(cells: Mapping[str, Cell], unit_N: Units | None) -> None:
+    for arm, cell in cells.items():
+        if not len(cell.seeds) == len(cell.value_S) > 0:
+            raise ValueError(f"arm {arm}: {len(cell.seeds)} seeds and {len(cell.value_S)} values")
+        if len(set(cell.seeds)) != len(cell.seeds):
+            raise ValueError(f"arm {arm}: a seed stands twice in {cell.seeds}")
+        if not np.isfinite(cell.value_S).all():
+            raise ValueError(f"arm {arm}: a value is not finite")
+    counts = {cell.example_SN.shape[1] for cell in cells.values() if cell.example_SN is not None}
+    if unit_N is not None and counts:
+        counts |= {len(unit_N)}
+    if len(counts) > 1:
+        raise ValueError(f"cells of one table have the same examples, got {sorted(counts)} of them")
+
+
+def _scale(cells: Mapping[str, Cell], measure: Measure) -> Scale:
+    """Logit for shares: means in (0, 1) whose examples, where they are kept, are hits and misses."""
+    if measure.limits != (0.0, 1.0):
+        return "identity"
+    hits = all(cell.example_SN is None or np.isin(cell.example_SN, (0.0, 1.0)).all() for cell in cells.values())
+    inside = all(0 < cell.mean < 1 for cell in cells.values())
+    return "logit" if hits and inside else "identity"
+
+
+def _slope(cell: Cell, scale: Scale) -> float:
+    return 1 / (cell.mean * (1 - cell.mean)) if scale == "logit" else 1.0
+
+
+def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
+    return [cell.seeds.index(seed) for seed in seeds]
+
+
+def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: float) -> Interval:
+    """The interval of a mean, from the arm's own seeds alone."""
+    value, own = cell.mean, noise.own.get(arm)
+    if own is None:
+        return Interval(value, None, None, _ONE_SEED)
+    spread = Spread([(own, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds))
+    normal = normals(3)
+    error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))
+    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, SHARE_OF_MEAN)
+    if not half > 1e-12 * abs(value):
+        return Interval(value, None, None, _NOTHING_VARIES)
+    if noise.scale == "logit":
+        at, reach = math.log(value / (1 - value)), half * _slope(cell, noise.scale)
+        return Interval(value, float(expit(at - reach)), float(expit(at + reach)))
+    low, high = measure.limits
+    return Interval(value, max(low, value - half), min(high, value + half))
+
+
+def _halves(
+    cells: Mapping[str, Cell],
+    baseline: str,
+    shared: Mapping[str, tuple[int, ...]],
+    noise: Noise,
+    confidence: float,
+) -> dict[str, tuple[float, float]]:
+    """Arm → half width of its difference, simultaneous and pointwise; no entry where there is no interval."""
+    base = cells[baseline]
+    drawn = [arm for arm in sorted(noise.seed) if arm != baseline and shared[arm] and baseline in noise.seed]
+    if not drawn:
+        return {}
+    spreads = []
+    for arm in drawn:
+        own_G, base_G = (noise.unit_G(a, cells[a], shared[arm]) for a in (arm, baseline))
+        unit_G = None if own_G is None or base_G is None else own_G - base_G
+        spreads.append(Spread([(noise.seed[a], len(shared[arm])) for a in (arm, baseline)], unit_G))
+    error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
+    half_K = np.array(
+        [spread.half_width(row, confidence, SHARE_OF_DIFFERENCE) for spread, row in zip(spreads, error_KD, strict=True)]
+    )
+    varies_K = half_K > 1e-12 * abs(base.mean)
+    # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
+    scaled_KD = np.abs(error_KD[varies_K])
+    scaled_KD /= np.quantile(scaled_KD, confidence, axis=1, keepdims=True)
+    factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))
+    return {
+        arm: (factor * float(half), float(half))
+        for arm, half, varies in zip(drawn, half_K, varies_K, strict=True)
+        if varies
+    }
+
+
+def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: float) -> Array:
+    """Joint fiducial draws of the errors of differences to one baseline: [K, D]."""
+    used = sorted(set().union(*shared))
+    normal = iter(normals(1 + len(used) + 3 * len(spreads)))
+    base_D = spreads[0].seeds[1][0].deviation_D(next(normal))
+    weight_KS = np.array([[(seed in seeds) / len(seeds) for seed in used] for seeds in shared])
+    error_KD = weight_KS @ np.stack([next(normal) * base_D for _ in used])
+    for error_D, spread in zip(error_KD, spreads, strict=True):
+        own, count = spread.seeds[0]
+        error_D += own.deviation_D(next(normal)) * next(normal) / math.sqrt(count)
+    widened = [
+        spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
+        for spread in spreads
+        if spread.unit_G is not None
+    ]
+    if widened:
+        unit_KG = np.stack(widened)
+        error_KD += root(unit_KG @ unit_KG.T) @ np.stack([next(normal) for _ in spreads])
+    return np.asarray(error_KD, dtype=np.float64)
+
+
+def _difference(
+    cell: Cell,
+    base: Cell,
+    seeds: tuple[int, ...],
+    halves: tuple[float, float] | None,
+    measure: Measure,
+    lower_is_better: bool,
+) -> Difference:
+    if not seeds:
+        reason = "no seed in common with the baseline"
+        return Difference(cell.mean - base.mean, None, None, None, None, "not told apart", seeds, reason)
+    value = float(cell.value_S[_of(cell, seeds)].mean() - base.value_S[_of(base, seeds)].mean())
+    if halves is None:
+        reason = _ONE_SEED if min(len(cell.seeds), len(base.seeds)) < 2 else _NOTHING_VARIES
+        return Difference(value, None, None, None, None, "not told apart", seeds, reason)
+    verdict: Verdict = "not told apart"
+    if abs(value) > halves[0]:
+        verdict = "better" if (value > 0) != lower_is_better else "worse"
+    widest = measure.limits[1] - measure.limits[0]
+    ends = [min(max(value + side * half, -widest), widest) for half in halves for side in (-1, 1)]
+    return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
+
+
+def _rule(cells: Mapping[str, Cell], baseline: str, noise: Noise, unit: str, confidence: float) -> str:
+    counts = sorted({len(cell.seeds) for cell in cells.values()})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    if noise.missing:
+        what = f"no per-example results ({noise.missing}), so that the noise of the examples is left out"
+    else:
+        what = f"{noise.influence[baseline].shape[1]:,} {unit}"
+    if noise.p is None:
+        pool = "each arm's seed variance its own"
+    elif noise.pooled:
+        pool = f"seed variances drawn together over {len(noise.seed)} arms on the {noise.scale} scale"
+    else:
+        pool = f"each arm's seed variance its own, as they differ (p = {noise.p:.2g}, Bartlett's test)"
+    which = f"{confidence * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
+    return f"{which}: {seeds}, {what}; {pool}"

@@ -1,0 +1,127 @@
+"""Prints the table of docs/statistics.md: how often intervals cover what was planted (``tests/compare/planted.py``).
+
+PYTHONPATH=.:tests/compare OMP_NUM_THREADS=1 python tests/compare/make_coverage.py [--simulations 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import planted
+
+from jestbench.compare.crossings import speedups
+from jestbench.compare.statistics import fit
+
+EQUAL, NOISY = 0.2, 0.6
+"""Seed deviations on the logit scale: of an arm, and of one three times as noisy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is planted in a table."""
+
+    seeds: int
+    arms: int
+    truth: float
+    classes: int
+    noisy: int | None
+
+    @property
+    def deviations(self) -> list[float]:
+        return [NOISY if arm == self.noisy else EQUAL for arm in range(self.arms)]
+
+    def __str__(self) -> str:
+        which = {None: "equal", 0: "3x baseline", 1: "3x arm"}[self.noisy]
+        return f"{self.seeds} | {self.arms} | {self.truth * 100:g} % | {self.classes} | {which}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares of simulated tables."""
+
+    mean: float
+    difference: float
+    highest: float
+    false_better: float
+    half_width: float
+
+
+def settings() -> Iterator[Setting]:
+    """All settings of issue 12."""
+    return (Setting(*each) for each in product((2, 3, 8), (2, 4), (0.06, 0.012), (1000, 200), (None, 1, 0)))
+
+
+def simulate(setting: Setting, simulations: int, seed: int = 0) -> Coverage:
+    """Simulated tables without effects: the worst and the best covered of their arms."""
+    generator = np.random.default_rng([seed, setting.seeds, setting.arms, setting.classes, int(1000 * setting.truth)])
+    unit_N = planted.classes(setting.classes)
+    means, differences, better, widths = [], [], [], []
+    for _ in range(simulations):
+        cells = planted.table(generator, [setting.truth] * setting.arms, setting.deviations, setting.seeds, unit_N)
+        found = fit(cells, "0", unit_N, planted.SHARE, lower_is_better=False)
+        means.append([_holds(m.low, m.high, setting.truth) for m in found.means.values()])
+        each = found.differences.values()
+        differences.append([_holds(d.pointwise_low, d.pointwise_high, 0.0) for d in each])
+        better.append(any(d.verdict == "better" for d in each))
+        widths.append([np.nan if d.pointwise_high is None else d.pointwise_high - d.value for d in each])
+    of_arm = np.mean(differences, axis=0)
+    both = [*np.mean(means, axis=0), *of_arm]
+    return Coverage(
+        float(np.mean(means, axis=0).min()),
+        float(of_arm.min()),
+        float(max(both)),
+        float(np.mean(better)),
+        float(np.nanmedian(widths)),
+    )
+
+
+def simulate_speedups(
+    seeds: int, deviations: tuple[float, float], speedup: float, simulations: int
+) -> dict[str, float]:
+    """Simulated ladders of five rungs: the baseline gains 2.5 points a doubling, the arm is ahead by ``speedup``."""
+    generator = np.random.default_rng([1, seeds, int(100 * speedup)])
+    unit_N = planted.classes(1000)
+    doubling_R = np.arange(5)
+    truth_AR = [list(0.02 + 0.025 * (doubling_R + np.log2(ahead))) for ahead in (1.0, speedup)]
+    covered, is_open = [], []
+    for number in range(simulations):
+        base, arm = planted.ladders(generator, truth_AR, deviations, seeds, unit_N)
+        found = speedups(arm, base, unit_N, planted.SHARE, lower_is_better=False, draws=500, seed=number)["flops"]
+        covered.append((found.low is None or found.low <= speedup) and (found.high is None or speedup <= found.high))
+        is_open.append(found.low is None or found.high is None)
+    return {"covered": float(np.mean(covered)), "open": float(np.mean(is_open))}
+
+
+def _holds(low: float | None, high: float | None, truth: float) -> bool:
+    return low is not None and high is not None and low <= truth <= high
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulations", type=int, default=1000)
+    simulations = parser.parse_args().simulations
+    print("| seeds | arms | accuracy | classes | seed deviations | mean | difference | false better | half width |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for setting in settings():
+        got = simulate(setting, simulations)
+        print(
+            f"| {setting} | {got.mean * 100:.1f} | {got.difference * 100:.1f} | {got.false_better * 100:.1f} "
+            f"| {got.half_width * 100:.2f} |",
+            flush=True,
+        )
+    print("\n| seeds | seed deviations | speed-up | covered | an end open |")
+    print("|---|---|---|---|---|")
+    for seeds, (name, deviations), speedup in product(
+        (2, 3, 8), (("equal", (EQUAL, EQUAL)), ("3x arm", (EQUAL, NOISY)), ("3x baseline", (NOISY, EQUAL))), (2.5, 6.0)
+    ):
+        got = simulate_speedups(seeds, deviations, speedup, simulations // 2)
+        print(f"| {seeds} | {name} | {speedup:g} | {got['covered'] * 100:.1f} | {got['open'] * 100:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
