@@ -118,6 +118,22 @@ def digest(content: bytes | str | Iterable[bytes], size: int = 8) -> str:
     return hashed(content, size).hex()
 
 
+def decoded(content: bytes) -> str:
+    """UTF-8 text, without a byte-order mark.
+
+    Raises:
+        ValueError: the bytes are in another encoding, which the message names.
+    """
+    even, odd = any(content[:64:2]), any(content[1:64:2])
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(content) > 1 and even != odd):
+        raise ValueError("it is UTF-16, not UTF-8: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        here = content[max(0, error.start - 20) : error.start + 20].decode("latin-1").strip()
+        raise ValueError(f"it is not UTF-8 (as Latin-1 it reads {here!r}): save it as UTF-8") from None
+
+
 def content_key(content: bytes) -> int:
     """A 64-bit content hash as a signed integer (the first 8 bytes of BLAKE2b)."""
     return int.from_bytes(hashed(content), "little", signed=True)

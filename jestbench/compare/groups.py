@@ -256,10 +256,12 @@ def group_arms(world: World) -> tuple[list[Group], list[str]]:
             label = f"{arm}@{frontier_hash[:_HASH_LENGTH]}" if clash else arm
             ordered = sorted(_one_budget(members), key=lambda item: (item.seed, item.end.budget))
             groups.append(Group(arm, label, frontier_hash, tuple(ordered)))
-            for (budget, seed), count in _repeated(ordered).items():
+            if repeated := _repeated(ordered):
+                seeds = ", ".join(str(seed) for seed in sorted({seed for _, seed in repeated}))
+                budgets = ", ".join(f"{budget:.3g}" for budget in sorted({budget for budget, _ in repeated}))
                 notes.append(
-                    f"arm {label}, seed {seed}: {count} runs have a decayed point at {budget:.3e} FLOPs; that of the "
-                    "newest counts"
+                    f"arm {label}: several runs have a decayed point at {budgets} FLOPs for one seed ({seeds}): the "
+                    "newest run's counts, so that a point may hold ends of ladders and of separate runs"
                 )
         if clash:
             notes.append(

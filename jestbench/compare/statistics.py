@@ -172,7 +172,7 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
 
 # Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
 # two seed variances, and so more degrees of freedom.
-SHARE_OF_MEAN, SHARE_OF_DIFFERENCE = 0.67, 0.4
+SHARE_OF_MEAN, SHARE_OF_DIFFERENCE = 0.75, 0.4
 _ONE_SEED = "one seed: the variance from seed to seed is unknown"
 _NOTHING_VARIES = "nothing varies, which is no certainty"
 
@@ -226,12 +226,14 @@ def table_noise(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measur
         for arm, cell in sorted(cells.items())
         if len(cell.seeds) > 1
     }
-    if len(own) < 2:
+    # All hits or all misses have no place on the logit scale, and no variance to lend.
+    comparable = [arm for arm in own if scale == "identity" or 0 < cells[arm].mean < 1]
+    if len(comparable) < 2:
         return Noise(own, own, influence, missing, scale, None)
-    slopes = [_slope(cells[arm], scale) for arm in own]
     step = 1 / measure.examples if scale == "logit" and measure.examples else 0.0
-    variances, p = together(list(own.values()), slopes, step)
-    return Noise(own, dict(zip(own, variances, strict=True)), influence, missing, scale, p)
+    slopes = [_slope(cells[arm], scale) for arm in comparable]
+    variances, p = together([own[arm] for arm in comparable], slopes, step)
+    return Noise(own, own | dict(zip(comparable, variances, strict=True)), influence, missing, scale, p)
 
 
 def _check(cells: Mapping[str, Cell], unit_N: Units | None) -> None:
@@ -250,12 +252,9 @@ def _check(cells: Mapping[str, Cell], unit_N: Units | None) -> None:
 
 
 def _scale(cells: Mapping[str, Cell], measure: Measure) -> Scale:
-    """Logit for shares: means in (0, 1) whose examples, where they are kept, are hits and misses."""
-    if measure.limits != (0.0, 1.0):
-        return "identity"
+    """Logit for shares: values in [0, 1] whose examples, where they are kept, are hits and misses."""
     hits = all(cell.example_SN is None or np.isin(cell.example_SN, (0.0, 1.0)).all() for cell in cells.values())
-    inside = all(0 < cell.mean < 1 for cell in cells.values())
-    return "logit" if hits and inside else "identity"
+    return "logit" if measure.limits == (0.0, 1.0) and hits else "identity"
 
 
 def _slope(cell: Cell, scale: Scale) -> float:

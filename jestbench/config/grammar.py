@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jestbench import disk
 from jestbench.config.gin_edge import (
     Binding,
     Import,
@@ -55,8 +56,8 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
     path = path.resolve()
     open_files = (*open_files, path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = disk.decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     bindings: list[Binding] = []
     for statement in parse(text, shown(path), configurables()):

@@ -16,7 +16,7 @@ from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
-from jestbench.parallel.arithmetic import number_format
+from jestbench.parallel.arithmetic import NumberFormat
 
 VERSION = 1
 """Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
@@ -59,6 +59,7 @@ def arm_hash(
     flat: Mapping[str, Any],
     needs: frozenset[str],
     pretrained: Mapping[Pretrained, str],
+    number_format: NumberFormat = "fp32",
     without: tuple[str, ...] = (),
 ) -> str:
     """Hash of an arm: its operative configuration without defaults and without parameters that have no effect.
@@ -74,8 +75,8 @@ def arm_hash(
         if not _NOT_THE_ARM.match(key) and ((name := _unscoped(key)) not in usual or usual[name] != value)
     }
     arm.pop("run.precision", None)
-    if (numbers := number_format(flat.get("run.device", "auto"), flat.get("run.precision", "auto"))) != "fp32":
-        arm["run.precision"] = numbers
+    if number_format != "fp32":
+        arm["run.precision"] = number_format
     for key in list(_without_effect(arm, needs)):
         arm.pop(key, None)
     arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}

@@ -32,6 +32,7 @@ from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, R
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
 from jestbench.disk import shown
+from jestbench.parallel.arithmetic import number_format
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -169,18 +170,20 @@ def resolve(
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
-    needs = _needs(run, name, read)
+    assert not isinstance(run.policy, str)
+    needs = frozenset(run.policy.needs)
+    _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
-    identities = _identities(run, stands_on, recorded)
+    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
     return Resolved(
         run,
         name,
         config=held.config,
         operative=held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identities),
-        frontier_hash=arm_hash(flat, needs, identities, without=BUDGETS),
+        config_hash=arm_hash(flat, needs, identities, format_used),
+        frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,
@@ -188,19 +191,18 @@ def resolve(
     )
 
 
-def _needs(run: Run, policy: str, bindings: Sequence[Binding]) -> frozenset[str]:
-    """The roles that the policy reads.
+def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
+    """Refuse a policy that selects where a pair scorer is trained.
 
     Raises:
-        ConfigError: the policy selects, and the objective trains on all pairs.
+        ConfigError: it does.
     """
     assert not isinstance(run.policy, str)
     if run.policy.needs and not run.training.selects:
         raise ConfigError(
-            f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all that it meets, and the "
+            f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "
             f"policy {policy!r} selects: bind run.policy to uniform"
         )
-    return frozenset(run.policy.needs)
 
 
 def _identities(

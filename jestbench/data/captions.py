@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from jestbench.data.damage import Damaged
+from jestbench.disk import decoded
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,44 @@ class Captions:
 
 
 def text_of(content: object) -> str:
-    """A caption as text.
+    """A caption as text; a whole number or a finite one is its digits.
 
     Raises:
-        Damaged: the content is not UTF-8, or there is none.
+        Damaged: the content is not UTF-8, is of a kind that is no text, or there is none (null, NaN).
     """
-    if content is None:
+    if content is None or (isinstance(content, float) and not math.isfinite(content)):
         raise Damaged("no caption")
+    if isinstance(content, bytes):
+        try:
+            return decoded(content)
+        except ValueError as error:
+            raise Damaged("caption is not UTF-8", str(error)) from None
+    if isinstance(content, bool) or not isinstance(content, str | int | float):
+        raise Damaged(f"caption is no text ({type(content).__name__})", repr(content)[:80], _field_hint(content))
+    text = str(content).removeprefix("\ufeff")
     try:
-        if isinstance(content, bytes):
-            return content.decode("utf-8")
-        text = content if isinstance(content, str) else str(content)
-        text.encode("utf-8")  # half a surrogate pair, as JSON can hold
-    except UnicodeError:
-        raise Damaged("caption is not UTF-8") from None
+        text.encode("utf-8")
+    except UnicodeError:  # half a surrogate pair, as JSON can hold; or bytes of a table, kept by surrogateescape
+        shown = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        with suppress(UnicodeError):
+            shown = f"as Latin-1 it reads {text.encode('utf-8', 'surrogateescape').decode('latin-1')[:80]!r}"
+        raise Damaged("caption is not UTF-8", shown[:120]) from None
     return text
+
+
+def texts_of(found: object) -> list[str]:
+    """The captions that a field holds: one or a list, whose nulls are left out; at least one.
+
+    Raises:
+        Damaged: as ``text_of``, or the list holds none.
+    """
+    if not isinstance(found, list | tuple):
+        return [text_of(found)]
+    there = [one for one in found if one is not None and not (isinstance(one, float) and math.isnan(one))]
+    return [text_of(one) for one in there] or [text_of(None)]
+
+
+def _field_hint(content: object) -> str:
+    if isinstance(content, dict):
+        return f"name one of its fields: {', '.join(map(str, content)) or 'it has none'}"
+    return "name the field that holds the text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from jestbench.batch import DataError
@@ -9,17 +10,57 @@ from jestbench.batch import DataError
 FLOOR = 1000
 """A share of damaged pairs is taken of at least this many pairs: one damaged pair in a small set is no evidence."""
 
+DAMAGE_LINE = "\n  "
+"""Begins a line of a message that lists several kinds of damage."""
+
 
 class Damaged(Exception):
-    """A pair is unusable; ``reason`` is the category that is counted, ``said`` the detail for the message."""
+    """A pair is unusable.
 
-    def __init__(self, reason: str, said: str = "") -> None:
-        super().__init__(reason, said)  # both: an exception is pickled by its arguments
-        self.reason = reason
-        self.said = said
+    Attributes:
+        reason: the category that is counted.
+        said: what was found in place of a pair (endings, columns), for the message.
+        cause: the likely cause and what to do, for the message.
+        where: path, key or row of the pair.
+    """
+
+    def __init__(self, reason: str, said: str = "", cause: str = "") -> None:
+        super().__init__(reason, said, cause)  # all: an exception is pickled by its arguments
+        self.reason, self.said, self.cause, self.where = reason, said, cause, ""
+
+    def at(self, where: str) -> Damaged:
+        """The same damage, with its place."""
+        self.where = self.where or where
+        return self
+
+    @property
+    def example(self) -> str:
+        """Place, finding and likely cause of this pair, as one line; empty where none of them is known."""
+        found = ": ".join(part for part in (self.where, self.said) if part)
+        cause = self.cause or likely_cause(self.where)
+        return " ".join(f"{found}{f' ({cause})' if cause else ''}".split())[:400]
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.said}" if self.said else self.reason
+
+
+def likely_cause(place: str) -> str:
+    """The likely cause of an image that is not there, by its path; empty where none is known."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place):
+        return "a URL is no file: fetch the images first, with img2dataset say"
+    if "\\" in place:
+        return "backslashes divide paths on Windows alone: write / instead"
+    return ""
+
+
+def listed(damage: Mapping[str, int], examples: Mapping[str, str], total: int) -> str:
+    """One line for each kind of damage: the count, the kind, and the first example."""
+
+    def line(reason: str) -> str:
+        example = examples.get(reason)
+        return f"{damage[reason]} × {reason} of {total}{f', the first: {example}' if example else ''}"
+
+    return DAMAGE_LINE.join(["", *map(line, sorted(damage))]) if len(damage) > 1 else "".join(map(line, damage))
 
 
 def too_many(damaged: float, read: float, limit: float) -> bool:
@@ -42,16 +83,19 @@ class Tally:
     def __init__(self, name: str, limit: float, what: str = "images read") -> None:
         self.name, self.limit, self.what = name, limit, what
         self.summed: dict[str, float] = {}
+        self.examples: dict[str, str] = {}
 
-    def add(self, counts: Mapping[str, float]) -> None:
-        """Add the counts that come with a batch."""
+    def add(self, counts: Mapping[str, float], examples: Mapping[str, str] | None = None) -> None:
+        """Add the counts that come with a batch, and an example of each kind of damage, by reason."""
+        self.examples = {**(examples or {}), **self.examples}
         for name, count in counts.items():
             self.summed[name] = self.summed.get(name, 0) + count
         damaged, read = self.summed.get("damaged", 0), self.summed.get("read", 0)
         if too_many(damaged, read, self.limit):
+            shown = "".join(f"; {reason}: {example}" for reason, example in sorted(self.examples.items()))
             raise DataError(
                 f"{self.name}: {damaged:.0f} of {read:.0f} {self.what} are damaged, more than max_damaged = "
-                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set"
+                f"{self.limit:g} allows: mend the data, or raise max_damaged of the data set{shown}"
             )
 
     def counts(self) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import suppress
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from jestbench.data.damage import Damaged
 
@@ -24,7 +25,7 @@ MAX_PIXELS = 2**26
 takes a few kilobytes on the disk and 7.5 GB in memory."""
 
 
-DECODER = f"decoder 1, Pillow {PIL.__version__}"
+DECODER = f"decoder 2, Pillow {PIL.__version__}"
 """Version of the pixels that ``decode`` makes of a file; incremented when they change, so that caches expire."""
 
 
@@ -33,8 +34,8 @@ class DamagedImage(Damaged):
 
     reason: Damage
 
-    def __init__(self, reason: Damage, said: str = "") -> None:
-        super().__init__(reason, said)
+    def __init__(self, reason: Damage, said: str = "", cause: str = "") -> None:
+        super().__init__(reason, said, cause)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
@@ -50,11 +51,33 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DamagedImage("too many pixels", str(error)) from error
     except Exception as error:  # Pillow's readers raise any kind: struct.error, KeyError, SyntaxError …
-        raise DamagedImage("no image", f"{type(error).__name__}: {error}") from error
+        raise DamagedImage("no image", *_other_kind(content, error)) from error
     width, height = image.size
     if width * height > max_pixels:
         raise DamagedImage("too many pixels", f"{width} × {height}, more than {max_pixels}")
     return image
+
+
+OTHER_KINDS = (
+    (
+        re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE),
+        "an HTML page",
+        "a download that failed",
+    ),
+    (re.compile(rb"\s*(<\?xml|<svg)"), "an SVG or XML file", "drawings are not read: render them first"),
+    (re.compile(rb".{4}ftyp(hei|hev|mif1)", re.DOTALL), "a HEIC picture", "Pillow does not read it: save it as JPEG"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "a video or an MP4 container", "take pictures out of it first"),
+    (re.compile(rb"%PDF"), "a PDF file", "render it first"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", "fetch the file: git lfs pull"),
+)
+"""First bytes of files that are often found in place of images, what they are, and what to do."""
+
+
+def _other_kind(content: bytes, error: Exception) -> tuple[str, str]:
+    for pattern, what, remedy in OTHER_KINDS:
+        if pattern.match(content[:256]):
+            return what, remedy
+    return f"{type(error).__name__}: {error}", ""
 
 
 def probe(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -88,6 +111,7 @@ def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArr
     try:
         image.draft(None, (2 * size, 2 * size))
         image.load()
+        image = _without_key(image, content)
         with suppress(Exception):  # EXIF that cannot be read says nothing
             ImageOps.exif_transpose(image, in_place=True)
         image = _rgb(image)
@@ -101,6 +125,33 @@ def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArr
         raise
     except Exception as error:
         raise DamagedImage("undecodable image", f"{type(error).__name__}: {error}") from error
+
+
+def _without_key(image: Image.Image, content: bytes) -> Image.Image:
+    """A grey or RGB PNG with the pixels of its key colour (tRNS) white; any other image as it is.
+
+    The key has the depth of the file, and Pillow would compare it with pixels brought to 8 bits.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or image.mode == "P" or isinstance(key, bytes):
+        return image
+    depth, pixels = content[24], np.asarray(image)
+    if image.mode == "RGB" and depth == 16:
+        lower = _open(content, MAX_PIXELS)
+        assert isinstance(lower, ImageFile.ImageFile)
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]  # of each 16 bits the lower 8
+        lower.load()
+        pixels = pixels.astype(np.int64) << 8 | np.asarray(lower)
+    elif image.mode == "1":
+        pixels = pixels.astype(np.int64) * 255  # as Pillow's key is
+    elif depth < 8:
+        key = key % 2**depth * 255 // (2**depth - 1)
+    clear = (pixels == np.asarray(key)).all(-1) if image.mode == "RGB" else pixels == key
+    exif = image.getexif().tobytes()
+    del image.info["transparency"]
+    image = Image.fromarray(np.where(clear[..., None], np.uint8(255), np.asarray(_rgb(image))))
+    image.info["exif"] = exif
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,9 @@ import errno
 import mmap
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +36,9 @@ HEADER = 64
 MAGIC = b"jestbench rows 1"
 LOCK_SECONDS = 20.0
 """How long a run waits for another one that is writing, before it goes on without."""
-VERIFIED_AT_ONCE = 8192
+VERIFIED_AT_ONCE = WRITTEN_AT_ONCE = 8192
+BEHIND = 2
+"""Additions to a run's own rows that may be unwritten when the next one comes."""
 
 
 def pair_key_B(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
@@ -43,38 +47,37 @@ def pair_key_B(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
 
 
 class KeyIndex:
-    """Row numbers by key, in 16 bytes a key: sorted arrays, and a dictionary of the latest."""
+    """Row numbers by key, in 16 bytes a key: sorted arrays, each more than twice as long as the one after it."""
 
     def __init__(self) -> None:
-        self._keys: Keys = np.empty(0, np.int64)
-        self._rows: Keys = np.empty(0, np.int64)
-        self._latest: dict[int, int] = {}
+        self._runs: list[tuple[Keys, Keys]] = []
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._latest)
+        return sum(len(keys) for keys, _ in self._runs)
 
     def find(self, key_N: Keys) -> Keys:
         """The row of each key, −1 where it is unknown."""
         row_N = np.full(len(key_N), -1, np.int64)
-        if len(self._keys):
-            at_N = np.searchsorted(self._keys, key_N).clip(max=len(self._keys) - 1)
-            known_N = self._keys[at_N] == key_N
-            row_N[known_N] = self._rows[at_N[known_N]]
-        if self._latest:
-            for position in np.flatnonzero(row_N < 0).tolist():
-                row_N[position] = self._latest.get(int(key_N[position]), -1)
+        unknown = np.arange(len(key_N))
+        for keys, rows in self._runs:
+            at = np.searchsorted(keys, key_N)
+            at[at == len(keys)] = 0
+            found = np.where(keys[at] == key_N, rows[at], -1)
+            row_N[unknown] = found
+            unknown, key_N = unknown[missing := found < 0], key_N[missing]
         return row_N
 
     def add(self, key_N: Keys, row_N: Keys) -> None:
         """Add keys with their row numbers; a key that is already stored keeps its row."""
-        unknown_N = self.find(key_N) < 0
-        for key, row in zip(key_N[unknown_N].tolist(), row_N[unknown_N].tolist(), strict=True):
-            self._latest.setdefault(key, row)
-        if len(self._latest) > max(4096, len(self._keys) // 4):
-            keys = np.concatenate([self._keys, np.fromiter(self._latest.keys(), np.int64)])
-            rows = np.concatenate([self._rows, np.fromiter(self._latest.values(), np.int64)])
-            order = np.argsort(keys, kind="stable")
-            self._keys, self._rows, self._latest = keys[order], rows[order], {}
+        unknown = np.flatnonzero(self.find(key_N) < 0)
+        keys, first = np.unique(key_N[unknown], return_index=True)
+        rows = row_N[unknown[first]]
+        while len(keys) and self._runs and len(self._runs[-1][0]) <= 2 * len(keys):
+            more, others = self._runs.pop()
+            order = np.argsort(both := np.concatenate([more, keys]), kind="stable")
+            keys, rows = both[order], np.concatenate([others, rows])[order]
+        if len(keys):
+            self._runs.append((keys, rows))
 
 
 class Rows:
@@ -146,20 +149,22 @@ class _Kept(Rows):
         """Rows ``[B, width]`` in fp32, and how many of them were computed now: each distinct key once."""
         key_N = key_B.numpy()
         row_N = self._find(key_N)
-        known = row_N >= 0
-        out = np.empty((len(key_N), self.width), np.float32)
-        out[known] = self._take(row_N[known])
-        if known.all():
-            return torch.from_numpy(out), 0
-        lacking = np.flatnonzero(~known)
+        lacking = np.flatnonzero(row_N < 0)
+        if not len(lacking):
+            return torch.from_numpy(self._take(row_N)), 0
         _, first, inverse = np.unique(key_N[lacking], return_index=True, return_inverse=True)
         order = np.argsort(first)
+        position = lacking[first[order]]
+        new = compute(torch.from_numpy(position)).detach().to(self._rounded).cpu()
+        self._add(key_N[position], new.numpy())
+        if len(position) == len(key_N):
+            return new.float(), len(position)
+        out = np.empty((len(key_N), self.width), np.float32)
+        known = np.flatnonzero(row_N >= 0)
+        out[known] = self._take(row_N[known])
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        position = lacking[first[order]]
-        new = compute(torch.from_numpy(position)).detach().to(self._rounded).cpu().numpy()
-        out[lacking] = new[rank[inverse.reshape(-1)]]
-        self._add(key_N[position], new)
+        out[lacking] = new.numpy()[rank[inverse.reshape(-1)]]
         return torch.from_numpy(out), len(position)
 
 
@@ -167,8 +172,8 @@ class RunRows(_Kept):
     """Rows of one run, in memory and in an append-only file.
 
     The file makes a resumed run exact: an embedding recomputed in another batch may differ in its last bit. Rows
-    written after the checkpoint are cut off. With ``width`` 0 the store records only which keys the run has
-    encountered.
+    written after the checkpoint are cut off. A thread writes behind; ``saved`` waits for it. With ``width`` 0 the store
+    records only which keys the run has encountered.
     """
 
     def __init__(self, path: Path, width: int, dtype: Stored = "float32") -> None:
@@ -177,6 +182,8 @@ class RunRows(_Kept):
         self._record = np.dtype([("key", "<i8"), ("row", self.dtype, (width,))])
         self._index = KeyIndex()
         self._rows = np.empty((1024, width), self.dtype)
+        self._writer = ThreadPoolExecutor(1, "rows")
+        self._writing: deque[Future[None]] = deque()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
 
@@ -187,19 +194,31 @@ class RunRows(_Kept):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        return self._rows[row_N].astype(np.float32)
+        taken: Floats = np.take(self._rows, row_N, axis=0).astype(np.float32, copy=False)
+        return taken
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        records = np.empty(len(key_N), self._record)
-        records["key"], records["row"] = key_N, row_ND
-        self._file.write(records.tobytes())
+        self._written(BEHIND)
         start, end = len(self), len(self) + len(key_N)
-        while end > len(self._rows):
-            # A store restored at step 0 is empty: doubling alone would never end.
-            more = np.empty((max(1024, len(self._rows)), self.width), self.dtype)
-            self._rows = np.concatenate([self._rows, more])
+        if end > len(self._rows):
+            more = np.empty((max(end, 2 * len(self._rows)), self.width), self.dtype)
+            more[:start] = self._rows[:start]
+            self._rows = more
         self._rows[start:end] = row_ND
         self._index.add(key_N, np.arange(start, end))
+        self._writing.append(self._writer.submit(self._write, key_N, self._rows[start:end]))
+
+    def _write(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        for start in range(0, len(key_N), WRITTEN_AT_ONCE):
+            part = slice(start, start + WRITTEN_AT_ONCE)
+            records = np.empty(len(key_N[part]), self._record)
+            records["key"], records["row"] = key_N[part], row_ND[part]
+            self._file.write(records.view(np.uint8).data)
+
+    def _written(self, left: int = 0) -> None:
+        """Wait until no more than so many additions are unwritten; raises what went wrong with a written one."""
+        while len(self._writing) > left or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
 
     def restore(self, count: int) -> None:
         """Go back to the first ``count`` rows of the file.
@@ -207,6 +226,7 @@ class RunRows(_Kept):
         Raises:
             DataError: the file holds fewer.
         """
+        self._written()
         self._file.close()
         if self.path.stat().st_size < count * self._record.itemsize:
             raise DataError(f"{self.path} is shorter than its checkpoint says; start the run anew")
@@ -220,16 +240,16 @@ class RunRows(_Kept):
 
     def saved(self) -> int:
         """How many rows there are, all of them brought to the file."""
+        self._written()
         self._file.flush()
         return len(self)
 
     def close(self, remove: bool) -> None:
         """Close, and remove the file of a run that has finished."""
+        self._writer.shutdown(cancel_futures=remove)
         self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
-            if not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
 
 
 class SharedRows(_Kept):
@@ -355,7 +375,7 @@ class SharedRows(_Kept):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        return self._records["row"][row_N].astype(np.float32)
+        return self._records["row"][row_N].astype(np.float32, copy=False)
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
         finite = np.isfinite(row_ND).all(1)  # a non-finite row ends this run, and must not reach later runs

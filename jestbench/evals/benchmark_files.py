@@ -20,6 +20,7 @@ from typing import Literal
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.shards import IMAGES, MemberRules, Sample, samples
+from jestbench.disk import decoded
 
 MEMBERS = MemberRules(lines=True)
 CLASSNAMES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
@@ -96,10 +97,11 @@ def read_benchmark(folder: str, train: bool = False) -> Benchmark:
         return Benchmark(name, "retrieval", _split(root / "test", "retrieval", 0))
     if kind != "classification":
         raise DataError(f"{root / KIND}: {kind!r} sets cannot be evaluated; classification and retrieval can")
-    classnames = _required(root / CLASSNAMES)
+    classnames = _required(root / CLASSNAMES, gapless=True)
     templates = _required(root / TEMPLATES)
     if wrong := [template for template in templates if "{c}" not in template]:
-        raise DataError(f"{root / TEMPLATES}: the template {wrong[0]!r} has no {{c}} for the class")
+        hint = ": write {c} in place of {}" if "{}" in wrong[0] else ""
+        raise DataError(f"{root / TEMPLATES}: the template {wrong[0]!r} has no {{c}} for the class{hint}")
     with_train = train and (root / "train").is_dir()
     return Benchmark(
         name,
@@ -113,25 +115,31 @@ def read_benchmark(folder: str, train: bool = False) -> Benchmark:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: a set in CLIP_benchmark's WebDataset layout has it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+        there = ", ".join(sorted(file.name for file in path.parent.iterdir())[:8])
+        raise DataError(
+            f"{path} is missing: a set in CLIP_benchmark's WebDataset layout has it (there: {there or 'nothing'})"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
-def _required(path: Path) -> tuple[str, ...]:
+def _required(path: Path, gapless: bool = False) -> tuple[str, ...]:
+    """The lines of a file that are not empty; where their numbers count, none between them may be empty."""
     lines = _lines(path)
-    if not lines:
+    if gapless and "" in lines[:-1]:
+        raise DataError(f"{path}: line {lines.index('') + 1} is empty, so the classes behind it would be miscounted")
+    if not any(lines):
         raise DataError(f"{path} is empty")
-    return lines
+    return tuple(line for line in lines if line)
 
 
 def _split(folder: Path, task: Task, classes: int) -> Split:
     tars = sorted(folder.glob("*.tar"), key=lambda tar: (len(tar.stem), tar.stem))
     if not tars:
-        raise DataError(f"{folder} holds no .tar")
+        raise DataError(f"{folder} holds no .tar{_instead(folder)}")
     announced = folder / "nshards.txt"
     if announced.exists() and _lines(announced)[:1] != (str(len(tars)),):
         raise DataError(f"{announced} announces {_lines(announced)[:1]} shards, {len(tars)} are there")
@@ -151,11 +159,22 @@ def _split(folder: Path, task: Task, classes: int) -> Split:
     return Split(tuple(images), tuple(labels), tuple(captions))
 
 
+def _instead(folder: Path) -> str:
+    """What lies in place of the tars of a split."""
+    root = folder if folder.is_dir() else folder.parent
+    found = sorted(file.name for file in root.iterdir() if file.is_dir())
+    if not found:
+        return ""
+    if folder.is_dir():
+        return f", but the folders {', '.join(found[:4])}: write images of classes into tars (docs/your_data.md)"
+    return f": there is no such folder, but {', '.join(found[:4])}; the examples to test on lie in test/"
+
+
 def _samples(tar: Path) -> Iterator[Sample]:
     """The samples of a tar, images unread."""
     try:
         with tar.open("rb") as file:
-            for sample in samples(file, unread=IMAGES):
+            for _, sample in samples(file, unread=IMAGES):
                 if isinstance(sample, Damaged):
                     raise DataError(f"{tar} cannot be read: {sample}: an evaluation must be whole")
                 yield sample

@@ -118,7 +118,7 @@ class Evaluator:
                 parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
                 none = torch.empty(0, model.width, device=device)
                 found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
-        keys_N = torch.from_numpy(np.ascontiguousarray(self.pairs.image_key_N[: len(self.index_N)]))
+        keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)
         results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)

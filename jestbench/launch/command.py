@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--run_dir", type=Path, help="default: a new folder under runs/")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
     command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
+    command.add_argument("--allow_downloads", action="store_true", help="let --check fetch URLs, hub names and weights")
+    command.add_argument("--allow_pipes", action="store_true", help="let --check run the commands of pipe: shards")
     command.add_argument("--price", action="store_true", help="print what a step costs; train nothing")
     command.add_argument(
         "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
@@ -118,7 +120,9 @@ def guarded(work: Callable[[], int]) -> int:
 def _said(message: str, status: int) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if not rank or status != 2:  # a wrong configuration is the same on all ranks: rank 0 alone prints it
-        print(f"error: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
+        # One line, but for a list of damage, which has a line for each kind.
+        shown = "\n  ".join(" ".join(line.split()) for line in re.split(r"\n  (?=\d+ × |mend )", message))
+        print(f"error: {f'process {rank}: ' if rank else ''}{shown}", file=sys.stderr)
     return status
 
 
@@ -173,7 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
         return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
-        rehearse.check(resolved)
+        rehearse.check(resolved, rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes))
         return 0
     if arguments.price:
         from jestbench.launch.forecast import price_table

@@ -17,6 +17,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate
+from jestbench.launch.data_report import epoch_warning, epochs, walk
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
@@ -349,8 +350,29 @@ def price_table(resolved: Resolved) -> str:
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
-        lines += [_bought(resolved, steps, pool, taken), *ladder_lines(resolved, price, pool, taken)]
+        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(resolved, stages, steps)]
+        lines += ladder_lines(resolved, price, pool, taken)
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+
+
+def bought(resolved: Resolved, stages: Stages) -> list[str]:
+    """Lines on the epochs that the budget is, and the pairs left out of each."""
+    pool, limit = stages.super_batches.pool, resolved.run.limit
+    if pool is None or pool < resolved.candidates:
+        return []
+    steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+    if resolved.run.budget is not None:
+        steps = steps_bought(resolved, _step_price(resolved, stages), pool, _taken(resolved)) or 0
+    return _epoch_lines(resolved, stages, steps)
+
+
+def _epoch_lines(resolved: Resolved, stages: Stages, steps: int) -> list[str]:
+    pool, walked = stages.super_batches.pool, walk(resolved, stages)
+    if pool is None or pool < resolved.candidates:
+        return []
+    left = f"each without {walked['left_out_an_epoch']:,} pairs (too few for a step)"
+    line = f"{epochs(walked, steps):.3g} epochs of a pool of {pool:,}, {left}"
+    return [line, *(f"warning: {text}" for text in epoch_warning(walked, steps))]
 
 
 def _row(name: str, flops: int, uniform: int) -> str:

@@ -11,10 +11,12 @@ from jestbench.config.log import Log
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
+from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
-from jestbench.launch.forecast import ladder_table
+from jestbench.launch.data_report import opened
+from jestbench.launch.forecast import bought, ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -83,14 +85,25 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
     return frozenset(evaluated).union(ladder, *rows)
 
 
-def check(resolved: Resolved) -> None:
-    """Build everything, score and update one tiny batch, print the operative configuration.
+def allowed(downloads: bool, pipes: bool) -> frozenset[Fetched]:
+    """What a check may open beside local files."""
+    found: dict[Fetched, bool] = {"download": downloads, "command": pipes}
+    return frozenset(kind for kind, may in found.items() if may)
+
+
+def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
+    """Open the data, build everything, score and update one tiny batch, print a report and the configuration.
+
+    Args:
+        resolved: the run.
+        may: what is opened beside local files.
 
     Raises:
         ConfigError: the configuration cannot be built, or cannot do a step.
-        DataError: the data does not fit the configuration.
+        DataError: local data cannot be read, or the data does not fit the configuration.
     """
-    resolved = without_download(resolved)
+    found = opened(resolved, may)
+    resolved = found.resolved if "download" in may else without_download(found.resolved)
     # The candidates of a cascade must fit into the stand-in's pool.
     drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
@@ -105,7 +118,10 @@ def check(resolved: Resolved) -> None:
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
-        warned(resolved, stages)
+        real = not found.stands_in
+        warned(resolved, stages, real)
+        report = [*found.lines, *(bought(resolved, stages) if real else ())]
+        report.append(f"metrics: {', '.join(stages.evaluator.measures)}")
         batch = stages.super_batches.at(0)
         try:
             calibrate(resolved, data, stages, Progress())
@@ -115,7 +131,7 @@ def check(resolved: Resolved) -> None:
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
     for needed in resolved.below:
-        check(needed)
+        check(needed, may)
     if rungs := ladder_table(resolved):
         print(rungs)
     taken, kept = resolved.inherited.described()
@@ -123,6 +139,7 @@ def check(resolved: Resolved) -> None:
     for line in (
         *(f"taken over: {text}" for text in taken),
         *(f"kept, bound by its own file: {text}" for text in kept),
+        *(line for text in report for line in text.splitlines()),
     ):
         print(f"#   {line}")
     print(resolved.operative)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
+from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -186,18 +187,34 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
     finally:
-        summary = recorder.summary(progress, status, pretrain, *brought)
-        if world.first_of_all:
-            folder.write_summary(summary)
-        recorder.metrics.close(summary.to_json(), failed=status == "failed")
-        stages.super_batches.close()
-        for actor in stages.scorer.actors.values():
-            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
-            actor.close(remove=status == "finished" and not allowance.rungs)
-        with suppress(OSError):  # the last process to leave finds it empty
-            folder.row_stores.rmdir()
+        _end(recorder, progress, status, pretrain, *brought)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
+
+
+def _end(
+    recorder: Recorder,
+    progress: Progress,
+    status: Ending,
+    pretrain: Mapping[str, int],
+    references: Sequence[ReferenceEntry],
+    facts: dict[str, Any],
+    warnings: Sequence[str],
+) -> None:
+    """Write the summary of a run that ends, however it ends, and close what it has open."""
+    stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), facts["walk"]
+    facts = facts | {"walk": {**walked, "epochs": epochs(walked, progress.step)}}
+    warnings = [*warnings, *epoch_warning(walked, progress.step)]
+    summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
+    if recorder.world.first_of_all:
+        folder.write_summary(summary)
+    recorder.metrics.close(summary.to_json(), failed=status == "failed")
+    stages.super_batches.close()
+    for actor in stages.scorer.actors.values():
+        # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+        actor.close(remove=status == "finished" and not recorder.allowance.rungs)
+    with suppress(OSError):  # the last process to leave finds it empty
+        folder.row_stores.rmdir()
 
 
 def _reached(run_dir: Path) -> Path | None:
@@ -260,6 +277,9 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
+    found["walk"] = walk(resolved, stages)
+    if sets := eval_sets(stages):
+        found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
 
 
@@ -278,9 +298,10 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
         )
 
 
-def warned(resolved: Resolved, stages: Stages) -> list[str]:
-    """Warnings about a run, also printed on stderr."""
-    found = [*resolved.warnings, *view_warnings(resolved, stages)]
+def warned(resolved: Resolved, stages: Stages, real: bool = True) -> list[str]:
+    """Warnings about a run, also printed on stderr; of data that are ``real``, of what is wasted of them, too."""
+    found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
+    found += waste_warnings(resolved, stages) if real else []
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from jestbench import seeds
-from jestbench.batch import Batch, Selection
+from jestbench.batch import Batch, DataError, Selection
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
@@ -107,13 +107,20 @@ class Recorder:
         """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
         start = time.perf_counter()
         try:
+            with self._named(progress):
+                yield
+        finally:
+            progress.seconds += time.perf_counter() - start
+
+    @contextmanager
+    def _named(self, progress: Progress) -> Iterator[None]:
+        """Name the step of a loss or score that is not finite."""
+        try:
             yield
         except (NonFiniteLoss, NonFiniteScore) as error:
             mend = "lower optimizer.learning_rate, or look at the data of that step"
             step = progress.step - getattr(error, "late", False)
             raise NonFiniteLoss(f"step {step}: {error}: {mend}") from error
-        finally:
-            progress.seconds += time.perf_counter() - start
 
     def start(self, progress: Progress) -> None:
         """Evaluate the untrained model and write a first checkpoint; neither when resuming, even from step 0."""
@@ -248,7 +255,9 @@ class Recorder:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
-        state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
+        with self._named(progress):
+            state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
+        state["data"] = self._data()
         weights = state["learner"].pop("model")
 
         def fill(folder: Path) -> None:
@@ -263,9 +272,28 @@ class Recorder:
         actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
         return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
 
+    def _data(self) -> dict[str, str]:
+        """The data that a run trains and is evaluated on, by their fingerprints, and its tokenizer."""
+        pairs, evaluated = self.stages.pairs, self.stages.evaluator.pairs
+        identity = self.stages.super_batches.tokenizer.identity
+        prints = {f"the data {pairs.name}": pairs.fingerprint, f"the data {evaluated.name}": evaluated.fingerprint}
+        return {**prints, "the tokenizer": identity}
+
     def restore(self, progress: Progress, folder: Path) -> None:
-        """Go back to a checkpoint."""
+        """Go back to a checkpoint.
+
+        Raises:
+            DataError: data or tokenizer are other ones than when it was written.
+        """
         state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        now = self._data()
+        # The fingerprint of data depends on the tokenizer, too.
+        changed = [name for name in reversed(now) if state["data"].get(name) != now[name]]
+        if changed:
+            raise DataError(
+                f"{' and '.join(changed)} changed since {folder.name} was written: bring the old files back, or start "
+                "the run anew in another --run_dir"
+            )
         state["learner"]["model"] = load_file(folder / WEIGHTS)
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])

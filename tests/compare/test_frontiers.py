@@ -185,7 +185,7 @@ def test_of_two_decayed_points_of_a_seed_that_of_the_newer_run_counts(tmp_path):
             os.utime(path, (1e9 - age, 1e9 - age))
     comparison = compare([tmp_path], METRIC)
     assert [(point.budget, point.mean.value) for point in comparison.first.frontier] == [(100, 0.15), (200, 0.2)]
-    assert warned(comparison, "seed 0: 2 runs have a decayed point at 1.000e+02", "newest counts")
+    assert warned(comparison, "several runs have a decayed point at 100 FLOPs for one seed (0)", "newest run's counts")
 
 
 def test_a_rung_that_is_not_finite_or_missing_is_said_and_an_end_that_is_not_leaves_the_run_out(tmp_path):

@@ -535,7 +535,7 @@ budget.steps = 9
         ("evaluate.split=pool", "evaluate.split"),
     ):
         capsys.readouterr()
-        assert command.main(["--gin_file", str(gin), *quiet, binding, "--check"]) == 2
+        assert command.main(["--gin_file", str(gin), *quiet, binding, "--check", "--allow_pipes"]) == 2
         assert f"{asks} needs an indexed data set: the pairs of stream/pool have no keys" in capsys.readouterr().err
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     resolved = resolve.resolve([str(gin)], quiet)

@@ -282,3 +282,51 @@ def test_a_missing_set_is_said_before_anything_is_trained(tmp_path, capsys):
     missing = ["evaluate.sets=('/nowhere/wds_x',)", "--run_dir", str(tmp_path / "run")]
     assert main(["--gin_file", "gin/run/tiny.gin", *missing]) == 3
     assert "no folder /nowhere/wds_x" in capsys.readouterr().err
+
+
+def test_layouts_that_are_nearly_right_are_named_at_the_start(tmp_path):
+    def said(change: str) -> str:
+        folder = classification(tmp_path / change)
+        if change == "gap":
+            (folder / "classnames.txt").write_text("red\n\ngreen\nblue\n")
+        elif change == "braces":
+            (folder / "zeroshot_classification_templates.txt").write_text("a photo of {}\n")
+        elif change == "val":
+            (folder / "test").rename(folder / "val")
+        elif change == "folders":
+            for tar in (folder / "test").glob("*.tar"):
+                tar.unlink()
+            (folder / "test" / "red").mkdir()
+        else:
+            (folder / "classnames.txt").rename(folder / "class_names.txt")
+        with pytest.raises(DataError) as error:
+            read_benchmark(str(folder))
+        return str(error.value)
+
+    assert "classnames.txt: line 2 is empty, so the classes behind it would be miscounted" in said("gap")
+    assert "has no {c} for the class: write {c} in place of {}" in said("braces")
+    assert "there is no such folder, but train, val; the examples to test on lie in test/" in said("val")
+    assert "holds no .tar, but the folders red: write images of classes into tars" in said("folders")
+    assert "classnames.txt is missing" in (missing := said("name"))
+    assert "(there: class_names.txt, test, train, zeroshot" in missing
+
+
+def test_names_and_templates_may_begin_with_a_byte_order_mark(tmp_path):
+    folder = classification(tmp_path / "colours")
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        (folder / name).write_bytes(("\ufeff" + (folder / name).read_text()).encode())
+    found = read_benchmark(str(folder))
+    assert (found.classnames, found.templates) == (tuple(COLOURS), ("a {c} square", "the {c}"))
+    (folder / "classnames.txt").write_bytes("red\nvert\nbleu".encode("utf-16"))
+    with pytest.raises(DataError, match=r"classnames\.txt: it is UTF-16"):
+        read_benchmark(str(folder))
+
+
+def test_a_top_5_among_few_classes_and_names_without_images_are_said(tmp_path, capsys):
+    folder = classification(tmp_path / "colours")
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\nblack\n")
+    words = ["--gin_file", "gin/run/tiny.gin", "run.device=cpu", f"evaluate.sets=('{folder}',)", "--check"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "eval/colours/zero_shot_top5 is always 1: the set colours has 4 classes" in said
+    assert "1 of the 4 classes of colours have no image, the first is 'black' (class 3)" in said

@@ -32,6 +32,7 @@ DRAWS, SCORES, STRIPS, LOSSES = (f"jestbench/select/{name}.py" for name in ("dra
 POLICY, METRICS, GRADING = "jestbench/select/policy.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
 OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/ledger.py", "jestbench/cost/budget.py"
 TRACING, PRICE, SEEDS = "jestbench/cost/tracing.py", "jestbench/cost/price.py", "jestbench/seeds.py"
+SPEEDUPS = "jestbench/compare/speedups.py"
 CURVES, ANALYSIS, GROUPS = (f"jestbench/compare/{name}.py" for name in ("curves", "analysis", "groups"))
 
 SAMPLING = "tests/select/test_sampling.py"
@@ -471,50 +472,14 @@ EVALUATION = (
 
 COMPARISON = (
     Mutant(
-        "the common budget is the largest",
+        "the common budget is the smallest",
         ANALYSIS,
-        "budget = min(group.reached",
-        "budget = max(group.reached",
+        "return max(shared)",
+        "return min(shared)",
         COMPARE,
     ),
-    Mutant("speedups upside down", ANALYSIS, "Speedup(have / need, kind", "Speedup(need / have, kind", COMPARE),
-    Mutant("a worse end has a speedup", ANALYSIS, '        elif worse:\n            absent = "worse"\n', "", COMPARE),
-    Mutant("a touch is called decayed", ANALYSIS, "arm.at_end and baseline.at_end", "True", COMPARE),
-    Mutant(
-        "an early touch is a number", ANALYSIS, "elif not (arm.resolved and baseline.resolved):", "elif False:", COMPARE
-    ),
-    Mutant(
-        "paired differences of the wrong sign",
-        ANALYSIS,
-        "member.value - of_baseline[member.seed]",
-        "of_baseline[member.seed] - member.value",
-        COMPARE,
-    ),
-    Mutant(
-        "evaluation noise of another size",
-        ANALYSIS,
-        "math.sqrt(share * (1 - share) / examples)",
-        "math.sqrt(share / examples)",
-        COMPARE,
-    ),
-    Mutant(
-        "pre-training is left out of all-in",
-        ANALYSIS,
-        " + run.summary.pretrain_total for",
-        " for",
-        COMPARE,
-    ),
+    Mutant("speedups upside down", SPEEDUPS, "value = have / need if", "value = need / have if", COMPARE),
     Mutant("the oldest of two runs counts", GROUPS, "newest = max(same,", "newest = min(same,", COMPARE),
-    Mutant(
-        "an interval of one side",
-        CURVES,
-        "stdtrit(count - 1, (1 + CONFIDENCE) / 2)",
-        "stdtrit(count - 1, CONFIDENCE)",
-        COMPARE,
-    ),
-    Mutant("an interval of too many degrees of freedom", CURVES, "stdtrit(count - 1,", "stdtrit(count,", COMPARE),
-    Mutant("an interval of the spread, not of the mean", CURVES, "* deviation / count**0.5", "* deviation", COMPARE),
-    Mutant("two seeds have an interval", CURVES, "FEWEST_SEEDS = 3", "FEWEST_SEEDS = 2", COMPARE),
     Mutant("a target must be passed", CURVES, "np.flatnonzero(ahead_E >= 0)", "np.flatnonzero(ahead_E > 0)", COMPARE),
     Mutant(
         "a crossing is read at the evaluation after",
@@ -687,7 +652,70 @@ PER_EXAMPLE = (
     ),
 )
 
+STATISTICS, CROSSINGS = "jestbench/compare/statistics.py", "jestbench/compare/crossings.py"
+INTERVALS = "tests/compare/test_statistics.py"
+
+VERDICTS = (
+    Mutant("a worse end has a speedup", SPEEDUPS, '        elif worse:\n            absent = "worse"\n', "", COMPARE),
+    Mutant(
+        "a touch is called decayed", SPEEDUPS, '"touch" if value is not None', '"decayed" if value is not None', COMPARE
+    ),
+    Mutant(
+        "an early touch is a number", SPEEDUPS, "elif not (arm.resolved and baseline.resolved):", "elif False:", COMPARE
+    ),
+    Mutant(
+        "pre-training is left out of all-in",
+        ANALYSIS,
+        "+ member.run.summary.pretrain_total for member",
+        "for member",
+        COMPARE,
+    ),
+    Mutant(
+        "paired differences of the wrong sign",
+        STATISTICS,
+        "cell.value_S[_of(cell, seeds)].mean() - base.value_S[_of(base, seeds)].mean()",
+        "base.value_S[_of(base, seeds)].mean() - cell.value_S[_of(cell, seeds)].mean()",
+        INTERVALS,
+    ),
+    Mutant(
+        "a mean's interval holds no examples",
+        STATISTICS,
+        "spread.unit_deviation(confidence) * normal[2]",
+        "0 * normal[2]",
+        INTERVALS,
+    ),
+    Mutant(
+        "an interval of the spread, not of the mean",
+        STATISTICS,
+        "error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))",
+        "error_D = own.deviation_D(normal[0]) * normal[1]",
+        INTERVALS,
+    ),
+    Mutant(
+        "several arms are judged one by one",
+        STATISTICS,
+        "max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))",
+        "1.0",
+        INTERVALS,
+    ),
+    Mutant(
+        "a verdict from the pointwise interval",
+        STATISTICS,
+        "abs(value) > halves[0]",
+        "abs(value) > halves[1]",
+        INTERVALS,
+    ),
+    Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),
+    Mutant(
+        "unequal variances are pooled",
+        STATISTICS,
+        "self.p is not None and self.p >= REFUSED_BELOW",
+        "self.p is not None",
+        INTERVALS,
+    ),
+)
+
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE, *VERDICTS),
 )

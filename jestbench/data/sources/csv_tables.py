@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jestbench.batch import DataError
 from jestbench.data.captions import text_of
@@ -16,6 +16,12 @@ from jestbench.data.damage import Damaged
 from jestbench.data.file_pairs import WHOLE
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.source import Shard, Source, column, file_shard
+from jestbench.disk import decoded
+
+SEPARATORS = ("\t", ",", ";", "|")
+"""Separators that are looked for in a header."""
+END = "\ue000end of the table\n"
+"""A line put behind the last, which a quote that is still open there would take into its field."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,16 @@ class Csv(Source):
     Attributes:
         image_column: column of the image's path; a relative path is relative to the table's folder.
         caption_column: column of the caption.
-        separator: separator of columns; ``None`` is a tab in ``.tsv`` files and a comma in all other files.
+        separator: separator of columns; ``None`` is the one by which the header has both columns: a tab in ``.tsv``
+            files and a comma in all other files come first, then tab, comma, semicolon and bar.
+        quotes: a field in double quotes may hold separators and line breaks; ``None`` is true for every separator
+            but the tab, with which quotes are text like any other.
     """
 
     image_column: str = "filepath"
     caption_column: str = "title"
     separator: str | None = None
+    quotes: bool | None = None
     label: ClassVar[str] = "csv"
     wanted: ClassVar[str] = "table ('/data/train.csv')"
 
@@ -42,7 +52,7 @@ class Csv(Source):
     @property
     def reading(self) -> str:
         """Which columns are read."""
-        return f"{self.image_column}/{self.caption_column}/{self.separator}"
+        return f"{self.image_column}/{self.caption_column}/{self.separator}/{self.quotes}"
 
     def shards(self, split: str) -> list[Shard]:
         """The split's tables."""
@@ -62,34 +72,105 @@ class Csv(Source):
             captions_of.setdefault(path, []).append(caption)
         for path, captions in captions_of.items():
             file = folder / path
-            with index.leaving_out():
+            with index.leaving_out(path):
                 try:
                     content = file.read_bytes()
-                except (OSError, ValueError):  # ValueError: a path with a zero byte
-                    raise Damaged("no image") from None
+                except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+                    raise Damaged("no image", getattr(error, "strerror", "") or str(error)) from None
                 index.add(0, WHOLE, image_key(content, verified), captions, str(file))
         return index
 
     def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
-        separator = self.separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
-            reader = csv.reader(file, delimiter=separator)
+        with path.open("rb") as start:
             try:
-                header = next(reader, [])
-                other = ", or csv.separator" if len(header) < 2 else ""
-                image, caption = (
-                    header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
-                    for name in ("image_column", "caption_column")
-                )
-                for row in filter(None, reader):
-                    with index.leaving_out():
-                        if len(row) <= max(image, caption):
-                            raise Damaged("too few columns")
-                        if not row[image].strip():
-                            raise Damaged("no image")
-                        yield text_of(row[image]), text_of(row[caption])
-            except csv.Error as error:
-                raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+                header_line = decoded(start.readline())
+            except ValueError as error:
+                raise DataError(f"{path}: {error}") from None
+        separator = self._separator(path, header_line)
+        quotes = separator != "\t" if self.quotes is None else self.quotes
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
+            rows = _numbered_rows(file, path, separator, quotes)
+            _, header = next(rows, (1, []))
+            other = ", or csv.separator" if len(header) < 2 else ""
+            image, caption = (
+                header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
+                for name in ("image_column", "caption_column")
+            )
+            for line, row in rows:
+                if not row:
+                    continue
+                with index.leaving_out(f"{path.name}, line {line}"):
+                    _check_width(row, len(header), max(image, caption), separator)
+                    if not row[image].strip():
+                        raise Damaged("no image", "the path is empty")
+                    yield text_of(row[image]), text_of(row[caption])
+
+    def _separator(self, path: Path, header: str) -> str:
+        if self.separator is not None:
+            return self.separator
+        usual = "\t" if path.suffix.lower() == ".tsv" else ","
+
+        def has_both(separator: str) -> bool:
+            names = next(csv.reader([header], delimiter=separator), [])
+            return self.image_column in names and self.caption_column in names
+
+        return next((separator for separator in (usual, *SEPARATORS) if has_both(separator)), usual)
+
+
+def _check_width(row: Sequence[str], columns: int, last: int, separator: str) -> None:
+    """Refuse a row of another number of columns than the header's; empty columns behind the last do no harm.
+
+    Raises:
+        Damaged: naming how many there are.
+    """
+    said = f"{len(row)} columns, the header has {columns}"
+    if len(row) <= last:
+        raise Damaged("too few columns", said)
+    if any(field.strip() for field in row[columns:]):
+        cause = f"a caption with {separator!r} in it that stands in no quotes: quote it, or separate columns by tabs"
+        raise Damaged("too many columns", said, cause)
+
+
+def _numbered_rows(file: Any, path: Path, separator: str, quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with the line that it begins on.
+
+    Raises:
+        DataError: a quote is never closed, or closes within a field lines after it opened: the rows between would be
+            lost in one caption.
+    """
+    lines: list[str] = []
+
+    def recorded() -> Iterator[str]:
+        for line in file:
+            lines.append(line)
+            yield line
+        yield END
+
+    options: dict[str, Any] = {"delimiter": separator}
+    options |= {} if quotes else {"quoting": csv.QUOTE_NONE}
+    reader, begins = csv.reader(recorded(), **options), 1
+    mend = "close it, or bind csv.quotes = False where quotes are text like any other"
+    try:
+        for row in reader:
+            if row == [END.rstrip("\n")]:
+                return
+            # Line breaks of the fields before the last belong to quotes that were closed.
+            opened = begins + sum(field.count("\n") for field in row[:-1])
+            if row and row[-1].endswith(END):
+                raise DataError(f"{path}, line {opened}: a quote opens here and is never closed: {mend}")
+            if len(lines) > 1:
+                try:
+                    list(csv.reader(lines, strict=True, **options))
+                except csv.Error:
+                    raise DataError(
+                        f"{path}, line {begins}: a quote that opens in this row closes within a field of line "
+                        f"{begins + len(lines) - 1}: {mend}"
+                    ) from None
+            yield begins, row
+            begins += len(lines)
+            lines.clear()
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 @contextmanager

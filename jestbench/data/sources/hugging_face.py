@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
-from jestbench.data.captions import text_of
-from jestbench.data.damage import Damaged
+from jestbench.data.captions import texts_of
+from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.shards import globbed
-from jestbench.data.sources.source import Shard, Source, column, needs
+from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Files of an image folder that name its images and their captions."""
+TEXTS = (".txt", ".caption")
+"""Endings of a text beside an image."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -30,11 +35,13 @@ class HuggingFace(Source):
     """Data sets that the ``datasets`` package opens.
 
     A split is ``WHAT`` or ``WHAT:SPLIT`` (``train`` where it is not said; slices as in ``train[:10000]`` too), where
-    ``WHAT`` is a parquet or arrow file, a glob of these, a folder (of images with a ``metadata.csv`` or one subfolder
-    a class, of parquet files, or written by ``save_to_disk``), or a name on the hub.
+    ``WHAT`` is a parquet or arrow file, a glob of these, a folder (of parquet or arrow files, whatever else lies in
+    it; written by ``save_to_disk``; of images with a ``metadata.csv``, each with a text of its name beside it, or in
+    one subfolder a class), or a name on the hub.
 
     Attributes:
-        image_column: holds the image: an image feature, bytes, or a path (relative to the file's folder).
+        image_column: holds the image: an image feature, bytes, a path (relative to the file's folder), or a list of
+            one of these.
         caption_column: holds the caption or a list of captions; of a class label the name is the caption.
         config_name: of a data set on the hub that has several.
         revision: of a data set on the hub: a branch, a tag or a commit.
@@ -55,6 +62,14 @@ class HuggingFace(Source):
     def shards(self, split: str) -> list[Shard]:
         """One shard for each data set of the split, identified by its files, or on the hub by name and revision."""
         return [Shard(name, self._identity(name, split)) for name in self.where(split)]
+
+    def fetched(self) -> dict[str, Fetched]:
+        """The names on the hub that are not indexed yet, too."""
+        found = super().fetched()
+        for split in self.bound:
+            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self._table(split).exists():
+                found[f"{self.label}.{split}"] = "download"
+        return found
 
     def _identity(self, name: str, split: str) -> str:
         what, part = _parts(name)
@@ -85,16 +100,16 @@ class HuggingFace(Source):
         texts = data.select_columns([caption])
         index = ShardIndex()
         for row in range(len(data)):
-            with index.leaving_out():
+            with index.leaving_out(f"{shard.path}, row {row}"):
                 found = texts[row][caption]
                 if names is not None and found is not None:
                     found = names[found].replace("_", " ") if found >= 0 else None
-                captions = [text_of(text) for text in (found if isinstance(found, list) else [found])]
+                captions = texts_of(found)
                 try:
                     content = rows.read(row)
-                except DamagedImage:
-                    raise Damaged("no image") from None
-                index.add(row, len(content), image_key(content, verified), captions or [text_of(None)])
+                except DamagedImage as damaged:
+                    raise Damaged("no image", damaged.said, likely_cause(damaged.said)) from None
+                index.add(row, len(content), image_key(content, verified), captions)
         return index
 
 
@@ -113,9 +128,10 @@ class HubRows:
     config_name: str | None
     revision: str
     _data: Any = field(default=None, repr=False, compare=False)
+    _images: Any = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_data": None}
+        return self.__dict__ | {"_data": None, "_images": None}
 
     @property
     def data(self) -> Any:
@@ -126,6 +142,8 @@ class HubRows:
         """
         if self._data is None:
             self._data = _open(self.name, self.column, self.config_name, self.revision)
+            if self.column in self._data.column_names:
+                self._images = _images(self._data, self.column, self.name)
         return self._data
 
     def read(self, row: int) -> bytes:
@@ -133,9 +151,18 @@ class HubRows:
 
         Raises:
             DamagedImage: there are none.
+            DataError: the row holds several images.
         """
-        found: Any = self.data[row].get(self.column)
+        assert self.data is not None  # opens it
+        found: Any = self._images[row][self.column]
         path: str | None = None
+        if isinstance(found, list) and not (found and isinstance(found[0], int)):
+            if len(found) > 1:
+                raise DataError(
+                    f"{self.name}, row {row}: the column {self.column!r} holds a list of {len(found)} images, and a "
+                    "pair has one: write a row for each"
+                )
+            found = found[0] if found else None
         if isinstance(found, dict):
             found, path = found.get("bytes"), found.get("path")
         if isinstance(found, str):
@@ -212,16 +239,66 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
     except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the data set {name} cannot be opened: {said}") from error
-    if column in data.column_names and isinstance(data.features[column], datasets.Image):
-        data = data.cast_column(column, datasets.Image(decode=False))
+    return data
+
+
+def _images(data: Any, column: str, name: str) -> Any:
+    """The column of images, encoded.
+
+    Raises:
+        DataError: the column holds something else, which the message names.
+    """
+    datasets = needs(lambda: __import__("datasets"), "datasets")
+    feature, inner = data.features[column], data.features[column]
+    listed = isinstance(feature, datasets.List | datasets.LargeList)
+    if listed:
+        inner = feature.feature
+    columns = ", ".join(data.column_names)
+    data = data.select_columns([column])
+    if isinstance(inner, datasets.Image):
+        plain = datasets.Image(decode=False)
+        return data.cast_column(column, datasets.List(plain) if listed else plain)
+    kind = getattr(inner, "dtype", type(inner).__name__)
+    fits = kind in ("binary", "large_binary", "string", "large_string", "binary_view", "string_view", "null")
+    fits = fits or (isinstance(inner, dict) and bool({"bytes", "path"} & set(inner))) or (listed and kind == "uint8")
+    if not fits:
+        kind = f"a struct of {', '.join(inner)}" if isinstance(inner, dict) else kind
+        raise DataError(
+            f"the data set {name}: the column {column!r} is {f'a list of {kind}' if listed else kind}, no image "
+            f"(its columns: {columns}): an image is bytes, a path or an image feature; set "
+            "huggingface.image_column"
+        )
     return data
 
 
 def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) -> Any:
-    """A folder: saved by ``save_to_disk``, of images, or of files of another kind."""
+    """A folder: saved by ``save_to_disk``, of tables (a picture beside them is no pair), of images, of other files."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         data = datasets.load_from_disk(str(folder))
         return data[part] if isinstance(data, datasets.DatasetDict) else data
-    if any(file.suffix.lower() in ENDINGS for file in files):
+    tables = Counter(FILES[file.suffix] for file in files if file.suffix in FILES and file.name not in METADATA)
+    if tables:
+        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
+    images = [file for file in files if file.suffix.lower() in ENDINGS]
+    names = {file.with_suffix("") for file in images}
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() in TEXTS}
+    if names & set(texts) and not any(file.name in METADATA for file in files):
+        return _with_texts_beside(datasets, folder, part, images, texts)
+    if images:
         return datasets.load_dataset("imagefolder", data_dir=str(folder), split=part)
     return datasets.load_dataset(str(folder), split=part)
+
+
+def _with_texts_beside(
+    datasets: Any, folder: Path, part: str, images: Sequence[Path], texts: Mapping[Path, Path]
+) -> Any:
+    """A folder of images, each with a text file of its name beside it (as kohya's scripts lay them out)."""
+    found = [texts.get(image.with_suffix("")) for image in images]
+    columns = {
+        "image": [str(image.relative_to(folder)) for image in images],
+        "text": [None if text is None else text.read_bytes() for text in found],
+    }
+    features = datasets.Features({"image": datasets.Value("string"), "text": datasets.Value("binary")})
+    data = datasets.Dataset.from_dict(columns, features)
+    (place,) = datasets.ReadInstruction.from_spec(part).to_absolute({"train": len(images)})
+    return data.select(range(place.from_ or 0, len(images) if place.to is None else place.to))

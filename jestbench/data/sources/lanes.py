@@ -97,6 +97,7 @@ class Chunk:
         last: place of the lane after the chunk.
         rest: number of damaged pairs left out after the last pair.
         ended: whether the lane holds no more pairs in this epoch.
+        examples: of the damage since the chunk before, reason → the first example.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
@@ -108,13 +109,14 @@ class Chunk:
     last: Place
     rest: int
     ended: bool
+    examples: dict[str, str] = field(default_factory=dict)
 
 
 Found = tuple[bytes, list[str]]
 """An encoded image and its captions, as they stand."""
 
 
-def open_shard(url: str, members: MemberRules, lose: Callable[[], None]) -> Iterator[Found]:
+def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) -> Iterator[Found]:
     """The pairs of a shard that webdataset opens.
 
     Args:
@@ -125,18 +127,19 @@ def open_shard(url: str, members: MemberRules, lose: Callable[[], None]) -> Iter
     from webdataset.tariterators import url_opener
 
     def told(error: Exception) -> bool:
-        lose()
+        lose(Damaged("unreadable shard", f"{type(error).__name__}: {error}").at(url))
         return True
 
     for opened in url_opener([{"url": url}], handler=told):
         try:
             for found in members.pairs(Forward.unpacked(opened["stream"])):
                 if isinstance(found, Damaged):
-                    lose()
+                    found.where = ": ".join(part for part in (url, found.where) if part)
+                    lose(found)
                 else:
                     yield found[0].content, found[1]
-        except tarfile.ReadError:  # the shard breaks off within its first bytes
-            lose()
+        except tarfile.ReadError as error:  # the shard breaks off within its first bytes
+            lose(Damaged("truncated tar", str(error)).at(url))
         finally:
             with suppress(Exception):  # a pipe's command that fails at its end has delivered its bytes
                 opened["stream"].close()
@@ -148,7 +151,7 @@ class LaneReader:
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
         self._open: dict[int, tuple[int, Place, Iterator[tuple[Found, Place, int]]]] = {}
-        self._damaged = 0
+        self._damaged, self._examples = 0, dict[str, str]()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
         """Up to ``count`` pairs of a lane from a place on; the task is ``(epoch, lane, place, count)``."""
@@ -163,7 +166,8 @@ class LaneReader:
             try:
                 rows.append((*self._pair(found, epoch), after, skipped))
                 skipped = 0
-            except Damaged:
+            except Damaged as damaged:
+                self._note(damaged)
                 skipped += 1
             if len(rows) == count:
                 ended = False
@@ -176,6 +180,7 @@ class LaneReader:
 
     def _chunk(self, rows: Sequence[Any], last: Place, rest: int, ended: bool) -> Chunk:
         size, captions = self.shards.image_size, tuple(row[1] for row in rows)
+        examples, self._examples = self._examples, {}
         return Chunk(
             images_NHWC=np.stack([row[0] for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8),
             token_NL=self.shards.tokenizer.encode(captions).numpy(),
@@ -186,6 +191,7 @@ class LaneReader:
             last=last,
             rest=rest,
             ended=ended,
+            examples=examples,
         )
 
     def _pair(self, found: Found, epoch: int) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int]]:
@@ -221,8 +227,12 @@ class LaneReader:
                 if number > shard or index >= offset:
                     yield found, (number, index + 1)
 
-    def _lose(self) -> None:
+    def _lose(self, damaged: Damaged) -> None:
         self._damaged += 1
+        self._note(damaged)
+
+    def _note(self, damaged: Damaged) -> None:
+        self._examples.setdefault(damaged.reason, damaged.example)
 
 
 def check_lanes(shards: int, lanes: int, workers: int) -> None:

@@ -24,7 +24,7 @@ from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
 
-VERSION = 2
+VERSION = 3
 """Version of the index, incremented when the same data give a different index."""
 
 
@@ -61,6 +61,7 @@ class ShardIndex:
         captions: captions of each image, unchanged.
         paths: path of each image, where the images are files of their own.
         damage: pairs left out, reason → count.
+        examples: of the damage, reason → the first example.
     """
 
     offset: list[int] = field(default_factory=list)
@@ -69,6 +70,7 @@ class ShardIndex:
     captions: list[list[str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     damage: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, offset: int, size: int, key: int, captions: list[str], path: str | None = None) -> None:
         """One more image."""
@@ -80,12 +82,15 @@ class ShardIndex:
             self.paths.append(path)
 
     @contextmanager
-    def leaving_out(self) -> Iterator[None]:
-        """Count, and suppress, a :class:`Damaged` that is raised within."""
+    def leaving_out(self, where: str) -> Iterator[None]:
+        """Count, and suppress, a :class:`Damaged` that is raised within, at this place."""
         try:
             yield
         except Damaged as damaged:
             self.damage[damaged.reason] += 1
+            if damaged.reason not in self.examples:
+                damaged.where = ": ".join(part for part in (where, damaged.where) if part)
+                self.examples[damaged.reason] = damaged.example
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -100,7 +105,7 @@ class ShardIndex:
                 end=texts.end_M,
                 path_utf8=paths.utf8,
                 path_end=paths.end_M,
-                damage=np.frombuffer(json.dumps(self.damage).encode(), dtype=np.uint8),
+                damage=np.frombuffer(json.dumps([self.damage, self.examples]).encode(), dtype=np.uint8),
             )
 
     @classmethod
@@ -111,8 +116,8 @@ class ShardIndex:
             offset, size, key = held["place"].tolist()
             captions = [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
             paths = list(Texts(held["path_utf8"], held["path_end"]))
-            damage = Counter[str](json.loads(held["damage"].tobytes()))
-        return cls(offset, size, key, captions, paths, damage)
+            damage, examples = json.loads(held["damage"].tobytes())
+        return cls(offset, size, key, captions, paths, Counter(damage), examples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +132,7 @@ class Table:
         text_key_M: their content hashes.
         first_N: position of each image's first caption.
         damage: left out when it was indexed, reason → count.
+        examples: of that damage, reason → the first example.
         cut: captions that were cut.
         fingerprint: hash of all images and captions, wherever they lie.
     """
@@ -140,6 +146,7 @@ class Table:
     text_key_M: npt.NDArray[np.int64]
     first_N: npt.NDArray[np.int64]
     damage: dict[str, int]
+    examples: dict[str, str]
     cut: int
     fingerprint: str
 
@@ -174,6 +181,7 @@ class Table:
                 text_key_M=array("text_key_M"),
                 first_N=array("first_N"),
                 damage=meta["damage"],
+                examples=meta["examples"],
                 cut=meta["cut"],
                 fingerprint=meta["fingerprint"],
             )
@@ -192,13 +200,17 @@ def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardInde
     """
     places: list[tuple[int, int, int, int]] = []
     texts, first, paths, damage, cut = list[str](), list[int](), list[str](), Counter[str](), 0
+    examples = dict[str, str]()
     for number, index in enumerate(indexes):
         damage += index.damage
+        examples = index.examples | examples
         for i, raw in enumerate(index.captions):
             usable = captions.usable(raw)
             cut += sum(len(caption) > captions.max_characters for caption in raw)
             if not usable:
                 damage["empty caption"] += 1
+                spot = index.paths[i] if index.paths else f"{Path(shards[number]).name}, image {i}"
+                examples.setdefault("empty caption", spot)
                 continue
             first.append(len(texts))
             texts += usable
@@ -224,6 +236,7 @@ def write_table(folder: Path, shards: Sequence[str], indexes: Iterable[ShardInde
     meta = {
         "shards": [] if paths else list(shards),
         "damage": dict(damage),
+        "examples": examples,
         "cut": cut,
         "fingerprint": fingerprint,
     }

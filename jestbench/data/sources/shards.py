@@ -12,13 +12,13 @@ import json
 import lzma
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from jestbench.batch import DataError
-from jestbench.data.captions import text_of
+from jestbench.data.captions import text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.source import needs
 
@@ -32,6 +32,8 @@ MAX_IMAGE = 2**28
 """Bytes of an encoded image; larger members are not read."""
 MAX_TEXT = 2**24
 """Bytes of a text or JSON member; larger ones are not read."""
+SORT = "write the members of a sample one behind the other: tar --sort=name, webdataset.ShardWriter"
+"""What to do where the members of a pair do not stand together."""
 BLOCK = 512
 """Bytes of a tar's header, and the multiple to which members are padded."""
 
@@ -68,8 +70,9 @@ class MemberRules:
     """Which members of a sample are read.
 
     Attributes:
-        images: endings of image members; the first that a sample has is taken.
-        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``, ``json.a.b``.
+        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
+        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
+            (``json.caption``, ``meta.json.a.b``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
     """
 
@@ -77,15 +80,19 @@ class MemberRules:
     caption: str = "txt"
     lines: bool = False
 
+    def __post_init__(self) -> None:
+        # A list (as gin gives it) would have no hash; endings of samples are in lower case.
+        object.__setattr__(self, "images", tuple(ending.lower() for ending in self.images))
+
     def pairs(self, tar: Seekable) -> Iterator[tuple[TarMember, list[str]] | Damaged]:
         """The image and the unchanged captions of each sample of a tar; or its damage."""
-        for sample in samples(tar):
+        for name, sample in samples(tar):
             try:
                 if isinstance(sample, Damaged):
                     raise sample
                 yield self.image(sample), self.captions(sample)
             except Damaged as damaged:
-                yield damaged
+                yield damaged.at(name.lstrip("/"))
 
     def image(self, sample: Sample) -> TarMember:
         """The image of a sample.
@@ -96,7 +103,7 @@ class MemberRules:
         for ending in self.images:
             if ending in sample:
                 return sample[ending]
-        raise Damaged("no image")
+        raise Damaged("no image", *self._found(sample, self.images))
 
     def captions(self, sample: Sample) -> list[str]:
         """The unchanged captions of a sample: at least one, which may be empty.
@@ -104,9 +111,11 @@ class MemberRules:
         Raises:
             Damaged: the sample has no caption, or its caption cannot be read.
         """
-        member, _, path = self.caption.partition(".")
-        if member not in sample:
-            raise Damaged("no caption")
+        steps = self.caption.split(".")
+        ways = ((".".join(steps[:n]).lower(), ".".join(steps[n:])) for n in range(len(steps), 0, -1))
+        member, path = next((way for way in ways if way[0] in sample), ("", ""))
+        if not member:
+            raise Damaged("no caption", *self._found(sample, (steps[0].lower(),)))
         content = sample[member].content
         if not path:
             text = text_of(content)
@@ -115,23 +124,48 @@ class MemberRules:
             found = json.loads(content)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             raise Damaged("caption is not UTF-8" if isinstance(error, UnicodeError) else "broken JSON") from None
+        fields = sorted(found) if isinstance(found, dict) else []
         for step in path.split("."):
             found = found.get(step) if isinstance(found, dict) else None
-        several = found if isinstance(found, list) else [found]
-        return [text_of(caption) for caption in several] or [text_of(None)]
+        if found is None:
+            said = f"its {member} has the fields {', '.join(fields[:20])}" if fields else f"its {member} has no fields"
+            raise Damaged("no caption", said)
+        return texts_of(found)
+
+    @staticmethod
+    def _found(sample: Sample, wanted: tuple[str, ...]) -> tuple[str, str]:
+        """The endings of a sample that lacks a member, and the likely cause."""
+        endings = list(sample)
+        said = f"its members end in {', '.join(endings[:8])}{' …' if len(endings) > 8 else ''}"
+        dotted = [ending for ending in endings if ending.rpartition(".")[2] in wanted and "." in ending]
+        if not dotted:
+            return said, ""
+        return said, f"a name ends at its first dot: name the ending, {dotted[0]!r}, or write names without dots"
 
 
-def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[Sample | Damaged]:
-    """The samples of a tar; and the damage of members left out as damaged, too large, or duplicate.
+def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, Sample | Damaged]]:
+    """The samples of a tar by name; and the damage of members left out as damaged, too large, or duplicate.
 
     Args:
         tar: tar to read.
         unread: endings of members whose content is skipped.
     """
-    name, sample, seen = "", Sample(), set[str]()
+    name, sample, seen = "", Sample(), dict[str, frozenset[str]]()
+
+    def ended() -> tuple[str, Sample | Damaged]:
+        endings = frozenset(sample)
+        before = seen.setdefault(name, endings)
+        if before is endings:
+            return name, sample
+        if before & endings:
+            return name, Damaged("duplicate key", "two samples of a shard have one name")
+        return name, Damaged(
+            "members of a pair do not stand together", f"{_listing(before)} … {_listing(endings)}", SORT
+        )
+
     for path, member in members(tar, unread):
         if isinstance(member, Damaged):
-            yield member
+            yield path, member
             continue
         folder, _, file = path.rpartition("/")
         stem, _, ending = file.partition(".")
@@ -139,17 +173,20 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[Sample | Da
             continue
         here = f"{folder}/{stem}"
         if here != name and sample:
-            yield Damaged("duplicate key") if name in seen else sample
-            seen.add(name)
+            yield ended()
             sample = {}
         name, ending = here, ending.lower()
         if ending in sample:
-            yield Damaged("duplicate key")
+            yield name, Damaged("duplicate key", f"two members {ending}")
         else:
             sample[ending] = member
     # The sample in which a tar breaks off may lack members, which is counted like in any other sample.
     if sample:
-        yield Damaged("duplicate key") if name in seen else sample
+        yield ended()
+
+
+def _listing(endings: Iterable[str]) -> str:
+    return ", ".join(sorted(endings)[:4])
 
 
 def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, TarMember | Damaged]]:

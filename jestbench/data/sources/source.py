@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
-from jestbench.data.damage import too_many
+from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
 from jestbench.data.pairs import Dataset
@@ -29,6 +29,8 @@ from jestbench.model.tokenizer_choice import TokenizerChoice
 
 _LOG = logging.getLogger(__name__)
 
+Fetched = Literal["download", "command"]
+"""How data that do not lie here are brought: over the network, or by a command's output."""
 SPLITS = ("pool", "curated", "holdout", "eval")
 Where = str | tuple[str, ...] | None
 
@@ -130,6 +132,34 @@ class Source(ABC):
 
     # The data set
 
+    def fetched(self) -> dict[str, Fetched]:
+        """The bindings whose data must be fetched before they can be read, and how."""
+        choice = self.tokenizer
+        if choice.source and not choice.is_prepared(self.folder / "tokenizers", ""):
+            return {} if choice.source.endswith(".json") else {f"tokenizer.source = {choice.source!r}": "download"}
+        return {}
+
+    def indexed(self, split: str) -> Table:
+        """The index of a split, made now where it is not in the cache.
+
+        Raises:
+            DataError: the data cannot be read, or too much of it is damaged.
+        """
+        folder = self._table(split)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    self._write(split, folder)
+        except OSError as error:
+            raise DataError(
+                f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
+                "or name another folder in JESTBENCH_CACHE"
+            ) from error
+        table = Table.open(folder)
+        self._acceptable(split, table)
+        return table
+
     @property
     def folder(self) -> Path:
         """Where the index is kept."""
@@ -165,18 +195,7 @@ class Source(ABC):
             DataError: the data cannot be read, or too much of it is damaged.
         """
         for split in self.bound or ("pool",):
-            folder = self._table(split)
-            try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{folder}.lock"):
-                    if not folder.exists():
-                        self._write(split, folder)
-            except OSError as error:
-                raise DataError(
-                    f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
-                    "or name another folder in JESTBENCH_CACHE"
-                ) from error
-            self._acceptable(split, Table.open(folder))
+            self.indexed(split)
         first = Table.open(self._table(self.bound[0]))
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
@@ -247,13 +266,15 @@ class Source(ABC):
         write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
         table = Table.open(folder)
         if table.damaged:
-            _LOG.warning("%s.%s: %s left out of %d", self.label, split, _listed(table), table.damaged + len(table))
+            shown = listed(table.damage, table.examples, table.damaged + len(table))
+            _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
 
     def _acceptable(self, split: str, table: Table) -> None:
         read = len(table) + table.damaged
         if too_many(table.damaged, read, self.max_damaged) or not len(table):
-            said = f"{_listed(table)} of {read}" if table.damaged else "it holds no pair"
-            advice = f"; mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+            said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+            advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+            advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
             raise DataError(f"{self.label}.{split}: {said}{advice}")
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
@@ -341,10 +362,6 @@ def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
         keys = np.concatenate([table.text_key_M for table in tables])
         first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
     return captions, keys, first if len(captions) > len(first) else None, images
-
-
-def _listed(table: Table) -> str:
-    return ", ".join(f"{count} × {reason}" for reason, count in sorted(table.damage.items()))
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:

@@ -21,8 +21,8 @@ from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
-from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
-from jestbench.data.sources.source import needs
+from jestbench.data.sources.shards import IMAGES, MemberRules, is_url, paths_of
+from jestbench.data.sources.source import Fetched, Source, needs
 from jestbench.disk import digest
 
 
@@ -55,8 +55,9 @@ class Stream:
             folders of paths too.
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
-        images: endings of image members; the first that a sample has is taken.
-        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``.
+        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
+        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
+            (``json.caption``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         captions: how captions are normalised, and which of an image's several captions is used.
         lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.
@@ -92,6 +93,20 @@ class Stream:
         """Whether the data set ``beside`` is prepared."""
         return self.beside.is_prepared()
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """One path, URL or command for each shard."""
+        patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
+        return tuple(url for pattern in patterns for url in paths_of(pattern))
+
+    def fetched(self) -> dict[str, Fetched]:
+        """What must be fetched before it can be read, and how."""
+        found: dict[str, Fetched] = {} if not isinstance(self.beside, Source) else self.beside.fetched()
+        if away := [url for url in self.urls if is_url(url) and not url.startswith("file:")]:
+            kind: Fetched = "command" if away[0].startswith("pipe:") else "download"
+            found[f"stream.shards ({len(away)}, the first {away[0]})"] = kind
+        return found
+
     def stand_in(self) -> Dataset:
         """The stand-in of the data set ``beside``."""
         return self.beside.stand_in()
@@ -104,9 +119,8 @@ class Stream:
         """
         if name != "pool":
             return self.beside.split(name)
-        patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         shards = Shards(
-            urls=tuple(url for pattern in patterns for url in paths_of(pattern)),
+            urls=self.urls,
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
             members=MemberRules(self.images, self.caption, self.lines),
@@ -125,9 +139,10 @@ def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
     chunk = LaneReader(alone)((0, 0, START, 1))
     if not chunk.captions:
+        shown = "; ".join(f"{reason}: {example}" for reason, example in chunk.examples.items())
         raise DataError(
             f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(shards.members.images)}) and its "
-            f"caption (stream.caption = {shards.members.caption!r})"
+            f"caption (stream.caption = {shards.members.caption!r}){f'; {shown}' if shown else ''}"
         )
     key_12 = torch.from_numpy(chunk.key_N2)
     return Batch(

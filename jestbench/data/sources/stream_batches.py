@@ -33,12 +33,14 @@ class _Lane:
     asked: Future[Any] | None = None
     ended: bool = False
     rest: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
 
     def put(self, chunk: Chunk) -> None:
         """Add a chunk from the reader."""
         self.read = chunk.last
         self.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
         self.rest += chunk.rest
+        self.examples = chunk.examples | self.examples
         self.ended = chunk.ended
 
 
@@ -126,7 +128,7 @@ class StreamBatches(SuperBatchSource):
             )
         self._barren = self._step
         for lane in self._lanes:
-            self._tally.add({"read": lane.rest, "damaged": lane.rest})
+            self._tally.add({"read": lane.rest, "damaged": lane.rest}, lane.examples)
         self._lanes = [_Lane(number) for number in range(self.shards.lanes)]
         self._epoch, self._turn = self._epoch + 1, 0
         return self._fill()
@@ -165,7 +167,7 @@ class StreamBatches(SuperBatchSource):
         chunk, row = lane.ready.popleft()
         lane.taken = chunk.place_N[row]
         damaged = chunk.damaged_N[row]
-        self._tally.add({"read": 1 + damaged, "damaged": damaged})
+        self._tally.add({"read": 1 + damaged, "damaged": damaged}, chunk.examples if damaged else None)
         return chunk, row
 
     def _batch(self, rows: Sequence[tuple[Chunk, int]]) -> Batch:

@@ -24,8 +24,9 @@ class WebDataset(Source):
     in a tuple or joined by ``::``.
 
     Attributes:
-        images: endings of image members; the first that a sample has is taken.
-        caption: member that holds the caption: ``txt``, or a field of a JSON member: ``json.caption``.
+        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
+        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
+            (``json.caption``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         allow_missing: leave out shards that a brace pattern names and that are not there.
     """
@@ -80,7 +81,7 @@ class WebDataset(Source):
                 )
             tar.seek(0)
             for found in self.members.pairs(tar):
-                with index.leaving_out():
+                with index.leaving_out(f"{Path(shard.path).name}"):
                     if isinstance(found, Damaged):
                         raise found
                     image, captions = found

@@ -1,0 +1,176 @@
+"""What is known about a run's data before it trains: what is opened and what is not, pairs, damage, silent waste."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from jestbench.config.run import Resolved
+from jestbench.data.damage import listed
+from jestbench.data.pairs import IndexedPairs
+from jestbench.data.sources.source import Fetched, Source
+from jestbench.data.sources.stream import Stream
+from jestbench.data.synthetic import Synthetic
+from jestbench.loop import Stages
+
+SAMPLE = 32
+"""Pairs of each split that ``--check`` decodes."""
+MANY_EPOCHS = 30
+"""Passes over the pool above which a run is warned of: about the longest usual schedule of CLIP."""
+MUCH = 0.25
+"""Share of the pool left out of each epoch above which a run is warned of."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The data of a run as ``--check`` found them.
+
+    Attributes:
+        resolved: the run, its data replaced by a stand-in where they may not be opened.
+        stands_in: whether a stand-in takes the data's place.
+        lines: the report.
+    """
+
+    resolved: Resolved
+    stands_in: bool
+    lines: list[str] = field(default_factory=list)
+
+
+def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
+    """Index the local data that is bound, and read a sample of every split.
+
+    Args:
+        resolved: the run.
+        allowed: what may be opened beside local files.
+
+    Raises:
+        DataError: local data that is bound cannot be read.
+    """
+    data = resolved.run.data
+    if not isinstance(data, Source | Stream):
+        missing = [] if data.is_prepared() else ["not checked: the data are not prepared; synthetic pairs stand in"]
+        return Opened(resolved, bool(missing), missing)
+    lines = [
+        f"not checked: {what} ({'a command: --allow_pipes' if kind == 'command' else '--allow_downloads'} opens it)"
+        for what, kind in data.fetched().items()
+        if kind not in allowed
+    ]
+    local = data.beside if isinstance(data, Stream) else data
+    if isinstance(local, Source):
+        if not local.bound:
+            lines.append(f"not checked: no split of {local.label} is bound; synthetic pairs stand in")
+        lines += _sampled(local, {what for what, kind in local.fetched().items() if kind not in allowed})
+    stands_in = any(kind not in allowed for kind in data.fetched().values()) or not data.is_prepared()
+    if stands_in:
+        data = data.stand_in()
+    return Opened(replace(resolved, run=replace(resolved.run, data=data)), stands_in, lines)
+
+
+def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
+    """Index what may be opened; a line on each split, and one on its damage."""
+    splits = [split for split in source.bound if f"{source.label}.{split}" not in closed]
+    if not closed and splits:
+        source.prepare()
+    for split in splits:
+        table = source.indexed(split)
+        line = f"{source.label}.{split}: {len(table):,} images, {len(table.captions):,} captions"
+        line += f", such as {table.captions[0][:60]!r}"
+        if closed:
+            yield line
+        else:
+            yield f"{line}; {_decoded(source.split(split))}"
+        if table.damage:
+            shown = listed(table.damage, table.examples, len(table) + table.damaged)
+            yield f"{source.label}.{split}: left out: {shown}"
+        if table.cut:
+            yield f"{source.label}.{split}: {table.cut:,} captions are cut to captions.max_characters"
+
+
+def _decoded(pairs: IndexedPairs) -> str:
+    count = min(SAMPLE, len(pairs))
+    index_B = torch.arange(count) * len(pairs) // count
+    _, damaged = pairs.attempt(index_B)
+    first = next((f", the first: pair {int(index_B[slot])}: {error}" for slot, error in sorted(damaged.items())), "")
+    return f"{count} decoded, {len(damaged)} of them damaged{first}"
+
+
+def walk(resolved: Resolved, stages: Stages) -> dict[str, Any]:
+    """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used."""
+    pool = stages.super_batches.pool
+    found: dict[str, Any] = {"prepared_pixels": _pixels(stages), "model_pixels": resolved.run.model.image_size}
+    if pool is not None:
+        found |= {"steps_an_epoch": pool // resolved.candidates, "left_out_an_epoch": pool % resolved.candidates}
+    return found
+
+
+def epochs(walked: Mapping[str, Any], steps: int) -> float | None:
+    """Passes over the pool in so many steps; ``None`` of a stream."""
+    return round(steps / walked["steps_an_epoch"], 3) if walked.get("steps_an_epoch") else None
+
+
+def _pixels(stages: Stages) -> int:
+    return int(stages.pairs.example().images_BCHW.shape[-1])
+
+
+def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
+    """Warnings of images that are enlarged, and of tails that are left out."""
+    if isinstance(resolved.run.data, Synthetic):  # a planted world, for tests: nothing of anybody's is wasted
+        return []
+    found, prepared = [], _pixels(stages)
+    wanted = {resolved.run.model.image_size: "the model"}
+    views = [stages.learner.view, *(view for _, view in resolved.run.mix)]
+    wanted = {view.resolution: f"the view of {view.label}" for view in views if view.resolution} | wanted
+    for pixels, who in sorted(wanted.items()):
+        if prepared < pixels:
+            found.append(
+                f"images are prepared at {prepared} px and enlarged to the {pixels} px of {who}: raise image_size of "
+                "the data set, or lower model.image_size"
+            )
+    pool = stages.super_batches.pool
+    if pool is not None and pool >= resolved.candidates and pool % resolved.candidates > MUCH * pool:
+        left = pool % resolved.candidates
+        found.append(
+            f"{left:,} of the pool's {pool:,} pairs are left out of each epoch, which is cut into "
+            f"{resolved.candidates:,} pairs a step: other pairs each epoch; a smaller run.super_batch_size leaves fewer"
+        )
+    return found
+
+
+def set_warnings(stages: Stages) -> list[str]:
+    """Warnings of sets in which every example is among the best five, or whose class names have no images."""
+    found = []
+    for one in getattr(stages.evaluator, "sets", ()):
+        name, classes = one.benchmark.name, len(one.benchmark.classnames)
+        if 0 < classes <= 5:
+            found.append(f"eval/{name}/zero_shot_top5 is always 1: the set {name} has {classes} classes")
+        never = sorted(set(range(classes)) - set(one.benchmark.test.classes))
+        if never:
+            found.append(
+                f"evaluate.sets: {len(never)} of the {classes} classes of {name} have no image, the first is "
+                f"{one.benchmark.classnames[never[0]]!r} (class {never[0]}): are these the names of this set?"
+            )
+    return found
+
+
+def epoch_warning(walked: Mapping[str, Any], steps: int) -> list[str]:
+    """A warning of a pool that is walked through very often."""
+    number = epochs(walked, steps)
+    if number is None or number < MANY_EPOCHS:
+        return []
+    return [f"the pool is walked through {number:.0f} times in {steps:,} steps: its pairs are seen again and again"]
+
+
+def eval_sets(stages: Stages) -> dict[str, Any]:
+    """Task, classes, templates and images of each evaluation set, by name."""
+    return {
+        one.benchmark.name: {
+            "task": one.benchmark.task,
+            "images": len(one.benchmark.test.images),
+            "classes": len(one.benchmark.classnames),
+            "templates": len(one.benchmark.templates),
+        }
+        for one in getattr(stages.evaluator, "sets", ())
+    }

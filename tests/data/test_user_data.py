@@ -1,0 +1,414 @@
+"""Data as people have them: what is no pair is counted and named, and nothing is misread without a word."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photos import caption, encoded, jpeg, photo
+
+from jestbench.batch import DataError
+from jestbench.config.grammar import read_file
+from jestbench.config.run import ConfigError
+from jestbench.data.captions import text_of, texts_of
+from jestbench.data.damage import Damaged
+from jestbench.data.decode import DamagedImage, decode
+from jestbench.data.pairs import content_key
+from jestbench.data.sources.csv_tables import Csv
+from jestbench.data.sources.hugging_face import HuggingFace
+from jestbench.data.sources.source import Source
+from jestbench.data.sources.stream import Stream, StreamPairs
+from jestbench.data.sources.web_dataset import WebDataset
+from jestbench.data.synthetic import Synthetic
+from jestbench.launch import command
+from jestbench.model.tokenizer_choice import TokenizerChoice
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> str:
+    import tarfile
+
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def opened(kind: type[Source], tmp_path: Path, pool: Any, **bound: Any) -> Any:
+    """The pool, of whatever damage."""
+    tokenizer = TokenizerChoice(length=8, vocab_size=64)
+    common = {"image_size": 16, "cache_dir": str(tmp_path / "cache"), "tokenizer": tokenizer, "max_damaged": 1.0}
+    source = kind(pool=pool, **common | bound)
+    source.prepare()
+    return source.split("pool")
+
+
+def pairs_of(split: Any) -> list[tuple[int, str]]:
+    return list(zip(split.image_key_N.tolist(), split.captions, strict=True))
+
+
+def damage_of(split: Any) -> dict[str, int]:
+    return split.facts["damaged_when_indexed"].get("pool", {})
+
+
+def refused(kind: type[Source], tmp_path: Path, pool: Any, **bound: Any) -> str:
+    with pytest.raises(DataError) as error:
+        opened(kind, tmp_path, pool, **bound)
+    return str(error.value)
+
+
+# Names with dots
+
+
+DOTTED = [m for i in range(4) for m in ((f"s{i}.input.jpg", jpeg(i)), (f"s{i}.outputs.txt", caption(i).encode()))]
+
+
+def test_members_whose_endings_have_dots_are_named_whole_by_index_and_stream(tmp_path):
+    pool = tar_of(tmp_path / "x.tar", DOTTED)
+    bound = {"images": ["INPUT.jpg"], "caption": "outputs.txt"}
+    wanted = [(content_key(jpeg(i)), caption(i)) for i in range(4)]
+    assert pairs_of(opened(WebDataset, tmp_path, pool, **bound)) == wanted
+    stream = Stream(pool, Synthetic(eval=4), image_size=16, lanes=1, buffer=1, **bound).split("pool")
+    assert isinstance(stream, StreamPairs)
+    assert stream.example().captions == (caption(0),)
+
+
+def test_a_member_of_the_whole_name_comes_before_a_field(tmp_path):
+    meta = json.dumps({"a": {"b": "deep"}, "txt": "a field"}).encode()
+    files = [("0.jpg", jpeg(0)), ("0.meta.json", meta), ("0.json", meta), ("0.json.txt", b"a member")]
+    pool = tar_of(tmp_path / "x.tar", files)
+    found = {where: opened(WebDataset, tmp_path, pool, caption=where).captions[0] for where in ("json.txt", "json.a.b")}
+    assert found == {"json.txt": "a member", "json.a.b": "deep"}
+    assert opened(WebDataset, tmp_path, pool, caption="meta.json.a.b").captions[0] == "deep"
+
+
+def test_what_stands_in_place_of_a_pair_is_shown(tmp_path):
+    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "x.tar", DOTTED))
+    assert "4 × no image of 4, the first: x.tar: s0: its members end in input.jpg, outputs.txt" in said
+    assert "'input.jpg', or write names without dots" in said
+    dates = [(f"2024.05.0{i}.{e}", c) for i in range(1, 4) for e, c in (("jpg", jpeg(i)), ("txt", b"x"))]
+    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "dates.tar", dates))
+    assert "2024: its members end in 05.01.jpg, 05.01.txt, 05.02.jpg" in said
+    assert "a name ends at its first dot" in said
+    apart = [(f"{i}.jpg", jpeg(i)) for i in range(3)] + [(f"{i}.txt", b"x") for i in range(3)]
+    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "apart.tar", apart))
+    assert "3 × members of a pair do not stand together of 6, the first: apart.tar: 0: jpg … txt" in said
+    fields = [("0.jpg", jpeg(0)), ("0.json", b'{"alt": "x", "url": "y"}')]
+    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "f.tar", fields), caption="json.caption")
+    assert "its json has the fields alt, url" in said
+    with pytest.raises(DataError, match=r"no image: .*s0: its members end in input\.jpg, outputs\.txt"):
+        Stream(str(tmp_path / "x.tar"), Synthetic(eval=4), image_size=16, lanes=1, buffer=1).split("pool")
+
+
+# Captions
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("a", ["a"]),
+        (7, ["7"]),
+        (["a", None, float("nan"), "b"], ["a", "b"]),
+        ("\ufeffa", ["a"]),
+        ("\ufeffä".encode(), ["ä"]),
+    ],
+)
+def test_captions_that_are_texts(content, wanted):
+    assert texts_of(content) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "said"),
+    [
+        (None, "no caption", ""),
+        (float("nan"), "no caption", ""),
+        ([None, None], "no caption", ""),
+        ([], "no caption", ""),
+        (True, "caption is no text (bool)", "True"),
+        ({"raw": "x", "en": "y"}, "caption is no text (dict)", "name one of its fields: raw, en"),
+        ([["nested"]], "caption is no text (list)", "nested"),
+        (["a", {"raw": "x"}], "caption is no text (dict)", "raw"),
+        ("café".encode("latin-1"), "caption is not UTF-8", "as Latin-1 it reads 'café'"),
+        ("a cat".encode("utf-16"), "caption is not UTF-8", "it is UTF-16"),
+        ("a cat".encode("utf-16-le"), "caption is not UTF-8", "it is UTF-16"),
+        ("a cat".encode("utf-16-be"), "caption is not UTF-8", "it is UTF-16"),
+        ("caf\udce9", "caption is not UTF-8", "as Latin-1 it reads 'café'"),
+    ],
+)
+def test_what_is_no_text_is_no_caption(content, reason, said):
+    with pytest.raises(Damaged) as error:
+        texts_of(content)
+    assert error.value.reason == reason
+    assert said in error.value.example
+
+
+def test_a_short_text_is_no_utf_16():
+    assert [text_of(text.encode()) for text in ("a", "ab", "é", "猫")] == ["a", "ab", "é", "猫"]
+
+
+def test_a_null_in_a_list_and_nan_in_a_field_lose_no_more_than_themselves(tmp_path):
+    kinds = ["NaN", "null", "true", '{"raw": "x"}', '["good", null]', '"plain"']
+    members = [m for i, kind in enumerate(kinds) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.json", b"%s" % kind.encode()))]
+    members = [(name, b'{"c": %s}' % content if name.endswith("json") else content) for name, content in members]
+    split = opened(WebDataset, tmp_path, tar_of(tmp_path / "x.tar", members), caption="json.c")
+    assert pairs_of(split) == [(content_key(jpeg(4)), "good"), (content_key(jpeg(5)), "plain")]
+    assert damage_of(split) == {"no caption": 2, "caption is no text (bool)": 1, "caption is no text (dict)": 1}
+
+
+def test_a_gin_file_may_begin_with_a_byte_order_mark_and_its_encoding_is_named(tmp_path):
+    (tmp_path / "a.gin").write_bytes("\ufeffrun.seed = 3\n".encode())
+    assert [(binding.key, binding.value) for binding in read_file(tmp_path / "a.gin")] == [("run.seed", 3)]
+    (tmp_path / "b.gin").write_bytes("run.seed = 3\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match="it is UTF-16"):
+        read_file(tmp_path / "b.gin")
+    (tmp_path / "c.gin").write_bytes("run.arm = 'é'\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="as Latin-1 it reads"):
+        read_file(tmp_path / "c.gin")
+
+
+# Tables
+
+
+def table_of(path: Path, text: str) -> str:
+    for i in range(6):
+        (path.parent / f"{i}.jpg").write_bytes(jpeg(i))
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def test_a_quote_in_a_tab_separated_table_is_a_quote(tmp_path):
+    rows = [f"{i}.jpg\t{chr(34) * (i == 2)}dog {i}{' 5' + chr(34) if i == 1 else ''}" for i in range(6)]
+    pool = table_of(tmp_path / "x.tsv", "filepath\ttitle\n" + "\n".join(rows))
+    wanted = ["dog 0", 'dog 1 5"', '"dog 2', "dog 3", "dog 4", "dog 5"]
+    assert list(opened(Csv, tmp_path, pool).captions) == wanted
+    assert "x.tsv, line 4: a quote opens" in refused(Csv, tmp_path, pool, quotes=True)
+    quoted = table_of(tmp_path / "q.tsv", 'filepath\ttitle\n0.jpg\t"two\nlines"\n1.jpg\tb\n')
+    assert list(opened(Csv, tmp_path, quoted, quotes=True).captions) == ["two lines", "b"]
+
+
+def test_a_quote_that_swallows_rows_is_refused_with_its_line(tmp_path):
+    head = "filepath,title\n0.jpg,a\n"
+    never = table_of(tmp_path / "a.csv", head + '1.jpg,"b\n2.jpg,c\n3.jpg,d')
+    assert "a.csv, line 3: a quote opens here and is never closed" in refused(Csv, tmp_path, never)
+    later = table_of(tmp_path / "b.csv", head + '1.jpg,"b\n2.jpg,c\n3.jpg,"d\n4.jpg,e\n')
+    assert "b.csv, line 3: a quote that opens in this row closes within a field of line 5" in refused(
+        Csv, tmp_path, later
+    )
+    assert list(opened(Csv, tmp_path, later, quotes=False).captions) == ["a", '"b', "c", '"d', "e"]
+    good = table_of(tmp_path / "c.csv", head + '1.jpg,"b, ""c""\nd"\n2.jpg,5" pipe\n3.jpg,"x" y\n')
+    assert list(opened(Csv, tmp_path, good).captions) == ["a", 'b, "c" d', '5" pipe', "x y"]
+
+
+def test_rows_of_too_many_columns_are_damage_never_cut(tmp_path):
+    pool = table_of(tmp_path / "x.csv", "filepath,title\n0.jpg,a dog, a cat\n1.jpg,a bird,,\n2.jpg\n")
+    split = opened(Csv, tmp_path, pool)
+    assert list(split.captions) == ["a bird"]
+    assert damage_of(split) == {"too many columns": 1, "too few columns": 1}
+    alone = table_of(tmp_path / "y.csv", "filepath,title\n0.jpg,a dog, a cat\n")
+    assert "y.csv, line 2: 3 columns, the header has 2 (a caption with ','" in refused(Csv, tmp_path, alone)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.txt"])
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])
+def test_the_separator_is_found_from_the_header(tmp_path, name, separator):
+    rows = [("title", "filepath"), ("a dog", "0.jpg"), ("a cat", "1.jpg")]
+    pool = table_of(tmp_path / name, "\ufeff" + "\r\n".join(map(separator.join, rows)))
+    assert list(opened(Csv, tmp_path, pool).captions) == ["a dog", "a cat"]
+
+
+def test_images_that_are_not_there_are_shown_with_the_likely_cause(tmp_path):
+    def said(path: str) -> str:
+        return refused(Csv, tmp_path, table_of(tmp_path / "x.csv", f"filepath,title\n{path},a\n"))
+
+    assert "1 × no image of 1, the first: a\\b.jpg" in said("a\\b.jpg")
+    assert "backslashes divide paths on Windows alone" in said("a\\b.jpg")
+    assert "fetch the images first" in said("https://host/a.jpg")
+    (tmp_path / "page.jpg").write_bytes(b"\n<!DOCTYPE html><html>404</html>")
+    assert "page.jpg: an HTML page (a download that failed)" in said("page.jpg")
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    assert "phone.jpg: a HEIC picture (Pillow does not read it: save it as JPEG)" in said("phone.jpg")
+
+
+def test_each_kind_of_damage_has_a_line_of_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    table_of(tmp_path / "x.csv", "filepath,title\ngone.jpg,a\n0.jpg,\n1.jpg,a,b\n")
+    (tmp_path / "x.gin").write_text(
+        'include "gin/run/csv.gin"\ncsv.pool = csv.eval = "x.csv"\n'.replace("csv.pool = ", "")
+    )
+    assert command.main(["--gin_file", "x.gin", "csv.pool='x.csv'", "--run_dir", "out", "wandb.mode=disabled"]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" of ")[0].strip() for line in lines[-3:]] == [
+        "1 × empty caption",
+        "1 × no image",
+        "1 × too many columns",
+    ]
+
+
+# Images
+
+
+def png(depth: int, colour: int, rows: list[bytes], width: int, transparent: bytes = b"") -> bytes:
+    """A PNG of any depth, written by hand."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0))
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + key + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_grey_of_any_depth_and_its_key_colour(depth, keyed):
+    levels = np.arange(16) * 4099 % 2**depth
+    if depth == 16:
+        row = struct.pack(">16H", *levels.tolist())
+    else:
+        bits = "".join(f"{level:0{depth}b}" for level in levels.tolist())
+        row = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    key = int(levels[3])
+    found = decode(png(depth, 0, [row] * 16, 16, struct.pack(">H", key) if keyed else b""), 16)
+    grey = levels >> 8 if depth == 16 else levels * 255 // (2**depth - 1)
+    wanted = np.where(keyed & (levels == key), 255, grey)
+    assert (found == wanted[None, :, None]).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_key_colour_of_rgb_is_compared_at_its_full_depth(depth):
+    key = (0x1234, 0x5678, 0x9ABC) if depth == 16 else (0x12, 0x56, 0x9A)
+    near = (key[0], key[1], key[2] + 1)
+    letter = "H" if depth == 16 else "B"
+    row = struct.pack(f">{24}{letter}", *(key + near) * 4)
+    found = decode(png(depth, 2, [row] * 8, 8, struct.pack(">3H", *key)), 8)
+    shown = tuple(channel >> (depth - 8) for channel in near)
+    assert (found[:, 0::2] == 255).all()
+    assert (found[:, 1::2] == np.array(shown)).all()
+
+
+def test_a_keyed_png_is_turned_as_exif_says():
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = photo(3, 16, 16, "L")
+    plain = decode(encoded(image, "PNG", exif=exif), 16)
+    keyed = decode(encoded(image, "PNG", exif=exif, transparency=int(np.asarray(image)[0, 0])), 16)
+    assert (keyed[-1, -1] == 255).all()
+    clear = (plain == plain[-1, -1]).all(-1)
+    assert (keyed[~clear] == plain[~clear]).all()
+
+
+# Parquet
+
+
+@pytest.fixture
+def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+
+    def write(path: Path, **columns: Any) -> str:
+        import pyarrow.parquet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(arrow.table(columns), path)
+        return str(path)
+
+    return write
+
+
+TEXTS = [caption(i) for i in range(3)]
+WANTED = [(content_key(jpeg(i)), caption(i)) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[jpeg(i)] for i in range(3)],
+        [{"bytes": jpeg(i), "path": None} for i in range(3)],
+        [[{"bytes": jpeg(i), "path": None}] for i in range(3)],
+        [list(jpeg(i)) for i in range(3)],
+    ],
+    ids=["list", "struct", "list of structs", "bytes as numbers"],
+)
+def test_a_list_of_one_image_is_that_image(tmp_path, parquet, cells):
+    import pyarrow as pa
+
+    column = pa.array(cells, pa.list_(pa.uint8())) if isinstance(cells[0], list) and cells[0][0] == 255 else cells
+    pool = parquet(tmp_path / "x.parquet", image=column, text=TEXTS)
+    assert pairs_of(opened(HuggingFace, tmp_path, pool)) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([10**10 + i for i in range(3)], "the column 'image' is int64, no image (its columns: image, text)"),
+        ([0.5] * 3, "the column 'image' is double"),
+        ([[1.0, 2.0]] * 3, "the column 'image' is a list of double"),
+        ([{"width": 3}] * 3, "the column 'image' is a struct of width"),
+        ([[jpeg(0), jpeg(1)]] * 3, "x.parquet, row 0: the column 'image' holds a list of 2 images"),
+    ],
+    ids=["int", "float", "list of floats", "struct", "several"],
+)
+def test_a_column_that_holds_no_images_is_refused_by_its_type(tmp_path, parquet, cells, said):
+    pool = parquet(tmp_path / "x.parquet", image=cells, text=TEXTS)
+    assert said in refused(HuggingFace, tmp_path, pool).replace("float64", "double")
+
+
+def test_a_picture_beside_tables_is_no_pair(tmp_path, parquet):
+    folder = tmp_path / "set"
+    parquet(folder / "data" / "train-00000-of-00001.parquet", image=[jpeg(i) for i in range(3)], text=TEXTS)
+    (folder / "thumbnail.png").write_bytes(encoded(photo(9), "PNG"))
+    assert pairs_of(opened(HuggingFace, tmp_path, str(folder))) == WANTED
+
+
+def test_a_folder_of_pictures_with_texts_beside_them(tmp_path, parquet):
+    folder = tmp_path / "set" / "10_things"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        (folder / f"photo {i}.v1.jpg").write_bytes(jpeg(i))
+        (folder / f"photo {i}.v1.{'caption' if i == 1 else 'txt'}").write_bytes(("\ufeff" + caption(i)).encode())
+    (folder / "photo 3.v1.txt").unlink()
+    split = opened(HuggingFace, tmp_path, str(tmp_path / "set"))
+    assert pairs_of(split) == WANTED
+    assert damage_of(split) == {"no caption": 1}
+    assert pairs_of(opened(HuggingFace, tmp_path, f"{tmp_path}/set:train[1:3]")) == WANTED[1:]
+
+
+def test_index_stream_and_datasets_give_the_same_pairs(tmp_path, parquet):
+    datasets = pytest.importorskip("datasets")
+    members = [m for i in range(12) for m in ((f"{i:03d}.jpg", jpeg(i)), (f"{i:03d}.txt", caption(i).encode()))]
+    pool = tar_of(tmp_path / "x.tar", members)
+    indexed = opened(WebDataset, tmp_path, pool)
+    batch = indexed.batch(torch.arange(12))
+    found = [(decode(jpeg(i), 16), caption(i)) for i in range(12)]
+    stream = Stream(pool, Synthetic(eval=4), image_size=16, lanes=1, buffer=1).split("pool")
+    from jestbench.data.sources.lanes import START, LaneReader
+
+    chunk = LaneReader(stream.shards)((0, 0, START, 100))
+    theirs = datasets.load_dataset("webdataset", data_files={"train": [pool]}, split="train", streaming=True)
+    theirs = list(theirs.cast_column("jpg", datasets.Image(decode=False)))
+    for i, (image, text) in enumerate(found):
+        assert batch.captions[i] == chunk.captions[i] == theirs[i]["txt"] == text
+        assert np.array_equal(batch.images_BCHW[i].permute(1, 2, 0).numpy(), image)
+        assert np.array_equal(chunk.images_NHWC[i], image)
+        assert theirs[i]["jpg"]["bytes"] == jpeg(i)
+
+
+def test_damage_survives_the_way_between_processes():
+    import pickle
+
+    damaged = pickle.loads(pickle.dumps(DamagedImage("no image", "said", "cause").at("here")))
+    assert (damaged.reason, damaged.said, damaged.example) == ("no image", "said", "here: said (cause)")

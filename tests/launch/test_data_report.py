@@ -1,0 +1,153 @@
+"""What a check opens of a user's data and reports; what a run says of silent waste; what a resume compares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import kill_before, rows_of, summary_of
+from photos import caption, encoded, jpeg, photo
+
+from jestbench.launch.command import main
+
+QUIET = ("run.device=cpu", "wandb.mode=disabled", "log.progress=False", "log.every=1", "evaluate.points=1")
+SIZES = ("run.batch_size=8", "run.super_batch_size=18", "run.policy=hard_learner", *QUIET)
+LITTLE = ("run.budget=None", "budget.steps=4", *SIZES)
+
+
+def table(name: str, numbers: range, more: str = "") -> None:
+    for i in numbers:
+        Path(f"{i}.jpg").write_bytes(jpeg(i))
+    rows = "".join(f"{i}.jpg,{caption(i)}\n" for i in numbers)
+    Path(f"{name}.csv").write_text(f"filepath,title\n{rows}{more}")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    table("pool", range(50), "gone.jpg,x\n")
+    table("eval", range(50, 60))
+    Path("mine.gin").write_text('include "gin/run/csv.gin"\ncsv.pool = "pool.csv"\ncsv.eval = "eval.csv"\n')
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(["--gin_file", "mine.gin", *words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+def test_a_check_opens_what_is_bound_and_reports_it(run):
+    status, out, err = run("--check", *LITTLE)
+    assert status == 0, err
+    assert f"#   csv.pool: 50 images, 50 captions, such as {caption(0)!r}; 32 decoded, 0 of them damaged\n" in out
+    assert "#   csv.pool: left out: 1 × no image of 51, the first: gone.jpg: No such file or directory\n" in out
+    assert f"#   csv.eval: 10 images, 10 captions, such as {caption(50)!r}; 10 decoded" in out
+    assert "#   2 epochs of a pool of 50, each without 14 pairs (too few for a step)\n" in out
+    assert "#   metrics: eval/zero_shot_top1, " in out
+    assert "not checked" not in out
+    assert not Path("runs").exists()
+    assert "14 of the pool's 50 pairs are left out of each epoch" in err
+
+
+def test_a_check_of_local_data_that_cannot_be_read_ends_with_3(run):
+    assert run("--check", "csv.curated=none.csv", *LITTLE)[0] == 3
+    Path("pool.csv").write_text('filepath,title\n0.jpg,"a\n1.jpg,b\n')
+    status, _, err = run("--check", *LITTLE)
+    assert status == 3
+    assert "pool.csv, line 2: a quote opens here and is never closed" in err
+
+
+def test_a_sample_is_decoded_by_a_check(run):
+    whole = encoded(photo(25, 200, 160))
+    Path("25.jpg").write_bytes(whole[: len(whole) // 2])
+    table_of = Path("pool.csv").read_text().splitlines()
+    Path("part.csv").write_text("\n".join([table_of[0], *table_of[21:51]]))
+    status, out, err = run("--check", "csv.pool='part.csv'", *LITTLE)
+    assert status == 0, err
+    assert "30 decoded, 1 of them damaged, the first: pair 5: undecodable image" in out
+
+
+def test_what_must_be_fetched_is_listed_and_opened_when_allowed(run, monkeypatch):
+    pytest.importorskip("webdataset")
+    import io
+    import tarfile
+
+    for name, numbers in (("s0", range(25)), ("s1", range(25, 50)), ("e", range(50, 60))):
+        with tarfile.open(f"{name}.tar", "w") as tar:
+            for i in numbers:
+                for ending, content in (("jpg", jpeg(i)), ("txt", caption(i).encode())):
+                    info = tarfile.TarInfo(f"{i:03d}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    text = 'include "gin/run/webdataset.gin"\ninclude "gin/data/stream.gin"\nwebdataset.eval = "e.tar"\n'
+    Path("mine.gin").write_text(text + 'stream.shards = "pipe:cat s{0..1}.tar; touch ran"\nstream.lanes = 2\n')
+    words = ("--check", "stream.image_size=32", *LITTLE)
+    status, out, err = run(*words)
+    assert status == 0, err
+    assert "not checked: stream.shards (2, the first pipe:cat s0.tar; touch ran) (a command: --allow_pipes" in out
+    assert "webdataset.eval: 10 images" in out
+    assert not Path("ran").exists()
+    status, out, err = run(*words, "--allow_pipes")
+    assert status == 0, err
+    assert "not checked" not in out
+    assert Path("ran").exists()
+    status, out, err = run(*words, "stream.shards='pipe:false {0..1}'", "--allow_pipes")
+    assert status == 3
+    assert "no pair can be read from pipe:false 0" in err
+
+
+def test_hub_names_and_tokenizers_are_listed_not_fetched(run, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("nothing is fetched"))
+    Path("mine.gin").write_text(
+        'include "gin/run/huggingface.gin"\nhuggingface.pool = "a/b"\nhuggingface.eval = "a/c"\n'
+    )
+    status, out, err = run("--check", "tokenizer.source='openai/clip'", *LITTLE)
+    assert status == 0, err
+    for what in ("huggingface.pool", "huggingface.eval", "tokenizer.source = 'openai/clip'"):
+        assert f"not checked: {what} (--allow_downloads opens it)" in out
+
+
+def test_a_run_says_what_it_left_out_enlarged_and_repeated(run):
+    bound = (*LITTLE, "budget.steps=64", "csv.image_size=16", "csv.max_damaged=0.5", "--run_dir", "out")
+    status, _, err = run(*bound)
+    assert status == 0, err
+    found = summary_of("out")
+    assert found["data"]["walk"] == {
+        "prepared_pixels": 16,
+        "model_pixels": 32,
+        "steps_an_epoch": 2,
+        "left_out_an_epoch": 14,
+        "epochs": 32.0,
+    }
+    warnings = " | ".join(found["warnings"])
+    assert "images are prepared at 16 px and enlarged to the 32 px of the model" in warnings
+    assert "14 of the pool's 50 pairs are left out of each epoch" in warnings
+    assert "the pool is walked through 32 times in 64 steps" in warnings
+    out = run("--price", *SIZES, "run.budget=1e10")[1]
+    assert "epochs of a pool of 50, each without 14 pairs (too few for a step)" in out
+
+
+def test_a_run_does_not_go_on_with_other_data(run):
+    command = ["--gin_file", "mine.gin", *LITTLE, "run.checkpoints=2", "--run_dir", "out"]
+    kill_before(3, command)
+    before = Path("pool.csv").read_text()
+    Path("pool.csv").write_text(before.replace(caption(3), "another caption"))
+    status, _, err = run(*command[2:], "--resume")
+    assert status == 3
+    assert "the data csv/pool changed since step-0000000002 was written" in err
+    assert "the tokenizer" in err, "it is trained on the pool's captions"
+    Path("pool.csv").write_text(before)
+    held_out = Path("eval.csv").read_text()
+    Path("eval.csv").write_text(held_out.replace(caption(51), "another caption"))
+    status, _, err = run(*command[2:], "--resume")
+    assert (status, "the data csv/eval changed since" in err, "csv/pool" in err) == (3, True, False)
+    Path("eval.csv").write_text(held_out)
+    assert run(*command[2:], "--resume")[0] == 0
+    assert rows_of("out")[-1]["step"] == 4
+    json.loads(Path("out/summary.json").read_text())
