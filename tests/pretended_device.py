@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import re
 import sys
+import types
 import weakref
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -449,8 +450,7 @@ class Pretended(TorchDispatchMode):
             "set_sync_debug_mode": lambda *_: None,
             "empty_cache": lambda: None,
             "memory_allocated": lambda *_: 0,
-            "memory_reserved": lambda *_: 0,
-            "mem_get_info": lambda *_: (64 << 30, 80 << 30),
+            "get_device_properties": lambda *_: types.SimpleNamespace(total_memory=80 << 30),
             "max_memory_allocated": lambda *_: 0,
             "reset_peak_memory_stats": lambda *_: None,
             "get_rng_state": lambda *_: torch.get_rng_state(),

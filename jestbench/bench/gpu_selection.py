@@ -22,8 +22,6 @@ from jestbench.select.strips import Meter, strip_sums
 from jestbench.select.tiles import TILE_BYTES
 
 BOTH: tuple[LossName, ...] = ("sigmoid", "softmax")
-SIX_TERMS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
-"""The products of bf16 parts (0 the largest) that make an fp32 product; without the last three sums are off by 3e-5."""
 
 
 @contextmanager
@@ -62,39 +60,17 @@ def strips(rig: Rig) -> Found:
         seconds["torch.mm alone"] = _each(rig, partial(torch.matmul, left, right.T), turns)
         with _plain_path():
             seconds["plain path"] = _each(rig, shipped, turns)
-        for mib in (16, 32, 256, 1024):
-            with mock.patch.object(kernels, "PRODUCT_BYTES", mib << 20):
+        for mib in (32, 1024):
+            with mock.patch.dict(TILE_BYTES, {rig.device.type: mib << 20}):
                 seconds[f"products in {mib} MiB tiles"] = _each(rig, shipped, turns)
         flop = FLOPS_PER_MAC * rows * columns * width
         found |= {f"{name} {label} TFLOP/s": flop / each / 1e12 for label, each in seconds.items()}
-        part = left[: rig.pick(256, 16_384)]
-        six = partial(_six_products, part, right)
-        part_flop = FLOPS_PER_MAC * len(part) * columns * width
-        found[f"{name} six bf16 products TFLOP/s"] = part_flop / _each(rig, six, turns) / 1e12
-        for label, products in (("six bf16 products", six()), ("fp32 product", part @ right.T)):
-            error = (products - part.double() @ right.double().T).abs().max()
-            found[f"{name} {label}, largest error of a cosine"] = float(error)
     return found
 
 
 def _each(rig: Rig, run: Callable[[], object], turns: int) -> float:
     """Seconds of a call among several in a row, so that the host's launches overlap with the device's work."""
     return rig.seconds(lambda: [run() for _ in range(turns)], 3) / turns
-
-
-def _six_products(left_BD: Tensor, right_CD: Tensor) -> Tensor:
-    """fp32 products by bf16 ones, which tensor cores make: each number is split into three."""
-
-    def split(part: Tensor) -> list[Tensor]:
-        thirds = []
-        for _ in range(3):
-            thirds.append(part.bfloat16())
-            part = part - thirds[-1]
-        return thirds
-
-    lefts, rights = split(left_BD), split(right_CD)
-    left, right = torch.cat([lefts[i] for i, _ in SIX_TERMS], 1), torch.cat([rights[j] for _, j in SIX_TERMS], 1)
-    return torch.mm(left, right.T, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.T.float()
 
 
 def draws(rig: Rig) -> Found:

@@ -13,7 +13,7 @@ distribution as drawing one pair after the other, without an exponential that co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores
 from jestbench.select.strips import strip_sums
+
+NOISE_BYTES = 64 * 2**20
+"""Upper bound on the page-locked memory of a draw's noise (or one chunk's)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +57,18 @@ def gumbel_top_k(logit_B: Tensor, count: int, generator: torch.Generator | None 
     Raises:
         ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
     """
-    return top_k(_perturbed(logit_B, generator), count)
+    return top_k(logit_B.double() + next(_noise(logit_B, 1, generator)), count)
 
 
-def _perturbed(logit_B: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Logits plus Gumbel noise, float64; the noise is copied to a GPU without waiting for the copy."""
-    noise_B = torch.empty(len(logit_B), dtype=torch.float64, pin_memory=logit_B.is_cuda)
-    log_B = noise_B.exponential_(generator=generator).log_()
-    return logit_B.double() - log_B.to(logit_B.device, non_blocking=True)
+def _noise(like_B: Tensor, draws: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """Gumbel noise of each of so many draws, ``[B]``, float64; copied to a GPU without waiting for the copy."""
+    size, cuda = len(like_B), like_B.is_cuda
+    # One piece of page-locked memory for many draws: the host runs ahead of the GPU, which still reads the last draw's,
+    # and to lock more takes longer than a draw.
+    group = max(1, min(draws, NOISE_BYTES // (8 * size))) if cuda else 1
+    for start in range(0, draws, group):
+        for noise_B in torch.empty(min(group, draws - start), size, dtype=torch.float64, pin_memory=cuda):
+            yield noise_B.exponential_(generator=generator).log_().neg_().to(like_B.device, non_blocking=True)
 
 
 def top_k(logit_B: Tensor, count: int) -> Tensor:
@@ -265,10 +272,11 @@ def joint_draw(
     drawn: list[Tensor] = []
     terms: list[Tensor] = []
     sizes = chunk_sizes(count, chunks)
+    noise = _noise(joint.diagonal_B, len(sizes), generator)
     for number, size in enumerate(sizes):
         logit_B = joint.logit_B()
         gained_B = _gained(logit_B, gain)
-        key_B = logit_B if deterministic else _perturbed(gained_B, generator)
+        key_B = logit_B if deterministic else gained_B.double() + next(noise)
         index_C = _best(key_B, size)
         terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]
         drawn.append(index_C)
@@ -318,7 +326,7 @@ def independent_draw(
     """
     _checked(len(score_B), count, 1, gain)
     gained_B = _gained(score_B, gain)
-    key_B = score_B if deterministic else _perturbed(gained_B, generator)
+    key_B = score_B if deterministic else gained_B.double() + next(_noise(score_B, 1, generator))
     index_K = _best(key_B, count)
     finite = torch.isfinite(score_B).all().double()[None]
     terms = [finite, _drawable(key_B), _entropy_terms(gained_B), _choice_terms(score_B, index_K)]

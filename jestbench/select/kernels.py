@@ -24,9 +24,6 @@ from torch import Tensor
 from jestbench.select.losses import LossName
 from jestbench.select.tiles import exact_products, tiles
 
-PRODUCT_BYTES = 64 * 2**20
-"""Upper bound on the products that one launch of the kernel reads; much of them is still in the GPU's L2 cache."""
-
 COLUMNS, ELEMENTS = 1024, 2048
 """Most columns, and products, that a program of the kernel holds at once."""
 
@@ -34,9 +31,12 @@ COLUMNS, ELEMENTS = 1024, 2048
 def usable(embeddings_BD: Tensor) -> bool:
     """Whether the kernel takes these embeddings: fp32 on CUDA, triton installed, ``proven`` on the device."""
     fits = embeddings_BD.is_cuda and embeddings_BD.dtype == torch.float32 and torch.version.hip is None
-    if not fits or os.environ.get("JESTBENCH_FUSED") == "0" or importlib.util.find_spec("triton") is None:
-        return False
-    return proven(embeddings_BD.device)
+    return fits and os.environ.get("JESTBENCH_FUSED") != "0" and _installed() and proven(embeddings_BD.device)
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def row_sums(left_BD: Tensor, right_CD: Tensor, scale: float, offset: float, los
     """Σ_j softplus(t·⟨x_i, y_j⟩ + b₀) (sigmoid) or LSE_j t·⟨x_i, y_j⟩ (softmax) of every row, ``[B]``."""
     sums_B = left_BD.new_empty(len(left_BD))
     with exact_products(left_BD.device):
-        for rows in tiles(len(left_BD), len(right_CD), left_BD, PRODUCT_BYTES):
+        for rows in tiles(len(left_BD), len(right_CD), left_BD):
             sum_products(left_BD[rows] @ right_CD.T, sums_B[rows], scale, offset, loss)
     return sums_B
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jestbench.select.tiles import TILE_BYTES
+from jestbench.select.tiles import tile_bytes
 
 LossName = Literal["sigmoid", "softmax"]
 
@@ -124,7 +124,7 @@ Block = tuple[slice, Tensor, Tensor | None]
 def _row_blocks(scaled_KD: Tensor) -> Iterator[slice]:
     """Blocks of rows: their number depends on the shape and on the type of device alone."""
     count = len(scaled_KD)
-    fitting = TILE_BYTES.get(scaled_KD.device.type, TILE_BYTES["cpu"]) // (count * scaled_KD.element_size())
+    fitting = tile_bytes(scaled_KD.device) // (count * scaled_KD.element_size())
     height = max(1, min(fitting, -(-count // BLOCKS)))
     return (slice(start, min(count, start + height)) for start in range(0, count, height))
 

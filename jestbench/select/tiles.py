@@ -13,30 +13,27 @@ TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """Upper bound on one tile, by type of device. A CPU's operations on a tile read it from the cache; a GPU's run too
 briefly on as little (docs/selection.md)."""
 
-FREE_SHARE = 8
-"""A tile on a GPU takes at most this fraction of the free memory: its elementwise functions need a second one."""
+MEMORY_SHARE = 128
+"""A tile on a GPU takes at most this fraction of its memory. Not of what is free: sums would depend on it in their last
+digits, and the driver takes half a millisecond to answer (H200), a twentieth of a strip at the paper's scale."""
 
 
 def tile_bytes(device: torch.device) -> int:
-    """Upper bound on one tile of similarities in bytes: ``TILE_BYTES``, less on a GPU that is nearly full."""
-    most = TILE_BYTES.get(device.type, TILE_BYTES["cpu"])
+    """Upper bound on one tile of similarities in bytes; the same wherever the device is of the same kind."""
     if device.type != "cuda":
-        return most
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(most, (torch.cuda.mem_get_info(device)[0] + reusable) // FREE_SHARE)
+        return TILE_BYTES["cpu"]
+    return min(TILE_BYTES["cuda"], torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)
 
 
-def tiles(columns: int, rows: int, like: Tensor, most: int | None = None) -> Iterator[slice]:
-    """Slices over ``columns`` such that a tile of ``rows`` × slice has at most ``most`` bytes (or is one wide).
+def tiles(columns: int, rows: int, like: Tensor) -> Iterator[slice]:
+    """Slices over ``columns`` such that a tile of ``rows`` × slice has at most ``tile_bytes`` (or is one wide).
 
     Args:
         columns: the whole extent that is sliced.
         rows: the other extent of each tile.
         like: a tensor of the tiles' number format and device.
-        most: ``None`` is ``tile_bytes`` of the device.
     """
-    most = tile_bytes(like.device) if most is None else most
-    width = max(1, most // max(1, rows * like.element_size()))
+    width = max(1, tile_bytes(like.device) // max(1, rows * like.element_size()))
     for start in range(0, columns, width):
         yield slice(start, min(columns, start + width))
 

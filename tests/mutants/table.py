@@ -54,15 +54,15 @@ SAMPLER = (
     Mutant(
         "Gumbel noise of the wrong sign",
         DRAWS,
-        "return logit_B.double() - log_B.to(",
-        "return logit_B.double() + log_B.to(",
+        ".log_().neg_().to(",
+        ".log_().to(",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
         "no noise",
         DRAWS,
-        "return logit_B.double() - log_B.to(",
-        "return logit_B.double() - 0 * log_B.to(",
+        ".log_().neg_().to(",
+        ".log_().mul_(0).to(",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
@@ -118,8 +118,8 @@ SAMPLER = (
     Mutant(
         "deterministic draws",
         DRAWS,
-        "key_B = logit_B if deterministic else _perturbed(gained_B, generator)",
-        "key_B = _perturbed(gained_B, generator)",
+        "key_B = logit_B if deterministic else gained_B.double() + next(noise)",
+        "key_B = gained_B.double() + next(noise)",
         f"{LAW}::test_a_large_gain_is_greedy",
     ),
     Mutant(

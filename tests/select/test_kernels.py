@@ -25,7 +25,8 @@ from jestbench import Embeddings
 from jestbench.select import kernels
 from jestbench.select.kernels import row_sums
 from jestbench.select.strips import Meter, strip_sums
-kernels.COLUMNS, kernels.ELEMENTS, kernels.PRODUCT_BYTES = 64, 128, 4 * 130 * 20  # several steps and tiles
+from jestbench.select.tiles import TILE_BYTES
+kernels.COLUMNS, kernels.ELEMENTS, TILE_BYTES["cpu"] = 64, 128, 4 * 130 * 20  # several steps and tiles
 generator = torch.Generator().manual_seed(0)
 for rows, columns, width, scale, bias in ((5, 1, 3, 3.0, -2.0), (70, 65, 40, 10.0, -10.0), (64, 130, 33, 100.0, -13.0)):
     left, right = (torch.randn(n, width, generator=generator) / width**0.5 for n in (rows, columns))
