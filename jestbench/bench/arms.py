@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jestbench.config import grammar
 from jestbench.launch.command import main
+from jestbench.runs.folder import RunFolder
 
 GIN = Path(__file__).resolve().parents[2] / "gin"
 
@@ -25,7 +24,7 @@ class Ended:
 
     Attributes:
         status: exit status.
-        flops: by purpose, as ``summary.json`` holds them; empty where there is none.
+        flops: by purpose, of the summary; empty where there is none.
         said: the end of what it printed.
         seconds: of the whole command.
     """
@@ -59,8 +58,8 @@ def ended(words: Sequence[str], run_dir: Path) -> Ended:
     begin, printed = time.monotonic(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         status = main([*words, "--run_dir", str(run_dir), "log.progress=False", "wandb.mode=disabled"])
-    summary = run_dir / "summary.json"
-    flops: dict[str, Any] = json.loads(summary.read_text())["flops"] if summary.exists() else {}
+    summary = RunFolder(run_dir).summary()
+    flops = {} if summary is None else dict(summary.flops)
     return Ended(status, flops, printed.getvalue()[-400:], time.monotonic() - begin)
 
 
