@@ -194,7 +194,8 @@ class RunRows(_Kept):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        return np.take(self._rows, row_N, axis=0).astype(np.float32, copy=False)
+        taken: Floats = np.take(self._rows, row_N, axis=0).astype(np.float32, copy=False)
+        return taken
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
         self._written(BEHIND)
@@ -212,7 +213,7 @@ class RunRows(_Kept):
             part = slice(start, start + WRITTEN_AT_ONCE)
             records = np.empty(len(key_N[part]), self._record)
             records["key"], records["row"] = key_N[part], row_ND[part]
-            self._file.write(records.view(np.uint8))
+            self._file.write(records.view(np.uint8).data)
 
     def _written(self, left: int = 0) -> None:
         """Wait until no more than so many additions are unwritten; raises what went wrong with a written one."""
