@@ -21,6 +21,7 @@ class Loader:
         workers: processes that read and decode; ``auto`` is none for images that lie decoded in memory
             and else one a core, at most 16; 0 decodes in the main process.
         prefetch: super-batches made ahead of the one that is trained on.
+        prefetch_bytes: bytes of images that super-batches made ahead may take; fewer are made ahead where it is less.
         part: pairs that a worker decodes at a time; a super-batch is decoded by several at once.
         pin_memory: page-locked memory for the images, which a GPU fetches by itself; ``auto`` where the
             run is on CUDA.
@@ -30,6 +31,7 @@ class Loader:
 
     workers: int | Literal["auto"] = "auto"
     prefetch: int = 2
+    prefetch_bytes: int = 8 << 30
     part: int = 256
     pin_memory: bool | Literal["auto"] = "auto"
     timeout: float = 300.0
@@ -41,6 +43,8 @@ class Loader:
         for name, low, high in (("prefetch", 0, 64), ("part", 1, 8192), ("restarts", 0, 1000)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"loader.{name} lies between {low} and {high}, got {getattr(self, name)}")
+        if not self.prefetch_bytes >= 0:
+            raise ValueError(f"loader.prefetch_bytes must not be negative, got {self.prefetch_bytes}")
         if not self.timeout > 0:
             raise ValueError(f"loader.timeout is a positive number of seconds, got {self.timeout}")
 
@@ -49,6 +53,16 @@ class Loader:
         if self.workers != "auto":
             return self.workers
         return 0 if decoded else min(MOST, usable_cores())
+
+    def pairs_ahead(self, size: int, pair_bytes: int) -> int:
+        """Pairs that may be read ahead of a super-batch, whose images take so many bytes each."""
+        return int(min(self.prefetch * size, self.prefetch_bytes // max(1, pair_bytes)))
+
+    def described(self, size: int, pair_bytes: int) -> str:
+        """How far ahead pairs are read, for people."""
+        ahead, asked = self.pairs_ahead(size, pair_bytes) // size, self.prefetch
+        fewer = f" instead of {asked}, for loader.prefetch_bytes = {self.prefetch_bytes:,}" if ahead < asked else ""
+        return f"workers read {ahead} super-batches of {size * pair_bytes / 2**20:,.1f} MiB ahead{fewer}"
 
     def pins(self, device: str) -> bool:
         """Whether images go to page-locked memory, for a run on this device."""

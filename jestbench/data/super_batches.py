@@ -210,9 +210,11 @@ class SuperBatches(SuperBatchSource):
     @classmethod
     def of(cls, plan: StepPlan, loader: Loader, device: str = "cpu", world: World | None = None) -> SuperBatches:
         """The super-batches of a plan, read with a loader's settings for a run on a device."""
-        workers, ahead = loader.workers_for(plan.pairs.decoded), 0 if plan.reads else loader.prefetch
+        workers = loader.workers_for(plan.pairs.decoded)
         if not workers:
             return cls(plan, world=world)
+        own = -(-plan.size // (world or World()).size)
+        ahead = 0 if plan.reads else loader.pairs_ahead(own, plan.pairs.example().images_BCHW.nbytes) // own
         return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
 
     def _read(self, step: int) -> Batch:

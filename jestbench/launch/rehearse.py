@@ -122,6 +122,9 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
         warned(resolved, stages, real)
         report = [*found.lines, *(bought(resolved, stages) if real else ())]
         report.append(f"metrics: {', '.join(stages.evaluator.measures)}")
+        loader, pairs = resolved.run.loader, stages.pairs
+        if real and loader.workers_for(pairs.decoded):
+            report.append(loader.described(resolved.draw_size, pairs.example().images_BCHW.nbytes))
         batch = stages.super_batches.at(0)
         try:
             calibrate(resolved, data, stages, Progress())

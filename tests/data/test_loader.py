@@ -240,7 +240,13 @@ def test_a_crop_lies_in_the_image(height, width, seed):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.1)}, {"scale": (0.9, 0.8)}, {"ratio": (2.0, 1.0)}]
+    "wrong",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 1.1)},
+        {"scale": (0.9, 0.8)},
+        {"ratio": (2.0, 1.0)},
+    ],
 )
 def test_a_crop_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=f"random_resized_crop.{next(iter(wrong))}"):
@@ -336,11 +342,33 @@ def test_no_worker_outlives_its_run(end):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"workers": -1}, {"workers": True}, {"prefetch": -1}, {"part": 0}, {"timeout": 0.0}, {"restarts": -1}]
+    "wrong",
+    [
+        {"workers": -1},
+        {"workers": True},
+        {"prefetch": -1},
+        {"prefetch_bytes": -1},
+        {"part": 0},
+        {"timeout": 0.0},
+        {"restarts": -1},
+    ],
 )
 def test_a_loader_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=f"loader.{next(iter(wrong))}"):
         Loader(**wrong)
+
+
+@pytest.mark.parametrize(("room", "ahead"), [(0, 0), (1, 1), (2, 2), (99, 2)])
+def test_what_is_read_ahead_takes_no_more_memory_than_it_may(room, ahead):
+    image = POOL.example().images_BCHW.nbytes
+    loader = Loader(workers=1, prefetch_bytes=room * 64 * image + 64 * image // 2)
+    source = SuperBatches.of(EpochPlan(POOL, 64, 0), loader)
+    source.at(0)
+    assert len(source.fetch._begun) == ahead
+    source.close()
+    said = loader.described(64, image)
+    assert said.startswith(f"workers read {ahead} super-batches")
+    assert ("prefetch_bytes" in said) == (ahead < 2)
 
 
 def test_auto_is_no_worker_for_images_in_memory():

@@ -49,6 +49,7 @@ def test_a_check_opens_what_is_bound_and_reports_it(run):
     assert f"#   csv.eval: 10 images, 10 captions, such as {caption(50)!r}; 10 decoded" in out
     assert "#   2 epochs of a pool of 50, each without 14 pairs (too few for a step)\n" in out
     assert "#   metrics: eval/zero_shot_top1, " in out
+    assert "#   workers read 2 super-batches of " in out
     assert "not checked" not in out
     assert not Path("runs").exists()
     assert "14 of the pool's 50 pairs are left out of each epoch" in err

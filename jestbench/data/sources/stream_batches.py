@@ -76,7 +76,8 @@ class StreamBatches(SuperBatchSource):
         super().__init__(shards.tokenizer, None, size, world, True, workers)
         self.shards, self.pinned = shards, loader.pins(device)
         self._share = -(-size // shards.lanes)
-        self._chunk, self._target = min(self._share, loader.part), (loader.prefetch + 1) * self._share
+        ahead = loader.pairs_ahead(size, 3 * shards.image_size**2) // shards.lanes
+        self._chunk, self._target = min(self._share, loader.part), self._share + ahead
         self._lock = threading.Lock()
         self._lanes = [_Lane(number) for number in range(shards.lanes)]
         self._epoch, self._turn, self._step = 0, 0, 0
