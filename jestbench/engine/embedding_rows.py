@@ -34,6 +34,11 @@ class EmbeddingRows(RowContent):
         """The frozen model's own, read from the device once."""
         return self.model.scale_and_bias()
 
+    def rescale(self, scale: float, bias: float) -> None:
+        """Set the model's t and b₀."""
+        super().rescale(scale, bias)
+        self.__dict__.pop("scale_and_bias", None)  # what was read before
+
     def encode(self, name: RowName, batch: Batch) -> Tensor:
         """Embeddings ``[B, D]`` under one tower."""
         if name == "text":

@@ -84,6 +84,10 @@ class RowContent(ABC):
     def own_loss_C(self, loss: LossName, value_C: Tensor) -> Tensor:
         """The own losses of pairs, from their rows ``pair``, float64."""
 
+    def rescale(self, scale: float, bias: float) -> None:
+        """Set the model's t and b₀."""
+        self.model.rescale(scale, bias)
+
     def pair_rows(self, actor: FrozenActor, image_key_C: Tensor, text_key_C: Tensor, read: Read) -> Tensor:
         """The rows ``pair`` of candidates, ``[C, 1]``; NaN where a pair is damaged."""
         return actor.rows("pair", keys_of("pair", image_key_C, text_key_C), read)
@@ -185,7 +189,7 @@ class FrozenActor(Actor):
         """Set the model's t and b₀."""
         scale, bias = scale_and_bias
         self.calibrated = ((scale, bias),)
-        self.content.model.rescale(scale, bias)
+        self.content.rescale(scale, bias)
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
