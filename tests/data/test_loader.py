@@ -291,6 +291,9 @@ class Wrong(Slow):
 
     error: Exception
 
+    def example(self):
+        return POOL.example()
+
     def batch(self, index_B):
         raise self.error
 
