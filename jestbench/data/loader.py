@@ -55,8 +55,9 @@ class Loader:
         return 0 if decoded else min(MOST, usable_cores())
 
     def pairs_ahead(self, size: int, pair_bytes: int) -> int:
-        """Pairs that may be read ahead of a super-batch, whose images take so many bytes each."""
-        return int(min(self.prefetch * size, self.prefetch_bytes // max(1, pair_bytes)))
+        """Pairs that may be read ahead of a super-batch, whose images take so many bytes each; 0: not known."""
+        asked = self.prefetch * size
+        return min(asked, int(self.prefetch_bytes // pair_bytes)) if pair_bytes else asked
 
     def described(self, size: int, pair_bytes: int) -> str:
         """How far ahead pairs are read, for people."""

@@ -208,13 +208,19 @@ class SuperBatches(SuperBatchSource):
         self.tally, self.decoded = Tally(pairs.name, pairs.max_damaged), 0
 
     @classmethod
-    def of(cls, plan: StepPlan, loader: Loader, device: str = "cpu", world: World | None = None) -> SuperBatches:
-        """The super-batches of a plan, read with a loader's settings for a run on a device."""
+    def of(
+        cls, plan: StepPlan, loader: Loader, device: str = "cpu", world: World | None = None, pair_bytes: int = 0
+    ) -> SuperBatches:
+        """The super-batches of a plan, read with a loader's settings for a run on a device.
+
+        ``pair_bytes`` are those of a pair's images, by which ``loader.prefetch_bytes`` bounds what is read ahead; 0: it
+        is not bounded. They are handed in, since a pair that is read here could hang or fail before there is a worker.
+        """
         workers = loader.workers_for(plan.pairs.decoded)
         if not workers:
             return cls(plan, world=world)
         own = -(-plan.size // (world or World()).size)
-        ahead = 0 if plan.reads else loader.pairs_ahead(own, plan.pairs.example().images_BCHW.nbytes) // own
+        ahead = 0 if plan.reads else loader.pairs_ahead(own, pair_bytes) // own
         return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
 
     def _read(self, step: int) -> Batch:

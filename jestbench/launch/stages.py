@@ -106,7 +106,7 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
     else:
         plan = EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
-    return SuperBatches.of(plan, run.loader, device, world)
+    return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
 
 
 def view_warnings(resolved: Resolved, stages: Stages) -> list[str]:

@@ -291,9 +291,6 @@ class Wrong(Slow):
 
     error: Exception
 
-    def example(self):
-        return POOL.example()
-
     def batch(self, index_B):
         raise self.error
 
@@ -365,7 +362,7 @@ def test_a_loader_that_cannot_be_is_refused(wrong):
 def test_what_is_read_ahead_takes_no_more_memory_than_it_may(room, ahead):
     image = POOL.example().images_BCHW.nbytes
     loader = Loader(workers=1, prefetch_bytes=room * 64 * image + 64 * image // 2)
-    source = SuperBatches.of(EpochPlan(POOL, 64, 0), loader)
+    source = SuperBatches.of(EpochPlan(POOL, 64, 0), loader, pair_bytes=image)
     source.at(0)
     assert len(source.fetch._begun) == ahead
     source.close()
