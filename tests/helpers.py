@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def small_world(batch: int, super_batch: int) -> list[str]:
         "log.progress=False",
         "run.device=cpu",
     ]
+
+
+@contextmanager
+def own_surroundings(factory: pytest.TempPathFactory, **variables: str) -> Iterator[None]:
+    """A cache of its own, in which each reference is trained once, and one thread: sums over several may differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"JESTBENCH_CACHE": str(factory.mktemp("cache")), **variables}.items():
+            patch.setenv(name, value)
+        yield
+    torch.set_num_threads(threads)
 
 
 # What a run has left

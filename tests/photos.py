@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,21 @@ def write_numbered_shards(folder: Path, sizes: list[int]) -> tuple[str, ...]:
                 writer.write({"__key__": f"{number:06d}", "jpg": jpeg(number), "txt": f"number {number}"})
                 number += 1
     return tuple(paths)
+
+
+def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar with these members, in this order, names twice or not."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def tar_of(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """The same as a file, its folder made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members))
+    return path

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jestbench.config import grammar
+from jestbench.disk import PROJECT
 from jestbench.launch.command import main
 from jestbench.runs.folder import RunFolder
 
-GIN = Path(__file__).resolve().parents[2] / "gin"
+GIN = PROJECT / "gin"
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,23 @@ def arms() -> list[str]:
     return [path.stem for path in sorted((GIN / "policy").glob("*.gin"))]
 
 
-def tiny(arm: str, budget: float = 2e9) -> list[str]:
-    """Words of ``tools/run.py`` that run an arm in the tiny world, on tiny references of this budget (FLOPs)."""
-    path = GIN / "policy" / f"{arm}.gin"
-    words = ["--gin_file", str(GIN / "run" / "tiny.gin"), "--gin_file", str(path)]
-    bound = {binding.key: binding.value for binding in grammar.read_file(path)}
+def tiny_stands(policy_file: Path, *bindings: str) -> list[str]:
+    """The reference or scorer that a policy's file binds, of the tiny runs and with these bindings, as a binding."""
+    bound = {binding.key: binding.value for binding in grammar.read_file(policy_file)}
+    words = []
     for key in ("run.reference", "run.scorer"):
         value = bound.get(key)
         if isinstance(value, str | list | tuple):
             file, *more = [value] if isinstance(value, str) else value
-            words.append(f"{key}={(file.replace('run/', 'run/tiny_'), f'run.budget={budget}', *more)!r}")
+            words.append(f"{key}={(file.replace('run/', 'run/tiny_'), *bindings, *more)!r}")
     return words
+
+
+def tiny(arm: str, budget: float = 2e9) -> list[str]:
+    """Words of ``tools/run.py`` that run an arm in the tiny world, on tiny references of this budget (FLOPs)."""
+    path = GIN / "policy" / f"{arm}.gin"
+    files = ["--gin_file", str(GIN / "run" / "tiny.gin"), "--gin_file", str(path)]
+    return [*files, *tiny_stands(path, f"run.budget={budget}")]
 
 
 def ended(words: Sequence[str], run_dir: Path) -> Ended:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from jestbench.bench import arms, timing
 from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
 from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.disk import PROJECT
 from jestbench.engine.learner import Learner
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES
@@ -29,7 +29,6 @@ from jestbench.select.losses import LOSSES
 Found = dict[str, Any]
 _T = TypeVar("_T")
 
-ROOT = Path(__file__).resolve().parents[2]
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Dense bf16 FLOP/s of the datasheet, by a substring of the device's name."""
 VIT_B16 = Shape(LEARNER, tokens=64, vocabulary=64, batch=512, cpu_batch=8)
@@ -288,13 +287,13 @@ def tests(rig: Rig) -> Found:
     Raises:
         RuntimeError: a test failed; the message is the end of pytest's output.
     """
-    if rig.small or not (ROOT / "tests").is_dir():
+    if rig.small or not (PROJECT / "tests").is_dir():
         return {"left out": "they need a GPU and a checkout"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider"]
     begin = time.monotonic()
     done = subprocess.run(
         [*command, "tests/select/test_kernels.py", "tests/launch/test_run.py"],
-        cwd=ROOT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=170,

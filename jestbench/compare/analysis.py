@@ -244,14 +244,14 @@ def _statistics(
     cells = {label: cell_of((run.seed, run.value, run.point) for run in runs) for label, runs in members.items()}
     family = {label: cells[label] for label in decayed}
     # A value inside an undecayed schedule is of another kind: it is in no family, and gets no verdict.
-    means = {label: metric.fit({label: cell}).means[label] for label, cell in cells.items() if label not in family}
+    means = {label: metric.means({label: cell})[label] for label, cell in cells.items() if label not in family}
     differences: dict[str, Difference] = {}
     rule = "no verdicts: the baseline's value is read inside an undecayed schedule" if base else "no baseline"
-    if family:
-        fitted = metric.fit(family, base.label if base and base.label in family else None)
-        means |= fitted.means
-        if base and base.label in family:
-            differences, rule = dict(fitted.differences), fitted.rule
+    if base and base.label in family:
+        fitted = metric.fit(family, base.label)
+        means, differences, rule = means | dict(fitted.means), dict(fitted.differences), fitted.rule
+    elif family:
+        means |= metric.means(family)
     if base:
         for label in cells.keys() - differences.keys() - {base.label}:
             differences[label] = _unjudged(members[label], members[base.label])

@@ -13,7 +13,7 @@ from jestbench.compare.curves import AXES
 from jestbench.compare.groups import Group
 from jestbench.compare.noise import Units
 from jestbench.compare.points import Point
-from jestbench.compare.statistics import Cell, Fit, fit
+from jestbench.compare.statistics import Cell, Fit, Interval, fit, means
 from jestbench.evals.measure import Measure
 
 FEWEST_RUNGS = 2
@@ -40,11 +40,14 @@ class Metric:
     lower_is_better: bool
     unit_N: Units | None
 
-    def fit(self, cells: Mapping[str, Cell], baseline: str | None = None) -> Fit:
-        """The statistics of arms at one budget; without a baseline, the means alone are of use."""
+    def means(self, cells: Mapping[str, Cell]) -> dict[str, Interval]:
+        """Means of arms at one budget, with pointwise intervals."""
+        return means(cells, self.unit_N, self.measure)
+
+    def fit(self, cells: Mapping[str, Cell], baseline: str) -> Fit:
+        """The statistics of arms at one budget."""
         unit = "classes" if "zero_shot" in self.key else "caption groups"
-        first = baseline or next(iter(cells))
-        return fit(cells, first, self.unit_N, self.measure, self.lower_is_better, unit=unit)
+        return fit(cells, baseline, self.unit_N, self.measure, self.lower_is_better, unit=unit)
 
 
 def cell_of(points: Iterable[tuple[int, float, Point | None]]) -> Cell:
@@ -59,10 +62,10 @@ def frontiers(groups: Sequence[Group], metric: Metric) -> dict[str, tuple[Fronti
     found: dict[str, list[FrontierPoint]] = {group.label: [] for group in groups}
     for budget in sorted({budget for group in groups for budget in group.budgets}):
         here = {group.label: points for group in groups if (points := _at(group, budget))}
-        means = metric.fit({label: cell_of(points) for label, points in here.items()}).means
+        at = metric.means({label: cell_of(points) for label, points in here.items()})
         for label, points in here.items():
             found[label].append(
-                FrontierPoint(label, budget, means[label], tuple(seed for seed, _, _ in points), _amounts(points))
+                FrontierPoint(label, budget, at[label], tuple(seed for seed, _, _ in points), _amounts(points))
             )
     return {label: tuple(points) for label, points in found.items()}
 

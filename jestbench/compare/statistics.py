@@ -115,6 +115,13 @@ class Fit:
     rule: str
 
 
+def means(
+    cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure, confidence: float = 0.95
+) -> dict[str, Interval]:
+    """Pointwise intervals of the arms' means; arguments and errors as of ``fit``."""
+    return _means(cells, table_noise(cells, unit_N, measure), measure, confidence)
+
+
 def fit(
     cells: Mapping[str, Cell],
     baseline: str,
@@ -144,7 +151,6 @@ def fit(
     if baseline not in cells:
         raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
     noise = table_noise(cells, unit_N, measure)
-    means = {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
     shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
     halves = _halves(cells, baseline, shared, noise, confidence)
     differences = {
@@ -153,7 +159,7 @@ def fit(
         if arm != baseline
     }
     rule = _rule(cells, baseline, noise, unit if unit_N is not None else "examples", confidence)
-    return Fit(means, differences, noise.pooled, noise.scale, noise.p, rule)
+    return Fit(_means(cells, noise, measure, confidence), differences, noise.pooled, noise.scale, noise.p, rule)
 
 
 def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
@@ -263,6 +269,10 @@ def _slope(cell: Cell, scale: Scale) -> float:
 
 def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
     return [cell.seeds.index(seed) for seed in seeds]
+
+
+def _means(cells: Mapping[str, Cell], noise: Noise, measure: Measure, confidence: float) -> dict[str, Interval]:
+    return {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
 
 
 def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: float) -> Interval:

@@ -40,6 +40,11 @@ class Binding:
         full = f"{self.name}.{self.parameter}" if self.parameter else self.name
         return f"{self.scope}/{full}" if self.scope else full
 
+    @property
+    def unscoped(self) -> str:
+        """Name and parameter, whatever the scope."""
+        return f"{self.name}.{self.parameter}"
+
 
 @dataclass(frozen=True)
 class Include:

@@ -24,8 +24,7 @@ from jestbench.config.gin_edge import (
 )
 from jestbench.config.registry import configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError
-from jestbench.disk import PROJECT as PROJECT
-from jestbench.disk import nearest, nearest_or_all, shown
+from jestbench.disk import PROJECT, nearest, nearest_or_all, shown
 
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 COMMAND_LINE = "command line"

@@ -22,10 +22,6 @@ from jestbench.disk import shown
 DATA, LOSS, SIZE, SEED = "run.data", "run.loss", "model.image_size", "run.seed"
 
 
-def _unscoped(binding: Binding) -> str:
-    return f"{binding.name}.{binding.parameter}"
-
-
 def _last(bindings: Sequence[Binding]) -> dict[str, Binding]:
     """The bindings that count, by key, with their macros filled in."""
     macros = {binding.key: binding.value for binding in bindings if not binding.parameter}
@@ -60,7 +56,7 @@ def handed_over(run: Run, bindings: Sequence[Binding], role: Pretrained) -> tupl
         values |= {LOSS: run.loss} | ({SEED: run.seed} if run.reference_seed == "own" else {})
     for key, value in values.items():
         name, parameter = key.split(".")
-        where = next((b.where for b in reversed(last.values()) if _unscoped(b) == key), "the arm's default")
+        where = next((b.where for b in reversed(last.values()) if b.unscoped == key), "the arm's default")
         given.append(Binding("", name, parameter, value, where))
     return tuple(given)
 
@@ -71,7 +67,7 @@ def _bound_itself(read: Sequence[Binding], path: Path, following: int) -> frozen
     own = [place >= first or binding.where.rpartition(":")[0] == here for place, binding in enumerate(read)]
     macros = {b.key for b, is_own in zip(read, own, strict=True) if is_own and not b.parameter}
     counts = {
-        binding.key: (_unscoped(binding), is_own or bool(macros & macros_in(binding.value)))
+        binding.key: (binding.unscoped, is_own or bool(macros & macros_in(binding.value)))
         for binding, is_own in zip(read, own, strict=True)
         if binding.parameter
     }
@@ -101,12 +97,12 @@ def take_over(
         )
     # The arm's data replace the includes' whole, defaults too; a data set of the file's own keeps its parameters.
     replaced_parts = _data_parts(arm) | (frozenset() if DATA in own else _data_parts(before))
-    dropped = [b for b in read if b.parameter and b.name in replaced_parts and _unscoped(b) not in own]
+    dropped = [b for b in read if b.parameter and b.name in replaced_parts and b.unscoped not in own]
     kept = [binding for binding in read if binding not in dropped]
     idle = {macro for binding in dropped for macro in macros_in(binding.value)}
     idle -= {macro for binding in kept for macro in macros_in(binding.value)}
     kept = [binding for binding in kept if binding.parameter or binding.key not in idle]
-    given = [binding for binding in handed if _unscoped(binding) not in own]
+    given = [binding for binding in handed if binding.unscoped not in own]
     parts = _data_parts(_last([*kept, *given]))
     given = [_in_scope(b, before) for b in given if b.name in parts or b.name in ("run", "model")]
     if "run.model" not in before:
@@ -114,15 +110,15 @@ def take_over(
     after = _last([*kept, *given])
     changed = [b.key for b in (*given, *dropped) if b.name in parts or b.name in ("run", "model")]
     taken = {key: _value(after, key) for key in changed if _value(after, key) != _value(before, key)}
-    asked = {_unscoped(binding) for binding in handed}
-    comparable = [b for b in before.values() if _unscoped(b) in asked or b.name in _data_parts(arm)]
-    pairs = {b.key: (_value(before, b.key), _value(arm, b.key)) for b in comparable if _unscoped(b) in own}
+    asked = {binding.unscoped for binding in handed}
+    comparable = [b for b in before.values() if b.unscoped in asked or b.name in _data_parts(arm)]
+    pairs = {b.key: (_value(before, b.key), _value(arm, b.key)) for b in comparable if b.unscoped in own}
     return [*kept, *given], Inherited(taken, {key: pair for key, pair in pairs.items() if pair[0] != pair[1]})
 
 
 def _in_scope(binding: Binding, last: Mapping[str, Binding]) -> Binding:
     """The image size under the scope of the run's model."""
-    if _unscoped(binding) != SIZE or "run.model" not in last:
+    if binding.unscoped != SIZE or "run.model" not in last:
         return binding
     scopes = [reference.scoped_selector.rpartition("/")[0] for reference in references(last["run.model"].value)]
     return replace(binding, scope=scopes[0] if scopes else "")

@@ -15,7 +15,6 @@ from jestbench.config.fitting import Trained, calibrated_on, calibration_warning
 from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
-    PROJECT,
     check_names,
     file_of,
     locate,
@@ -31,7 +30,7 @@ from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits
 from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.half_pairs import HALVES
-from jestbench.disk import shown
+from jestbench.disk import PROJECT, shown
 from jestbench.parallel.arithmetic import number_format
 
 

@@ -85,7 +85,7 @@ class Allowance:
             ledger: what was spent.
             step: steps done.
             pairs_seen: pairs drawn into super-batches.
-            rungs_done: how many rungs of a ladder are behind.
+            rungs_done: how many rungs of a ladder are behind; −1: of the whole ladder, whose end is its last rung.
         """
         if self.steps is not None:
             return step / self.steps

@@ -1,4 +1,4 @@
-"""What is known about a run's data before it trains: what is opened and what is not, pairs, damage, silent waste."""
+"""Reports on a run's data: what ``--check`` opens, pairs and damage of each split, warnings of waste."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def _decoded(pairs: IndexedPairs) -> str:
 def walk(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used."""
     pool = stages.super_batches.pool
-    found: dict[str, Any] = {"prepared_pixels": _pixels(stages), "model_pixels": resolved.run.model.image_size}
+    pixels = int(stages.pairs.example().images_BCHW.shape[-1])
+    found: dict[str, Any] = {"prepared_pixels": pixels, "model_pixels": resolved.run.model.image_size}
     if pool is not None:
         found |= {"steps_an_epoch": pool // resolved.candidates, "left_out_an_epoch": pool % resolved.candidates}
     return found
@@ -111,15 +112,11 @@ def epochs(walked: Mapping[str, Any], steps: int) -> float | None:
     return round(steps / walked["steps_an_epoch"], 3) if walked.get("steps_an_epoch") else None
 
 
-def _pixels(stages: Stages) -> int:
-    return int(stages.pairs.example().images_BCHW.shape[-1])
-
-
-def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
-    """Warnings of images that are enlarged, and of tails that are left out."""
+def waste_warnings(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]) -> list[str]:
+    """Warnings of images that are enlarged, and of tails that are left out of the epochs of ``walk``."""
     if isinstance(resolved.run.data, Synthetic):  # a planted world, for tests: nothing of anybody's is wasted
         return []
-    found, prepared = [], _pixels(stages)
+    found, prepared = [], walked["prepared_pixels"]
     wanted = {resolved.run.model.image_size: "the model"}
     views = [stages.learner.view, *(view for _, view in resolved.run.mix)]
     wanted = {view.resolution: f"the view of {view.label}" for view in views if view.resolution} | wanted
@@ -129,9 +126,8 @@ def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
                 f"images are prepared at {prepared} px and enlarged to the {pixels} px of {who}: raise image_size of "
                 "the data set, or lower model.image_size"
             )
-    pool = stages.super_batches.pool
-    if pool is not None and pool >= resolved.candidates and pool % resolved.candidates > MUCH * pool:
-        left = pool % resolved.candidates
+    pool, left = stages.super_batches.pool, walked.get("left_out_an_epoch", 0)
+    if pool is not None and walked["steps_an_epoch"] and left > MUCH * pool:
         found.append(
             f"{left:,} of the pool's {pool:,} pairs are left out of each epoch, which is cut into "
             f"{resolved.candidates:,} pairs a step: other pairs each epoch; a smaller run.super_batch_size leaves fewer"
@@ -142,7 +138,7 @@ def waste_warnings(resolved: Resolved, stages: Stages) -> list[str]:
 def set_warnings(stages: Stages) -> list[str]:
     """Warnings of sets in which every example is among the best five, or whose class names have no images."""
     found = []
-    for one in getattr(stages.evaluator, "sets", ()):
+    for one in stages.evaluator.sets:
         name, classes = one.benchmark.name, len(one.benchmark.classnames)
         if 0 < classes <= 5:
             found.append(f"eval/{name}/zero_shot_top5 is always 1: the set {name} has {classes} classes")
@@ -172,5 +168,5 @@ def eval_sets(stages: Stages) -> dict[str, Any]:
             "classes": len(one.benchmark.classnames),
             "templates": len(one.benchmark.templates),
         }
-        for one in getattr(stages.evaluator, "sets", ())
+        for one in stages.evaluator.sets
     }

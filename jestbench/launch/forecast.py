@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
@@ -152,8 +153,7 @@ def _forecast(resolved: Resolved) -> int:
     fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
     steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
     if steps is None:
-        limit = resolved.run.limit
-        steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+        steps = _counted_steps(resolved)
     return fitted + steps * price.total + sum(below.values())
 
 
@@ -350,28 +350,33 @@ def price_table(resolved: Resolved) -> str:
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
-        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(resolved, stages, steps)]
+        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walk(resolved, stages), steps)]
         lines += ladder_lines(resolved, price, pool, taken)
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
-def bought(resolved: Resolved, stages: Stages) -> list[str]:
-    """Lines on the epochs that the budget is, and the pairs left out of each."""
-    pool, limit = stages.super_batches.pool, resolved.run.limit
-    if pool is None or pool < resolved.candidates:
+def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]) -> list[str]:
+    """Lines on the epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
+    if not walked.get("steps_an_epoch"):
         return []
-    steps = limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+    steps = _counted_steps(resolved)
     if resolved.run.budget is not None:
-        steps = steps_bought(resolved, _step_price(resolved, stages), pool, _taken(resolved)) or 0
-    return _epoch_lines(resolved, stages, steps)
+        price = _step_price(resolved, stages)
+        steps = steps_bought(resolved, price, stages.super_batches.pool, _taken(resolved)) or 0
+    return _epoch_lines(stages, walked, steps)
 
 
-def _epoch_lines(resolved: Resolved, stages: Stages, steps: int) -> list[str]:
-    pool, walked = stages.super_batches.pool, walk(resolved, stages)
-    if pool is None or pool < resolved.candidates:
+def _counted_steps(resolved: Resolved) -> int:
+    """Steps of a run that counts steps or pairs."""
+    limit = resolved.run.limit
+    return limit.steps or -(-(limit.pairs or 0) // resolved.draw_size)
+
+
+def _epoch_lines(stages: Stages, walked: Mapping[str, Any], steps: int) -> list[str]:
+    if not walked.get("steps_an_epoch"):
         return []
     left = f"each without {walked['left_out_an_epoch']:,} pairs (too few for a step)"
-    line = f"{epochs(walked, steps):.3g} epochs of a pool of {pool:,}, {left}"
+    line = f"{epochs(walked, steps):.3g} epochs of a pool of {stages.super_batches.pool:,}, {left}"
     return [line, *(f"warning: {text}" for text in epoch_warning(walked, steps))]
 
 

@@ -15,7 +15,7 @@ from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
-from jestbench.launch.data_report import opened
+from jestbench.launch.data_report import opened, walk
 from jestbench.launch.forecast import bought, ladder_table
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
@@ -118,13 +118,13 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
-        real = not found.stands_in
-        warned(resolved, stages, real)
-        report = [*found.lines, *(bought(resolved, stages) if real else ())]
+        walked = None if found.stands_in else walk(resolved, stages)
+        warned(resolved, stages, walked)
+        report = [*found.lines, *(() if walked is None else bought(resolved, stages, walked))]
         report.append(f"metrics: {', '.join(stages.evaluator.measures)}")
-        loader, pairs = resolved.run.loader, stages.pairs
-        if real and loader.workers_for(pairs.decoded):
-            report.append(loader.described(resolved.draw_size, pairs.example().images_BCHW.nbytes))
+        loader = resolved.run.loader
+        if walked is not None and loader.workers_for(stages.pairs.decoded):
+            report.append(loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2))
         batch = stages.super_batches.at(0)
         try:
             calibrate(resolved, data, stages, Progress())

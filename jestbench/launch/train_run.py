@@ -29,7 +29,7 @@ from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
-from jestbench.runs.recorder import Recorder
+from jestbench.runs.recorder import KnownAtStart, Recorder
 from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
 from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
@@ -181,31 +181,24 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     if newest is not None:
         recorder.restore(progress, newest)
     references = _references(resolved, stages, folders.get("reference", ()))
-    brought = references, _facts(resolved, stages), warned(resolved, stages)
+    facts = _facts(resolved, stages)
+    known = KnownAtStart(pretrain, references, facts, warned(resolved, stages, facts["walk"]))
     status: Ending = "failed"
     try:
         with recorder.signals():
             status = train(resolved, stages, progress, allowance, recorder)
     finally:
-        _end(recorder, progress, status, pretrain, *brought)
+        _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
-def _end(
-    recorder: Recorder,
-    progress: Progress,
-    status: Ending,
-    pretrain: Mapping[str, int],
-    references: Sequence[ReferenceEntry],
-    facts: dict[str, Any],
-    warnings: Sequence[str],
-) -> None:
+def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
-    stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), facts["walk"]
-    facts = facts | {"walk": {**walked, "epochs": epochs(walked, progress.step)}}
-    warnings = [*warnings, *epoch_warning(walked, progress.step)]
-    summary = recorder.summary(progress, status, pretrain, references, facts, warnings)
+    stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
+    data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}}
+    warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
+    summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
     recorder.metrics.close(summary.to_json(), failed=status == "failed")
@@ -298,10 +291,10 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
         )
 
 
-def warned(resolved: Resolved, stages: Stages, real: bool = True) -> list[str]:
-    """Warnings about a run, also printed on stderr; of data that are ``real``, of what is wasted of them, too."""
+def warned(resolved: Resolved, stages: Stages, walked: Mapping[str, Any] | None) -> list[str]:
+    """Warnings about a run, also printed on stderr; ``walked`` is ``None`` where a stand-in takes the data's place."""
     found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
-    found += waste_warnings(resolved, stages) if real else []
+    found += [] if walked is None else waste_warnings(resolved, stages, walked)
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,6 +52,23 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> None:
         """Go on from a checkpoint."""
         ...
+
+
+@dataclass(frozen=True)
+class KnownAtStart:
+    """What a summary holds that is known before the first step.
+
+    Attributes:
+        pretrain: FLOPs of each model's pre-training.
+        references: that the run is scored with.
+        data: facts about the data.
+        warnings: about the run.
+    """
+
+    pretrain: Mapping[str, int]
+    references: Sequence[ReferenceEntry]
+    data: Mapping[str, Any]
+    warnings: Sequence[str]
 
 
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
@@ -299,16 +317,8 @@ class Recorder:
             part.load_state_dict(state[name])
         self.final = state["final"]
 
-    def summary(
-        self,
-        progress: Progress,
-        status: Ending,
-        pretrain: Mapping[str, int],
-        references: Sequence[ReferenceEntry],
-        data: Mapping[str, Any],
-        warnings: Sequence[str],
-    ) -> Summary:
-        """What the run amounts to, with what its start has brought along: frozen models, data, warnings."""
+    def summary(self, progress: Progress, status: Ending, known: KnownAtStart) -> Summary:
+        """What the run amounts to."""
         resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
         spent_apart = {"rungs": progress.rung_flops} if allowance.rungs else {}
         return Summary(
@@ -327,7 +337,7 @@ class Recorder:
             flops=progress.ledger.flops() | spent_apart,
             macs_total=progress.ledger.macs_total,
             flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
-            pretrain_flops=dict(pretrain),
+            pretrain_flops=dict(known.pretrain),
             pretrain_in_budget=allowance.pretrain,
             added_to_budget=allowance.added,
             seconds=progress.seconds,
@@ -335,8 +345,8 @@ class Recorder:
             learning_rate=resolved.run.optimizer.learning_rate,
             measures=self.stages.evaluator.measures,
             metrics=self.final,
-            references=tuple(references),
-            data=data,
-            warnings=tuple(warnings),
+            references=tuple(known.references),
+            data=known.data,
+            warnings=tuple(known.warnings),
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )

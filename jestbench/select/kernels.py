@@ -1,6 +1,6 @@
 """Strips on CUDA: the products of a tile by cuBLAS, then softplus or exponential and row sum in one pass over them.
 
-``jestbench.select.scores.strip_sums`` calls ``usable``, and stays with plain torch where it returns False: off CUDA,
+``jestbench.select.strips.strip_sums`` calls ``usable``, and stays with plain torch where it returns False: off CUDA,
 without triton, with JESTBENCH_FUSED=0 in the environment, or on a device where the kernel fails its one test against
 the dense formula. Products and sums have full fp32 precision, never TF32.
 

@@ -15,6 +15,7 @@ import timm
 from helpers import rows_of, summary_of
 
 import policies
+from jestbench.bench.arms import tiny_stands
 from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
@@ -92,15 +93,7 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
 
 
 def small_reference(policy_file: Path) -> list[str]:
-    """The reference or scorer that a policy's file binds, of the tiny runs and trained on little, as a binding."""
-    bound = {binding.key: binding.value for binding in grammar.read_file(policy_file)}
-    words = []
-    for key in ("run.reference", "run.scorer"):
-        if isinstance(bound.get(key), str | list | tuple):
-            file, *more = [bound[key]] if isinstance(bound[key], str) else bound[key]
-            tiny = file.replace("run/", "run/tiny_")
-            words.append(f"{key}={(tiny, *REFERENCE[1:], *more)!r}")
-    return words
+    return tiny_stands(policy_file, *REFERENCE[1:])
 
 
 def file(name: str, *lines: str) -> str:

@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import lzma
-import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from photos import tar_bytes, tar_of
 from PIL import Image
 
 from jestbench.batch import DataError
@@ -45,22 +45,6 @@ def picture(number: int, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(grid).save(file, kind)
     return file.getvalue()
-
-
-def tar_bytes(files: Files) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
-
-
-def write_tar(path: Path, files: Files) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tar_bytes(files))
-    return path
 
 
 def plain(count: int, first: int = 0) -> Files:
@@ -120,14 +104,14 @@ def test_every_ending_of_an_image_is_read(tmp_path):
         for file in ((f"a/{i:03d}.{ending}", picture(i)), (f"a/{i:03d}.txt", f"of {ending}".encode()))
     ]
     assert len(IMAGES) == 11
-    pairs, damage = both(tmp_path, str(write_tar(tmp_path / "x.tar", files)))
+    pairs, damage = both(tmp_path, str(tar_of(tmp_path / "x.tar", files)))
     assert pairs == expected(*(f"of {ending}" for ending in (*IMAGES, "JPG", "Png")))
     assert damage == {}
 
 
 def test_of_several_images_the_first_bound_ending_is_taken(tmp_path):
     files = [("0.webp", picture(0)), ("0.jpg", picture(7)), ("0.txt", b"x"), ("1.jpg", picture(1)), ("1.txt", b"y")]
-    pool = str(write_tar(tmp_path / "x.tar", files))
+    pool = str(tar_of(tmp_path / "x.tar", files))
     pairs, damage = both(tmp_path, pool, images=("webp",))
     assert (pairs, damage) == (expected("x"), {"no image": 1})
     assert (content_key(picture(7)), "x") in both(tmp_path, pool)[0]
@@ -147,7 +131,7 @@ RAW = "  Ａ ﬁne\n\n DAY\u3000 " + "long " * 9
     ],
 )
 def test_captions_are_normalised_alike(tmp_path, captions, wanted):
-    pool = str(write_tar(tmp_path / "x.tar", [("0.jpg", picture(0)), ("0.txt", RAW.encode())]))
+    pool = str(tar_of(tmp_path / "x.tar", [("0.jpg", picture(0)), ("0.txt", RAW.encode())]))
     assert both(tmp_path, pool, captions=captions) == (expected(wanted), {})
 
 
@@ -173,7 +157,7 @@ def test_fields_of_json_members_are_found_at_any_depth(tmp_path, where, wanted):
     files = [("x.jpg", picture(9)), ("x.json", b"{broken")]
     for i, value in enumerate(found):
         files += [(f"{i}.jpg", picture(i)), (f"{i}.json", json.dumps(value).encode())]
-    pairs, damage = both(tmp_path, str(write_tar(tmp_path / "x.tar", files)), caption=where)
+    pairs, damage = both(tmp_path, str(tar_of(tmp_path / "x.tar", files)), caption=where)
     assert {text for _, text in pairs} == wanted
     assert damage == {"broken JSON": 1, "no caption": len(found) - len(wanted)}
 
@@ -186,7 +170,7 @@ def several(tmp_path: Path, count: int = 30) -> tuple[str, dict[str, Any]]:
             texts = [f"{letter} of {i}" for letter in "abc"[: 1 + i % 3]]
             files += [(f"{i:03d}.jpg", picture(i)), (f"{i:03d}.json", json.dumps({"a": {"b": texts}}).encode())]
             files += [(f"{i:03d}.txt", "\n".join(["", *texts, " "]).encode())]
-        write_tar(tmp_path / f"{shard}.tar", files)
+        tar_of(tmp_path / f"{shard}.tar", files)
     return f"{tmp_path}/{{0..2}}.tar", {"list": {"caption": "json.a.b"}, "lines": {"lines": True}}
 
 
@@ -259,7 +243,7 @@ DAMAGE = {
 
 
 def test_damage_is_left_out_and_counted_alike(tmp_path):
-    pool = str(write_tar(tmp_path / "x.tar", damaged_files()))
+    pool = str(tar_of(tmp_path / "x.tar", damaged_files()))
     pairs, damage = both(tmp_path, pool)
     assert pairs == {(content_key(picture(0)), "number 0"), (content_key(picture(1)), "kept")}
     assert damage == DAMAGE
@@ -268,7 +252,7 @@ def test_damage_is_left_out_and_counted_alike(tmp_path):
 def test_an_image_that_no_decoder_reads_is_left_out_by_a_stream_as_by_a_verified_index(tmp_path):
     files = plain(3)
     files[2] = ("0001.png", picture(1)[:-60])
-    pool = str(write_tar(tmp_path / "x.tar", files))
+    pool = str(tar_of(tmp_path / "x.tar", files))
     pairs, damage = indexed(tmp_path, pool, verify=("pool",))
     assert damage == {"undecodable image": 1}
     assert streamed(pool) == (pairs, 1)
@@ -292,8 +276,8 @@ BREAKS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("how", BREAKS)
 def test_a_tar_that_breaks_off_is_read_up_to_there_alike(tmp_path, how):
     change, reason = BREAKS[how]
-    write_tar(tmp_path / "0.tar", plain(3, first=20))
-    whole = write_tar(tmp_path / "1.tar", plain(9))
+    tar_of(tmp_path / "0.tar", plain(3, first=20))
+    whole = tar_of(tmp_path / "1.tar", plain(9))
     whole.write_bytes(change(whole.read_bytes()))
     pairs, damage = both(tmp_path, f"{tmp_path}/{{0..1}}.tar")
     assert damage[reason] == 1
@@ -304,7 +288,7 @@ def test_a_tar_that_breaks_off_is_read_up_to_there_alike(tmp_path, how):
 def test_a_compressed_shard_is_streamed_as_its_tar_is_indexed(tmp_path, name):
     pack: Callable[[bytes], bytes] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[name]
     files = [*plain(6), ("big.bin", bytes(3 * 2**20)), *plain(3, first=6)]
-    whole = write_tar(tmp_path / "x.tar", files)
+    whole = tar_of(tmp_path / "x.tar", files)
     packed = tmp_path / f"x.tar.{name}"
     packed.write_bytes(pack(whole.read_bytes()))
     pairs, _ = indexed(tmp_path, str(whole))
@@ -313,7 +297,7 @@ def test_a_compressed_shard_is_streamed_as_its_tar_is_indexed(tmp_path, name):
     with pytest.raises(DataError, match="is compressed"):
         indexed(tmp_path, str(packed))
     packed.write_bytes(packed.read_bytes()[: packed.stat().st_size // 2])
-    other = write_tar(tmp_path / "y.tar", plain(4, first=20))
+    other = tar_of(tmp_path / "y.tar", plain(4, first=20))
     left, damaged = lane_pairs(shards_of(str(packed), str(other)))
     assert indexed(tmp_path, str(other))[0] <= left < pairs | left
     assert damaged >= 1
@@ -325,8 +309,8 @@ def shards_of(*urls: str, **more: Any) -> Shards:
 
 @pytest.mark.parametrize("url", ["pipe:false", "pipe:cat {path}; false", "{path}.gone", "pipe:head -c 3 {path}"])
 def test_what_cannot_be_opened_or_ends_in_failure_costs_no_other_shard(tmp_path, url):
-    whole = write_tar(tmp_path / "x.tar", plain(4))
-    other = write_tar(tmp_path / "y.tar", plain(4, first=4))
+    whole = tar_of(tmp_path / "x.tar", plain(4))
+    other = tar_of(tmp_path / "y.tar", plain(4, first=4))
     pairs, damaged = lane_pairs(shards_of(url.format(path=whole), str(other)))
     assert pairs >= indexed(tmp_path, str(other))[0]
     assert damaged == 1 or "cat" in url
@@ -391,8 +375,8 @@ def test_whatever_shards_hold_both_ways_read_the_same(tmp_path_factory, data):
 
 def test_bindings_of_captions_reach_a_stream(tmp_path):
     texts = [("0.txt", "Ａ\nTwo".encode()), ("0.json", b'{"a": ["x", "y"]}')]
-    pool, held_out = write_tar(tmp_path / "pool.tar", [("0.jpg", picture(0)), *texts]), tmp_path / "eval.tar"
-    write_tar(held_out, plain(2))
+    pool, held_out = tar_of(tmp_path / "pool.tar", [("0.jpg", picture(0)), *texts]), tmp_path / "eval.tar"
+    tar_of(held_out, plain(2))
     (tmp_path / "tokenizer.json").write_text(BESIDE.split("eval").tokenizer.definition)
     gin = [str(ROOT / "gin/run/webdataset.gin"), str(ROOT / "gin/data/stream.gin")]
     bindings = [f"stream.shards='{pool}'", "stream.lanes=1", f"webdataset.eval='{held_out}'"]
@@ -425,7 +409,7 @@ def test_a_stream_that_cannot_be_is_refused(wrong):
 
 def test_patterns_are_expanded_alike(tmp_path, monkeypatch):
     for name in ("a/0.tar", "a/1.tar", "b/0.tar"):
-        write_tar(tmp_path / name, plain(1))
+        tar_of(tmp_path / name, plain(1))
     monkeypatch.chdir(tmp_path)
     assert paths_of("a/{0..2}.tar") == ["a/0.tar", "a/1.tar", "a/2.tar"]
     assert paths_of("{a,b}/*.tar") == ["a/0.tar", "a/1.tar", "b/0.tar"]
@@ -442,7 +426,7 @@ def test_patterns_are_expanded_alike(tmp_path, monkeypatch):
 
 
 def benchmark(folder: Path, files: Files) -> Path:
-    write_tar(folder / "test" / "0.tar", files)
+    tar_of(folder / "test" / "0.tar", files)
     (folder / "dataset_type.txt").write_text("retrieval\n")
     return folder
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import pickle
 import re
 import struct
 import sys
-import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +21,7 @@ import torch
 from helpers import rows_of, summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import TOKENIZER, caption, encoded, files_of, half, jpeg, photo
+from photos import TOKENIZER, caption, encoded, files_of, half, jpeg, photo, tar_of
 from PIL import Image
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
@@ -382,15 +380,6 @@ def write_shards(pattern: str, photos: list[tuple[Path, str]], per_shard: int = 
     with webdataset.ShardWriter(pattern, maxcount=per_shard, verbose=0) as shards:
         for number, (path, text) in enumerate(photos):
             shards.write({"__key__": f"{number:06d}", "jpg": path.read_bytes(), "txt": text})
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def sample(number: int, **members: bytes) -> list[tuple[str, bytes]]:

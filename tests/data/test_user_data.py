@@ -1,8 +1,7 @@
-"""Data as people have them: what is no pair is counted and named, and nothing is misread without a word."""
+"""Readers of user data: the pairs that they return, and the damage that they count and name."""
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import caption, encoded, jpeg, photo
+from photos import caption, encoded, jpeg, photo, tar_of
 
 from jestbench.batch import DataError
 from jestbench.config.grammar import read_file
@@ -31,15 +30,8 @@ from jestbench.launch import command
 from jestbench.model.tokenizer_choice import TokenizerChoice
 
 
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> str:
-    import tarfile
-
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
+def tar_at(path: Path, members: list[tuple[str, bytes]]) -> str:
+    return str(tar_of(path, members))
 
 
 def opened(kind: type[Source], tmp_path: Path, pool: Any, **bound: Any) -> Any:
@@ -72,7 +64,7 @@ DOTTED = [m for i in range(4) for m in ((f"s{i}.input.jpg", jpeg(i)), (f"s{i}.ou
 
 
 def test_members_whose_endings_have_dots_are_named_whole_by_index_and_stream(tmp_path):
-    pool = tar_of(tmp_path / "x.tar", DOTTED)
+    pool = tar_at(tmp_path / "x.tar", DOTTED)
     bound = {"images": ["INPUT.jpg"], "caption": "outputs.txt"}
     wanted = [(content_key(jpeg(i)), caption(i)) for i in range(4)]
     assert pairs_of(opened(WebDataset, tmp_path, pool, **bound)) == wanted
@@ -84,25 +76,25 @@ def test_members_whose_endings_have_dots_are_named_whole_by_index_and_stream(tmp
 def test_a_member_of_the_whole_name_comes_before_a_field(tmp_path):
     meta = json.dumps({"a": {"b": "deep"}, "txt": "a field"}).encode()
     files = [("0.jpg", jpeg(0)), ("0.meta.json", meta), ("0.json", meta), ("0.json.txt", b"a member")]
-    pool = tar_of(tmp_path / "x.tar", files)
+    pool = tar_at(tmp_path / "x.tar", files)
     found = {where: opened(WebDataset, tmp_path, pool, caption=where).captions[0] for where in ("json.txt", "json.a.b")}
     assert found == {"json.txt": "a member", "json.a.b": "deep"}
     assert opened(WebDataset, tmp_path, pool, caption="meta.json.a.b").captions[0] == "deep"
 
 
 def test_what_stands_in_place_of_a_pair_is_shown(tmp_path):
-    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "x.tar", DOTTED))
+    said = refused(WebDataset, tmp_path, tar_at(tmp_path / "x.tar", DOTTED))
     assert "4 × no image of 4, the first: x.tar: s0: its members end in input.jpg, outputs.txt" in said
     assert "'input.jpg', or write names without dots" in said
     dates = [(f"2024.05.0{i}.{e}", c) for i in range(1, 4) for e, c in (("jpg", jpeg(i)), ("txt", b"x"))]
-    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "dates.tar", dates))
+    said = refused(WebDataset, tmp_path, tar_at(tmp_path / "dates.tar", dates))
     assert "2024: its members end in 05.01.jpg, 05.01.txt, 05.02.jpg" in said
     assert "a name ends at its first dot" in said
     apart = [(f"{i}.jpg", jpeg(i)) for i in range(3)] + [(f"{i}.txt", b"x") for i in range(3)]
-    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "apart.tar", apart))
+    said = refused(WebDataset, tmp_path, tar_at(tmp_path / "apart.tar", apart))
     assert "3 × members of a pair do not stand together of 6, the first: apart.tar: 0: jpg … txt" in said
     fields = [("0.jpg", jpeg(0)), ("0.json", b'{"alt": "x", "url": "y"}')]
-    said = refused(WebDataset, tmp_path, tar_of(tmp_path / "f.tar", fields), caption="json.caption")
+    said = refused(WebDataset, tmp_path, tar_at(tmp_path / "f.tar", fields), caption="json.caption")
     assert "its json has the fields alt, url" in said
     with pytest.raises(DataError, match=r"no image: .*s0: its members end in input\.jpg, outputs\.txt"):
         Stream(str(tmp_path / "x.tar"), Synthetic(eval=4), image_size=16, lanes=1, buffer=1).split("pool")
@@ -158,7 +150,7 @@ def test_a_null_in_a_list_and_nan_in_a_field_lose_no_more_than_themselves(tmp_pa
     kinds = ["NaN", "null", "true", '{"raw": "x"}', '["good", null]', '"plain"']
     members = [m for i, kind in enumerate(kinds) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.json", b"%s" % kind.encode()))]
     members = [(name, b'{"c": %s}' % content if name.endswith("json") else content) for name, content in members]
-    split = opened(WebDataset, tmp_path, tar_of(tmp_path / "x.tar", members), caption="json.c")
+    split = opened(WebDataset, tmp_path, tar_at(tmp_path / "x.tar", members), caption="json.c")
     assert pairs_of(split) == [(content_key(jpeg(4)), "good"), (content_key(jpeg(5)), "plain")]
     assert damage_of(split) == {"no caption": 2, "caption is no text (bool)": 1, "caption is no text (dict)": 1}
 
@@ -390,7 +382,7 @@ def test_a_folder_of_pictures_with_texts_beside_them(tmp_path, parquet):
 def test_index_stream_and_datasets_give_the_same_pairs(tmp_path, parquet):
     datasets = pytest.importorskip("datasets")
     members = [m for i in range(12) for m in ((f"{i:03d}.jpg", jpeg(i)), (f"{i:03d}.txt", caption(i).encode()))]
-    pool = tar_of(tmp_path / "x.tar", members)
+    pool = tar_at(tmp_path / "x.tar", members)
     indexed = opened(WebDataset, tmp_path, pool)
     batch = indexed.batch(torch.arange(12))
     found = [(decode(jpeg(i), 16), caption(i)) for i in range(12)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from helpers import small_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import tar_of
 from PIL import Image
 
 from jestbench.batch import DataError
@@ -37,15 +37,6 @@ def encoded(colour: tuple[int, int, int], kind: str = "png", size: tuple[int, in
     return file.getvalue()
 
 
-def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
 def classification(folder: Path, shots: int = 3) -> Path:
     """Three classes over two test shards, a few training images each."""
     names = list(COLOURS)
@@ -60,7 +51,7 @@ def classification(folder: Path, shots: int = 3) -> Path:
                     key = f"s{shard}{number}{label}"
                     shade = tuple(max(0, c - 9 * number - 3 * shard) for c in colour)
                     files += [(f"{key}.png", encoded(shade)), (f"{key}.cls", str(label).encode())]
-            write_tar(folder / part / f"{shard}.tar", files)
+            tar_of(folder / part / f"{shard}.tar", files)
         (folder / part / "nshards.txt").write_text("2\n")
     return folder
 
@@ -72,7 +63,7 @@ def retrieval(folder: Path) -> Path:
     for number, (name, colour) in enumerate(COLOURS.items()):
         captions = [f"a {name} square", f"{name} again"][: 1 + number % 2]
         files += [(f"{number}.jpg", encoded(colour, "jpg")), (f"{number}.txt", "\n".join(captions).encode())]
-    write_tar(folder / "test" / "0.tar", files)
+    tar_of(folder / "test" / "0.tar", files)
     return folder
 
 
@@ -212,9 +203,9 @@ def breaks(how: str, folder: Path) -> None:
     elif how == "template":
         (folder / "zeroshot_classification_templates.txt").write_text("a photo\n")
     elif how == "label":
-        write_tar(tar, [("a.png", encoded((0, 0, 0))), ("a.cls", b"7")])
+        tar_of(tar, [("a.png", encoded((0, 0, 0))), ("a.cls", b"7")])
     elif how == "no label":
-        write_tar(tar, [("a.png", encoded((0, 0, 0)))])
+        tar_of(tar, [("a.png", encoded((0, 0, 0)))])
     elif how == "cut":
         tar.write_bytes(tar.read_bytes()[:700])
     elif how == "shards":
@@ -248,7 +239,7 @@ def test_a_set_that_is_not_whole_is_refused_by_name(tmp_path, how, said):
 
 def test_a_damaged_image_stops_the_evaluation_with_its_name(tmp_path):
     folder = classification(tmp_path / "colours")
-    write_tar(folder / "test" / "0.tar", [("a.png", encoded((9, 9, 9))[:40]), ("a.cls", b"1")])
+    tar_of(folder / "test" / "0.tar", [("a.png", encoded((9, 9, 9))[:40]), ("a.cls", b"1")])
     with pytest.raises(DataError, match="colours is damaged"):
         evaluated(sets=(str(folder),))
 

@@ -1,4 +1,4 @@
-"""What a check opens of a user's data and reports; what a run says of silent waste; what a resume compares."""
+"""Reports on user data: samples of --check, warnings of waste, and the fingerprints that a resume compares."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SHAPE, kill_before, rows_of, small_learner, summary_of, timeless
+from helpers import SHAPE, kill_before, own_surroundings, rows_of, small_learner, summary_of, timeless
 from pretended_device import CUDA, DeviceMixed, Pretended
 
 from jestbench.batch import Batch
@@ -40,14 +40,8 @@ ENGINE_WAITS = {"active_clip": 4, "rho_loss_twin": 6}
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the module's own, in which each reference is trained once, and one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JESTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("JESTBENCH_FUSED", "0")
+    with own_surroundings(tmp_path_factory, JESTBENCH_FUSED="0"):
         yield
-    torch.set_num_threads(threads)
 
 
 class CountedSteps:

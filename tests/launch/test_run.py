@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import make_golden
 import pytest
 import torch
-from helpers import SLOW, Passes, kill_before, outcome, rows_of, start, summary_of, wait_for
+from helpers import SLOW, Passes, kill_before, outcome, own_surroundings, rows_of, start, summary_of, wait_for
 from torch import nn
 
 import policies
@@ -45,15 +45,8 @@ REFERENCE = [*SIZES, SMALL_MODEL, "run.budget=3e8", "evaluate.points=1"]
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An own cache, and one thread: sums over several may differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JESTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            patch.setenv(name, "1")
+    with own_surroundings(tmp_path_factory, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         yield
-    torch.set_num_threads(threads)
 
 
 def arm(policy: str) -> list[str]:
