@@ -84,12 +84,7 @@ def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
 
 def step_price(resolved: Resolved) -> StepPrice:
     """Price a run's step from its shapes; data and reference may be stand-ins."""
-    return _step_price(resolved, _built(resolved))
-
-
-def _built(resolved: Resolved) -> Stages:
-    """Build the stages to price a run by; they read and write no rows."""
-    return _built_on(resolved)[0]
+    return step_price_of(resolved, _built_on(resolved)[0])
 
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
@@ -104,7 +99,8 @@ def _one(stages: Stages) -> Batch:
     return stages.pairs.example()
 
 
-def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
+def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
+    """Price a run's step on stages that were built with the shapes of the run."""
     actors, learner, batch_size = stages.scorer.actors, stages.learner, resolved.run.batch_size
     free = resolved.run.reference_accounting == "amortised"
     scoring = {role: _scoring(resolved, role, actor) for role, actor in actors.items()}
@@ -148,7 +144,7 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
 def _forecast(resolved: Resolved) -> int:
     """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
     stages, data = _built_on(resolved)
-    price, below = _step_price(resolved, stages), pretraining(resolved)
+    price, below = step_price_of(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
     fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
     steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
@@ -217,8 +213,8 @@ def ladder_table(resolved: Resolved) -> str:
     """The rungs of a run's ladder as text; empty for a run without."""
     if not resolved.run.optimizer.rungs:
         return ""
-    stages = _built(resolved)
-    price, pool = _step_price(resolved, stages), stages.super_batches.pool
+    stages, _ = _built_on(resolved)
+    price, pool = step_price_of(resolved, stages), stages.super_batches.pool
     return "\n".join(ladder_lines(resolved, price, pool, _taken(resolved)))
 
 
@@ -322,7 +318,7 @@ def _pair_lines(stages: Stages) -> list[str]:
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     stages, data = _built_on(resolved)
-    price = _step_price(resolved, stages)
+    price = step_price_of(resolved, stages)
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
@@ -355,15 +351,13 @@ def price_table(resolved: Resolved) -> str:
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
-def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]) -> list[str]:
-    """Lines on the epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
-    if not walked.get("steps_an_epoch"):
-        return []
-    steps = _counted_steps(resolved)
-    if resolved.run.budget is not None:
-        price = _step_price(resolved, stages)
-        steps = steps_bought(resolved, price, stages.super_batches.pool, _taken(resolved)) or 0
-    return _epoch_lines(stages, walked, steps)
+def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any], price: StepPrice) -> list[str]:
+    """Lines on the steps and epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
+    pool, taken = stages.super_batches.pool, _taken(resolved)
+    steps = steps_bought(resolved, price, pool, taken)
+    if steps is None:
+        return _epoch_lines(stages, walked, _counted_steps(resolved))
+    return [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]
 
 
 def _counted_steps(resolved: Resolved) -> int:
