@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
     )
-    command.add_argument("--verbose", action="store_true", help="with --check: whole configurations, the reference's too")
+    command.add_argument(
+        "--verbose", action="store_true", help="with --check: whole configurations, the reference's too"
+    )
     command.add_argument("--list_policies", action="store_true", help="print the registered policies")
     command.add_argument(
         "--describe",

@@ -1,4 +1,4 @@
-"""Describes what can be bound, for ``--describe``: parameters, types, defaults, meanings, source; from the docstrings."""
+"""Descriptions of what can be bound, for ``--describe``: parameters, types, defaults, meanings, sources."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def described(asked: str) -> str:
     fields = fields_of(cls)
     if parameter:
         if parameter not in fields:
-            raise ConfigError(f"--describe {asked}: {name} has no parameter {parameter!r}; {nearest_or_all(parameter, fields)}")
+            raise ConfigError(
+                f"--describe {asked}: {name} has no parameter {parameter!r}; {nearest_or_all(parameter, fields)}"
+            )
         return "\n".join([*_parameter_lines(f"{prefix}.{parameter}", cls, parameter), f"File: {_file(cls)}"])
     kind = "policy" if name in policy_classes() else "configurable"
     lines = [*_paragraph(f"{prefix} ({kind}): {_first_sentence(cls)}"), ""]
@@ -149,7 +151,10 @@ def _first_sentence(cls: type[Any]) -> str:
 
 def everything() -> str:
     """What can be described, in groups: policies, parts of a run, data, models."""
-    groups: dict[str, list[tuple[str, type[Any]]]] = {"policies": list(policy_classes().items()), "a run and its parts": []}
+    groups: dict[str, list[tuple[str, type[Any]]]] = {
+        "policies": list(policy_classes().items()),
+        "a run and its parts": [],
+    }
     for name, cls in configurables().items():
         if name not in policy_classes():
             room = cls.__module__.split(".")[1]

@@ -348,7 +348,45 @@ def price_table(resolved: Resolved) -> str:
     if steps is not None:
         lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walk(resolved, stages), steps)]
         lines += ladder_lines(resolved, price, pool, taken)
+    lines += [_to_pay(resolved, price, pool, steps, FLOPS_PER_MAC * macs)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+
+
+def factor_to_pay(
+    resolved: Resolved, price: StepPrice, pool: int | None, steps: int, once: int, pretrained: int
+) -> float:
+    """By which factor an arm must need fewer steps than uniform to pay, all in: its cost a step over uniform's.
+
+    n steps of the arm cost Σ_i c_i + once + pretrained FLOPs, for which uniform takes (…)/u steps; the factor is these
+    over n. c_i holds the frozen models' scoring in the first pass over the pool alone, under ``first_sight``.
+
+    Args:
+        resolved: the run.
+        price: the price of one of its steps; ``uniform`` is u.
+        pool: pairs in its split; ``None`` is a stream that never ends.
+        steps: n, those that its budget buys.
+        once: FLOPs that are charged once, before the first step: a calibration.
+        pretrained: FLOPs of training its frozen models, in the budget or beside it.
+    """
+    again = 0
+    if pool is not None and resolved.run.reference_accounting != "online":
+        again = max(0, steps - max(1, pool // resolved.candidates))
+    return (steps * price.total - again * price.first_sight + once + pretrained) / (steps * price.uniform)
+
+
+def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int | None, once: int) -> str:
+    """A line on ``factor_to_pay``, at the configured budget."""
+    number = _counted_steps(resolved) if steps is None else steps
+    if number < 1:
+        return "to pay, all in: the budget buys no step"
+    # A reference that the budget adds and nothing scores with is no cost of the arm.
+    pretrained = sum(flops for role, flops in pretraining(resolved).items() if role in resolved.scored_by)
+    alone, whole = (factor_to_pay(resolved, price, pool, number, once, flops) for flops in (0, pretrained))
+    apart = f"; {alone:.3f} without the {pretrained:.4g} FLOPs of pre-training" if pretrained else ""
+    return (
+        f"to pay, all in: {number:,} steps must do what uniform does in {number * whole:,.0f}, a factor of "
+        f"{whole:.3f}{apart}"
+    )
 
 
 def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any], price: StepPrice) -> list[str]:
