@@ -182,7 +182,7 @@ def _bare_step(
     """A step of plain training code: inputs on the device, no number read back, fused AdamW."""
     model = learner.model.train()
     images, tokens = rig.inputs(batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -18,10 +18,10 @@ from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
 
-VERSION = 1
-"""Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
-from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the defaults of a version:
-``python tests/make_defaults.py``."""
+VERSION = 2
+"""Raised by one whenever a default, a parameter's meaning or the arithmetic changes, so that no run from before is
+averaged with one from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the
+defaults of a version: ``python tests/make_defaults.py``."""
 
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(

@@ -112,8 +112,7 @@ class Learner(Actor):
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices, self.microbatch = arithmetic, arithmetic.world, prices, microbatch
         self.schedule = optimizer
-        self.fused = arithmetic.device.type == "cuda"
-        self.optimizer: Any = optimizer.build(self.model, self.fused)
+        self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
 
     @property
@@ -202,7 +201,7 @@ class Learner(Actor):
         Raises:
             NonFiniteLoss: on a CPU, the loss or its gradient is NaN or infinite; no parameter is changed.
         """
-        if not self.fused:  # nobody waits for the loss on a CPU: no need to begin a backward pass of NaN
+        if self.arithmetic.device.type == "cpu":  # nobody waits for the loss: no need to begin a backward pass of NaN
             self._pending = Measured(loss, loss)
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
@@ -237,5 +236,4 @@ class Learner(Actor):
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self._pending = None
-        groups = [{**group, "fused": self.fused} for group in state["optimizer"]["param_groups"]]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})  # of any device
+        self.optimizer.load_state_dict(state["optimizer"])
