@@ -104,7 +104,8 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)
     yield from (key for key in arm if _unscoped(key) == ("run.budget" if ladder else "optimizer.cooldown"))
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
-    if arm.get("run.train_microbatch", 0) >= arm.get("run.batch_size", float("inf")):
+    at_once = arm.get("run.train_microbatch", 0)
+    if at_once != "auto" and at_once >= arm.get("run.batch_size", float("inf")):
         yield "run.train_microbatch"
 
 
