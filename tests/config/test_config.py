@@ -367,7 +367,15 @@ def test_values_that_are_no_string(text: str) -> None:
 def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
     file("mine.gin", "SEED = 3", "run.seed = %SEED", "run.arm = 'file'", "log.every = 5")
     result = run(
-        "--run.arm=mine", "--gin_file", "mine.gin", "--check", "--verbose", "--gin_param", "log.every=2", "SEED=4", *QUIET[:2]
+        "--run.arm=mine",
+        "--gin_file",
+        "mine.gin",
+        "--check",
+        "--verbose",
+        "--gin_param",
+        "log.every=2",
+        "SEED=4",
+        *QUIET[:2],
     )
     assert (result.status, result.err) == (0, "")
     assert result.value("run.arm") == "'mine'"
