@@ -87,7 +87,7 @@
         const curves = { x: [], y: [], customdata: [], text: [] };
         for (const curve of state.curves ? metric.curves : []) {
           if (world.runs[curve.run].arm !== arm) continue;
-          curve.x[state.axis].forEach((amount, place) => {
+          (curve.x ?? world.amounts[curve.run])[state.axis].forEach((amount, place) => {
             curves.x.push(amount);
             curves.y.push(curve.y[place]);
             curves.customdata.push({ run: curve.run, value: curve.y[place], amount });

@@ -54,7 +54,7 @@ def world_data(table: Table) -> dict[str, Any]:
     members = [member for arm in table.arms for member in arm.members]
     place = {member.run.folder: number for number, member in enumerate(members)}
     shown = panels(table)
-    thinned = _thinned(shown, members)
+    every = _every(shown, members)
     return {
         "metric": table.metric,
         "baseline": table.baseline,
@@ -63,8 +63,9 @@ def world_data(table: Table) -> dict[str, Any]:
         "axes": [{"key": key, "name": name, "unit": _UNITS[key]} for key, name in AXIS_NAMES.items()],
         "arms": [arm.label for arm in table.arms],
         "runs": [_run(member, number) for number, arm in enumerate(table.arms) for member in arm.members],
-        "every": thinned,
-        "metrics": [_metric(panel, table, place, thinned) for panel in shown],
+        "every": every,
+        "amounts": [_amounts(member, every) for member in members],
+        "metrics": [_metric(panel, table, place, every, members) for panel in shown],
         "references": [
             {"name": wording.reference_label(row.name), "value": row.value}
             for row in table.references
@@ -80,7 +81,18 @@ def _run(member: Candidate, arm: int) -> dict[str, Any]:
     return {"arm": arm, "seed": member.seed, "name": folder.name, "again": run_again(folder)}
 
 
-def _metric(panel: Panel, table: Table, place: Mapping[Path, int], every: int) -> dict[str, Any]:
+def _metric(
+    panel: Panel, table: Table, place: Mapping[Path, int], every: int, members: Sequence[Candidate]
+) -> dict[str, Any]:
+    """A metric's decayed points, each run's own, and its curves.
+
+    Args:
+        panel: the metric.
+        table: the table that it belongs to.
+        place: run folder → number of the run.
+        every: see ``_every``.
+        members: the runs with the table's own metric; a curve of the same evaluations has no ``x`` of its own.
+    """
     arms = [arm.label for arm in table.arms]
     data = next(iter(panel.members.values())).run.summary.data
     return {
@@ -107,17 +119,24 @@ def _metric(panel: Panel, table: Table, place: Mapping[Path, int], every: int) -
             for point in member.points
         ],
         "curves": [
-            {
-                "run": place[folder],
-                "x": [_shorts(member.curve.amount_E[axis][_kept(member, every)]) for axis in AXIS_NAMES],
-                "y": _shorts(member.curve.value_E[_kept(member, every)]),
-            }
+            {"run": place[folder], "y": _shorts(member.curve.value_E[_kept(member, every)])}
+            | ({} if _same(member, members[place[folder]]) else {"x": _amounts(member, every)})
             for folder, member in panel.members.items()
         ],
     }
 
 
-def _thinned(shown: Sequence[Panel], members: Sequence[Candidate]) -> int:
+def _same(one: Candidate, other: Candidate) -> bool:
+    """Whether two metrics of a run were evaluated at the same amounts."""
+    pairs = ((one.curve.amount_E[axis], other.curve.amount_E[axis]) for axis in AXIS_NAMES)
+    return all(np.array_equal(mine, its, equal_nan=True) for mine, its in pairs)
+
+
+def _amounts(member: Candidate, every: int) -> list[list[float | int | None]]:
+    return [_shorts(member.curve.amount_E[axis][_kept(member, every)]) for axis in AXIS_NAMES]
+
+
+def _every(shown: Sequence[Panel], members: Sequence[Candidate]) -> int:
     """Each how many-th evaluation a curve shows: each one, unless the page would be too large to send."""
     numbers = len(shown) * (1 + len(AXIS_NAMES)) * sum(len(member.curve.value_E) for member in members)
     return max(1, math.ceil(numbers / _MOST_EVALUATIONS))

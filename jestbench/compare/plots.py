@@ -108,11 +108,13 @@ def save_plots(comparison: Comparison, out: Path) -> None:
 
     with _style():
         for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
-            sizes = (9.0, 5.0), (11.0, sum(_overview_heights(table)))
+            # The legend beside the curves has a line for each arm, and four more.
+            sizes = (9.0, max(5.0, 1.2 + 0.23 * (len(table.arms) + 4))), (11.0, sum(_overview_heights(table)))
             for name, size, draw in zip(names, sizes, (_draw_metric, _draw_overview), strict=True):
                 figure = Figure(figsize=size, layout="constrained")
                 draw(figure, table, subtitle(table, comparison.created))
                 figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
+                figure.set_layout_engine("none")  # the places are found: to find them again takes as long as to draw
                 figure.savefig((out / name).with_suffix(".svg"), metadata={"Date": None})
 
 
@@ -163,7 +165,7 @@ def _draw_overview(figure: Figure, table: Table, facts: str) -> None:
 def _overview_heights(table: Table) -> tuple[float, float]:
     """Inches of the curves with their legend, and of the bars."""
     arms = len(table.arms)
-    return 4.9 + 0.25 * -(-arms // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
+    return 4.9 + 0.3 * -(-(arms + 4) // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
 
 
 def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
