@@ -51,11 +51,17 @@ def differing(configurations: Sequence[Configuration]) -> tuple[str, ...]:
     """Parameters in whose values arms differ, where at least two of them have the parameter; sorted."""
     keys = sorted({key for found in configurations for key in found})
     return tuple(
-        key
-        for key in keys
-        if (is_of_the_arm(key) or key in _STANDS_ON)
-        and len({found[key] for found in configurations if key in found}) > 1
+        key for key in keys if _distinguishes(key) and len({found[key] for found in configurations if key in found}) > 1
     )
+
+
+def of_the_arm(configuration: Configuration) -> dict[str, str]:
+    """The parameters that distinguish arms: without seed, label, logging and where a run lies."""
+    return {key: value for key, value in configuration.items() if _distinguishes(key)}
+
+
+def _distinguishes(key: str) -> bool:
+    return is_of_the_arm(key) or key in _STANDS_ON
 
 
 def own_parameters(configurations: Mapping[str, Configuration]) -> dict[str, dict[str, str]]:
@@ -63,9 +69,8 @@ def own_parameters(configurations: Mapping[str, Configuration]) -> dict[str, dic
     return {
         arm: {
             key: value
-            for key, value in found.items()
-            if is_of_the_arm(key)
-            and not any(key in other for name, other in configurations.items() if name != arm)
+            for key, value in of_the_arm(found).items()
+            if not any(key in other for name, other in configurations.items() if name != arm)
         }
         for arm, found in configurations.items()
     }

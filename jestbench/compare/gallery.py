@@ -169,11 +169,12 @@ class _Sheet:
     """The pictures of a table, cut out one by one."""
 
     def __init__(self, shown: Shown) -> None:
-        from PIL import Image
+        from PIL.Image import open as open_image
 
         self._shown = shown
+        self._sheet: Image | None = None
         try:
-            self._sheet: Image | None = Image.open(shown.sheet).convert("RGB")
+            self._sheet = open_image(shown.sheet).convert("RGB")
         except OSError:
             self._sheet = None
 

@@ -22,7 +22,8 @@ Fact = str | int | float | bool
 
 _SEARCH_DEPTH = 2
 _MOST_ROWS = 300
-"""Rows without an evaluation that are read of a run: curves of selection show fewer points. Evaluations are all read."""
+"""Rows without an evaluation that are read of a run: what is drawn over time has fewer points. Evaluations are all
+read."""
 
 
 class CompareError(Exception):

@@ -50,7 +50,7 @@
     if (!state.log) return { title, type: "linear", tickformat: "~s", rangemode: "tozero" };
     const smallest = Math.min(...amounts);
     const largest = Math.max(...amounts);
-    const range = [Math.log10(smallest) - 0.12, Math.log10(largest) + 0.06];
+    const range = [Math.log10(smallest) - 0.12, Math.log10(largest) + 0.1];
     return { title, type: "log", tickformat: "~s", dtick: "D2", range };
   };
 
@@ -311,10 +311,11 @@
       });
       Plotly.react(chart, traces, layout({ xaxis: xAxis(world, { ...state, log: false }, []), yaxis: { title: { text: escaped(key.name), standoff: 12 } } }), config);
       chart.dataset.drawn = `${key.key} ${world.axes[state.axis].key}`;
-      const rows = world.selection.arms.map((found) => found.rows).filter((count) => count !== null);
+      const rows = world.selection.arms.map((found) => Math.round(found.rows ?? 1));
+      const [fewest, most] = [Math.min(...rows), Math.max(...rows)];
       note.textContent =
-        `Lines: mean over seeds; bands: lowest to highest seed. A point is the mean of about ${number(Math.min(...rows))} to ` +
-        `${number(Math.max(...rows))} logged rows.` + (key.whole ? " Dotted: the same of the whole super-batch, before anything is chosen." : "");
+        `Lines: mean over seeds; bands: lowest to highest seed. A point is the mean of about ${fewest}` +
+        `${most > fewest ? ` to ${most}` : ""} logged row${most > 1 ? "s" : ""}.` + (key.whole ? " Dotted: the same of the whole super-batch, before anything is chosen." : "");
     };
     draw();
     drawings.push(draw);
@@ -357,6 +358,7 @@
       head.cells[1].textContent = world.arms[Number(left.value)];
       head.cells[2].textContent = world.arms[Number(right.value)];
       body.replaceChildren();
+      body.parentElement.classList.toggle("all", all.checked);
       for (const key of [...new Set([...Object.keys(one), ...Object.keys(other)])].sort()) {
         const same = one[key] === other[key];
         if (same && !all.checked) continue;

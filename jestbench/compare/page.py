@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison, Table
-from jestbench.compare.configurations import Configuration, differing, own_parameters, read_configuration
+from jestbench.compare.configurations import Configuration, differing, of_the_arm, own_parameters, read_configuration
 from jestbench.compare.curves import AXES
 from jestbench.compare.gallery import gallery
 from jestbench.compare.page_data import AXIS_NAMES, world_data
 from jestbench.compare.paths import link, portable, run_again
-from jestbench.compare.plots import OTHER_COLOUR, PURPOSE_COLOURS, Look, looks, plot_names
+from jestbench.compare.plots import PURPOSE_COLOURS, Look, looks, plot_names
 from jestbench.compare.points import TOTAL_FLOPS
 from jestbench.compare.table import known_paths, to_markdown
 from jestbench.runs.folder import RunFolder
@@ -128,7 +128,7 @@ def _pictures(world: Mapping[str, Any]) -> list[Mapping[int, str]]:
 def _for_script(world: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "looks": [vars(world["looks"][arm.label]) for arm in world["table"].arms],
-        "configurations": [world["configurations"][arm.label] for arm in world["table"].arms],
+        "configurations": [of_the_arm(world["configurations"][arm.label]) for arm in world["table"].arms],
     }
 
 
@@ -142,9 +142,7 @@ def _verdict(arm: Arm, table: Table, look: Look) -> dict[str, Any]:
     }
 
 
-def _row(
-    arm: Arm, number: int, table: Table, look: Look, numbers: Mapping[int, int], out: Path
-) -> dict[str, Any]:
+def _row(arm: Arm, number: int, table: Table, look: Look, numbers: Mapping[int, int], out: Path) -> dict[str, Any]:
     is_baseline = arm.label == table.baseline
     return {
         "arm": arm,
@@ -193,22 +191,15 @@ def _runs(arm: Arm, table: Table, numbers: Mapping[int, int], out: Path) -> list
 
 def _forest(arm: Arm, table: Table) -> dict[str, float] | None:
     """Places of an arm's difference in a drawing that all arms share, in per cent of its width."""
-    found = [one.difference for one in table.arms if one.difference and one.difference.low is not None]
     mine = arm.difference
     if mine is None or mine.low is None or mine.high is None:
         return None
-    low, high = (pick([0.0, *(end(one) or 0.0 for one in found)]) for pick, end in ((min, _low), (max, _high)))
+    known = [one.difference for one in table.arms if one.difference is not None]
+    ends = [0.0, *(end for one in known for end in (one.low, one.high) if end is not None)]
+    low, high = min(ends), max(ends)
     scale = 100 / (high - low) if high > low else 0.0
     places = {"zero": 0.0, "low": mine.low, "high": mine.high, "value": mine.value}
     return {name: round(scale * (value - low), 2) for name, value in places.items()}
-
-
-def _low(difference: Any) -> float | None:
-    return difference.low  # type: ignore[no-any-return]
-
-
-def _high(difference: Any) -> float | None:
-    return difference.high  # type: ignore[no-any-return]
 
 
 def _differences(known: Mapping[str, Configuration]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -271,7 +262,7 @@ def _embedded(data: Any) -> Markup:
 
 def _plotly() -> dict[str, Markup]:
     """plotly.js as its package ships it, and its licence."""
-    script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    script = resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     licence = next(
         file.read_text() for file in metadata.files("plotly") or () if file.name.upper().startswith("LICENSE")
     )

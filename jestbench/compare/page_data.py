@@ -150,7 +150,10 @@ def _kept(member: Candidate, every: int) -> slice:
 
 def _cost(table: Table) -> list[dict[str, Any]]:
     """FLOPs of each purpose, by arm, at the table's budget."""
-    known = [*PURPOSE_COLOURS, *sorted({p for arm in table.arms for p in arm.flops_by_purpose} - PURPOSE_COLOURS.keys())]
+    known = [
+        *PURPOSE_COLOURS,
+        *sorted({p for arm in table.arms for p in arm.flops_by_purpose} - PURPOSE_COLOURS.keys()),
+    ]
     found = [(name, [arm.flops_by_purpose.get(name, 0) for arm in table.arms]) for name in known]
     found.append(("pre-training (reference, scorer)", [arm.pretrain_flops for arm in table.arms]))
     return [{"name": name.replace("_", " "), "purpose": name, "flops": flops} for name, flops in found if any(flops)]

@@ -15,7 +15,7 @@ from jestbench.runs.folder import RunFolder
 
 _START = r"(?:file:/+|~[\w-]*/|/(?=[^\s/])|[A-Za-z]:[\\/])"
 _QUOTED = re.compile(rf"""(['"])({_START}[^'"\n]*)\1""")
-_BARE = re.compile(rf"""(?<![\w.:/<~…*-]){_START}[^\s'"`<>|,;:()\[\]]*""")
+_BARE = re.compile(rf"""(?<![\w./<~…*-])(?<!&lt;){_START}[^\s'"`<>|,;:()\[\]]*""")
 _SHARED = ("home", "Users", "Documents and Settings")
 """Folders whose folders are named after people."""
 

@@ -228,7 +228,9 @@ def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> No
 def _draw_frontier(axes: Axes, points: Sequence[FrontierPoint], axis: str, look: Look) -> None:
     """An arm's decayed points: large hollow markers with their 95 % intervals, joined by a dashed line."""
     amounts, values = [point.amount[axis] for point in points], [point.mean.value for point in points]
-    (line,) = axes.plot(amounts, values, color=COLOURS[look.colour], linewidth=1.2, linestyle="--", marker=look.marker, zorder=6)
+    (line,) = axes.plot(
+        amounts, values, color=COLOURS[look.colour], linewidth=1.2, linestyle="--", marker=look.marker, zorder=6
+    )
     line.set(markerfacecolor="white", markeredgewidth=_LINE_WIDTH, markersize=_POINT_SIZE)
     for at, point in zip(amounts, points, strict=True):
         if point.mean.low is not None and point.mean.high is not None:

@@ -129,22 +129,24 @@ def sentence(arm: Arm, table: Table) -> str:
 
 
 def saving(arm: Arm, table: Table) -> str:
-    """How much less an arm spends than the baseline to reach the baseline's value, in one sentence; empty for the rest."""
+    """How many times an arm's FLOPs the baseline needs to its own value, in one sentence; empty where that is open."""
     spent, all_in = arm.speedup["flops"], arm.speedup["flops_all_in"]
-    if arm.label == table.baseline or table.baseline is None or arm.difference is None:
+    if arm.label == table.baseline or table.baseline is None or arm.verdict is None:
         return ""
-    target = f"{table.baseline}'s value at {flops_text(table.budget)}"
-    if spent.value is not None and spent.kind != "touch" and spent.low is None and spent.high is None:
+    told = spent.kind == "at_least" or (spent.low, spent.high) != (None, None)
+    if not told and arm.verdict == "not told apart":
         return ""  # anything from never to at once
+    target = f"{table.baseline}'s value at {flops_text(table.budget)}"
     if spent.value is None:
         known = {"never": "does not reach", "worse": "touches on the way, and ends below,"}
         return f"It {known[spent.absent]} {target}." if spent.absent in known else ""
+    if not told and spent.kind != "touch":
+        return ""
     texts = [f"{speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×") for one in (spent, all_in)]
     # Where nothing was pre-trained, both are the same number.
-    both = f"; with its pre-training counted {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
-    more = " (below 1×: more)" if spent.value < 1 else ""
-    kind = "By a first touch, indicative, it" if spent.kind == "touch" else "It"
-    return f"{kind} gets to {target} with {texts[0]} fewer FLOPs{more}{both}."
+    both = f"; with its pre-training counted, {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
+    kind = "By a first touch, indicative: to" if spent.kind == "touch" else "To"
+    return f"{kind} get to {target}, {table.baseline} needs {texts[0]} its FLOPs{both}."
 
 
 _TASKS: tuple[tuple[str, str], ...] = (
@@ -166,11 +168,13 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
         measure: what is known about it.
         data: a summary's facts about the data: ``eval_classes``, and ``eval_sets`` by name.
     """
+    if not key.startswith("eval/"):
+        return key
     *sets, name = key.removeprefix("eval/").split("/")
     found = next((form.format(*hit.groups()) for pattern, form in _TASKS if (hit := re.fullmatch(pattern, name))), None)
     above = f"{'/'.join(sets)}: " if sets else ""
     if found is None:
-        return f"{above}{name.replace('_', ' ')}" if sets or found else key
+        return f"{above}{name.replace('_', ' ')}"
     if "shot" in name:
         count = _classes(name, measure, "/".join(sets), data or {})
         return f"{above}{found}" + (f" of {count:,} classes" if count else "")

@@ -1,4 +1,4 @@
-"""What a policy chose of a super-batch, pair by pair, as ``examples/`` keeps it. The comparison reads it without torch."""
+"""What a policy chose of a super-batch, pair by pair, as ``examples/`` keeps it. No torch here: the comparison reads it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Choice:
         if self.score_B is None:
             return np.zeros(0, dtype=np.int64)
         refused_N = np.flatnonzero(~self.chosen_B)
-        return refused_N[np.argsort(self.score_B[refused_N], kind="stable")[:count]].astype(np.int64)
+        found: npt.NDArray[np.int64] = refused_N[np.argsort(self.score_B[refused_N], kind="stable")[:count]]
+        return found
 
     def write(self, path: Path) -> None:
         """Write the choice, whole or not at all."""

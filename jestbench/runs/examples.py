@@ -82,7 +82,7 @@ class ExampleTable:
 
 
 def pick(step: int, batch: Batch, selection: Selection, count: int, generator: torch.Generator) -> ExampleTable:
-    """At most ``count`` chosen and ``count`` refused pairs drawn evenly, and as many that were chosen and refused first.
+    """At most ``count`` chosen and ``count`` refused pairs drawn evenly, and as many of those chosen and refused first.
 
     Args:
         step: steps done, the one that these pairs were chosen in included.

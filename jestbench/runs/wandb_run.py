@@ -197,7 +197,9 @@ def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path
         shown |= {f"{before}{name}": panel for name, panel in _panels(world, rows).items()}
         of_arms = {row["label"]: row for row in rows}
         summary |= {f"{before}{key}": _safe(value) for key, value in world["world"].items()}
-        summary |= {f"{before}{arm}/{key}": _safe(row[key]) for arm, row in of_arms.items() for key in row if key != "label"}
+        summary |= {
+            f"{before}{arm}/{key}": _safe(row[key]) for arm, row in of_arms.items() for key in row if key != "label"
+        }
     shown |= {f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in sorted(out.glob("*.png"))}
     with _staged_with(run):
         run.log(shown)
