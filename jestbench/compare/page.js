@@ -256,25 +256,23 @@
 
   function cost(section, world) {
     const chart = section.querySelector(".chart");
-    chart.style.height = `${110 + 34 * world.arms.length}px`;
+    chart.style.height = `${70 + 34 * world.arms.length}px`;
     const draw = () => {
       const narrow = innerWidth < 700;
       const labels = world.arms.map((label, arm) => `${escaped(cut(label, narrow ? 18 : 40))}<span style="display:none">${arm}</span>`);
       const traces = world.cost.map((part) => {
         const place = data.purposes[part.purpose];
-        const apart = part.name.startsWith("pre-training");
         return {
           type: "bar", orientation: "h", name: escaped(part.name), x: part.flops, y: world.arms.map((_, arm) => arm),
           text: part.flops.map((flops, arm) => `${escaped(cut(world.arms[arm]))}<br>${escaped(part.name)}: ${flops.toPrecision(4)} FLOP`),
           textposition: "none", hovertemplate: "%{text}<extra></extra>",
-          marker: apart
+          marker: part.apart
             ? { color: colour("--paper"), line: { color: colour("--soft"), width: 1 }, pattern: { shape: "/", fgcolor: colour("--soft"), size: 6, solidity: 0.25 } }
             : { color: colour(`--p${place ?? 7}`) },
         };
       });
       const more = {
-        barmode: "stack", showlegend: true, legend: { orientation: "h", y: -55 / (34 * world.arms.length + 1), yanchor: "top", x: 0, traceorder: "normal" },
-        bargap: 0.35, margin: { l: 60, r: 16, t: 8, b: 84 },
+        barmode: "stack", bargap: 0.35, margin: { l: 60, r: 16, t: 8, b: 44 },
         xaxis: { tickformat: "~s", title: { text: "FLOPs", standoff: 6 } },
         yaxis: { tickvals: world.arms.map((_, arm) => arm), ticktext: labels, autorange: "reversed", showgrid: false, automargin: true },
       };

@@ -83,6 +83,7 @@ def _filters(out: Path) -> dict[str, Any]:
         "seconds": wording.seconds_text,
         "reference": wording.reference_label,
         "link": partial(link, page=out),
+        "purpose_colour": _purpose,
         "purpose": lambda purpose: purpose.replace("_", " "),
         "amount": _amount,
         "histogram": _histogram,
@@ -240,10 +241,17 @@ def _purpose(name: str) -> int:
     return names.index(name) if name in names else len(names)
 
 
-def _run_files(folder: Path) -> list[str]:
+def _run_files(folder: Path) -> list[tuple[str, str]]:
+    """Name and relative path of the files that a run has left."""
     run = RunFolder(folder)
-    files = (run.metrics_jsonl, run.summary_json, run.operative_gin, run.environment_json, run.examples_page)
-    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+    files = {
+        "metrics": run.metrics_jsonl,
+        "summary": run.summary_json,
+        "configuration": run.operative_gin,
+        "environment": run.environment_json,
+        "examples": run.examples_page,
+    }
+    return [(name, file.relative_to(folder).as_posix()) for name, file in files.items() if file.is_file()]
 
 
 def _amount(value: float | None, axis: str) -> str:

@@ -27,6 +27,7 @@ AXIS_NAMES = {
 }
 """Axes in the order of the page's switch."""
 _UNITS = {"flops": "FLOP", "flops_all_in": "FLOP", "seconds": "s", "pairs_seen": "", "pairs_trained": ""}
+_PRETRAINING = "pre-training (reference, scorer)"
 _SELECT = "select/"
 _SUPER_BATCH = "_super_batch"
 _MOST_SELECTION = 240_000
@@ -155,8 +156,12 @@ def _cost(table: Table) -> list[dict[str, Any]]:
         *sorted({p for arm in table.arms for p in arm.flops_by_purpose} - PURPOSE_COLOURS.keys()),
     ]
     found = [(name, [arm.flops_by_purpose.get(name, 0) for arm in table.arms]) for name in known]
-    found.append(("pre-training (reference, scorer)", [arm.pretrain_flops for arm in table.arms]))
-    return [{"name": name.replace("_", " "), "purpose": name, "flops": flops} for name, flops in found if any(flops)]
+    found.append((_PRETRAINING, [arm.pretrain_flops for arm in table.arms]))
+    return [
+        {"name": name.replace("_", " "), "purpose": name, "apart": name == _PRETRAINING, "flops": flops}
+        for name, flops in found
+        if any(flops)
+    ]
 
 
 def _selection(table: Table) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def portable(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         return command
-    return shlex.join(_name(shown(Path(word))) if Path(word).is_absolute() else word for word in words)
+    # A shortened path is for readers, and needs no quotes against a shell.
+    return " ".join(_name(shown(Path(word))) if Path(word).is_absolute() else shlex.quote(word) for word in words)
 
 
 def scrubber(folders: Iterable[Path]) -> Callable[[Any], Any]:

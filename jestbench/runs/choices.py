@@ -1,4 +1,4 @@
-"""What a policy chose of a super-batch, pair by pair, as ``examples/`` keeps it. No torch here: the comparison reads it."""
+"""What a policy chose of a super-batch, pair by pair, as ``examples/`` keeps it; read without torch."""
 
 from __future__ import annotations
 

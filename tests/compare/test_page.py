@@ -220,6 +220,13 @@ CLIPPED = """(parts) => [...document.querySelectorAll(parts)]
     .filter((part) => !part.closest("thead") || getComputedStyle(part.closest("thead")).position !== "absolute")
     .map((part) => `${part.tagName} ${part.className}: ${part.textContent.slice(0, 60)}`)"""
 
+BROKEN = """() => { const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) { const text = texts.currentNode, range = document.createRange();
+        if (!text.parentElement.closest("td") || !/^[^a-z]*\\d[^a-z]*$/i.test(text.textContent)) continue;
+        range.selectNode(text);
+        if (range.getClientRects().length > 1) found.push(text.textContent); }
+    return found; }"""
+
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_nothing_is_clipped_at_any_width(browser: Any, out: Path, width: int) -> None:
@@ -228,6 +235,7 @@ def test_nothing_is_clipped_at_any_width(browser: Any, out: Path, width: int) ->
     page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.evaluate(CLIPPED, PARTS) == []
+    assert page.evaluate(BROKEN) == [], "no number goes on in the next line"
     assert page.evaluate(f"document.querySelector('{CHART}').clientWidth") >= 0.8 * width - 60
     watched.close()
 
@@ -240,7 +248,8 @@ def test_dark_mode_and_print_reach_text_and_charts(browser: Any, out: Path) -> N
             watched.page.evaluate(
                 f"""() => {{ const part = document.querySelector('{CHART}');
                 const body = getComputedStyle(document.body);
-                return [body.backgroundColor, body.color, part.layout.font.color, part.data.find((one) => one.meta === "decayed" && one.name === "uniform").line.color]; }}"""
+                const line = part.data.find((one) => one.meta === "decayed" && one.name === "uniform").line;
+                return [body.backgroundColor, body.color, part.layout.font.color, line.color]; }}"""
             )
         )
         if scheme == "dark":  # paper stays white, without switches; changed while the page is open, the chart follows
