@@ -17,10 +17,10 @@ from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
 
-VERSION = 1
-"""Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
-from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the defaults of a version:
-``python tests/make_defaults.py``."""
+VERSION = 2
+"""Raised by one whenever a default, a parameter's meaning or the arithmetic changes, so that no run from before is
+averaged with one from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the
+defaults of a version: ``python tests/make_defaults.py``."""
 
 _VIEWS = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
 
@@ -95,7 +95,8 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)
     yield from (key for key in arm if _unscoped(key) == ("run.budget" if ladder else "optimizer.cooldown"))
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
-    if arm.get("run.train_microbatch", 0) >= arm.get("run.batch_size", float("inf")):
+    at_once = arm.get("run.train_microbatch", 0)
+    if at_once != "auto" and at_once >= arm.get("run.batch_size", float("inf")):
         yield "run.train_microbatch"
 
 

@@ -18,6 +18,7 @@ from jestbench.data.sources.stream_batches import StreamBatches
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.scorer import Scorer
 from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
@@ -65,7 +66,9 @@ def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
     pairs = data.split(run.split)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
-    return Setting(run, pairs, pairs.example(), Arithmetic.of(run.device, run.precision), store_dir)
+    example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
+    micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
+    return Setting(run, pairs, example, arithmetic, store_dir, micro)
 
 
 def _check_world(run: Run, world: World) -> None:
