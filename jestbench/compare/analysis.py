@@ -311,6 +311,7 @@ def _arm(
         pairs_trained=_mean_of(members, "pairs/trained"),
         seconds=float(np.mean([member.counters.get("time/seconds", 0.0) for member in members])),
         curve=mean_curve([member.curve for member in members]),
+        members=group.members,
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.compare.comparison import Arm, Comparison, Pays, Speedup, Table
+from jestbench.compare.paths import relative
 from jestbench.compare.statistics import Interval
-from jestbench.compare.wording import relative, sentence
+from jestbench.compare.wording import sentence
 
 
 def to_json(comparison: Comparison, out: Path) -> str:

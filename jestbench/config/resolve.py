@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jestbench.config.arm_parameters import BUDGETS
 from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
@@ -24,7 +25,7 @@ from jestbench.config.grammar import (
     read_file,
 )
 from jestbench.config.hand_over import handed_over, take_over
-from jestbench.config.identity import BUDGETS, arm_hash, identity_of
+from jestbench.config.identity import arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
