@@ -68,7 +68,7 @@ def test_a_log_has_lines_and_no_bars(sweep: list[str], tmp_path: Path) -> None:
     assert re.search(r"^uniform seed 3 100%, 00:\d\d, 00:00 left, pairs/s=", done.stderr, re.MULTILINE)
     record = SweepRecord.read(tmp_path / "out")
     assert record is not None
-    assert (record.metric, record.goal) == (METRIC, "maximize")
+    assert (record.metric, record.goal, record.over) == (METRIC, "maximize", True)
     assert sorted(record.arms) == sorted(path.parent.name for path in tmp_path.glob("out/*/summary.json"))
     # The comparison of the runs needs no --metric: their sweep names one of those that they share.
     again = [sys.executable, str(ROOT / "tools" / "compare.py"), "out", "--out", "again"]
