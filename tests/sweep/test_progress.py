@@ -134,8 +134,8 @@ def spends(folder: Path, flops: float) -> Path:
 
 
 def test_the_time_left_is_that_of_the_flops_left(tmp_path: Path, clock: Clock) -> None:
-    arms = [arm("a", 100.0), arm("b", 300.0), arm("c", 200.0), arm("d", 50.0)]
-    found = progress.SweepProgress("s", METRIC, 4, 2, arms)
+    arms = [arm("a", 100.0), arm("b", 300.0), arm("c", 200.0), arm("d", 50.0), arm("e", 140.0)]
+    found = progress.SweepProgress("s", METRIC, 5, 2, arms)
     assert found.seconds_left() is None
     found.passed(arms[3])  # it finished in an earlier sweep, and tells nothing of this one's speed
     folders = [tmp_path / one.resolved.run.arm for one in arms]
@@ -147,18 +147,19 @@ def test_the_time_left_is_that_of_the_flops_left(tmp_path: Path, clock: Clock) -
     clock.now += 5
     spends(folders[0], 100), spends(folders[1], 60)
     found.ends(arms[0], 0, 0.5)  # 100 FLOPs in 10 seconds
-    # 240 of b and 200 of c side by side: b alone takes longest.
-    assert found.seconds_left() == pytest.approx(240 / 10)
+    assert found.seconds_left() == pytest.approx((240 + 200 + 140) / 2 / 10), "b, c and e in two places"
     found.begins(arms[2], spends(folders[2], 150))  # resumed
-    assert found.seconds_left() == pytest.approx(240 / 10)
+    assert found.seconds_left() == pytest.approx(240 / 10), "b alone takes longest"
     clock.now += 20
     spends(folders[1], 290), spends(folders[2], 190)
-    assert found.seconds_left() == pytest.approx(10 / 10)
     found.ends(arms[1], 4, None)
-    assert found.line() == "sweep s 3/4, running: c seed 0 (95%); about 0:01 left"
-    found.ends(arms[2], 0, 0.1)
+    assert found.line() == "sweep s 3/5, running: c seed 0 (95%); about 0:14 left"
+    found.ends(arms[2], 0, 0.1)  # 40 FLOPs more in 20 seconds
+    assert found.seconds_left() == pytest.approx(140 * (10 + 20) / (100 + 40))
+    found.begins(arms[4], folders[4])
+    found.ends(arms[4], 0, 0.1)
     assert found.seconds_left() is None
-    assert found.line() == "sweep s 4/4"
+    assert found.line() == "sweep s 5/5"
 
 
 def test_arms_that_count_steps_count_alike(tmp_path: Path, clock: Clock) -> None:
