@@ -125,7 +125,7 @@ def _captions(concepts: int, seed: int) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tokenizer(concepts: int, seed: int) -> str:
-    definition: str = train_bpe(_captions(concepts, seed) * 2, 512).to_str()
+    definition: str = train_bpe(_captions(concepts, seed) * 2, 768).to_str()
     return definition
 
 

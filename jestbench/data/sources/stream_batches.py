@@ -83,7 +83,7 @@ class StreamBatches(SuperBatchSource):
         self._epoch, self._turn, self._step = 0, 0, 0
         self._barren = 0  # step at which the epoch began
         self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
-        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0})
+        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
 
     def _read(self, step: int) -> Batch:
         """The super-batch of the next step.
@@ -179,6 +179,7 @@ class StreamBatches(SuperBatchSource):
             into[slot] = chunk.images_NHWC[row]
         key_B2 = torch.from_numpy(np.stack([chunk.key_N2[row] for chunk, row in rows]))
         token_BL = torch.from_numpy(np.stack([chunk.token_NL[row] for chunk, row in rows]))
+        self._tally.add({"wordless": self.tokenizer.wordless(token_BL)})
         return Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: token_BL},
