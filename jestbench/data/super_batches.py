@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ class StepPlan(ABC):
             process alike, and every process reads the whole super-batch.
     """
 
-    reads: ClassVar[bool] = False
+    reads: bool = False
     pairs: IndexedPairs
     size: int
     seed: int

@@ -90,6 +90,14 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
         if table.damage:
             shown = listed(table.damage, table.examples, len(table) + table.damaged)
             yield f"{source.label}.{split}: left out: {shown}"
+        if table.columns:
+            spans = (f"{name} {column.min():g} to {column.max():g}" for name, column in table.columns.items())
+            yield f"{source.label}.{split}: columns {', '.join(spans)}"
+        if table.beside.get("outside_uids") is not None:
+            yield (
+                f"{source.label}.{split}: {table.beside['outside_uids']:,} images are not in the lists of uids; "
+                f"{table.beside['uids_without_pair']:,} uids of the lists have no image"
+            )
         if table.cut:
             yield f"{source.label}.{split}: {table.cut:,} captions are cut to captions.max_characters"
 

@@ -16,7 +16,7 @@ import torch
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import Tally
 from jestbench.data.loader import Loader
-from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, take_turns
+from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, columns_of, take_turns
 from jestbench.data.super_batches import SuperBatchSource
 from jestbench.data.workers import Workers
 from jestbench.parallel.distributed import World
@@ -186,6 +186,7 @@ class StreamBatches(SuperBatchSource):
             image_key_B=key_B2[:, 0].contiguous(),
             text_key_B=key_B2[:, 1].contiguous(),
             captions=tuple(chunk.captions[row] for chunk, row in rows),
+            columns=columns_of(self.shards, np.stack([chunk.value_NC[row] for chunk, row in rows])),
         )
 
     def _counts(self, step: int) -> dict[str, float]:
