@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from jestbench.compare import wording
 from jestbench.compare.comparison import Comparison, Table
 from jestbench.compare.document import table_json
+from jestbench.compare.paths import relative
 from jestbench.compare.table import format_table
 
 TableName = Literal["arms", "runs", "frontier", "curves", "crossings", "references"]
@@ -131,7 +132,7 @@ def _runs(table: Table) -> Iterator[dict[str, Any]]:
                 "pairs_seen": counters.get("pairs/seen"),
                 "pairs_trained": counters.get("pairs/trained"),
                 "seconds": counters.get("time/seconds"),
-                "run": wording.relative(member.run.folder, Path.cwd()),
+                "run": relative(member.run.folder, Path.cwd()),
             }
 
 
