@@ -126,9 +126,9 @@ def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
 
 def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
     """FLOPs of one more new candidate of a cascade; 0 without a cascade."""
-    if resolved.run.cascade is None:
+    if resolved.run.cascade is None or resolved.run.cascade.role is None:
         return 0
-    actor = stages.scorer.actors[resolved.run.cascade.score]
+    actor = stages.scorer.actors[resolved.run.cascade.role]
     return _flops(actor.forecast_own_loss(2)) - _flops(actor.forecast_own_loss(1))
 
 

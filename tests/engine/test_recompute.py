@@ -46,7 +46,7 @@ DROPPING: dict[str, Any] = {"drop_path_rate": 0.5, "proj_drop_rate": 0.2}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 300).to_str(), LENGTH)
 
 
 def towers(tokenizer: Tokenizer, loss: LossName = "sigmoid", **options: Any) -> TwoTowers:
