@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.hold_folder import held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
@@ -151,6 +152,20 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
+    with _held_by_all(run_dir):
+        return _train_run(resolved, run_dir, resume, role)
+
+
+@contextmanager
+def _held_by_all(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder, by rank 0, for all ranks."""
+    world, stack = distributed.world(), ExitStack()
+    world.first(lambda: stack.enter_context(held(run_dir)))
+    with stack:
+        yield
+
+
+def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if going_on and _finished(run_dir):
