@@ -626,6 +626,33 @@ FORECASTS = (
     ),
 )
 
+COMMANDS = (
+    Mutant(
+        "pre-training need not pay", FORECAST, "price.first_sight + once + pretrained", "price.first_sight", PLANNED
+    ),
+    Mutant(
+        "the goal of a sweep is dropped",
+        "jestbench/compare/choose_metric.py",
+        "return metric, record.lower_is_better",
+        "return metric, None",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "a page reloads itself for ever",
+        "jestbench/compare/watch.py",
+        "_reload(out / PAGE, None if now.over else interval)",
+        "_reload(out / PAGE, interval)",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "what a resumed arm had spent counts as its speed",
+        "jestbench/sweep/progress.py",
+        "_spent(self.folder) - self.begun",
+        "_spent(self.folder)",
+        "tests/sweep/test_progress.py",
+    ),
+)
+
 PER_EXAMPLE = (
     Mutant("hits are counted from rank 0", RESULTS, "(ranking.rank_N <= k)", "(ranking.rank_N < k)", EVALS),
     Mutant("nll is a log-probability", RESULTS, "-ranking.log_probability_N", "ranking.log_probability_N", EVALS),
@@ -717,5 +744,5 @@ VERDICTS = (
 
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE, *VERDICTS),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS),
 )
