@@ -271,9 +271,8 @@ def _embedded(data: Any) -> Markup:
 def _plotly() -> dict[str, Markup]:
     """plotly.js as its package ships it, and its licence."""
     script = resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
-    licence = next(
-        file.read_text() for file in metadata.files("plotly") or () if file.name.upper().startswith("LICENSE")
-    )
+    files = (file for file in metadata.files("plotly") or () if file.name.upper().startswith("LICENSE"))
+    licence = next((file.read_text() for file in files), "plotly.js: MIT licence, as its head says")
     assert "</script" not in script.lower(), "plotly.min.js cannot stand in a page"
     return {"plotly": Markup(script), "licence": Markup("/*!\n" + licence.replace("*/", "* /") + "\n*/")}
 

@@ -154,7 +154,8 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     world = wording.world_name(table)
     if world:
         yield f"## {_plain(world)}"
-    yield _plain(wording.subtitle(table, created))
+    data = table.arms[0].runs[0].run.summary.data
+    yield _plain(f"{wording.metric_text(table.metric, table.measure, data)} · {wording.subtitle(table, created)}")
     yield f"![metric against FLOPs]({picture})"
     yield _plain(table.rule) + "."
     lower = "lower is better" if table.lower_is_better else ""
