@@ -189,7 +189,7 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 64).to_str(), 6)
+    tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
     with distributed.started() as world:
         assert world.size > 1
         check_batches(world, tokenizer)

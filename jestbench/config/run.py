@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jestbench.batch import FULL, Mix, View, mix_of
+from jestbench.batch import COLUMN, FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
 from jestbench.cost.budget import Allowance, Budget, Pretrained
 from jestbench.data.augment import RandomResizedCrop
@@ -27,7 +27,7 @@ from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
 from jestbench.select.losses import LossName
 from jestbench.select.policy import Policy
-from jestbench.select.scores import Role
+from jestbench.select.scores import ROLES, Role
 
 
 class ConfigError(ValueError):
@@ -214,7 +214,18 @@ class Run:
     def needs(self) -> frozenset[Role]:
         """The roles that the policy, or the cascade before it, scores with."""
         assert not isinstance(self.policy, str)
-        return self.policy.needs | ({self.cascade.score} if self.cascade is not None else set())
+        drawn = self.cascade.role if self.cascade is not None else None
+        return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the data that are used, each with what uses it."""
+        assert not isinstance(self.policy, str)
+        names = sorted(need for need in self.policy.needs if need.startswith(COLUMN))
+        used = {name.removeprefix(COLUMN): f"the policy {type(self.policy).__name__} needs" for name in names}
+        if self.cascade is not None and self.cascade.column is not None:
+            used[self.cascade.column] = f"cascade.score = {self.cascade.score!r} draws by"
+        return used
 
     @property
     def mix(self) -> Mix:

@@ -169,6 +169,7 @@ class FilePairs(IndexedPairs):
         image_key_N: int64 content hash of each encoded image.
         image_size: pixels, width and height.
         marks: diagnostics, name → bool ``[N]``.
+        columns: numbers that came with the pairs, name → float64 ``[N]``.
         text_key_M: int64 content hash of each caption; computed where not given.
         first_N: position in ``captions`` of each pair's first caption; its captions end where the next pair's begin.
             ``None``: one caption a pair.
@@ -188,6 +189,7 @@ class FilePairs(IndexedPairs):
     image_key_N: npt.NDArray[np.int64]
     image_size: int
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    columns: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     text_key_M: npt.NDArray[np.int64] | None = None
     first_N: npt.NDArray[np.int64] | None = None
     row_N: npt.NDArray[np.int64] | None = None
@@ -250,6 +252,7 @@ class FilePairs(IndexedPairs):
             first_N=None,
             caption_N=np.arange(len(self.captions)),
             marks={name: mark[row_M] for name, mark in self.marks.items()},
+            columns={name: column[row_M] for name, column in self.columns.items()},
             origin=None if self.origin is None else _Expanded(self.origin),
         )
 
@@ -332,6 +335,7 @@ class FilePairs(IndexedPairs):
             text_key_B=torch.from_numpy(self.text_key_M[caption_B]),
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
             captions=captions,
+            columns=self.columns_at(index),
             counts={"read": len(index), "damaged": 0},
         )
 
@@ -347,6 +351,7 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
         text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
         marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
         captions=tuple(captions.values()),
+        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
     )
 
 

@@ -38,6 +38,7 @@ class HalfPairs(Wrapped):
         self.index_N = (half_of(torch.as_tensor(pairs.image_key_N)) == half).nonzero().flatten()
         self.name, self.fingerprint = f"{pairs.name}, half {half}", f"{pairs.fingerprint}-half{half}"
         self.image_key_N = pairs.image_key_N[self.index_N.numpy()]
+        self.columns = {name: column[self.index_N.numpy()] for name, column in pairs.columns.items()}
 
     @property
     def text_key_N(self) -> Tensor:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
 
-SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
+SUMMED = ("data/read", "data/damaged", "data/wordless", "data/worker_restarts")
 """Counts that are summed over processes, where each process reads only its own rows."""
 
 
@@ -135,7 +135,7 @@ class StepPlan(ABC):
             process alike, and every process reads the whole super-batch.
     """
 
-    reads: ClassVar[bool] = False
+    reads: bool = False
     pairs: IndexedPairs
     size: int
     seed: int
@@ -233,7 +233,9 @@ class SuperBatches(SuperBatchSource):
         return replace(positions, index_B=positions.index_B[self.world.rows(self.size)])
 
     def _counted(self, batch: Batch) -> Batch:
-        self.tally.add(batch.counts)
+        if batch.counts:  # those of files; what was prepared here is whole
+            own = batch.tokens(self.tokenizer.identity)
+            self.tally.add({**batch.counts, "wordless": self.tokenizer.wordless(own)})
         self.decoded += len(batch)
         return batch
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from jestbench.config.run import Run
 
 SCORED_ON_CPU = 4096
-SAMPLES = (8, 40)
-"""Numbers of pairs whose peak memory is measured; the difference is what the pairs between them take."""
+MOST = 65_536
+"""Pairs; larger passes are no faster."""
 FOR_ACTIVATIONS = 0.7
 """Share of the free memory; the rest is for embeddings, similarity strips, and what the allocator cannot use."""
 COPIES = 4
@@ -70,30 +70,47 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     Raises:
         ValueError: the device has no memory for a single pair.
     """
-    device, world = arithmetic.device, arithmetic.world
+    device = arithmetic.device
     if device.type != "cuda":
         return MicroBatches()
     model = run.training.build(run, tokenizer).to(device)
     held = COPIES * sum(part.nbytes for part in model.parameters()) * (1 + len(run.needs))
     views = {*(view for _, view in run.mix), run.view_of("learner")[1], run.view_of("reference")[1]}
-    passes = partial(_passes, run, model, arithmetic)
-    pair = {
-        train: max(_bytes_a_pair(partial(passes, view, train), example, device) for view in views)
-        for train in (False, True)
-    }
-    del model, passes
-    room = FOR_ACTIVATIONS * free_bytes(device) - held
-    if room < max(pair.values()):
+
+    def peak(train: bool, count: int) -> int:
+        batch = example.take(torch.zeros(count, dtype=torch.long))
+        return max(peak_bytes(partial(_passes, run, model, arithmetic, view, train, batch), device) for view in views)
+
+    try:
+        peak(True, 1)  # what libraries allocate once is no pair's
+        room = int(FOR_ACTIVATIONS * free_bytes(device)) - held
+        share = -(-run.batch_size // arithmetic.world.size)
+        at_once = _largest(partial(peak, True), room, share)
+        return MicroBatches(_largest(partial(peak, False), room), None if at_once >= share else at_once)
+    except torch.OutOfMemoryError as error:
         raise ValueError(
             'run.microbatch or run.train_microbatch = "auto": the GPU has no memory for a single pair: take a smaller '
             "model or smaller images"
-        )
-    whole = -(-run.batch_size // world.size) * pair[True] <= room
-    return MicroBatches(_power_of_two(room / pair[False]), None if whole else _power_of_two(room / pair[True]))
+        ) from error
 
 
-def _power_of_two(pairs: float) -> int:
-    return 1 << (int(pairs).bit_length() - 1)
+def _largest(peak: Callable[[int], int], room: int, enough: int = MOST) -> int:
+    """The largest power of two of pairs whose peak memory fits, tried by doubling; or ``enough``, where it fits.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
+    """
+    fitting, asked = 0, 1
+    while asked <= enough:
+        try:
+            if peak(asked) > room:
+                break
+        except torch.OutOfMemoryError:
+            break
+        fitting, asked = asked, enough if asked < enough < 2 * asked else 2 * asked
+    if not fitting:
+        raise torch.OutOfMemoryError
+    return fitting
 
 
 def free_bytes(device: torch.device) -> int:
@@ -108,14 +125,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
     run()
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def _bytes_a_pair(passes: Callable[[Batch], None], example: Batch, device: torch.device) -> float:
-    """Bytes that a pair adds to the peak of a forward pass, or of one with its backward pass."""
-    few, many = (
-        peak_bytes(partial(passes, example.take(torch.zeros(count, dtype=torch.long))), device) for count in SAMPLES
-    )
-    return (many - few) / (SAMPLES[1] - SAMPLES[0])
 
 
 def _passes(run: Run, model: TwoTowers, arithmetic: Arithmetic, view: View, train: bool, batch: Batch) -> None:

@@ -66,6 +66,13 @@ def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
     pairs = data.split(run.split)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
+    for name, user in run.columns.items():
+        if name not in pairs.column_names:
+            has = f"it has {', '.join(pairs.column_names)}" if pairs.column_names else "it has none"
+            raise ValueError(
+                f"{user} the column {name!r}, which the pairs of {pairs.name} do not have ({has}): name the field that "
+                f"came with the pairs in .columns of the data set, as in webdataset.columns = ('json.{name}',)"
+            )
     example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
     micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
     return Setting(run, pairs, example, arithmetic, store_dir, micro)
@@ -101,9 +108,11 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
     plan: StepPlan
     if run.cascade is not None:
-        actor = actors[run.cascade.score]
-        actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
-        own_loss = partial(actor.own_loss, run.loss)
+        own_loss = None
+        if run.cascade.role is not None:
+            actor = actors[run.cascade.role]
+            actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
+            own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
     elif isinstance(pairs, StreamPairs):
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)

@@ -196,7 +196,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
 def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
-    data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}}
+    data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:

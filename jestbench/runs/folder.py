@@ -169,6 +169,16 @@ class RunFolder:
         rows, _ = self.read_rows()
         return next((row[metric] for row in reversed(rows) if metric in row and RUNG not in row), None)
 
+    def last_row(self) -> Row:
+        """The newest whole row, read from the end of the file; empty where there is none."""
+        try:
+            with self.metrics_jsonl.open("rb") as file:
+                file.seek(max(0, self.metrics_jsonl.stat().st_size - 2**16))
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}
+        return next((row for line in reversed(lines) if (row := parse_row(line)) is not None), {})
+
     def whole_checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*"))

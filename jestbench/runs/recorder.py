@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
+COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates"))
+"""Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
 
 
 class Stateful(Protocol):
@@ -98,6 +100,7 @@ class Recorder:
         self.final: dict[str, float] = {}
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
+        self.data_counts: Mapping[str, float] = {}
         self._previous: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -255,6 +258,8 @@ class Recorder:
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
+        counts = self.stages.super_batches.counts(progress.step)
+        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -266,7 +271,7 @@ class Recorder:
             **({"flops/rungs": progress.rung_flops} if self.allowance.rungs else {}),
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
-            **self.stages.super_batches.counts(progress.step),
+            **counts,
             **more,
         }
 

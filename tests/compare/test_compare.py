@@ -618,7 +618,7 @@ def test_command_writes_the_report(tmp_path, capsys):
         (["runs", "--metric", "eval/top11"], 2, ["did you mean eval/top1?", "metrics that exist"]),
         (["runs", "--metric", METRIC, "--baseline", "uniformm"], 2, ["did you mean uniform?", "arms: uniform"]),
         (["runs", "--metric", METRIC, "--baseline", "cut"], 3, ["'cut'", "interrupted"]),
-        (["runs"], 2, ["--metric"]),
+        (["runs", "--interval", "0"], 2, ["--interval", "positive"]),
         (["empty", "--metric", METRIC], 3, ["no run folder"]),
         (["broken", "--metric", METRIC], 3, ["summary.json", "not JSON"]),
         (["runs/cut", "--metric", METRIC], 3, ["no finished run", "interrupted"]),

@@ -389,7 +389,7 @@ def sample(number: int, **members: bytes) -> list[tuple[str, bytes]]:
 
 def small(kind: type[Source], tmp_path: Path, **bound: Any) -> Any:
     defaults = {"image_size": 16, "cache_dir": str(tmp_path / "cache")}
-    return kind(**defaults | {"tokenizer": TokenizerChoice(length=8, vocab_size=64)} | bound)
+    return kind(**defaults | {"tokenizer": TokenizerChoice(length=8, vocab_size=300)} | bound)
 
 
 def prepared(kind: type[Source], tmp_path: Path, **bound: Any) -> Any:
@@ -828,7 +828,7 @@ def test_a_stream_as_documented(run, tmp_path):
     exec(documented("python").replace("10000", "4"), {})
     shards = sorted(Path("shards").glob("*.tar"))
     shards[-1].rename("shards/eval-00000.tar")
-    backend = train_bpe(["a photo of number one two three"] * 3, 64)
+    backend = train_bpe(["a photo of number one two three"] * 3, 300)
     Path("tokenizer.json").write_text(backend.to_str())
     text = documented("gin", 3).replace(
         "curl -s https://host/shards/{00000..00999}.tar", "cat shards/pool-{00000..00018}.tar"

@@ -46,7 +46,7 @@ DROPPING: dict[str, Any] = {"drop_path_rate": 0.5, "proj_drop_rate": 0.2}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 300).to_str(), LENGTH)
 
 
 def towers(tokenizer: Tokenizer, loss: LossName = "sigmoid", **options: Any) -> TwoTowers:
@@ -353,21 +353,27 @@ def test_auto_runs_what_was_found_at_the_start(tmp_path: Path, monkeypatch: pyte
 
 
 def test_auto_takes_the_largest_power_of_two_that_fits(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_memory, "_bytes_a_pair", lambda passes, *_: 5e6 if passes.args[-1] else 1e6)
-    resolved = resolve.resolve(["gin/run/tiny.gin"], ["run.batch_size=64"])
-    state = fit_memory.COPIES * sum(p.nbytes for p in resolved.run.training.build(resolved.run, tokenizer).parameters())
-    cuda = Arithmetic(CUDA, bf16=False)
+    def peak(passes: partial[None], device: torch.device) -> float:
+        *_, train, batch = passes.args
+        if len(batch) > 1000:
+            raise torch.OutOfMemoryError
+        return len(batch) * (5e6 if train else 1e6)
 
-    def found(room: float) -> tuple[int, int | None]:
-        free = (room + state) / fit_memory.FOR_ACTIVATIONS
-        monkeypatch.setattr(fit_memory, "free_bytes", lambda _: free)
+    def found(room: float, count: int = 64) -> tuple[int, int | None]:
+        resolved = resolve.resolve(["gin/run/tiny.gin"], [f"run.batch_size={count}"])
+        parameters = resolved.run.training.build(resolved.run, tokenizer).parameters()
+        state = fit_memory.COPIES * sum(parameter.nbytes for parameter in parameters)
+        monkeypatch.setattr(fit_memory, "free_bytes", lambda _: (room + state) / fit_memory.FOR_ACTIVATIONS)
         with Pretended():
-            micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), cuda)
+            micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), Arithmetic(CUDA, bf16=False))
         return micro.score, micro.train
 
+    monkeypatch.setattr(fit_memory, "peak_bytes", peak)
     assert found(64 * 5e6 + 1) == (256, None)
     assert found(63 * 5e6) == (256, 32)
+    assert found(60 * 5e6 + 1, 60) == (256, None)
     assert found(5e6 + 1) == (4, 1)
+    assert found(1e12) == (512, None)
     with pytest.raises(ValueError, match="no memory for a single pair"):
         found(4e6)
 
@@ -375,18 +381,19 @@ def test_auto_takes_the_largest_power_of_two_that_fits(tokenizer: Tokenizer, mon
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_auto_fits_on_a_gpu(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = resolve.resolve(["gin/run/tiny.gin"], ["run.batch_size=4096", "model.image_size=64"])
-    arithmetic = Arithmetic.of("cuda", "auto")
+    sizes = ["run.batch_size=4096", "run.super_batch_size=4096", "model.image_size=64"]
+    resolved, arithmetic = resolve.resolve(["gin/run/tiny.gin"], sizes), Arithmetic.of("cuda", "auto")
     monkeypatch.setattr(fit_memory, "free_bytes", lambda _: 300 << 20)
     micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), arithmetic)
     assert micro.train is not None
+    assert 8 <= micro.train < micro.score
     model = resolved.run.training.build(resolved.run, tokenizer).to(arithmetic.device)
     room = fit_memory.FOR_ACTIVATIONS * (300 << 20)
     for train, pairs in ((False, micro.score), (True, micro.train)):
         batch = batch_of(tokenizer, pairs)
         passes = partial(fit_memory._passes, resolved.run, model, arithmetic, FULL, train, batch)
-        taken = fit_memory.peak_bytes(passes, arithmetic.device)
-        assert room / 3 < taken < 1.1 * room
+        passes()
+        assert room / 3 < fit_memory.peak_bytes(passes, arithmetic.device) < 1.1 * room
 
 
 def test_saving_memory_is_part_of_the_arm_where_it_costs() -> None:

@@ -40,7 +40,7 @@ def embeddings(count: int = 5, width: int = 4, seed: int = 0) -> tuple[Tensor, T
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(CAPTIONS * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(CAPTIONS * 3, 300).to_str(), LENGTH)
 
 
 def tiny(tokenizer: Tokenizer, loss: str = "sigmoid", seed: int = 0, **options):

@@ -55,7 +55,7 @@ VIEWS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(CAPTIONS * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(CAPTIONS * 3, 300).to_str(), LENGTH)
 
 
 def towers(tokenizer: Tokenizer, seed: int = 0, **options: Any) -> TwoTowers:

@@ -21,6 +21,7 @@ from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
 from jestbench.data.pairs import Dataset
+from jestbench.data.sources.columns import Beside, Metadata, short_names, wanted_keys
 from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
 from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import cache_root, nearest, nearest_or_all
@@ -81,6 +82,10 @@ class Source(ABC):
             replaces it in all other splits.
         cache_dir: folder of the index; by default the folder that JESTBENCH_CACHE names, else the user's
             cache folder.
+        columns: numbers that come with each pair, for policies and cascades that read ``column:NAME``; NAME is what
+            stands behind the last dot. A pair without a value is damage, in a split in which any pair has one.
+        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for.
+        uids: lists of uids to which the pool is restricted: text, parquet, or ``.npy`` as DataComp writes them.
     """
 
     pool: Where = None
@@ -93,13 +98,19 @@ class Source(ABC):
     max_damaged: float = 0.01
     verify: tuple[str, ...] = ("eval",)
     cache_dir: str | None = None
+    columns: tuple[str, ...] = ()
+    uid: str = ""
+    uids: Where = None
     label: ClassVar[str]
+    usual_uid: ClassVar[str] = "uid"
 
     def __post_init__(self) -> None:
         if not 4 <= self.image_size <= 4096:
             raise ValueError(f"{self.label}.image_size must lie between 4 and 4096 px, got {self.image_size}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"{self.label}.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        short_names(self.columns, f"{self.label}.columns")
         if unknown := [name for name in self.verify if name not in SPLITS]:
             raise ValueError(f"{self.label}.verify names {unknown[0]!r}: there are {', '.join(SPLITS)}")
 
@@ -129,6 +140,63 @@ class Source(ABC):
     def reading(self) -> str:
         """Everything beside the files that an index depends on."""
         return ""
+
+    # What comes beside images and captions
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The columns that are joined by uid, from files beside the data."""
+        return ()
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns that are read with the pairs."""
+        return tuple(name for name in self.columns if name not in self.joined)
+
+    @property
+    def uid_field(self) -> str:
+        """Where the uid stands; empty where none is asked for."""
+        return self.uid or (self.usual_uid if self.uids or self.joined else "")
+
+    def metadata_files(self, split: str) -> list[Path]:
+        """The files that hold the joined columns of a split.
+
+        Raises:
+            DataError: there are none.
+        """
+        return []
+
+    def _lists(self, split: str) -> list[Path]:
+        """The lists of uids that restrict a split.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        named = (self.uids,) if isinstance(self.uids, str) else self.uids or ()
+        found = [Path(name).expanduser() for name in named] if split == "pool" else []
+        if missing := [path for path in found if not path.is_file()]:
+            raise DataError(f"{self.label}.uids: there is no file {missing[0]}")
+        return found
+
+    def _beside(self, split: str) -> Beside:
+        """What comes beside the pairs of a split."""
+        column, names = self.uid_field.rpartition(".")[2], (*self.own_columns, *self.joined)
+        joined = Metadata.read(self.metadata_files(split), column, self.joined) if self.joined else None
+        lists = self._lists(split)
+        wanted = wanted_keys(lists, column) if lists else None
+        return Beside(len(self.own_columns), short_names(names, f"{self.label}.columns"), joined, wanted)
+
+    def _check_columns(self) -> None:
+        """Refuse a column that no pair has.
+
+        Raises:
+            DataError: with what was found in its place.
+        """
+        tables = [Table.open(self._table(split)) for split in self.bound]
+        for name, short in zip(self.columns, short_names(self.columns, ""), strict=True):
+            if not any(short in table.columns for table in tables):
+                found = next((said for table in tables if (said := table.examples.get(f"no value of {short}"))), "")
+                raise DataError(f"{self.label}.columns names {name!r}, of which no pair has a number: {found}")
 
     # The data set
 
@@ -196,6 +264,7 @@ class Source(ABC):
         """
         for split in self.bound or ("pool",):
             self.indexed(split)
+        self._check_columns()
         first = Table.open(self._table(self.bound[0]))
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
@@ -228,7 +297,8 @@ class Source(ABC):
         """Synthetic pairs of the same shapes."""
         from jestbench.data.synthetic import Synthetic
 
-        return Synthetic(length=self.tokenizer.length, image_size=self.image_size).stand_in()
+        names = short_names(self.columns, "")
+        return Synthetic(length=self.tokenizer.length, image_size=self.image_size, columns=names).stand_in()
 
     # The index
 
@@ -239,8 +309,15 @@ class Source(ABC):
         self.where(split)
         verified = split in self.verify
         identities = [shard.identity for shard in self.shards(split)]
-        name = digest(VERSION, self.label, identities, self.reading, self.captions.identity, verified)
+        files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
+        beside = (self.joined, files) if files else ()
+        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, verified, *beside)
         return self.folder / f"{self.label}-{name}"
+
+    @property
+    def _reading(self) -> str:
+        beside = f"/{self.own_columns}/{self.uid_field}" if self.own_columns or self.uid_field else ""
+        return f"{self.reading}{beside}"
 
     def _trained_on(self) -> str:
         return Table.open(self._table(self.bound[0])).fingerprint
@@ -249,7 +326,7 @@ class Source(ABC):
         shards, verified = self.shards(split), self._verified(split)
 
         def kept(shard: Shard) -> Path:
-            parts = (VERSION, self.label, shard.identity, self.reading, verified is not None)
+            parts = (VERSION, self.label, shard.identity, self._reading, verified is not None)
             return self.folder / f"shard-{digest(*parts)}.npz"
 
         todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
@@ -262,8 +339,10 @@ class Source(ABC):
                 disable=None if todo else True,
             ):
                 pass
-        paths = [shard.path for shard in shards]
-        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
+        paths, beside = [shard.path for shard in shards], self._beside(split)
+        if beside.names:
+            beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
+        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
         table = Table.open(folder)
         if table.damaged:
             shown = listed(table.damage, table.examples, table.damaged + len(table))
@@ -273,6 +352,8 @@ class Source(ABC):
         read = len(table) + table.damaged
         if too_many(table.damaged, read, self.max_damaged) or not len(table):
             said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+            if not read and table.beside.get("outside_uids"):
+                said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
             advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
             advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
             raise DataError(f"{self.label}.{split}: {said}{advice}")
@@ -294,11 +375,16 @@ class Source(ABC):
             image_key_N=keys,
             image_size=self.image_size,
             marks={"curated": curated},
+            columns=_joined_columns(parts),
             text_key_M=text_keys,
             first_N=first,
             max_damaged=self.max_damaged,
             exact=exact,
-            facts={"damaged_when_indexed": damage, "captions_cut": sum(part.cut for part in parts)},
+            facts={
+                "damaged_when_indexed": damage,
+                "captions_cut": sum(part.cut for part in parts),
+                **({"beside": beside} if (beside := {part: t.beside for part, t in tables if t.beside}) else {}),
+            },
             origin=_Origin(self, name),
         )
         if (self.captions.several_exact if exact else self.captions.several) == "all":
@@ -362,6 +448,14 @@ def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
         keys = np.concatenate([table.text_key_M for table in tables])
         first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
     return captions, keys, first if len(captions) > len(first) else None, images
+
+
+def _joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
+    """The columns that all of several tables have."""
+    if len(tables) == 1:
+        return tables[0].columns
+    common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+    return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:
