@@ -91,7 +91,7 @@ def _filters(out: Path) -> dict[str, Any]:
 
 
 def _world(table: Table, created: str, out: Path) -> dict[str, Any]:
-    drawn, (found, _), data = looks(table), gallery(table), world_data(table)
+    drawn, (found, unread), data = looks(table), gallery(table), world_data(table)
     configurations = {arm.label: read_configuration(arm.members[-1].run.folder) for arm in table.arms}
     known = {label: values for label, values in configurations.items() if values}
     numbers = {id(member): number for number, member in enumerate(m for arm in table.arms for m in arm.members)}
@@ -109,6 +109,7 @@ def _world(table: Table, created: str, out: Path) -> dict[str, Any]:
         "data": data,
         "has_selection": bool(data["selection"]["keys"]),
         "gallery": found,
+        "unread": unread,
         "overlaps": _overlaps(found) if found else [],
         "configurations": configurations,
         "configured": len(known),
