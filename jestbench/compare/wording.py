@@ -181,6 +181,11 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
     return f"{above}{found}" + (f", {measure.examples:,} queries" if measure.examples else "")
 
 
+def metric_name(table: Table) -> str:
+    """A table's metric in words."""
+    return metric_text(table.metric, table.measure, table.arms[0].runs[0].run.summary.data)
+
+
 def _classes(name: str, measure: Measure, of_set: str, data: Mapping[str, object]) -> int | None:
     """Classes of an evaluation set: as recorded, else from the value at chance, k of the classes."""
     recorded: object = data.get("eval_classes")

@@ -742,7 +742,38 @@ VERDICTS = (
     ),
 )
 
+PAGE = (
+    Mutant(
+        "a page tells where its runs lie",
+        "jestbench/compare/page.py",
+        "    environment.finalize = scrub\n",
+        "",
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "a caption ends the data of a page",
+        "jestbench/compare/page.py",
+        'replace("<", "\\\\u003c")',
+        'replace("<", "<")',
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "the lowest scores are shown last",
+        "jestbench/runs/choices.py",
+        'np.argsort(self.score_B[refused_N], kind="stable")',
+        'np.argsort(-self.score_B[refused_N], kind="stable")',
+        "tests/compare/test_configurations.py",
+    ),
+    Mutant(
+        "evaluations of long runs are thinned out",
+        "jestbench/runs/folder.py",
+        "            kept_N[line] = True\n",
+        "",
+        "tests/runs/test_run_folder.py",
+    ),
+)
+
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
 )
