@@ -349,8 +349,10 @@ def _rule(
         what = f"no per-example results ({noise.missing}), so that the noise of the examples is left out"
     else:
         what = f"{noise.influence[baseline].shape[1]:,} {unit}"
-    pool = "each arm's seed variance its own"
+    pool = "the seed variance of each arm its own"
     if apart:
-        pool += f", without the baseline's degrees of freedom where an F test parts them ({', '.join(apart)})"
+        pool += (
+            f", with its own degrees of freedom where an F test parts it from that of {baseline}: {', '.join(apart)}"
+        )
     which = f"{confidence * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
     return f"{which}: {seeds}, {what}; {pool}"
