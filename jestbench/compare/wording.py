@@ -106,7 +106,7 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         (
             "where selection pays",
             "budgets at which an arm's frontier crosses that of the baseline or of a control (an arm without "
-            "selection, or whose label holds 'shuffled' or 'independent'); pointwise intervals, nothing extrapolated.",
+            "selection, or one with run.control = True); pointwise intervals, nothing extrapolated.",
         ),
     )
 

@@ -17,6 +17,7 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.data.pairs import Wrapped
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
@@ -197,7 +198,8 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         recorder.restore(progress, newest)
     references = _references(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
-    known = KnownAtStart(pretrain, references, facts, warned(resolved, stages, facts["walk"]))
+    warnings = warned(resolved, stages, facts["walk"])
+    known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -289,6 +291,17 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     if sets := eval_sets(stages):
         found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
+
+
+def _fingerprints(resolved: Resolved, stages: Stages) -> dict[str, str]:
+    """Fingerprints of the pool, uncropped and whole, and of the evaluation data."""
+    split, pairs = resolved.run.split, stages.pairs
+    while isinstance(pairs, Wrapped):
+        pairs = pairs.pairs
+    if split != "pool" and "pool" in split.split("+"):
+        pairs = resolved.run.data.split("pool")
+    training = {"training": pairs.fingerprint} if "pool" in split.split("+") else {}
+    return training | {"evaluation": stages.evaluator.pairs.fingerprint}
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

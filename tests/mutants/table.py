@@ -679,7 +679,7 @@ PER_EXAMPLE = (
     ),
 )
 
-STATISTICS, CROSSINGS = "jestbench/compare/statistics.py", "jestbench/compare/crossings.py"
+NOISE, STATISTICS, CROSSINGS = (f"jestbench/compare/{name}.py" for name in ("noise", "statistics", "crossings"))
 INTERVALS = "tests/compare/test_statistics.py"
 
 VERDICTS = (
@@ -705,17 +705,17 @@ VERDICTS = (
         INTERVALS,
     ),
     Mutant(
-        "a mean's interval holds no examples",
-        STATISTICS,
-        "spread.unit_deviation(confidence) * normal[2]",
-        "0 * normal[2]",
+        "an interval holds no examples",
+        NOISE,
+        "(float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2",
+        "0.0",
         INTERVALS,
     ),
     Mutant(
         "an interval of the spread, not of the mean",
-        STATISTICS,
-        "error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))",
-        "error_D = own.deviation_D(normal[0]) * normal[1]",
+        NOISE,
+        "part.net / count * float",
+        "part.net * float",
         INTERVALS,
     ),
     Mutant(
@@ -734,10 +734,10 @@ VERDICTS = (
     ),
     Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),
     Mutant(
-        "unequal variances are pooled",
-        STATISTICS,
-        "self.p is not None and self.p >= REFUSED_BELOW",
-        "self.p is not None",
+        "degrees of freedom of unequal variances add up",
+        NOISE,
+        "2 * min(rank, 1 - rank) < _REFUSED_BELOW",
+        "False",
         INTERVALS,
     ),
 )
