@@ -17,6 +17,7 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.data.splits import shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
@@ -45,7 +46,7 @@ def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
     if isinstance(stand, Path):
         return stand
     run = stand.run
-    identity = f"{stand.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    identity = f"{stand.config_hash}/{run.seed}/{split_of(run.data, run.split).fingerprint}/{MODEL_FORMAT}"
     return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
@@ -264,7 +265,7 @@ def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
-    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
+    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": shown_split(resolved.run.split)}
     found["loss"], found["pairs"] = resolved.run.loss, stages.super_batches.pool
     found["eval_images"] = len(stages.evaluator.index_N)
     found["eval_classes"] = len(stages.evaluator.example_C)
