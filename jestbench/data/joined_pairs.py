@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -55,6 +56,11 @@ class JoinedPairs(IndexedPairs):
     def preprocessing(self) -> str:
         """That of the splits, which are of one data set."""
         return self.parts[0].preprocessing
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, from the first split that has them."""
+        found = zip(*(part.uid_of(key_K) for part in self.parts), strict=True)
+        return [next((uid for uid in uids if uid is not None), None) for uids in found]
 
     def __len__(self) -> int:
         return int(self.start_P[-1])

@@ -199,6 +199,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
+    recorder.write_chosen()
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)

@@ -23,7 +23,7 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
-from jestbench.data.sources.columns import Beside, Came
+from jestbench.data.sources.columns import KEY, Beside, Came
 
 VERSION = 4
 """Version of the index, incremented when the same data give a different index."""
@@ -87,7 +87,7 @@ class ShardIndex:
         values: tuple[float, ...] = (),
         uid: str | None = None,
     ) -> None:
-        """One more image."""
+        """One more image; its uid may be ``KEY``, the image's content key."""
         self.offset.append(offset)
         self.size.append(size)
         self.key.append(key)
@@ -96,7 +96,7 @@ class ShardIndex:
         if path is not None:
             self.paths.append(path)
         if uid is not None:
-            self.uids.append(uid)
+            self.uids.append(disk.key_text(key) if uid == KEY else uid)
 
     @contextmanager
     def leaving_out(self, where: str) -> Iterator[None]:
@@ -305,3 +305,29 @@ def write_table(
         for name, content_of in arrays.items():
             np.save(work / f"{name}.npy", content_of)
         disk.write_json(work / "table.json", meta)
+
+
+def joined_tables(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
+    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
+    if len(tables) == 1:
+        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
+        images = tables[0].image_key_N
+    else:
+        ends, firsts, bytes_before, texts_before = [], [], 0, 0
+        for table in tables:
+            ends.append(table.captions.end_M + bytes_before)
+            firsts.append(table.first_N + texts_before)
+            bytes_before += len(table.captions.utf8)
+            texts_before += len(table.captions)
+        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
+        keys = np.concatenate([table.text_key_M for table in tables])
+        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
+    return captions, keys, first if len(captions) > len(first) else None, images
+
+
+def joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
+    """The columns that all of several tables have."""
+    if len(tables) == 1:
+        return tables[0].columns
+    common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+    return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
