@@ -110,9 +110,12 @@ class Run:
         precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
             the arm.
         device: ``auto`` is CUDA where there is one.
-        microbatch: pairs that a tower scores at once.
+        microbatch: pairs that a tower scores at once; ``auto``: the largest power of two that the GPU has memory for,
+            found at the start; 4,096 on a CPU.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
-            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all. ``auto``:
+            all where the GPU has memory for them, else the largest power of two. What is found is charged, stands in
+            ``summary.json`` (``data.microbatches``) and in checkpoints, and is no part of the arm.
         compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
             budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
@@ -151,22 +154,20 @@ class Run:
     reference_view: View | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    microbatch: int = 4096
+    microbatch: int | Literal["auto"] = 4096
     checkpoints: int = 4
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
-    train_microbatch: int | None = None
+    train_microbatch: int | Literal["auto"] | None = None
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        if self.train_microbatch is not None and self.train_microbatch < 1:
-            raise ValueError(f"run.train_microbatch must be at least 1, or None, got {self.train_microbatch}")
+        for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
+            if isinstance(value := getattr(self, name), int) and value < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {value}")
         if self.batch_size > self.super_batch_size:
             raise ValueError(
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "

@@ -57,7 +57,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
     )
+    command.add_argument(
+        "--verbose", action="store_true", help="with --check: whole configurations, the reference's too"
+    )
     command.add_argument("--list_policies", action="store_true", help="print the registered policies")
+    command.add_argument(
+        "--describe",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="print the parameters of a policy or any other name; without NAME, what there is",
+    )
     command.add_argument(
         "--allow_unused", action="append", nargs="+", default=[], metavar="PATTERN", help="such as 'jest.*'"
     )
@@ -160,6 +170,8 @@ def _run(arguments: argparse.Namespace) -> int:
         for name, cls in policy_classes().items():
             print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
         return 0
+    if arguments.describe is not None:
+        return _describe(arguments.describe, arguments.gin_file)
     with importing():
         from jestbench.config import resolve
         from jestbench.config.run import ConfigError
@@ -177,7 +189,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
         return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
-        rehearse.check(resolved, rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes))
+        may = rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes)
+        rehearse.check(resolved, may, arguments.verbose)
         return 0
     if arguments.price:
         from jestbench.launch.forecast import price_table
@@ -199,6 +212,17 @@ def _run(arguments: argparse.Namespace) -> int:
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130
+
+
+def _describe(name: str, files: Sequence[str]) -> int:
+    """Print what ``--describe`` asks for; files are read for the policies that they import."""
+    with importing():
+        from jestbench.config.resolve import read_files
+        from jestbench.launch.describe import described, everything
+
+    list(read_files(files))
+    print(described(name) if name else everything())
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

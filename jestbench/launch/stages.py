@@ -20,6 +20,7 @@ from jestbench.data.splits import split_of
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.scorer import Scorer
 from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
@@ -74,7 +75,9 @@ def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
                 f"{user} the column {name!r}, which the pairs of {pairs.name} do not have ({has}): name the field that "
                 f"came with the pairs in .columns of the data set, as in webdataset.columns = ('json.{name}',)"
             )
-    return Setting(run, pairs, pairs.example(), Arithmetic.of(run.device, run.precision), store_dir)
+    example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
+    micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
+    return Setting(run, pairs, example, arithmetic, store_dir, micro)
 
 
 def _check_world(run: Run, world: World) -> None:

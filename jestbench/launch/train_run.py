@@ -272,7 +272,7 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
-    found["walk"] = walk(resolved, stages)
+    found["microbatches"], found["walk"] = stages.learner.micro.described(), walk(resolved, stages)
     if sets := eval_sets(stages):
         found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)

@@ -56,7 +56,8 @@ def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:
         return F.interpolate(images, resolution, mode="bilinear", antialias=True)
     pixels = images.float()
     for size in ((images.shape[-2], resolution[1]), resolution):
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).add_(0.5).floor_()
+        # A half is rounded up, and what floats make a little less than a half is one.
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).add_(0.501).floor_()
     return pixels.to(torch.uint8)
 
 

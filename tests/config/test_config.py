@@ -367,7 +367,15 @@ def test_values_that_are_no_string(text: str) -> None:
 def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
     file("mine.gin", "SEED = 3", "run.seed = %SEED", "run.arm = 'file'", "log.every = 5")
     result = run(
-        "--run.arm=mine", "--gin_file", "mine.gin", "--check", "--gin_param", "log.every=2", "SEED=4", *QUIET[:2]
+        "--run.arm=mine",
+        "--gin_file",
+        "mine.gin",
+        "--check",
+        "--verbose",
+        "--gin_param",
+        "log.every=2",
+        "SEED=4",
+        *QUIET[:2],
     )
     assert (result.status, result.err) == (0, "")
     assert result.value("run.arm") == "'mine'"
@@ -377,7 +385,7 @@ def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
 
 def test_allow_unused(run: Run) -> None:
     unused = ("jest.chunks=4", "rho_loss.pair_loss=own", "slow/optimizer.clip=2.0")
-    argv = ("--gin_file", TINY, "--check", *QUIET)
+    argv = ("--gin_file", TINY, "--check", "--verbose", *QUIET)
     expect_said(run(*argv, *unused), "jest.chunks", "rho_loss.pair_loss", "slow/optimizer.clip")
     expect_said(run(*argv, *unused, "--allow_unused", "jest.*"), "rho_loss.pair_loss")
     assert run(*argv, *unused, "--allow_unused", "jest.*", "rho_loss.*", "slow/*").status == 0
@@ -390,7 +398,7 @@ def test_allow_unused(run: Run) -> None:
 
 def test_a_scoped_binding_overrides_the_plain_one(run: Run) -> None:
     file("mine.gin", "run.optimizer = @slow/optimizer()", "slow/optimizer.learning_rate = 1e-4")
-    result = run("--gin_file", "mine.gin", "--check")
+    result = run("--gin_file", "mine.gin", "--check", "--verbose")
     assert result.status == 0, result.err
     assert "slow/optimizer.learning_rate = 0.0001" in result.out
 
@@ -406,9 +414,9 @@ def test_includes_are_relative_to_the_including_file(run: Run, tmp_path: Path, m
     (tmp_path / "there" / "jest.gin").write_text('run.policy = "jest"\nrun.reference = "reference.gin"\n')
     for cwd in (tmp_path, tmp_path / "here", Path("/")):
         monkeypatch.chdir(cwd)
-        assert run("--gin_file", str(tmp_path / "there" / "mine.gin"), "--check").value("run.seed") == "5"
-        assert run("--gin_file", str(tmp_path / "there" / "other.gin"), "--check").value("run.seed") == "6"
-        result = run("--gin_file", TINY, "--gin_file", str(tmp_path / "there" / "jest.gin"), "--check")
+        assert run("--gin_file", str(tmp_path / "there" / "mine.gin"), "--check", "--verbose").value("run.seed") == "5"
+        assert run("--gin_file", str(tmp_path / "there" / "other.gin"), "--check", "--verbose").value("run.seed") == "6"
+        result = run("--gin_file", TINY, "--gin_file", str(tmp_path / "there" / "jest.gin"), "--check", "--verbose")
         assert "# arm 'beside'" in result.out
 
 
@@ -440,7 +448,7 @@ def nothing_happens(
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
 def test_check_of_every_run_file(run: Run, path: Path, nothing_happens: Callable[[], None]) -> None:
-    result = run("--gin_file", str(path), "--check", "run.device=cpu")
+    result = run("--gin_file", str(path), "--check", "--verbose", "run.device=cpu")
     assert (result.status, result.err) == (0, "")
     assert result.value("run.device") == "'cpu'"
     nothing_happens()
@@ -449,7 +457,7 @@ def test_check_of_every_run_file(run: Run, path: Path, nothing_happens: Callable
 @pytest.mark.parametrize("path", POLICY_FILES, ids=lambda path: path.stem)
 def test_check_of_every_policy_file(run: Run, path: Path, nothing_happens: Callable[[], None]) -> None:
     words = small_reference(path)
-    result = run("--gin_file", "gin/run/tiny.gin", "--gin_file", str(path), "--check", *words)
+    result = run("--gin_file", "gin/run/tiny.gin", "--gin_file", str(path), "--check", "--verbose", *words)
     assert (result.status, result.err) == (0, "")
     assert result.value("run.arm") != "''"
     twins = result.value("run.twin") == "True"

@@ -306,6 +306,12 @@ def test_the_comparison_is_one_summary_run(runs: Runs) -> None:
             assert row[f"speedup/{axis}"] == speedup["value"]
             assert row[f"speedup/{axis}/kind"] == speedup["kind"]
         assert found.summary[f"{row['label']}/mean"] == arm_found["mean"]
+    (frontier,) = (table for table in found.tables("frontier") if "seeds" in table["columns"])
+    points = [dict(zip(frontier["columns"], row, strict=True)) for row in frontier["data"]]
+    assert [(p["arm"], p["mean"], p["low"]) for p in points] == [
+        (p["arm"], p["mean"], p["low"]) for p in document["frontier"]
+    ]
+    assert list(found.folder.rglob("frontier_panel*"))
     assert found.config["metric"] == "eval/zero_shot_top5"
     assert {f"plots/{name}/path" for name in ("metric_vs_flops", "overview")} <= found.summary.keys()
     (page,) = (found.folder / "files" / "media" / "html").glob("report_*.html")
@@ -345,7 +351,7 @@ def test_the_pictures_of_an_offline_run_lie_in_its_own_folder(runs: Runs) -> Non
 def test_examples_lie_on_the_disk_and_in_wandb(runs: Runs) -> None:
     names = sorted(path.name for path in (runs.jest / "examples").iterdir())
     steps = (1, 2, 4)  # after the first step, then twice over the budget
-    assert names == ["index.html", *(f"step-{step:010d}.{kind}" for step in steps for kind in ("json", "png"))]
+    assert names == ["index.html", *(f"step-{step:010d}.{kind}" for step in steps for kind in ("json", "npz", "png"))]
     (found,) = recorded(runs.jest)
     tables = {table["data"][0][0]: table for table in found.tables("examples")}
     assert sorted(tables) == list(steps)
