@@ -331,6 +331,7 @@ class OfTheLargest:
 def test_a_run_of_a_policy_that_selects_by_a_column(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(tmp_path)
+    registry.available()  # loads all policies, before the dictionary of them is set aside
     monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
     (tmp_path / "of_the_largest_policy.py").write_text(POLICY, encoding="utf-8")
     (tmp_path / "x.gin").write_text(

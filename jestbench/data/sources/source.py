@@ -26,6 +26,7 @@ from jestbench.data.sources.shard_index import (
     VERSION,
     ShardIndex,
     Table,
+    check_columns,
     digest,
     joined_columns,
     joined_tables,
@@ -187,18 +188,6 @@ class Source(ABC):
         wanted = wanted_keys(lists, column) if lists else None
         return Beside(len(self.own_columns), short_names(names, f"{self.label}.columns"), joined, wanted)
 
-    def _check_columns(self) -> None:
-        """Refuse a column that no pair has.
-
-        Raises:
-            DataError: with what was found in its place.
-        """
-        tables = [Table.open(self._table(split)) for split in self.bound]
-        for name, short in zip(self.columns, short_names(self.columns, ""), strict=True):
-            if not any(short in table.columns for table in tables):
-                found = next((said for table in tables if (said := table.examples.get(f"no value of {short}"))), "")
-                raise DataError(f"{self.label}.columns names {name!r}, of which no pair has a number: {found}")
-
     # The data set
 
     def fetched(self) -> dict[str, Fetched]:
@@ -265,8 +254,9 @@ class Source(ABC):
         """
         for split in self.bound or ("pool",):
             self.indexed(split)
-        self._check_columns()
-        first = Table.open(self._table(self.bound[0]))
+        tables = [Table.open(self._table(split)) for split in self.bound]
+        check_columns(tables, self.columns, f"{self.label}.columns")
+        first = tables[0]
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
 
