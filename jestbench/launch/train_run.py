@@ -18,6 +18,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped
+from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
@@ -47,7 +48,7 @@ def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
     if isinstance(stand, Path):
         return stand
     run = stand.run
-    identity = f"{stand.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    identity = f"{stand.config_hash}/{run.seed}/{split_of(run.data, run.split).fingerprint}/{MODEL_FORMAT}"
     return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
@@ -215,6 +216,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
+    recorder.write_chosen()
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
@@ -281,7 +283,7 @@ def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
-    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
+    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": shown_split(resolved.run.split)}
     found["loss"], found["pairs"] = resolved.run.loss, stages.super_batches.pool
     found["eval_images"] = len(stages.evaluator.index_N)
     found["eval_classes"] = len(stages.evaluator.example_C)
@@ -298,9 +300,10 @@ def _fingerprints(resolved: Resolved, stages: Stages) -> dict[str, str]:
     split, pairs = resolved.run.split, stages.pairs
     while isinstance(pairs, Wrapped):
         pairs = pairs.pairs
-    if split != "pool" and "pool" in split.split("+"):
+    pooled = "pool" in names_in(split)
+    if split != "pool" and pooled:
         pairs = resolved.run.data.split("pool")
-    training = {"training": pairs.fingerprint} if "pool" in split.split("+") else {}
+    training = {"training": pairs.fingerprint} if pooled else {}
     return training | {"evaluation": stages.evaluator.pairs.fingerprint}
 
 

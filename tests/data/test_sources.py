@@ -787,10 +787,10 @@ def gin_file(name: str, *lines: str) -> str:
     return name
 
 
-def documented(kind: str, number: int = 0) -> str:
-    """A block of docs/your_data.md."""
+def documented(kind: str, which: int | str = 0) -> str:
+    """A block of docs/your_data.md, by its number or by what stands in it."""
     blocks = re.findall(rf"```{kind}\n(.*?)```", (GIN.parent / "docs" / "your_data.md").read_text(), re.DOTALL)
-    return blocks[number]
+    return blocks[which] if isinstance(which, int) else next(block for block in blocks if which in block)
 
 
 def commands(*more: str) -> list[list[str]]:
@@ -831,7 +831,7 @@ def test_a_stream_as_documented(run, tmp_path):
     shards[-1].rename("shards/eval-00000.tar")
     backend = train_bpe(["a photo of number one two three"] * 3, 300)
     Path("tokenizer.json").write_text(backend.to_str())
-    text = documented("gin", 3).replace(
+    text = documented("gin", "stream.shards").replace(
         "curl -s https://host/shards/{00000..00999}.tar", "cat shards/pool-{00000..00018}.tar"
     )
     assert "pipe:cat" in text

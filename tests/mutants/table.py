@@ -504,7 +504,7 @@ COMPARISON = (
     ),
 )
 
-FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/half_pairs.py"
+FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/part_pairs.py"
 BATCHES, FORECAST, RESULTS = (
     "jestbench/data/super_batches.py",
     "jestbench/launch/forecast.py",
@@ -592,7 +592,7 @@ SUPER_BATCHES = (
         "index_B=index_C[chosen_B])",
         CASCADES,
     ),
-    Mutant("both halves are one", HALVES, "== half).nonzero()", "== 0).nonzero()", f"{TWIN} tests/data"),
+    Mutant("both halves are one", HALVES, "== self.half", "== 0", f"{TWIN} tests/data"),
     Mutant(
         "a half reads a pair of the other",
         HALVES,
