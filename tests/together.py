@@ -66,7 +66,11 @@ ARMS: dict[str, list[str]] = {
         "run.super_batch_size=20",
         "cascade.candidates=3",
     ],
-    "weights": policy("grad_norm"),
+    "weights": [
+        *policy("grad_norm"),
+        "run.split={'pool': 0.8, 'curated': 0.2}",
+        "synthetic.columns=('similarity',)",
+    ],
     "stream": [
         *("--gin_file", "$STREAM"),
         *policy("hard_learner"),

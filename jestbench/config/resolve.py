@@ -31,7 +31,7 @@ from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
-from jestbench.data.half_pairs import HALVES
+from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
 from jestbench.parallel.arithmetic import number_format
 

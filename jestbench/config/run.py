@@ -13,9 +13,10 @@ from jestbench.config.log import Log, WandB
 from jestbench.cost.budget import Allowance, Budget, Pretrained
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.cascade import Cascade
-from jestbench.data.half_pairs import Half
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
+from jestbench.data.part_pairs import Half
+from jestbench.data.splits import check_split
 from jestbench.engine.cache import Cache
 from jestbench.engine.casting import Casting, Training
 from jestbench.engine.contrastive import ContrastiveTraining
@@ -73,9 +74,13 @@ class Run:
         budget: FLOPs that the run may spend (``flops/total``); ``None`` where ``limit`` sets steps
             or pairs; of a ladder its last rung, and may be left out.
         arm: the arm's label.
+        control: whether other arms are held against it, besides the baseline, where selection pays; an arm of a policy
+            that scores nothing is.
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
-        split: that super-batches are drawn from; several joined by ``+``.
+        split: that super-batches are drawn from: several joined by ``+``; ``pool[top=0.05, by=column:similarity]``, the
+            share of largest numbers in a column; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share of each
+            super-batch (its counts by largest remainder) for each of several splits, which walk their own epochs.
         model: the two towers.
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
@@ -129,9 +134,10 @@ class Run:
     super_batch_size: int
     budget: float | None = None
     arm: str = ""
+    control: bool = False
     seed: int = 0
     loss: LossName = "softmax"
-    split: str = "pool"
+    split: str | dict[str, float] = "pool"
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -196,6 +202,11 @@ class Run:
 
     def _check_combinations(self) -> None:
         """Refuse what cannot go together."""
+        check_split(self.split)
+        if not isinstance(self.split, str):
+            for name in ("cascade", "half", "augment"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"run.{name} takes one split: run.split = {self.split} mixes several")
         for name, reason in self.training.refuses.items():
             if attrgetter(name)(self):
                 raise ValueError(reason)

@@ -178,6 +178,7 @@ class FilePairs(IndexedPairs):
         max_damaged: share of damaged pairs above which a run stops.
         exact: raise instead of replacing: evaluated pairs may not change.
         facts: facts about the split, for the summary.
+        uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
     """
 
@@ -197,6 +198,7 @@ class FilePairs(IndexedPairs):
     max_damaged: float = 0.01
     exact: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
 
     def __post_init__(self) -> None:
@@ -255,6 +257,18 @@ class FilePairs(IndexedPairs):
             columns={name: column[row_M] for name, column in self.columns.items()},
             origin=None if self.origin is None else _Expanded(self.origin),
         )
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, by content key; ``None`` where it is not known."""
+        if not len(self.uids):
+            return super().uid_of(key_K)
+        order_N = np.argsort(self.image_key_N, kind="stable")
+        place_K = np.searchsorted(self.image_key_N, key_K, sorter=order_N).clip(max=len(self) - 1)
+        position_K = order_N[place_K]
+        there_K = self.image_key_N[position_K] == key_K
+        row_K = position_K if self.row_N is None else self.row_N[position_K]
+        uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
+        return [uid or None for uid in uids]
 
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.

@@ -55,6 +55,10 @@ class Pairs(ABC):
         """What an embedding depends on besides the image's key; by default all that the pairs depend on."""
         return self.fingerprint
 
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, by content key; ``None`` where it is not known."""
+        return [None] * len(key_K)
+
     @abstractmethod
     def example(self) -> Batch:
         """One pair, from which shapes are taken and costs are traced."""
@@ -163,6 +167,10 @@ class Wrapped(IndexedPairs):
     def preprocessing(self) -> str:
         """The split's own."""
         return self.pairs.preprocessing
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The split's own."""
+        return self.pairs.uid_of(key_K)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -62,6 +62,11 @@ class SuperBatchSource(ABC):
         return self._restarts + (0 if self.workers is None else self.workers.restarts)
 
     @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """The plan of each split of a mixture, by name; empty where the pairs are drawn from one split."""
+        return {}
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [] if self.workers is None else self.workers.pids
@@ -140,6 +145,11 @@ class StepPlan(ABC):
     size: int
     seed: int
 
+    @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """The plan of each split of a mixture, by name; empty where the pairs are drawn from one split."""
+        return {}
+
     @abstractmethod
     def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
         """The positions of a step's super-batch; ``read`` gives the pairs at any positions."""
@@ -187,7 +197,7 @@ class EpochPlan(StepPlan):
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))
 
@@ -222,6 +232,11 @@ class SuperBatches(SuperBatchSource):
         own = -(-plan.size // (world or World()).size)
         ahead = 0 if plan.reads else loader.pairs_ahead(own, pair_bytes) // own
         return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
+
+    @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """Those of the plan."""
+        return self.plan.sources
 
     def _read(self, step: int) -> Batch:
         return self._counted(self.fetch.at(step, self._positions))

@@ -119,11 +119,27 @@ def _wordless(split: str, tokenizer: Tokenizer, captions: Sequence[str]) -> Iter
 
 
 def walk(resolved: Resolved, stages: Stages) -> dict[str, Any]:
-    """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used."""
+    """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used.
+
+    Of a mixture that of each split; the steps are those of the split that is walked through most often.
+    """
     pool = stages.super_batches.pool
     pixels = int(stages.pairs.example().images_BCHW.shape[-1])
     found: dict[str, Any] = {"prepared_pixels": pixels, "model_pixels": resolved.run.model.image_size}
-    if pool is not None:
+    if sources := stages.super_batches.sources:
+        found["sources"] = {
+            name: {
+                "pairs": len(plan.pairs),
+                "a_super_batch": plan.size,
+                "steps_an_epoch": plan.per_epoch,
+                "left_out_an_epoch": len(plan.pairs) % plan.size,
+            }
+            for name, plan in sources.items()
+        }
+        found["most_walked"] = min(sources, key=lambda name: sources[name].per_epoch)
+        found["steps_an_epoch"] = sources[found["most_walked"]].per_epoch
+        found["left_out_an_epoch"] = sum(walked["left_out_an_epoch"] for walked in found["sources"].values())
+    elif pool is not None:
         found |= {"steps_an_epoch": pool // resolved.candidates, "left_out_an_epoch": pool % resolved.candidates}
     return found
 
@@ -177,7 +193,8 @@ def epoch_warning(walked: Mapping[str, Any], steps: int) -> list[str]:
     number = epochs(walked, steps)
     if number is None or number < MANY_EPOCHS:
         return []
-    return [f"the pool is walked through {number:.0f} times in {steps:,} steps: its pairs are seen again and again"]
+    who = walked.get("most_walked", "the pool")
+    return [f"{who} is walked through {number:.0f} times in {steps:,} steps: its pairs are seen again and again"]
 
 
 def eval_sets(stages: Stages) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
-from jestbench.data.half_pairs import HalfPairs
+from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.pairs import Dataset
+from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
 from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.splits import split_of
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
@@ -63,7 +65,7 @@ def build_stages(
 
 def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
     """The setting shared by all actors of a run, on its data set or a stand-in."""
-    pairs = data.split(run.split)
+    pairs = split_of(data, run.split)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
     for name, user in run.columns.items():
@@ -114,6 +116,8 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    elif isinstance(pairs, JoinedPairs):
+        plan = MixturePlan(pairs, size, run.seed)
     elif isinstance(pairs, StreamPairs):
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
     else:

@@ -39,6 +39,7 @@ class RunFolder:
         evaluations: what each example contributed to each decayed evaluation, ``FLOPs.npz``.
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
+        chosen: pairs that were trained on, how often, with their last scores (``log.chosen``).
         row_stores: what frozen models remember while the run goes on.
     """
 
@@ -53,6 +54,7 @@ class RunFolder:
         self.evaluations = path / "eval"
         self.examples = path / "examples"
         self.examples_page = self.examples / "index.html"
+        self.chosen = path / "chosen.parquet"
         self.row_stores = path / "cache"
 
     def is_run_folder(self) -> bool:

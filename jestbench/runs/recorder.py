@@ -27,6 +27,7 @@ from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
+from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
@@ -64,12 +65,14 @@ class KnownAtStart:
         pretrain: FLOPs of each model's pre-training.
         references: that the run is scored with.
         data: facts about the data.
+        fingerprints: of the data.
         warnings: about the run.
     """
 
     pretrain: Mapping[str, int]
     references: Sequence[ReferenceEntry]
     data: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
     warnings: Sequence[str]
 
 
@@ -101,6 +104,7 @@ class Recorder:
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self.data_counts: Mapping[str, float] = {}
+        self.chosen = Chosen(resolved.run.log.chosen)
         self._previous: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -165,6 +169,7 @@ class Recorder:
         in its branch, and in a run that has more rungs behind this one.
         """
         run = self.resolved.run
+        self.chosen.add(batch, selection)
         if self.world.size > 1:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
@@ -293,7 +298,8 @@ class Recorder:
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
         actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
-        return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
+        own: dict[str, Stateful] = {"super_batches": self.stages.super_batches, "progress": progress}
+        return {**actors, **own, "chosen": self.chosen}
 
     def _data(self) -> dict[str, str]:
         """The data that a run trains and is evaluated on, by their fingerprints, and its tokenizer."""
@@ -321,6 +327,12 @@ class Recorder:
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
+        self.chosen.begin(progress.step, state["chosen"]["on"])
+
+    def write_chosen(self) -> None:
+        """Write what was chosen, where the run counts it."""
+        if self.chosen.on and self.world.first_of_all:
+            self.chosen.write(RunFolder(self.run_dir).chosen, self.stages.pairs.uid_of)
 
     def summary(self, progress: Progress, status: Ending, known: KnownAtStart) -> Summary:
         """What the run amounts to."""
@@ -353,5 +365,7 @@ class Recorder:
             references=tuple(known.references),
             data=known.data,
             warnings=tuple(known.warnings),
+            control=resolved.run.control or not resolved.policy.needs,
+            fingerprints=known.fingerprints,
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )

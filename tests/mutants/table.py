@@ -504,7 +504,7 @@ COMPARISON = (
     ),
 )
 
-FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/half_pairs.py"
+FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/part_pairs.py"
 BATCHES, FORECAST, RESULTS = (
     "jestbench/data/super_batches.py",
     "jestbench/launch/forecast.py",
@@ -592,7 +592,7 @@ SUPER_BATCHES = (
         "index_B=index_C[chosen_B])",
         CASCADES,
     ),
-    Mutant("both halves are one", HALVES, "== half).nonzero()", "== 0).nonzero()", f"{TWIN} tests/data"),
+    Mutant("both halves are one", HALVES, "== self.half", "== 0", f"{TWIN} tests/data"),
     Mutant(
         "a half reads a pair of the other",
         HALVES,
@@ -679,7 +679,7 @@ PER_EXAMPLE = (
     ),
 )
 
-STATISTICS, CROSSINGS = "jestbench/compare/statistics.py", "jestbench/compare/crossings.py"
+NOISE, STATISTICS, CROSSINGS = (f"jestbench/compare/{name}.py" for name in ("noise", "statistics", "crossings"))
 INTERVALS = "tests/compare/test_statistics.py"
 
 VERDICTS = (
@@ -705,17 +705,17 @@ VERDICTS = (
         INTERVALS,
     ),
     Mutant(
-        "a mean's interval holds no examples",
-        STATISTICS,
-        "spread.unit_deviation(confidence) * normal[2]",
-        "0 * normal[2]",
+        "an interval holds no examples",
+        NOISE,
+        "(float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2",
+        "0.0",
         INTERVALS,
     ),
     Mutant(
         "an interval of the spread, not of the mean",
-        STATISTICS,
-        "error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))",
-        "error_D = own.deviation_D(normal[0]) * normal[1]",
+        NOISE,
+        "part.net / count * float",
+        "part.net * float",
         INTERVALS,
     ),
     Mutant(
@@ -734,15 +734,46 @@ VERDICTS = (
     ),
     Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),
     Mutant(
-        "unequal variances are pooled",
-        STATISTICS,
-        "self.p is not None and self.p >= REFUSED_BELOW",
-        "self.p is not None",
+        "degrees of freedom of unequal variances add up",
+        NOISE,
+        "2 * min(rank, 1 - rank) < _REFUSED_BELOW",
+        "False",
         INTERVALS,
+    ),
+)
+
+PAGE = (
+    Mutant(
+        "a page tells where its runs lie",
+        "jestbench/compare/page.py",
+        "    environment.finalize = scrub\n",
+        "",
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "a caption ends the data of a page",
+        "jestbench/compare/page.py",
+        'replace("<", "\\\\u003c")',
+        'replace("<", "<")',
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "the lowest scores are shown last",
+        "jestbench/runs/choices.py",
+        'np.argsort(self.score_B[refused_N], kind="stable")',
+        'np.argsort(-self.score_B[refused_N], kind="stable")',
+        "tests/compare/test_configurations.py",
+    ),
+    Mutant(
+        "evaluations of long runs are thinned out",
+        "jestbench/runs/folder.py",
+        "            kept_N[line] = True\n",
+        "",
+        "tests/runs/test_run_folder.py",
     ),
 )
 
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
 )

@@ -18,6 +18,8 @@ from jestbench.disk import digest, nearest_or_all
 
 HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
 """A uid as a list holds it: the two halves of 128 bits, as DataComp writes them."""
+KEY = "key"
+"""The uid that is the content key of a pair's image, as 16 hexadecimal digits."""
 HEX = 32
 """Digits of a uid that is 128 bits written in hexadecimal, as DataComp's are."""
 
@@ -105,11 +107,21 @@ def read_keys(path: Path, column: str) -> npt.NDArray[Any]:
     return distinct
 
 
-def wanted_keys(paths: Sequence[Path | str], uid: str) -> npt.NDArray[Any]:
+def lists_of(named: str | Sequence[str] | None, binding: str) -> list[Path]:
+    """The files of lists of uids.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    found = [Path(name).expanduser() for name in ((named,) if isinstance(named, str) else named or ())]
+    if missing := [path for path in found if not path.is_file()]:
+        raise DataError(f"{binding}: there is no file {missing[0]}")
+    return found
+
+
+def wanted_keys(paths: Sequence[Path], uid: str) -> npt.NDArray[Any]:
     """The uids of several lists, as ``read_keys``; in parquet files in the column of the field's last name."""
-    distinct: npt.NDArray[Any] = np.unique(
-        np.concatenate([read_keys(Path(path).expanduser(), uid.rpartition(".")[2]) for path in paths])
-    )
+    distinct: npt.NDArray[Any] = np.unique(np.concatenate([read_keys(path, uid.rpartition(".")[2]) for path in paths]))
     return distinct
 
 

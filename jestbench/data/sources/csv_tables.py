@@ -14,7 +14,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.file_pairs import WHOLE
-from jestbench.data.sources.columns import note_missing, number_of
+from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.source import Shard, Source, column, file_shard
 from jestbench.disk import decoded
@@ -112,7 +112,12 @@ class Csv(Source):
                     fields = ["" if place is None or place >= len(row) else row[place] for place in places]
                     values = tuple(map(number_of, fields[:-1]))
                     note_missing(index.examples, self.columns, values, f"{path.name}, line {line}", fields, header)
-                    yield text_of(row[image]), text_of(row[caption]), values, fields[-1].strip()
+                    yield (
+                        text_of(row[image]),
+                        text_of(row[caption]),
+                        values,
+                        KEY if self.uid == KEY else fields[-1].strip(),
+                    )
 
     def _separator(self, path: Path, header: str) -> str:
         if self.separator is not None:

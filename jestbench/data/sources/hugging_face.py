@@ -18,7 +18,7 @@ from jestbench.data.captions import texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
-from jestbench.data.sources.columns import note_missing, number_of
+from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.shards import globbed
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
@@ -116,7 +116,7 @@ class HuggingFace(Source):
                 values = tuple(number_of(fields.get(name)) for name in self.columns)
                 shown = [fields.get(name) for name in self.columns]
                 note_missing(index.examples, self.columns, values, f"row {row}", shown, columns)
-                uid = fields.get(self.uid_field)
+                uid = KEY if self.uid == KEY else fields.get(self.uid_field)
                 key = image_key(content, verified)
                 index.add(row, len(content), key, captions, None, values, "" if uid is None else str(uid))
         return index

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
-from jestbench.data.sources.columns import among, keys_of, short_names, wanted_keys
+from jestbench.data.sources.columns import KEY, among, keys_of, short_names, wanted_keys
 from jestbench.data.sources.shards import Forward, MemberRules, Pair
-from jestbench.disk import content_key
+from jestbench.disk import content_key, key_text
 from jestbench.model.tokenizer import Tokenizer
 
 Place = tuple[int, int, int, int]
@@ -156,7 +157,7 @@ class LaneReader:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self.wanted = wanted_keys(shards.uids, shards.members.uid) if shards.uids else None
+        self.wanted = wanted_keys([Path(path) for path in shards.uids], shards.members.uid) if shards.uids else None
         self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, Place, int]]]] = {}
         self._damaged, self._examples = 0, dict[str, str]()
 
@@ -237,11 +238,17 @@ class LaneReader:
         for number in range(shard, len(mine)):
             pairs = open_shard(self.shards.urls[mine[number]], self.shards.members, self._lose)
             if self.wanted is not None:
-                wanted = self.wanted
-                pairs = (found for found in pairs if bool(among(wanted, keys_of([found.uid]))[0]))
+                pairs = filter(self._wanted, pairs)
             for index, found in enumerate(pairs):
                 if number > shard or index >= offset:
                     yield found, (number, index + 1)
+
+    def _wanted(self, found: Pair) -> bool:
+        assert self.wanted is not None
+        of_image = self.shards.members.uid == KEY
+        return bool(
+            among(self.wanted, keys_of([key_text(content_key(found.image.content)) if of_image else found.uid]))[0]
+        )
 
     def _lose(self, damaged: Damaged) -> None:
         self._damaged += 1

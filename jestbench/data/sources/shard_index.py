@@ -23,7 +23,7 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
-from jestbench.data.sources.columns import Beside, Came
+from jestbench.data.sources.columns import KEY, Beside, Came, short_names
 
 VERSION = 4
 """Version of the index, incremented when the same data give a different index."""
@@ -87,7 +87,7 @@ class ShardIndex:
         values: tuple[float, ...] = (),
         uid: str | None = None,
     ) -> None:
-        """One more image."""
+        """One more image; its uid may be ``KEY``, the image's content key."""
         self.offset.append(offset)
         self.size.append(size)
         self.key.append(key)
@@ -96,7 +96,7 @@ class ShardIndex:
         if path is not None:
             self.paths.append(path)
         if uid is not None:
-            self.uids.append(uid)
+            self.uids.append(disk.key_text(key) if uid == KEY else uid)
 
     @contextmanager
     def leaving_out(self, where: str) -> Iterator[None]:
@@ -229,6 +229,59 @@ class Table:
             raise DataError(f"the index {folder} is damaged ({error}): remove that folder and start again") from error
 
 
+@dataclass
+class _Gathered:
+    """The images of a split as they are joined, an entry an image (``texts``: a caption)."""
+
+    places: list[tuple[int, int, int, int]] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    values: list[tuple[float, ...]] = field(default_factory=list)
+    uids: list[str] = field(default_factory=list)
+    lost: ShardIndex = field(default_factory=ShardIndex)
+    cut: int = 0
+
+    def add(self, number: int, shard: str, index: ShardIndex, captions: Captions, beside: Beside) -> None:
+        """The images of a shard that are in the split; what is left out is counted in ``lost``."""
+        self.lost.damage += index.damage
+        self.lost.examples = index.examples | self.lost.examples
+        own_NC = np.array(index.values, dtype=np.float64).reshape(len(index.key), beside.own)
+        came = beside.rows(Came(own_NC, index.uids))
+        for i in np.flatnonzero(came.inside_N).tolist():
+            with self.lost.leaving_out(index.paths[i] if index.paths else f"{Path(shard).name}, image {i}"):
+                row, uid = came.at(i)
+                raw = index.captions[i]
+                usable = captions.usable(raw)
+                self.cut += sum(len(caption) > captions.max_characters for caption in raw)
+                if not usable:
+                    raise Damaged("empty caption")
+                at = len(self.paths) if index.paths else number
+                self.places.append((at, index.offset[i], index.size[i], index.key[i]))
+                self.first.append(len(self.texts))
+                self.texts += usable
+                self.paths += index.paths[i : i + 1]
+                self.values.append(row)
+                self.uids.append(uid)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of a table, by name."""
+        place = np.array(self.places, dtype=np.int64).reshape(-1, 4).T
+        found: dict[str, npt.NDArray[Any]] = {
+            "shard_N": place[0].astype(np.int32),
+            "offset_N": place[1].copy(),
+            "size_N": place[2].copy(),
+            "image_key_N": place[3].copy(),
+            "first_N": np.array(self.first, dtype=np.int64),
+            "text_key_M": text_keys(self.texts),
+        }
+        packed = {"": self.texts, "path_": self.paths, "uid_": self.uids if any(self.uids) else []}
+        for name, texts in packed.items():
+            held = Texts.of(texts)
+            found |= {f"{name}utf8": held.utf8, f"{name}end{'' if name else '_M'}": held.end_M}
+        return found
+
+
 def write_table(
     folder: Path,
     shards: Sequence[str],
@@ -245,59 +298,23 @@ def write_table(
         captions: how captions are normalised.
         beside: what came with the images, and which of them are in the split; ``None``: nothing, and all.
     """
-    beside = beside or Beside()
-    values, uids = list[tuple[float, ...]](), list[str]()
-    places: list[tuple[int, int, int, int]] = []
-    texts, first, paths, lost, cut = list[str](), list[int](), list[str](), ShardIndex(), 0
+    beside, gathered = beside or Beside(), _Gathered()
     for number, index in enumerate(indexes):
-        lost.damage += index.damage
-        lost.examples = index.examples | lost.examples
-        own_NC = np.array(index.values, dtype=np.float64).reshape(len(index.key), beside.own)
-        came = beside.rows(Came(own_NC, index.uids))
-        for i in np.flatnonzero(came.inside_N).tolist():
-            with lost.leaving_out(index.paths[i] if index.paths else f"{Path(shards[number]).name}, image {i}"):
-                row, uid = came.at(i)
-                raw = index.captions[i]
-                usable = captions.usable(raw)
-                cut += sum(len(caption) > captions.max_characters for caption in raw)
-                if not usable:
-                    raise Damaged("empty caption")
-                first.append(len(texts))
-                texts += usable
-                places.append((len(paths) if index.paths else number, index.offset[i], index.size[i], index.key[i]))
-                paths += index.paths[i : i + 1]
-                values.append(row)
-                uids.append(uid)
-    place = np.array(places, dtype=np.int64).reshape(-1, 4).T
-    packed, packed_paths, packed_uids = Texts.of(texts), Texts.of(paths), Texts.of(uids if any(uids) else [])
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "shard_N": place[0].astype(np.int32),
-        "offset_N": place[1].copy(),
-        "size_N": place[2].copy(),
-        "image_key_N": place[3].copy(),
-        "first_N": np.array(first, dtype=np.int64),
-        "text_key_M": text_keys(texts),
-        "utf8": packed.utf8,
-        "end_M": packed.end_M,
-        "path_utf8": packed_paths.utf8,
-        "path_end": packed_paths.end_M,
-    }
-    if len(packed_uids):
-        arrays |= {"uid_utf8": packed_uids.utf8, "uid_end": packed_uids.end_M}
-    columns = np.array(values, dtype=np.float64).reshape(len(values), -1 if values else 0).T
+        gathered.add(number, shards[number], index, captions, beside)
+    arrays, count = gathered.arrays(), len(gathered.values)
+    columns = np.array(gathered.values, dtype=np.float64).reshape(count, -1 if count else 0).T
     arrays |= {f"column_{number}_N": column.copy() for number, column in enumerate(columns)}
     content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
     content += [f"{name}\0".encode() + column.tobytes() for name, column in zip(beside.kept, columns, strict=False)]
-    fingerprint = disk.digest(b"\0".join(content))
     meta = {
-        "shards": [] if paths else list(shards),
-        "damage": dict(lost.damage),
-        "examples": lost.examples,
+        "shards": [] if gathered.paths else list(shards),
+        "damage": dict(gathered.lost.damage),
+        "examples": gathered.lost.examples,
         "columns": [*beside.kept][: len(columns)],
         "beside": beside.facts,
-        "uids": len(packed_uids) > 0,
-        "cut": cut,
-        "fingerprint": fingerprint,
+        "uids": len(arrays["uid_end"]) > 0,
+        "cut": gathered.cut,
+        "fingerprint": disk.digest(b"\0".join(content)),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with disk.whole(folder) as work:
@@ -305,3 +322,41 @@ def write_table(
         for name, content_of in arrays.items():
             np.save(work / f"{name}.npy", content_of)
         disk.write_json(work / "table.json", meta)
+
+
+def joined_tables(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
+    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
+    if len(tables) == 1:
+        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
+        images = tables[0].image_key_N
+    else:
+        ends, firsts, bytes_before, texts_before = [], [], 0, 0
+        for table in tables:
+            ends.append(table.captions.end_M + bytes_before)
+            firsts.append(table.first_N + texts_before)
+            bytes_before += len(table.captions.utf8)
+            texts_before += len(table.captions)
+        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
+        keys = np.concatenate([table.text_key_M for table in tables])
+        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
+    return captions, keys, first if len(captions) > len(first) else None, images
+
+
+def joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
+    """The columns that all of several tables have."""
+    if len(tables) == 1:
+        return tables[0].columns
+    common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+    return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
+
+
+def check_columns(tables: Sequence[Table], names: Sequence[str], binding: str) -> None:
+    """Refuse a column that no image of any table has.
+
+    Raises:
+        DataError: with what was found in its place.
+    """
+    for name, short in zip(names, short_names(names, binding), strict=True):
+        if not any(short in table.columns for table in tables):
+            found = next((said for table in tables if (said := table.examples.get(f"no value of {short}"))), "")
+            raise DataError(f"{binding} names {name!r}, of which no pair has a number: {found}")

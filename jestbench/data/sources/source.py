@@ -19,10 +19,19 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
+from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs
 from jestbench.data.pairs import Dataset
-from jestbench.data.sources.columns import Beside, Metadata, short_names, wanted_keys
-from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
+from jestbench.data.sources.columns import Beside, Metadata, lists_of, short_names, wanted_keys
+from jestbench.data.sources.shard_index import (
+    VERSION,
+    ShardIndex,
+    Table,
+    check_columns,
+    digest,
+    joined_columns,
+    joined_tables,
+    write_table,
+)
 from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import cache_root, nearest, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
@@ -84,7 +93,8 @@ class Source(ABC):
             cache folder.
         columns: numbers that come with each pair, for policies and cascades that read ``column:NAME``; NAME is what
             stands behind the last dot. A pair without a value is damage, in a split in which any pair has one.
-        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for.
+        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for. ``key`` is
+            the content key of its image, as ``log.chosen`` writes it.
         uids: lists of uids to which the pool is restricted: text, parquet, or ``.npy`` as DataComp writes them.
     """
 
@@ -167,16 +177,8 @@ class Source(ABC):
         return []
 
     def _lists(self, split: str) -> list[Path]:
-        """The lists of uids that restrict a split.
-
-        Raises:
-            DataError: there is no such file.
-        """
-        named = (self.uids,) if isinstance(self.uids, str) else self.uids or ()
-        found = [Path(name).expanduser() for name in named] if split == "pool" else []
-        if missing := [path for path in found if not path.is_file()]:
-            raise DataError(f"{self.label}.uids: there is no file {missing[0]}")
-        return found
+        """The lists of uids that restrict a split."""
+        return lists_of(self.uids, f"{self.label}.uids") if split == "pool" else []
 
     def _beside(self, split: str) -> Beside:
         """What comes beside the pairs of a split."""
@@ -185,18 +187,6 @@ class Source(ABC):
         lists = self._lists(split)
         wanted = wanted_keys(lists, column) if lists else None
         return Beside(len(self.own_columns), short_names(names, f"{self.label}.columns"), joined, wanted)
-
-    def _check_columns(self) -> None:
-        """Refuse a column that no pair has.
-
-        Raises:
-            DataError: with what was found in its place.
-        """
-        tables = [Table.open(self._table(split)) for split in self.bound]
-        for name, short in zip(self.columns, short_names(self.columns, ""), strict=True):
-            if not any(short in table.columns for table in tables):
-                found = next((said for table in tables if (said := table.examples.get(f"no value of {short}"))), "")
-                raise DataError(f"{self.label}.columns names {name!r}, of which no pair has a number: {found}")
 
     # The data set
 
@@ -264,8 +254,9 @@ class Source(ABC):
         """
         for split in self.bound or ("pool",):
             self.indexed(split)
-        self._check_columns()
-        first = Table.open(self._table(self.bound[0]))
+        tables = [Table.open(self._table(split)) for split in self.bound]
+        check_columns(tables, self.columns, f"{self.label}.columns")
+        first = tables[0]
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
 
@@ -360,7 +351,7 @@ class Source(ABC):
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
-        captions, text_keys, first, keys = _joined(parts)
+        captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
         damage = {part: table.damage for part, table in tables if table.damage}
@@ -375,7 +366,8 @@ class Source(ABC):
             image_key_N=keys,
             image_size=self.image_size,
             marks={"curated": curated},
-            columns=_joined_columns(parts),
+            columns=joined_columns(parts),
+            uids=[uid for part in parts for uid in part.uids] if len(parts) > 1 else parts[0].uids,
             text_key_M=text_keys,
             first_N=first,
             max_damaged=self.max_damaged,
@@ -430,32 +422,6 @@ class _Origin:
 
     def __call__(self) -> FilePairs:
         return self.source.split(self.split)
-
-
-def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
-    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
-    if len(tables) == 1:
-        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
-        images = tables[0].image_key_N
-    else:
-        ends, firsts, bytes_before, texts_before = [], [], 0, 0
-        for table in tables:
-            ends.append(table.captions.end_M + bytes_before)
-            firsts.append(table.first_N + texts_before)
-            bytes_before += len(table.captions.utf8)
-            texts_before += len(table.captions)
-        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
-        keys = np.concatenate([table.text_key_M for table in tables])
-        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
-    return captions, keys, first if len(captions) > len(first) else None, images
-
-
-def _joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
-    """The columns that all of several tables have."""
-    if len(tables) == 1:
-        return tables[0].columns
-    common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
-    return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:

@@ -20,7 +20,7 @@ import torch
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
-from jestbench.data.sources.columns import short_names
+from jestbench.data.sources.columns import lists_of, short_names
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes, columns_of
 from jestbench.data.sources.shards import IMAGES, MemberRules, is_url, paths_of
 from jestbench.data.sources.source import Fetched, Source, needs
@@ -142,7 +142,7 @@ class Stream:
             buffer=self.buffer,
             max_damaged=self.max_damaged,
             captions=self.captions,
-            uids=(self.uids,) if isinstance(self.uids, str) else tuple(self.uids or ()),
+            uids=tuple(map(str, lists_of(self.uids, "stream.uids"))),
         )
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
+from jestbench.data.sources.columns import KEY
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, globbed, is_url, paths_of
 from jestbench.data.sources.source import Shard, Source, file_shard
@@ -52,7 +53,9 @@ class WebDataset(Source):
     @property
     def members(self) -> MemberRules:
         """Which members are read."""
-        return MemberRules(self.images, self.caption, self.lines, self.own_columns, self.uid_field)
+        return MemberRules(
+            self.images, self.caption, self.lines, self.own_columns, "" if self.uid_field == KEY else self.uid_field
+        )
 
     @property
     def joined(self) -> tuple[str, ...]:
@@ -110,7 +113,15 @@ class WebDataset(Source):
                     image, hints = found.image, {f"no value of {name}": said for name, said in found.hints.items()}
                     index.examples = hints | index.examples
                     key = image_key(image.content, verified)
-                    index.add(image.offset, image.size, key, found.captions, None, found.values, found.uid)
+                    index.add(
+                        image.offset,
+                        image.size,
+                        key,
+                        found.captions,
+                        None,
+                        found.values,
+                        KEY if self.uid == KEY else found.uid,
+                    )
         return index
 
 
