@@ -158,7 +158,7 @@ def status_of(text: str, path: Path) -> int:
     said = said[warned.end() :]
     if status == 0:
         assert said == ""
-        assert "# arm " in out.getvalue()
+        assert f"arm {path.stem!r}" in out.getvalue()
         assert resolved is not None
     else:
         assert status in (2, 3)
