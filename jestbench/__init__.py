@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jestbench.batch import Batch, Pass, Selection
-    from jestbench.compare.report import compare as compare_runs
+    from jestbench.compare.report import compare_runs
     from jestbench.cost.tracing import UnknownOperator, forward_macs
     from jestbench.launch.command import main
     from jestbench.select import Embeddings, Scores, conditional_logits, joint_sample
@@ -37,7 +37,7 @@ _HOMES = {
     "Scores": "jestbench.select.Scores",
     "Selection": "jestbench.batch.Selection",
     "UnknownOperator": "jestbench.cost.tracing.UnknownOperator",
-    "compare_runs": "jestbench.compare.report.compare",
+    "compare_runs": "jestbench.compare.report.compare_runs",
     "conditional_logits": "jestbench.select.conditional_logits",
     "forward_macs": "jestbench.cost.tracing.forward_macs",
     "joint_sample": "jestbench.select.joint_sample",

@@ -36,6 +36,8 @@ Purpose = Literal[
 ]
 """The purpose that a pass is charged to. All but ``eval`` count towards the total."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+COLUMN = "column:"
+"""Begins the name of a number that came with the pairs, in a policy's ``needs``, in ``Scores.values`` and in gin."""
 
 
 def index_slice(index_K: Tensor) -> slice | None:
@@ -82,6 +84,7 @@ class Batch:
         marks: name → bool ``[B]``: known properties of a pair (``noisy``, ``curated``). Only diagnostics
             read them; they reach no policy and no model.
         captions: the captions themselves, for diagnostics and for training a pair scorer.
+        columns: name → float32 ``[B]``: finite numbers that came with the pairs, and reach policies that need them.
         passes: the cost of choosing these pairs among more candidates (a cascade); empty otherwise.
         counts: events while these pairs were read, name → number (``read``, ``damaged``).
     """
@@ -92,12 +95,14 @@ class Batch:
     text_key_B: Tensor
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
     passes: tuple[Pass, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = {len(self.images_BCHW), len(self.image_key_B), len(self.text_key_B)}
         sizes |= {len(ids) for ids in self.token_ids.values()} | {len(m) for m in self.marks.values()}
+        sizes |= {len(column) for column in self.columns.values()}
         if self.captions:
             sizes.add(len(self.captions))
         if len(sizes) != 1:
@@ -143,6 +148,7 @@ class Batch:
             text_key_B=rows_at(self.text_key_B, index_K, at),
             marks={name: rows_at(mark, index_K, at) for name, mark in self.marks.items()},
             captions=tuple(self.captions[i] for i in index_K.tolist()) if self.captions else (),
+            columns={name: rows_at(column, index_K, at) for name, column in self.columns.items()},
         )
 
     def without_images(self) -> Batch:

@@ -139,6 +139,11 @@ def content_key(content: bytes) -> int:
     return int.from_bytes(hashed(content), "little", signed=True)
 
 
+def key_text(key: int) -> str:
+    """A content key as 16 hexadecimal digits."""
+    return f"{key % 2**64:016x}"
+
+
 def cache_root() -> Path:
     """The user's cache folder of this project; the environment variable JESTBENCH_CACHE moves it."""
     moved = os.environ.get("JESTBENCH_CACHE")

@@ -44,7 +44,7 @@ def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-TOKENIZER = Tokenizer(train_bpe([caption(i) for i in range(64)], 256).to_str(), 8)
+TOKENIZER = Tokenizer(train_bpe([caption(i) for i in range(64)], 512).to_str(), 8)
 
 
 def files_of(folder: Path, contents: list[bytes], captions: list[str] | None = None, **more) -> FilePairs:

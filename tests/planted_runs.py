@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ def write_hits(folder: Path, budget: int, hit_N: Any, unit_N: Any, key_N: Any = 
     keys = np.arange(len(hit_N)) if key_N is None else np.asarray(key_N)
     ranking = Ranking(np.where(hit_N, 1, 9).astype(np.int64), np.asarray(unit_N, np.int64), keys.astype(np.int64))
     RunFolder(folder).write_results(budget, Results({"zero_shot": ranking}))
+
+
+def page_text(out: Path) -> str:
+    """The page of a comparison without what it draws its charts with."""
+    text = (out / "index.html").read_text(encoding="utf-8")
+    return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
 
 
 def strict(text: str) -> dict[str, Any]:

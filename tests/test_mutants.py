@@ -13,7 +13,8 @@ import pytest
 from mutants.table import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("jestbench", "policies", "gin", "tools", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+FILES = ("pyproject.toml", "LICENSE", "README.md", "CONTRIBUTING.md")
+PARTS = ("jestbench", "policies", "gin", "tools", "tests", "docs", *FILES)
 FAILED = 1
 """pytest's status where tests ran and one failed; a module that cannot be imported has another."""
 

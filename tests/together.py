@@ -66,7 +66,11 @@ ARMS: dict[str, list[str]] = {
         "run.super_batch_size=20",
         "cascade.candidates=3",
     ],
-    "weights": policy("grad_norm"),
+    "weights": [
+        *policy("grad_norm"),
+        "run.split={'pool': 0.8, 'curated': 0.2}",
+        "synthetic.columns=('similarity',)",
+    ],
     "stream": [
         *("--gin_file", "$STREAM"),
         *policy("hard_learner"),
@@ -189,7 +193,7 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 64).to_str(), 6)
+    tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
     with distributed.started() as world:
         assert world.size > 1
         check_batches(world, tokenizer)

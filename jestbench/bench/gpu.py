@@ -7,7 +7,7 @@ CPU, to see that the benchmark itself runs.
 * ceilings: TFLOP/s of plain matrix products and GB/s of copies, to compare the other figures with;
 * exact: the largest relative error of a strip's sums against float64, offsets beyond 2³¹ included;
 * strips, draw, tiles, losses: similarity products at the paper's sizes (seconds, TFLOP/s, peak memory, host waits);
-* step, scoring, cached, compiled: ViT-B/16 at 256 px with a text tower of the same width. jestbench's step is
+* step, scoring, cached, large, compiled: ViT-B/16 at 256 px with a text tower of the same width. jestbench's step is
   compared with a bare one of the same towers (inputs on the device, no checks, fused AdamW) and one with open_clip's
   loss. MFU is the share of the datasheet's dense bf16 FLOP/s, where that is known for the device;
 * policies: every arm of ``gin/policy`` in the tiny world, charged as on a CPU, from a checkout;
@@ -48,6 +48,7 @@ PARTS: Mapping[str, GpuPart] = {
     "tests": GpuPart(gpu_parts.tests, 120),
     "cached": GpuPart(gpu_parts.cached, 40),
     "losses": GpuPart(gpu_selection.block_losses, 20),
+    "large": GpuPart(gpu_parts.large, 60),
     "tiles": GpuPart(gpu_selection.tiles, 30),
     "policies": GpuPart(gpu_parts.policies, 90),
     "compiled": GpuPart(gpu_parts.compiled, 80),

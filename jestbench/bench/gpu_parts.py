@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import PROJECT
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.learner import Learner
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES
@@ -182,7 +184,7 @@ def _bare_step(
     """A step of plain training code: inputs on the device, no number read back, fused AdamW."""
     model = learner.model.train()
     images, tokens = rig.inputs(batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=rig.cuda)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -204,7 +206,7 @@ def scoring(rig: Rig) -> Found:
     """
     count, micro = rig.pick((32, 8), (8192, 512))
     learner, batch = rig.learner(), rig.batch(count)
-    learner.microbatch = micro
+    learner.micro = MicroBatches(micro)
     images, tokens = (part[:micro] for part in rig.inputs(batch))
 
     def score() -> object:
@@ -244,6 +246,26 @@ def cached(rig: Rig) -> Found:
         "peak GB": rig.peak(update) / 1e9,
         "host waits a step": rig.host_waits(update),
     }
+
+
+def large(rig: Rig) -> Found:
+    """Peak memory of a step on images at 224 px: of scoring B pairs, and of training on a fifth of them.
+
+    The images stay in host memory, so that the peak depends on the micro-batch, and on B by the embeddings alone.
+    """
+    shape = rig.pick(rig.shape, replace(VIT_B16, model=replace(LEARNER, image_size=224)))
+    whole = random_batch(shape, make_tokenizer(shape), rig.pick(40, 16384), rig.device)
+    found: Found = {"images GB": whole.images_BCHW.nbytes / 1e9}
+    for part, micro in ((2, rig.pick(4, 256)), (1, rig.pick(4, 256)), (1, rig.pick(8, 512))):
+        batch = whole.take(torch.arange(len(whole) // part))
+        learner = learner_of(shape, "sigmoid", rig.arithmetic, micro)
+        learner.micro, update = MicroBatches(micro), _update_of(learner, batch.take(torch.arange(len(batch) // 5)))
+        learner.score(batch.take(torch.arange(micro)))
+        update()  # the optimizer's state
+        name = f"B = {len(batch):,}, micro-batches of {micro}, peak GB"
+        found |= {f"{name}: scoring": rig.peak(partial(learner.score, batch)) / 1e9}
+        found |= {f"{name}: training": rig.peak(update) / 1e9}
+    return found
 
 
 def compiled(rig: Rig) -> Found:
@@ -292,7 +314,7 @@ def tests(rig: Rig) -> Found:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider"]
     begin = time.monotonic()
     done = subprocess.run(
-        [*command, "tests/select/test_kernels.py", "tests/launch/test_run.py"],
+        [*command, *(f"tests/{room}" for room in ("select", "model", "engine", "launch/test_run.py"))],
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -13,6 +13,7 @@ from typing import Any
 
 from jestbench.bench import data, gpu, paper, selection, train
 from jestbench.bench.timing import MissingPeer
+from jestbench.disk import command_name
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "selection": ("the joint draw", f"{selection.__doc__}\n{paper.__doc__}"),
@@ -41,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Ratios against peers and floors, measured in one run.")
+    parser = argparse.ArgumentParser(
+        prog=command_name("bench"), description="Ratios against peers and floors, measured in one run."
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     made = {

@@ -20,7 +20,7 @@ from jestbench.cost.tracing import counted_macs, without_values
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
-from jestbench.model.tokenizer import END, PAD, UNKNOWN, Tokenizer
+from jestbench.model.tokenizer import END, PAD, Tokenizer
 from jestbench.model.towers import INITIAL, MAX_SCALE, Model
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
@@ -110,8 +110,8 @@ class Contender:
 
 def make_tokenizer(shape: Shape) -> Tokenizer:
     """A tokenizer of whole words with the shape's number of ids."""
-    words = [PAD, UNKNOWN, END, *(f"word{number}" for number in range(shape.vocabulary - 3))]
-    backend = Backend(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))
+    words = [PAD, "<unk>", END, *(f"word{number}" for number in range(shape.vocabulary - 3))]
+    backend = Backend(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Tokenizer(backend.to_str(), shape.tokens)
 

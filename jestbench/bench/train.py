@@ -18,6 +18,9 @@ a round is the same number of steps of each. The value is the ratio of the media
 One difference remains: open_clip has neither mean pooling nor a mask for padding in ``CustomTextCLIP``, so its text
 tower attends to padding too and takes the last token's output, as open_clip's SigLIP models do. Multiply-adds
 a pair, by torch's own counter in train mode, are printed below the ratios: equal figures mean equal work.
+
+Below them: where the time of a jest and of a flexi_jest step goes, at the quick start's shape on a CPU, and seconds of
+the rows of frozen models at the paper's super-batch (``bench/step_parts.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import Any
 
 import torch
 
-from jestbench.bench import timing
+from jestbench.bench import step_parts, timing
 from jestbench.bench.steps import SHAPES, Contender, Shape, open_clips, ours
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
@@ -54,6 +57,8 @@ class TrainPlan(timing.Plan):
         "tiny: gin/model/tiny.gin; vit_s32: ViT-S/32 at 128 px, 32 tokens; miniature: for tests",
         tuple(SHAPES),
     )
+    part_steps: int = timing.option(20, "whose parts are timed, of each arm")
+    rows: int = timing.option(163_840, "of a frozen model, of width 768")
 
 
 def steps_of_a_round(contenders: Mapping[str, Contender], plan: TrainPlan, device: torch.device) -> int:
@@ -113,6 +118,8 @@ def measure(plan: TrainPlan) -> dict[str, Any]:
     load, arithmetic = timing.load(), Arithmetic.of(plan.device, "auto")
     with timing.threads(plan.threads):
         found = {name: _one_model(SHAPES[name], plan, arithmetic) for name in plan.models}
+        steps = {arm: step_parts.parts(arm, plan.part_steps) for arm in step_parts.ARMS}
+        rows = {"count": plan.rows, "width": 768, **step_parts.rows(plan.rows, 768, plan.rounds)}
     return {
         "machine": timing.machine(
             load,
@@ -123,6 +130,7 @@ def measure(plan: TrainPlan) -> dict[str, Any]:
         "plan": asdict(plan),
         "aim": AIM,
         "models": found,
+        "parts": {"steps": steps, "rows": rows},
     }
 
 
@@ -148,7 +156,7 @@ def table(report: Mapping[str, Any]) -> str:
         counted = next(iter(part["losses"].values()))["MACs a pair"]
         figures = "; ".join(f"{who} {m['forward']:,}, {m['training']:,}" for who, m in counted.items())
         lines.append(f"  batches of {part['batch']}; multiply-adds a pair, forward and training: {figures}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *step_parts.table(report["parts"])])
 
 
 def _short(rate: float) -> str:

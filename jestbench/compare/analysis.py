@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jestbench.compare.choose_metric import chosen_metric
 from jestbench.compare.comparison import (
     UNDECAYED,
     Arm,
@@ -63,13 +64,13 @@ _SEEDS_FOR_DEVIATION = 8
 
 
 def analyse(
-    run_dirs: Sequence[Path], metric: str, baseline: str, lower_is_better: bool | None, command: str
+    run_dirs: Sequence[Path], metric: str | None, baseline: str, lower_is_better: bool | None, command: str
 ) -> Comparison:
     """Compare the runs in some folders.
 
     Args:
         run_dirs: run folders, or folders that hold them one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
+        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
         lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if the name holds
             "loss", "mse" or "nll".
@@ -83,6 +84,9 @@ def analyse(
             used (status 3).
     """
     runs, unreadable = load_all(run_dirs)
+    if metric is None:
+        metric, goal = chosen_metric(runs)
+        lower_is_better = goal if lower_is_better is None else lower_is_better
     metric = resolve_metric(runs, metric)
     candidates, unusable, reading = split_usable(runs, metric)
     kept, duplicates = newest_by_seed(candidates)
@@ -307,6 +311,7 @@ def _arm(
         pairs_trained=_mean_of(members, "pairs/trained"),
         seconds=float(np.mean([member.counters.get("time/seconds", 0.0) for member in members])),
         curve=mean_curve([member.curve for member in members]),
+        members=group.members,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jestbench.compare.crossings import Crossover
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, RunRecord
-from jestbench.compare.points import Point
+from jestbench.compare.points import Candidate, Point
 from jestbench.compare.statistics import Difference, Interval, Verdict
 from jestbench.disk import shown
 from jestbench.evals.measure import Measure
@@ -130,7 +130,7 @@ class Arm:
 
     Attributes:
         arm: its label.
-        label: the label, with the configuration's hash where another arm has the same label.
+        label: the label; where another arm has the same one, with the parameters in which they differ.
         policy: registered name of the policy.
         config_hash: hash of the configuration.
         frontier_hash: the same without budget and rungs.
@@ -157,6 +157,7 @@ class Arm:
         pairs_trained: pairs trained on.
         seconds: time of training, without evaluation.
         curve: the seed-mean curve.
+        members: all its runs, those of smaller budgets among them, by seed and budget.
     """
 
     arm: str
@@ -185,6 +186,7 @@ class Arm:
     pairs_trained: int
     seconds: float
     curve: SeedCurve
+    members: tuple[Candidate, ...]
 
     @property
     def verdict(self) -> Verdict | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.compare.comparison import Arm, Comparison, Pays, Speedup, Table
+from jestbench.compare.paths import relative
 from jestbench.compare.statistics import Interval
-from jestbench.compare.wording import relative, sentence
+from jestbench.compare.wording import sentence
 
 
 def to_json(comparison: Comparison, out: Path) -> str:
@@ -18,7 +19,7 @@ def to_json(comparison: Comparison, out: Path) -> str:
 
     The first world stands at the top level; ``other_worlds`` holds objects with the same keys for the others.
     """
-    first, *others = (_table_json(table, out) for table in comparison.tables)
+    first, *others = (table_json(table, out) for table in comparison.tables)
     document = first | {
         "other_worlds": others,
         "excluded": [
@@ -33,7 +34,8 @@ def to_json(comparison: Comparison, out: Path) -> str:
     return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _table_json(table: Table, out: Path) -> dict[str, Any]:
+def table_json(table: Table, out: Path) -> dict[str, Any]:
+    """A table as JSON, with paths relative to ``out``."""
     return {
         "metric": table.metric,
         "lower_is_better": table.lower_is_better,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jestbench.compare.comparison import Excluded
+from jestbench.compare.configurations import labels, read_configuration
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
 from jestbench.compare.points import Candidate, Point, read_metric
 from jestbench.disk import nearest, shown
@@ -24,7 +25,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 _EVAL = "eval/"
 _HASH_LENGTH = 8
-_OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut")
+_OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut", "beside")
 """Facts about the split that a run was trained on. A control may train on another one of the same data."""
 
 
@@ -34,7 +35,8 @@ class Group:
 
     Attributes:
         arm: their label.
-        label: the label, with the hash where another arm of the world has the same label.
+        label: the label; where other arms of the world have the same one, with the parameters in which they differ, or
+            else with the hash.
         frontier_hash: hash of the configuration without budget and rungs.
         members: the runs, by seed and budget.
     """
@@ -272,9 +274,12 @@ def group_arms(world: World) -> tuple[list[Group], list[str]]:
     notes: list[str] = []
     for arm, same_label in sorted(_by(world.members, lambda item: item.run.summary.arm).items()):
         by_hash = _by(same_label, lambda item: item.run.summary.frontier_hash)
-        clash = len(by_hash) > 1
+        clash, names = len(by_hash) > 1, dict.fromkeys(by_hash, arm)
+        if clash:
+            configurations = {key: read_configuration(same[0].run.folder) for key, same in sorted(by_hash.items())}
+            names = labels(arm, configurations, _HASH_LENGTH)
         for frontier_hash, members in sorted(by_hash.items()):
-            label = f"{arm}@{frontier_hash[:_HASH_LENGTH]}" if clash else arm
+            label = names[frontier_hash]
             ordered = sorted(_one_budget(members), key=lambda item: (item.seed, item.end.budget))
             groups.append(Group(arm, label, frontier_hash, tuple(ordered)))
             if repeated := _repeated(ordered):
@@ -287,7 +292,7 @@ def group_arms(world: World) -> tuple[list[Group], list[str]]:
         if clash:
             notes.append(
                 f"ONE LABEL, {len(by_hash)} CONFIGURATIONS: arm {arm} stands for "
-                f"{', '.join(sorted(by_hash))}. Each has its own row and "
+                f"{', '.join(f'{names[key]} ({key})' for key in sorted(by_hash))}. Each has its own row and "
                 "they are never averaged; give them different run.arm labels"
             )
     return groups, notes
@@ -318,7 +323,7 @@ def choose_baseline(groups: Sequence[Group], baseline: str) -> tuple[Group | Non
         The group, ``None`` if there is none; and a warning if several groups have that label.
     """
     name, _, prefix = baseline.partition("@")
-    chosen = [group for group in groups if group.arm == baseline] or [
+    chosen = [group for group in groups if baseline in (group.arm, group.label)] or [
         group for group in groups if prefix and group.arm == name and group.frontier_hash.startswith(prefix)
     ]
     if not chosen:

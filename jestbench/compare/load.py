@@ -21,6 +21,9 @@ Fact = str | int | float | bool
 """One fact about the data of a run, such as its share of wrong captions."""
 
 _SEARCH_DEPTH = 2
+_MOST_ROWS = 300
+"""Rows without an evaluation that are read of a run: what is drawn over time has fewer points. Evaluations are all
+read."""
 
 
 class CompareError(Exception):
@@ -44,7 +47,8 @@ class RunRecord:
         summary: the run's identity, and how it ended.
         environment: machine and versions that the figures depend on; empty where the file cannot be read.
         references: references that the run was scored with → the run folder of each, ``None`` where it is not found.
-        rows: the logged steps, in order, one for each step; without those of a ladder's branches.
+        rows: the logged steps, in order, one for each step; without those of a ladder's branches, and of very many
+            all that hold an evaluation and about 300 of the others.
         rung_rows: the last row of each branch of a ladder, by the FLOPs of its rung.
         final: the last finite number logged under each key, completed from the summary.
         problems: defects found in the files.
@@ -135,7 +139,7 @@ def load_run(path: Path) -> RunRecord:
     """
     folder = RunFolder(path)
     try:
-        rows, problems = folder.read_rows()
+        rows, problems = folder.read_rows(_MOST_ROWS)
         summary = folder.summary()
     except DataError as error:
         raise CompareError(str(error)) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jestbench.compare.comparison import Arm, Comparison, FrontierPoint, Table
-from jestbench.compare.wording import chance_text, decimal_prefix, reference_label, subtitle, value_text
+from jestbench.compare.wording import chance_text, decimal_prefix, metric_name, reference_label, subtitle, value_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -25,9 +25,9 @@ METRIC_VS_FLOPS = "metric_vs_flops.png"
 OVERVIEW = "overview.png"
 
 BASELINE_COLOUR = "#222222"
-# Okabe and Ito's palette, distinguishable under all common kinds of colour blindness; without its yellow, which is
-# invisible on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette, distinguishable under all common kinds of colour blindness; its light colours darker, so that
+# thin lines are seen on white, and without its yellow. page.css holds the same ones.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#C0629A", "#B87A00", "#3A9BD1")
 # Different from the arms' colours, and distinguishable by lightness.
 PURPOSE_COLOURS = {
     "learner_train": "#33475b",
@@ -38,16 +38,16 @@ PURPOSE_COLOURS = {
     "pairwise": "#5fa8a0",
     "recompute": "#c4c4c4",
 }
+COLOURS = (BASELINE_COLOUR, *PALETTE)
 OTHER_COLOUR = "#777777"
 """For a purpose missing from ``PURPOSE_COLOURS``."""
 _REFERENCE_COLOUR = "#7a4f9a"
 _LINE_STYLES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>Pph"
 _LEGEND_COLUMNS = 3
-_MOST_MARKERS = 25
-_MOST_THIN_LINES = 3
 _LINE_WIDTH = 2.0
-_MARKER_SIZE = 4.5
+_SPAN_FOR_LOG = 3.9
+"""Largest over smallest budget from which on their axis is logarithmic; page.js has the same."""
 _POINT_SIZE = 8.0
 _DPI = 160
 
@@ -64,6 +64,7 @@ _STYLE = {
     "figure.facecolor": "white",
     # Arms, metrics and facts are free text: a dollar sign must not start a formula.
     "text.parse_math": False,
+    "svg.hashsalt": "jestbench",
 }
 _COUNTS = {"": "", "k": "thousands", "M": "millions", "G": "billions", "T": "trillions"}
 _PANELS = {
@@ -77,12 +78,14 @@ class Look:
     """How an arm's line is drawn.
 
     Attributes:
-        colour: matplotlib colour.
-        style: line style, for when there are more arms than colours.
+        colour: place of the colour, 0 for the baseline; ``COLOURS`` and page.css hold the same ones.
+        cycle: how often all colours were given away before; lines and marks differ then.
+        style: line style.
         marker: marker, which distinguishes the arms in black-and-white print.
     """
 
-    colour: str
+    colour: int
+    cycle: int
     style: str
     marker: str
 
@@ -94,7 +97,7 @@ def plot_names(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def save_plots(comparison: Comparison, out: Path) -> None:
-    """Write ``metric_vs_flops.png`` and ``overview.png`` of each table.
+    """Write ``metric_vs_flops`` and ``overview`` of each table, as PNG and as SVG.
 
     Args:
         comparison: what to draw.
@@ -104,11 +107,14 @@ def save_plots(comparison: Comparison, out: Path) -> None:
 
     with _style():
         for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
-            sizes = (9.0, 5.0), (11.0, sum(_overview_heights(table)))
+            # The legend beside the curves has a line for each arm, and four more.
+            sizes = (9.0, max(5.0, 1.2 + 0.23 * (len(table.arms) + 4))), (11.0, sum(_overview_heights(table)))
             for name, size, draw in zip(names, sizes, (_draw_metric, _draw_overview), strict=True):
                 figure = Figure(figsize=size, layout="constrained")
                 draw(figure, table, subtitle(table, comparison.created))
                 figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
+                figure.set_layout_engine("none")  # the places are found: to find them again takes as long as to draw
+                figure.savefig((out / name).with_suffix(".svg"), metadata={"Date": None})
 
 
 @contextmanager
@@ -119,32 +125,25 @@ def _style() -> Iterator[None]:
         yield
 
 
-def arm_colours(table: Table) -> dict[str, str]:
-    """Label → colour; it depends on the labels alone, not on the arms' order by value."""
-    others = sorted(arm.label for arm in table.arms if arm.label != table.baseline)
-    colours = {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(others)}
-    return colours | ({table.baseline: BASELINE_COLOUR} if table.baseline else {})
-
-
-def _looks(table: Table) -> dict[str, Look]:
-    others = sorted(arm.label for arm in table.arms if arm.label != table.baseline)
-    order = [*([table.baseline] if table.baseline else []), *others]
-    colours = arm_colours(table)
-    return {
-        label: Look(
-            colour=colours[label],
-            style=_LINE_STYLES[max(0, index - 1) // len(PALETTE) % len(_LINE_STYLES)],
-            marker=_MARKERS[index % len(_MARKERS)],
+def looks(table: Table) -> dict[str, Look]:
+    """Label → how the arm is drawn; it depends on the labels alone, not on the arms' order by value."""
+    found = {}
+    for index, label in enumerate(sorted(arm.label for arm in table.arms if arm.label != table.baseline)):
+        cycle = index // len(PALETTE)
+        found[label] = Look(
+            colour=1 + index % len(PALETTE),
+            cycle=cycle,
+            style=_LINE_STYLES[cycle % len(_LINE_STYLES)],
+            marker=_MARKERS[(1 + index) % len(_MARKERS)],
         )
-        for index, label in enumerate(order)
-    }
+    return found | ({table.baseline: Look(0, 0, _LINE_STYLES[0], _MARKERS[0])} if table.baseline else {})
 
 
 def _draw_metric(figure: Figure, table: Table, facts: str) -> None:
     axes = figure.subplots()
     _draw_curves(axes, table, "flops")
     axes.legend(*_legend(table), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=10)
-    title = f"{table.metric} against FLOPs\n{_folded(facts, 100)}"
+    title = f"{metric_name(table)} against FLOPs\n{_folded(facts, 100)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
 
 
@@ -158,21 +157,21 @@ def _draw_overview(figure: Figure, table: Table, facts: str) -> None:
     handles, labels = _legend(table)
     top.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=10)
     _draw_spending(bottom.subplots(), table)
-    title = f"{table.metric}\n{_folded(facts, 120)}"
+    title = f"{metric_name(table)}\n{_folded(facts, 120)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
 def _overview_heights(table: Table) -> tuple[float, float]:
     """Inches of the curves with their legend, and of the bars."""
     arms = len(table.arms)
-    return 4.9 + 0.25 * -(-arms // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
+    return 4.9 + 0.3 * -(-(arms + 4) // _LEGEND_COLUMNS), 1.3 + 0.3 * arms
 
 
 def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
-    looks = _looks(table)
+    drawn = looks(table)
     for arm in table.arms:
-        _draw_arm(axes, arm, axis, looks[arm.label], above=arm.label == table.baseline)
-        _draw_frontier(axes, [point for point in table.frontier if point.arm == arm.label], axis, looks[arm.label])
+        points = [point for point in table.frontier if point.arm == arm.label]
+        _draw_arm(axes, arm, axis, drawn[arm.label], points, above=arm.label == table.baseline)
     _draw_references(axes, table)
     if table.measure.chance is not None:
         axes.axhline(table.measure.chance, color="#999999", linewidth=1, linestyle=":", zorder=1)
@@ -188,51 +187,48 @@ def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
             fontsize=8.5,
             color="#666666",
         )
-    axes.set_xlim(left=0)
+    amounts = [point.amount[axis] for point in table.frontier if point.amount[axis] > 0]
+    if amounts and max(amounts) >= _SPAN_FOR_LOG * min(amounts):
+        _scale_by_budgets(axes, table, axis, min(amounts))
+    else:
+        axes.set_xlim(left=0)
     _label_amounts(axes, _PANELS[axis], "FLOP" if axis == "flops" else "")
-    axes.set_ylabel(table.metric + (" (lower is better)" if table.lower_is_better else ""))
+    axes.set_ylabel(metric_name(table) + (" (lower is better)" if table.lower_is_better else ""))
+
+
+def _scale_by_budgets(axes: Axes, table: Table, axis: str, smallest: float) -> None:
+    """A logarithmic axis with marks at the decayed points of one arm: budgets are mostly powers of one another."""
+    axes.set_xscale("log", nonpositive="mask")  # the evaluation before the first step has no place
+    axes.set_xlim(left=0.75 * smallest)
+    arms = sorted(table.arms, key=lambda arm: arm.label != table.baseline)
+    axes.set_xticks([point.amount[axis] for point in table.frontier if point.arm == arms[0].label])
+    axes.minorticks_off()
 
 
 def _label_amounts(axes: Axes, label: str, unit: str) -> None:
     """Label the x axis in one unit, named in the axis label alone."""
     divisor, prefix = decimal_prefix(axes.get_xlim()[1])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:.3g}")
     in_unit = f"{prefix}{unit}" if unit else _COUNTS.get(prefix, f"in {divisor:.0e}")
     axes.set_xlabel(f"{label} ({in_unit})" if in_unit else label)
 
 
-def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> None:
-    amount_E = arm.curve.amount_E[axis]
-    order = 4 if above else 3
+def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, points: Sequence[FrontierPoint], *, above: bool) -> None:
+    """An arm's decayed points with their 95 % intervals, and lighter behind them its learning curve."""
+    amount_E, colour = arm.curve.amount_E[axis], COLOURS[look.colour]
+    # Where there is one decayed point, the curve is what there is to see.
+    light = 0.4 if len(points) > 1 else 0.75
     if len(arm.runs) > 1:
         low_E, high_E = arm.curve.value_SE.min(axis=0), arm.curve.value_SE.max(axis=0)
-        axes.fill_between(amount_E, low_E, high_E, color=look.colour, alpha=0.13, linewidth=0)
-    if 1 < len(arm.runs) <= _MOST_THIN_LINES:
-        for member in arm.runs:
-            curve = member.curve
-            axes.plot(curve.amount_E[axis], curve.value_E, color=look.colour, linewidth=0.7, alpha=0.55)
-    every = max(1, -(-len(amount_E) // _MOST_MARKERS))
-    axes.plot(
-        amount_E,
-        arm.curve.value_E,
-        color=look.colour,
-        linestyle=look.style,
-        marker=look.marker,
-        markevery=every,
-        markersize=_MARKER_SIZE,
-        linewidth=_LINE_WIDTH,
-        zorder=order,
-    )
-
-
-def _draw_frontier(axes: Axes, points: Sequence[FrontierPoint], axis: str, look: Look) -> None:
-    """An arm's decayed points: large hollow markers with their 95 % intervals, joined by a dashed line."""
+        axes.fill_between(amount_E, low_E, high_E, color=colour, alpha=0.08, linewidth=0)
+    axes.plot(amount_E, arm.curve.value_E, color=colour, linestyle=look.style, linewidth=1.3, alpha=light, zorder=3)
     amounts, values = [point.amount[axis] for point in points], [point.mean.value for point in points]
-    (line,) = axes.plot(amounts, values, color=look.colour, linewidth=1.2, linestyle="--", marker=look.marker, zorder=6)
-    line.set(markerfacecolor="white", markeredgewidth=_LINE_WIDTH, markersize=_POINT_SIZE)
+    order = 7 if above else 6
+    (line,) = axes.plot(amounts, values, color=colour, linestyle=look.style, linewidth=_LINE_WIDTH, zorder=order)
+    line.set(marker=look.marker, markersize=_POINT_SIZE, markeredgecolor="white", markeredgewidth=1.2)
     for at, point in zip(amounts, points, strict=True):
         if point.mean.low is not None and point.mean.high is not None:
-            axes.plot([at, at], [point.mean.low, point.mean.high], color=look.colour, linewidth=1.4, zorder=5)
+            axes.plot([at, at], [point.mean.low, point.mean.high], color=colour, linewidth=1.4, zorder=5)
 
 
 def _draw_references(axes: Axes, table: Table) -> None:
@@ -261,13 +257,13 @@ def _draw_references(axes: Axes, table: Table) -> None:
 def _legend(table: Table) -> tuple[list[Artist], list[str]]:
     from matplotlib.lines import Line2D
 
-    looks = _looks(table)
+    drawn = looks(table)
     handles: list[Artist] = []
     labels: list[str] = []
     for arm in table.arms:
-        look = looks[arm.label]
-        line = Line2D([], [], color=look.colour, linestyle=look.style, marker=look.marker)
-        line.set(linewidth=_LINE_WIDTH, markersize=_MARKER_SIZE)
+        look = drawn[arm.label]
+        line = Line2D([], [], color=COLOURS[look.colour], linestyle=look.style, marker=look.marker)
+        line.set(linewidth=_LINE_WIDTH, markersize=_POINT_SIZE, markeredgecolor="white")
         handles.append(line)
         seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
         # A leading underscore hides a legend entry.
@@ -277,10 +273,10 @@ def _legend(table: Table) -> tuple[list[Artist], list[str]]:
 
         handles.append(Patch(color="#888888", alpha=0.25, linewidth=0))
         labels.append("lowest to highest seed")
-    handles.append(
-        Line2D([], [], color="#888888", linewidth=1.4, marker="o", markersize=_POINT_SIZE, markerfacecolor="w")
-    )
+    handles.append(Line2D([], [], color="#888888", linewidth=_LINE_WIDTH, marker="o", markersize=_POINT_SIZE))
     labels.append("decayed, 95 % interval")
+    handles.append(Line2D([], [], color="#888888", linewidth=1.3, alpha=0.5))
+    labels.append("learning curve, mean of seeds")
     if table.measure.chance is not None:
         handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":"))
         labels.append(chance_text(table))

@@ -86,12 +86,15 @@ def step_flops(run: RunRecord) -> float:
     return run.final.get(TOTAL_FLOPS, 0) / steps if steps > 0 else 0.0
 
 
-def read_metric(run: RunRecord, metric: str) -> tuple[Candidate | None, tuple[str, ...]]:
+def read_metric(
+    run: RunRecord, metric: str, results: Mapping[int, Results] | None = None
+) -> tuple[Candidate | None, tuple[str, ...]]:
     """Read a metric from a run.
 
     Args:
         run: the run.
         metric: key of the metric.
+        results: of the run's decayed evaluations, by budget; ``None``: read from its folder.
 
     Returns:
         The run with its curve and points, and notes on both; or ``None`` and the reason why there is no curve.
@@ -99,11 +102,12 @@ def read_metric(run: RunRecord, metric: str) -> tuple[Candidate | None, tuple[st
     curve, *problems = _curve(run.rows, run, metric)
     if curve is None:
         return None, tuple(problems)
-    try:
-        results = RunFolder(run.folder).results()
-    except DataError as error:
-        results = {}
-        problems.append(f"{error}: its intervals hold seeds alone")
+    if results is None:
+        try:
+            results = RunFolder(run.folder).results()
+        except DataError as error:
+            results = {}
+            problems.append(f"{error}: its intervals hold seeds alone")
     rungs = run.summary.schedule.rungs
     ends: list[tuple[int, Curve, Row, Results | None]] = []
     for rung in rungs[:-1]:

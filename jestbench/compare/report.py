@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -17,12 +19,14 @@ from jestbench.compare.load import CompareError
 from jestbench.compare.page import PAGE, to_html
 from jestbench.compare.plots import save_plots
 from jestbench.compare.table import format_table, to_markdown
+from jestbench.compare.tidy import Compared
+from jestbench.compare.watch import watch
 from jestbench.disk import command_name, command_words, write_text
 
 
 def compare(
     run_dirs: Sequence[Path],
-    metric: str,
+    metric: str | None = None,
     baseline: str = "uniform",
     out: Path | None = None,
     *,
@@ -33,7 +37,8 @@ def compare(
 
     Args:
         run_dirs: run folders, or folders that hold run folders one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out.
+        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out. ``None``: the one that the runs agree
+            on (``compare/choose_metric.py``): what their sweep names, else the only ``eval/…`` that all end with.
         baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
@@ -49,12 +54,43 @@ def compare(
         CompareError: a folder, the metric or the baseline does not exist (``status`` 2), no run can be
             used, or the report cannot be written (``status`` 3).
     """
+    comparison = analyse(run_dirs, metric, baseline, lower_is_better, command or "")
     if command is None:
-        command = _command(run_dirs, metric, baseline, out, lower_is_better)
-    comparison = analyse(run_dirs, metric, baseline, lower_is_better, command)
+        # With the metric that was found: the command gives the same report where the runs lie elsewhere.
+        command = _command(run_dirs, metric or comparison.first.metric, baseline, out, lower_is_better)
+        comparison = replace(comparison, command=command)
     if out is not None:
         render(comparison, out)
     return comparison
+
+
+def compare_runs(
+    run_dirs: Sequence[Path | str] | Path | str,
+    metric: str | None = None,
+    baseline: str = "uniform",
+    out: Path | str | None = None,
+    *,
+    lower_is_better: bool | None = None,
+) -> Compared:
+    """Compare finished runs at equal compute, for a notebook.
+
+    Args:
+        run_dirs: run folders, or folders that hold run folders one or two levels down.
+        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
+        baseline: label of the arm to compare all others with.
+        out: folder to write ``comparison.json``, ``comparison.md``, plots and ``index.html`` to; ``None``: none.
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it.
+
+    Returns:
+        The comparison, with tidy tables (``.arms``, ``.runs``, ``.frontier``, ``.curves``, ``.crossings``,
+        ``.references``): a notebook shows the arms, ``print`` the table of the command line.
+
+    Raises:
+        CompareError: as for ``compare``.
+    """
+    several = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
+    folders, place = [Path(folder) for folder in several], None if out is None else Path(out)
+    return Compared(compare(folders, metric, baseline, place, lower_is_better=lower_is_better))
 
 
 def render(comparison: Comparison, out: Path) -> None:
@@ -88,25 +124,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; ``None``: those of the process.
 
     Returns:
-        Exit status: 0 done, 2 a wrong argument, 3 wrong or missing data.
+        Exit status: 0 done, 2 a wrong argument, 3 wrong or missing data, 130 interrupted.
     """
     try:
         options = _parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    try:
+
+    def refresh() -> None:
         comparison = compare(
-            options.run_dirs,
-            options.metric,
-            options.baseline,
-            options.out,
-            lower_is_better=options.lower_is_better,
+            options.run_dirs, options.metric, options.baseline, options.out, lower_is_better=options.lower_is_better
         )
+        _print(format_table(comparison), sys.stdout)
+        _print(f"\nwritten: {options.out / PAGE}, comparison.json, comparison.md and plots beside it", sys.stdout)
+
+    try:
+        if options.watch:
+            watch(options.run_dirs, options.out, options.interval, refresh, lambda line: _print(line, sys.stdout))
+        else:
+            refresh()
     except CompareError as error:
         _print(f"compare: {error}", sys.stderr)
         return error.status
-    _print(format_table(comparison), sys.stdout)
-    _print(f"\nwritten: {options.out / PAGE}, comparison.json, comparison.md and plots beside it", sys.stdout)
+    except KeyboardInterrupt:
+        _print("interrupted; the report is that of the runs that had ended", sys.stderr)
+        return 130
     return _to_wandb(options.out) if options.wandb else 0
 
 
@@ -128,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command_name("compare"),
         description="Compare finished runs at equal compute: table, plots, one HTML page.",
-        epilog="exit status: 0 done, 2 a wrong argument, 3 wrong or missing data",
+        epilog="exit status: 0 done, 2 a wrong argument, 3 wrong or missing data, 130 interrupted",
     )
     parser.add_argument(
         "run_dirs",
@@ -138,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a run folder, or a folder that holds run folders one or two levels down",
     )
     parser.add_argument(
-        "--metric", required=True, metavar="NAME", help="metric to compare, such as eval/zero_shot/top1"
+        "--metric",
+        metavar="NAME",
+        help="metric to compare, such as eval/zero_shot_top1 (default: what the sweep of the runs names, else the only "
+        "eval/… that all of them end with)",
     )
     parser.add_argument(
         "--baseline",
@@ -159,12 +204,32 @@ def _parser() -> argparse.ArgumentParser:
         help="whether a smaller value is better (default: as the runs record it)",
     )
     parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="refresh the report whenever a run ends, until all have; the open page reloads itself",
+    )
+    parser.add_argument(
+        "--interval",
+        type=_seconds,
+        default=10,
+        metavar="SECONDS",
+        help="of --watch: between looks (default: %(default)s)",
+    )
+    parser.add_argument(
         "--wandb",
         action="store_true",
         help="put the table, the plots and the page into one W&B run too; offline, in --out, unless WANDB_MODE=online "
         "(WANDB_PROJECT, WANDB_ENTITY and WANDB_RUN_GROUP say where)",
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    """A positive number of seconds."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    return value
 
 
 def _command(

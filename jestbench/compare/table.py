@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
+from jestbench.compare.paths import link, portable, scrubber
 from jestbench.compare.plots import plot_names
 
 WIDTH = 110
@@ -119,7 +122,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 
 
 def to_markdown(comparison: Comparison, out: Path) -> str:
-    """Write a comparison as Markdown, with paths relative to ``out``."""
+    """Write a comparison as Markdown, with paths relative to ``out`` and no absolute ones."""
     first = comparison.first
     sections = [f"# {_plain(first.metric)} at equal compute"]
     for table, (picture, _) in zip(comparison.tables, plot_names(comparison), strict=True):
@@ -132,9 +135,18 @@ def to_markdown(comparison: Comparison, out: Path) -> str:
         "## Runs",
         "\n".join(line for table in comparison.tables for line in _run_lines(table, out)),
         "## Again",
-        f"```\n{comparison.command}\n```",
+        _fenced(portable(comparison.command)),
     ]
-    return "\n\n".join(sections) + "\n"
+    scrubbed: str = known_paths(comparison, out)("\n\n".join(sections) + "\n")
+    return scrubbed
+
+
+def known_paths(comparison: Comparison, out: Path) -> Callable[[Any], Any]:
+    """The scrubber of the paths that a comparison's texts may hold."""
+    members = [member.run for arm in comparison.arms for member in arm.members]
+    references = [row.folder for table in comparison.tables for row in table.references if row.folder]
+    excluded = [run.folder for run in comparison.excluded]
+    return scrubber([*(run.folder for run in members), *references, *excluded, out.resolve()])
 
 
 def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
@@ -142,7 +154,7 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     world = wording.world_name(table)
     if world:
         yield f"## {_plain(world)}"
-    yield _plain(wording.subtitle(table, created))
+    yield _plain(f"{wording.metric_name(table)} · {wording.subtitle(table, created)}")
     yield f"![metric against FLOPs]({picture})"
     yield _plain(table.rule) + "."
     lower = "lower is better" if table.lower_is_better else ""
@@ -216,7 +228,7 @@ def _run_lines(table: Table, out: Path) -> Iterable[str]:
     for arm in table.arms:
         yield f"- {_plain(arm.label)}: policy `{_code(arm.policy)}`, configuration `{_code(arm.config_hash)}`"
         for member in arm.runs:
-            folder = _code(wording.relative(member.run.folder, out))
+            folder = _code(unquote(link(member.run.folder, out) or member.run.folder.name))
             yield f"  - seed {member.seed}: {wording.value_text(member.value, table)}, `{folder}`"
 
 
@@ -228,8 +240,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _plain(text: str) -> str:
     """Keep free text from being read as Markdown or HTML."""
     # An underscore inside a word needs no escape, and labels are full of them.
-    text = re.sub(r"([\\`*\[\]|#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
+    text = re.sub(r"([\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def _fenced(text: str) -> str:
+    """A block of code, behind a fence that no line of the text ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:

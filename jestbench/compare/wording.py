@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from jestbench.compare.comparison import Absent, Arm, Pays, Speedup, Table
 from jestbench.compare.statistics import Interval
+from jestbench.evals.measure import Measure
 
 AXIS_TITLES = {
     "flops": "FLOPs",
@@ -126,6 +126,77 @@ def sentence(arm: Arm, table: Table) -> str:
     sign = 1 if found.value > 0 else -1
     gain = _gain(found.value, low, high, table, sign)
     return f"{arm.label} is {found.verdict} than {table.baseline} by {gain} at {at} ({seeds})"
+
+
+def saving(arm: Arm, table: Table) -> str:
+    """How many times an arm's FLOPs the baseline needs to its own value, in one sentence; empty where that is open."""
+    spent, all_in = arm.speedup["flops"], arm.speedup["flops_all_in"]
+    if arm.label == table.baseline or table.baseline is None or arm.verdict is None:
+        return ""
+    told = spent.kind == "at_least" or (spent.low, spent.high) != (None, None)
+    if not told and arm.verdict == "not told apart":
+        return ""  # anything from never to at once
+    target = f"{table.baseline}'s value at {flops_text(table.budget)}"
+    if spent.value is None:
+        known = {"never": "does not reach", "worse": "touches on the way, and ends below,"}
+        return f"It {known[spent.absent]} {target}." if spent.absent in known else ""
+    if not told and spent.kind != "touch":
+        return ""
+    texts = [f"{speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×") for one in (spent, all_in)]
+    # Where nothing was pre-trained, both are the same number.
+    both = f"; with its pre-training counted, {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
+    kind = "By a first touch, indicative: to" if spent.kind == "touch" else "To"
+    return f"{kind} get to {target}, {table.baseline} needs {texts[0]} its FLOPs{both}."
+
+
+_TASKS: tuple[tuple[str, str], ...] = (
+    (r"zero_shot_top(\d+)", "zero-shot top-{}"),
+    (r"zero_shot_mrr", "zero-shot mean reciprocal rank"),
+    (r"zero_shot_nll", "zero-shot loss in nats"),
+    (r"(\d+)_shot_top(\d+)", "{}-shot top-{}"),
+    (r"image_to_text_recall(\d+)", "image-to-text recall@{}"),
+    (r"text_to_image_recall(\d+)", "text-to-image recall@{}"),
+    (r"retrieval_mrr", "retrieval mean reciprocal rank"),
+)
+
+
+def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = None) -> str:
+    """A metric in words, with the set and its own number of classes: ``flowers: zero-shot top-5 of 102 classes``.
+
+    Args:
+        key: of the metric.
+        measure: what is known about it.
+        data: a summary's facts about the data: ``eval_classes``, and ``eval_sets`` by name.
+    """
+    if not key.startswith("eval/"):
+        return key
+    *sets, name = key.removeprefix("eval/").split("/")
+    found = next((form.format(*hit.groups()) for pattern, form in _TASKS if (hit := re.fullmatch(pattern, name))), None)
+    above = f"{'/'.join(sets)}: " if sets else ""
+    if found is None:
+        return f"{above}{name.replace('_', ' ')}"
+    if "shot" in name:
+        count = _classes(name, measure, "/".join(sets), data or {})
+        return f"{above}{found}" + (f" of {count:,} classes" if count else "")
+    return f"{above}{found}" + (f", {measure.examples:,} queries" if measure.examples else "")
+
+
+def metric_name(table: Table) -> str:
+    """A table's metric in words."""
+    return metric_text(table.metric, table.measure, table.arms[0].runs[0].run.summary.data)
+
+
+def _classes(name: str, measure: Measure, of_set: str, data: Mapping[str, object]) -> int | None:
+    """Classes of an evaluation set: as recorded, else from the value at chance, k of the classes."""
+    recorded: object = data.get("eval_classes")
+    if of_set:
+        sets = data.get("eval_sets")
+        facts = sets.get(of_set) if isinstance(sets, Mapping) else None
+        recorded = facts.get("classes") if isinstance(facts, Mapping) else None
+    if isinstance(recorded, int):
+        return recorded
+    top = re.search(r"top(\d+)$", name)
+    return round(int(top[1]) / measure.chance) if top and measure.chance else None
 
 
 def _gain(value: float, low: float | None, high: float | None, table: Table, sign: int) -> str:
@@ -260,6 +331,12 @@ def speedup_text(speedup: Speedup) -> str:
     return f"{'≥' if speedup.kind == 'at_least' else ''}{digits}x"
 
 
+def without_ends(text: str) -> tuple[str, str]:
+    """A value and its interval, ``[…]``, apart; either may be empty."""
+    value, bracket, rest = text.partition("[")
+    return value.strip(), f"{bracket}{rest}".strip()
+
+
 def speedup_ends(speedup: Speedup) -> str:
     """Write a speedup's interval, two dots for an open end; empty for a first touch and where there is no value."""
     if speedup.value is None or speedup.kind == "touch" or speedup.low == speedup.high == 1:
@@ -293,12 +370,3 @@ def world_name(table: Table) -> str:
 def reference_label(name: str) -> str:
     """Write a reference's name so that it cannot be taken for an arm's."""
     return name if "reference" in name.lower() else f"reference {name}"
-
-
-def relative(path: Path, start: Path) -> str:
-    """Write a path relative to a folder, with forward slashes."""
-    try:
-        return Path(os.path.relpath(path, start.resolve())).as_posix()
-    except ValueError:
-        # On Windows there is no relative path from one drive to another.
-        return path.as_posix()

@@ -10,6 +10,7 @@ from jestbench.config.run import Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import SPLITS
+from jestbench.data.splits import Split, names_in, shown_split
 from jestbench.select.losses import LossName
 
 NOT_THE_PAIRS = frozenset("cache_dir max_damaged verify allow_missing lanes buffer".split())
@@ -92,7 +93,7 @@ def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
         return None
     for model in models:
         if model.role == "reference" and model.run is not None:
-            return model.run.split
+            return shown_split(model.run.split)
         if model.role == "reference" and isinstance(model.recorded, Mapping) and "split" in model.recorded:
             return str(model.recorded["split"])
     return "curated"
@@ -148,7 +149,7 @@ def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Diff
     """The parameters in which a frozen model's data differ from the arm's; ``None`` where they cannot be read."""
     if model.run is not None:
         # Which split a frozen model is trained on differs by design, and with it what is in that split.
-        common = set(run.split.split("+")) & set(model.run.split.split("+"))
+        common = names_in(run.split) & names_in(model.run.split)
         ignored = NOT_THE_PAIRS | (set(SPLITS) - common) | _idle(run.data, model.run.split)
         return list(_differences("run.data", model.run.data, run.data, names, ignored))
     if isinstance(model.recorded, Mapping) and "data" in model.recorded:
@@ -156,9 +157,9 @@ def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Diff
     return None
 
 
-def _idle(data: Dataset, split: str) -> frozenset[str]:
+def _idle(data: Dataset, split: Split) -> frozenset[str]:
     """Parameters of the noise, where all that the model is trained on is clean whatever they are."""
-    clean: bool = set(split.split("+")) <= set(getattr(data, "clean", ()))
+    clean: bool = names_in(split) <= set(getattr(data, "clean", ()))
     return getattr(data, "of_noisy", frozenset()) if clean else frozenset()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from jestbench.disk import PROJECT, nearest, nearest_or_all, shown
 
 _BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=\s*(?P<value>.*)$", re.DOTALL)
 COMMAND_LINE = "command line"
+IMPORTED: set[str] = set()
+"""Modules that ``import`` statements have brought in this process."""
 
 
 def locate(path: str, beside: Path | None = None) -> Path | None:
@@ -70,16 +73,21 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
                 raise ConfigError(f"{statement.where}: a file includes itself: {circle}")
             bindings += read_file(included, open_files)
         elif isinstance(statement, Import):
-            _import(statement)
+            _import(statement, path)
         else:
             bindings.append(statement)
     return bindings
 
 
-def _import(statement: Import) -> None:
-    """An ``import`` in a gin file brings policies that are not installed as entry points."""
+def _import(statement: Import, beside: Path) -> None:
+    """An ``import`` in a gin file brings policies that are not installed: modules found as files are, and installed."""
+    file = locate(statement.module.replace(".", "/") + ".py", beside)
+    folder = None if file is None else str(file.resolve().parents[statement.module.count(".")])
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)
     try:
         importlib.import_module(statement.module)
+        IMPORTED.add(statement.module)
     except Exception as error:
         raise ConfigError(f"{statement.where}: import {statement.module} fails: {error}") from error
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jestbench.config.arm_parameters import is_of_the_arm
 from jestbench.config.operative import plain
 from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
@@ -18,20 +17,11 @@ from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
 
-VERSION = 1
-"""Raised by one whenever a default or a parameter's meaning changes, so that no run from before is averaged with one
-from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the defaults of a version:
-``python tests/make_defaults.py``."""
+VERSION = 3
+"""Raised by one whenever a default, a parameter's meaning or the arithmetic changes, so that no run from before is
+averaged with one from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the
+defaults of a version: ``python tests/make_defaults.py``."""
 
-# Not part of an arm: seed, label, logging, paths, and where it runs.
-NOT_THE_ARM = tuple(
-    "run.seed run.arm run.control run.log run.wandb log.* wandb.* *.cache_dir run.device "
-    "run.checkpoints run.microbatch run.reference run.scorer run.cache run.loader loader.* cache.mode "
-    "cache.folder evaluate.sets".split()
-)
-BUDGETS = ("run.budget", "optimizer.schedule", "optimizer.rungs", "optimizer.cooldown")
-"""In what the points of one curve may differ: separate runs at several budgets, and a ladder over them."""
-_NOT_THE_ARM = re.compile("|".join(map(fnmatch.translate, NOT_THE_ARM)))
 _VIEWS = ("run.train_views", "run.score_view", "run.reference_view", "online_scorer.view")
 
 
@@ -47,7 +37,7 @@ def defaults() -> Mapping[str, Any]:
     for name, cls in CONFIGURABLES.items():
         for field in dataclasses.fields(cls):
             key, factory = f"{name}.{field.name}", field.default_factory
-            if not field.init or _NOT_THE_ARM.match(key):
+            if not field.init or not is_of_the_arm(key):
                 continue
             if factory is not dataclasses.MISSING:
                 found[key] = f"@{names[factory]}()" if factory in names else plain(factory(), {})
@@ -73,7 +63,7 @@ def arm_hash(
     arm = {
         key: value
         for key, value in flat.items()
-        if not _NOT_THE_ARM.match(key) and ((name := _unscoped(key)) not in usual or usual[name] != value)
+        if is_of_the_arm(key) and ((name := _unscoped(key)) not in usual or usual[name] != value)
     }
     arm.pop("run.precision", None)
     if number_format != "fp32":
@@ -105,7 +95,8 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[s
     ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)
     yield from (key for key in arm if _unscoped(key) == ("run.budget" if ladder else "optimizer.cooldown"))
     # Saving memory costs FLOPs and is part of the arm; a batch that fits into one part saves none.
-    if arm.get("run.train_microbatch", 0) >= arm.get("run.batch_size", float("inf")):
+    at_once = arm.get("run.train_microbatch", 0)
+    if at_once != "auto" and at_once >= arm.get("run.batch_size", float("inf")):
         yield "run.train_microbatch"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +18,19 @@ class Log:
         examples: tables of chosen and refused pairs over the budget, evenly spaced, with one more after
             the first step; in the run folder's ``examples/`` and in W&B. 0 for none.
         examples_count: pairs of either kind in a table.
+        chosen: write the pairs that were trained on into ``chosen.parquet`` as the run ends: content key, uid where it
+            is known, times chosen, last score; a later run takes it as a list of uids, or as columns.
     """
 
     every: int = 10
     progress: bool = True
     examples: int = 0
     examples_count: int = 8
+    chosen: bool = False
 
     def __post_init__(self) -> None:
+        if self.chosen and importlib.util.find_spec("pyarrow") is None:
+            raise ValueError("log.chosen writes parquet, which needs pyarrow: pip install 'jestbench[data]'")
         if self.every < 1:
             raise ValueError(f"log.every must be at least 1 step, got {self.every}")
         if self.examples < 0:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jestbench.config.arm_parameters import BUDGETS
 from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
 from jestbench.config.grammar import (
     COMMAND_LINE,
+    IMPORTED,
     check_names,
     file_of,
     locate,
@@ -23,13 +25,13 @@ from jestbench.config.grammar import (
     read_file,
 )
 from jestbench.config.hand_over import handed_over, take_over
-from jestbench.config.identity import BUDGETS, arm_hash, identity_of
+from jestbench.config.identity import arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
 from jestbench.config.registered import policy_class, policy_classes
 from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
 from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
 from jestbench.cost.budget import Pretrained
-from jestbench.data.half_pairs import HALVES
+from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
 from jestbench.parallel.arithmetic import number_format
 
@@ -174,12 +176,14 @@ def resolve(
     _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
+    module = type(run.policy).__module__
+    imports = f"import {module}\n" if module in IMPORTED else ""
     identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
     return Resolved(
         run,
         name,
-        config=held.config,
-        operative=held.operative,
+        config=imports + held.config,
+        operative=imports + held.operative,
         flat=flat,
         config_hash=arm_hash(flat, needs, identities, format_used),
         frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
@@ -215,14 +219,22 @@ def _identities(
     return found | {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
 
 
-def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:
-    """All bindings of files and command line, checked for names and types."""
-    read: list[Binding] = []
+def read_files(files: Sequence[str], beside: Path | None = None) -> Iterator[Binding]:
+    """All bindings of files, in order; a policy that they import is registered.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
     for file in files:
         path = locate(file, beside)
         if path is None or not path.is_file():
             raise missing_file(file, "", beside)
-        read += read_file(path)
+        yield from read_file(path)
+
+
+def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:
+    """All bindings of files and command line, checked for names and types."""
+    read = [*read_files(files, beside)]
     read += [read_binding(text, origin) for text in bindings]
     check_names(read)
     return [_findable(binding) for binding in read]

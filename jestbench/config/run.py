@@ -8,14 +8,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jestbench.batch import FULL, Mix, View, mix_of
+from jestbench.batch import COLUMN, FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
 from jestbench.cost.budget import Allowance, Budget, Pretrained
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.cascade import Cascade
-from jestbench.data.half_pairs import Half
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
+from jestbench.data.part_pairs import Half
+from jestbench.data.splits import check_split
 from jestbench.engine.cache import Cache
 from jestbench.engine.casting import Casting, Training
 from jestbench.engine.contrastive import ContrastiveTraining
@@ -27,7 +28,7 @@ from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
 from jestbench.select.losses import LossName
 from jestbench.select.policy import Policy
-from jestbench.select.scores import Role
+from jestbench.select.scores import ROLES, Role
 
 
 class ConfigError(ValueError):
@@ -77,7 +78,9 @@ class Run:
             that scores nothing is.
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
-        split: that super-batches are drawn from; several joined by ``+``.
+        split: that super-batches are drawn from: several joined by ``+``; ``pool[top=0.05, by=column:similarity]``, the
+            share of largest numbers in a column; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share of each
+            super-batch (its counts by largest remainder) for each of several splits, which walk their own epochs.
         model: the two towers.
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
@@ -109,9 +112,12 @@ class Run:
         precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
             the arm.
         device: ``auto`` is CUDA where there is one.
-        microbatch: pairs that a tower scores at once.
+        microbatch: pairs that a tower scores at once; ``auto``: the largest power of two that the GPU has memory for,
+            found at the start; 4,096 on a CPU.
         train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
-            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all.
+            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all. ``auto``:
+            all where the GPU has memory for them, else the largest power of two. What is found is charged, stands in
+            ``summary.json`` (``data.microbatches``) and in checkpoints, and is no part of the arm.
         compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
             budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
@@ -131,7 +137,7 @@ class Run:
     control: bool = False
     seed: int = 0
     loss: LossName = "softmax"
-    split: str = "pool"
+    split: str | dict[str, float] = "pool"
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -151,22 +157,20 @@ class Run:
     reference_view: View | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    microbatch: int = 4096
+    microbatch: int | Literal["auto"] = 4096
     checkpoints: int = 4
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
-    train_microbatch: int | None = None
+    train_microbatch: int | Literal["auto"] | None = None
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "super_batch_size", "microbatch", "checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        if self.train_microbatch is not None and self.train_microbatch < 1:
-            raise ValueError(f"run.train_microbatch must be at least 1, or None, got {self.train_microbatch}")
+        for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
+            if isinstance(value := getattr(self, name), int) and value < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {value}")
         if self.batch_size > self.super_batch_size:
             raise ValueError(
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
@@ -198,6 +202,11 @@ class Run:
 
     def _check_combinations(self) -> None:
         """Refuse what cannot go together."""
+        check_split(self.split)
+        if not isinstance(self.split, str):
+            for name in ("cascade", "half", "augment"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"run.{name} takes one split: run.split = {self.split} mixes several")
         for name, reason in self.training.refuses.items():
             if attrgetter(name)(self):
                 raise ValueError(reason)
@@ -216,7 +225,18 @@ class Run:
     def needs(self) -> frozenset[Role]:
         """The roles that the policy, or the cascade before it, scores with."""
         assert not isinstance(self.policy, str)
-        return self.policy.needs | ({self.cascade.score} if self.cascade is not None else set())
+        drawn = self.cascade.role if self.cascade is not None else None
+        return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the data that are used, each with what uses it."""
+        assert not isinstance(self.policy, str)
+        names = sorted(need for need in self.policy.needs if need.startswith(COLUMN))
+        used = {name.removeprefix(COLUMN): f"the policy {type(self.policy).__name__} needs" for name in names}
+        if self.cascade is not None and self.cascade.column is not None:
+            used[self.cascade.column] = f"cascade.score = {self.cascade.score!r} draws by"
+        return used
 
     @property
     def mix(self) -> Mix:

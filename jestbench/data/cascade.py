@@ -1,21 +1,21 @@
-"""A cascade: cached per-pair scores choose a super-batch among many candidates, before anything is decoded.
+"""A cascade: per-pair scores choose a super-batch among many candidates, before anything is decoded.
 
-From ``candidates`` × B keys, B pairs with a low loss under a frozen model are drawn; the policy then
-selects its b among those B as usual. A cascade is a plan of super-batches like any other, so it works with
-every policy, and with every score that depends on one pair alone.
+From ``candidates`` × B keys, B pairs with a low loss under a frozen model, or with a large number of their own (a
+similarity that came with the data), are drawn; the policy then selects its b among those B as usual. A cascade is a
+plan of super-batches like any other, so it works with every policy, and with every score of one pair alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError, Pass
+from jestbench.batch import COLUMN, Batch, DataError, Pass
 from jestbench.data.fetch import Positions
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
@@ -31,21 +31,35 @@ class Cascade:
         temperature: T of p ∝ exp(−own loss/T), draws without replacement.
         deterministic: take the candidates of least loss instead of drawing.
         score: model that gives the own loss: ``reference`` is ``run.reference`` (an irreducible-loss model, too);
-            ``scorer`` is the pretrained ``run.scorer``, whose grades g give p ∝ exp(g/T).
+            ``scorer`` is the pretrained ``run.scorer``, whose grades g give p ∝ exp(g/T); ``column:NAME`` is a number
+            that came with the pairs (``webdataset.columns``), p ∝ exp(number/T), and costs no pass.
     """
 
     candidates: int = 5
     temperature: float = 1.0
     deterministic: bool = False
-    score: Literal["reference", "scorer"] = "reference"
+    score: str = "reference"
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise ValueError(f"cascade.candidates must be at least 1, got {self.candidates}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"cascade.temperature must be positive, got {self.temperature}")
-        if self.score not in ("reference", "scorer"):
-            raise ValueError(f"cascade.score is 'reference' or 'scorer', got {self.score!r}")
+        if self.score not in ("reference", "scorer") and self.column is None:
+            raise ValueError(
+                f"cascade.score is 'reference', 'scorer', or a column such as 'column:similarity', got {self.score!r}"
+            )
+
+    @property
+    def column(self) -> str | None:
+        """The column that is drawn by, without its prefix; ``None`` where a model's score is."""
+        name = self.score.removeprefix(COLUMN)
+        return name if name and name != self.score else None
+
+    @property
+    def role(self) -> Literal["reference", "scorer"] | None:
+        """The role of the model that is drawn by; ``None`` where a column is."""
+        return "reference" if self.score == "reference" else "scorer" if self.score == "scorer" else None
 
     def choose(self, loss_C: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Positions ``[B]`` of the chosen among the candidates, in the order of the draws."""
@@ -78,15 +92,14 @@ class CascadePlan(StepPlan):
         size: B, pairs of a super-batch.
         seed: of the run.
         cascade: how they are drawn.
-        score: of the candidates.
+        score: of the candidates; ``None`` where they are drawn by a column.
 
     Raises:
         DataError: the split holds fewer pairs than the candidates of one super-batch.
     """
 
-    reads: ClassVar[bool] = True
-
-    def __init__(self, pairs: IndexedPairs, size: int, seed: int, cascade: Cascade, score: OwnLoss) -> None:
+    def __init__(self, pairs: IndexedPairs, size: int, seed: int, cascade: Cascade, score: OwnLoss | None) -> None:
+        self.reads = score is not None
         if len(pairs) < cascade.candidates * size:
             raise DataError(
                 f"the split holds {len(pairs)} pairs, fewer than the {cascade.candidates} × {size} candidates of one "
@@ -98,7 +111,11 @@ class CascadePlan(StepPlan):
     def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
         """The drawn pairs, with the passes that drawing cost; candidates whose loss is not cached are read."""
         candidates = self.candidates.positions(step)
-        index_C = candidates.index_B
+        index_C, generator = candidates.index_B, seeds.generator(self.seed, "cascade", step)
+        if self.score is None:
+            assert self.cascade.column is not None
+            value_C = torch.from_numpy(self.pairs.columns[self.cascade.column][index_C.numpy()])
+            return replace(candidates, index_B=index_C[self.cascade.choose(-value_C, self.size, generator)])
         drawn = self.pairs.drawn(self.seed, candidates.epoch)
         image_key_C = torch.from_numpy(drawn.image_key_N[index_C.numpy()])
         loss_C, passes = self.score(
@@ -106,7 +123,7 @@ class CascadePlan(StepPlan):
             drawn.text_key_N[index_C],
             lambda position_N: read(replace(candidates, index_B=index_C[position_N])),
         )
-        chosen_B = self.cascade.choose(loss_C, self.size, seeds.generator(self.seed, "cascade", step))
+        chosen_B = self.cascade.choose(loss_C, self.size, generator)
         return replace(candidates, index_B=index_C[chosen_B], passes=passes)
 
     def skipped(self, step: int) -> int:

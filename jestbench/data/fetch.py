@@ -82,7 +82,7 @@ class Packed:
     def of(cls, batch: Batch, damaged: Mapping[int, Any]) -> Packed:
         """Pack."""
         rest: dict[str, Any] = {"captions": batch.captions, "counts": batch.counts}
-        for name in ("token_ids", "marks"):
+        for name in ("token_ids", "marks", "columns"):
             rest[name] = {key: value.numpy() for key, value in getattr(batch, name).items()}
         for name in ("image_key_B", "text_key_B"):
             rest[name] = getattr(batch, name).numpy()
@@ -134,6 +134,7 @@ class Assembly:
             text_key_B=joined([part["text_key_B"] for part in parts]),
             token_ids={key: joined([part["token_ids"][key] for part in parts]) for key in parts[0]["token_ids"]},
             marks={key: joined([part["marks"][key] for part in parts]) for key in parts[0]["marks"]},
+            columns={key: joined([part["columns"][key] for part in parts]) for key in parts[0]["columns"]},
             captions=tuple(caption for part in parts for caption in part["captions"]),
             passes=self.positions.passes,
             counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},

@@ -169,6 +169,7 @@ class FilePairs(IndexedPairs):
         image_key_N: int64 content hash of each encoded image.
         image_size: pixels, width and height.
         marks: diagnostics, name → bool ``[N]``.
+        columns: numbers that came with the pairs, name → float64 ``[N]``.
         text_key_M: int64 content hash of each caption; computed where not given.
         first_N: position in ``captions`` of each pair's first caption; its captions end where the next pair's begin.
             ``None``: one caption a pair.
@@ -177,6 +178,7 @@ class FilePairs(IndexedPairs):
         max_damaged: share of damaged pairs above which a run stops.
         exact: raise instead of replacing: evaluated pairs may not change.
         facts: facts about the split, for the summary.
+        uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
     """
 
@@ -188,6 +190,7 @@ class FilePairs(IndexedPairs):
     image_key_N: npt.NDArray[np.int64]
     image_size: int
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    columns: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     text_key_M: npt.NDArray[np.int64] | None = None
     first_N: npt.NDArray[np.int64] | None = None
     row_N: npt.NDArray[np.int64] | None = None
@@ -195,6 +198,7 @@ class FilePairs(IndexedPairs):
     max_damaged: float = 0.01
     exact: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
 
     def __post_init__(self) -> None:
@@ -250,8 +254,21 @@ class FilePairs(IndexedPairs):
             first_N=None,
             caption_N=np.arange(len(self.captions)),
             marks={name: mark[row_M] for name, mark in self.marks.items()},
+            columns={name: column[row_M] for name, column in self.columns.items()},
             origin=None if self.origin is None else _Expanded(self.origin),
         )
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, by content key; ``None`` where it is not known."""
+        if not len(self.uids):
+            return super().uid_of(key_K)
+        order_N = np.argsort(self.image_key_N, kind="stable")
+        place_K = np.searchsorted(self.image_key_N, key_K, sorter=order_N).clip(max=len(self) - 1)
+        position_K = order_N[place_K]
+        there_K = self.image_key_N[position_K] == key_K
+        row_K = position_K if self.row_N is None else self.row_N[position_K]
+        uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
+        return [uid or None for uid in uids]
 
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.
@@ -332,6 +349,7 @@ class FilePairs(IndexedPairs):
             text_key_B=torch.from_numpy(self.text_key_M[caption_B]),
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
             captions=captions,
+            columns=self.columns_at(index),
             counts={"read": len(index), "damaged": 0},
         )
 
@@ -347,6 +365,7 @@ def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
         text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
         marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
         captions=tuple(captions.values()),
+        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
     )
 
 

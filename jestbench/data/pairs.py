@@ -36,6 +36,11 @@ class Pairs(ABC):
     facts: Mapping[str, Any] = MappingProxyType({})
 
     @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the numbers that came with each pair."""
+        return ()
+
+    @property
     def decoded(self) -> bool:
         """Whether a pair is read without being decoded, so that no worker processes are started for it."""
         return False
@@ -49,6 +54,10 @@ class Pairs(ABC):
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key; by default all that the pairs depend on."""
         return self.fingerprint
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, by content key; ``None`` where it is not known."""
+        return [None] * len(key_K)
 
     @abstractmethod
     def example(self) -> Batch:
@@ -74,10 +83,21 @@ class IndexedPairs(Pairs):
     Attributes:
         image_key_N: int64 content hash of each image.
         max_damaged: share of damaged pairs above which a run stops.
+        columns: numbers that came with the pairs, name → float64 ``[N]``, all finite.
     """
 
     image_key_N: npt.NDArray[np.int64]
     max_damaged: float = 1.0
+    columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of ``columns``."""
+        return tuple(self.columns)
+
+    def columns_at(self, index: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """The columns at these positions, as a batch holds them."""
+        return {name: torch.from_numpy(column[index].astype(np.float32)) for name, column in self.columns.items()}
 
     @property
     @abstractmethod
@@ -126,6 +146,7 @@ class Wrapped(IndexedPairs):
         self.pairs = pairs
         self.name, self.fingerprint, self.tokenizer = pairs.name, pairs.fingerprint, pairs.tokenizer
         self.facts, self.image_key_N, self.max_damaged = pairs.facts, pairs.image_key_N, pairs.max_damaged
+        self.columns = pairs.columns
 
     @property
     def text_key_N(self) -> Tensor:
@@ -147,6 +168,10 @@ class Wrapped(IndexedPairs):
         """The split's own."""
         return self.pairs.preprocessing
 
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The split's own."""
+        return self.pairs.uid_of(key_K)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -166,6 +191,7 @@ class ArrayPairs(IndexedPairs):
         tokenizer: makes the token ids.
         image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
+        columns: numbers that came with the pairs, name → float64 ``[N]``.
         ahead: tokenize all captions at the first batch; else only those of each batch, where tokenizing hundreds of
             thousands would delay the start of every run.
     """
@@ -178,6 +204,7 @@ class ArrayPairs(IndexedPairs):
     tokenizer: Tokenizer
     image_key_N: npt.NDArray[np.int64]
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    columns: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     ahead: bool = True
 
     def __post_init__(self) -> None:
@@ -232,6 +259,7 @@ class ArrayPairs(IndexedPairs):
             text_key_B=self.text_key_N[index_B],
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
             captions=captions,
+            columns=self.columns_at(index),
         )
 
 

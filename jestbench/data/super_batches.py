@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
 
-SUMMED = ("data/read", "data/damaged", "data/worker_restarts")
+SUMMED = ("data/read", "data/damaged", "data/wordless", "data/worker_restarts")
 """Counts that are summed over processes, where each process reads only its own rows."""
 
 
@@ -60,6 +60,11 @@ class SuperBatchSource(ABC):
     def restarts(self) -> int:
         """Number of workers lost and replaced, including before a resume."""
         return self._restarts + (0 if self.workers is None else self.workers.restarts)
+
+    @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """The plan of each split of a mixture, by name; empty where the pairs are drawn from one split."""
+        return {}
 
     @property
     def pids(self) -> list[int]:
@@ -135,10 +140,15 @@ class StepPlan(ABC):
             process alike, and every process reads the whole super-batch.
     """
 
-    reads: ClassVar[bool] = False
+    reads: bool = False
     pairs: IndexedPairs
     size: int
     seed: int
+
+    @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """The plan of each split of a mixture, by name; empty where the pairs are drawn from one split."""
+        return {}
 
     @abstractmethod
     def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
@@ -187,7 +197,7 @@ class EpochPlan(StepPlan):
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))
 
@@ -223,6 +233,11 @@ class SuperBatches(SuperBatchSource):
         ahead = 0 if plan.reads else loader.pairs_ahead(own, pair_bytes) // own
         return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
 
+    @property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """Those of the plan."""
+        return self.plan.sources
+
     def _read(self, step: int) -> Batch:
         return self._counted(self.fetch.at(step, self._positions))
 
@@ -233,7 +248,9 @@ class SuperBatches(SuperBatchSource):
         return replace(positions, index_B=positions.index_B[self.world.rows(self.size)])
 
     def _counted(self, batch: Batch) -> Batch:
-        self.tally.add(batch.counts)
+        if batch.counts:  # those of files; what was prepared here is whole
+            own = batch.tokens(self.tokenizer.identity)
+            self.tally.add({**batch.counts, "wordless": self.tokenizer.wordless(own)})
         self.decoded += len(batch)
         return batch
 

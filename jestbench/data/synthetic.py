@@ -41,6 +41,8 @@ class Synthetic:
         image_size: pixels.
         length: L, text tokens.
         seed: of the world, not of the run.
+        columns: names of numbers that come with each pair, larger where its caption is right: 1 or 0, and noise of
+            standard deviation 0.2, each its own.
         clean: the splits in which every caption is right.
         of_noisy: parameters that change nothing in a clean split.
     """
@@ -56,6 +58,7 @@ class Synthetic:
     image_size: int = 16
     length: int = 8
     seed: int = 0
+    columns: tuple[str, ...] = ()
     clean: ClassVar[tuple[str, ...]] = ("curated", "eval")
     of_noisy: ClassVar[frozenset[str]] = frozenset({"noise", "duplicates", "easy"})
 
@@ -103,7 +106,14 @@ class Synthetic:
             tokenizer=Tokenizer(_tokenizer(self.concepts, self.seed), self.length),
             image_key_N=np.array([content_key(image.tobytes()) for image in images], dtype=np.int64),
             marks=marks,
+            columns={column: _numbers(self, column, name, marks["noisy"]) for column in self.columns},
         )
+
+
+def _numbers(world: Synthetic, column: str, split: str, noisy_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng([world.seed, 4, *f"{column}/{split}".encode()])
+    found_N: npt.NDArray[np.float64] = np.where(noisy_N, 0.0, 1.0) + rng.normal(0, 0.2, len(noisy_N))
+    return found_N
 
 
 def _known(part: str) -> bool:
@@ -125,7 +135,7 @@ def _captions(concepts: int, seed: int) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tokenizer(concepts: int, seed: int) -> str:
-    definition: str = train_bpe(_captions(concepts, seed) * 2, 512).to_str()
+    definition: str = train_bpe(_captions(concepts, seed) * 2, 768).to_str()
     return definition
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jestbench.batch import FULL_MIX, Batch, Mix, View
 from jestbench.data.pairs import Pairs
 from jestbench.engine.actor import Actor
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.frozen import FrozenActor, RowContent
 from jestbench.engine.learner import Learner
 from jestbench.engine.twin import TwinActor
@@ -40,6 +41,7 @@ class Setting:
         example: one pair of it; prices are traced on its shapes.
         arithmetic: device and precision.
         store_dir: where the rows of this run lie.
+        micro: pairs that are run through the towers at once.
     """
 
     run: Run
@@ -47,6 +49,7 @@ class Setting:
     example: Batch
     arithmetic: Arithmetic
     store_dir: Path
+    micro: MicroBatches
 
     @property
     def compiled(self) -> bool:
@@ -96,10 +99,12 @@ class FrozenCasting(Casting):
         run, arithmetic = setting.run, setting.arithmetic
         view = fitted(*run.view_of(self.role), self.model)
         bound = (
-            None if run.cache is None else run.cache.bind(self.model, view, arithmetic, setting.pairs, run.microbatch)
+            None
+            if run.cache is None
+            else run.cache.bind(self.model, view, arithmetic, setting.pairs, setting.micro.score)
         )
         content = self.content(self.model, arithmetic, setting.example, view)
-        options = run.reference_accounting, setting.store_dir, run.microbatch
+        options = run.reference_accounting, setting.store_dir, setting.micro.score
         return FrozenActor(self.role, content, *options, bound, self.mix)
 
 

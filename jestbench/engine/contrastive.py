@@ -60,6 +60,10 @@ class Contrastive(Objective):
         """The same loss under the full view, nothing run twice."""
         return Contrastive(self.name)
 
+    def limited(self, microbatch: int | None) -> Contrastive:
+        """The same loss, with cached gradients over micro-batches of another size."""
+        return replace(self, microbatch=microbatch)
+
     def settle(self, model: TwoTowers) -> None:
         """Clamp the scale of the softmax loss."""
         if self.name == "softmax":
@@ -201,10 +205,10 @@ class ContrastiveTraining(Training):
         trained = {FULL, *(view for _, view in mix)}
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
-        objective = Contrastive(run.loss, mix, reruns, run.train_microbatch)
+        objective = Contrastive(run.loss, mix, reruns, setting.micro.train)
         if setting.compiled:
             model.compile_blocks()
-        return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, run.microbatch)
+        return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro)
 
     def loss(self, run: Run) -> LossName:
         """The run's loss, ``run.loss``."""

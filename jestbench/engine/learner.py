@@ -16,6 +16,7 @@ from jestbench.batch import FULL, Batch, Pass, Purpose, View
 from jestbench.cost.price import Price
 from jestbench.engine.actor import Actor, Update
 from jestbench.engine.feed import on_device
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.measured import Measured
 from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
@@ -77,6 +78,10 @@ class Objective(ABC):
         """The same objective under the full view, where nothing is run twice to save memory."""
         return self
 
+    def limited(self, microbatch: int | None) -> Objective:
+        """The same objective, trained over micro-batches of another size."""
+        return self
+
     def settle(self, model: TwoTowers) -> None:  # noqa: B027
         """Bring the model's parameters within their bounds after a step."""
 
@@ -92,7 +97,7 @@ class Learner(Actor):
         arithmetic: Arithmetic,
         prices: Mapping[View, Price],
         view: View = FULL,
-        microbatch: int = 4096,
+        micro: MicroBatches | None = None,
         part: RolePurposes = LEARNER,
     ) -> None:
         """Set a model up for training.
@@ -104,16 +109,16 @@ class Learner(Actor):
             arithmetic: device and precision.
             prices: by the views that the model runs under, the full view among them.
             view: the view that the model scores under.
-            microbatch: pairs in one forward pass when scoring.
+            micro: pairs in one forward pass; ``None`` is 4,096 when scoring, and the whole sub-batch in training.
             part: the part that the model plays in the run.
         """
         self.model = model.to(arithmetic.device)
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
         self.view, self.trained_under = view, objective.views
-        self.arithmetic, self.world, self.prices, self.microbatch = arithmetic, arithmetic.world, prices, microbatch
+        self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
+        self.micro = micro or MicroBatches()
         self.schedule = optimizer
-        self.fused = arithmetic.device.type == "cuda"
-        self.optimizer: Any = optimizer.build(self.model, self.fused)
+        self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
 
     @property
@@ -126,7 +131,7 @@ class Learner(Actor):
         model, own = self.model.eval(), batch.own
         image, text = [], []
         with torch.no_grad(), self.arithmetic.autocast():
-            for part in self.feed([own.take(index) for index in torch.arange(len(own)).split(self.microbatch)]):
+            for part in self.feed([own.take(index) for index in torch.arange(len(own)).split(self.micro.score)]):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
@@ -142,7 +147,7 @@ class Learner(Actor):
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """What scoring ``count`` pairs is charged."""
         under = "" if self.view == FULL else f" under {self.view.label}"
-        macs = self.prices[self.view].pairs(count, self.microbatch)
+        macs = self.prices[self.view].pairs(count, self.micro.score)
         return (Pass(self.part.score, macs, f"{self.part.name}, scoring {count} pairs{under}"),)
 
     def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update:
@@ -202,7 +207,7 @@ class Learner(Actor):
         Raises:
             NonFiniteLoss: on a CPU, the loss or its gradient is NaN or infinite; no parameter is changed.
         """
-        if not self.fused:  # nobody waits for the loss on a CPU: no need to begin a backward pass of NaN
+        if self.arithmetic.device.type == "cpu":  # nobody waits for the loss: no need to begin a backward pass of NaN
             self._pending = Measured(loss, loss)
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
@@ -231,11 +236,14 @@ class Learner(Actor):
             NonFiniteLoss: of the last step.
         """
         self._settled()
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        found = {"micro": self.micro.state_dict()} if self.micro.found else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self._pending = None
-        groups = [{**group, "fused": self.fused} for group in state["optimizer"]["param_groups"]]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})  # of any device
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.micro.found:  # the numbers of the run's start: on another GPU, too, a resumed run charges the same
+            self.micro = MicroBatches(**state["micro"])
+            self.objective = self.objective.limited(self.micro.train)

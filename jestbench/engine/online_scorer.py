@@ -47,9 +47,9 @@ class OnlineScorer(Casting):
         objective = Contrastive(run.loss, ((1.0, view),))
         if setting.compiled:
             model.compile_blocks()
-        own = run.optimizer
+        own, micro = run.optimizer, replace(setting.micro, found=False)  # its own objective is never split
         optimizer = replace(self.optimizer, schedule=own.schedule, rungs=own.rungs, cooldown=own.cooldown)
-        return Learner(model, objective, optimizer, arithmetic, prices, view, run.microbatch, ONLINE)
+        return Learner(model, objective, optimizer, arithmetic, prices, view, micro, ONLINE)
 
     def towers(self, learner: Model, built: TwoTowers) -> Model:
         """The shape of its towers.

@@ -89,13 +89,16 @@ class Rows:
             a store.
     """
 
-    failures = 0
-
     def __init__(self, width: int, dtype: Stored = "float32") -> None:
         self.width, self.dtype = width, np.dtype(dtype)
         self._rounded = getattr(torch, dtype)
 
     def __len__(self) -> int:
+        return 0
+
+    @property
+    def failures(self) -> int:
+        """How often rows could not be read or written."""
         return 0
 
     def missing(self, key_B: Tensor) -> Tensor:
@@ -123,7 +126,17 @@ class Rows:
 
 
 class _Kept(Rows):
-    """Rows that are found again: what the two stores have in common."""
+    """Rows that are found again: what the two stores have in common. A thread writes behind."""
+
+    def __init__(self, width: int, dtype: Stored = "float32") -> None:
+        super().__init__(width, dtype)
+        self._writer = ThreadPoolExecutor(1, "rows")
+        self._writing: deque[Future[None]] = deque()
+
+    def _written(self, left: int = 0) -> None:
+        """Wait until no more than so many additions are unwritten; raises what went wrong with a written one."""
+        while len(self._writing) > left or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
 
     def _find(self, key_N: Keys) -> Keys:
         raise NotImplementedError
@@ -172,7 +185,7 @@ class RunRows(_Kept):
     """Rows of one run, in memory and in an append-only file.
 
     The file makes a resumed run exact: an embedding recomputed in another batch may differ in its last bit. Rows
-    written after the checkpoint are cut off. A thread writes behind; ``saved`` waits for it. With ``width`` 0 the store
+    written after the checkpoint are cut off. ``saved`` waits for the thread that writes. With ``width`` 0 the store
     records only which keys the run has encountered.
     """
 
@@ -182,8 +195,6 @@ class RunRows(_Kept):
         self._record = np.dtype([("key", "<i8"), ("row", self.dtype, (width,))])
         self._index = KeyIndex()
         self._rows = np.empty((1024, width), self.dtype)
-        self._writer = ThreadPoolExecutor(1, "rows")
-        self._writing: deque[Future[None]] = deque()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
 
@@ -214,11 +225,6 @@ class RunRows(_Kept):
             records = np.empty(len(key_N[part]), self._record)
             records["key"], records["row"] = key_N[part], row_ND[part]
             self._file.write(records.view(np.uint8).data)
-
-    def _written(self, left: int = 0) -> None:
-        """Wait until no more than so many additions are unwritten; raises what went wrong with a written one."""
-        while len(self._writing) > left or (self._writing and self._writing[0].done()):
-            self._writing.popleft().result()
 
     def restore(self, count: int) -> None:
         """Go back to the first ``count`` rows of the file.
@@ -259,6 +265,7 @@ class SharedRows(_Kept):
 
     One file: a header with ``digest``, then records of key, row and checksum. A process appends under the file lock;
     a partial record that a killed writer left is overwritten, and a record whose checksum does not match is skipped.
+    One addition at most is unwritten, and every look at the file waits for it.
     The store never stops a run: disk errors and damage are counted in ``failures``, the first one is printed as a
     warning, and the run goes on without the affected rows.
 
@@ -271,7 +278,7 @@ class SharedRows(_Kept):
 
     def __init__(self, path: Path, width: int, dtype: Stored, digest: bytes) -> None:
         super().__init__(width, dtype)
-        self.path, self.failures = path, 0
+        self.path, self._failures = path, 0
         padding = -(width * self.dtype.itemsize) % 4
         fields = [("key", "<i8"), ("row", self.dtype.newbyteorder("<"), (width,)), ("pad", "u1", (padding,))]
         self._record = np.dtype([*fields, ("check", "<u4")])
@@ -290,7 +297,14 @@ class SharedRows(_Kept):
             self._fail(f"cannot be used ({error})")
 
     def __len__(self) -> int:
+        self._written()
         return len(self._index)
+
+    @property
+    def failures(self) -> int:
+        """How often rows could not be read or written."""
+        self._written()
+        return self._failures
 
     @property
     def size(self) -> int:
@@ -327,8 +341,8 @@ class SharedRows(_Kept):
 
     def _fail(self, what: str) -> None:
         """Count a failure, and print a warning at the first one."""
-        self.failures += 1
-        if self.failures == 1:
+        self._failures += 1
+        if self._failures == 1:
             print(f"warning: the cache {self.path} {what}; the run goes on without", file=sys.stderr)
 
     def _whole(self) -> int:
@@ -369,6 +383,7 @@ class SharedRows(_Kept):
         return (summed >> np.uint64(32)).astype(np.uint32)
 
     def _find(self, key_N: Keys) -> Keys:
+        self._written()
         if self._descriptor >= 0:
             try:
                 self._look()
@@ -380,6 +395,10 @@ class SharedRows(_Kept):
         return self._records["row"][row_N].astype(np.float32, copy=False)
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        self._written()
+        self._writing.append(self._writer.submit(self._write, key_N, row_ND.copy()))  # the caller goes on with its own
+
+    def _write(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
         finite = np.isfinite(row_ND).all(1)  # a non-finite row ends this run, and must not reach later runs
         if not self._writable or not finite.any():
             return
@@ -411,4 +430,5 @@ class SharedRows(_Kept):
 
     def close(self, remove: bool) -> None:
         """Let go of the file, which stays."""
+        self._writer.shutdown()
         self._let_go()

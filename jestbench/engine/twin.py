@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, Pass
-from jestbench.data.half_pairs import HALVES, half_of
+from jestbench.data.part_pairs import HALVES, half_of
 from jestbench.engine.actor import Actor
 from jestbench.engine.frozen import FrozenActor
 from jestbench.parallel.arithmetic import to_device

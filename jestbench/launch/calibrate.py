@@ -8,6 +8,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
+from jestbench.data.splits import split_of
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.loop import Progress, Stages
 
@@ -22,7 +23,7 @@ def _source(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[SuperBat
         ConfigError: the split holds a single pair.
     """
     assert resolved.calibrated_on is not None
-    pairs = data.split(resolved.calibrated_on).indexed("run.reference_calibrate")
+    pairs = split_of(data, resolved.calibrated_on).indexed("run.reference_calibrate")
     size = min(resolved.run.batch_size, LARGEST, len(pairs))
     if size < 2:
         raise ConfigError(f"run.reference_calibrate compares pairs of a batch: {pairs.name} or run.batch_size has one")

@@ -57,7 +57,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fill_cache", action="store_true", help="fill the frozen models' shared cache; train no learner"
     )
+    command.add_argument(
+        "--verbose", action="store_true", help="with --check: whole configurations, the reference's too"
+    )
     command.add_argument("--list_policies", action="store_true", help="print the registered policies")
+    command.add_argument(
+        "--describe",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="print the parameters of a policy or any other name; without NAME, what there is",
+    )
     command.add_argument(
         "--allow_unused", action="append", nargs="+", default=[], metavar="PATTERN", help="such as 'jest.*'"
     )
@@ -136,6 +146,16 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 @contextmanager
+def _for_a_reader() -> Iterator[None]:
+    """End in silence where the reader of stdout has closed it (``| head``)."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails too
+
+
+@contextmanager
 def importing() -> Iterator[None]:
     """Disable garbage collection during imports, which then take two thirds of the time; freeze what was imported."""
     if "torch" in sys.modules:  # a long-lived process may hold garbage of its own
@@ -157,9 +177,12 @@ def _run(arguments: argparse.Namespace) -> int:
         with importing():
             from jestbench.config.registered import policy_classes
 
-        for name, cls in policy_classes().items():
-            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
+        with _for_a_reader():
+            for name, cls in policy_classes().items():
+                print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
         return 0
+    if arguments.describe is not None:
+        return _describe(arguments.describe, arguments.gin_file)
     with importing():
         from jestbench.config import resolve
         from jestbench.config.run import ConfigError
@@ -177,14 +200,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
         return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
-        rehearse.check(resolved, rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes))
+        may = rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes)
+        with _for_a_reader():
+            rehearse.check(resolved, may, arguments.verbose)
         return 0
     if arguments.price:
         from jestbench.launch.forecast import price_table
 
         with train_run.building():
             table = price_table(rehearse.without_download(resolved))
-        print(table)
+        with _for_a_reader():
+            print(table)
         return 0
     if arguments.fill_cache:
         from jestbench.launch.fill import fill_cache
@@ -199,6 +225,18 @@ def _run(arguments: argparse.Namespace) -> int:
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130
+
+
+def _describe(name: str, files: Sequence[str]) -> int:
+    """Print what ``--describe`` asks for; files are read for the policies that they import."""
+    with importing():
+        from jestbench.config.resolve import read_files
+        from jestbench.launch.describe import described, everything
+
+    list(read_files(files))
+    with _for_a_reader():
+        print(described(name) if name else everything())
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,12 @@ from jestbench.data.sources.source import Fetched, Source
 from jestbench.data.sources.stream import Stream
 from jestbench.data.synthetic import Synthetic
 from jestbench.loop import Stages
+from jestbench.model.tokenizer import Tokenizer
 
 SAMPLE = 32
 """Pairs of each split that ``--check`` decodes."""
+TEXTS = 1000
+"""Captions of each split that ``--check`` tokenises."""
 MANY_EPOCHS = 30
 """Passes over the pool above which a run is warned of: about the longest usual schedule of CLIP."""
 MUCH = 0.25
@@ -81,10 +84,20 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
         if closed:
             yield line
         else:
-            yield f"{line}; {_decoded(source.split(split))}"
+            pairs = source.split(split)
+            yield f"{line}; {_decoded(pairs)}"
+            yield from _wordless(f"{source.label}.{split}", pairs.tokenizer, table.captions)
         if table.damage:
             shown = listed(table.damage, table.examples, len(table) + table.damaged)
             yield f"{source.label}.{split}: left out: {shown}"
+        if table.columns:
+            spans = (f"{name} {column.min():g} to {column.max():g}" for name, column in table.columns.items())
+            yield f"{source.label}.{split}: columns {', '.join(spans)}"
+        if table.beside.get("outside_uids") is not None:
+            yield (
+                f"{source.label}.{split}: {table.beside['outside_uids']:,} images are not in the lists of uids; "
+                f"{table.beside['uids_without_pair']:,} uids of the lists have no image"
+            )
         if table.cut:
             yield f"{source.label}.{split}: {table.cut:,} captions are cut to captions.max_characters"
 
@@ -97,12 +110,36 @@ def _decoded(pairs: IndexedPairs) -> str:
     return f"{count} decoded, {len(damaged)} of them damaged{first}"
 
 
+def _wordless(split: str, tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
+    """A line on the captions, of a sample, that tokenise to nothing, where there are any."""
+    sample = [captions[i] for i in range(0, len(captions), -(-len(captions) // TEXTS))]
+    found = [text for text in sample if tokenizer.wordless(tokenizer.encode([text]))]
+    if found:
+        yield f"{split}: {len(found):,} of {len(sample):,} captions tokenise to nothing, the first: {found[0][:60]!r}"
+
+
 def walk(resolved: Resolved, stages: Stages) -> dict[str, Any]:
-    """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used."""
+    """How the pool is walked through: pairs left out of each epoch, steps of an epoch, pixels prepared and used.
+
+    Of a mixture that of each split; the steps are those of the split that is walked through most often.
+    """
     pool = stages.super_batches.pool
     pixels = int(stages.pairs.example().images_BCHW.shape[-1])
     found: dict[str, Any] = {"prepared_pixels": pixels, "model_pixels": resolved.run.model.image_size}
-    if pool is not None:
+    if sources := stages.super_batches.sources:
+        found["sources"] = {
+            name: {
+                "pairs": len(plan.pairs),
+                "a_super_batch": plan.size,
+                "steps_an_epoch": plan.per_epoch,
+                "left_out_an_epoch": len(plan.pairs) % plan.size,
+            }
+            for name, plan in sources.items()
+        }
+        found["most_walked"] = min(sources, key=lambda name: sources[name].per_epoch)
+        found["steps_an_epoch"] = sources[found["most_walked"]].per_epoch
+        found["left_out_an_epoch"] = sum(walked["left_out_an_epoch"] for walked in found["sources"].values())
+    elif pool is not None:
         found |= {"steps_an_epoch": pool // resolved.candidates, "left_out_an_epoch": pool % resolved.candidates}
     return found
 
@@ -156,7 +193,8 @@ def epoch_warning(walked: Mapping[str, Any], steps: int) -> list[str]:
     number = epochs(walked, steps)
     if number is None or number < MANY_EPOCHS:
         return []
-    return [f"the pool is walked through {number:.0f} times in {steps:,} steps: its pairs are seen again and again"]
+    who = walked.get("most_walked", "the pool")
+    return [f"{who} is walked through {number:.0f} times in {steps:,} steps: its pairs are seen again and again"]
 
 
 def eval_sets(stages: Stages) -> dict[str, Any]:

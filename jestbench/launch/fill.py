@@ -67,7 +67,7 @@ def _filled(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> dict[str, Any]
 def _walk(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> None:
     tally = Tally(pairs.name, pairs.max_damaged)
     done = 0
-    for index_P in torch.arange(len(pairs)).split(min(1024, run.microbatch)):
+    for index_P in torch.arange(len(pairs)).split(min(1024, actor.microbatch)):
 
         def read(position_M: Tensor, index_P: Tensor = index_P) -> Batch:
             batch = pairs.batch(index_P[position_M])

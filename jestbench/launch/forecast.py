@@ -84,12 +84,7 @@ def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
 
 def step_price(resolved: Resolved) -> StepPrice:
     """Price a run's step from its shapes; data and reference may be stand-ins."""
-    return _step_price(resolved, _built(resolved))
-
-
-def _built(resolved: Resolved) -> Stages:
-    """Build the stages to price a run by; they read and write no rows."""
-    return _built_on(resolved)[0]
+    return step_price_of(resolved, _built_on(resolved)[0])
 
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
@@ -104,7 +99,8 @@ def _one(stages: Stages) -> Batch:
     return stages.pairs.example()
 
 
-def _step_price(resolved: Resolved, stages: Stages) -> StepPrice:
+def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
+    """Price a run's step on stages that were built with the shapes of the run."""
     actors, learner, batch_size = stages.scorer.actors, stages.learner, resolved.run.batch_size
     free = resolved.run.reference_accounting == "amortised"
     scoring = {role: _scoring(resolved, role, actor) for role, actor in actors.items()}
@@ -130,9 +126,9 @@ def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
 
 def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
     """FLOPs of one more new candidate of a cascade; 0 without a cascade."""
-    if resolved.run.cascade is None:
+    if resolved.run.cascade is None or resolved.run.cascade.role is None:
         return 0
-    actor = stages.scorer.actors[resolved.run.cascade.score]
+    actor = stages.scorer.actors[resolved.run.cascade.role]
     return _flops(actor.forecast_own_loss(2)) - _flops(actor.forecast_own_loss(1))
 
 
@@ -148,7 +144,7 @@ def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
 def _forecast(resolved: Resolved) -> int:
     """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
     stages, data = _built_on(resolved)
-    price, below = _step_price(resolved, stages), pretraining(resolved)
+    price, below = step_price_of(resolved, stages), pretraining(resolved)
     included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
     fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
     steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
@@ -217,8 +213,8 @@ def ladder_table(resolved: Resolved) -> str:
     """The rungs of a run's ladder as text; empty for a run without."""
     if not resolved.run.optimizer.rungs:
         return ""
-    stages = _built(resolved)
-    price, pool = _step_price(resolved, stages), stages.super_batches.pool
+    stages, _ = _built_on(resolved)
+    price, pool = step_price_of(resolved, stages), stages.super_batches.pool
     return "\n".join(ladder_lines(resolved, price, pool, _taken(resolved)))
 
 
@@ -322,7 +318,7 @@ def _pair_lines(stages: Stages) -> list[str]:
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     stages, data = _built_on(resolved)
-    price = _step_price(resolved, stages)
+    price = step_price_of(resolved, stages)
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
@@ -352,18 +348,54 @@ def price_table(resolved: Resolved) -> str:
     if steps is not None:
         lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walk(resolved, stages), steps)]
         lines += ladder_lines(resolved, price, pool, taken)
+    lines += [_to_pay(resolved, price, pool, steps, FLOPS_PER_MAC * macs)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
-def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]) -> list[str]:
-    """Lines on the epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
-    if not walked.get("steps_an_epoch"):
-        return []
-    steps = _counted_steps(resolved)
-    if resolved.run.budget is not None:
-        price = _step_price(resolved, stages)
-        steps = steps_bought(resolved, price, stages.super_batches.pool, _taken(resolved)) or 0
-    return _epoch_lines(stages, walked, steps)
+def factor_to_pay(
+    resolved: Resolved, price: StepPrice, pool: int | None, steps: int, once: int, pretrained: int
+) -> float:
+    """By which factor an arm must need fewer steps than uniform to pay, all in: its cost a step over uniform's.
+
+    n steps of the arm cost Σ_i c_i + once + pretrained FLOPs, for which uniform takes (…)/u steps; the factor is these
+    over n. c_i holds the frozen models' scoring in the first pass over the pool alone, under ``first_sight``.
+
+    Args:
+        resolved: the run.
+        price: the price of one of its steps; ``uniform`` is u.
+        pool: pairs in its split; ``None`` is a stream that never ends.
+        steps: n, those that its budget buys.
+        once: FLOPs that are charged once, before the first step: a calibration.
+        pretrained: FLOPs of training its frozen models, in the budget or beside it.
+    """
+    again = 0
+    if pool is not None and resolved.run.reference_accounting != "online":
+        again = max(0, steps - max(1, pool // resolved.candidates))
+    return (steps * price.total - again * price.first_sight + once + pretrained) / (steps * price.uniform)
+
+
+def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int | None, once: int) -> str:
+    """A line on ``factor_to_pay``, at the configured budget."""
+    number = _counted_steps(resolved) if steps is None else steps
+    if number < 1:
+        return "to pay, all in: the budget buys no step"
+    # A reference that the budget adds and nothing scores with is no cost of the arm.
+    pretrained = sum(flops for role, flops in pretraining(resolved).items() if role in resolved.scored_by)
+    alone, whole = (factor_to_pay(resolved, price, pool, number, once, flops) for flops in (0, pretrained))
+    apart = f"; {alone:.3f} without the {pretrained:.4g} FLOPs of pre-training" if pretrained else ""
+    return (
+        f"to pay, all in: {number:,} steps must do what uniform does in {number * whole:,.0f}, a factor of "
+        f"{whole:.3f}{apart}"
+    )
+
+
+def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any], price: StepPrice) -> list[str]:
+    """Lines on the steps and epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
+    pool, taken = stages.super_batches.pool, _taken(resolved)
+    steps = steps_bought(resolved, price, pool, taken)
+    if steps is None:
+        return _epoch_lines(stages, walked, _counted_steps(resolved))
+    return [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]
 
 
 def _counted_steps(resolved: Resolved) -> int:

@@ -11,16 +11,18 @@ from jestbench.config.log import Log
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
+from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
+from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, walk
-from jestbench.launch.forecast import bought, ladder_table
+from jestbench.launch.forecast import bought, ladder_table, step_price_of
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
-from jestbench.loop import Progress, train
+from jestbench.loop import Progress, Stages, train
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
@@ -91,22 +93,37 @@ def allowed(downloads: bool, pipes: bool) -> frozenset[Fetched]:
     return frozenset(kind for kind, may in found.items() if may)
 
 
-def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
-    """Open the data, build everything, score and update one tiny batch, print a report and the configuration.
+def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bool = False) -> None:
+    """Open the data, build everything, score and update one tiny batch; print a page on it.
 
     Args:
         resolved: the run.
         may: what is opened beside local files.
+        verbose: print all lines and the whole configuration, of the frozen models' runs too.
 
     Raises:
         ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: local data cannot be read, or the data does not fit the configuration.
     """
+    below, own = _below_and_own(resolved, may)
+    print("\n".join(map(whole_text, (*below, own))) if verbose else page(own, below))
+
+
+def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Checked], Checked]:
+    """Rehearse a run, and those that its frozen models stand on, the deepest first."""
+    own, below = _rehearsed(resolved, may), []
+    for needed in resolved.below:
+        deeper, one = _below_and_own(needed, may)
+        below += [*deeper, one]
+    return below, own
+
+
+def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
+    """Open the data of one run, build it, score and update one tiny batch."""
     found = opened(resolved, may)
     resolved = found.resolved if "download" in may else without_download(found.resolved)
     # The candidates of a cascade must fit into the stand-in's pool.
     drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
-    count = max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
@@ -119,30 +136,36 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset()) -> None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         walked = None if found.stands_in else walk(resolved, stages)
-        warned(resolved, stages, walked)
-        report = [*found.lines, *(() if walked is None else bought(resolved, stages, walked))]
-        report.append(f"metrics: {', '.join(stages.evaluator.measures)}")
+        warnings = warned(resolved, stages, walked)
+        _try_one_batch(resolved, stages, data, drawn)
+        price = step_price_of(resolved, stages)
         loader = resolved.run.loader
-        if walked is not None and loader.workers_for(stages.pairs.decoded):
-            report.append(loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2))
-        batch = stages.super_batches.at(0)
-        try:
-            calibrate(resolved, data, stages, Progress())
-            scores = stages.scorer(batch, resolved.policy.needs)
-            selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
-            stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
-        except (NonFiniteScore, NonFiniteLoss) as error:
-            raise ConfigError(f"the untrained model cannot do one step: {error}") from error
-    for needed in resolved.below:
-        check(needed, may)
-    if rungs := ladder_table(resolved):
-        print(rungs)
-    taken, kept = resolved.inherited.described()
-    print(f"# arm {resolved.run.arm!r}, configuration {resolved.config_hash}")
-    for line in (
-        *(f"taken over: {text}" for text in taken),
-        *(f"kept, bound by its own file: {text}" for text in kept),
-        *(line for text in report for line in text.splitlines()),
-    ):
-        print(f"#   {line}")
-    print(resolved.operative)
+        ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
+        return Checked(
+            resolved,
+            data=tuple(found.lines),
+            sizes="" if walked is None else sizes(resolved, stages),
+            budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
+            metrics=tuple(stages.evaluator.measures),
+            loader=loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2) if ahead and walked else "",
+            price=price,
+            ladder=ladder_table(resolved),
+            warnings=len(warnings),
+        )
+
+
+def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int) -> None:
+    """Score, select from and update one batch of ``drawn`` pairs.
+
+    Raises:
+        ConfigError: a score or the loss is not finite.
+    """
+    run, count = resolved.run, max(1, resolved.run.batch_size * drawn // resolved.draw_size)
+    batch = stages.super_batches.at(0)
+    try:
+        calibrate(resolved, data, stages, Progress())
+        scores = stages.scorer(batch, resolved.policy.needs)
+        selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
+        stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
+    except (NonFiniteScore, NonFiniteLoss) as error:
+        raise ConfigError(f"the untrained model cannot do one step: {error}") from error

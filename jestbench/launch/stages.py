@@ -11,13 +11,16 @@ from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
-from jestbench.data.half_pairs import HalfPairs
+from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.pairs import Dataset
+from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
 from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.splits import split_of
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.scorer import Scorer
 from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
@@ -62,10 +65,19 @@ def build_stages(
 
 def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
     """The setting shared by all actors of a run, on its data set or a stand-in."""
-    pairs = data.split(run.split)
+    pairs = split_of(data, run.split)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
-    return Setting(run, pairs, pairs.example(), Arithmetic.of(run.device, run.precision), store_dir)
+    for name, user in run.columns.items():
+        if name not in pairs.column_names:
+            has = f"it has {', '.join(pairs.column_names)}" if pairs.column_names else "it has none"
+            raise ValueError(
+                f"{user} the column {name!r}, which the pairs of {pairs.name} do not have ({has}): name the field that "
+                f"came with the pairs in .columns of the data set, as in webdataset.columns = ('json.{name}',)"
+            )
+    example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
+    micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
+    return Setting(run, pairs, example, arithmetic, store_dir, micro)
 
 
 def _check_world(run: Run, world: World) -> None:
@@ -98,10 +110,14 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
     plan: StepPlan
     if run.cascade is not None:
-        actor = actors[run.cascade.score]
-        actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
-        own_loss = partial(actor.own_loss, run.loss)
+        own_loss = None
+        if run.cascade.role is not None:
+            actor = actors[run.cascade.role]
+            actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
+            own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    elif isinstance(pairs, JoinedPairs):
+        plan = MixturePlan(pairs, size, run.seed)
     elif isinstance(pairs, StreamPairs):
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
     else:

@@ -9,6 +9,7 @@ from jestbench.config.registry import PRETRAINED
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
+from jestbench.data.splits import split_of
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
-    tokenizer = data.split(resolved.run.split).tokenizer
+    tokenizer = split_of(data, resolved.run.split).tokenizer
     return data, {
         role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer) for stand in stands])
         for role, stands in resolved.scored_by.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped
+from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
@@ -28,6 +29,7 @@ from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.hold_folder import held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
@@ -46,7 +48,7 @@ def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
     if isinstance(stand, Path):
         return stand
     run = stand.run
-    identity = f"{stand.config_hash}/{run.seed}/{run.data.split(run.split).fingerprint}/{MODEL_FORMAT}"
+    identity = f"{stand.config_hash}/{run.seed}/{split_of(run.data, run.split).fingerprint}/{MODEL_FORMAT}"
     return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
@@ -152,6 +154,20 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
+    with _held_by_all(run_dir):
+        return _train_run(resolved, run_dir, resume, role)
+
+
+@contextmanager
+def _held_by_all(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder, by rank 0, for all ranks."""
+    world, stack = distributed.world(), ExitStack()
+    world.first(lambda: stack.enter_context(held(run_dir)))
+    with stack:
+        yield
+
+
+def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if going_on and _finished(run_dir):
@@ -198,8 +214,9 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
 def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
-    data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}}
+    data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
+    recorder.write_chosen()
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
@@ -266,13 +283,13 @@ def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     data = resolved.run.data
-    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": resolved.run.split}
+    found: dict[str, Any] = {"data": type(data).__name__.lower(), "split": shown_split(resolved.run.split)}
     found["loss"], found["pairs"] = resolved.run.loss, stages.super_batches.pool
     found["eval_images"] = len(stages.evaluator.index_N)
     found["eval_classes"] = len(stages.evaluator.example_C)
     if hasattr(data, "noise"):
         found["noise"] = data.noise
-    found["walk"] = walk(resolved, stages)
+    found["microbatches"], found["walk"] = stages.learner.micro.described(), walk(resolved, stages)
     if sets := eval_sets(stages):
         found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
@@ -283,9 +300,10 @@ def _fingerprints(resolved: Resolved, stages: Stages) -> dict[str, str]:
     split, pairs = resolved.run.split, stages.pairs
     while isinstance(pairs, Wrapped):
         pairs = pairs.pairs
-    if split != "pool" and "pool" in split.split("+"):
+    pooled = "pool" in names_in(split)
+    if split != "pool" and pooled:
         pairs = resolved.run.data.split("pool")
-    training = {"training": pairs.fingerprint} if "pool" in split.split("+") else {}
+    training = {"training": pairs.fingerprint} if pooled else {}
     return training | {"evaluation": stages.evaluator.pairs.fingerprint}
 
 

@@ -7,25 +7,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from jestbench import disk
 
-PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
+PAD, END = "<pad>", "<end>"
+BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
+"""The 256 bytes, each as the character that stands for it in a vocabulary."""
+LEAST_VOCABULARY = len(BYTES) + 2
+"""Size of a vocabulary of single bytes, padding and end, without any merge."""
+RECIPE = 2
+"""Counted up when ``train_bpe`` makes another tokenizer of the same captions."""
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Backend:
-    """Train a byte-pair tokenizer on captions; the same captions give the same tokenizer.
+    """Train a byte-level byte-pair tokenizer on captions; the same captions give the same tokenizer.
+
+    The alphabet is the 256 bytes of UTF-8 and a word opens with its blank, so the ids spell a normalised caption to the
+    last byte: whatever was never seen in training has ids of its own, and two normalised captions never share theirs.
+    Normalised is NFKC, lower case, runs of white space one blank, none at the ends.
 
     Pass captions without added noise, so that all runs over one data set share the tokenizer.
+
+    Args:
+        captions: in any order.
+        vocab_size: the most ids, bytes and special tokens among them; at least ``LEAST_VOCABULARY`` are made.
     """
-    backend = Backend(models.BPE(unk_token=UNKNOWN))
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend = Backend(models.BPE())
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            normalizers.Prepend(" "),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN, END], show_progress=False, min_frequency=2
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=list(BYTES),
+        show_progress=False,
+        min_frequency=2,
     )
     # Sorted: the trainer breaks ties by order of arrival.
     backend.train_from_iterator(sorted(captions), trainer)
@@ -59,6 +91,7 @@ class Tokenizer:
     identity: str = field(init=False)
     _backend: Backend = field(init=False, repr=False, compare=False)
     _start: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _unknown: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.length < 2:
@@ -79,6 +112,8 @@ class Tokenizer:
                 f"a text of this tokenizer opens with {len(start)} tokens: length {self.length} is too short"
             )
         object.__setattr__(self, "_start", start)
+        unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+        object.__setattr__(self, "_unknown", -1 if unknown is None else unknown)
         # A caption that spells "<pad>" or "<end>" is text, not padding or an end.
         backend.encode_special_tokens = True
         object.__setattr__(self, "_backend", backend)
@@ -97,6 +132,16 @@ class Tokenizer:
     def pad_id(self) -> int:
         """The id that fills a text up to L tokens."""
         return self._special(self.pad)
+
+    def wordless(self, token_NL: Tensor) -> int:
+        """The number of texts, of ids ``[N, L]`` of this tokenizer, of which no token is left.
+
+        A text is left with none where the tokenizer drops it whole, or has nothing but its unknown token for it. No
+        tokenizer trained here does so with a text that holds a character.
+        """
+        text_NL = token_NL[:, len(self._start) :]
+        nothing = torch.tensor([self.pad_id, self._special(self.end), self._unknown])
+        return int(torch.isin(text_NL, nothing).all(dim=1).sum())
 
     def _special(self, token: str) -> int:
         found = self._backend.token_to_id(token)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from jestbench import disk
 from jestbench.batch import DataError
-from jestbench.model.tokenizer import END, PAD, Tokenizer, frame, train_bpe
+from jestbench.model.tokenizer import END, LEAST_VOCABULARY, PAD, RECIPE, Tokenizer, frame, train_bpe
 
 SAMPLE = 200_000
 """Most captions that a tokenizer is trained on, evenly spread over the pool."""
@@ -30,7 +30,7 @@ class TokenizerChoice:
             once into the cache.
         revision: of a name on the hub: a branch, a tag or a commit.
         length: L, tokens a caption is cut or padded to.
-        vocab_size: of a trained tokenizer, at most.
+        vocab_size: of a trained tokenizer, at most: 256 bytes, padding, end, and merges.
         pad: the token that fills a text up; ``None`` finds it, or adds one where padding would read as an end
             (CLIP's own tokenizer pads with its end token).
         end: the token that ends a text; ``None`` finds it, or adds one.
@@ -46,8 +46,11 @@ class TokenizerChoice:
     def __post_init__(self) -> None:
         if self.length < 2:
             raise ValueError(f"tokenizer.length must be at least 2 tokens (one and the end token), got {self.length}")
-        if self.vocab_size < 16:
-            raise ValueError(f"tokenizer.vocab_size must be at least 16, got {self.vocab_size}")
+        if self.vocab_size < LEAST_VOCABULARY:
+            raise ValueError(
+                f"tokenizer.vocab_size must be at least {LEAST_VOCABULARY} (256 bytes, padding, end), "
+                f"got {self.vocab_size}"
+            )
         if self.pad is not None and self.pad == self.end:
             raise ValueError(f"tokenizer.pad and tokenizer.end are both {self.pad!r}: padding would read as an end")
 
@@ -58,7 +61,8 @@ class TokenizerChoice:
             folder: the cache folder of tokenizers.
             trained_on: fingerprint of the captions that a tokenizer is trained on.
         """
-        asked = [self.source, self.revision] if self.source else ["trained", str(self.vocab_size), trained_on]
+        trained = ["trained", str(RECIPE), str(self.vocab_size), trained_on]
+        asked = [self.source, self.revision] if self.source else trained
         return folder / f"{disk.digest(json.dumps(asked))}.json"
 
     def prepare(self, folder: Path, trained_on: str, captions: Callable[[], Sequence[str]]) -> None:

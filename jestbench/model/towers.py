@@ -42,6 +42,25 @@ def _at_least_fp32(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
+def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:
+    """Images ``[B, C, *resolution]``, uint8 and channels last, by antialiased bilinear interpolation.
+
+    First along the rows and then along the columns, each time rounded to uint8, as PIL does. On a CPU this is one
+    kernel for bytes, which takes an eighth of the time of that for floats.
+    """
+    # The rounding of a convolution depends on the memory layout: fix it, whatever the batch came in.
+    images = images_BCHW.contiguous(memory_format=torch.channels_last)
+    if images.shape[-2:] == resolution:
+        return images
+    if images.device.type != "cuda":
+        return F.interpolate(images, resolution, mode="bilinear", antialias=True)
+    pixels = images.float()
+    for size in ((images.shape[-2], resolution[1]), resolution):
+        # A half is rounded up, and what floats make a little less than a half is one.
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).add_(0.501).floor_()
+    return pixels.to(torch.uint8)
+
+
 class ImageTower(nn.Module):
     """A timm vision transformer and a projection: uint8 ``[B, 3, H, W]`` → ``[B, D]``, not normalised."""
 
@@ -64,11 +83,7 @@ class ImageTower(nn.Module):
             key_B: int64 content keys of the images, for a view that keeps a share of the patches.
         """
         resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
-        # The rounding of a convolution depends on the memory layout: fix it, whatever the batch came in.
-        pixels = images_BCHW.to(self.projection.weight.dtype, memory_format=torch.channels_last)
-        if pixels.shape[-2:] != resolution:
-            pixels = F.interpolate(pixels, resolution, mode="bilinear", antialias=True, align_corners=False)
-        pixels = pixels / 127.5 - 1
+        pixels = resized(images_BCHW, resolution).to(self.projection.weight.dtype) / 127.5 - 1
         features = self.backbone.forward_features(pixels) if view.full_image else self._features(pixels, view, key_B)
         pooled: Tensor = self.projection(self.backbone.forward_head(features, pre_logits=True))
         return pooled

@@ -15,8 +15,8 @@ from jestbench.parallel.distributed import World
 class SharedBatch(Batch):
     """A batch that is spread over processes.
 
-    ``images_BCHW``, ``token_ids`` and ``captions`` hold this process's own rows; keys and marks hold the rows of all
-    processes, and length and positions refer to the whole batch.
+    ``images_BCHW``, ``token_ids`` and ``captions`` hold this process's own rows; keys, marks and columns hold the rows
+    of all processes, and length and positions refer to the whole batch.
     """
 
     size: int = 0
@@ -35,6 +35,7 @@ class SharedBatch(Batch):
             text_key_B=world.collect(own.text_key_B, size),
             marks={name: world.collect(mark, size) for name, mark in own.marks.items()},
             captions=own.captions,
+            columns={name: world.collect(column, size) for name, column in own.columns.items()},
             passes=own.passes,
             counts=own.counts,
             size=size,
@@ -59,6 +60,7 @@ class SharedBatch(Batch):
             text_key_B=self.text_key_B[self.rows],
             marks={name: mark[self.rows] for name, mark in self.marks.items()},
             captions=self.captions,
+            columns={name: column[self.rows] for name, column in self.columns.items()},
         )
 
     def take(self, index_K: Tensor) -> SharedBatch:
@@ -70,6 +72,7 @@ class SharedBatch(Batch):
             image_key_B=self.image_key_B[index_K],
             text_key_B=self.text_key_B[index_K],
             marks={name: mark[index_K] for name, mark in self.marks.items()},
+            columns={name: column[index_K] for name, column in self.columns.items()},
             size=len(index_K),
             world=self.world,
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from jestbench.disk import LEFTOVERS, whole
 from jestbench.runs.folder import RUNG, Row, RunFolder
 
-FORMAT = 6
+FORMAT = 7
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 

@@ -22,6 +22,7 @@ Row = Mapping[str, float]
 """One logged step: key → number (integers stay integers)."""
 RUNG = "ladder/rung"
 """The key that marks a row of a ladder's branch: FLOPs of its rung."""
+_EVALUATION = b'"eval/'
 
 
 class RunFolder:
@@ -38,6 +39,7 @@ class RunFolder:
         evaluations: what each example contributed to each decayed evaluation, ``FLOPs.npz``.
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
+        chosen: pairs that were trained on, how often, with their last scores (``log.chosen``).
         row_stores: what frozen models remember while the run goes on.
     """
 
@@ -52,6 +54,7 @@ class RunFolder:
         self.evaluations = path / "eval"
         self.examples = path / "examples"
         self.examples_page = self.examples / "index.html"
+        self.chosen = path / "chosen.parquet"
         self.row_stores = path / "cache"
 
     def is_run_folder(self) -> bool:
@@ -95,10 +98,14 @@ class RunFolder:
         run = self.environment().get("run")
         return run if isinstance(run, dict) else {}
 
-    def read_rows(self) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    def read_rows(self, most: int | None = None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         """The logged steps in order, and what was wrong with the file.
 
         There is one row for each step, of the trunk and of each branch (``RUNG``), which stands where it was run.
+
+        Args:
+            most: rows that are parsed of those without an evaluation, about, evenly spread and the last among them;
+                ``None``: all.
 
         Raises:
             DataError: the file cannot be read.
@@ -106,16 +113,16 @@ class RunFolder:
         if not self.metrics_jsonl.is_file():
             return (), (f"{self.metrics_jsonl.name} is missing",)
         try:
-            # A line torn inside a character is not UTF-8 any more, and must reach the parser that reports it.
-            text = self.metrics_jsonl.read_text(encoding="utf-8", errors="replace")
+            content = self.metrics_jsonl.read_bytes()
         except OSError as error:
             raise DataError(f"{shown(self.metrics_jsonl)}: cannot be read: {error}") from error
-        lines = [line for line in text.split("\n") if line.strip()]
+        lines = _lines(content, most)
         rows: dict[tuple[float, float], dict[str, float]] = {}  # by rung, 0 on the trunk, and step
         newest: dict[float, float] = {}
         broken: list[int] = []
-        for number, line in enumerate(lines, start=1):
-            row = parse_row(line)
+        for number, line in lines:
+            # A line torn inside a character is not UTF-8 any more, and must reach the parser that reports it.
+            row = parse_row(line.decode("utf-8", errors="replace"))
             if row is None:
                 broken.append(number)
                 continue
@@ -127,8 +134,9 @@ class RunFolder:
                 newest = dict(rows.keys())
             rows.setdefault((rung, step), {}).update(row)
             newest[rung] = step
-        name, torn = self.metrics_jsonl.name, bool(broken) and broken[-1] == len(lines)
-        problems = [f"{name}: line {number} is not a row and is left out" for number in broken if number < len(lines)]
+        last = lines[-1][0] if lines else 0
+        name, torn = self.metrics_jsonl.name, last in broken
+        problems = [f"{name}: line {number} is not a row and is left out" for number in broken if number < last]
         return tuple(rows.values()), (*problems, *([f"{name}: the last line is torn and is left out"] if torn else ()))
 
     def results(self) -> dict[int, Results]:
@@ -163,6 +171,16 @@ class RunFolder:
         rows, _ = self.read_rows()
         return next((row[metric] for row in reversed(rows) if metric in row and RUNG not in row), None)
 
+    def last_row(self) -> Row:
+        """The newest whole row, read from the end of the file; empty where there is none."""
+        try:
+            with self.metrics_jsonl.open("rb") as file:
+                file.seek(max(0, self.metrics_jsonl.stat().st_size - 2**16))
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}
+        return next((row for line in reversed(lines) if (row := parse_row(line)) is not None), {})
+
     def whole_checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*"))
@@ -170,6 +188,26 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; ``None`` where there is none."""
         return next(reversed(self.whole_checkpoints()), None)
+
+
+def _lines(content: bytes, most: int | None) -> list[tuple[int, bytes]]:
+    """The lines to parse, each with its number: see ``read_rows``. Lines that are not whole rows are among them."""
+    byte_C = np.frombuffer(content, np.uint8)
+    end_N = np.flatnonzero(byte_C == ord("\n"))
+    if not content.endswith(b"\n"):
+        end_N = np.append(end_N, len(content))
+    start_N = np.concatenate([[0], end_N[:-1] + 1]) if len(end_N) else end_N
+    kept_N = np.ones(len(end_N), dtype=np.bool_)
+    if most is not None and len(end_N) > most:
+        kept_N = np.arange(len(end_N))[::-1] % -(-len(end_N) // most) == 0
+        kept_N |= (byte_C[start_N] != ord("{")) | (byte_C[end_N - 1] != ord("}"))
+        at = content.find(_EVALUATION)
+        while at >= 0:
+            line = int(np.searchsorted(end_N, at))
+            kept_N[line] = True
+            at = content.find(_EVALUATION, int(end_N[line]))
+    found = ((int(line) + 1, content[start_N[line] : end_N[line]]) for line in np.flatnonzero(kept_N))
+    return [(number, line) for number, line in found if line.strip()]
 
 
 def parse_row(line: str) -> dict[str, float] | None:

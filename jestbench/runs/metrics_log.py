@@ -45,6 +45,20 @@ class Jsonl:
         self._file.close()
 
 
+class _Lines:
+    """A log that is no terminal: a bar's states become lines."""
+
+    def write(self, text: str) -> None:
+        """Write a state, without what moves a terminal's cursor."""
+        line = text.replace("\r", "").replace("\x1b[A", "").strip()
+        if line:
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Flush the log."""
+        sys.stderr.flush()
+
+
 class Metrics:
     """All sinks of a run."""
 
@@ -56,9 +70,11 @@ class Metrics:
             total=1.0,
             desc=title,
             disable=not log.progress,
-            mininterval=0.2 if live else 10,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
-            file=sys.stderr,
+            mininterval=0.2 if live else 30,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+            if live
+            else "{desc} {percentage:3.0f}%, {elapsed}, {remaining} left{postfix}",
+            file=sys.stderr if live else _Lines(),
         )
         self._shown: dict[str, str] = {}
 

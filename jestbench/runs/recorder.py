@@ -27,6 +27,7 @@ from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
+from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
+COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates"))
+"""Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
 
 
 class Stateful(Protocol):
@@ -100,6 +103,8 @@ class Recorder:
         self.final: dict[str, float] = {}
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
+        self.data_counts: Mapping[str, float] = {}
+        self.chosen = Chosen(resolved.run.log.chosen)
         self._previous: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -164,6 +169,7 @@ class Recorder:
         in its branch, and in a run that has more rungs behind this one.
         """
         run = self.resolved.run
+        self.chosen.add(batch, selection)
         if self.world.size > 1:
             self.stop_asked = self.world.any(self._asked_here)
         evaluate = run.evaluate.due(before, after)
@@ -257,6 +263,8 @@ class Recorder:
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
+        counts = self.stages.super_batches.counts(progress.step)
+        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -268,7 +276,7 @@ class Recorder:
             **({"flops/rungs": progress.rung_flops} if self.allowance.rungs else {}),
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
-            **self.stages.super_batches.counts(progress.step),
+            **counts,
             **more,
         }
 
@@ -290,7 +298,8 @@ class Recorder:
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
         actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
-        return {**actors, "super_batches": self.stages.super_batches, "progress": progress}
+        own: dict[str, Stateful] = {"super_batches": self.stages.super_batches, "progress": progress}
+        return {**actors, **own, "chosen": self.chosen}
 
     def _data(self) -> dict[str, str]:
         """The data that a run trains and is evaluated on, by their fingerprints, and its tokenizer."""
@@ -318,6 +327,12 @@ class Recorder:
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
+        self.chosen.begin(progress.step, state["chosen"]["on"])
+
+    def write_chosen(self) -> None:
+        """Write what was chosen, where the run counts it."""
+        if self.chosen.on and self.world.first_of_all:
+            self.chosen.write(RunFolder(self.run_dir).chosen, self.stages.pairs.uid_of)
 
     def summary(self, progress: Progress, status: Ending, known: KnownAtStart) -> Summary:
         """What the run amounts to."""

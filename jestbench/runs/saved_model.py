@@ -21,7 +21,7 @@ from jestbench.runs.checkpoint import FORMAT
 from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
 
-MODEL_FORMAT = 2
+MODEL_FORMAT = 3
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 

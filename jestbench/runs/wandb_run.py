@@ -164,7 +164,7 @@ def _wandb_table(table: ExampleTable) -> Any:
 
 
 def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path | None:
-    """Put a comparison into W&B as one summary run: its table, its plots, its page.
+    """Put a comparison into W&B as one summary run: table and frontier of each world, the plots, the page.
 
     Args:
         config: mode, project and the like; ``disabled`` does nothing.
@@ -186,22 +186,44 @@ def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path
     facts = {key: document[key] for key in ("metric", "baseline", "budget", "lower_is_better", "data", "command")}
     label = Label(name, "comparison", group, own_id=True, in_sweep=False)
     run = start_wandb(config, out, label, facts)
-    rows = [_comparison_row(arm) for arm in document["arms"]]
     shown: dict[str, Any] = {
-        "comparison": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows]),
         "report": wandb.Html((out / "index.html").read_text(encoding="utf-8"), inject=False),
     }
+    summary: dict[str, Any] = {}
+    for number, world in enumerate([document, *document["other_worlds"]], start=1):
+        # The other worlds' tables have as many rows as they have arms, and are never one table with the first.
+        before = "" if number == 1 else f"world_{number}/"
+        rows = [_comparison_row(arm) for arm in world["arms"]]
+        shown |= {f"{before}{name}": panel for name, panel in _panels(world, rows).items()}
+        of_arms = {row["label"]: row for row in rows}
+        summary |= {f"{before}{key}": _safe(value) for key, value in world["world"].items()}
+        summary |= {
+            f"{before}{arm}/{key}": _safe(row[key]) for arm, row in of_arms.items() for key in row if key != "label"
+        }
     shown |= {f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in sorted(out.glob("*.png"))}
     with _staged_with(run):
         run.log(shown)
-    of_arms = {row["label"]: row for row in rows}
-    run.summary.update(
-        {f"{arm}/{key}": _safe(value) for arm, row in of_arms.items() for key, value in row.items() if key != "label"}
-    )
+    run.summary.update(summary)
     _keep(run, out / "comparison.json", out / "comparison.md")
     folder = Path(run.dir).parent if run.offline else None
     run.finish()
     return folder
+
+
+def _panels(world: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A world's table, its frontier as a table, and a panel that draws it."""
+    import wandb
+
+    columns = ["arm", "budget", "mean", "low", "high", "seeds"]
+    points = [[_as_float(point[name]) for name in columns[:-1]] + [len(point["seeds"])] for point in world["frontier"]]
+    title = f"{world['metric']} over the budget, decayed"
+    return {
+        "comparison": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows]),
+        "frontier": wandb.Table(columns=columns, data=points),
+        "frontier_panel": wandb.plot.line(
+            wandb.Table(columns=columns[:3], data=[point[:3] for point in points]), "budget", "mean", "arm", title
+        ),
+    }
 
 
 _PLAIN = (

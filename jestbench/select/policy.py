@@ -11,7 +11,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
-from jestbench.select.scores import Role, Scores
+from jestbench.select.scores import Scores
 
 
 class PolicyError(Exception):
@@ -37,8 +37,12 @@ class Policy(Protocol):
     by_parts: ClassVar[bool] = False
 
     @property
-    def needs(self) -> frozenset[Role]:
-        """The roles whose scores are read; empty where the super-batch holds exactly ``count`` pairs."""
+    def needs(self) -> frozenset[str]:
+        """The roles whose scores are read, and the columns (``column:similarity``), numbers that came with the pairs.
+
+        A column is in ``Scores.values`` under that name, finite for every pair. Empty where the super-batch holds
+        exactly ``count`` pairs.
+        """
         ...
 
     @property

@@ -31,6 +31,7 @@ Role = Literal["learner", "reference", "online", "scorer"]
 """A model's part in a run, named in a policy's ``needs``: the model in training, a frozen model, a small model trained
 beside the learner, and a pretrained model that grades pairs (``values["g"]``)."""
 SIDES: tuple[Side, ...] = get_args(Side)
+ROLES: tuple[Role, ...] = get_args(Role)
 PairLoss = Literal["own", "in_batch"]
 
 
@@ -107,7 +108,8 @@ class Scores:
         learner: the learner's embeddings.
         reference: the reference's.
         online: those of a small model trained beside the learner.
-        values: per-pair values by name, ``[B]`` each (a pretrained scorer's grades, say).
+        values: per-pair values by name, ``[B]`` each: a pretrained scorer's grades ``g``, columns of the data
+            (``column:similarity``).
         size: B; needed only without embeddings and values.
         loss: which pair losses the scores are differences of.
         model_passes: the models' passes for these scores.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from jestbench.compare.choose_metric import SweepRecord
 from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
@@ -22,6 +23,7 @@ from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
+from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.side_by_side import Job, run_side_by_side
 from jestbench.sweep.sweep_file import Sweep, read_sweep
 
@@ -77,13 +79,19 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
             done.append((dict(arm.parameters), None))
         return 0
     arms = itertools.islice(arms_of(sweep, done, memory_of(sweep, out)), limit)
+    planned = list(arms) if sweep.method == "grid" else []
+    at_once = places(sweep, jobs)
+    progress = SweepProgress(sweep.name, sweep.metric, len(planned) or limit, at_once, planned)
+    record = SweepRecord(sweep.metric, sweep.goal, tuple(arm.folder(out).name for arm in planned))
     started: list[SweepArm] = []
     failed: dict[str, int] = {}
     sent = (out / COMPARISON / "wandb").exists()
     try:
-        for arm, status in _run(sweep, arms, out, places(sweep, jobs), started, done):
+        for arm, status in _run(sweep, iter(planned) if planned else arms, record, out, progress, started, done):
             sent = False
-            done.append((dict(arm.parameters), None if status else _score(sweep, arm, out)))
+            score = None if status else _score(sweep, arm, out)
+            done.append((dict(arm.parameters), score))
+            progress.ends(arm, status, score)
             if status in (130, -signal.SIGINT):
                 raise KeyboardInterrupt
             if status:
@@ -92,6 +100,10 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    finally:
+        progress.close()
+    if started:
+        replace(record, over=True).write(out)
     # A summary run for each comparison: where no arm has run, the last summary is still valid.
     if _compare(sweep, [arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)
@@ -106,24 +118,29 @@ def _score(sweep: Sweep, arm: SweepArm, out: Path) -> float | None:
 def _run(
     sweep: Sweep,
     arms: Iterator[SweepArm],
+    record: SweepRecord,
     out: Path,
-    at_once: int,
+    progress: SweepProgress,
     started: list[SweepArm],
     done: list[tuple[dict[str, Any], float | None]],
 ) -> Iterator[tuple[SweepArm, int]]:
     """Run the arms that have not finished yet; append every arm to ``started``."""
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, (os.cpu_count() or 1) // progress.at_once)
 
     def jobs() -> Iterator[Job[SweepArm]]:
         for arm in arms:
+            if not started:
+                record.write(out)
             started.append(arm)
             if RunFolder(arm.folder(out)).has_finished():
                 print(f"already finished: {arm.folder(out)}")
                 done.append((dict(arm.parameters), _score(sweep, arm, out)))
+                progress.passed(arm)
             else:
+                progress.begins(arm, arm.folder(out))
                 yield _job(sweep, arm, out, threads)
 
-    yield from run_side_by_side(jobs(), at_once)
+    yield from run_side_by_side(jobs(), progress.at_once, progress.tick)
 
 
 def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:

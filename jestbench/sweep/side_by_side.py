@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -36,11 +36,13 @@ def _stops_as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, int]]:
+def run_side_by_side(
+    jobs: Iterator[Job[T]], at_once: int, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[T, int]]:
     """Run jobs, at most ``at_once`` in parallel; yield each job's owner and exit status as it ends.
 
     The next job is taken from ``jobs`` only when a place is free and the results so far have been consumed, so
-    the iterator may depend on them.
+    the iterator may depend on them. ``tick`` is called again and again while jobs run.
 
     Raises:
         KeyboardInterrupt: after every child was sent SIGINT and has ended.
@@ -64,6 +66,7 @@ def run_side_by_side(jobs: Iterator[Job[T]], at_once: int) -> Iterator[tuple[T, 
                     if status is not None:
                         del running[place]
                         yield job.owner, status
+                tick()
                 time.sleep(_POLL)
         except BaseException:  # whatever ends this, no child outlives it
             _stop([process for _, process in running.values()])

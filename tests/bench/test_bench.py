@@ -202,7 +202,7 @@ def test_a_miniature_of_the_training_step(
         monkeypatch.setattr(timing, "need", lambda *_: None)
         monkeypatch.setattr(train, "open_clips", ours)
     threads = torch.get_num_threads()
-    options = "--models miniature --rounds 3 --steps 2 --threads 1 --device cpu"
+    options = "--models miniature --rounds 3 --steps 2 --threads 1 --device cpu --part-steps 2 --rows 3000"
     assert main(["train", *options.split(), "--json", str(tmp_path / "bench.json")]) == 0
     assert torch.get_num_threads() == threads
     report = json.loads((tmp_path / "bench.json").read_text())
@@ -220,6 +220,15 @@ def test_a_miniature_of_the_training_step(
         macs = entry["MACs a pair"]
         assert macs["ours"] == macs["open_clip"]
         assert f"ours {macs['ours']['forward']:,}, {macs['ours']['training']:,}" in printed
+    for arm in ("jest", "flexi_jest"):
+        took = report["parts"]["steps"][arm]
+        named = {"super-batch", "scores of the learner", "scores of the reference", "choice", "update"}
+        assert took.keys() == named | {"step"}
+        assert all(seconds > 0 for seconds in took.values())
+        assert took["update"] < took["step"]
+        assert f"a step of {arm}, {took['step']:.0f} ms: " in printed
+    assert all(report["parts"]["rows"][name] > 0 for name in ("new", "known", "copy"))
+    assert "3,000 rows of width 768" in printed
     assert "3 rounds, fp32 on cpu, 1 threads" in printed
     assert "≥ 1.0" in printed
     assert {"torch", "timm"} <= set(report["machine"]["versions"])

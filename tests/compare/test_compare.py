@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_runs import AXES, METRIC, UNIFORM, Points, arm_of, speedups, strict, warned, write_run
+from planted_runs import AXES, METRIC, UNIFORM, Points, arm_of, page_text, speedups, strict, warned, write_run
 
 from jestbench.compare.comparison import Comparison
 from jestbench.compare.load import CompareError
@@ -148,8 +148,8 @@ def test_a_first_touch_is_called_so_everywhere_and_bounds_nothing(tmp_path):
     comparison = compare([tmp_path], METRIC, out=tmp_path / "out")
     flops = strict((tmp_path / "out/comparison.json").read_text())["arms"][0]["speedup"]["flops"]
     assert flops == {"value": 2.5, "low": None, "high": None, "kind": "touch", "absent": None}
-    texts = [format_table(comparison), *(path.read_text() for path in (tmp_path / "out").glob("*.[mh][dt]*"))]
-    assert len(texts) == 3
+    out = tmp_path / "out"
+    texts = [format_table(comparison), (out / "comparison.md").read_text(), page_text(out)]
     for text in texts:
         assert "~2.5" in text
         assert "first touch" in text
@@ -419,7 +419,8 @@ def test_reference_has_a_row_of_its_own_and_is_no_arm(tmp_path):
     assert document["references"] == [
         {"name": "base", "arms": ["jest"], "value": 0.25, "flops_total": 30, "run": "../runs/ref"}
     ]
-    for text in (format_table(comparison), *(path.read_text() for path in (tmp_path / "out").glob("*.[mh]*"))):
+    out = tmp_path / "out"
+    for text in (format_table(comparison), (out / "comparison.md").read_text(), page_text(out)):
         assert "reference base" in text
     # named outright, it is an arm as well
     assert len(compare([tmp_path / "runs", reference], METRIC).arms) == 3
@@ -469,20 +470,25 @@ HOSTILE = '<script>alert(1)</script> & "q" | `b` $x_1$ [l](javascript:x)'
 
 
 class _Page(HTMLParser):
-    void = ("meta", "img", "br")
+    void = ("meta", "img", "br", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
         self.targets: list[str] = []
+        self.ids: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.targets += [value or "" for name, value in attrs if name in ("href", "src")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in self.void:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)  # of a drawing
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -515,12 +521,15 @@ def report(tmp_path_factory) -> Path:
 def test_page_is_one_file_that_escapes_everything(report):
     page = _Page((report / "index.html").read_text())
     assert page.open == []
-    assert "script" not in page.tags
-    assert not [target for target in page.targets if ":" in target and not target.startswith("data:image/png;")]
-    links = [target for target in page.targets if not target.startswith("data:")]
+    assert page.tags.count("script") == 3, "data, plotly.js, page.js"
+    assert not [target for target in page.targets if ":" in target]
+    anchors = [target.removeprefix("#") for target in page.targets if target.startswith("#")]
+    assert anchors
+    assert set(anchors) <= set(page.ids)
+    links = [target for target in page.targets if not target.startswith("#")]
     assert links
     assert all((report / unquote(link)).exists() for link in links)
-    assert page.tags.count("details") == 3
+    assert page.tags.count("details") == 2
 
 
 def test_markdown_shows_labels_as_text(report):
@@ -598,7 +607,8 @@ def test_command_writes_the_report(tmp_path, capsys):
     assert main([str(tmp_path / "u"), "--metric", "top1", "--out", str(tmp_path / "out")]) == 0
     assert "uniform" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"comparison.json", "comparison.md", "index.html", "metric_vs_flops.png", "overview.png"}
+    pictures = {f"{name}.{kind}" for name in ("metric_vs_flops", "overview") for kind in ("png", "svg")}
+    assert names == {"comparison.json", "comparison.md", "index.html"} | pictures
 
 
 @pytest.mark.parametrize(
@@ -608,7 +618,7 @@ def test_command_writes_the_report(tmp_path, capsys):
         (["runs", "--metric", "eval/top11"], 2, ["did you mean eval/top1?", "metrics that exist"]),
         (["runs", "--metric", METRIC, "--baseline", "uniformm"], 2, ["did you mean uniform?", "arms: uniform"]),
         (["runs", "--metric", METRIC, "--baseline", "cut"], 3, ["'cut'", "interrupted"]),
-        (["runs"], 2, ["--metric"]),
+        (["runs", "--interval", "0"], 2, ["--interval", "positive"]),
         (["empty", "--metric", METRIC], 3, ["no run folder"]),
         (["broken", "--metric", METRIC], 3, ["summary.json", "not JSON"]),
         (["runs/cut", "--metric", METRIC], 3, ["no finished run", "interrupted"]),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from planted import table
-from planted_runs import AXES, HITS, METRIC, Points, arm_of, speedups, strict, warned, write_hits, write_run
+from planted_runs import AXES, HITS, METRIC, Points, arm_of, page_text, speedups, strict, warned, write_hits, write_run
 
 from jestbench.compare.comparison import Comparison
 from jestbench.compare.load import CompareError
@@ -52,7 +52,7 @@ def written(runs: Sequence[Path] | Path, out: Path, metric: str = METRIC, **opti
 
 
 def texts(comparison: Comparison, out: Path) -> list[str]:
-    return [format_table(comparison), (out / "comparison.md").read_text(), (out / "index.html").read_text()]
+    return [format_table(comparison), (out / "comparison.md").read_text(), page_text(out)]
 
 
 # --- decayed points

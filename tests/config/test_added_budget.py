@@ -46,7 +46,7 @@ def test_the_reference_is_paid_for_and_not_trained(runs: Path, monkeypatch: pyte
 def test_the_price_and_the_check_know_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ARM, REFERENCE, "--price"]) == 0
     assert "a budget of 3e+09 FLOPs buys" in capsys.readouterr().out
-    assert main([*ARM, REFERENCE, "--check"]) == 0
+    assert main([*ARM, REFERENCE, "--check", "--verbose"]) == 0
     said = capsys.readouterr().out
     assert "budget.adds = ('reference',)" in said
     assert "# arm 'tiny_reference'" in said, "a mistake in the reference is found before the run"

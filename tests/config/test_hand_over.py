@@ -45,7 +45,7 @@ def checked(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
     def call(words: list[str]) -> str:
         capsys.readouterr()
-        assert main([*words, "--check"]) == 0
+        assert main([*words, "--check", "--verbose"]) == 0
         return capsys.readouterr().out
 
     return call

@@ -178,7 +178,7 @@ def test_the_price_lists_each_rung_and_what_branches_cost(tmp_path: Path, capsys
     command = ["--gin_file", TINY, *world, *LADDER]
     assert main([*command, "--price"]) == 0
     priced = capsys.readouterr().out
-    assert main([*command, "--check"]) == 0
+    assert main([*command, "--check", "--verbose"]) == 0
     checked = capsys.readouterr().out
     lines = [line.split() for line in priced.splitlines() if line.startswith(("1e+09 ", "2e+09 ", "4e+09 "))]
     assert all(line in checked for line in priced.splitlines() if line.startswith(("1e+09 ", "ladder in all")))

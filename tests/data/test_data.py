@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.noise import exchange_captions, normalised
@@ -21,7 +23,7 @@ from jestbench.disk import content_key
 from jestbench.model.tokenizer import END, PAD, Tokenizer, train_bpe
 
 CAPTIONS = ["a red cat", "a blue dog", "two green fish by the sea", "a red dog"]
-BACKEND = train_bpe(CAPTIONS * 3, 64)
+BACKEND = train_bpe(CAPTIONS * 3, 290)
 TOKENIZER = Tokenizer(BACKEND.to_str(), 8)
 
 
@@ -265,7 +267,32 @@ def test_a_world_that_cannot_be_is_refused(wrong):
 
 
 def test_training_a_tokenizer_does_not_depend_on_the_order_of_captions():
-    assert train_bpe(CAPTIONS * 3, 64).to_str() == train_bpe(list(reversed(CAPTIONS * 3)), 64).to_str()
+    assert train_bpe(CAPTIONS * 3, 290).to_str() == train_bpe(list(reversed(CAPTIONS * 3)), 290).to_str()
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=2, max_size=6), st.integers(0, 5))
+def test_normalised_captions_within_the_length_never_share_their_ids(captions, blanks):
+    normalise = BACKEND.normalizer.normalize_str
+    close = [*captions, captions[0] + "\U0001f600", captions[0] + "\U0001f643", " " * blanks + captions[0].upper()]
+    roomy = Tokenizer(BACKEND.to_str(), 256)
+    rows = {caption: tuple(ids) for caption, ids in zip(close, roomy.encode(close).tolist(), strict=True)}
+    assert len(set(rows.values())) == len({normalise(caption) for caption in close})
+    for caption, ids in rows.items():
+        spelt = [i for i in ids if i not in (roomy.pad_id, BACKEND.token_to_id(END))]
+        assert BACKEND.decode(spelt) == normalise(caption), "the ids spell the caption"
+        assert bool(spelt) == bool(normalise(caption).strip())
+
+
+def test_texts_of_no_token_are_counted():
+    ids_NL = TOKENIZER.encode(["", " \u3000", "\U0001f600", "a red cat"])
+    assert TOKENIZER.wordless(ids_NL) == 2
+    words = {word: i for i, word in enumerate(("[CLS]", "[SEP]", "[PAD]", "[UNK]", "cat"))}
+    backend = Backend(models.WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 0), ("[SEP]", 1)])
+    other = Tokenizer(backend.to_str(), 6, "[PAD]", "[SEP]")
+    assert other.wordless(other.encode(["cat", "dog", "a dog", "dog cat", ""])) == 3, "unknown tokens are no text"
 
 
 @settings(deadline=None)
@@ -294,7 +321,7 @@ def test_case_and_width_do_not_matter():
 
 def test_the_identity_is_definition_and_length():
     assert Tokenizer(BACKEND.to_str(), 8) == TOKENIZER
-    others = [Tokenizer(BACKEND.to_str(), 9), Tokenizer(train_bpe(CAPTIONS, 64).to_str(), 8)]
+    others = [Tokenizer(BACKEND.to_str(), 9), Tokenizer(train_bpe(CAPTIONS, 290).to_str(), 8)]
     assert len({TOKENIZER.identity, *(other.identity for other in others)}) == 3
 
 

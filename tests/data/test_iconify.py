@@ -152,7 +152,7 @@ def made(registry: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactor
     """Prepared once, and not to be changed."""
     patch = pytest.MonkeyPatch()
     patch.setenv("PATH", f"{registry / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    iconify = Iconify(cache_dir=str(tmp_path_factory.mktemp("made")), vocab_size=256, recipe=recipe)
+    iconify = Iconify(cache_dir=str(tmp_path_factory.mktemp("made")), vocab_size=300, recipe=recipe)
     iconify.prepare()
     patch.undo()
     return iconify

@@ -375,7 +375,7 @@ def small(registry: Path, tmp_path: Path) -> Icons:
     """The made-up icons, not prepared yet."""
     sets = tuple(write_set(registry, hand) for hand in HANDS)
     recipe = Recipe(packages=sets, form=Form(pixels=32), sizes=SIZES)
-    return Icons(cache_dir=str(tmp_path / "cache"), recipe=recipe, vocab_size=256)
+    return Icons(cache_dir=str(tmp_path / "cache"), recipe=recipe, vocab_size=300)
 
 
 def calls(registry: Path) -> list[str]:

@@ -55,7 +55,7 @@ def plain(count: int, first: int = 0) -> Files:
 
 def indexed(tmp_path: Path, pool: Any, seed: int = 0, epoch: int = 0, **bound: Any) -> tuple[set[Pair], dict[str, int]]:
     """The pairs of an epoch by way of an index, and the damage by reason."""
-    choice = TokenizerChoice(length=8, vocab_size=64)
+    choice = TokenizerChoice(length=8, vocab_size=300)
     cache = str(tmp_path / "cache")
     source = WebDataset(pool=pool, image_size=8, tokenizer=choice, max_damaged=1.0, cache_dir=cache, **bound)
     source.prepare()
@@ -192,7 +192,7 @@ def test_one_of_several_captions_is_drawn_by_seed_image_and_epoch_alike(tmp_path
         image_size=8,
         verify=("pool",),
         captions=Captions(several_exact="all"),
-        tokenizer=TokenizerChoice(length=8, vocab_size=64),
+        tokenizer=TokenizerChoice(length=8, vocab_size=300),
         cache_dir=str(tmp_path / "cache"),
         **ways[kind],
     )

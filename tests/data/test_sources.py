@@ -390,7 +390,7 @@ def sample(number: int, **members: bytes) -> list[tuple[str, bytes]]:
 
 def small(kind: type[Source], tmp_path: Path, **bound: Any) -> Any:
     defaults = {"image_size": 16, "cache_dir": str(tmp_path / "cache")}
-    return kind(**defaults | {"tokenizer": TokenizerChoice(length=8, vocab_size=64)} | bound)
+    return kind(**defaults | {"tokenizer": TokenizerChoice(length=8, vocab_size=300)} | bound)
 
 
 def prepared(kind: type[Source], tmp_path: Path, **bound: Any) -> Any:
@@ -787,10 +787,10 @@ def gin_file(name: str, *lines: str) -> str:
     return name
 
 
-def documented(kind: str, number: int = 0) -> str:
-    """A block of docs/your_data.md."""
+def documented(kind: str, which: int | str = 0) -> str:
+    """A block of docs/your_data.md, by its number or by what stands in it."""
     blocks = re.findall(rf"```{kind}\n(.*?)```", (GIN.parent / "docs" / "your_data.md").read_text(), re.DOTALL)
-    return blocks[number]
+    return blocks[which] if isinstance(which, int) else next(block for block in blocks if which in block)
 
 
 def commands(*more: str) -> list[list[str]]:
@@ -829,9 +829,9 @@ def test_a_stream_as_documented(run, tmp_path):
     exec(documented("python").replace("10000", "4"), {})
     shards = sorted(Path("shards").glob("*.tar"))
     shards[-1].rename("shards/eval-00000.tar")
-    backend = train_bpe(["a photo of number one two three"] * 3, 64)
+    backend = train_bpe(["a photo of number one two three"] * 3, 300)
     Path("tokenizer.json").write_text(backend.to_str())
-    text = documented("gin", 3).replace(
+    text = documented("gin", "stream.shards").replace(
         "curl -s https://host/shards/{00000..00999}.tar", "cat shards/pool-{00000..00018}.tar"
     )
     assert "pipe:cat" in text

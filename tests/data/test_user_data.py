@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import summary_of
 from photos import caption, encoded, jpeg, photo, tar_of
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from jestbench.batch import DataError
 from jestbench.config.grammar import read_file
@@ -36,7 +39,7 @@ def tar_at(path: Path, members: list[tuple[str, bytes]]) -> str:
 
 def opened(kind: type[Source], tmp_path: Path, pool: Any, **bound: Any) -> Any:
     """The pool, of whatever damage."""
-    tokenizer = TokenizerChoice(length=8, vocab_size=64)
+    tokenizer = TokenizerChoice(length=8, vocab_size=300)
     common = {"image_size": 16, "cache_dir": str(tmp_path / "cache"), "tokenizer": tokenizer, "max_damaged": 1.0}
     source = kind(pool=pool, **common | bound)
     source.prepare()
@@ -164,6 +167,34 @@ def test_a_gin_file_may_begin_with_a_byte_order_mark_and_its_encoding_is_named(t
     (tmp_path / "c.gin").write_bytes("run.arm = 'é'\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="as Latin-1 it reads"):
         read_file(tmp_path / "c.gin")
+
+
+# Captions that tokenise to nothing
+
+
+def test_captions_of_unseen_characters_differ_and_none_of_any_token_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    pool = [f"{i}.jpg,{caption(i)}" for i in range(6)] + ["6.jpg,\U0001f600", "7.jpg,\U0001f643"]
+    table_of(tmp_path / "x.csv", "filepath,title\n" + "\n".join(pool) + "\n")
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    split = opened(Csv, tmp_path, "x.csv")
+    ids_BL = split.batch(torch.arange(8)).tokens(split.tokenizer.identity)
+    assert len({tuple(ids) for ids in ids_BL.tolist()}) == 8
+    assert split.tokenizer.wordless(ids_BL) == 0
+    words = {word: i for i, word in enumerate(("<pad>", "<end>", "<unk>", "a", "number"))}
+    backend = Backend(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save("words.json")
+    (tmp_path / "x.gin").write_text(
+        'include "gin/run/csv.gin"\ncsv.pool = "x.csv"\ncsv.eval = "x.csv"\ntokenizer.source = "words.json"\n'
+        "run.batch_size = 4\nbudget.steps = 4\nrun.budget = None\nrun.device = 'cpu'\nlog.progress = False\n"
+    )
+    assert command.main(["--gin_file", "x.gin", "--check"]) == 0
+    assert "csv.pool: 2 of 8 captions tokenise to nothing, the first: '\U0001f600'" in capsys.readouterr().out
+    assert command.main(["--gin_file", "x.gin", "--run_dir", "out", "wandb.mode=disabled"]) == 0
+    assert summary_of("out")["data"]["counts"] == {"skipped": 0, "read": 16, "damaged": 0, "wordless": 4}
 
 
 # Tables

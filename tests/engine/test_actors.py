@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from helpers import kill_before, outcome, rows_of, small_world, summary_of
 from torch import Tensor
 
 from jestbench.batch import Batch, Pass
-from jestbench.config import registry, resolve
+from jestbench.config import identity, registry, resolve
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
@@ -65,8 +66,11 @@ class RandomEmbedder(Casting):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(registry.CONFIGURABLES, "random_embedder", RandomEmbedder)
+    identity.defaults.cache_clear()
+    yield
+    identity.defaults.cache_clear()  # its defaults are no longer among them
 
 
 def test_it_scores_and_is_charged_as_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -62,6 +63,7 @@ def fetch(store: Rows, keys: list[int]) -> int:
     key_B = torch.tensor(keys, dtype=torch.int64)
     found, computed = store.fetch(key_B, lambda index: truth(key_B[index]))
     assert torch.equal(found, truth(key_B))
+    len(store)  # waits for what is written behind
     return computed
 
 
@@ -87,6 +89,18 @@ def test_each_distinct_key_is_computed_once_and_found_from_then_on(tmp_path_fact
     again = shared(folder / "shared.rows")
     assert sum(fetch(again, keys) for keys in asked) == 0
     assert again.failures == 0
+
+
+def test_a_run_does_not_wait_for_the_cache_to_be_written(tmp_path):
+    path, key_B = tmp_path / "behind.rows", torch.arange(5)
+    store, other = shared(path), FileLock(f"{path}.lock")
+    with other:  # another run is writing
+        found, computed = store.fetch(key_B, lambda index: truth(key_B[index]))
+        assert computed == 5
+        found.zero_()  # the run's own
+        assert path.stat().st_size == HEADER
+    assert fetch(store, key_B.tolist()) == 0
+    assert path.stat().st_size == HEADER + 5 * 32
 
 
 def test_new_rows_take_a_few_times_what_it_takes_to_sort_their_keys(tmp_path):

@@ -231,6 +231,6 @@ def test_jest_avoids_noise_whichever_side_of_the_loss_is_overridden(
         chosen, offered = noise(tmp_path / name)
         assert offered > 0.35
         shares[name] = chosen / offered
-    assert shares["sigmoid"] < 0.6, shares
+    assert shares["sigmoid"] < 0.8, shares  # four seeds: 0.28 to 0.70, around 1 where the reference is of no use
     assert shares["softmax"] < 0.4, shares
     assert shares["calibrated"] < shares["sigmoid"], shares

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import kill_before, rows_of, summary_of, timeless
+from pretended_device import CUDA, Pretended
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +21,9 @@ from jestbench.batch import FULL, FULL_MIX, Batch, Mix, View, mix_of
 from jestbench.config import grammar, resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
+from jestbench.engine import fit_memory
 from jestbench.engine.contrastive import Contrastive
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.learner import Learner, NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch import command
@@ -41,7 +46,7 @@ DROPPING: dict[str, Any] = {"drop_path_rate": 0.5, "proj_drop_rate": 0.2}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(["a red circle", "two blue squares", "the green star"] * 3, 300).to_str(), LENGTH)
 
 
 def towers(tokenizer: Tokenizer, loss: LossName = "sigmoid", **options: Any) -> TwoTowers:
@@ -329,12 +334,75 @@ def test_a_run_pays_what_price_says(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rows["saving"] == pytest.approx(rows["plain"], abs=1e-4)
 
 
+def test_auto_runs_what_was_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = ["run.microbatch='auto'", "run.train_microbatch='auto'", "budget.steps=4", "run.checkpoints=2"]
+    found = MicroBatches(5, 3)
+    monkeypatch.setattr(fit_memory, "measured", lambda *_: found)
+    number = ["run.microbatch=5", "run.train_microbatch=3", *auto[2:]]
+    rows = {}
+    for name, bindings in {"auto": auto, "number": number}.items():
+        assert command.main([*TINY, *bindings, "--run_dir", str(tmp_path / name)]) == 0
+        rows[name] = timeless(rows_of(tmp_path / name))
+    assert rows["auto"] == rows["number"]
+    assert rows["auto"][-1]["flops/recompute"] > 0
+    assert summary_of(tmp_path / "auto")["data"]["microbatches"] == {"score": 5, "train": 3}
+    kill_before(3, [*TINY, *auto, "--run_dir", str(tmp_path / "killed")])
+    found = MicroBatches(8, None)  # another GPU: the run goes on as it began
+    assert command.main([*TINY, *auto, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
+    assert timeless(rows_of(tmp_path / "killed")) == rows["auto"]
+
+
+def test_auto_takes_the_largest_power_of_two_that_fits(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(passes: partial[None], device: torch.device) -> float:
+        *_, train, batch = passes.args
+        if len(batch) > 1000:
+            raise torch.OutOfMemoryError
+        return len(batch) * (5e6 if train else 1e6)
+
+    def found(room: float, count: int = 64) -> tuple[int, int | None]:
+        resolved = resolve.resolve(["gin/run/tiny.gin"], [f"run.batch_size={count}"])
+        parameters = resolved.run.training.build(resolved.run, tokenizer).parameters()
+        state = fit_memory.COPIES * sum(parameter.nbytes for parameter in parameters)
+        monkeypatch.setattr(fit_memory, "free_bytes", lambda _: (room + state) / fit_memory.FOR_ACTIVATIONS)
+        with Pretended():
+            micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), Arithmetic(CUDA, bf16=False))
+        return micro.score, micro.train
+
+    monkeypatch.setattr(fit_memory, "peak_bytes", peak)
+    assert found(64 * 5e6 + 1) == (256, None)
+    assert found(63 * 5e6) == (256, 32)
+    assert found(60 * 5e6 + 1, 60) == (256, None)
+    assert found(5e6 + 1) == (4, 1)
+    assert found(1e12) == (512, None)
+    with pytest.raises(ValueError, match="no memory for a single pair"):
+        found(4e6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_auto_fits_on_a_gpu(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ["run.batch_size=4096", "run.super_batch_size=4096", "model.image_size=64"]
+    resolved, arithmetic = resolve.resolve(["gin/run/tiny.gin"], sizes), Arithmetic.of("cuda", "auto")
+    monkeypatch.setattr(fit_memory, "free_bytes", lambda _: 300 << 20)
+    micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), arithmetic)
+    assert micro.train is not None
+    assert 8 <= micro.train < micro.score
+    model = resolved.run.training.build(resolved.run, tokenizer).to(arithmetic.device)
+    room = fit_memory.FOR_ACTIVATIONS * (300 << 20)
+    for train, pairs in ((False, micro.score), (True, micro.train)):
+        batch = batch_of(tokenizer, pairs)
+        passes = partial(fit_memory._passes, resolved.run, model, arithmetic, FULL, train, batch)
+        passes()
+        assert room / 3 < fit_memory.peak_bytes(passes, arithmetic.device) < 1.1 * room
+
+
 def test_saving_memory_is_part_of_the_arm_where_it_costs() -> None:
     def digest(*bindings: str) -> str:
         return resolve.resolve(["gin/run/tiny.gin"], bindings).config_hash
 
     assert digest("run.grad_checkpointing=True") != digest()
     assert digest("run.train_microbatch=31") != digest()
+    assert digest("run.train_microbatch='auto'") != digest()
     assert digest("run.train_microbatch=32") == digest("run.train_microbatch=None") == digest()
 
 

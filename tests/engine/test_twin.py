@@ -16,8 +16,8 @@ import policies
 from jestbench import Embeddings, Scores
 from jestbench.batch import Batch, DataError
 from jestbench.config import resolve
-from jestbench.data.half_pairs import HALVES, HalfPairs, half_of
 from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.part_pairs import HALVES, HalfPairs, half_of
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.casting import FrozenCasting, TwinCasting

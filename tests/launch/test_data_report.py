@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         capsys.readouterr()
         status = main(["--gin_file", "mine.gin", *words])
         said = capsys.readouterr()
-        return status, said.out, said.err
+        return status, re.sub(r"\n {15}(?=\S)", " ", said.out), said.err  # lines whole again
 
     return call
 
@@ -44,12 +45,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_a_check_opens_what_is_bound_and_reports_it(run):
     status, out, err = run("--check", *LITTLE)
     assert status == 0, err
-    assert f"#   csv.pool: 50 images, 50 captions, such as {caption(0)!r}; 32 decoded, 0 of them damaged\n" in out
-    assert "#   csv.pool: left out: 1 × no image of 51, the first: gone.jpg: No such file or directory\n" in out
-    assert f"#   csv.eval: 10 images, 10 captions, such as {caption(50)!r}; 10 decoded" in out
-    assert "#   2 epochs of a pool of 50, each without 14 pairs (too few for a step)\n" in out
-    assert "#   metrics: eval/zero_shot_top1, " in out
-    assert "#   workers read 2 super-batches of " in out
+    assert f"csv.pool: 50 images, 50 captions, such as {caption(0)!r}; 32 decoded, 0 of them damaged\n" in out
+    assert "csv.pool: left out: 1 × no image of 51, the first: gone.jpg: No such file or directory\n" in out
+    assert f"csv.eval: 10 images, 10 captions, such as {caption(50)!r}; 10 decoded" in out
+    assert "2 epochs of a pool of 50, each without 14 pairs (too few for a step)\n" in out
+    assert "metrics    eval/zero_shot_top1, " in out
+    assert "workers read 2 super-batches of " in out
     assert "not checked" not in out
     assert not Path("runs").exists()
     assert "14 of the pool's 50 pairs are left out of each epoch" in err

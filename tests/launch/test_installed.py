@@ -30,7 +30,7 @@ def test_every_package_is_listed() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Runs ``python -m jestbench …`` from a wheel's content, in a folder that has nothing of the project."""
+    """Runs ``jestbench …`` from a wheel's content, in a folder that has nothing of the project."""
     source, site, cwd = (tmp_path_factory.mktemp(name) for name in ("source", "site", "cwd"))
     for part in ("jestbench", "policies", "gin"):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -41,9 +41,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": str(site)}
-        return subprocess.run(
-            [sys.executable, "-m", "jestbench", *words], cwd=cwd, env=environment, capture_output=True, text=True
-        )
+        script = [sys.executable, str(site / "bin" / "jestbench")]  # the console command that pip has made
+        return subprocess.run([*script, *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
     return command
 
@@ -59,11 +58,27 @@ def test_a_run_and_a_sweep_start_from_any_folder(installed: Command, tmp_path: P
     assert planned.returncode == 0, planned.stderr
     first, *_ = planned.stdout.splitlines()
     assert " -m jestbench run --gin_file gin/run/tiny.gin" in first
-    compared = installed(
-        "compare", str(tmp_path / "run"), "--metric", "zero_shot_top1", "--out", str(tmp_path / "comparison")
-    )
+    words = ("compare", str(tmp_path / "run"), "--out", str(tmp_path / "comparison"))
+    assert "name one with --metric:\n  eval/" in installed(*words).stderr
+    compared = installed(*words, "--metric", "zero_shot_top1", "--watch")
     assert compared.returncode == 0, compared.stderr
     assert "jestbench compare" in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
+def test_new_commands_answer_from_any_folder(installed: Command) -> None:
+    described = installed("run", "--describe", "jest")
+    assert described.returncode == 0, described.stderr
+    assert "jest.chunks: int = 16\n" in described.stdout
+    assert "Arms: gin/policy/acid_h.gin, " in described.stdout, (
+        "the arms that are shipped, by the names they are found by"
+    )
+    checked = installed("run", "--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/jest.gin", "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert "nothing trained\n" in checked.stdout
+    misspelt = installed("run", "--describe", "jset")
+    assert (misspelt.returncode, misspelt.stdout) == (2, "")
+    for name in ("prepare", "bench"):
+        assert f"usage: jestbench {name} " in installed(name, "--help").stdout
 
 
 def test_a_wrong_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

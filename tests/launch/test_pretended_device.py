@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(["a red cat", "a blue dog"] * 3, 64).to_str(), 4)
+    return Tokenizer(train_bpe(["a red cat", "a blue dog"] * 3, 300).to_str(), 4)
 
 
 def pairs_of(tokenizer: Tokenizer, count: int = 6) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pretended_device import Pretended
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from jestbench.batch import FULL, Batch, DataError, View
 from jestbench.cost.price import Price
@@ -18,7 +22,7 @@ from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner, NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.tokenizer import Tokenizer, train_bpe
-from jestbench.model.towers import MAX_SCALE, Model
+from jestbench.model.towers import MAX_SCALE, Model, resized
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES, sigmoid_loss, softmax_loss
 
@@ -36,7 +40,7 @@ def embeddings(count: int = 5, width: int = 4, seed: int = 0) -> tuple[Tensor, T
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(CAPTIONS * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(CAPTIONS * 3, 300).to_str(), LENGTH)
 
 
 def tiny(tokenizer: Tokenizer, loss: str = "sigmoid", seed: int = 0, **options):
@@ -230,13 +234,38 @@ def test_who_made_the_batch_and_how_it_lies_in_memory_changes_no_bit(tokenizer, 
         assert torch.equal(image(other, view, key_B), plain)
 
 
-def test_images_of_another_size_are_resized(tokenizer):
+ON_DEVICE = [
+    "cpu",
+    "pretended",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]),
+]
+
+
+@pytest.mark.parametrize("device", ON_DEVICE)
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (20, 96)])
+def test_images_are_resized_as_pil_does(device, size):
+    images_BCHW = torch.randint(256, (16, 3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    by_pil = torch.stack(
+        [
+            pil_to_tensor(Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR))
+            for image in images_BCHW
+        ]
+    )
+    with Pretended() if device == "pretended" else nullcontext():
+        found = resized(images_BCHW.to("cuda" if device == "pretended" else device), size).cpu()
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    levels = (found.int() - by_pil.int()).abs()
+    # Ties: floats and PIL's integers round them apart, in both passes; an enlarged image has many.
+    assert int(levels.max()) <= (1 if size == (32, 32) else 2)
+    assert float(levels.float().mean()) < (0.25 if size == (20, 96) else 0.05)
+
+
+def test_a_tower_resizes_images_of_another_size(tokenizer):
     model = tiny(tokenizer, image_size=32).eval()
     large = batch_of(tokenizer, size=64).images_BCHW
-    small = F.interpolate(large.float(), (32, 32), mode="bilinear", antialias=True)
     with torch.no_grad():
-        assert model.encode_image(large).shape == (len(CAPTIONS), 12)
-        torch.testing.assert_close(model.encode_image(large), model.encode_image(small))
+        torch.testing.assert_close(model.encode_image(large), model.encode_image(resized(large, (32, 32))))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_relpos_small_patch16_224"])

@@ -23,6 +23,7 @@ from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
@@ -54,7 +55,7 @@ VIEWS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_bpe(CAPTIONS * 3, 64).to_str(), LENGTH)
+    return Tokenizer(train_bpe(CAPTIONS * 3, 300).to_str(), LENGTH)
 
 
 def towers(tokenizer: Tokenizer, seed: int = 0, **options: Any) -> TwoTowers:
@@ -253,7 +254,8 @@ def test_scoring_is_charged_what_torch_counts(tokenizer: Tokenizer, microbatch: 
     """The patch embedding is resized for each micro-batch, and charged so: by the learner and by the reference."""
     model, batch, view = towers(tokenizer), batch_of(tokenizer, 7), View(patch_size=4)
     arithmetic, price = Arithmetic(torch.device("cpu"), bf16=False), Price.of(towers(tokenizer), batch, view)
-    learner = Learner(model, Contrastive("sigmoid"), Optimizer(), arithmetic, {view: price}, view, microbatch)
+    micro = MicroBatches(microbatch)
+    learner = Learner(model, Contrastive("sigmoid"), Optimizer(), arithmetic, {view: price}, view, micro)
     learner.model.image.prepare(view)
     rows = EmbeddingRows(towers(tokenizer, 1), arithmetic, batch, view)
     rows.model.image.prepare(view)

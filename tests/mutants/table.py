@@ -504,7 +504,7 @@ COMPARISON = (
     ),
 )
 
-FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/half_pairs.py"
+FROZEN, CASCADE, HALVES = "jestbench/engine/frozen.py", "jestbench/data/cascade.py", "jestbench/data/part_pairs.py"
 BATCHES, FORECAST, RESULTS = (
     "jestbench/data/super_batches.py",
     "jestbench/launch/forecast.py",
@@ -592,7 +592,7 @@ SUPER_BATCHES = (
         "index_B=index_C[chosen_B])",
         CASCADES,
     ),
-    Mutant("both halves are one", HALVES, "== half).nonzero()", "== 0).nonzero()", f"{TWIN} tests/data"),
+    Mutant("both halves are one", HALVES, "== self.half", "== 0", f"{TWIN} tests/data"),
     Mutant(
         "a half reads a pair of the other",
         HALVES,
@@ -623,6 +623,33 @@ FORECASTS = (
         'free = resolved.run.reference_accounting == "amortised"',
         "free = False",
         "tests/engine/test_cache.py tests/launch tests/cost tests/data/test_cascade.py",
+    ),
+)
+
+COMMANDS = (
+    Mutant(
+        "pre-training need not pay", FORECAST, "price.first_sight + once + pretrained", "price.first_sight", PLANNED
+    ),
+    Mutant(
+        "the goal of a sweep is dropped",
+        "jestbench/compare/choose_metric.py",
+        "return metric, record.lower_is_better",
+        "return metric, None",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "a page reloads itself for ever",
+        "jestbench/compare/watch.py",
+        "_reload(out / PAGE, None if now.over else interval)",
+        "_reload(out / PAGE, interval)",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "what a resumed arm had spent counts as its speed",
+        "jestbench/sweep/progress.py",
+        "_spent(self.folder) - self.begun",
+        "_spent(self.folder)",
+        "tests/sweep/test_progress.py",
     ),
 )
 
@@ -715,7 +742,38 @@ VERDICTS = (
     ),
 )
 
+PAGE = (
+    Mutant(
+        "a page tells where its runs lie",
+        "jestbench/compare/page.py",
+        "    environment.finalize = scrub\n",
+        "",
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "a caption ends the data of a page",
+        "jestbench/compare/page.py",
+        'replace("<", "\\\\u003c")',
+        'replace("<", "<")',
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "the lowest scores are shown last",
+        "jestbench/runs/choices.py",
+        'np.argsort(self.score_B[refused_N], kind="stable")',
+        'np.argsort(-self.score_B[refused_N], kind="stable")',
+        "tests/compare/test_configurations.py",
+    ),
+    Mutant(
+        "evaluations of long runs are thinned out",
+        "jestbench/runs/folder.py",
+        "            kept_N[line] = True\n",
+        "",
+        "tests/runs/test_run_folder.py",
+    ),
+)
+
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE, *VERDICTS),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
 )

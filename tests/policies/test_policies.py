@@ -28,6 +28,7 @@ from torch import Tensor
 
 import policies
 from jestbench import Embeddings, Scores, Selection
+from jestbench.batch import COLUMN
 from jestbench.select import Side
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from policies import registry
@@ -36,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = typing.get_args(Side)
 SIZE, COUNT = 32, 9
 NAMES = policies.available()
+COLUMNS = sorted({need for name in NAMES for need in policies.create(name).needs if need.startswith(COLUMN)})
+VALUES = ("g", *COLUMNS)
 
 each_policy = pytest.mark.parametrize("name", NAMES)
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -54,13 +57,14 @@ def all_scores(loss: str, size: int = SIZE, seed: int = 0) -> Scores:
     """Everything that a policy could ask for."""
     generator = seeded(seed)
     models = {side: random_embeddings(size, generator, 5.0 + i, -4.0 - i) for i, side in enumerate(SIDES)}
-    return Scores(**models, values={"g": torch.rand(size, generator=generator)}, loss=loss)
+    return Scores(**models, values={name: torch.rand(size, generator=generator) for name in VALUES}, loss=loss)
 
 
 def asked_for(scores: Scores, policy: Policy) -> Scores:
     """What the policy's ``needs`` name, and nothing else."""
     models = {side: getattr(scores, side) for side in policy.needs if side in SIDES}
-    values = scores.values if "scorer" in policy.needs else {}
+    wanted = {*policy.needs, *({"g"} if "scorer" in policy.needs else ())}
+    values = {name: value for name, value in scores.values.items() if name in wanted}
     return Scores(**models, values=values, size=len(scores), loss=scores.loss)
 
 
@@ -172,8 +176,9 @@ def two_kinds(quantity: str, loss: str) -> Scores:
         everything = torch.eye(2 * SIZE)
         return Embeddings(everything[:SIZE], everything[axis_B], 10.0, -5.0)
 
-    value_B = (torch.arange(SIZE) % 2).float() if quantity == "g" else torch.full((SIZE,), 0.5)
-    return Scores(**{side: model(side) for side in SIDES}, values={"g": value_B}, loss=loss)
+    alike_B, odd_B = torch.full((SIZE,), 0.5), (torch.arange(SIZE) % 2).float()
+    values = {name: odd_B if name == quantity else alike_B for name in VALUES}
+    return Scores(**{side: model(side) for side in SIDES}, values=values, loss=loss)
 
 
 def share_of_more(policy: Policy, quantity: str, loss: str) -> float:
@@ -279,7 +284,7 @@ class TestEveryPolicy:
         policy = policies.create(name)
         assert isinstance(policy, Policy)
         assert isinstance(policy.needs, frozenset)
-        assert policy.needs <= {*SIDES, "scorer"}
+        assert {need for need in policy.needs if not need.startswith(COLUMN)} <= {*SIDES, "scorer"}
         assert policy == policies.create(name)
         assert (type(policy).__doc__ or "").strip(), "--list_policies prints the first line"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,27 @@ def test_only_the_newest_checkpoints_are_kept_and_what_their_branches_left(tmp_p
     assert kept[3] == {Place(8), Place(9, 0, 8), Place(10, 0, 8)}
     assert kept[4] == {Place(8), Place(10, 0, 8), Place(8, 1)}
     assert kept[6] == {Place(9, 1), Place(10, 1)}
+
+
+def test_of_a_long_file_every_evaluation_and_the_last_row_are_read(tmp_path: Path) -> None:
+    """What is not parsed is whole, and holds nothing that a comparison is made of."""
+    rows = [{"step": step, "flops/total": 7 * step, "select/entropy": 1 / step} for step in range(1, 1001)]
+    for row in rows[99::100]:
+        row["eval/top1"] = row["step"] / 1000
+    rows.insert(450, {"step": 451, RUNG: 3000, "flops/total": 3157, "eval/top1": 0.7})
+    lines = [json.dumps(row) for row in rows]
+    lines[300] = lines[300][:20]  # torn, and gone on with
+    folder = RunFolder(tmp_path)
+    folder.metrics_jsonl.write_text("\n".join(lines) + '\n{"step": 1001, "eva')
+    (plain, problems), (few, said) = folder.read_rows(), folder.read_rows(most=50)
+    assert said == problems
+    assert len(problems) == 2
+    assert len(few) < 90 < len(plain) == 1000
+    evaluated = [row for row in plain if "eval/top1" in row]
+    assert [row for row in few if "eval/top1" in row] == evaluated
+    assert len(evaluated) == 11
+    assert few[-1] == plain[-1]
+    assert [row for row in few if row in plain] == list(few)
+    gaps = [later["step"] - row["step"] for row, later in pairwise(few)]
+    assert max(gaps) <= 2 * -(-1002 // 50)
+    assert folder.read_rows(most=5000) == (plain, problems)

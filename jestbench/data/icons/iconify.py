@@ -67,8 +67,6 @@ class Iconify(PreparedIcons):
             raise ValueError(f"iconify.pixels must be 32 or 64, got {self.pixels}")
         if self.min_hands < 1:
             raise ValueError(f"iconify.min_hands must be at least 1, got {self.min_hands}")
-        if self.vocab_size < 256:
-            raise ValueError(f"iconify.vocab_size must be at least 256, got {self.vocab_size}")
 
     def key_column(self) -> str:
         """The column of pixel hashes for the array's images, or of file hashes for the shards'."""

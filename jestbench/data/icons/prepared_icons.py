@@ -28,11 +28,11 @@ from jestbench.data.icons.recipe import Recipe
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import cache_root, digest
-from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer
 
 _LOG = logging.getLogger(__name__)
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Version of the preparation, incremented when the same recipe gives different data."""
 
 CHECKED_BYTES = 2**25
@@ -74,6 +74,8 @@ class PreparedIcons(ABC):
             raise ValueError(
                 f"{self.label}.length: a text needs at least 2 tokens (one and the end token), got {self.length}"
             )
+        if self.vocab_size < LEAST_VOCABULARY:
+            raise ValueError(f"{self.label}.vocab_size must be at least {LEAST_VOCABULARY}, got {self.vocab_size}")
 
     # What differs between the data sets
 

@@ -14,6 +14,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.file_pairs import WHOLE
+from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.source import Shard, Source, column, file_shard
 from jestbench.disk import decoded
@@ -27,6 +28,8 @@ END = "\ue000end of the table\n"
 @dataclass(frozen=True)
 class Csv(Source):
     """Tables whose rows hold an image's path and a caption; rows with the same path give one image several captions.
+
+    Numbers and uid of an image are those of its first row.
 
     Attributes:
         image_column: column of the image's path; a relative path is relative to the table's folder.
@@ -66,10 +69,11 @@ class Csv(Source):
 
     def index(self, shard: Shard, verified: int | None) -> ShardIndex:
         """Read a table and its images once; what is damaged is counted and left out."""
-        index, captions_of = ShardIndex(), dict[str, list[str]]()
+        index, captions_of, first = ShardIndex(), dict[str, list[str]](), dict[str, tuple[tuple[float, ...], str]]()
         folder = Path(shard.path).absolute().parent
-        for path, caption in self._rows(Path(shard.path), index):
+        for path, caption, values, uid in self._rows(Path(shard.path), index):
             captions_of.setdefault(path, []).append(caption)
+            first.setdefault(path, (values, uid))
         for path, captions in captions_of.items():
             file = folder / path
             with index.leaving_out(path):
@@ -77,10 +81,11 @@ class Csv(Source):
                     content = file.read_bytes()
                 except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
                     raise Damaged("no image", getattr(error, "strerror", "") or str(error)) from None
-                index.add(0, WHOLE, image_key(content, verified), captions, str(file))
+                index.add(0, WHOLE, image_key(content, verified), captions, str(file), *first[path])
         return index
 
-    def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
+    def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str, tuple[float, ...], str]]:
+        """Path, caption, numbers and uid of each row."""
         with path.open("rb") as start:
             try:
                 header_line = decoded(start.readline())
@@ -96,6 +101,7 @@ class Csv(Source):
                 header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
                 for name in ("image_column", "caption_column")
             )
+            places = [header.index(name) if name in header else None for name in (*self.columns, self.uid_field)]
             for line, row in rows:
                 if not row:
                     continue
@@ -103,7 +109,15 @@ class Csv(Source):
                     _check_width(row, len(header), max(image, caption), separator)
                     if not row[image].strip():
                         raise Damaged("no image", "the path is empty")
-                    yield text_of(row[image]), text_of(row[caption])
+                    fields = ["" if place is None or place >= len(row) else row[place] for place in places]
+                    values = tuple(map(number_of, fields[:-1]))
+                    note_missing(index.examples, self.columns, values, f"{path.name}, line {line}", fields, header)
+                    yield (
+                        text_of(row[image]),
+                        text_of(row[caption]),
+                        values,
+                        KEY if self.uid == KEY else fields[-1].strip(),
+                    )
 
     def _separator(self, path: Path, header: str) -> str:
         if self.separator is not None:

@@ -18,6 +18,7 @@ from jestbench.data.captions import texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.file_pairs import Encoded
+from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.shards import globbed
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
@@ -98,6 +99,8 @@ class HuggingFace(Source):
         feature = data.features[caption]
         names: Sequence[str] | None = getattr(feature, "names", None)
         texts = data.select_columns([caption])
+        came = [name for name in dict.fromkeys((*self.columns, self.uid_field)) if name in columns]
+        numbers = data.select_columns(came) if came else None
         index = ShardIndex()
         for row in range(len(data)):
             with index.leaving_out(f"{shard.path}, row {row}"):
@@ -109,7 +112,13 @@ class HuggingFace(Source):
                     content = rows.read(row)
                 except DamagedImage as damaged:
                     raise Damaged("no image", damaged.said, likely_cause(damaged.said)) from None
-                index.add(row, len(content), image_key(content, verified), captions)
+                fields = {} if numbers is None else numbers[row]
+                values = tuple(number_of(fields.get(name)) for name in self.columns)
+                shown = [fields.get(name) for name in self.columns]
+                note_missing(index.examples, self.columns, values, f"row {row}", shown, columns)
+                uid = KEY if self.uid == KEY else fields.get(self.uid_field)
+                key = image_key(content, verified)
+                index.add(row, len(content), key, captions, None, values, "" if uid is None else str(uid))
         return index
 
 

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
-from jestbench.data.sources.shards import Forward, MemberRules
-from jestbench.disk import content_key
+from jestbench.data.sources.columns import KEY, among, keys_of, short_names, wanted_keys
+from jestbench.data.sources.shards import Forward, MemberRules, Pair
+from jestbench.disk import content_key, key_text
 from jestbench.model.tokenizer import Tokenizer
 
 Place = tuple[int, int, int, int]
@@ -70,6 +72,7 @@ class Shards:
         max_damaged: share of damaged pairs above which a run stops.
         captions: how captions are normalised, and which of several of one image is taken.
         seed: of the order, and of the captions drawn.
+        uids: lists of uids to which the stream is restricted; empty: it is not.
     """
 
     urls: tuple[str, ...]
@@ -81,6 +84,12 @@ class Shards:
     max_damaged: float
     captions: Captions = field(default_factory=Captions)
     seed: int = 0
+    uids: tuple[str, ...] = ()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The numbers that come with each pair."""
+        return short_names(self.members.columns, "stream.columns")
 
 
 @dataclass
@@ -92,6 +101,7 @@ class Chunk:
         token_NL: token ids.
         captions: captions.
         key_N2: content hashes of image and caption, int64.
+        value_NC: numbers that came with each pair, float32.
         place_N: place of the lane after each pair.
         damaged_N: number of damaged pairs left out just before each pair.
         last: place of the lane after the chunk.
@@ -104,6 +114,7 @@ class Chunk:
     token_NL: npt.NDArray[np.int64]
     captions: tuple[str, ...]
     key_N2: npt.NDArray[np.int64]
+    value_NC: npt.NDArray[np.float32]
     place_N: list[Place]
     damaged_N: list[int]
     last: Place
@@ -112,11 +123,7 @@ class Chunk:
     examples: dict[str, str] = field(default_factory=dict)
 
 
-Found = tuple[bytes, list[str]]
-"""An encoded image and its captions, as they stand."""
-
-
-def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) -> Iterator[Found]:
+def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) -> Iterator[Pair]:
     """The pairs of a shard that webdataset opens.
 
     Args:
@@ -137,7 +144,7 @@ def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) 
                     found.where = ": ".join(part for part in (url, found.where) if part)
                     lose(found)
                 else:
-                    yield found[0].content, found[1]
+                    yield found
         except tarfile.ReadError as error:  # the shard breaks off within its first bytes
             lose(Damaged("truncated tar", str(error)).at(url))
         finally:
@@ -150,7 +157,8 @@ class LaneReader:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self._open: dict[int, tuple[int, Place, Iterator[tuple[Found, Place, int]]]] = {}
+        self.wanted = wanted_keys([Path(path) for path in shards.uids], shards.members.uid) if shards.uids else None
+        self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, Place, int]]]] = {}
         self._damaged, self._examples = 0, dict[str, str]()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
@@ -159,7 +167,7 @@ class LaneReader:
         held = self._open.pop(lane, None)
         if held is None or held[:2] != (epoch, place):
             held = (epoch, place, self._pairs(epoch, lane, place))
-        rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], Place, int]] = []
+        rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], tuple[float, ...], Place, int]] = []
         pairs, skipped, ended = held[2], 0, True
         for found, after, lost in pairs:
             place, skipped = after, skipped + lost
@@ -186,24 +194,30 @@ class LaneReader:
             token_NL=self.shards.tokenizer.encode(captions).numpy(),
             captions=captions,
             key_N2=np.array([row[2] for row in rows], dtype=np.int64).reshape(len(rows), 2),
-            place_N=[row[3] for row in rows],
-            damaged_N=[row[4] for row in rows],
+            value_NC=np.array([row[3] for row in rows], dtype=np.float32).reshape(
+                len(rows), len(self.shards.column_names)
+            ),
+            place_N=[row[4] for row in rows],
+            damaged_N=[row[5] for row in rows],
             last=last,
             rest=rest,
             ended=ended,
             examples=examples,
         )
 
-    def _pair(self, found: Found, epoch: int) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int]]:
-        content, captions = found[0], self.shards.captions.usable(found[1])
+    def _pair(self, found: Pair, epoch: int) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int], tuple[float, ...]]:
+        for name, said in found.hints.items():
+            raise Damaged(f"no value of {name}", said)
+        content, captions = found.image.content, self.shards.captions.usable(found.captions)
         if not captions:
             raise Damaged("empty caption")
         key, drawn = content_key(content), 0
         if self.shards.captions.several == "draw":
             drawn = int(drawn_captions(np.array([key]), np.array([len(captions)]), self.shards.seed, epoch)[0])
-        return decode(content, self.shards.image_size), captions[drawn], (key, content_key(captions[drawn].encode()))
+        keys = key, content_key(captions[drawn].encode())
+        return decode(content, self.shards.image_size), captions[drawn], keys, found.values
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Found, Place, int]]:
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Pair, Place, int]]:
         """Pairs of a lane from a place on, with the place after each pair and the number of pairs lost before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
@@ -219,13 +233,22 @@ class LaneReader:
                 yield held[order[number]][0], (*start, block, number + 1), lost
             start, block, behind = held[-1][1], block + 1, 0
 
-    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Found, tuple[int, int]]]:
+    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Pair, tuple[int, int]]]:
         """Pairs of shards as they lie, and the place behind each."""
         for number in range(shard, len(mine)):
             pairs = open_shard(self.shards.urls[mine[number]], self.shards.members, self._lose)
+            if self.wanted is not None:
+                pairs = filter(self._wanted, pairs)
             for index, found in enumerate(pairs):
                 if number > shard or index >= offset:
                     yield found, (number, index + 1)
+
+    def _wanted(self, found: Pair) -> bool:
+        assert self.wanted is not None
+        of_image = self.shards.members.uid == KEY
+        return bool(
+            among(self.wanted, keys_of([key_text(content_key(found.image.content)) if of_image else found.uid]))[0]
+        )
 
     def _lose(self, damaged: Damaged) -> None:
         self._damaged += 1
@@ -233,6 +256,11 @@ class LaneReader:
 
     def _note(self, damaged: Damaged) -> None:
         self._examples.setdefault(damaged.reason, damaged.example)
+
+
+def columns_of(shards: Shards, value_BC: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    """Numbers of pairs by the name of their column, as a batch holds them."""
+    return {name: torch.from_numpy(value_BC[:, i].copy()) for i, name in enumerate(shards.column_names)}
 
 
 def check_lanes(shards: int, lanes: int, workers: int) -> None:

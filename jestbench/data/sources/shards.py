@@ -10,16 +10,19 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from jestbench.batch import DataError
 from jestbench.data.captions import text_of, texts_of
 from jestbench.data.damage import Damaged
+from jestbench.data.sources.columns import number_of
 from jestbench.data.sources.source import needs
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -66,6 +69,25 @@ Sample = dict[str, TarMember]
 
 
 @dataclass(frozen=True)
+class Pair:
+    """What a sample holds.
+
+    Attributes:
+        image: its image.
+        captions: unchanged: at least one, which may be empty.
+        values: numbers that came with it, as many as ``MemberRules.columns``; NaN where there is none.
+        uid: empty where there is none, or none is asked for.
+        hints: of a number that is missing, by its short name: what was found in its place.
+    """
+
+    image: TarMember
+    captions: list[str]
+    values: tuple[float, ...] = ()
+    uid: str = ""
+    hints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class MemberRules:
     """Which members of a sample are read.
 
@@ -74,23 +96,32 @@ class MemberRules:
         caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
             (``json.caption``, ``meta.json.a.b``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
+        columns: members or fields that hold numbers, named as a caption is.
+        uid: member or field that holds the uid; empty: none is read.
     """
 
     images: tuple[str, ...] = IMAGES
     caption: str = "txt"
     lines: bool = False
+    columns: tuple[str, ...] = ()
+    uid: str = ""
 
     def __post_init__(self) -> None:
         # A list (as gin gives it) would have no hash; endings of samples are in lower case.
         object.__setattr__(self, "images", tuple(ending.lower() for ending in self.images))
+        object.__setattr__(self, "columns", tuple(self.columns))
 
-    def pairs(self, tar: Seekable) -> Iterator[tuple[TarMember, list[str]] | Damaged]:
-        """The image and the unchanged captions of each sample of a tar; or its damage."""
+    def pairs(self, tar: Seekable) -> Iterator[Pair | Damaged]:
+        """What each sample of a tar holds; or its damage."""
         for name, sample in samples(tar):
             try:
                 if isinstance(sample, Damaged):
                     raise sample
-                yield self.image(sample), self.captions(sample)
+                image, captions = self.image(sample), self.captions(sample)
+                if not self.columns and not self.uid:
+                    yield Pair(image, captions)
+                else:
+                    yield self._with_numbers(sample, image, captions)
             except Damaged as damaged:
                 yield damaged.at(name.lstrip("/"))
 
@@ -111,15 +142,44 @@ class MemberRules:
         Raises:
             Damaged: the sample has no caption, or its caption cannot be read.
         """
-        steps = self.caption.split(".")
+        found = self._content(sample, self.caption)
+        if isinstance(found, bytes):
+            text = text_of(found)
+            return text.split("\n") if self.lines else [text]
+        return texts_of(found)
+
+    def _with_numbers(self, sample: Sample, image: TarMember, captions: list[str]) -> Pair:
+        values, hints, uid = [], dict[str, str](), ""
+        for name in self.columns:
+            value, said = math.nan, ""
+            try:
+                found = self._content(sample, name)
+                value, said = number_of(found), f"{name} holds {str(found)[:80]!r}, no number"
+            except Damaged as damaged:
+                said = damaged.said
+            values.append(value)
+            if math.isnan(value):
+                hints[name.rpartition(".")[2]] = said
+        if self.uid:
+            with suppress(Damaged):
+                found = self._content(sample, self.uid)
+                uid = found.decode("utf-8", "replace").strip() if isinstance(found, bytes) else str(found)
+        return Pair(image, captions, tuple(values), uid, hints)
+
+    def _content(self, sample: Sample, name: str) -> Any:
+        """The bytes of the member of that name, or the value of the JSON field, never null.
+
+        Raises:
+            Damaged: there is none.
+        """
+        steps = name.split(".")
         ways = ((".".join(steps[:n]).lower(), ".".join(steps[n:])) for n in range(len(steps), 0, -1))
         member, path = next((way for way in ways if way[0] in sample), ("", ""))
         if not member:
             raise Damaged("no caption", *self._found(sample, (steps[0].lower(),)))
         content = sample[member].content
         if not path:
-            text = text_of(content)
-            return text.split("\n") if self.lines else [text]
+            return content
         try:
             found = json.loads(content)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
@@ -130,7 +190,7 @@ class MemberRules:
         if found is None:
             said = f"its {member} has the fields {', '.join(fields[:20])}" if fields else f"its {member} has no fields"
             raise Damaged("no caption", said)
-        return texts_of(found)
+        return found
 
     @staticmethod
     def _found(sample: Sample, wanted: tuple[str, ...]) -> tuple[str, str]:

@@ -19,9 +19,19 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs, Texts
+from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs
 from jestbench.data.pairs import Dataset
-from jestbench.data.sources.shard_index import VERSION, ShardIndex, Table, digest, write_table
+from jestbench.data.sources.columns import Beside, Metadata, lists_of, short_names, wanted_keys
+from jestbench.data.sources.shard_index import (
+    VERSION,
+    ShardIndex,
+    Table,
+    check_columns,
+    digest,
+    joined_columns,
+    joined_tables,
+    write_table,
+)
 from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import cache_root, nearest, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
@@ -81,6 +91,11 @@ class Source(ABC):
             replaces it in all other splits.
         cache_dir: folder of the index; by default the folder that JESTBENCH_CACHE names, else the user's
             cache folder.
+        columns: numbers that come with each pair, for policies and cascades that read ``column:NAME``; NAME is what
+            stands behind the last dot. A pair without a value is damage, in a split in which any pair has one.
+        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for. ``key`` is
+            the content key of its image, as ``log.chosen`` writes it.
+        uids: lists of uids to which the pool is restricted: text, parquet, or ``.npy`` as DataComp writes them.
     """
 
     pool: Where = None
@@ -93,13 +108,19 @@ class Source(ABC):
     max_damaged: float = 0.01
     verify: tuple[str, ...] = ("eval",)
     cache_dir: str | None = None
+    columns: tuple[str, ...] = ()
+    uid: str = ""
+    uids: Where = None
     label: ClassVar[str]
+    usual_uid: ClassVar[str] = "uid"
 
     def __post_init__(self) -> None:
         if not 4 <= self.image_size <= 4096:
             raise ValueError(f"{self.label}.image_size must lie between 4 and 4096 px, got {self.image_size}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"{self.label}.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        short_names(self.columns, f"{self.label}.columns")
         if unknown := [name for name in self.verify if name not in SPLITS]:
             raise ValueError(f"{self.label}.verify names {unknown[0]!r}: there are {', '.join(SPLITS)}")
 
@@ -129,6 +150,43 @@ class Source(ABC):
     def reading(self) -> str:
         """Everything beside the files that an index depends on."""
         return ""
+
+    # What comes beside images and captions
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The columns that are joined by uid, from files beside the data."""
+        return ()
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns that are read with the pairs."""
+        return tuple(name for name in self.columns if name not in self.joined)
+
+    @property
+    def uid_field(self) -> str:
+        """Where the uid stands; empty where none is asked for."""
+        return self.uid or (self.usual_uid if self.uids or self.joined else "")
+
+    def metadata_files(self, split: str) -> list[Path]:
+        """The files that hold the joined columns of a split.
+
+        Raises:
+            DataError: there are none.
+        """
+        return []
+
+    def _lists(self, split: str) -> list[Path]:
+        """The lists of uids that restrict a split."""
+        return lists_of(self.uids, f"{self.label}.uids") if split == "pool" else []
+
+    def _beside(self, split: str) -> Beside:
+        """What comes beside the pairs of a split."""
+        column, names = self.uid_field.rpartition(".")[2], (*self.own_columns, *self.joined)
+        joined = Metadata.read(self.metadata_files(split), column, self.joined) if self.joined else None
+        lists = self._lists(split)
+        wanted = wanted_keys(lists, column) if lists else None
+        return Beside(len(self.own_columns), short_names(names, f"{self.label}.columns"), joined, wanted)
 
     # The data set
 
@@ -196,7 +254,9 @@ class Source(ABC):
         """
         for split in self.bound or ("pool",):
             self.indexed(split)
-        first = Table.open(self._table(self.bound[0]))
+        tables = [Table.open(self._table(split)) for split in self.bound]
+        check_columns(tables, self.columns, f"{self.label}.columns")
+        first = tables[0]
         with FileLock(self.folder / "tokenizers.lock"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
 
@@ -228,7 +288,8 @@ class Source(ABC):
         """Synthetic pairs of the same shapes."""
         from jestbench.data.synthetic import Synthetic
 
-        return Synthetic(length=self.tokenizer.length, image_size=self.image_size).stand_in()
+        names = short_names(self.columns, "")
+        return Synthetic(length=self.tokenizer.length, image_size=self.image_size, columns=names).stand_in()
 
     # The index
 
@@ -239,8 +300,15 @@ class Source(ABC):
         self.where(split)
         verified = split in self.verify
         identities = [shard.identity for shard in self.shards(split)]
-        name = digest(VERSION, self.label, identities, self.reading, self.captions.identity, verified)
+        files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
+        beside = (self.joined, files) if files else ()
+        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, verified, *beside)
         return self.folder / f"{self.label}-{name}"
+
+    @property
+    def _reading(self) -> str:
+        beside = f"/{self.own_columns}/{self.uid_field}" if self.own_columns or self.uid_field else ""
+        return f"{self.reading}{beside}"
 
     def _trained_on(self) -> str:
         return Table.open(self._table(self.bound[0])).fingerprint
@@ -249,7 +317,7 @@ class Source(ABC):
         shards, verified = self.shards(split), self._verified(split)
 
         def kept(shard: Shard) -> Path:
-            parts = (VERSION, self.label, shard.identity, self.reading, verified is not None)
+            parts = (VERSION, self.label, shard.identity, self._reading, verified is not None)
             return self.folder / f"shard-{digest(*parts)}.npz"
 
         todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
@@ -262,8 +330,10 @@ class Source(ABC):
                 disable=None if todo else True,
             ):
                 pass
-        paths = [shard.path for shard in shards]
-        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions)
+        paths, beside = [shard.path for shard in shards], self._beside(split)
+        if beside.names:
+            beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
+        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
         table = Table.open(folder)
         if table.damaged:
             shown = listed(table.damage, table.examples, table.damaged + len(table))
@@ -273,13 +343,15 @@ class Source(ABC):
         read = len(table) + table.damaged
         if too_many(table.damaged, read, self.max_damaged) or not len(table):
             said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+            if not read and table.beside.get("outside_uids"):
+                said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
             advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
             advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
             raise DataError(f"{self.label}.{split}: {said}{advice}")
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
-        captions, text_keys, first, keys = _joined(parts)
+        captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
         damage = {part: table.damage for part, table in tables if table.damage}
@@ -294,11 +366,17 @@ class Source(ABC):
             image_key_N=keys,
             image_size=self.image_size,
             marks={"curated": curated},
+            columns=joined_columns(parts),
+            uids=[uid for part in parts for uid in part.uids] if len(parts) > 1 else parts[0].uids,
             text_key_M=text_keys,
             first_N=first,
             max_damaged=self.max_damaged,
             exact=exact,
-            facts={"damaged_when_indexed": damage, "captions_cut": sum(part.cut for part in parts)},
+            facts={
+                "damaged_when_indexed": damage,
+                "captions_cut": sum(part.cut for part in parts),
+                **({"beside": beside} if (beside := {part: t.beside for part, t in tables if t.beside}) else {}),
+            },
             origin=_Origin(self, name),
         )
         if (self.captions.several_exact if exact else self.captions.several) == "all":
@@ -344,24 +422,6 @@ class _Origin:
 
     def __call__(self) -> FilePairs:
         return self.source.split(self.split)
-
-
-def _joined(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
-    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
-    if len(tables) == 1:
-        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
-        images = tables[0].image_key_N
-    else:
-        ends, firsts, bytes_before, texts_before = [], [], 0, 0
-        for table in tables:
-            ends.append(table.captions.end_M + bytes_before)
-            firsts.append(table.first_N + texts_before)
-            bytes_before += len(table.captions.utf8)
-            texts_before += len(table.captions)
-        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
-        keys = np.concatenate([table.text_key_M for table in tables])
-        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
-    return captions, keys, first if len(captions) > len(first) else None, images
 
 
 def needs(load: Callable[[], Any], package: str) -> Any:

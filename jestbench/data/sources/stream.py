@@ -20,7 +20,8 @@ import torch
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
-from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes
+from jestbench.data.sources.columns import lists_of, short_names
+from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes, columns_of
 from jestbench.data.sources.shards import IMAGES, MemberRules, is_url, paths_of
 from jestbench.data.sources.source import Fetched, Source, needs
 from jestbench.disk import digest
@@ -36,7 +37,12 @@ class StreamPairs(Pairs):
         self.shards, self._first = shards, first
         self.name, self.tokenizer = "stream/pool", shards.tokenizer
         texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
-        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts)))
+        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts, shards.uids)))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The numbers that come with each pair."""
+        return self.shards.column_names
 
     def example(self) -> Batch:
         """The first pair."""
@@ -63,6 +69,10 @@ class Stream:
         lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.
         buffer: pairs of the blocks within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
+        columns: members or JSON fields (``json.similarity``) that hold numbers, for policies that read ``column:NAME``;
+            a pair without one is damage.
+        uid: member or field that holds a pair's uid.
+        uids: lists of uids to which the stream is restricted: text, parquet, or ``.npy`` as DataComp writes them.
     """
 
     shards: str | tuple[str, ...]
@@ -75,6 +85,9 @@ class Stream:
     lanes: int = 16
     buffer: int = 256
     max_damaged: float = 0.01
+    columns: tuple[str, ...] = ()
+    uid: str = "json.uid"
+    uids: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_size", "lanes", "buffer"):
@@ -82,6 +95,7 @@ class Stream:
                 raise ValueError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        short_names(self.columns, "stream.columns")
         if not self.caption or not self.images:
             raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
 
@@ -123,11 +137,12 @@ class Stream:
             urls=self.urls,
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
-            members=MemberRules(self.images, self.caption, self.lines),
+            members=MemberRules(self.images, self.caption, self.lines, self.columns, self.uid if self.uids else ""),
             lanes=self.lanes,
             buffer=self.buffer,
             max_damaged=self.max_damaged,
             captions=self.captions,
+            uids=tuple(map(str, lists_of(self.uids, "stream.uids"))),
         )
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")
@@ -151,4 +166,5 @@ def _first(shards: Shards) -> Batch:
         image_key_B=key_12[:, 0],
         text_key_B=key_12[:, 1],
         captions=chunk.captions,
+        columns=columns_of(shards, chunk.value_NC),
     )

@@ -16,7 +16,7 @@ import torch
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import Tally
 from jestbench.data.loader import Loader
-from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, take_turns
+from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, columns_of, take_turns
 from jestbench.data.super_batches import SuperBatchSource
 from jestbench.data.workers import Workers
 from jestbench.parallel.distributed import World
@@ -83,7 +83,7 @@ class StreamBatches(SuperBatchSource):
         self._epoch, self._turn, self._step = 0, 0, 0
         self._barren = 0  # step at which the epoch began
         self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
-        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0})
+        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
 
     def _read(self, step: int) -> Batch:
         """The super-batch of the next step.
@@ -179,12 +179,14 @@ class StreamBatches(SuperBatchSource):
             into[slot] = chunk.images_NHWC[row]
         key_B2 = torch.from_numpy(np.stack([chunk.key_N2[row] for chunk, row in rows]))
         token_BL = torch.from_numpy(np.stack([chunk.token_NL[row] for chunk, row in rows]))
+        self._tally.add({"wordless": self.tokenizer.wordless(token_BL)})
         return Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: token_BL},
             image_key_B=key_B2[:, 0].contiguous(),
             text_key_B=key_B2[:, 1].contiguous(),
             captions=tuple(chunk.captions[row] for chunk, row in rows),
+            columns=columns_of(self.shards, np.stack([chunk.value_NC[row] for chunk, row in rows])),
         )
 
     def _counts(self, step: int) -> dict[str, float]:

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
+from jestbench.data.sources.columns import KEY
 from jestbench.data.sources.shard_index import ShardIndex, image_key
-from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, is_url, paths_of
+from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, globbed, is_url, paths_of
 from jestbench.data.sources.source import Shard, Source, file_shard
 
 
@@ -29,12 +30,18 @@ class WebDataset(Source):
             (``json.caption``); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         allow_missing: leave out shards that a brace pattern names and that are not there.
+        columns: numbers that come with each pair: members or JSON fields (``json.similarity``), named as a caption is;
+            with ``metadata``, names without a dot are columns of its files.
+        metadata: parquet files with a row a uid: a glob (``*.parquet``) beside the shards, or from the working
+            directory.
     """
 
     images: tuple[str, ...] = IMAGES
     caption: str = "txt"
     lines: bool = False
     allow_missing: bool = False
+    metadata: str = ""
+    usual_uid: ClassVar[str] = "json.uid"
     label: ClassVar[str] = "webdataset"
     wanted: ClassVar[str] = "shards ('/data/{00000..00331}.tar')"
 
@@ -46,7 +53,26 @@ class WebDataset(Source):
     @property
     def members(self) -> MemberRules:
         """Which members are read."""
-        return MemberRules(self.images, self.caption, self.lines)
+        return MemberRules(
+            self.images, self.caption, self.lines, self.own_columns, "" if self.uid_field == KEY else self.uid_field
+        )
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The columns of ``metadata``."""
+        return tuple(name for name in self.columns if "." not in name) if self.metadata else ()
+
+    def metadata_files(self, split: str) -> list[Path]:
+        """The files beside the split's shards, else those from the working directory."""
+        if not self.joined:
+            return []
+        beside = str(Path(self.shards(split)[0].path).parent / self.metadata)
+        found = next((files for at in (beside, self.metadata) if (files := globbed(at) or _there(at))), None)
+        if found is None:
+            raise DataError(
+                f"webdataset.metadata = {self.metadata!r}: no such file, neither beside the shards ({beside})"
+            )
+        return found
 
     @property
     def reading(self) -> str:
@@ -84,6 +110,21 @@ class WebDataset(Source):
                 with index.leaving_out(f"{Path(shard.path).name}"):
                     if isinstance(found, Damaged):
                         raise found
-                    image, captions = found
-                    index.add(image.offset, image.size, image_key(image.content, verified), captions)
+                    image, hints = found.image, {f"no value of {name}": said for name, said in found.hints.items()}
+                    index.examples = hints | index.examples
+                    key = image_key(image.content, verified)
+                    index.add(
+                        image.offset,
+                        image.size,
+                        key,
+                        found.captions,
+                        None,
+                        found.values,
+                        KEY if self.uid == KEY else found.uid,
+                    )
         return index
+
+
+def _there(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    return [path] if path.is_file() else []

@@ -1,0 +1,176 @@
+"""Several splits as one, and the plan that mixes them by shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench import seeds
+from jestbench.batch import Batch, DataError, split_counts
+from jestbench.data.fetch import Positions
+from jestbench.data.file_pairs import with_rows
+from jestbench.data.pairs import IndexedPairs
+from jestbench.data.super_batches import EpochPlan, StepPlan
+from jestbench.disk import digest
+
+
+class JoinedPairs(IndexedPairs):
+    """Splits one behind the other, each with its share of a super-batch.
+
+    Args:
+        parts: the splits, of one data set.
+        names: of the splits, for messages and the summary.
+        shares: of a super-batch, one for each split.
+    """
+
+    def __init__(self, parts: Sequence[IndexedPairs], names: Sequence[str], shares: Sequence[float]) -> None:
+        self.parts, self.names, self.shares = tuple(parts), tuple(names), tuple(shares)
+        self.name, self.tokenizer = " and ".join(part.name for part in parts), parts[0].tokenizer
+        self.fingerprint = digest("+".join(part.fingerprint for part in parts))
+        self.start_P = np.cumsum([0, *map(len, parts)])
+        self.image_key_N = np.concatenate([part.image_key_N for part in parts])
+        self.max_damaged = parts[0].max_damaged
+        common = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
+        self.columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in common}
+        self.facts = {"sources": {name: dict(part.facts) for name, part in zip(names, parts, strict=True)}}
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption."""
+        return torch.cat([part.text_key_N for part in self.parts])
+
+    @property
+    def decoded(self) -> bool:
+        """Whether no split decodes anything."""
+        return all(part.decoded for part in self.parts)
+
+    @property
+    def preprocessing(self) -> str:
+        """That of the splits, which are of one data set."""
+        return self.parts[0].preprocessing
+
+    def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
+        """The uids of images, from the first split that has them."""
+        found = zip(*(part.uid_of(key_K) for part in self.parts), strict=True)
+        return [next((uid for uid in uids if uid is not None), None) for uids in found]
+
+    def __len__(self) -> int:
+        return int(self.start_P[-1])
+
+    def drawn(self, seed: int, epoch: int) -> JoinedPairs:
+        """The splits for an epoch."""
+        return JoinedPairs([part.drawn(seed, epoch) for part in self.parts], self.names, self.shares)
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions."""
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions, each read by its split, and the damage by its place in the batch."""
+        batches, slots, damaged = [], [], dict[int, Any]()
+        for part, slot_K, index_K in self._by_part(index_B):
+            batch, lost = part.attempt(index_K)
+            batches.append(batch)
+            slots.append(slot_K)
+            damaged |= {int(slot_K[slot]): error for slot, error in lost.items()}
+        return _together(batches).take(torch.cat(slots).argsort()), damaged
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The batch with its damaged pairs replaced, each by a pair of its own split."""
+        counts = Counter(batch.counts)
+        if not self.decoded:
+            counts.update({"read": len(batch), "damaged": 0})
+        for part, slot_K, index_K in self._by_part(index_B):
+            own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
+            if own:
+                taken = batch.take(slot_K)  # may share memory with the batch, which is written below
+                taken = replace(taken, images_BCHW=taken.images_BCHW.clone())
+                whole = part.mended(taken, own, index_K)
+                counts.update({name: whole.counts["damaged"] for name in ("read", "damaged")})
+                batch = with_rows(batch, slot_K, whole)
+        return replace(batch, counts=dict(counts))
+
+    def _by_part(self, index_B: Tensor) -> Iterator[tuple[IndexedPairs, Tensor, Tensor]]:
+        """The splits that a batch has pairs of, the places of these in the batch, and their positions in the split."""
+        part_B = np.searchsorted(self.start_P, index_B.numpy(), side="right") - 1
+        for number in np.unique(part_B).tolist():
+            slot_K = torch.from_numpy(np.flatnonzero(part_B == number))
+            yield self.parts[number], slot_K, index_B[slot_K] - int(self.start_P[number])
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    """The pairs of several batches, with what all of them have."""
+    first = batches[0]
+
+    def joined(field: str) -> dict[str, Tensor]:
+        held: list[Mapping[str, Tensor]] = [getattr(batch, field) for batch in batches]
+        return {
+            name: torch.cat([each[name] for each in held]) for name in held[0] if all(name in each for each in held)
+        }
+
+    return Batch(
+        images_BCHW=torch.cat([batch.images_BCHW for batch in batches]) if len(batches) > 1 else first.images_BCHW,
+        token_ids=joined("token_ids"),
+        image_key_B=torch.cat([batch.image_key_B for batch in batches]),
+        text_key_B=torch.cat([batch.text_key_B for batch in batches]),
+        marks=joined("marks"),
+        captions=tuple(caption for batch in batches for caption in batch.captions),
+        columns=joined("columns"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MixturePlan(StepPlan):
+    """A plan whose super-batches hold a fixed number of pairs of each split, by largest remainder of its share.
+
+    Each split walks its own epochs, as an ``EpochPlan`` of its own. The order is a function of seed, sizes and step.
+
+    Raises:
+        DataError: a split is left without a pair, or holds fewer pairs than its part of a super-batch.
+    """
+
+    pairs: JoinedPairs
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, plan_size in zip(self.pairs.names, self._sizes, strict=True):
+            if not plan_size:
+                raise DataError(
+                    f"run.split gives {name} a share of which nothing is left in {self.size} pairs: raise "
+                    "run.super_batch_size (or run.batch_size), or its share"
+                )
+        assert self.sources, "each split fills its part of a super-batch"
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return split_counts(self.size, self.pairs.shares)
+
+    @cached_property
+    def sources(self) -> Mapping[str, EpochPlan]:
+        """The plan of each split, by name."""
+        parts = zip(self.pairs.names, self.pairs.parts, self._sizes, strict=True)
+        return {
+            name: EpochPlan(part, size, seeds.derive(self.seed, "data", number) if number else self.seed)
+            for number, (name, part, size) in enumerate(parts)
+        }
+
+    def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
+        """The positions of a step's super-batch; a new epoch of any split draws captions anew."""
+        found = [plan.positions(step) for plan in self.sources.values()]
+        index_B = torch.cat(
+            [each.index_B + int(start) for each, start in zip(found, self.pairs.start_P[:-1], strict=True)]
+        )
+        return Positions(sum(each.epoch for each in found), index_B)
+
+    def skipped(self, step: int) -> int:
+        """Pairs left out as tails of all splits' epochs completed before a step."""
+        return sum(plan.skipped(step) for plan in self.sources.values())

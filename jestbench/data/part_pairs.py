@@ -1,0 +1,139 @@
+"""A part of a split: one half of it by content key, or the share of largest numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch, DataError
+from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.disk import digest
+
+Half = Literal[0, 1]
+HALVES: tuple[Half, Half] = (0, 1)
+
+
+def half_of(image_key_B: Tensor) -> Tensor:
+    """The half, 0 or 1, that each pair belongs to, ``[B]``."""
+    return image_key_B & 1
+
+
+class PartPairs(Wrapped):
+    """Some pairs of a split.
+
+    Args:
+        pairs: the whole split.
+        index_N: positions of the part's pairs in the whole split.
+        name: behind that of the split, for messages.
+        identity: behind the fingerprint of the split.
+
+    Attributes:
+        index_N: positions of the part's pairs in the whole split.
+    """
+
+    def __init__(self, pairs: IndexedPairs, index_N: Tensor, name: str, identity: str) -> None:
+        super().__init__(pairs)
+        self.index_N, index = index_N, index_N.numpy()
+        self.name, self.fingerprint = f"{pairs.name}{name}", f"{pairs.fingerprint}-{identity}"
+        self.image_key_N = pairs.image_key_N[index]
+        self.columns = {name: column[index] for name, column in pairs.columns.items()}
+
+    @property
+    def text_key_N(self) -> Tensor:
+        """Content hash of each caption of the part."""
+        return self.pairs.text_key_N[self.index_N]
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    def holds(self, image_key_B: Tensor) -> Tensor:
+        """Whether images, by their content keys, belong to the part: bool ``[B]``."""
+        return torch.from_numpy(np.isin(image_key_B.numpy(), self.image_key_N))
+
+    def drawn(self, seed: int, epoch: int) -> PartPairs:
+        """The part of the split as it stands in an epoch: other captions of the same images."""
+        whole = self.pairs.drawn(seed, epoch)
+        if whole is self.pairs:
+            return self
+        part = copy.copy(self)
+        part.pairs = whole
+        return part
+
+    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+        """The pairs at these positions of the part, and which of them are damaged."""
+        return self.pairs.attempt(self.index_N[index_B])
+
+    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The batch of ``attempt`` with its damaged pairs replaced, by reading the whole batch anew."""
+        return self.batch(index_B) if damaged else batch
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The pairs at these positions of the part.
+
+        The whole split may replace a damaged pair by one that does not belong to the part; the next free pair of the
+        part is then read instead.
+
+        Raises:
+            DataError: reading the whole split failed, or no free pair of the part is left.
+        """
+        positions, counts = index_B.tolist(), Counter[str]()
+        tried = set(positions)
+        while True:
+            batch = self.pairs.batch(self.index_N[torch.tensor(positions, dtype=torch.int64)])
+            counts.update(batch.counts)
+            foreign = (~self.holds(batch.image_key_B)).nonzero().flatten().tolist()
+            if not foreign:
+                return replace(batch, counts=dict(counts))
+            for slot in foreign:
+                following = ((positions[slot] + step) % len(self) for step in range(len(self)))
+                free = next((position for position in following if position not in tried), None)
+                if free is None:
+                    raise DataError(f"{self.name}: no pair is left to stand for a damaged one: mend the data")
+                positions[slot] = free
+                tried.add(free)
+
+
+class HalfPairs(PartPairs):
+    """The pairs of a split whose images belong to one half.
+
+    Attributes:
+        half: which half.
+    """
+
+    def __init__(self, pairs: IndexedPairs, half: Half) -> None:
+        self.half = half
+        index_N = self.holds(torch.as_tensor(pairs.image_key_N)).nonzero().flatten()
+        super().__init__(pairs, index_N, f", half {half}", f"half{half}")
+
+    def holds(self, image_key_B: Tensor) -> Tensor:
+        """Whether images belong to the half."""
+        return half_of(image_key_B) == self.half
+
+
+def top_of(pairs: IndexedPairs, share: float, column: str) -> PartPairs:
+    """The pairs of a split with the largest numbers in a column, a share of all pairs, at least one.
+
+    Of equal numbers the earlier pair comes first.
+
+    Raises:
+        DataError: the split has no such column.
+    """
+    if column not in pairs.columns:
+        has = ", ".join(pairs.columns) or "none"
+        raise DataError(
+            f"{pairs.name} has no column {column!r} to take the largest of (it has {has}): name it in .columns of the "
+            f"data set, as in webdataset.columns = ('json.{column}',)"
+        )
+    value_N: npt.NDArray[np.float64] = np.asarray(pairs.columns[column])
+    count = max(1, round(share * len(value_N)))
+    index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
+    name = f", the {count} of largest {column}"
+    return PartPairs(pairs, torch.from_numpy(index_N), name, f"top-{digest(index_N.tobytes())}")

@@ -1,0 +1,291 @@
+"""Numbers and uids that came with the pairs: read with them, joined from files beside them, used to restrict a pool."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jestbench.batch import DataError
+from jestbench.data.damage import Damaged
+from jestbench.disk import digest, nearest_or_all
+
+HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
+"""A uid as a list holds it: the two halves of 128 bits, as DataComp writes them."""
+KEY = "key"
+"""The uid that is the content key of a pair's image, as 16 hexadecimal digits."""
+HEX = 32
+"""Digits of a uid that is 128 bits written in hexadecimal, as DataComp's are."""
+
+
+def short_names(names: Sequence[str], binding: str) -> tuple[str, ...]:
+    """The name of each column in a policy's ``needs``: what stands behind its last dot.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    short = tuple(name.rpartition(".")[2] for name in names)
+    if twice := [name for name in short if not name or short.count(name) > 1]:
+        raise ValueError(f"{binding} names two columns {twice[0]!r}: {', '.join(names)}")
+    return short
+
+
+def number_of(content: object) -> float:
+    """A number, or its digits as text or bytes; NaN for everything else (null, text, infinity)."""
+    if isinstance(content, bytes):
+        content = content.decode("utf-8", "replace")
+    if not isinstance(content, str | int | float):
+        return math.nan
+    try:
+        found = float(content)
+    except (ValueError, OverflowError):
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
+def note_missing(
+    examples: dict[str, str],
+    names: Sequence[str],
+    values: Sequence[float],
+    where: str,
+    fields: Sequence[object],
+    header: Sequence[str],
+) -> None:
+    """Note the first row of a table in which a number is missing, by its short name, for messages."""
+    for name, value, content in zip(names, values, fields, strict=False):
+        reason = f"no value of {name.rpartition('.')[2]}"
+        if math.isnan(value) and reason not in examples:
+            has = f"the columns are {', '.join(header)}"
+            examples[reason] = f"{where}: {f'{name} holds {content!r}, no number' if name in header else has}"[:400]
+
+
+def keys_of(uids: Sequence[str]) -> npt.NDArray[Any]:
+    """128 bits of each uid, of the type ``HALVES``: of 32 hexadecimal digits their value, of another text its hash."""
+    halves = np.zeros(len(uids), HALVES)
+    for row, uid in enumerate(uids):
+        text = uid if len(uid) == HEX else digest(uid, HEX // 2)
+        try:
+            bits = int(text, 16)
+        except ValueError:
+            bits = int(digest(uid, HEX // 2), 16)
+        halves[row] = bits >> 64, bits & (2**64 - 1)
+    return halves
+
+
+def read_keys(path: Path, column: str) -> npt.NDArray[Any]:
+    """The uids of a list, distinct and in ascending order.
+
+    Args:
+        path: text (a uid a line), parquet, or ``.npy`` of pairs of unsigned 64-bit numbers, as DataComp writes them.
+        column: of a parquet file, that holds the uids.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if path.suffix == ".npy":
+            found = np.load(path)
+            if found.dtype.itemsize == HALVES.itemsize and found.dtype.names and len(found.dtype.names) == 2:
+                keys = found.astype(HALVES)
+            elif found.dtype == np.uint64 and found.ndim == 2 and found.shape[1] == 2:
+                keys = np.ascontiguousarray(found).view(HALVES).reshape(-1)
+            else:
+                raise ValueError(f"it holds {found.dtype}, not two unsigned 64-bit halves (dtype u8,u8)")
+        elif path.suffix == ".parquet":
+            keys = keys_of([str(uid) for uid in _parquet([path], [column])[column]])
+        else:
+            keys = keys_of([line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()])
+    except (OSError, ValueError) as error:
+        raise DataError(f"the list of uids {path} cannot be read: {error}") from error
+    distinct: npt.NDArray[Any] = np.unique(keys)
+    return distinct
+
+
+def lists_of(named: str | Sequence[str] | None, binding: str) -> list[Path]:
+    """The files of lists of uids.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    found = [Path(name).expanduser() for name in ((named,) if isinstance(named, str) else named or ())]
+    if missing := [path for path in found if not path.is_file()]:
+        raise DataError(f"{binding}: there is no file {missing[0]}")
+    return found
+
+
+def wanted_keys(paths: Sequence[Path], uid: str) -> npt.NDArray[Any]:
+    """The uids of several lists, as ``read_keys``; in parquet files in the column of the field's last name."""
+    distinct: npt.NDArray[Any] = np.unique(np.concatenate([read_keys(path, uid.rpartition(".")[2]) for path in paths]))
+    return distinct
+
+
+def among(sorted_M: npt.NDArray[Any], key_N: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which keys are among sorted ones."""
+    return _places(sorted_M, key_N)[1]
+
+
+def _parquet(paths: Sequence[Path], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of parquet files, one file behind the other.
+
+    Raises:
+        DataError: a file cannot be read, or has no such column.
+    """
+    from pyarrow import ArrowException
+
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for path in paths:
+        try:
+            there = parquet.read_schema(path).names
+            if lacking := [name for name in names if name not in there]:
+                raise DataError(f"{path} has no column {lacking[0]!r}; {nearest_or_all(lacking[0], there)}")
+            table = parquet.read_table(path, columns=list(names))
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read as parquet: {error}") from error
+        for name in names:
+            found[name] += table.column(name).to_pylist()
+    return found
+
+
+def _places(sorted_M: npt.NDArray[Any], key_N: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where each key stands among sorted ones, and whether it does."""
+    place_N = np.searchsorted(sorted_M, key_N).clip(max=max(len(sorted_M) - 1, 0))
+    there_N = sorted_M[place_N] == key_N if len(sorted_M) else np.zeros(len(key_N), bool)
+    return place_N, there_N
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Numbers by uid, from parquet files beside the shards.
+
+    Attributes:
+        names: of the numbers.
+        key_M: uids, ascending.
+        value_MC: numbers; NaN where a file has none.
+    """
+
+    names: tuple[str, ...]
+    key_M: npt.NDArray[Any]
+    value_MC: npt.NDArray[np.float64]
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], uid: str, names: Sequence[str]) -> Metadata:
+        """Read the files; of a uid that is there twice the first row counts.
+
+        Raises:
+            DataError: a file cannot be read, or lacks a column.
+        """
+        found = _parquet(paths, [uid, *names])
+        key_M, first_M = np.unique(keys_of([str(one) for one in found[uid]]), return_index=True)
+        value_MC = np.array([[number_of(one) for one in found[name]] for name in names], dtype=np.float64)
+        return cls(tuple(names), key_M, value_MC.reshape(len(names), -1).T[first_M])
+
+    def of(self, key_N: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The numbers of these uids, ``[N, C]``; NaN where a uid is not there."""
+        place_N, there_N = _places(self.key_M, key_N)
+        found_NC = np.full((len(key_N), len(self.names)), np.nan)
+        found_NC[there_N] = self.value_MC[place_N[there_N]]
+        return found_NC
+
+
+@dataclass(frozen=True)
+class Came:
+    """What came with the images of one shard.
+
+    Attributes:
+        value_NC: numbers, NaN where there is none.
+        uids: of the images; empty texts where there is none, and an empty list where none was asked for.
+    """
+
+    value_NC: npt.NDArray[np.float64]
+    uids: Sequence[str] = ()
+
+
+@dataclass
+class Beside:
+    """What is known of a split's images beside their pixels and captions, and which of them are in the split.
+
+    Attributes:
+        own: number of the numbers that are read with the pairs.
+        names: of all numbers, those read with the pairs before those that are joined.
+        metadata: joined by uid.
+        wanted: uids, ascending, to which the split is restricted.
+        found: which of the wanted were seen.
+        outside: images left out, since their uid is not among the wanted.
+        lacking: the numbers that no image of the split has, so that it counts as a split without them.
+    """
+
+    own: int = 0
+    names: tuple[str, ...] = ()
+    metadata: Metadata | None = None
+    wanted: npt.NDArray[Any] | None = None
+    found: set[int] = field(default_factory=set)
+    outside: int = 0
+    lacking: frozenset[str] = frozenset()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The numbers that the split has."""
+        return tuple(name for name in self.names if name not in self.lacking)
+
+    def numbers(self, came: Came) -> npt.NDArray[np.float64]:
+        """All numbers of a shard's images, ``[N, C]``."""
+        if self.metadata is None:
+            return came.value_NC
+        joined_NC = self.metadata.of(keys_of(came.uids)) if came.uids else np.empty((0, len(self.metadata.names)))
+        return np.concatenate([came.value_NC, joined_NC], axis=1)
+
+    def survey(self, shards: Sequence[Came]) -> None:
+        """Find the numbers that no image has; every one of them counts as missing in a split where another has it."""
+        seen = np.zeros(len(self.names), bool)
+        for came in shards:
+            seen |= np.isfinite(self.numbers(came)).any(axis=0)
+        self.lacking = frozenset(name for name, there in zip(self.names, seen, strict=True) if not there)
+
+    def rows(self, came: Came) -> Rows:
+        """The images of a shard: which are in the split, and their numbers."""
+        value_NC = self.numbers(came)
+        value_NC = value_NC[:, [i for i, name in enumerate(self.names) if name not in self.lacking]]
+        if self.wanted is None:
+            return Rows(self.kept, value_NC, np.ones(len(value_NC), bool), came.uids)
+        place_N, inside_N = _places(self.wanted, keys_of(came.uids))
+        self.found.update(place_N[inside_N].tolist())
+        self.outside += int((~inside_N).sum())
+        return Rows(self.kept, value_NC, inside_N, came.uids)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Counts for the summary; empty where nothing was asked for."""
+        found: dict[str, Any] = {}
+        if self.wanted is not None:
+            never = len(self.wanted) - len(self.found)
+            found |= {"outside_uids": self.outside, "uids_without_pair": never}
+        return found | ({"columns": [*self.kept]} if self.names else {})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of a shard, as ``Beside`` sees them."""
+
+    names: tuple[str, ...]
+    value_NC: npt.NDArray[np.float64]
+    inside_N: npt.NDArray[np.bool_]
+    uids: Sequence[str]
+
+    def at(self, row: int) -> tuple[tuple[float, ...], str]:
+        """The numbers and the uid of an image.
+
+        Raises:
+            Damaged: a number is missing.
+        """
+        values, uid = self.value_NC[row], self.uids[row] if self.uids else ""
+        for name, value in zip(self.names, values.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise Damaged(f"no value of {name}", f"uid {uid}" if uid else "")
+        return tuple(values.tolist()), uid
