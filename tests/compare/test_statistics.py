@@ -145,7 +145,7 @@ class TestVariances:
         quiet, loud = np.linspace(-1, 1, 8), 20 * np.linspace(-1, 1, 8)
         found = fit({"a": cell(*quiet), "b": cell(*loud), "c": cell(*quiet)}, "a", None, ANY, False)
         assert found.apart == ("b",)
-        assert "F test parts it from that of a (b)" in found.rule
+        assert "F test parts it from that of a: b" in found.rule
         assert "F test" not in fit({"a": cell(*quiet), "c": cell(*quiet)}, "a", None, ANY, False).rule
 
     def test_equal_values_on_a_coarse_metric_are_no_proof_of_unequal_variance(self) -> None:
