@@ -155,6 +155,14 @@ class TestCrossings:
         assert crossings(ladder([0, 1.5, 2.75, 3.9]), BASE, None, ANY, False) == []
         assert crossings(ladder([0, 9], flops=(10, 20)), BASE, None, ANY, False) == []
 
+    def test_ties_cross_in_their_middle_or_not_at_all(self) -> None:
+        # one − other: −1, 0, 0, 1 is level from 2 to 4; −1, 0, −1, −1 and 0, 0, 0, 0 change no sign.
+        (found,) = crossings(ladder([0, 2, 3, 5]), BASE, None, ANY, False)
+        assert found.budget == pytest.approx(math.sqrt(8))
+        assert crossings(ladder([0, 2, 2.01, 3]), BASE, None, ANY, False) == []
+        assert crossings(BASE, BASE, None, ANY, False) == []
+        assert speedup(BASE, BASE).value == pytest.approx(1)
+
     def test_crossing_within_the_noise_has_open_ends(self) -> None:
         found = crossings(ladder([0.95, 2.02, 3.02, 4.05], noise=0.3), BASE, None, ANY, False)
         assert [(c.low, c.high) for c in found] == [(None, None)]

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from jestbench.compare.noise import SeedVariance, Spread, influence_SG, paired
-from jestbench.compare.statistics import Cell, Fit, fit, seed_deviation
+from jestbench.compare.statistics import Cell, Difference, Fit, fit, seed_deviation
 from jestbench.evals.measure import Measure
 
 ANY = Measure()
@@ -145,7 +145,7 @@ class TestVariances:
         quiet, loud = np.linspace(-1, 1, 8), 20 * np.linspace(-1, 1, 8)
         found = fit({"a": cell(*quiet), "b": cell(*loud), "c": cell(*quiet)}, "a", None, ANY, False)
         assert found.apart == ("b",)
-        assert "F test parts it from that of a (b)" in found.rule
+        assert "F test parts it from that of a: b" in found.rule
         assert "F test" not in fit({"a": cell(*quiet), "c": cell(*quiet)}, "a", None, ANY, False).rule
 
     def test_equal_values_on_a_coarse_metric_are_no_proof_of_unequal_variance(self) -> None:
@@ -182,13 +182,17 @@ class TestInvariance:
 
     def test_the_verdict_is_the_simultaneous_intervals(self) -> None:
         cells, unit_N = small_table()
-        for moved in np.linspace(-0.2, 0.2, 41):
-            found = fit(
-                cells | {"other": of_examples(cells["other"].example_SN + moved)}, "uniform", unit_N, ANY, False
-            )
-            other = found.differences["other"]
-            verdict = "better" if other.low > 0 else "worse" if other.high < 0 else "not told apart"
-            assert other.verdict == verdict
+
+        def other(shift: float) -> Difference:
+            moved = cells | {"other": of_examples(cells["other"].example_SN + shift)}
+            return fit(moved, "uniform", unit_N, ANY, False).differences["other"]
+
+        plain = other(0.0)
+        pointwise, simultaneous = plain.pointwise_high - plain.value, plain.high - plain.value
+        assert pointwise < 0.98 * simultaneous
+        for value, verdict in (((pointwise + simultaneous) / 2, "not told apart"), (1.01 * simultaneous, "better")):
+            assert other(value - plain.value).verdict == verdict
+            assert other(-value - plain.value).verdict == verdict.replace("better", "worse")
 
     def test_simultaneous_intervals_hold_the_pointwise_ones(self) -> None:
         cells, unit_N = small_table()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from photos import write_numbered_shards
 from safetensors.torch import load_file
 
 from jestbench.launch import command
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,8 +116,8 @@ def test_two_gpus_make_the_run_of_one(arm: str, tmp_path: Path, monkeypatch: pyt
 LONG = ["run.budget=2.5e10", "run.checkpoints=40", "evaluate.points=2"]
 
 
-def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    words = [str(ROOT / "tools" / "run.py"), *together.command("jest", run_dir), *LONG, *more]
+def start(run_dir: Path, *more: str, arm: str = "jest") -> subprocess.Popen[str]:
+    words = [str(ROOT / "tools" / "run.py"), *together.command(arm, run_dir), *LONG, *more]
     return subprocess.Popen(
         torchrun(2, *words),
         cwd=ROOT,
@@ -136,14 +138,14 @@ def kill_all(run_dir: Path) -> None:
             continue
 
 
-def wait_for_step(run_dir: Path, step: int) -> None:
+def wait_for(run_dir: Path, reached: Callable[[Place], bool]) -> Place:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         newest = RunFolder(run_dir).newest_checkpoint()
-        if newest is not None and int(newest.name.removeprefix("step-")) >= step:
-            return
+        if newest is not None and reached(Place.of(newest)):
+            return Place.of(newest)
         time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step} came")
+    raise AssertionError("the checkpoint never came")
 
 
 def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
@@ -152,13 +154,13 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     monkeypatch.chdir(ROOT)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     straight, killed = start(whole), start(cut)
-    wait_for_step(cut, 5)
+    wait_for(cut, lambda place: place.step >= 5)
     kill_all(cut)
     killed.communicate()
     assert straight.wait(300) == 0, straight.communicate()[1]
 
     stopped = start(cut, "--resume")
-    wait_for_step(cut, 12)
+    wait_for(cut, lambda place: place.step >= 12)
     stopped.send_signal(signal.SIGINT)
     stopped.communicate(timeout=120)
     assert json.loads((cut / "summary.json").read_text())["status"] == "interrupted"
@@ -170,4 +172,30 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     assert last.wait(300) == 0, last.communicate()[1]
     assert logical_rows(cut) == logical_rows(whole)
     weights = [load_file(RunFolder(folder).newest_checkpoint() / "model.safetensors") for folder in (whole, cut)]
+    assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())
+
+
+def test_a_ladder_killed_in_a_branch_and_on_the_trunk_is_the_ladder_uninterrupted(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["optimizer.rungs=(6e9, 1.5e10)", "run.budget=1.5e10"]
+    straight, killed = start(whole, *more, arm="ladder"), start(cut, *more, arm="ladder")
+    in_branch = wait_for(cut, lambda place: place.branch is not None and place.step > place.branch)
+    kill_all(cut)
+    killed.communicate()
+    assert in_branch.rungs == 0
+    assert straight.wait(300) == 0, straight.communicate()[1]
+
+    killed = start(cut, *more, "--resume", arm="ladder")
+    wait_for(cut, lambda place: place.rungs == 1 and place.branch is None and place.step > in_branch.step)
+    kill_all(cut)
+    killed.communicate()
+    assert not (cut / "summary.json").exists()
+
+    last = start(cut, *more, "--resume", arm="ladder")
+    assert last.wait(300) == 0, last.communicate()[1]
+    assert logical_rows(cut) == logical_rows(whole)
+    assert {row.get("ladder/rung") for row in logical_rows(whole)} == {None, 6_000_000_000}
+    newest = [RunFolder(folder).newest_checkpoint() for folder in (whole, cut)]
+    assert newest[0].name == newest[1].name
+    weights = [load_file(checkpoint / "model.safetensors") for checkpoint in newest]
     assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers import rows_of, timeless
+from helpers import Killed, final_model, rows_of, timeless
 
 from jestbench.batch import Selection
 from jestbench.config import resolve
 from jestbench.launch import train_run
 from jestbench.launch.command import main
+from jestbench.runs.folder import RUNG
 from jestbench.select.policy import choose
 from jestbench.select.scores import Role, Scores
 
@@ -60,6 +61,56 @@ def test_state_goes_on_from_step_to_step_and_through_a_resume(resolved: Any, tmp
     shutil.rmtree(last)
     assert train_run.train_run(resolved, cut, resume=True) == "finished"
     assert timeless(rows_of(cut)) == timeless(rows_of(whole))
+
+
+RUNGS = (2_000_000_000, 3_000_000_000, 5_000_000_000)
+
+
+def ladder(rungs: tuple[int, ...], policy: Any, *more: str) -> Any:
+    bindings = ["run.budget=None", "run.checkpoints=6", "log.every=1", "log.progress=False", "run.device=cpu", *more]
+    bindings += ["optimizer.schedule=ladder", f"optimizer.rungs={rungs}", "optimizer.cooldown=0.4"]
+    bindings += ["evaluate.points=1", "run.batch_size=8", "run.super_batch_size=24"]
+    found = resolve.resolve([str(ROOT / "gin" / "run" / "tiny.gin")], bindings)
+    return replace(found, run=replace(found.run, policy=policy))
+
+
+def steps_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What is logged of each step but evaluations and what branches cost."""
+    rows = [row for row in timeless(rows_of(run_dir)) if row["step"]]
+    return [{k: v for k, v in row.items() if not k.startswith(("eval/", "flops/eval", "flops/rungs"))} for row in rows]
+
+
+def test_state_goes_through_a_ladders_branches_and_trunk(tmp_path: Path) -> None:
+    """Into a branch with the trunk's state, back to it as if nothing had been; and on from a crash in either."""
+    whole, plain = tmp_path / "whole", tmp_path / "plain"
+    assert train_run.train_run(ladder(RUNGS, RunningMean()), whole, resume=False) == "finished"
+    share = f"optimizer.warmup={0.05 * RUNGS[0] / RUNGS[-1]!r}"
+    assert train_run.train_run(ladder(RUNGS[-1:], RunningMean(), share), plain, resume=False) == "finished"
+    rows = steps_of(whole)
+    assert all(row["select/steps"] == row["step"] for row in rows)
+    assert [row for row in rows if RUNG not in row] == steps_of(plain)
+    places = {name: [at for at, row in enumerate(rows) if row.get(RUNG) == name] for name in (None, *RUNGS[:2])}
+    assert all(len(at) > 2 for at in places.values())
+
+    @dataclass(frozen=True)
+    class Dying(RunningMean):
+        left: list[int]
+
+        def select(self, scores: Scores, count: int, generator: torch.Generator, *, state: Any) -> Selection:
+            self.left[0] -= 1
+            if self.left[0] < 0:
+                raise Killed
+            return super().select(scores, count, generator, state=state)
+
+    after = next(at for at in places[None] if at > places[RUNGS[0]][-1])
+    for name, steps in {"in a branch": places[RUNGS[1]][2], "back on the trunk": after + 1}.items():
+        run_dir = tmp_path / name
+        with pytest.raises(Killed):
+            train_run.train_run(ladder(RUNGS, Dying([steps])), run_dir, resume=False)
+        (run_dir / "summary.json").unlink()
+        assert train_run.train_run(ladder(RUNGS, RunningMean()), run_dir, resume=True) == "finished"
+        assert timeless(rows_of(run_dir)) == timeless(rows_of(whole)), name
+        assert final_model(run_dir) == final_model(whole), name
 
 
 def test_the_state_comes_to_where_the_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
