@@ -100,6 +100,8 @@ def write_run(
         references=(),
         data={},
         warnings=(),
+        control=arm == "uniform",
+        fingerprints={"training": "t", "evaluation": "e"},
     )
     (folder / "summary.json").write_text(json.dumps(described.to_json() | {"status": status} | summary))
     if environment is not None:

@@ -104,5 +104,8 @@ def test_the_wheel_holds_the_two_packages(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
     subprocess.run(command, cwd=source, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    tops = {file.split("/")[0] for file in zipfile.ZipFile(wheel).namelist()}
+    files = zipfile.ZipFile(wheel).namelist()
+    tops = {file.split("/")[0] for file in files}
+    read = {name(path) for path in (ROOT / "jestbench").rglob("*") if path.suffix in (".j2", ".css", ".js")}
+    assert read <= set(files)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jestbench", "policies"}

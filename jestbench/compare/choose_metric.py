@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ class SweepRecord:
         metric: what the sweep file names.
         goal: ``maximize`` or ``minimize``; ``None`` where the file has none.
         arms: names of the run folders of its arms; empty where a search has not proposed all of them.
+        over: whether it has ended, so that a run without a summary was killed.
     """
 
     metric: str
     goal: str | None = None
     arms: tuple[str, ...] = ()
+    over: bool = False
 
     @property
     def lower_is_better(self) -> bool | None:
@@ -39,7 +41,7 @@ class SweepRecord:
     def write(self, folder: Path) -> None:
         """Write the record beside the arms."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SWEEP_FILE, {"metric": self.metric, "goal": self.goal, "arms": list(self.arms)})
+        write_json(folder / SWEEP_FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord | None:
@@ -51,7 +53,8 @@ class SweepRecord:
         if not isinstance(found.get("metric"), str):
             return None
         arms = found.get("arms")
-        return cls(found["metric"], found.get("goal"), tuple(map(str, arms)) if isinstance(arms, list) else ())
+        names = tuple(map(str, arms)) if isinstance(arms, list) else ()
+        return cls(found["metric"], found.get("goal"), names, found.get("over") is True)
 
 
 def chosen_metric(runs: Sequence[RunRecord]) -> tuple[str, bool | None]:

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from jestbench.compare.curves import AXES
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, root
-from jestbench.compare.statistics import SHARE_OF_DIFFERENCE, Cell, table_noise
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, paired, root
+from jestbench.compare.statistics import Cell, table_noise
 from jestbench.evals.measure import Measure
 
 CONFIDENCE = 0.95
@@ -24,6 +24,9 @@ Stands = Literal["worse", "better"]
 _STANDS: tuple[Stands, Stands] = ("worse", "better")
 _SAME_BUDGET = 0.05
 """Relative difference up to which the FLOPs of two rungs are one budget: runs overshoot by up to a step."""
+
+_LENT = 0.5
+"""Share of an arm's degrees of freedom that the other has the use of (docs/statistics.md)."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,6 @@ def _draw(
 ) -> _Drawn:
     """Joint errors of two ladders' rungs, scaled to the half width of their difference at a rung of each."""
     generator = np.random.default_rng(seed)
-    # One cell an arm and rung: the noise of a table, in which the rungs of an arm are drawn together as arms are.
     cells = {f"{arm} {rung}": cell for arm, ladder in enumerate(ladders) for rung, cell in enumerate(ladder.cells)}
     noise = table_noise(cells, unit_N, measure)
     error_DC = np.zeros((draws, len(cells)))
@@ -218,11 +220,12 @@ def _draw(
     if known:
         one, other = (list(cells)[column] for column in at)
         unit_G = kept[at[0]] - kept[at[1]] if kept else None
-        spread = Spread([(noise.seed[name], len(cells[name].seeds)) for name in (one, other)], unit_G)
+        *pair, _ = paired(noise.seed[one], noise.seed[other], noise.step, _LENT)
+        spread = Spread([(seed, len(cells[name].seeds)) for seed, name in zip(pair, (one, other), strict=True)], unit_G)
         difference_D = error_DC[:, at[0]] - error_DC[:, at[1]]
         wide = float(np.quantile(np.abs(difference_D), CONFIDENCE))
         if wide > 0:
-            error_DC *= spread.half_width(difference_D, CONFIDENCE, SHARE_OF_DIFFERENCE) / wide
+            error_DC *= spread.half_width(CONFIDENCE) / wide
     return _Drawn(np.split(error_DC, [len(ladders[0].cells)], axis=1), known)
 
 

@@ -19,9 +19,6 @@ from jestbench.evals.measure import Measure
 FEWEST_RUNGS = 2
 """Decayed points without which there is no frontier to cross."""
 _DRAWS = 1000
-_NO_SELECTION = "uniform"
-_CONTROLS = ("shuffled", "independent")
-"""Parts of the labels of controls that select (gin/policy/*_shuffled.gin, jest_independent.gin)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def frontiers(groups: Sequence[Group], metric: Metric) -> dict[str, tuple[Fronti
 def where_it_pays(groups: Sequence[Group], baseline: Group | None, metric: Metric) -> tuple[Pays, ...]:
     """How each arm's frontier stands to those of the baseline and of the controls in the table."""
     ladders = {group.label: ladder_of(group) for group in groups}
-    controls = [group for group in groups if group is not baseline and _is_control(group)]
+    controls = [group for group in groups if group is not baseline and group.members[0].run.summary.control]
     found = []
     for count, other in enumerate([*([baseline] if baseline else []), *controls]):
         for group in groups:
@@ -82,11 +79,6 @@ def where_it_pays(groups: Sequence[Group], baseline: Group | None, metric: Metri
                 pays = _pays(group.label, other.label, ladders, metric)
                 found.extend([pays] if pays else [])
     return tuple(found)
-
-
-def _is_control(group: Group) -> bool:
-    policy = group.members[0].run.summary.policy
-    return policy == _NO_SELECTION or any(part in group.arm for part in _CONTROLS)
 
 
 def _pays(arm: str, other: str, ladders: Mapping[str, Ladder], metric: Metric) -> Pays | None:

@@ -194,7 +194,8 @@ def _age(candidate: Candidate) -> tuple[float, str]:
 def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) -> tuple[list[World], list[str]]:
     """Split runs whose data, loss or evaluation differ.
 
-    Runs that hold no results of their examples go with those of the same facts that do, unless these differ.
+    Runs whose training data, evaluation data or evaluation examples are not recorded go with those of the same facts
+    that have a record, unless these differ.
 
     Args:
         candidates: runs.
@@ -206,10 +207,14 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
     """
     worlds: dict[tuple[tuple[str, str], ...], list[Candidate]] = {}
     for facts, same in _by(candidates, lambda item: _facts(item, metric)).items():
-        kinds = sorted({item.examples for item in same} - {""})
-        for item in same:
-            kind = item.examples or (kinds[0] if len(kinds) == 1 else "not recorded" if kinds else "")
-            worlds.setdefault((*facts, ("evaluation examples", kind)), []).append(item)
+        records = [_records(item) for item in same]
+        kinds = {name: sorted({record[name] for record in records} - {""}) for name in records[0]}
+        for item, record in zip(same, records, strict=True):
+            filled = [
+                (name, kind or (kinds[name][0] if len(kinds[name]) == 1 else "not recorded" if kinds[name] else ""))
+                for name, kind in record.items()
+            ]
+            worlds.setdefault((*filled, *facts), []).append(item)
     label = baseline.partition("@")[0]
     ordered = sorted(
         worlds.items(), key=lambda item: (label not in {one.run.summary.arm for one in item[1]}, -len(item[1]))
@@ -224,10 +229,26 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
             arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
         described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
         notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
+    unknown = {item.run.summary.arm for item in candidates if item.run.summary.fingerprints is None}
+    if unknown:
+        notes.append(
+            f"the summaries of {', '.join(sorted(unknown))} hold no fingerprint of their data: whether it is that of "
+            "the other runs is not known"
+        )
     return [
         World({key: values[index] for key, values in differing.items()}, tuple(members))
         for index, (_, members) in enumerate(ordered)
     ], notes
+
+
+def _records(candidate: Candidate) -> dict[str, str]:
+    """What two runs must have in common as well, but may hold no record of: empty."""
+    prints = candidate.run.summary.fingerprints or {}
+    return {
+        "training data": prints.get("training", "")[:_HASH_LENGTH],
+        "evaluation data": prints.get("evaluation", "")[:_HASH_LENGTH],
+        "evaluation examples": candidate.examples,
+    }
 
 
 def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:

@@ -12,17 +12,16 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc, chdtri, ndtr, ndtri, stdtrit
+from scipy.special import chdtri, fdtr, ndtr, ndtri, stdtrit
 from scipy.stats import qmc
 
 Array = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 
-REFUSED_BELOW = 0.05
-"""p-value of the test of equal seed variances below which nothing is pooled."""
-_LENT = 0.5
-"""Degrees of freedom that the other arms add to an arm's seed variance (docs/statistics.md)."""
-_NO_VARIANCE = 1e-100  # the square of less underflows
+_REFUSED_BELOW = 0.2
+"""p-value of the F test of equal seed variances below which degrees of freedom do not add up."""
+_HALF_OF_RESIDUAL = 1.75
+"""Degrees of freedom at which half of the residual is taken out of a seed variance (docs/statistics.md)."""
 _LOG2_DRAWS = 13
 
 
@@ -66,15 +65,23 @@ class SeedVariance:
         return SeedVariance(float(np.var(value_S, ddof=1)), len(value_S) - 1.0, shared)
 
     @property
+    def excess(self) -> float:
+        """The part of the residual that is taken out of the variance.
+
+        All of it would leave zero too often, and the more often the fewer the degrees of freedom.
+        """
+        return self.residual / (1 + (_HALF_OF_RESIDUAL / self.freedom) ** 2)
+
+    @property
     def net(self) -> float:
-        """The variance without the residual, not below zero."""
-        return max(self.variance - self.residual, 0.0)
+        """The variance without ``excess``, not below zero."""
+        return max(self.variance - self.excess, 0.0)
 
     def deviation_D(self, normal_D: Array) -> Array:
-        """Fiducial draws of the standard deviation without the residual, from standard normal draws."""
+        """Fiducial draws of the standard deviation without ``excess``, from standard normal draws."""
         place, log_chi = _log_chi(self.freedom)
         chi_D = np.exp(np.interp(normal_D, place, log_chi))
-        net_D = np.maximum(self.variance * self.freedom / chi_D - self.residual, 0.0)
+        net_D = np.maximum(self.variance * self.freedom / chi_D - self.excess, 0.0)
         return np.asarray(np.sqrt(net_D), dtype=np.float64)
 
 
@@ -85,48 +92,32 @@ def _log_chi(freedom: float) -> tuple[Array, Array]:
     return place, np.log(chdtri(freedom, ndtr(-place)))
 
 
-def together(own: Sequence[SeedVariance], slope: Sequence[float], step: float) -> tuple[list[SeedVariance], float]:
-    """Seed variances of several arms, drawn towards their common value, and the p-value of their equality.
+def paired(
+    one: SeedVariance, other: SeedVariance, step: float, lent: float = 1.0
+) -> tuple[SeedVariance, SeedVariance, bool]:
+    """The seed variances of a difference, with the degrees of freedom that each has in it.
 
-    An arm's variance is shrunk towards the pooled one as if by ``_LENT`` more degrees of freedom (Smyth 2004,
-    doi:10.2202/1544-6115.1027), few enough for an arm three times as noisy as the others. Where Bartlett's test refuses
-    that the variances are equal, each arm keeps its own.
+    With as many seeds on both sides the degrees of freedom add up, as in Student's test of two samples; where one side
+    has fewer, the other's help in proportion: f · (1 + least / most). Where an F test refuses that the variances are
+    equal, each keeps its own.
 
     Args:
-        own: each arm's own variance.
-        slope: of the common scale at each arm's mean: variances are comparable after multiplication by its square.
+        one: the variance of one side.
+        other: that of the other.
         step: distance between neighbouring values that a mean can have (0: any), so that equal values are no proof.
+        lent: share of the other side's degrees of freedom that is added.
 
     Returns:
-        The variances, and p.
+        Both, and whether they stay apart.
     """
-    freedom_A = np.array([part.freedom for part in own])
-    slope_A = np.array(slope) ** 2
-    net_A = np.array([part.variance - part.residual for part in own]) * slope_A
-    common_A = max(float(freedom_A @ net_A / freedom_A.sum()), 0.0) / slope_A + [part.residual for part in own]
-    p = _bartlett((np.array([part.variance for part in own]) + step**2 / 12) / np.maximum(common_A, 1e-300), freedom_A)
-    if p < REFUSED_BELOW:
-        return list(own), p
-    return [
-        replace(
-            part,
-            variance=(part.freedom * part.variance + _LENT * common) / (part.freedom + _LENT),
-            freedom=part.freedom + _LENT,
-        )
-        for part, common in zip(own, common_A, strict=True)
-    ], p
-
-
-def _bartlett(variance_A: Array, freedom_A: Array) -> float:
-    """p-value of Bartlett's test of equal variances, from the variances: 0 where some are zero, 1 where all are."""
-    if not variance_A.any():
-        return 1.0
-    if not variance_A.all():
-        return 0.0
-    total, arms = freedom_A.sum(), len(freedom_A)
-    spread = total * math.log(freedom_A @ variance_A / total) - freedom_A @ np.log(variance_A)
-    correction = 1 + ((1 / freedom_A).sum() - 1 / total) / (3 * (arms - 1))
-    return float(chdtrc(arms - 1, max(spread / correction, 0.0)))
+    above, below = (part.variance + step**2 for part in (one, other))
+    if above or below:
+        rank = float(fdtr(one.freedom, other.freedom, above / below)) if below else 1.0
+        if 2 * min(rank, 1 - rank) < _REFUSED_BELOW:
+            return one, other, True
+    least, most = sorted((one.freedom, other.freedom))
+    first, second = (replace(part, freedom=part.freedom * (1 + lent * least / most)) for part in (one, other))
+    return first, second, False
 
 
 @dataclass(frozen=True)
@@ -160,25 +151,15 @@ class Spread:
         tail = (1 + confidence) / 2
         return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, tail) / ndtri(tail))
 
-    def half_width(self, error_D: Array, confidence: float, fiducial_share: float) -> float:
+    def half_width(self, confidence: float) -> float:
         """Half of the width of the interval; 0 where nothing varies.
 
-        Of two approximations to a sum of variances with few degrees of freedom, Satterthwaite's is too narrow and that
-        of Behrens and Fisher (``error_D``) too wide; their weighted geometric mean covers.
-
-        Args:
-            error_D: fiducial draws of the error.
-            confidence: of the interval.
-            fiducial_share: weight of the wider.
+        The half widths of the parts, each with Student's quantile at its own degrees of freedom, add up as variances do
+        (the method of variance estimates recovery: Zou and Donner 2008, doi:10.1002/sim.3095).
         """
-        fiducial = float(np.quantile(np.abs(error_D), confidence))
-        variance = self.unit_variance + sum(part.net / count for part, count in self.seeds)
-        if not variance > _NO_VARIANCE or not fiducial > 0:
-            return fiducial
-        parts = [(part.variance / count) ** 2 / part.freedom for part, count in self.seeds]
-        freedom = variance**2 / (sum(parts) + self.unit_variance**2 / self.unit_freedom)
-        narrow = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
-        return float(narrow ** (1 - fiducial_share) * fiducial**fiducial_share)
+        tail = (1 + confidence) / 2
+        parts = [part.net / count * float(stdtrit(part.freedom, tail)) ** 2 for part, count in self.seeds]
+        return math.sqrt(sum(parts) + (float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2)
 
 
 @lru_cache(maxsize=8)

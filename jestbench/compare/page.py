@@ -91,7 +91,7 @@ def _filters(out: Path) -> dict[str, Any]:
 
 
 def _world(table: Table, created: str, out: Path) -> dict[str, Any]:
-    drawn, (found, _), data = looks(table), gallery(table), world_data(table)
+    drawn, (found, unread), data = looks(table), gallery(table), world_data(table)
     configurations = {arm.label: read_configuration(arm.members[-1].run.folder) for arm in table.arms}
     known = {label: values for label, values in configurations.items() if values}
     numbers = {id(member): number for number, member in enumerate(m for arm in table.arms for m in arm.members)}
@@ -109,6 +109,7 @@ def _world(table: Table, created: str, out: Path) -> dict[str, Any]:
         "data": data,
         "has_selection": bool(data["selection"]["keys"]),
         "gallery": found,
+        "unread": unread,
         "overlaps": _overlaps(found) if found else [],
         "configurations": configurations,
         "configured": len(known),
@@ -271,9 +272,8 @@ def _embedded(data: Any) -> Markup:
 def _plotly() -> dict[str, Markup]:
     """plotly.js as its package ships it, and its licence."""
     script = resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
-    licence = next(
-        file.read_text() for file in metadata.files("plotly") or () if file.name.upper().startswith("LICENSE")
-    )
+    files = (file for file in metadata.files("plotly") or () if file.name.upper().startswith("LICENSE"))
+    licence = next((file.read_text() for file in files), "plotly.js: MIT licence, as its head says")
     assert "</script" not in script.lower(), "plotly.min.js cannot stand in a page"
     return {"plotly": Markup(script), "licence": Markup("/*!\n" + licence.replace("*/", "* /") + "\n*/")}
 

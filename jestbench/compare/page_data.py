@@ -173,7 +173,7 @@ def _selection(table: Table) -> dict[str, Any]:
             for member in arm.runs
             for row in member.run.rows[1:3] + member.run.rows[-2:]
             for key in row
-            if key.startswith(_SELECT) or key == "data/repeated"
+            if key.startswith(_SELECT)
         },
         key=lambda key: (list(_SELECT_NAMES).index(key) if key in _SELECT_NAMES else len(_SELECT_NAMES), key),
     )

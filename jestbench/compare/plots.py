@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jestbench.compare.comparison import Arm, Comparison, FrontierPoint, Table
-from jestbench.compare.wording import chance_text, decimal_prefix, reference_label, subtitle, value_text
+from jestbench.compare.wording import chance_text, decimal_prefix, metric_name, reference_label, subtitle, value_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -45,10 +45,9 @@ _REFERENCE_COLOUR = "#7a4f9a"
 _LINE_STYLES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>Pph"
 _LEGEND_COLUMNS = 3
-_MOST_MARKERS = 25
-_MOST_THIN_LINES = 3
 _LINE_WIDTH = 2.0
-_MARKER_SIZE = 4.5
+_SPAN_FOR_LOG = 3.9
+"""Largest over smallest budget from which on their axis is logarithmic; page.js has the same."""
 _POINT_SIZE = 8.0
 _DPI = 160
 
@@ -144,7 +143,7 @@ def _draw_metric(figure: Figure, table: Table, facts: str) -> None:
     axes = figure.subplots()
     _draw_curves(axes, table, "flops")
     axes.legend(*_legend(table), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=10)
-    title = f"{table.metric} against FLOPs\n{_folded(facts, 100)}"
+    title = f"{metric_name(table)} against FLOPs\n{_folded(facts, 100)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
 
 
@@ -158,7 +157,7 @@ def _draw_overview(figure: Figure, table: Table, facts: str) -> None:
     handles, labels = _legend(table)
     top.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=10)
     _draw_spending(bottom.subplots(), table)
-    title = f"{table.metric}\n{_folded(facts, 120)}"
+    title = f"{metric_name(table)}\n{_folded(facts, 120)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
@@ -171,8 +170,8 @@ def _overview_heights(table: Table) -> tuple[float, float]:
 def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
     drawn = looks(table)
     for arm in table.arms:
-        _draw_arm(axes, arm, axis, drawn[arm.label], above=arm.label == table.baseline)
-        _draw_frontier(axes, [point for point in table.frontier if point.arm == arm.label], axis, drawn[arm.label])
+        points = [point for point in table.frontier if point.arm == arm.label]
+        _draw_arm(axes, arm, axis, drawn[arm.label], points, above=arm.label == table.baseline)
     _draw_references(axes, table)
     if table.measure.chance is not None:
         axes.axhline(table.measure.chance, color="#999999", linewidth=1, linestyle=":", zorder=1)
@@ -188,53 +187,48 @@ def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
             fontsize=8.5,
             color="#666666",
         )
-    axes.set_xlim(left=0)
+    amounts = [point.amount[axis] for point in table.frontier if point.amount[axis] > 0]
+    if amounts and max(amounts) >= _SPAN_FOR_LOG * min(amounts):
+        _scale_by_budgets(axes, table, axis, min(amounts))
+    else:
+        axes.set_xlim(left=0)
     _label_amounts(axes, _PANELS[axis], "FLOP" if axis == "flops" else "")
-    axes.set_ylabel(table.metric + (" (lower is better)" if table.lower_is_better else ""))
+    axes.set_ylabel(metric_name(table) + (" (lower is better)" if table.lower_is_better else ""))
+
+
+def _scale_by_budgets(axes: Axes, table: Table, axis: str, smallest: float) -> None:
+    """A logarithmic axis with marks at the decayed points of one arm: budgets are mostly powers of one another."""
+    axes.set_xscale("log", nonpositive="mask")  # the evaluation before the first step has no place
+    axes.set_xlim(left=0.75 * smallest)
+    arms = sorted(table.arms, key=lambda arm: arm.label != table.baseline)
+    axes.set_xticks([point.amount[axis] for point in table.frontier if point.arm == arms[0].label])
+    axes.minorticks_off()
 
 
 def _label_amounts(axes: Axes, label: str, unit: str) -> None:
     """Label the x axis in one unit, named in the axis label alone."""
     divisor, prefix = decimal_prefix(axes.get_xlim()[1])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / divisor:.3g}")
     in_unit = f"{prefix}{unit}" if unit else _COUNTS.get(prefix, f"in {divisor:.0e}")
     axes.set_xlabel(f"{label} ({in_unit})" if in_unit else label)
 
 
-def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, *, above: bool) -> None:
-    amount_E = arm.curve.amount_E[axis]
-    order = 4 if above else 3
+def _draw_arm(axes: Axes, arm: Arm, axis: str, look: Look, points: Sequence[FrontierPoint], *, above: bool) -> None:
+    """An arm's decayed points with their 95 % intervals, and lighter behind them its learning curve."""
+    amount_E, colour = arm.curve.amount_E[axis], COLOURS[look.colour]
+    # Where there is one decayed point, the curve is what there is to see.
+    light = 0.4 if len(points) > 1 else 0.75
     if len(arm.runs) > 1:
         low_E, high_E = arm.curve.value_SE.min(axis=0), arm.curve.value_SE.max(axis=0)
-        axes.fill_between(amount_E, low_E, high_E, color=COLOURS[look.colour], alpha=0.13, linewidth=0)
-    if 1 < len(arm.runs) <= _MOST_THIN_LINES:
-        for member in arm.runs:
-            curve = member.curve
-            axes.plot(curve.amount_E[axis], curve.value_E, color=COLOURS[look.colour], linewidth=0.7, alpha=0.55)
-    every = max(1, -(-len(amount_E) // _MOST_MARKERS))
-    axes.plot(
-        amount_E,
-        arm.curve.value_E,
-        color=COLOURS[look.colour],
-        linestyle=look.style,
-        marker=look.marker,
-        markevery=every,
-        markersize=_MARKER_SIZE,
-        linewidth=_LINE_WIDTH,
-        zorder=order,
-    )
-
-
-def _draw_frontier(axes: Axes, points: Sequence[FrontierPoint], axis: str, look: Look) -> None:
-    """An arm's decayed points: large hollow markers with their 95 % intervals, joined by a dashed line."""
+        axes.fill_between(amount_E, low_E, high_E, color=colour, alpha=0.08, linewidth=0)
+    axes.plot(amount_E, arm.curve.value_E, color=colour, linestyle=look.style, linewidth=1.3, alpha=light, zorder=3)
     amounts, values = [point.amount[axis] for point in points], [point.mean.value for point in points]
-    (line,) = axes.plot(
-        amounts, values, color=COLOURS[look.colour], linewidth=1.2, linestyle="--", marker=look.marker, zorder=6
-    )
-    line.set(markerfacecolor="white", markeredgewidth=_LINE_WIDTH, markersize=_POINT_SIZE)
+    order = 7 if above else 6
+    (line,) = axes.plot(amounts, values, color=colour, linestyle=look.style, linewidth=_LINE_WIDTH, zorder=order)
+    line.set(marker=look.marker, markersize=_POINT_SIZE, markeredgecolor="white", markeredgewidth=1.2)
     for at, point in zip(amounts, points, strict=True):
         if point.mean.low is not None and point.mean.high is not None:
-            axes.plot([at, at], [point.mean.low, point.mean.high], color=COLOURS[look.colour], linewidth=1.4, zorder=5)
+            axes.plot([at, at], [point.mean.low, point.mean.high], color=colour, linewidth=1.4, zorder=5)
 
 
 def _draw_references(axes: Axes, table: Table) -> None:
@@ -269,7 +263,7 @@ def _legend(table: Table) -> tuple[list[Artist], list[str]]:
     for arm in table.arms:
         look = drawn[arm.label]
         line = Line2D([], [], color=COLOURS[look.colour], linestyle=look.style, marker=look.marker)
-        line.set(linewidth=_LINE_WIDTH, markersize=_MARKER_SIZE)
+        line.set(linewidth=_LINE_WIDTH, markersize=_POINT_SIZE, markeredgecolor="white")
         handles.append(line)
         seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
         # A leading underscore hides a legend entry.
@@ -279,10 +273,10 @@ def _legend(table: Table) -> tuple[list[Artist], list[str]]:
 
         handles.append(Patch(color="#888888", alpha=0.25, linewidth=0))
         labels.append("lowest to highest seed")
-    handles.append(
-        Line2D([], [], color="#888888", linewidth=1.4, marker="o", markersize=_POINT_SIZE, markerfacecolor="w")
-    )
+    handles.append(Line2D([], [], color="#888888", linewidth=_LINE_WIDTH, marker="o", markersize=_POINT_SIZE))
     labels.append("decayed, 95 % interval")
+    handles.append(Line2D([], [], color="#888888", linewidth=1.3, alpha=0.5))
+    labels.append("learning curve, mean of seeds")
     if table.measure.chance is not None:
         handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":"))
         labels.append(chance_text(table))

@@ -14,17 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import chdtri, expit
 
-from jestbench.compare.noise import (
-    REFUSED_BELOW,
-    Array,
-    SeedVariance,
-    Spread,
-    Units,
-    influence_SG,
-    normals,
-    root,
-    together,
-)
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, influence_SG, normals, paired, root
 from jestbench.evals.measure import Measure
 
 Verdict = Literal["better", "worse", "not told apart"]
@@ -101,17 +91,15 @@ class Fit:
     Attributes:
         means: arm → mean, with its pointwise interval.
         differences: arm → difference to the baseline, without the baseline itself.
-        pooled: whether an arm's seed variance borrows from the other arms'.
-        scale: on which seed variances are compared.
-        variance_test_p: of the test of equal seed variances; ``None`` where there is nothing to test.
+        scale: on which the intervals of means are symmetric.
+        apart: arms whose seed variance is evidently not the baseline's, so that degrees of freedom do not add up.
         rule: how the intervals came about, in one line.
     """
 
     means: Mapping[str, Interval]
     differences: Mapping[str, Difference]
-    pooled: bool
     scale: Scale
-    variance_test_p: float | None
+    apart: tuple[str, ...]
     rule: str
 
 
@@ -152,14 +140,14 @@ def fit(
         raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
     noise = table_noise(cells, unit_N, measure)
     shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
-    halves = _halves(cells, baseline, shared, noise, confidence)
+    halves, apart = _halves(cells, baseline, shared, noise, confidence)
     differences = {
         arm: _difference(cells[arm], cells[baseline], seeds, halves.get(arm), measure, lower_is_better)
         for arm, seeds in shared.items()
         if arm != baseline
     }
-    rule = _rule(cells, baseline, noise, unit if unit_N is not None else "examples", confidence)
-    return Fit(_means(cells, noise, measure, confidence), differences, noise.pooled, noise.scale, noise.p, rule)
+    rule = _rule(cells, baseline, noise, apart, unit if unit_N is not None else "examples", confidence)
+    return Fit(_means(cells, noise, measure, confidence), differences, noise.scale, apart, rule)
 
 
 def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
@@ -176,9 +164,6 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
     return Interval(deviation, low, high)
 
 
-# Weights of the wider approximation (Spread.half_width), from the simulations of docs/statistics.md. A difference has
-# two seed variances, and so more degrees of freedom.
-SHARE_OF_MEAN, SHARE_OF_DIFFERENCE = 0.75, 0.4
 _ONE_SEED = "one seed: the variance from seed to seed is unknown"
 _NOTHING_VARIES = "nothing varies, which is no certainty"
 
@@ -188,25 +173,18 @@ class Noise:
     """The noise of a table's cells.
 
     Attributes:
-        own: arm → seed variance from its own seeds; no entry for one seed.
-        seed: the same, drawn together over the arms where they may be.
+        seed: arm → variance from seed to seed; no entry for one seed.
         influence: arm → influence of units [S, G]; no entry where some cell has no examples.
         missing: whose examples are missing.
-        scale: of the comparison of seed variances.
-        p: of their equality; ``None`` for fewer than two.
+        scale: of intervals of means.
+        step: distance between neighbouring values of a mean over examples; 0: any.
     """
 
-    own: Mapping[str, SeedVariance]
     seed: Mapping[str, SeedVariance]
     influence: Mapping[str, Array]
     missing: str
     scale: Scale
-    p: float | None
-
-    @property
-    def pooled(self) -> bool:
-        """Whether variances are drawn together."""
-        return self.p is not None and self.p >= REFUSED_BELOW
+    step: float
 
     def unit_G(self, arm: str, cell: Cell, seeds: tuple[int, ...]) -> Array | None:
         """Influence of units on the mean over some seeds."""
@@ -227,19 +205,13 @@ def table_noise(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measur
         for arm, cell in cells.items()
         if cell.example_SN is not None and not missing
     }
-    own = {
+    seed = {
         arm: SeedVariance.of(cell.value_S, influence.get(arm))
         for arm, cell in sorted(cells.items())
         if len(cell.seeds) > 1
     }
-    # All hits or all misses have no place on the logit scale, and no variance to lend.
-    comparable = [arm for arm in own if scale == "identity" or 0 < cells[arm].mean < 1]
-    if len(comparable) < 2:
-        return Noise(own, own, influence, missing, scale, None)
     step = 1 / measure.examples if scale == "logit" and measure.examples else 0.0
-    slopes = [_slope(cells[arm], scale) for arm in comparable]
-    variances, p = together([own[arm] for arm in comparable], slopes, step)
-    return Noise(own, own | dict(zip(comparable, variances, strict=True)), influence, missing, scale, p)
+    return Noise(seed, influence, missing, scale, step)
 
 
 def _check(cells: Mapping[str, Cell], unit_N: Units | None) -> None:
@@ -263,10 +235,6 @@ def _scale(cells: Mapping[str, Cell], measure: Measure) -> Scale:
     return "logit" if measure.limits == (0.0, 1.0) and hits else "identity"
 
 
-def _slope(cell: Cell, scale: Scale) -> float:
-    return 1 / (cell.mean * (1 - cell.mean)) if scale == "logit" else 1.0
-
-
 def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
     return [cell.seeds.index(seed) for seed in seeds]
 
@@ -277,17 +245,14 @@ def _means(cells: Mapping[str, Cell], noise: Noise, measure: Measure, confidence
 
 def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: float) -> Interval:
     """The interval of a mean, from the arm's own seeds alone."""
-    value, own = cell.mean, noise.own.get(arm)
-    if own is None:
+    value, seed = cell.mean, noise.seed.get(arm)
+    if seed is None:
         return Interval(value, None, None, _ONE_SEED)
-    spread = Spread([(own, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds))
-    normal = normals(3)
-    error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))
-    half = spread.half_width(error_D + spread.unit_deviation(confidence) * normal[2], confidence, SHARE_OF_MEAN)
+    half = Spread([(seed, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds)).half_width(confidence)
     if not half > 1e-12 * abs(value):
         return Interval(value, None, None, _NOTHING_VARIES)
     if noise.scale == "logit":
-        at, reach = math.log(value / (1 - value)), half * _slope(cell, noise.scale)
+        at, reach = math.log(value / (1 - value)), half / (value * (1 - value))
         return Interval(value, float(expit(at - reach)), float(expit(at + reach)))
     low, high = measure.limits
     return Interval(value, max(low, value - half), min(high, value + half))
@@ -299,42 +264,47 @@ def _halves(
     shared: Mapping[str, tuple[int, ...]],
     noise: Noise,
     confidence: float,
-) -> dict[str, tuple[float, float]]:
-    """Arm → half width of its difference, simultaneous and pointwise; no entry where there is no interval."""
+) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
+    """Arm → half width of its difference, simultaneous and pointwise; and the arms whose seed variance stays apart.
+
+    There is no entry where there is no interval.
+    """
     base = cells[baseline]
     drawn = [arm for arm in sorted(noise.seed) if arm != baseline and shared[arm] and baseline in noise.seed]
     if not drawn:
-        return {}
-    spreads = []
+        return {}, ()
+    spreads, apart = [], []
     for arm in drawn:
         own_G, base_G = (noise.unit_G(a, cells[a], shared[arm]) for a in (arm, baseline))
         unit_G = None if own_G is None or base_G is None else own_G - base_G
-        spreads.append(Spread([(noise.seed[a], len(shared[arm])) for a in (arm, baseline)], unit_G))
+        *pair, stays = paired(noise.seed[arm], noise.seed[baseline], noise.step)
+        spreads.append(Spread([(seed, len(shared[arm])) for seed in pair], unit_G))
+        apart += [arm] * stays
     error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
-    half_K = np.array(
-        [spread.half_width(row, confidence, SHARE_OF_DIFFERENCE) for spread, row in zip(spreads, error_KD, strict=True)]
-    )
+    half_K = np.array([spread.half_width(confidence) for spread in spreads])
     varies_K = half_K > 1e-12 * abs(base.mean)
     # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
     scaled_KD = np.abs(error_KD[varies_K])
     scaled_KD /= np.quantile(scaled_KD, confidence, axis=1, keepdims=True)
     factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))
-    return {
+    halves = {
         arm: (factor * float(half), float(half))
         for arm, half, varies in zip(drawn, half_K, varies_K, strict=True)
         if varies
     }
+    return halves, tuple(apart)
 
 
 def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: float) -> Array:
     """Joint fiducial draws of the errors of differences to one baseline: [K, D]."""
     used = sorted(set().union(*shared))
     normal = iter(normals(1 + len(used) + 3 * len(spreads)))
-    base_D = spreads[0].seeds[1][0].deviation_D(next(normal))
+    base_D = next(normal)
     weight_KS = np.array([[(seed in seeds) / len(seeds) for seed in used] for seeds in shared])
-    error_KD = weight_KS @ np.stack([next(normal) * base_D for _ in used])
+    error_KD = weight_KS @ np.stack([next(normal) for _ in used])
     for error_D, spread in zip(error_KD, spreads, strict=True):
-        own, count = spread.seeds[0]
+        (own, count), (base, _) = spread.seeds
+        error_D *= base.deviation_D(base_D)
         error_D += own.deviation_D(next(normal)) * next(normal) / math.sqrt(count)
     widened = [
         spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
@@ -370,18 +340,19 @@ def _difference(
     return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
 
 
-def _rule(cells: Mapping[str, Cell], baseline: str, noise: Noise, unit: str, confidence: float) -> str:
+def _rule(
+    cells: Mapping[str, Cell], baseline: str, noise: Noise, apart: tuple[str, ...], unit: str, confidence: float
+) -> str:
     counts = sorted({len(cell.seeds) for cell in cells.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     if noise.missing:
         what = f"no per-example results ({noise.missing}), so that the noise of the examples is left out"
     else:
         what = f"{noise.influence[baseline].shape[1]:,} {unit}"
-    if noise.p is None:
-        pool = "each arm's seed variance its own"
-    elif noise.pooled:
-        pool = f"seed variances drawn together over {len(noise.seed)} arms on the {noise.scale} scale"
-    else:
-        pool = f"each arm's seed variance its own, as they differ (p = {noise.p:.2g}, Bartlett's test)"
+    pool = "the seed variance of each arm its own"
+    if apart:
+        pool += (
+            f", with its own degrees of freedom where an F test parts it from that of {baseline}: {', '.join(apart)}"
+        )
     which = f"{confidence * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
     return f"{which}: {seeds}, {what}; {pool}"

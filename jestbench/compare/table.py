@@ -154,7 +154,7 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     world = wording.world_name(table)
     if world:
         yield f"## {_plain(world)}"
-    yield _plain(wording.subtitle(table, created))
+    yield _plain(f"{wording.metric_name(table)} · {wording.subtitle(table, created)}")
     yield f"![metric against FLOPs]({picture})"
     yield _plain(table.rule) + "."
     lower = "lower is better" if table.lower_is_better else ""

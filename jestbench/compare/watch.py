@@ -71,15 +71,22 @@ def standing(run_dirs: Sequence[Path]) -> Standing:
                 raise
             continue  # the folder of a sweep whose first arm has not begun
         folders.update(dict.fromkeys((*named, *found)))
+    records = {
+        place: record for place in {place.resolve() for place in run_dirs} if (record := SweepRecord.read(place))
+    }
     ended, going_on = [], []
     for folder in folders:
         try:
             ended.append((folder, RunFolder(folder).summary_json.stat().st_mtime))
         except FileNotFoundError:
-            going_on.append(folder)
-    records = {place.resolve(): SweepRecord.read(place) for place in run_dirs}
+            sweep = records.get(folder.parent)
+            if sweep is None or not sweep.over:  # else it was killed
+                going_on.append(folder)
     to_come = [
-        name for place, record in records.items() if record for name in record.arms if place / name not in folders
+        name
+        for place, sweep in records.items()
+        for name in (() if sweep.over else sweep.arms)
+        if place / name not in folders
     ]
     return Standing(tuple(ended), tuple(going_on), tuple(to_come))
 

@@ -106,7 +106,7 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         (
             "where selection pays",
             "budgets at which an arm's frontier crosses that of the baseline or of a control (an arm without "
-            "selection, or whose label holds 'shuffled' or 'independent'); pointwise intervals, nothing extrapolated.",
+            "selection, or one with run.control = True); pointwise intervals, nothing extrapolated.",
         ),
     )
 
@@ -179,6 +179,11 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
         count = _classes(name, measure, "/".join(sets), data or {})
         return f"{above}{found}" + (f" of {count:,} classes" if count else "")
     return f"{above}{found}" + (f", {measure.examples:,} queries" if measure.examples else "")
+
+
+def metric_name(table: Table) -> str:
+    """A table's metric in words."""
+    return metric_text(table.metric, table.measure, table.arms[0].runs[0].run.summary.data)
 
 
 def _classes(name: str, measure: Measure, of_set: str, data: Mapping[str, object]) -> int | None:

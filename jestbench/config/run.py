@@ -74,6 +74,8 @@ class Run:
         budget: FLOPs that the run may spend (``flops/total``); ``None`` where ``limit`` sets steps
             or pairs; of a ladder its last rung, and may be left out.
         arm: the arm's label.
+        control: whether other arms are held against it, besides the baseline, where selection pays; an arm of a policy
+            that scores nothing is.
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
         split: that super-batches are drawn from: several joined by ``+``; ``pool[top=0.05, by=column:similarity]``, the
@@ -132,6 +134,7 @@ class Run:
     super_batch_size: int
     budget: float | None = None
     arm: str = ""
+    control: bool = False
     seed: int = 0
     loss: LossName = "softmax"
     split: str | dict[str, float] = "pool"

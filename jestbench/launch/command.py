@@ -146,6 +146,16 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 @contextmanager
+def _for_a_reader() -> Iterator[None]:
+    """End in silence where the reader of stdout has closed it (``| head``)."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails too
+
+
+@contextmanager
 def importing() -> Iterator[None]:
     """Disable garbage collection during imports, which then take two thirds of the time; freeze what was imported."""
     if "torch" in sys.modules:  # a long-lived process may hold garbage of its own
@@ -167,8 +177,9 @@ def _run(arguments: argparse.Namespace) -> int:
         with importing():
             from jestbench.config.registered import policy_classes
 
-        for name, cls in policy_classes().items():
-            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
+        with _for_a_reader():
+            for name, cls in policy_classes().items():
+                print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
         return 0
     if arguments.describe is not None:
         return _describe(arguments.describe, arguments.gin_file)
@@ -190,14 +201,16 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
         may = rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes)
-        rehearse.check(resolved, may, arguments.verbose)
+        with _for_a_reader():
+            rehearse.check(resolved, may, arguments.verbose)
         return 0
     if arguments.price:
         from jestbench.launch.forecast import price_table
 
         with train_run.building():
             table = price_table(rehearse.without_download(resolved))
-        print(table)
+        with _for_a_reader():
+            print(table)
         return 0
     if arguments.fill_cache:
         from jestbench.launch.fill import fill_cache
@@ -221,7 +234,8 @@ def _describe(name: str, files: Sequence[str]) -> int:
         from jestbench.launch.describe import described, everything
 
     list(read_files(files))
-    print(described(name) if name else everything())
+    with _for_a_reader():
+        print(described(name) if name else everything())
     return 0
 
 

@@ -107,7 +107,7 @@ def _parameter_lines(key: str, cls: type[Any], parameter: str) -> Iterator[str]:
     hint = type_of(fields_of(cls)[parameter])
     yield from _paragraph(f"{key}: {hint} = {default_of(cls, parameter)}")
     meaning = meanings(cls).get(parameter, "")
-    yield from _paragraph(meaning or "(its class describes no such attribute)", "    ")
+    yield from _paragraph(meaning or f"(its docstring describes no attribute {parameter})", "    ")
 
 
 def described(asked: str) -> str:
@@ -136,7 +136,8 @@ def described(asked: str) -> str:
             )
         return "\n".join([*_parameter_lines(f"{prefix}.{parameter}", cls, parameter), f"File: {_file(cls)}"])
     kind = "policy" if name in policy_classes() else "configurable"
-    lines = [*_paragraph(f"{prefix} ({kind}): {_first_sentence(cls)}"), ""]
+    head = " ".join(part for part in (f"{prefix} ({kind}):", _first_sentence(cls)) if part)
+    lines = [*_paragraph(head), ""]
     for field in fields:
         lines += _parameter_lines(f"{prefix}.{field}", cls, field)
     lines += [] if fields else ["It has no parameters."]
@@ -145,7 +146,10 @@ def described(asked: str) -> str:
 
 
 def _first_sentence(cls: type[Any]) -> str:
-    text = " ".join((inspect.getdoc(cls) or "").replace("``", "").split("\n\n")[0].split())
+    own = cls.__doc__ or ""
+    if own.startswith(f"{cls.__name__}("):  # what dataclass writes where there is no docstring
+        own = _module_doc(cls)
+    text = " ".join(inspect.cleandoc(own).replace("``", "").split("\n\n")[0].split())
     return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.splits import shown_split, split_of
+from jestbench.data.pairs import Wrapped
+from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
@@ -29,6 +30,7 @@ from jestbench.parallel.distributed import World
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.hold_folder import held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
@@ -153,6 +155,20 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
+    with _held_by_all(run_dir):
+        return _train_run(resolved, run_dir, resume, role)
+
+
+@contextmanager
+def _held_by_all(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder, by rank 0, for all ranks."""
+    world, stack = distributed.world(), ExitStack()
+    world.first(lambda: stack.enter_context(held(run_dir)))
+    with stack:
+        yield
+
+
+def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if going_on and _finished(run_dir):
@@ -184,7 +200,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         recorder.restore(progress, newest)
     references = _references(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
-    known = KnownAtStart(pretrain, references, facts, warned(resolved, stages, facts["walk"]))
+    warnings = warned(resolved, stages, facts["walk"])
+    known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     status: Ending = "failed"
     try:
         with recorder.signals():
@@ -282,6 +299,18 @@ def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
     if sets := eval_sets(stages):
         found["eval_sets"] = sets
     return found | dict(stages.pairs.facts)
+
+
+def _fingerprints(resolved: Resolved, stages: Stages) -> dict[str, str]:
+    """Fingerprints of the pool, uncropped and whole, and of the evaluation data."""
+    split, pairs = resolved.run.split, stages.pairs
+    while isinstance(pairs, Wrapped):
+        pairs = pairs.pairs
+    pooled = "pool" in names_in(split)
+    if split != "pool" and pooled:
+        pairs = resolved.run.data.split("pool")
+    training = {"training": pairs.fingerprint} if pooled else {}
+    return training | {"evaluation": stages.evaluator.pairs.fingerprint}
 
 
 def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -> None:

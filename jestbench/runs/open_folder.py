@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.batch import DataError
-from jestbench.config.run import ConfigError, Recorded, Resolved
-from jestbench.disk import write_json, write_text
+from jestbench.config.run import Recorded, Resolved
+from jestbench.disk import LEFTOVERS, write_json, write_text
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.environment import environment
 from jestbench.runs.folder import RUNG, RunFolder
+from jestbench.runs.hold_folder import KEPT, RunFolderError
 from jestbench.runs.saved_model import trained_loss
-
-
-class RunFolderError(ConfigError):
-    """The run folder cannot be used as asked; nothing in it was changed."""
 
 
 def _held_by(folder: RunFolder) -> tuple[str, int] | None:
@@ -43,7 +40,7 @@ def recorded(path: Path) -> Recorded:
 
 
 def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
-    """Create the run folder, or check that it holds this very run, or this ladder with fewer rungs.
+    """Begin a run in a folder that is held (``hold_folder.held``), or check what it holds: this very run, or a ladder.
 
     Rungs may be appended: the run in the folder is then this one, and goes on from where its last cool-down began.
 
@@ -71,9 +68,10 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         _append(folder, resolved)
         return True
     try:
-        if run_dir.exists() and any(run_dir.iterdir()):
+        # Whose process died before it had written the environment, there is no run yet: it is begun again.
+        begun = {folder.config_gin.name, folder.operative_gin.name}
+        if any(path.name not in KEPT | begun and not path.match(LEFTOVERS) for path in run_dir.iterdir()):
             raise RunFolderError(f"{run_dir} is not empty and holds no run: choose another --run_dir")
-        run_dir.mkdir(parents=True, exist_ok=True)
         folder.config_gin.write_text(resolved.config, encoding="utf-8")
         folder.operative_gin.write_text(resolved.operative, encoding="utf-8")
         found = environment(resolved.run.device, resolved.run.precision)

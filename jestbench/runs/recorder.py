@@ -65,12 +65,14 @@ class KnownAtStart:
         pretrain: FLOPs of each model's pre-training.
         references: that the run is scored with.
         data: facts about the data.
+        fingerprints: of the data.
         warnings: about the run.
     """
 
     pretrain: Mapping[str, int]
     references: Sequence[ReferenceEntry]
     data: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
     warnings: Sequence[str]
 
 
@@ -363,5 +365,7 @@ class Recorder:
             references=tuple(known.references),
             data=known.data,
             warnings=tuple(known.warnings),
+            control=resolved.run.control or not resolved.policy.needs,
+            fingerprints=known.fingerprints,
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )

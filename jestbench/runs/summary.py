@@ -88,6 +88,9 @@ class Summary:
         references: the references that the run was scored with.
         data: what is known about the data.
         warnings: what the run itself warned of.
+        control: whether others are held against it where selection pays: it scores nothing, or ``run.control`` is True.
+        fingerprints: of the data, whatever the seed: ``training``, of the split ``pool`` (no such key for a run without
+            it), and ``evaluation``; ``None`` where they are not recorded.
         cache: hits and misses of the shared cache; ``None`` (no such key) for a run without one.
         appended: each time that rungs were appended: ``at`` (FLOPs spent), ``from`` (the rungs before), ``config_hash``
             (before); no such key where none were.
@@ -118,6 +121,8 @@ class Summary:
     references: tuple[ReferenceEntry, ...]
     data: Mapping[str, Any]
     warnings: tuple[str, ...]
+    control: bool = False
+    fingerprints: Mapping[str, str] | None = None
     cache: Mapping[str, float] | None = None
     appended: tuple[Mapping[str, Any], ...] = ()
 

@@ -102,6 +102,8 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
         return 130
     finally:
         progress.close()
+    if started:
+        replace(record, over=True).write(out)
     # A summary run for each comparison: where no arm has run, the last summary is still valid.
     if _compare(sweep, [arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import Watched, chromium
 from planted_page import write_examples, write_shown_run
-from planted_runs import HITS, METRIC, UNIFORM, arm_of, warned, write_hits, write_run
+from planted_runs import HITS, METRIC, UNIFORM, arm_of, page_text, warned, write_hits, write_run
 
 from jestbench.compare.comparison import Comparison
 from jestbench.compare.configurations import differing, labels, own_parameters, read_configuration
@@ -80,13 +80,16 @@ def test_the_gallery_holds_what_each_policy_chose_first_and_refused_first(tmp_pa
 
 
 def test_examples_that_cannot_be_read_are_said_and_cost_nothing_else(tmp_path: Path) -> None:
-    write_examples(tmp_path, 0, 3)
-    (tmp_path / "examples/step-0000000001.npz").write_bytes(b"PK")
-    found, problems = shown_by(tmp_path)
+    run = write_shown_run(tmp_path / "run", "uniform", 0, 0.0)
+    write_examples(run, 0, 3)
+    (run / "examples/step-0000000001.npz").write_bytes(b"PK")
+    found, problems = shown_by(run)
     assert found == ()
     assert len(problems) == 1
-    (tmp_path / "examples/step-0000000001.json").write_text("{}")
-    assert len(shown_by(tmp_path)[1]) == 1
+    compare([run], METRIC, out=tmp_path / "out")
+    assert "1 table of examples that cannot be read" in page_text(tmp_path / "out")
+    (run / "examples/step-0000000001.json").write_text("{}")
+    assert len(shown_by(run)[1]) == 1
 
 
 def test_every_shared_metric_has_the_frontier_that_its_own_comparison_has(tmp_path: Path) -> None:

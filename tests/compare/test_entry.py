@@ -162,6 +162,14 @@ def test_ctrl_c_ends_a_watch_cleanly(tmp_path: Path) -> None:
     assert not watching.page_has("http-equiv")
 
 
+def test_a_killed_run_of_a_sweep_that_is_over_is_not_waited_for(tmp_path: Path) -> None:
+    runs = two_arms(tmp_path / "runs", seeds=(0,))
+    write_run(runs / "killed", BETTER, arm="jest", seed=1)
+    (runs / "killed" / "summary.json").unlink()
+    SweepRecord(METRIC, arms=("u0", "j0", "killed", "removed"), over=True).write(runs)
+    assert main([str(runs), "--watch", "--out", str(tmp_path / "out")]) == 0
+
+
 def test_a_watch_of_no_folder_ends_at_once(tmp_path: Path) -> None:
     assert main([str(tmp_path / "gone"), "--watch", "--out", str(tmp_path / "out")]) == 2
 

@@ -274,15 +274,16 @@ def test_speedups_between_rungs_have_an_interval_that_holds_them(tmp_path):
 
 def test_where_selection_pays_against_the_baseline_and_each_control(tmp_path):
     rungs = (100, 200, 400)
-    arms = {"uniform": (0.1, 0.2, 0.3), "jest": (0.05, 0.2, 0.5), "jest_shuffled": (0.1, 0.2, 0.4), "rho": (0, 0, 0.1)}
+    arms = {"uniform": (0.1, 0.2, 0.3), "jest": (0.05, 0.2, 0.5), "aside": (0.1, 0.2, 0.4), "rho": (0, 0, 0.1)}
     for arm, values in arms.items():
-        ladder(tmp_path / "runs" / arm, list(zip(rungs, values, strict=True)), arm=arm)
+        points = list(zip(rungs, values, strict=True))
+        ladder(tmp_path / "runs" / arm, points, arm=arm, control=arm in ("uniform", "aside"))
     write_run(tmp_path / "runs/alone", [(0, 0.0), (400, 0.6)], arm="single")
     comparison, document = written(tmp_path / "runs", tmp_path / "out")
     found = {(row["arm"], row["other"]): row for row in document["crossings"]}
     assert set(found) == {
-        *((arm, "uniform") for arm in ("jest", "jest_shuffled", "rho")),
-        *((arm, "jest_shuffled") for arm in ("jest", "rho")),
+        *((arm, "uniform") for arm in ("jest", "aside", "rho")),
+        *((arm, "aside") for arm in ("jest", "rho")),
     }
     row = found["jest", "uniform"]
     assert row["budget"] == pytest.approx(200)
@@ -481,6 +482,29 @@ def test_runs_of_other_evaluation_examples_are_another_world_and_those_without_j
     ]
     assert "evaluation examples" in comparison.warnings[0]
     assert "not recorded (old)" in comparison.warnings[0]
+
+
+def test_other_data_of_one_evaluation_set_are_another_world_and_unknown_data_are_said(tmp_path):
+    def prints(training):
+        return {"training": training, "evaluation": "e"} if training else {"evaluation": "e"}
+
+    mine, yours = prints("0123456789abcdef"), prints("fedcba9876543210")
+    write_run(tmp_path / "mine/u", [(0, 0.0), (100, 0.1)], fingerprints=mine)
+    write_run(tmp_path / "mine/j", [(0, 0.0), (100, 0.3)], arm="jest", fingerprints=mine)
+    write_run(tmp_path / "mine/c", [(0, 0.0), (100, 0.2)], arm="curated", fingerprints=prints(""))
+    write_run(tmp_path / "mine/old", [(0, 0.0), (100, 0.2)], arm="old", fingerprints=None)
+    alone = compare([tmp_path / "mine"], METRIC)
+    assert [arm.label for arm in alone.tables[0].arms] == ["jest", "curated", "old", "uniform"]
+    assert warned(alone, "of old hold no fingerprint of their data")
+    write_run(tmp_path / "yours/l", [(0, 0.0), (100, 0.9)], arm="learnability", fingerprints=yours)
+    both = compare([tmp_path], METRIC)
+    worlds = [sorted(arm.label for arm in table.arms) for table in both.tables]
+    assert worlds == [["jest", "uniform"], ["curated", "old"], ["learnability"]]
+    assert both.warnings[0].startswith("3 WORLDS")
+    assert "training data is 01234567 (jest, uniform); not recorded (curated, old); fedcba98 (learn" in both.warnings[0]
+    other = prints("0123456789abcdef") | {"evaluation": "another"}
+    write_run(tmp_path / "mine/e", [(0, 0.0), (100, 0.9)], arm="else", fingerprints=other)
+    assert ["else"] in [[arm.label for arm in table.arms] for table in compare([tmp_path / "mine"], METRIC).tables]
 
 
 def test_a_label_in_two_worlds_is_no_clash(tmp_path):

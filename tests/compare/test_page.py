@@ -216,7 +216,9 @@ CLIPPED = """(parts) => [...document.querySelectorAll(parts)]
     .filter((part) => part.checkVisibility() && part.getClientRects().length)
     .filter((part) => { const box = part.getBoundingClientRect();
         const inside = getComputedStyle(part).display === "inline" || part.scrollWidth <= part.clientWidth + 1;
-        return box.left < -0.5 || box.right > innerWidth + 0.5 || !inside; })
+        const around = part.closest("table")?.parentElement;
+        const edge = around ? around.getBoundingClientRect().right : innerWidth;
+        return box.left < -0.5 || box.right > edge + 0.5 || !inside; })
     .filter((part) => !part.closest("thead") || getComputedStyle(part.closest("thead")).position !== "absolute")
     .map((part) => `${part.tagName} ${part.className}: ${part.textContent.slice(0, 60)}`)"""
 

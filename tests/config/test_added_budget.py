@@ -104,6 +104,8 @@ def test_the_comparison_reads_it_at_the_common_budget_and_at_its_own_end(runs: P
     assert comparison.first.budget == 2_000_000_000
     assert (curated.added_to_budget, curated.budget) == (1_000_000_000, 3_000_000_000)
     assert curated.undecayed
+    assert {member.run.summary.control for arm in (curated, arms["uniform"]) for member in arm.runs} == {True}
+    assert not [note for note in comparison.warnings if "WORLDS" in note or "fingerprint" in note]
     assert not arms["uniform"].undecayed
     final = summary_of(runs / "curated")["metrics"]["eval/zero_shot_top5"]
     assert (curated.end.value, curated.end.low, curated.end.high) == (final, None, None)

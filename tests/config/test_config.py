@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,14 +14,18 @@ from typing import Any
 
 import pytest
 import timm
-from helpers import rows_of, summary_of
+from filelock import FileLock
+from helpers import SLOW, rows_of, start, summary_of, wait_for
 
 import policies
 from jestbench.bench.arms import tiny_stands
 from jestbench.config import grammar, resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.icons.icons import Icons
+from jestbench.disk import write_json
 from jestbench.launch import command, train_run
+from jestbench.runs import hold_folder
+from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 GIN = ROOT / "gin"
@@ -83,12 +89,12 @@ def expect_said(result: Result, *words: str, status: int = 2) -> str:
 
 
 def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Every path below some folders, with its size and the time it was changed."""
+    """Every path below some folders, of a file with its size and the time it was changed."""
     found = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             state = path.stat()
-            found[str(path)] = (state.st_size if path.is_file() else -1, state.st_mtime_ns)
+            found[str(path)] = (state.st_size, state.st_mtime_ns) if path.is_file() else (-1, 0)
     return found
 
 
@@ -524,7 +530,7 @@ def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     assert all(flops >= 2e9 for flops in end["pretrain_flops"].values())
     files = {entry.name for entry in Path("out").iterdir()}
     text = {"config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json"}
-    assert files == text | {"checkpoints", "eval", "examples"}
+    assert files == text | {"checkpoints", "eval", "examples", ".lock"}
     assert [file.stem for file in Path("out/eval").iterdir()] == [str(int(3e9 + added))]
     if not policy.needs:
         assert last["pairs/seen"] == last["pairs/trained"]
@@ -619,6 +625,39 @@ def test_a_run_folder_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     assert (result.status, result.out) == (0, "finished: out\n")
     expect_said(run("--gin_file", TINY, *SMALL, "--resume"), "--run_dir")
     assert snapshot(tmp_path) == before
+
+
+def test_a_folder_is_written_by_one_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ("--gin_file", TINY, *SMALL, "run.budget=None", "budget.steps=40", "--run_dir", str(tmp_path / "out"))
+    folder = RunFolder(tmp_path / "out")
+    slow = start("-c", SLOW, *argv)
+    wait_for(slow, lambda: folder.last_row().get("step", 0) >= 2)
+    holder = f"in use by process {slow.pid} on {socket.gethostname()}, since 20"
+    for more in ([], ["--resume"], ["run.seed=1"]):
+        expect_said(run(*argv, *more), holder, "choose another --run_dir")
+    slow.kill()  # the lock goes with it
+    slow.communicate()
+    rows = len(rows_of(folder.path))
+    assert run(*argv, "--resume").status == 0
+    assert len(rows_of(folder.path)) >= rows
+    assert summary_of(folder.path)["steps"] == 40
+    # A process that is gone, but whose worker still has its lock: the lock is waited for, not for ever.
+    monkeypatch.setattr(hold_folder, "DYING_SECONDS", 0.3)
+    write_json(folder.path / ".holder.json", {"process": slow.pid, "machine": socket.gethostname(), "since": "2026"})
+    with FileLock(folder.path / ".lock"):
+        expect_said(run(*argv, "--resume"), f"in use by process {slow.pid}")
+
+
+def test_a_run_that_died_before_it_began_is_begun_again(run: Run, tmp_path: Path) -> None:
+    argv = ("--gin_file", TINY, *SMALL, "--run_dir", "out")
+    for resume in ([], ["--resume"]):
+        shutil.rmtree("out", ignore_errors=True)
+        Path("out").mkdir()
+        for name in ("config.gin", "operative.gin", ".environment.json.123.partial", ".lock"):
+            (Path("out") / name).write_text("torn")
+        assert run(*argv, *resume).status == 0
+        assert summary_of("out")["status"] == "finished"
+        assert "torn" not in Path("out/operative.gin").read_text()
 
 
 def test_a_foreign_folder_is_left_alone(run: Run, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def digest(*bindings: str) -> str:
     [
         "run.seed=5",
         "run.arm=other",
+        "run.control=True",
         "log.every=3",
         "log.progress=False",
         "wandb.project=other",

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
 from jestbench.batch import DataError
+from jestbench.compare.analysis import analyse
 from jestbench.data.captions import Captions
 from jestbench.data.decode import Damage, DamagedImage, decode, probe
 from jestbench.data.file_pairs import FilePairs
@@ -908,6 +909,24 @@ def test_three_lines_for_a_table_and_a_reference_of_their_own(run, tmp_path):
     assert status == 0, said
     assert summary_of("out")["policy"] == "jest"
     assert rows_of("out")[-1]["flops/reference_score"] > 0
+
+
+def test_two_tables_with_one_evaluation_set_are_two_worlds(run, tmp_path):
+    photos = folder_of_photos(tmp_path, 80)
+    for name, part in (("one", photos[:48]), ("two", photos[16:64]), ("eval", photos[64:])):
+        write_csv(tmp_path / f"{name}.csv", [(path.name, text) for path, text in part])
+    mine = gin_file("mine.gin", 'include "gin/run/csv.gin"', 'csv.eval = "eval.csv"', 'run.policy = "uniform"')
+    runs = {"uniform": ("one", "1"), "seed": ("one", "2"), "other": ("two", "1"), "cropped": ("one", "1")}
+    for arm, (pool, seed) in runs.items():
+        words = [f'csv.pool="{pool}.csv"', f"run.arm={arm}", f"run.seed={seed}", "csv.cache_dir='kept'"]
+        words += ["run.augment=@random_resized_crop()"] * (arm == "cropped")
+        status, said = run("--gin_file", mine, "--run_dir", f"runs/{arm}", *LITTLE, *words)
+        assert status == 0, said
+    comparison = analyse([Path("runs")], "eval/zero_shot_top5", "uniform", None, "again")
+    worlds = [sorted(arm.label for arm in table.arms) for table in comparison.tables]
+    assert worlds == [["cropped", "seed", "uniform"], ["other"]]
+    assert comparison.warnings[0].startswith("2 WORLDS")
+    assert "training data is" in comparison.warnings[0]
 
 
 def test_a_run_on_damaged_pairs_counts_them_and_resumes_as_if_never_stopped(run, tmp_path):

@@ -31,7 +31,7 @@ def test_every_parameter_of_every_name_has_a_meaning(name: str, capsys: pytest.C
     assert missing == [], f"{cls.__module__}.{cls.__name__}: its docstring describes no {', '.join(missing)}"
     said = printed(capsys, "--describe", name)
     assert all(re.search(rf"^{name}\.{field}: ", said, re.MULTILINE) for field in registry.fields_of(cls))
-    assert "describes no such attribute" not in said
+    assert "describes no attribute" not in said
     assert max(map(len, said.splitlines())) <= WIDTH
     assert re.search(r"^File: (policies|jestbench)/[\w/]+\.py$", said, re.MULTILINE)
     if name in policies.available():
@@ -141,6 +141,17 @@ def test_a_policy_in_a_file_beside_the_gin_file(tmp_path: Path) -> None:
     assert again.startswith("import every_other_pair\n")
     assert "every_other.first = 1" in again
     assert tool("--run_dir", "runs/own", "--resume") == "finished: runs/own\n"
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """As ``| head`` does; the reader is gone before anything is printed."""
+    words = [sys.executable, str(ROOT / "tools" / "run.py"), "--describe", "jest"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
 
 
 # The page of --check

@@ -626,6 +626,33 @@ FORECASTS = (
     ),
 )
 
+COMMANDS = (
+    Mutant(
+        "pre-training need not pay", FORECAST, "price.first_sight + once + pretrained", "price.first_sight", PLANNED
+    ),
+    Mutant(
+        "the goal of a sweep is dropped",
+        "jestbench/compare/choose_metric.py",
+        "return metric, record.lower_is_better",
+        "return metric, None",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "a page reloads itself for ever",
+        "jestbench/compare/watch.py",
+        "_reload(out / PAGE, None if now.over else interval)",
+        "_reload(out / PAGE, interval)",
+        "tests/compare/test_entry.py",
+    ),
+    Mutant(
+        "what a resumed arm had spent counts as its speed",
+        "jestbench/sweep/progress.py",
+        "_spent(self.folder) - self.begun",
+        "_spent(self.folder)",
+        "tests/sweep/test_progress.py",
+    ),
+)
+
 PER_EXAMPLE = (
     Mutant("hits are counted from rank 0", RESULTS, "(ranking.rank_N <= k)", "(ranking.rank_N < k)", EVALS),
     Mutant("nll is a log-probability", RESULTS, "-ranking.log_probability_N", "ranking.log_probability_N", EVALS),
@@ -652,7 +679,7 @@ PER_EXAMPLE = (
     ),
 )
 
-STATISTICS, CROSSINGS = "jestbench/compare/statistics.py", "jestbench/compare/crossings.py"
+NOISE, STATISTICS, CROSSINGS = (f"jestbench/compare/{name}.py" for name in ("noise", "statistics", "crossings"))
 INTERVALS = "tests/compare/test_statistics.py"
 
 VERDICTS = (
@@ -678,17 +705,17 @@ VERDICTS = (
         INTERVALS,
     ),
     Mutant(
-        "a mean's interval holds no examples",
-        STATISTICS,
-        "spread.unit_deviation(confidence) * normal[2]",
-        "0 * normal[2]",
+        "an interval holds no examples",
+        NOISE,
+        "(float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2",
+        "0.0",
         INTERVALS,
     ),
     Mutant(
         "an interval of the spread, not of the mean",
-        STATISTICS,
-        "error_D = own.deviation_D(normal[0]) * normal[1] / math.sqrt(len(cell.seeds))",
-        "error_D = own.deviation_D(normal[0]) * normal[1]",
+        NOISE,
+        "part.net / count * float",
+        "part.net * float",
         INTERVALS,
     ),
     Mutant(
@@ -707,15 +734,46 @@ VERDICTS = (
     ),
     Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),
     Mutant(
-        "unequal variances are pooled",
-        STATISTICS,
-        "self.p is not None and self.p >= REFUSED_BELOW",
-        "self.p is not None",
+        "degrees of freedom of unequal variances add up",
+        NOISE,
+        "2 * min(rank, 1 - rank) < _REFUSED_BELOW",
+        "False",
         INTERVALS,
+    ),
+)
+
+PAGE = (
+    Mutant(
+        "a page tells where its runs lie",
+        "jestbench/compare/page.py",
+        "    environment.finalize = scrub\n",
+        "",
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "a caption ends the data of a page",
+        "jestbench/compare/page.py",
+        'replace("<", "\\\\u003c")',
+        'replace("<", "<")',
+        "tests/compare/test_page.py",
+    ),
+    Mutant(
+        "the lowest scores are shown last",
+        "jestbench/runs/choices.py",
+        'np.argsort(self.score_B[refused_N], kind="stable")',
+        'np.argsort(-self.score_B[refused_N], kind="stable")',
+        "tests/compare/test_configurations.py",
+    ),
+    Mutant(
+        "evaluations of long runs are thinned out",
+        "jestbench/runs/folder.py",
+        "            kept_N[line] = True\n",
+        "",
+        "tests/runs/test_run_folder.py",
     ),
 )
 
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *PER_EXAMPLE, *VERDICTS),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
 )

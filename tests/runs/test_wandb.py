@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import rows_of, summary_of
 from PIL import Image
+from planted_runs import write_run
 
 from jestbench.batch import Batch, Selection
 from jestbench.compare import report as compare_command
@@ -317,6 +318,26 @@ def test_the_comparison_is_one_summary_run(runs: Runs) -> None:
     (page,) = (found.folder / "files" / "media" / "html").glob("report_*.html")
     assert page.read_text() == (runs.comparison / "index.html").read_text()
     assert (found.folder / "files" / "comparison.json").exists()
+
+
+def test_every_world_has_its_own_table_and_frontier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for noise, arms in ((0.2, ("uniform", "jest", "rho")), (0.6, ("uniform", "jest"))):
+        for arm_name in arms:
+            points = [(0, 0.0), (100, 0.4 + noise)]
+            write_run(tmp_path / f"runs/{arm_name}{noise}", points, arm=arm_name, data={"noise": noise})
+    command = [str(tmp_path / "runs"), "--metric", "top1", "--out", str(tmp_path / "out"), "--wandb"]
+    # Names differ, or the second world's runs would repeat those of the first.
+    for path in (tmp_path / "runs").glob("*0.6/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": path.parent.name}))
+    assert compare_command.main(command) == 0
+    (found,) = recorded(tmp_path / "out")
+    sizes = {before: len(found.tables(f"{before}comparison")[0]["data"]) for before in ("", "world_2/")}
+    assert sizes == {"": 3, "world_2/": 2}
+    assert found.summary["uniform/mean"] == pytest.approx(0.6)
+    assert found.summary["world_2/uniform/mean"] == 1.0
+    assert found.summary["world_2/noise"] == "0.6"
+    assert found.tables("world_2/frontier")
 
 
 def test_a_comparison_that_is_disabled_leaves_nothing(runs: Runs, tmp_path: Path) -> None:

@@ -68,13 +68,21 @@ def test_a_log_has_lines_and_no_bars(sweep: list[str], tmp_path: Path) -> None:
     assert re.search(r"^uniform seed 3 100%, 00:\d\d, 00:00 left, pairs/s=", done.stderr, re.MULTILINE)
     record = SweepRecord.read(tmp_path / "out")
     assert record is not None
-    assert (record.metric, record.goal) == (METRIC, "maximize")
+    assert (record.metric, record.goal, record.over) == (METRIC, "maximize", True)
     assert sorted(record.arms) == sorted(path.parent.name for path in tmp_path.glob("out/*/summary.json"))
     # The comparison of the runs needs no --metric: their sweep names one of those that they share.
     again = [sys.executable, str(ROOT / "tools" / "compare.py"), "out", "--out", "again"]
     compared = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert compared.returncode == 0, compared.stderr
     assert compared.stdout.startswith(f"{METRIC}: ")
+
+
+def test_a_checkout_that_is_installed_sweeps_from_any_folder(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "jestbench", "sweep", "gin/sweep/tiny.yaml", "--dry_run", "--count", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert " -m jestbench run --gin_file gin/run/tiny.gin" in done.stdout
 
 
 def test_a_terminal_has_a_bar_of_each_kind(sweep: list[str], tmp_path: Path) -> None:
@@ -126,8 +134,8 @@ def spends(folder: Path, flops: float) -> Path:
 
 
 def test_the_time_left_is_that_of_the_flops_left(tmp_path: Path, clock: Clock) -> None:
-    arms = [arm("a", 100.0), arm("b", 300.0), arm("c", 200.0), arm("d", 50.0)]
-    found = progress.SweepProgress("s", METRIC, 4, 2, arms)
+    arms = [arm("a", 100.0), arm("b", 300.0), arm("c", 200.0), arm("d", 50.0), arm("e", 140.0)]
+    found = progress.SweepProgress("s", METRIC, 5, 2, arms)
     assert found.seconds_left() is None
     found.passed(arms[3])  # it finished in an earlier sweep, and tells nothing of this one's speed
     folders = [tmp_path / one.resolved.run.arm for one in arms]
@@ -139,18 +147,19 @@ def test_the_time_left_is_that_of_the_flops_left(tmp_path: Path, clock: Clock) -
     clock.now += 5
     spends(folders[0], 100), spends(folders[1], 60)
     found.ends(arms[0], 0, 0.5)  # 100 FLOPs in 10 seconds
-    # 240 of b and 200 of c side by side: b alone takes longest.
-    assert found.seconds_left() == pytest.approx(240 / 10)
+    assert found.seconds_left() == pytest.approx((240 + 200 + 140) / 2 / 10), "b, c and e in two places"
     found.begins(arms[2], spends(folders[2], 150))  # resumed
-    assert found.seconds_left() == pytest.approx(240 / 10)
+    assert found.seconds_left() == pytest.approx(240 / 10), "b alone takes longest"
     clock.now += 20
     spends(folders[1], 290), spends(folders[2], 190)
-    assert found.seconds_left() == pytest.approx(10 / 10)
     found.ends(arms[1], 4, None)
-    assert found.line() == "sweep s 3/4, running: c seed 0 (95%); about 0:01 left"
-    found.ends(arms[2], 0, 0.1)
+    assert found.line() == "sweep s 3/5, running: c seed 0 (95%); about 0:14 left"
+    found.ends(arms[2], 0, 0.1)  # 40 FLOPs more in 20 seconds
+    assert found.seconds_left() == pytest.approx(140 * (10 + 20) / (100 + 40))
+    found.begins(arms[4], folders[4])
+    found.ends(arms[4], 0, 0.1)
     assert found.seconds_left() is None
-    assert found.line() == "sweep s 4/4"
+    assert found.line() == "sweep s 5/5"
 
 
 def test_arms_that_count_steps_count_alike(tmp_path: Path, clock: Clock) -> None:
