@@ -890,7 +890,7 @@ def test_a_set_of_own_classes_and_templates_is_evaluated_by_one_line(run, tmp_pa
     status, said = run("--gin_file", "mine.gin", *LITTLE, "--run_dir", "out")
     assert status == 0, said
     end = summary_of("out")
-    assert end["data"]["eval_sets"]["mine"] == {"task": "classification", "images": 6, "classes": 2, "templates": 2}
+    assert end["data"]["eval_sets"]["mine"] == {"task": "zero_shot", "images": 6, "classes": 2, "templates": 2}
     assert 0 <= end["metrics"]["eval/mine/zero_shot_top1"] <= 1
     assert any("eval/mine/zero_shot_top5 is always 1" in warning for warning in end["warnings"])
 
