@@ -18,14 +18,14 @@ from jestbench.compare.choose_metric import SweepRecord
 from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
-from jestbench.disk import command_name
+from jestbench.disk import PROJECT, command_name
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
 from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.side_by_side import Job, run_side_by_side
-from jestbench.sweep.sweep_file import Sweep, read_sweep
+from jestbench.sweep.sweep_file import PROGRAM, Sweep, read_sweep
 
 COMPARISON = "comparison"
 DEFAULT_COUNT = 10
@@ -70,7 +70,10 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
     if not dry_run and not sweep.is_installed and not Path(sweep.program).is_file():
-        raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+        own = PROJECT / PROGRAM
+        if sweep.program != PROGRAM or not own.is_file():
+            raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+        sweep = replace(sweep, program=str(own))  # an installed checkout, from another folder
     check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:

@@ -19,7 +19,7 @@ import yaml
 
 from jestbench.config import registry
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest, nearest_or_all
+from jestbench.disk import IS_CHECKOUT, nearest, nearest_or_all
 
 HINT = "; did you mean {!r}?"
 METHODS = ("grid", "random", "bayes")
@@ -71,8 +71,8 @@ class Sweep:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the program is this package's own command, which it starts without a script: there is none here."""
-        return self.program == PROGRAM and not Path(PROGRAM).is_file()
+        """Whether the program is this package's own command, which an installed package starts without a script."""
+        return self.program == PROGRAM and not Path(PROGRAM).is_file() and not IS_CHECKOUT
 
     def command_line(self, arm: Mapping[str, Any]) -> list[str]:
         """The command line of an arm, as the W&B agent makes it."""

@@ -77,14 +77,6 @@ def test_a_log_has_lines_and_no_bars(sweep: list[str], tmp_path: Path) -> None:
     assert compared.stdout.startswith(f"{METRIC}: ")
 
 
-def test_a_checkout_that_is_installed_sweeps_from_any_folder(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "jestbench", "sweep", "gin/sweep/tiny.yaml", "--dry_run", "--count", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert " -m jestbench run --gin_file gin/run/tiny.gin" in done.stdout
-
-
 def test_a_terminal_has_a_bar_of_each_kind(sweep: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))

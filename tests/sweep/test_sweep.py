@@ -352,6 +352,12 @@ def test_a_sweep_ends_with_the_comparison(call: Call, started: list[list[str]]) 
     assert [contents(folder) for folder in folders] == before
 
 
+def test_a_checkout_sweeps_from_any_folder(call: Call, started: list[list[str]]) -> None:
+    """Its own script is found, as its gin files are, though there is none in the working directory."""
+    assert call(write({**SMALL, "run.budget": {"value": 1e9}}, program="tools/run.py"), "--out", "out").status == 0
+    assert [words[words.index(sys.executable) + 1] for words in started] == [PROGRAM]
+
+
 def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
     call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
