@@ -25,7 +25,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 _EVAL = "eval/"
 _HASH_LENGTH = 8
-_OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut", "beside")
+_OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut", "beside", "damage_page")
 """Facts about the split that a run was trained on. A control may train on another one of the same data."""
 
 

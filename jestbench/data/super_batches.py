@@ -67,6 +67,11 @@ class SuperBatchSource(ABC):
         return {}
 
     @property
+    def examples(self) -> Mapping[str, str]:
+        """The first example of each kind of damage that was read, by reason, where they are known (of a stream)."""
+        return {}
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [] if self.workers is None else self.workers.pids

@@ -18,7 +18,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate
-from jestbench.launch.data_report import epoch_warning, epochs, walk
+from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
@@ -346,7 +346,10 @@ def price_table(resolved: Resolved) -> str:
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
-        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walk(resolved, stages), steps)]
+        walked = walk(resolved, stages)
+        lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]
+        if resolved.run.data.is_prepared():  # of a stand-in nothing is wasted
+            lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, price, pool, taken)
     lines += [_to_pay(resolved, price, pool, steps, FLOPS_PER_MAC * macs)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])

@@ -28,6 +28,7 @@ from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.runs.checkpoint import Place
+from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.hold_folder import held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
@@ -217,6 +218,11 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
     recorder.write_chosen()
+    if recorder.world.first_of_all:
+        sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
+        page = {**data, "sources": sources, "examples_read": stages.super_batches.examples}
+        if write_damage(folder.damage_page, page):
+            data |= {"damage_page": folder.damage_page.name}
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)

@@ -40,6 +40,7 @@ class RunFolder:
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
         chosen: pairs that were trained on, how often, with their last scores (``log.chosen``).
+        damage_page: damaged pairs by kind with their first examples; not there where there are none.
         row_stores: what frozen models remember while the run goes on.
     """
 
@@ -55,6 +56,7 @@ class RunFolder:
         self.examples = path / "examples"
         self.examples_page = self.examples / "index.html"
         self.chosen = path / "chosen.parquet"
+        self.damage_page = path / "damage.md"
         self.row_stores = path / "cache"
 
     def is_run_folder(self) -> bool:

@@ -311,7 +311,7 @@ def test_first_sight_and_amortised_prices(reference, tmp_path):
 
 @pytest.mark.parametrize("policy", ["cascade_jest", "cascade_uniform"])
 def test_check_writes_nothing(reference, tmp_path, capsys, policy):
-    assert main([*command(reference, tmp_path / "none", policy), "--check"]) == 0
+    assert main([*command(reference, tmp_path / "none", policy), "--check", "--verbose"]) == 0
     assert "cascade.candidates = 3" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
     for name in ("cascade_jest", "cascade_uniform"):

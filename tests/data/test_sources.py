@@ -789,7 +789,9 @@ def gin_file(name: str, *lines: str) -> str:
 
 def documented(kind: str, which: int | str = 0) -> str:
     """A block of docs/your_data.md, by its number or by what stands in it."""
-    blocks = re.findall(rf"```{kind}\n(.*?)```", (GIN.parent / "docs" / "your_data.md").read_text(), re.DOTALL)
+    text = (GIN.parent / "docs" / "your_data.md").read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fences if language == kind]
     return blocks[which] if isinstance(which, int) else next(block for block in blocks if which in block)
 
 
@@ -851,6 +853,46 @@ def test_three_lines_for_parquet(run, tmp_path, datasets):
     status, said = run(*commands("--run_dir", "out", *LITTLE)[1])
     assert status == 0, said
     assert summary_of("out")["data"]["pairs"] == 64
+
+
+def test_three_lines_for_a_folder_of_photos_with_texts_beside_them(run, tmp_path, datasets):
+    for name, start, count in (("photos", 0, 64), ("photos-eval", 64, 16)):
+        for path, text in folder_of_photos(tmp_path / name, count, start):
+            path.with_suffix(".txt").write_text(text)
+    lines = documented("gin", '"photos"')
+    assert len(lines.splitlines()) == 3
+    (tmp_path / "mine.gin").write_text(lines)
+    status, said = run(*commands("--run_dir", "out", *LITTLE)[1])
+    assert status == 0, said
+    assert summary_of("out")["data"]["pairs"] == 64
+    pairs = HuggingFace(pool="photos", image_size=32, cache_dir=str(tmp_path / "cache"))
+    pairs.prepare()
+    assert sorted(pairs.split("pool").captions) == sorted(caption(i) for i in range(64))
+
+
+def test_a_set_of_own_classes_and_templates_is_evaluated_by_one_line(run, tmp_path):
+    """The layout as it is documented, with the images of a run's own."""
+    layout = documented("", "classnames.txt")
+    names, templates = ["red car", "blue boat"], ["a photo of a {c}", "{c}"]
+    assert all(text in layout for text in (*names, *templates))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "classnames.txt").write_text("\n".join(names) + "\n")
+    (tmp_path / "mine" / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
+    for part, numbers in (("test", range(6)), ("train", range(6, 14))):
+        members = [
+            (f"{i}.jpg", jpeg(i)) if kind else (f"{i}.cls", str(i % 2).encode()) for i in numbers for kind in (1, 0)
+        ]
+        tar_of(tmp_path / "mine" / part / "0.tar", members)
+    photos = folder_of_photos(tmp_path, 48)
+    for name, part in (("pool", photos[:32]), ("eval", photos[32:])):
+        write_csv(tmp_path / f"{name}.csv", [(path.name, text) for path, text in part])
+    (tmp_path / "mine.gin").write_text(documented("gin", 2) + documented("gin", "evaluate.sets"))
+    status, said = run("--gin_file", "mine.gin", *LITTLE, "--run_dir", "out")
+    assert status == 0, said
+    end = summary_of("out")
+    assert end["data"]["eval_sets"]["mine"] == {"task": "zero_shot", "images": 6, "classes": 2, "templates": 2}
+    assert 0 <= end["metrics"]["eval/mine/zero_shot_top1"] <= 1
+    assert any("eval/mine/zero_shot_top5 is always 1" in warning for warning in end["warnings"])
 
 
 def test_three_lines_for_a_table_and_a_reference_of_their_own(run, tmp_path):

@@ -276,6 +276,36 @@ def test_each_kind_of_damage_has_a_line_of_the_command(tmp_path, monkeypatch, ca
     ]
 
 
+def test_damaged_pairs_stand_on_one_page_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    for i in range(12):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    rows = "".join(f"{i}.jpg,a photo of number {i}\n" for i in range(12))
+    table_of(tmp_path / "x.csv", f"filepath,title\n{rows}gone.jpg,a|b\nlost.jpg,a\n1.jpg,a,b\n")
+    table_of(tmp_path / "few.csv", "filepath,title\n4.jpg,a\n5.jpg,\n")
+    (tmp_path / "3.jpg").write_bytes(jpeg(3)[:-60])
+    quick = ["run.device=cpu", "log.progress=False", "wandb.mode=disabled", "run.budget=None", "budget.steps=9"]
+    run = ["--gin_file", "gin/run/csv.gin", "csv.pool='x.csv'", "run.batch_size=8", *quick]
+    assert command.main([*run, "csv.eval='few.csv'", "--run_dir", "out"]) == 0
+    page = Path("out/damage.md").read_text(encoding="utf-8")
+    assert summary_of("out")["data"]["damage_page"] == "damage.md"
+    pool, evaluated, read = page.split("## ")[1:]
+    assert pool.startswith("Left out of `pool` when it was indexed: 3\n")
+    assert pool.index("| no image | 2 | gone.jpg: No such file") < pool.index(
+        "| too many columns | 1 | x.csv, line 16: "
+    )
+    assert evaluated.startswith("Left out of `eval` when it was indexed: 1\n")
+    assert "| empty caption | 1 | " in evaluated
+    counts = summary_of("out")["data"]["counts"]
+    assert counts["damaged"] > 0
+    assert f"{counts['damaged']} of {counts['read']} reads met a damaged pair" in read
+    table_of(tmp_path / "whole.csv", "filepath,title\n" + "".join(f"{i}.jpg,number {i}\n" for i in range(4, 12)))
+    assert command.main([*run, "csv.pool='whole.csv'", "csv.eval='whole.csv'", "--run_dir", "whole"]) == 0
+    assert not Path("whole/damage.md").exists()
+    assert "damage_page" not in summary_of("whole")["data"]
+
+
 # Images
 
 

@@ -131,7 +131,9 @@ def test_a_run_says_what_it_left_out_enlarged_and_repeated(run):
     assert "images are prepared at 16 px and enlarged to the 32 px of the model" in warnings
     assert "14 of the pool's 50 pairs are left out of each epoch" in warnings
     assert "the pool is walked through 32 times in 64 steps" in warnings
-    out = run("--price", *SIZES, "run.budget=1e10")[1]
+    out = run("--price", *SIZES, "run.budget=1e10", "csv.image_size=16")[1]
+    assert "warning: images are prepared at 16 px and enlarged to the 32 px of the model" in out
+    assert "warning: 14 of the pool's 50 pairs are left out of each epoch" in out
     assert "epochs of a pool of 50, each without 14 pairs (too few for a step)" in out
 
 

@@ -354,7 +354,6 @@ class Source(ABC):
         captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
-        damage = {part: table.damage for part, table in tables if table.damage}
         curated = np.concatenate([np.full(len(table), part == "curated") for part, table in tables])
         exact = all(part in self.verify for part, _ in tables)
         pairs = FilePairs(
@@ -373,9 +372,10 @@ class Source(ABC):
             max_damaged=self.max_damaged,
             exact=exact,
             facts={
-                "damaged_when_indexed": damage,
+                "damaged_when_indexed": {part: table.damage for part, table in tables if table.damage},
+                "damage_examples": {part: table.examples for part, table in tables if table.damage},
                 "captions_cut": sum(part.cut for part in parts),
-                **({"beside": beside} if (beside := {part: t.beside for part, t in tables if t.beside}) else {}),
+                "beside": {part: table.beside for part, table in tables if table.beside},
             },
             origin=_Origin(self, name),
         )

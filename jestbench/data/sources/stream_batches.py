@@ -85,6 +85,11 @@ class StreamBatches(SuperBatchSource):
         self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
         self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
 
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """Those of this process since it started."""
+        return self._tally.examples
+
     def _read(self, step: int) -> Batch:
         """The super-batch of the next step.
 

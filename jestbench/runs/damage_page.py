@@ -1,0 +1,50 @@
+"""Damaged pairs of a run on one page: counts by kind, and the first example of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jestbench.disk import write_text
+
+
+def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
+    """Write the page, where there is any damage.
+
+    Args:
+        path: of the page.
+        data: what the summary holds of the data: ``damaged_when_indexed`` and ``damage_examples`` by split, in the
+            facts of a mixture for each of its ``sources``; ``counts`` of what the run itself has read, and
+            ``examples_read``, by reason.
+
+    Returns:
+        Whether there is any.
+    """
+    sections = [line for facts in (data, *data.get("sources", {}).values()) for line in _indexed(facts)]
+    counts, examples = data.get("counts", {}), data.get("examples_read", {})
+    if counts.get("damaged") or counts.get("wordless"):
+        sections += ["## While the run read", ""]
+        sections += [f"{counts['damaged']:,.0f} of {counts['read']:,.0f} reads met a damaged pair.", ""]
+        sections += [f"{counts.get('wordless', 0):,.0f} captions tokenised to nothing.", ""]
+        sections += [*_table((reason, "", example) for reason, example in sorted(examples.items())), ""] * bool(
+            examples
+        )
+    if sections:
+        write_text(path, "\n".join(["# Damaged pairs", "", *sections]), errors="replace")
+    return bool(sections)
+
+
+def _indexed(facts: Mapping[str, Any]) -> Iterator[str]:
+    examples = facts.get("damage_examples", {})
+    for split, damage in facts.get("damaged_when_indexed", {}).items():
+        yield from (f"## Left out of `{split}` when it was indexed: {sum(damage.values()):,}", "")
+        firsts = examples.get(split, {})
+        worst = sorted(damage.items(), key=lambda item: (-item[1], item[0]))
+        yield from (*_table((reason, f"{count:,}", firsts.get(reason, "")) for reason, count in worst), "")
+
+
+def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
+    yield from ("| kind | pairs | the first |", "|---|---|---|")
+    for row in rows:
+        yield f"| {' | '.join(' '.join(cell.split()).replace('|', '¦') for cell in row)} |"
