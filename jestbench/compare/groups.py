@@ -229,12 +229,6 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
             arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
         described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
         notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
-    unknown = {item.run.summary.arm for item in candidates if item.run.summary.fingerprints is None}
-    if unknown:
-        notes.append(
-            f"the summaries of {', '.join(sorted(unknown))} hold no fingerprint of their data: whether it is that of "
-            "the other runs is not known"
-        )
     return [
         World({key: values[index] for key, values in differing.items()}, tuple(members))
         for index, (_, members) in enumerate(ordered)
@@ -243,7 +237,7 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
 
 def _records(candidate: Candidate) -> dict[str, str]:
     """What two runs must have in common as well, but may hold no record of: empty."""
-    prints = candidate.run.summary.fingerprints or {}
+    prints = candidate.run.summary.fingerprints
     return {
         "training data": prints.get("training", "")[:_HASH_LENGTH],
         "evaluation data": prints.get("evaluation", "")[:_HASH_LENGTH],

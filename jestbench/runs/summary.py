@@ -90,7 +90,7 @@ class Summary:
         warnings: what the run itself warned of.
         control: whether others are held against it where selection pays: it scores nothing, or ``run.control`` is True.
         fingerprints: of the data, whatever the seed: ``training``, of the split ``pool`` (no such key for a run without
-            it), and ``evaluation``; ``None`` where they are not recorded.
+            it), and ``evaluation``.
         cache: hits and misses of the shared cache; ``None`` (no such key) for a run without one.
         appended: each time that rungs were appended: ``at`` (FLOPs spent), ``from`` (the rungs before), ``config_hash``
             (before); no such key where none were.
@@ -121,8 +121,8 @@ class Summary:
     references: tuple[ReferenceEntry, ...]
     data: Mapping[str, Any]
     warnings: tuple[str, ...]
-    control: bool = False
-    fingerprints: Mapping[str, str] | None = None
+    control: bool
+    fingerprints: Mapping[str, str]
     cache: Mapping[str, float] | None = None
     appended: tuple[Mapping[str, Any], ...] = ()
 

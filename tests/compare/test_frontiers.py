@@ -484,7 +484,7 @@ def test_runs_of_other_evaluation_examples_are_another_world_and_those_without_j
     assert "not recorded (old)" in comparison.warnings[0]
 
 
-def test_other_data_of_one_evaluation_set_are_another_world_and_unknown_data_are_said(tmp_path):
+def test_other_data_of_one_evaluation_set_are_another_world(tmp_path):
     def prints(training):
         return {"training": training, "evaluation": "e"} if training else {"evaluation": "e"}
 
@@ -492,16 +492,14 @@ def test_other_data_of_one_evaluation_set_are_another_world_and_unknown_data_are
     write_run(tmp_path / "mine/u", [(0, 0.0), (100, 0.1)], fingerprints=mine)
     write_run(tmp_path / "mine/j", [(0, 0.0), (100, 0.3)], arm="jest", fingerprints=mine)
     write_run(tmp_path / "mine/c", [(0, 0.0), (100, 0.2)], arm="curated", fingerprints=prints(""))
-    write_run(tmp_path / "mine/old", [(0, 0.0), (100, 0.2)], arm="old", fingerprints=None)
     alone = compare([tmp_path / "mine"], METRIC)
-    assert [arm.label for arm in alone.tables[0].arms] == ["jest", "curated", "old", "uniform"]
-    assert warned(alone, "of old hold no fingerprint of their data")
+    assert [arm.label for arm in alone.tables[0].arms] == ["jest", "curated", "uniform"]
     write_run(tmp_path / "yours/l", [(0, 0.0), (100, 0.9)], arm="learnability", fingerprints=yours)
     both = compare([tmp_path], METRIC)
     worlds = [sorted(arm.label for arm in table.arms) for table in both.tables]
-    assert worlds == [["jest", "uniform"], ["curated", "old"], ["learnability"]]
+    assert worlds == [["jest", "uniform"], ["curated"], ["learnability"]]
     assert both.warnings[0].startswith("3 WORLDS")
-    assert "training data is 01234567 (jest, uniform); not recorded (curated, old); fedcba98 (learn" in both.warnings[0]
+    assert "training data is 01234567 (jest, uniform); not recorded (curated); fedcba98 (learn" in both.warnings[0]
     other = prints("0123456789abcdef") | {"evaluation": "another"}
     write_run(tmp_path / "mine/e", [(0, 0.0), (100, 0.9)], arm="else", fingerprints=other)
     assert ["else"] in [[arm.label for arm in table.arms] for table in compare([tmp_path / "mine"], METRIC).tables]

@@ -158,8 +158,8 @@ def status_of(text: str, path: Path) -> int:
     said = said[warned.end() :]
     if status == 0:
         assert said == ""
-        assert f"arm {path.stem!r}" in out.getvalue()
         assert resolved is not None
+        assert f"arm {resolved.run.arm!r}, configuration {resolved.config_hash}" in " ".join(out.getvalue().split())
     else:
         assert status in (2, 3)
         assert re.fullmatch(r"error: \S.*\n", said), said

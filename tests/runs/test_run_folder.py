@@ -52,6 +52,8 @@ SUMMARY = Summary(
     references=(ReferenceEntry("base", "refs/base", 5),),
     data={"noise": 0.4, "pairs": None},
     warnings=("of the data",),
+    control=False,
+    fingerprints={"training": "t", "evaluation": "e"},
 )
 
 
