@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtri, fdtr, ndtr, ndtri, stdtrit
+from scipy.special import chdtri, expit, fdtr, ndtr, ndtri, stdtrit
 from scipy.stats import qmc
 
 Array = npt.NDArray[np.float64]
@@ -151,15 +151,44 @@ class Spread:
         tail = (1 + confidence) / 2
         return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, tail) / ndtri(tail))
 
-    def half_width(self, confidence: float) -> float:
-        """Half of the width of the interval; 0 where nothing varies.
-
-        The half widths of the parts, each with Student's quantile at its own degrees of freedom, add up as variances do
-        (the method of variance estimates recovery: Zou and Donner 2008, doi:10.1002/sim.3095).
-        """
+    def halves(self, confidence: float) -> list[float]:
+        """Half widths of the parts: of the seeds of each arm, with Student's quantile, and last of the examples."""
         tail = (1 + confidence) / 2
-        parts = [part.net / count * float(stdtrit(part.freedom, tail)) ** 2 for part, count in self.seeds]
-        return math.sqrt(sum(parts) + (float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2)
+        seeds = [math.sqrt(part.net / count) * float(stdtrit(part.freedom, tail)) for part, count in self.seeds]
+        return [*seeds, float(ndtri(tail)) * self.unit_deviation(confidence)]
+
+    def half_width(self, confidence: float) -> float:
+        """Half of the width of a symmetric interval; 0 where nothing varies.
+
+        The half widths of the parts add up as variances do (the method of variance estimates recovery: Zou and Donner
+        2008, doi:10.1002/sim.3095).
+        """
+        return math.hypot(*self.halves(confidence))
+
+    def reach(self, means: tuple[float, float], confidence: float, factor: float, shares: bool) -> tuple[float, float]:
+        """How far the interval of a difference reaches down and up from it.
+
+        Ends of the means' own intervals add up as variances do, each on the side where it matters; those of shares are
+        symmetric on the logit scale, so that no arm is held to be below zero.
+
+        Args:
+            means: of the two arms.
+            confidence: of the interval.
+            factor: all half widths are taken so many times.
+            shares: whether the means are shares.
+        """
+        own, base, examples = (factor * half for half in self.halves(confidence))
+        (own_down, own_up), (base_down, base_up) = (
+            _logit_reach(mean, half) if shares and 0 < mean < 1 else (half, half)
+            for mean, half in zip(means, (own, base), strict=True)
+        )
+        return math.hypot(own_down, base_up, examples), math.hypot(own_up, base_down, examples)
+
+
+def _logit_reach(mean: float, half: float) -> tuple[float, float]:
+    """How far an interval of a share reaches down and up that is symmetric on the logit scale."""
+    at, width = math.log(mean / (1 - mean)), half / (mean * (1 - mean))
+    return mean - float(expit(at - width)), float(expit(at + width)) - mean
 
 
 @lru_cache(maxsize=8)

@@ -140,9 +140,9 @@ def fit(
         raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
     noise = table_noise(cells, unit_N, measure)
     shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
-    halves, apart = _halves(cells, baseline, shared, noise, confidence)
+    reaches, apart = _reaches(cells, baseline, shared, noise, confidence)
     differences = {
-        arm: _difference(cells[arm], cells[baseline], seeds, halves.get(arm), measure, lower_is_better)
+        arm: _difference(cells[arm], cells[baseline], seeds, reaches.get(arm), measure, lower_is_better)
         for arm, seeds in shared.items()
         if arm != baseline
     }
@@ -258,14 +258,18 @@ def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: floa
     return Interval(value, max(low, value - half), min(high, value + half))
 
 
-def _halves(
+Reach = tuple[float, float]
+"""How far an interval reaches down and up from its value."""
+
+
+def _reaches(
     cells: Mapping[str, Cell],
     baseline: str,
     shared: Mapping[str, tuple[int, ...]],
     noise: Noise,
     confidence: float,
-) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
-    """Arm → half width of its difference, simultaneous and pointwise; and the arms whose seed variance stays apart.
+) -> tuple[dict[str, tuple[Reach, Reach]], tuple[str, ...]]:
+    """Arm → reach of its difference, simultaneous and pointwise; and the arms whose seed variance stays apart.
 
     There is no entry where there is no interval.
     """
@@ -287,12 +291,14 @@ def _halves(
     scaled_KD = np.abs(error_KD[varies_K])
     scaled_KD /= np.quantile(scaled_KD, confidence, axis=1, keepdims=True)
     factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))
-    halves = {
-        arm: (factor * float(half), float(half))
-        for arm, half, varies in zip(drawn, half_K, varies_K, strict=True)
-        if varies
-    }
-    return halves, tuple(apart)
+    reaches: dict[str, tuple[Reach, Reach]] = {}
+    for arm, spread, varies in zip(drawn, spreads, varies_K, strict=True):
+        own, other = (float(a.value_S[_of(a, shared[arm])].mean()) for a in (cells[arm], base))
+        simultaneous, pointwise = (
+            spread.reach((own, other), confidence, times, noise.scale == "logit") for times in (factor, 1.0)
+        )
+        reaches |= {arm: (simultaneous, pointwise)} if varies else {}
+    return reaches, tuple(apart)
 
 
 def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: float) -> Array:
@@ -321,7 +327,7 @@ def _difference(
     cell: Cell,
     base: Cell,
     seeds: tuple[int, ...],
-    halves: tuple[float, float] | None,
+    reaches: tuple[Reach, Reach] | None,
     measure: Measure,
     lower_is_better: bool,
 ) -> Difference:
@@ -329,14 +335,14 @@ def _difference(
         reason = "no seed in common with the baseline"
         return Difference(cell.mean - base.mean, None, None, None, None, "not told apart", seeds, reason)
     value = float(cell.value_S[_of(cell, seeds)].mean() - base.value_S[_of(base, seeds)].mean())
-    if halves is None:
+    if reaches is None:
         reason = _ONE_SEED if min(len(cell.seeds), len(base.seeds)) < 2 else _NOTHING_VARIES
         return Difference(value, None, None, None, None, "not told apart", seeds, reason)
-    verdict: Verdict = "not told apart"
-    if abs(value) > halves[0]:
-        verdict = "better" if (value > 0) != lower_is_better else "worse"
     widest = measure.limits[1] - measure.limits[0]
-    ends = [min(max(value + side * half, -widest), widest) for half in halves for side in (-1, 1)]
+    ends = [min(max(end, -widest), widest) for down, up in reaches for end in (value - down, value + up)]
+    verdict: Verdict = "not told apart"
+    if ends[0] > 0 or ends[1] < 0:
+        verdict = "better" if (value > 0) != lower_is_better else "worse"
     return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
 
 

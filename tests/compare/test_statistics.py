@@ -8,7 +8,7 @@ import make_coverage
 import numpy as np
 import planted
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from jestbench.compare.noise import SeedVariance, Spread, influence_SG, paired
 from jestbench.compare.statistics import Cell, Difference, Fit, fit, seed_deviation
@@ -141,6 +141,22 @@ class TestVariances:
         ends = stats.ttest_ind(other_S, one_S).confidence_interval(0.95)
         assert (found.pointwise_low, found.pointwise_high) == pytest.approx((ends.low, ends.high))
 
+    def test_a_difference_of_shares_reaches_as_far_as_its_means_do(self) -> None:
+        """Down by the lower end of the arm and the upper one of the baseline, up by the others (no examples here)."""
+        one, other = cell(0.010, 0.013, 0.012), cell(0.09, 0.06, 0.055)
+        found = fit({"a": one, "b": other}, "a", None, SHARE, False).differences["b"]
+        ends = []
+        for each in (one, other):  # each keeps its own degrees of freedom: the F test tells them apart
+            mean = float(each.value_S.mean())
+            reach = stats.t.ppf(0.975, 2) * each.value_S.std(ddof=1) / math.sqrt(3) / (mean * (1 - mean))
+            ends.append((mean, *special.expit(special.logit(mean) + np.array([-reach, reach]))))
+        (base, base_low, base_high), (mean, low, high) = ends
+        assert found.pointwise_low == pytest.approx(mean - base - math.hypot(mean - low, base_high - base))
+        assert found.pointwise_high == pytest.approx(mean - base + math.hypot(high - mean, base - base_low))
+        assert found.verdict == "better"
+        turned = fit({"a": other, "b": one}, "a", None, SHARE, False).differences["b"]
+        assert (turned.low, turned.high, turned.verdict) == (-found.high, -found.low, "worse")
+
     def test_arms_of_clearly_unequal_variance_are_named(self) -> None:
         quiet, loud = np.linspace(-1, 1, 8), 20 * np.linspace(-1, 1, 8)
         found = fit({"a": cell(*quiet), "b": cell(*loud), "c": cell(*quiet)}, "a", None, ANY, False)
@@ -252,7 +268,17 @@ class TestWhatIsMissing:
         assert found.scale == "logit"
         assert found.means["a"].low >= 0
         assert found.means["a"].high <= 1
-        assert (found.differences["b"].low, found.differences["b"].high) == (-1, 1)
+        assert found.differences["b"].low > -1
+        assert found.differences["b"].high < 1
+        plain = fit(
+            {"a": of_examples(np.full((2, 4), [[0.1], [0.9]]))} | {"b": of_examples(np.full((2, 4), [[0.2], [0.7]]))},
+            "a",
+            None,
+            Measure(0.0, 1.0),
+            False,
+        )
+        assert plain.scale == "identity"
+        assert (plain.differences["b"].low, plain.differences["b"].high) == (-1, 1)
         assert fit({"a": cell(0.1, 3)}, "a", None, Measure(0.0, None), True).means["a"].low == 0
 
     def test_reciprocal_ranks_stay_on_their_own_scale(self) -> None:

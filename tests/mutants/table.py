@@ -707,15 +707,15 @@ VERDICTS = (
     Mutant(
         "an interval holds no examples",
         NOISE,
-        "(float(ndtri(tail)) * self.unit_deviation(confidence)) ** 2",
-        "0.0",
+        "float(ndtri(tail)) * self.unit_deviation(confidence)]",
+        "0.0]",
         INTERVALS,
     ),
     Mutant(
         "an interval of the spread, not of the mean",
         NOISE,
-        "part.net / count * float",
-        "part.net * float",
+        "math.sqrt(part.net / count)",
+        "math.sqrt(part.net)",
         INTERVALS,
     ),
     Mutant(
@@ -728,8 +728,15 @@ VERDICTS = (
     Mutant(
         "a verdict from the pointwise interval",
         STATISTICS,
-        "abs(value) > halves[0]",
-        "abs(value) > halves[1]",
+        "ends[0] > 0 or ends[1] < 0",
+        "ends[2] > 0 or ends[3] < 0",
+        INTERVALS,
+    ),
+    Mutant(
+        "an interval of a share as far down as up",
+        NOISE,
+        "if shares and 0 < mean < 1 else (half, half)",
+        "if False else (half, half)",
         INTERVALS,
     ),
     Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),
