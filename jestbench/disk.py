@@ -118,6 +118,12 @@ def digest(content: bytes | str | Iterable[bytes], size: int = 8) -> str:
     return hashed(content, size).hex()
 
 
+def file_digest(path: Path) -> str:
+    """A file's BLAKE2b hash, 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return digest(iter(lambda: file.read(1 << 20), b""), 16)
+
+
 def decoded(content: bytes) -> str:
     """UTF-8 text, without a byte-order mark.
 

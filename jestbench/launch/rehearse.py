@@ -74,13 +74,14 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         allowance = run.allowance({})
         evaluated = stages.evaluator.measures
         stages.evaluator.sets = []  # whole benchmarks: the names of their metrics are known without running them
-        metrics = Metrics(folder, None, run.log, "")
+        recorder = Recorder(small, stages, allowance, folder)
+        recorder.metrics = Metrics(folder, None, run.log, "")
         try:
-            train(small, stages, Progress(), allowance, Recorder(small, stages, allowance, folder, metrics))
+            train(small, stages, Progress(), allowance, recorder)
         except (NonFiniteScore, NonFiniteLoss) as error:
             raise ConfigError(f"the untrained model cannot do one step: {error}") from error
         finally:
-            metrics.close({}, failed=False)
+            recorder.metrics.close({}, failed=False)
             stages.super_batches.close()
         rows, _ = RunFolder(folder).read_rows()
     ladder = {"flops/rungs", RUNG} if resolved.run.optimizer.rungs else set()

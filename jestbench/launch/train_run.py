@@ -27,14 +27,14 @@ from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
-from jestbench.runs.checkpoint import Place
+from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.hold_folder import held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
-from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
+from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format, is_described
 from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
 
@@ -85,6 +85,15 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
 def _finished(folder: Path) -> bool:
     """Whether a folder holds a finished run, as read by rank 0."""
     return distributed.world().first(RunFolder(folder).has_finished)
+
+
+def _has_ended(run_dir: Path) -> bool:
+    """Whether the run in a folder has finished; a summary that cannot be read is written anew, and stops no resume."""
+    try:
+        return RunFolder(run_dir).has_finished()
+    except DataError as error:
+        print(f"warning: {error}: it is written anew", file=sys.stderr)
+        return False
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def _held_by_all(run_dir: Path) -> Iterator[None]:
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
-    if going_on and _finished(run_dir):
+    if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
     world.in_turn(resolved.run.data.prepare)
     folders = ensure_pretrained(resolved)
@@ -186,18 +195,19 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
         progress, rungs = Progress(), allowance.rungs
+        recorder = Recorder(resolved, stages, allowance, run_dir)
         if newest is None:
             with building():
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
+        else:
+            recorder.restore(progress, newest)
+        # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
-        metrics = _metrics(resolved, run_dir, role, place)
+        recorder.metrics = _metrics(resolved, run_dir, role, place)
     except ConfigError:
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
         raise
-    recorder = Recorder(resolved, stages, allowance, run_dir, metrics)
-    if newest is not None:
-        recorder.restore(progress, newest)
     references = _references(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
@@ -236,16 +246,24 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
 
 
 def _reached(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run, as read by rank 0; ``None`` where there is none.
+    """The newest whole checkpoint of a run, as read by rank 0; ``None`` where there is none.
 
     Raises:
+        DataError: there are checkpoints, and none is whole.
         ForeignCheckpoint: another version wrote it, or another number of processes.
     """
-    world = distributed.world()
-    newest = world.first(RunFolder(run_dir).newest_checkpoint)
-    if newest is not None:
-        check_format(newest, world.size)
-    return newest
+    world, folder = distributed.world(), RunFolder(run_dir)
+
+    def look() -> Path | None:
+        newest = folder.newest_checkpoint()
+        if newest is not None and is_described(newest):
+            check_format(newest, world.size)
+        found, passed = newest_whole(run_dir)
+        for line in (*(f"checkpoint passed over: {one}" for one in passed), *folder.read_rows()[1]):
+            print(f"warning: {line}", file=sys.stderr)
+        return found
+
+    return world.first(look)
 
 
 def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | None) -> Metrics:

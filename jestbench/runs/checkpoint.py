@@ -1,7 +1,8 @@
-"""Checkpoints: complete or not there.
+"""Checkpoints: complete or not there, and able to prove it.
 
 A checkpoint is a folder written under another name and renamed when it is whole, so a process killed
-at any moment leaves the newest complete one as it was.
+at any moment leaves the newest complete one as it was. Its manifest, written last, holds size and digest of every file:
+what a disk, a copy or a hand has changed since is found when the checkpoint is read.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jestbench.disk import LEFTOVERS, whole
-from jestbench.runs.folder import RUNG, Row, RunFolder
+from jestbench.disk import LEFTOVERS, DataError, file_digest, shown, whole, write_json
+from jestbench.runs.folder import RUNG, Row, RunFolder, read_object
 
-FORMAT = 7
+FORMAT = 8
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
     with whole(final) as partial:
         partial.mkdir()
         fill(partial)
+        files = {file.name: _proof(file) for file in sorted(partial.iterdir()) if file.name != MANIFEST}
+        write_json(partial / MANIFEST, {"files": files})
         for file in partial.iterdir():
             _sync(file)
     _sync(run.checkpoints)
@@ -102,6 +106,52 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
     for left in run.checkpoints.glob(LEFTOVERS):
         shutil.rmtree(left, ignore_errors=True)
     return final
+
+
+def _proof(file: Path) -> dict[str, int | str]:
+    """What a manifest holds of a file."""
+    return {"bytes": file.stat().st_size, "blake2b": file_digest(file)}
+
+
+def damage(folder: Path) -> str:
+    """The first thing in which a checkpoint differs from what was written; empty where it is whole."""
+    try:
+        files = (read_object(folder / MANIFEST) or {}).get("files")
+        if not isinstance(files, dict) or not files:
+            return f"it has no {MANIFEST}: it was not copied whole, or is none of ours"
+        for name, proof in files.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (size := (folder / name).stat().st_size) != proof["bytes"]:
+                return f"{name} has {size:,} of {proof['bytes']:,} bytes"
+            if file_digest(folder / name) != proof["blake2b"]:
+                return f"{name} holds other bytes than were written"
+    except (DataError, OSError, KeyError, TypeError) as error:
+        return f"its files cannot be read ({error})"
+    return ""
+
+
+def newest_whole(run_dir: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The newest checkpoint of a run that is as it was written, and why newer ones are passed over.
+
+    Returns:
+        ``None`` where there is no checkpoint at all.
+
+    Raises:
+        DataError: there are checkpoints, and none is whole.
+    """
+    run, passed = RunFolder(run_dir), list[str]()
+    for folder in reversed(run.whole_checkpoints()):
+        reason = damage(folder)
+        if not reason:
+            return folder, tuple(passed)
+        passed.append(f"{folder.name}: {reason}")
+    if passed:
+        raise DataError(
+            f"{shown(run.checkpoints)} holds no whole checkpoint ({'; '.join(passed)}): bring the files back, or start "
+            "the run anew in another --run_dir"
+        )
+    return None, ()
 
 
 def _sync(path: Path) -> None:

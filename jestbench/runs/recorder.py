@@ -90,13 +90,16 @@ class Recorder:
     """Writes rows, evaluates, checkpoints; the loop calls it once a step.
 
     With several processes every rank calls it, and rank 0 writes.
+
+    Attributes:
+        metrics: where rows go; set before the first step, and after a checkpoint has been restored.
     """
 
-    def __init__(
-        self, resolved: Resolved, stages: Stages, allowance: Allowance, run_dir: Path, metrics: Metrics
-    ) -> None:
+    metrics: Metrics
+
+    def __init__(self, resolved: Resolved, stages: Stages, allowance: Allowance, run_dir: Path) -> None:
         self.resolved, self.stages, self.allowance = resolved, stages, allowance
-        self.run_dir, self.metrics = run_dir, metrics
+        self.run_dir = run_dir
         self.world = stages.learner.world
         self.stop_asked = False
         self._asked_here = False

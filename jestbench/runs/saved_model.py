@@ -17,7 +17,7 @@ from jestbench.disk import write_json
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
-from jestbench.runs.checkpoint import FORMAT
+from jestbench.runs.checkpoint import FORMAT, damage
 from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
 
@@ -63,6 +63,14 @@ def _description(checkpoint: Path) -> dict[str, Any]:
             "train the model anew"
         )
     return found
+
+
+def is_described(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds a description of its model that can be read."""
+    try:
+        return read_object(checkpoint / DESCRIPTION) is not None
+    except DataError:
+        return False
 
 
 def check_format(checkpoint: Path, processes: int) -> None:
@@ -111,6 +119,8 @@ def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
         DataError: the folder holds no finished run, or a model of another kind.
     """
     newest, described = _newest(run_dir)
+    if reason := damage(newest):
+        raise DataError(f"{newest}: {reason}: bring the file back, or train the model anew")
     found = described["kind"]
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
