@@ -142,11 +142,14 @@ def saving(arm: Arm, table: Table) -> str:
         return f"It {known[spent.absent]} {target}." if spent.absent in known else ""
     if not told and spent.kind != "touch":
         return ""
-    texts = [f"{speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×") for one in (spent, all_in)]
+    texts = [
+        f"{speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×").replace("..", "open")
+        for one in (spent, all_in)
+    ]
     # Where nothing was pre-trained, both are the same number.
-    both = f"; with its pre-training counted, {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
-    kind = "By a first touch, indicative: to" if spent.kind == "touch" else "To"
-    return f"{kind} get to {target}, {table.baseline} needs {texts[0]} its FLOPs{both}."
+    both = f"; with the arm's pre-training counted, {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
+    kind = "By a first touch, indicative: " if spent.kind == "touch" else ""
+    return f"{kind}{table.baseline} needs {texts[0]} the arm's FLOPs to its own value at {flops_text(table.budget)}{both}."
 
 
 _TASKS: tuple[tuple[str, str], ...] = (
