@@ -147,9 +147,11 @@ def saving(arm: Arm, table: Table) -> str:
         for one in (spent, all_in)
     ]
     # Where nothing was pre-trained, both are the same number.
-    both = f"; with the arm's pre-training counted, {texts[1]}" if arm.pretrain_flops and all_in.value is not None else ""
+    counted = arm.pretrain_flops and all_in.value is not None
+    both = f"; with the arm's pre-training counted, {texts[1]}" if counted else ""
     kind = "By a first touch, indicative: " if spent.kind == "touch" else ""
-    return f"{kind}{table.baseline} needs {texts[0]} the arm's FLOPs to its own value at {flops_text(table.budget)}{both}."
+    needed = f"{table.baseline} needs {texts[0]} the arm's FLOPs to its own value at {flops_text(table.budget)}"
+    return f"{kind}{needed}{both}."
 
 
 _TASKS: tuple[tuple[str, str], ...] = (
