@@ -12,12 +12,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_runs import AXES, METRIC, UNIFORM, Points, arm_of, page_text, speedups, strict, warned, write_run
 
 from jestbench.compare.comparison import Comparison
+from jestbench.compare.curves import Curve, value_at
 from jestbench.compare.load import CompareError
 from jestbench.compare.report import compare, main
 from jestbench.compare.table import format_table
@@ -740,3 +742,20 @@ def test_only_an_arm_that_ends_at_least_level_has_a_speedup(base, arm, lower):
     worse = ends[0] > ends[1] + 1e-9 if lower else ends[0] < ends[1] - 1e-9
     if worse:
         assert {speedup.value for speedup in found.speedup.values()} == {None}
+
+
+def test_a_run_that_overshoots_its_budget_is_read_at_its_end():
+    """Within a step of the end the final value is taken; before that the curve is interpolated."""
+    curve = Curve(np.array([0.0, 0.1, 0.5]), {axis: np.array([0.0, 100.0, 205.0]) for axis in AXES})
+    assert value_at(curve, 200, 10) == 0.5
+    assert value_at(curve, 205, 10) == value_at(curve, 300, 10) == 0.5
+    assert value_at(curve, 152.5, 10) == pytest.approx(0.3)
+    assert value_at(Curve(curve.value_E[1:], {axis: curve.flops_E[1:] for axis in AXES}), 50, 10) is None
+
+
+def test_arms_are_compared_at_the_largest_budget_that_all_have(tmp_path):
+    for arm, budgets in (("uniform", (100, 200, 400)), ("jest", (100, 200))):
+        for budget in budgets:
+            points = [(0, 0.0), (budget, budget / 1000)]
+            write_run(tmp_path / f"{arm}{budget}", points, arm=arm, config_hash=f"{arm}{budget}", frontier_hash=arm)
+    assert compare([tmp_path], METRIC).first.budget == 200

@@ -35,6 +35,7 @@ from jestbench.engine.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, p
 from jestbench.launch.command import main
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.scores import NonFiniteScore
 
 WIDTH = 5
 DIGEST = bytes(range(32))
@@ -335,6 +336,14 @@ def test_a_wrong_option_is_named(options):
 def frozen_of(world: Synthetic, folder: Path, bound: Bound | None) -> FrozenActor:
     rows = EmbeddingRows(model_of(world), CPU, world.split("pool").batch(torch.tensor([0])))
     return FrozenActor("reference", rows, "first_sight", folder, 4096, bound)
+
+
+def test_a_frozen_model_whose_embeddings_are_not_finite_is_named(world, tmp_path):
+    frozen, pairs = frozen_of(world, tmp_path, None), world.split("pool")
+    with torch.no_grad():
+        frozen.content.model.image.projection.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteScore, match="the reference's image embeddings are NaN or infinite"):
+        frozen.score(pairs.batch(torch.arange(4)))
 
 
 def test_a_pair_that_is_replaced_is_never_cached_under_the_key_that_was_asked(world, tmp_path):
