@@ -178,17 +178,19 @@ class Spread:
             shares: whether the means are shares.
         """
         own, base, examples = (factor * half for half in self.halves(confidence))
-        (own_down, own_up), (base_down, base_up) = (
-            _logit_reach(mean, half) if shares and 0 < mean < 1 else (half, half)
+        (own_low, own_high), (base_low, base_high) = (
+            logit_ends(mean, half) if shares and 0 < mean < 1 else (mean - half, mean + half)
             for mean, half in zip(means, (own, base), strict=True)
         )
-        return math.hypot(own_down, base_up, examples), math.hypot(own_up, base_down, examples)
+        own_mean, base_mean = means
+        down = math.hypot(own_mean - own_low, base_high - base_mean, examples)
+        return down, math.hypot(own_high - own_mean, base_mean - base_low, examples)
 
 
-def _logit_reach(mean: float, half: float) -> tuple[float, float]:
-    """How far an interval of a share reaches down and up that is symmetric on the logit scale."""
+def logit_ends(mean: float, half: float) -> tuple[float, float]:
+    """The ends of a share's interval that is symmetric on the logit scale; ``half``: its half width at the mean."""
     at, width = math.log(mean / (1 - mean)), half / (mean * (1 - mean))
-    return mean - float(expit(at - width)), float(expit(at + width)) - mean
+    return float(expit(at - width)), float(expit(at + width))
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from jestbench.compare.curves import Array
 from jestbench.compare.panels import Panel, panels
 from jestbench.compare.paths import run_again
 from jestbench.compare.plots import PURPOSE_COLOURS
-from jestbench.compare.points import TOTAL_FLOPS, Candidate
+from jestbench.compare.points import TOTAL_FLOPS, Candidate, amounts, column
 from jestbench.runs.folder import Row
 
 AXIS_NAMES = {
@@ -222,21 +222,12 @@ def _logged(member: SeedRun) -> list[Row]:
 
 def _binned(member: SeedRun, rows: Sequence[Row], keys: Iterable[str], bins: int) -> dict[str, Array]:
     """Means of what was logged in equal shares of a run's FLOPs; NaN where there is no row."""
-    run, flops_R = member.run, _column(rows, TOTAL_FLOPS)
+    flops_R = column(rows, TOTAL_FLOPS)
     end = flops_R.max(initial=1.0)
     bin_R = np.minimum((flops_R / end * bins).astype(int), bins - 1)
-    columns = {
-        "flops": flops_R + run.summary.pretrain_in_budget,
-        "flops_all_in": flops_R + run.summary.pretrain_total,
-        "pairs_seen": _column(rows, "pairs/seen"),
-        "pairs_trained": _column(rows, "pairs/trained"),
-        "seconds": _column(rows, "time/seconds"),
-    } | {key: column for key in keys if np.isfinite(column := _column(rows, key)).any()}
-    return {name: _means(column, bin_R, bins) for name, column in columns.items()}
-
-
-def _column(rows: Sequence[Row], key: str) -> Array:
-    return np.array([row.get(key, math.nan) for row in rows], dtype=np.float64)
+    logged = {key: value_R for key in keys if np.isfinite(value_R := column(rows, key)).any()}
+    found = amounts(rows, member.run) | logged
+    return {name: _means(value_R, bin_R, bins) for name, value_R in found.items()}
 
 
 def _means(value_R: Array, bin_R: Any, bins: int) -> Array:

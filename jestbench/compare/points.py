@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,24 +136,28 @@ def _curve(rows: Iterable[Row], run: RunRecord, metric: str) -> tuple[Curve | No
         return None, f"{metric} is {'not finite' if rows else 'missing'}"
     if not math.isfinite(rows[-1][metric]):
         return None, f"{metric} is not finite at the end"
-    flops_E = _column(finite, TOTAL_FLOPS)
+    flops_E = column(finite, TOTAL_FLOPS)
     if not np.isfinite(flops_E).all() or (np.diff(flops_E) < 0).any():
         return None, f"{TOTAL_FLOPS} goes backwards or is not finite"
-    curve = Curve(
-        value_E=_column(finite, metric),
-        amount_E={
-            "flops": flops_E + run.summary.pretrain_in_budget,
-            "flops_all_in": flops_E + run.summary.pretrain_total,
-            "pairs_seen": _column(finite, "pairs/seen"),
-            "pairs_trained": _column(finite, "pairs/trained"),
-            "seconds": _column(finite, "time/seconds"),
-        },
-    )
+    curve = Curve(value_E=column(finite, metric), amount_E=amounts(finite, run))
     dropped = len(rows) - len(finite)
     return curve, f"{dropped} value(s) of {metric} are not finite and are left out" if dropped else ""
 
 
-def _column(rows: Iterable[Row], key: str) -> Array:
+def amounts(rows: Sequence[Row], run: RunRecord) -> dict[str, Array]:
+    """Axis → amount that a run had spent at each row."""
+    flops_R = column(rows, TOTAL_FLOPS)
+    return {
+        "flops": flops_R + run.summary.pretrain_in_budget,
+        "flops_all_in": flops_R + run.summary.pretrain_total,
+        "pairs_seen": column(rows, "pairs/seen"),
+        "pairs_trained": column(rows, "pairs/trained"),
+        "seconds": column(rows, "time/seconds"),
+    }
+
+
+def column(rows: Iterable[Row], key: str) -> Array:
+    """What the rows hold under a key; NaN where a row does not."""
     return np.array([row.get(key, math.nan) for row in rows], dtype=np.float64)
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import chdtri, expit
+from scipy.special import chdtri
 
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, influence_SG, normals, paired, root
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, influence_SG, logit_ends, normals, paired, root
 from jestbench.evals.measure import Measure
 
 Verdict = Literal["better", "worse", "not told apart"]
@@ -252,8 +252,7 @@ def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: floa
     if not half > 1e-12 * abs(value):
         return Interval(value, None, None, _NOTHING_VARIES)
     if noise.scale == "logit":
-        at, reach = math.log(value / (1 - value)), half / (value * (1 - value))
-        return Interval(value, float(expit(at - reach)), float(expit(at + reach)))
+        return Interval(value, *logit_ends(value, half))
     low, high = measure.limits
     return Interval(value, max(low, value - half), min(high, value + half))
 

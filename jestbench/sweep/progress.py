@@ -150,7 +150,7 @@ class SweepProgress:
         return self._name(running.arm) + share
 
     def _name(self, arm: SweepArm) -> str:
-        """An arm's label and seed, and what else tells it apart from the arms of its sweep."""
+        """An arm's label and seed, and the parameters in which it differs from the other arms of its sweep."""
         more = [f"{key}={arm.parameters[key]}" for key in self._differing if key in arm.parameters]
         return " ".join([arm.resolved.run.arm or arm.resolved.policy_name, *more, f"seed {arm.resolved.run.seed}"])
 

@@ -146,7 +146,7 @@ class TestVariances:
         one, other = cell(0.010, 0.013, 0.012), cell(0.09, 0.06, 0.055)
         found = fit({"a": one, "b": other}, "a", None, SHARE, False).differences["b"]
         ends = []
-        for each in (one, other):  # each keeps its own degrees of freedom: the F test tells them apart
+        for each in (one, other):  # each keeps its own degrees of freedom: the F test refuses equal variances
             mean = float(each.value_S.mean())
             reach = stats.t.ppf(0.975, 2) * each.value_S.std(ddof=1) / math.sqrt(3) / (mean * (1 - mean))
             ends.append((mean, *special.expit(special.logit(mean) + np.array([-reach, reach]))))

@@ -735,8 +735,8 @@ VERDICTS = (
     Mutant(
         "an interval of a share as far down as up",
         NOISE,
-        "if shares and 0 < mean < 1 else (half, half)",
-        "if False else (half, half)",
+        "if shares and 0 < mean < 1 else",
+        "if False else",
         INTERVALS,
     ),
     Mutant("more is always better", STATISTICS, "(value > 0) != lower_is_better", "value > 0", INTERVALS),

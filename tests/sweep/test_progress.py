@@ -129,7 +129,7 @@ def test_the_time_left_is_that_of_the_flops_left(tmp_path: Path, clock: Clock) -
     arms = [arm("a", 100.0), arm("b", 300.0), arm("c", 200.0), arm("d", 50.0), arm("e", 140.0)]
     found = progress.SweepProgress("s", METRIC, 5, 2, arms)
     assert found.seconds_left() is None
-    found.passed(arms[3])  # it finished in an earlier sweep, and tells nothing of this one's speed
+    found.passed(arms[3])  # an arm of an earlier sweep is no measure of this sweep's speed
     folders = [tmp_path / one.resolved.run.arm for one in arms]
     found.begins(arms[0], folders[0])
     found.begins(arms[1], folders[1])

@@ -32,7 +32,7 @@ from jestbench.data.icons.icon_splits import copies_left, count_hands, divide
 from jestbench.data.icons.icon_tars import write_shards
 from jestbench.data.icons.packages import INSTALL, IconSet, fetch
 from jestbench.data.icons.recipe import Recipe
-from jestbench.disk import LEFTOVERS, digest, whole, write_all
+from jestbench.disk import LEFTOVERS, file_digest, whole, write_all
 from jestbench.model.tokenizer import train_bpe
 
 PNG_BYTES = 3_000
@@ -223,15 +223,9 @@ def _manifest(work: Path, recipe: Recipe) -> dict[str, Any]:
         "made_with": {name: importlib.metadata.version(name) for name in ("resvg_py", "pillow", "tokenizers")},
         "near": LOOKS[recipe.form.alike].near,
         "files": {
-            path.name: {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in sorted(work.iterdir())
+            path.name: {"bytes": path.stat().st_size, "blake2b": file_digest(path)} for path in sorted(work.iterdir())
         },
     }
-
-
-def file_hash(path: Path) -> str:
-    """Checksum of a file (BLAKE2b, 16 bytes)."""
-    with path.open("rb") as file:
-        return digest(iter(lambda: file.read(1 << 20), b""), 16)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -23,11 +23,11 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
-from jestbench.data.icons.icon_folder import file_hash, prepare_folder
+from jestbench.data.icons.icon_folder import prepare_folder
 from jestbench.data.icons.recipe import Recipe
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
-from jestbench.disk import cache_root, digest
+from jestbench.disk import cache_root, digest, file_digest
 from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class PreparedIcons(ABC):
         return [
             name
             for name, expected in files.items()
-            if not (self.folder / name).is_file() or file_hash(self.folder / name) != expected["blake2b"]
+            if not (self.folder / name).is_file() or file_digest(self.folder / name) != expected["blake2b"]
         ]
 
     def prepare(self, thorough: bool = False) -> None:
@@ -301,4 +301,4 @@ def is_complete(path: Path, bytes: int, blake2b: str) -> bool:
 @lru_cache
 def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
     """Checksum of a file, read once while its size and time stay the same."""
-    return file_hash(path)
+    return file_digest(path)
