@@ -1,6 +1,6 @@
 """The rows of docs/reliability.md: each stands at the test that injects its fault.
 
-``python tests/fault_rows.py`` writes them into the page; ``tests/faults/test_reliability_page.py`` holds the two together.
+``python tests/fault_rows.py`` writes them into the page; ``tests/faults/test_reliability_page.py`` compares the two.
 """
 
 from __future__ import annotations
