@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jestbench.disk import command_name
+from jestbench.parallel.stop import STOP
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
@@ -139,10 +140,10 @@ def _said(message: str, status: int) -> int:
 def run_command(argv: Sequence[str]) -> int:
     """Run the whole command in this process; return its exit status."""
     try:
-        arguments = parse(argv)
-    except SystemExit as stop:
+        with STOP.handled():
+            return guarded(lambda: _run(parse(argv)))
+    except SystemExit as stop:  # of the parser
         return int(stop.code or 0)
-    return guarded(lambda: _run(arguments))
 
 
 @contextmanager
@@ -196,6 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
         files = [str(RunFolder(arguments.run_dir).operative_gin)]
     if not files:
         raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
+    STOP.check()
     resolved = resolve.resolve(files, arguments.bindings, arguments.allow_unused, recorded=recorded)
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
         return 0  # started by torchrun: rank 0 alone does the work
