@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-_WATCH = 0.2  # seconds between two looks at whether the parent still lives
+from jestbench.parallel.stop import end_with
 
 
 def usable_cores() -> int:
@@ -32,25 +28,3 @@ def spawned(count: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
-
-
-def end_with(parent: int, last: Callable[[], object] = lambda: None) -> None:
-    """End this process once its parent has ended or was killed, rather than wait for work for ever.
-
-    The processes that this one has started end too, where it leads a process group.
-
-    Args:
-        parent: process id of the parent, passed by the parent, as ``os.getppid`` changes once the parent is gone.
-        last: called just before the end.
-    """
-
-    def watch() -> None:
-        # Waiting for a pipe to close would not do: forked siblings hold copies of the parent's end.
-        while os.getppid() == parent:
-            time.sleep(_WATCH)
-        last()
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -30,7 +30,7 @@ import torch
 import torch.multiprocessing  # registers how connections pass tensors: in shared memory
 
 from jestbench.batch import DataError
-from jestbench.data.spawned import end_with
+from jestbench.parallel.stop import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

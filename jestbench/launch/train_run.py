@@ -191,6 +191,8 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     world = distributed.world()
     with STOP.ending("after"):  # half a folder would not be taken for this run's
         going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
+    if role == "arm":
+        distributed.remember("run_dir", str(run_dir))
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"

@@ -1,4 +1,6 @@
-"""Requests to stop (SIGTERM, SIGINT), kept in every phase of a command. Cheap to import: it is the first thing done.
+"""How a process ends: requests to stop (SIGTERM, SIGINT), kept in every phase of a command; and the parent's end.
+
+Cheap to import, without torch: it is the first thing that a command does, and worker processes import it anew.
 
 A request ends what can be begun again (imports, preparation, the start of a run) at once, and what cannot after it is
 whole: a training step, a checkpoint, a summary. An evaluation ends where it is a few seconds after the request.
@@ -8,8 +10,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
@@ -18,6 +21,7 @@ Manner = Literal["at once", "soon", "after"]
 """When a request ends what is at work: now, ``SOON_SECONDS`` after the request, or only once it is done."""
 SOON_SECONDS = 4.0
 _SAME_SECONDS = 1.0  # Ctrl-C reaches a rank from the terminal and from torchrun: one request
+_WATCH = 0.2  # seconds between two looks at whether the parent still lives
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -92,3 +96,25 @@ class Stop:
 
 STOP = Stop()
 """The request to stop of this process."""
+
+
+def end_with(parent: int, last: Callable[[], object] = lambda: None) -> None:
+    """End this process once its parent has ended or was killed, rather than wait for work for ever.
+
+    The processes that this one has started end too, where it leads a process group.
+
+    Args:
+        parent: process id of the parent, passed by the parent, as ``os.getppid`` changes once the parent is gone.
+        last: called just before the end.
+    """
+
+    def watch() -> None:
+        # Waiting for a pipe to close would not do: forked siblings hold copies of the parent's end.
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        last()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
