@@ -127,15 +127,16 @@ def guarded(work: Callable[[], int]) -> int:
         if status is None:
             _report(f"{type(error).__name__}: {error}")
             raise
-        return _said(str(error), status)
+        return _said(str(error), status, getattr(error, "failed_first", False))
 
 
-def _said(message: str, status: int) -> int:
+def _said(message: str, status: int, failed_first: bool) -> int:
+    """Print an error; one that all ranks have before they have joined is printed by rank 0 alone."""
     rank = int(os.environ.get("RANK", "0"))
     if message.startswith(f"process {rank} ends because"):
         print(message, file=sys.stderr)
         return status
-    if not rank or status != 2:  # a wrong configuration is the same on all ranks: rank 0 alone prints it
+    if not rank or failed_first or status != 2:
         # One line, but for a list of damage, which has a line for each kind.
         shown = "\n  ".join(" ".join(line.split()) for line in re.split(r"\n  (?=\d+ × |mend )", message))
         text = f"error: {f'process {rank}: ' if rank else ''}{shown}"

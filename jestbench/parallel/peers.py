@@ -21,6 +21,7 @@ PATIENCE = timedelta(minutes=10)
 """How long a process waits in a collective for another one, and for a sign of life of one that works alone."""
 BEAT_SECONDS = 2.0
 """Between two signs of life."""
+_BEFORE = 0.3  # seconds by which rank 0 comes first where all fail alike
 _LOST = ("connection closed", "connection reset", "broken pipe", "connection refused", "connection was likely closed")
 _LATE = ("timed out", "timeout")
 
@@ -141,9 +142,12 @@ class Peers:
         try:
             yield
         except Exception as error:
+            if self.rank:
+                time.sleep(_BEFORE)
             with suppress(RuntimeError):  # torchrun, which serves the store, is gone
                 late = isinstance(error, LostProcess) and "ends because" in str(error)
                 if not late and self.store.add(key, 1) == 1:
+                    error.__dict__["failed_first"] = True
                     raise
             with STOP.ending("after"):
                 end = time.monotonic() + 3
