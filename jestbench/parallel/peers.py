@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,9 @@ PATIENCE = timedelta(minutes=10)
 """How long a process waits in a collective for another one, and for a sign of life of one that works alone."""
 BEAT_SECONDS = 2.0
 """Between two signs of life."""
+GRACE_SECONDS = 3.0
+"""How long a process that ends with another one waits for torchrun to end it."""
+_ANSWER_SECONDS = 5.0  # within which a store that is there answers
 _BEFORE = 0.3  # seconds by which rank 0 comes first where all fail alike
 _LOST = ("connection closed", "connection reset", "broken pipe", "connection refused", "connection was likely closed")
 _LATE = ("timed out", "timeout")
@@ -108,8 +112,9 @@ class Peers:
 
     def done_first(self) -> None:
         """Let the other ranks go on: rank 0 has done what they wait for."""
-        self._firsts += 1
-        self.store.set(f"first/{self._firsts}", "done")
+        self._firsts, self._begun = self._firsts + 1, self._begun + 1
+        key = f"first/{self._firsts}"
+        self._asked(lambda: self.store.set(key, "done"))
 
     def await_first(self) -> None:
         """Wait until rank 0 has done what it does alone, as long as it gives signs of life.
@@ -120,7 +125,7 @@ class Peers:
         self._firsts += 1
         key, beat, since, pause = f"first/{self._firsts}", b"", time.monotonic(), 0.001
         with self.waiting("a step of rank 0 alone"):
-            while not self.store.check([key]):
+            while not self._asked(lambda: self.store.check([key])):
                 time.sleep(pause)
                 pause = min(0.2, 1.5 * pause)
                 if pause == 0.2 and (now := self._last_beat(0)) != beat:
@@ -144,13 +149,12 @@ class Peers:
         except Exception as error:
             if self.rank:
                 time.sleep(_BEFORE)
-            with suppress(RuntimeError):  # torchrun, which serves the store, is gone
-                late = isinstance(error, LostProcess) and "ends because" in str(error)
-                if not late and self.store.add(key, 1) == 1:
-                    error.__dict__["failed_first"] = True
-                    raise
+            late = isinstance(error, LostProcess) and "ends because" in str(error)
+            if not late and self._asked(lambda: self.store.add(key, 1)) in (1, None):
+                error.__dict__["failed_first"] = True
+                raise
             with STOP.ending("after"):
-                end = time.monotonic() + 3
+                end = time.monotonic() + GRACE_SECONDS
                 while not STOP.asked and time.monotonic() < end:
                     time.sleep(0.05)
             raise LostProcess(f"process {self.rank} ends because another process has ended") from None
@@ -173,10 +177,25 @@ class Peers:
         return int(beat.partition(b" ")[2] or 0)
 
     def _last_beat(self, rank: int) -> bytes:
-        with suppress(RuntimeError):
-            if self.store.check([f"beat/{rank}"]):
-                return bytes(self.store.get(f"beat/{rank}"))
-        return b""
+        key = f"beat/{rank}"
+        there = self._asked(lambda: self.store.check([key]))
+        return bytes(self._asked(lambda: self.store.get(key)) or b"") if there else b""
+
+    @staticmethod
+    def _asked(work: Callable[[], Any]) -> Any:
+        """What the store answers; ``None`` where it does not: the machine that serves it may be gone."""
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                answers.put(work())
+
+        # A thread that is given up: a store that does not answer would be waited for without a limit.
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answers.get(timeout=_ANSWER_SECONDS)
+        except queue.Empty:
+            return None
 
     def _beat(self) -> None:
         number = 0
