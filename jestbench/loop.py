@@ -102,8 +102,9 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
     while (share := progress.share(allowance)) < 1 and not recorder.stop_asked:
         position = allowance.position(share, progress.ledger.total)
         with recorder.clock(progress):
-            batch = stages.super_batches.at(progress.step, partial(leave_out, resolved, progress, position))
             source = stages.super_batches
+            source.begin(progress.step, partial(leave_out, resolved, progress, position))
+            batch = source.at(progress.step)
             moment = Moment(position, source.epoch(progress.step), source.left_out())
             scores, selection = select(resolved, stages, progress, batch, moment)
             chosen = batch.take(selection.index_K)

@@ -87,18 +87,16 @@ class SuperBatchSource(ABC):
         """Pairs that the policy has left out of the epoch."""
         return 0
 
-    def at(self, step: int, leave: Leave | None = None) -> Batch:
-        """The super-batch of a step; steps are asked for in order.
+    def begin(self, step: int, leave: Leave) -> None:  # noqa: B027
+        """Before a step: begin the next epoch where one has ended, and ask which pairs are left out of it."""
 
-        Args:
-            step: the step.
-            leave: asked at the start of an epoch, where the policy leaves pairs out.
+    def at(self, step: int) -> Batch:
+        """The super-batch of a step; steps are asked for in order.
 
         Raises:
             DataError: the data is wrong, too much of it is damaged, or workers were lost again and again.
         """
         begin = time.perf_counter()
-        self._begin(step, leave)
         batch = self._read(step)
         self._waited += time.perf_counter() - begin
         if self.world.size == 1:
@@ -132,9 +130,6 @@ class SuperBatchSource(ABC):
         """End the workers."""
         if self.workers is not None:
             self.workers.close()
-
-    def _begin(self, step: int, leave: Leave | None) -> None:  # noqa: B027
-        """Begin an epoch, where one ends before the step."""
 
     @abstractmethod
     def _read(self, step: int) -> Batch:
@@ -300,7 +295,8 @@ class SuperBatches(SuperBatchSource):
         """Those of the plan."""
         return self.plan.left_out()
 
-    def _begin(self, step: int, leave: Leave | None) -> None:
+    def begin(self, step: int, leave: Leave) -> None:
+        """Begin the next epoch of the plan where one has ended."""
         self.plan.begin(step, leave)
 
     def _read(self, step: int) -> Batch:
