@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
 from jestbench.engine.measured import Measured
+from jestbench.select.given import Trained
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -27,11 +28,13 @@ class Update:
         measured: loss and gradient norm, which a GPU may still have to compute.
         learning_rate: of the step.
         passes: what it cost.
+        trained: each pair's losses, where the policy learns from them.
     """
 
     measured: Measured
     learning_rate: float
     passes: tuple[Pass, ...]
+    trained: Trained | None = None
 
     @property
     def loss(self) -> float:

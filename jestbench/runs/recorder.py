@@ -32,6 +32,7 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class Recorder:
                 "train/learning_rate": update.learning_rate,
                 "train/gradient_norm": update.gradient_norm,
                 "train/scale": self.stages.learner.model.scale_and_bias()[0],
+                "train/equal_pairs": equal_pairs(*(keys[selection.index_K.cpu()] for keys in batch.keys)),
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
@@ -264,6 +266,7 @@ class Recorder:
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
             **counts,
+            **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
 
