@@ -59,6 +59,7 @@ class Actor(ABC):
         remembers: whether the run's accounting decides what a pair is charged (by default its first scoring only).
         amortised_macs: multiply-adds that no ledger was charged.
         calibrated: t and b₀ of each of its models, where they were fitted to this run's loss.
+        trained_on: the contrastive loss of a model that another library brings; ``None`` where it is not known.
     """
 
     role: Role
@@ -68,6 +69,7 @@ class Actor(ABC):
     remembers: bool = False
     amortised_macs: int = 0
     calibrated: tuple[tuple[float, float], ...] = ()
+    trained_on: LossName | None = None
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:

@@ -19,7 +19,7 @@ from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
 from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
-from jestbench.model.towers import TwoTowers
+from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
 from jestbench.select.losses import LossName
@@ -54,9 +54,9 @@ class RowContent(ABC):
     widths: Mapping[RowName, int]
     width: int = 0
 
-    model: TwoTowers
+    model: Encoders
 
-    def __init__(self, model: TwoTowers, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
+    def __init__(self, model: Encoders, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
         """Take a model.
 
         Args:
@@ -66,7 +66,7 @@ class RowContent(ABC):
             view: that the model is run under.
         """
         self.model, self.view = model.to(arithmetic.device).eval().requires_grad_(False), view
-        self.arithmetic, self.price = arithmetic, Price.of(self.model, example, view)
+        self.arithmetic, self.price = arithmetic, Price.of(self.model, self.model.tokenized(example), view)
 
     @abstractmethod
     def encode(self, name: RowName, batch: Batch) -> Tensor:
@@ -246,6 +246,7 @@ class FrozenActor(Actor):
             NonFiniteScore: a value is NaN or infinite.
         """
         content, blocks = self.content, list(self._blocks(len(batch)))
+        batch = batch if name == "image" else content.model.tokenized(batch)
         feed = on_device(
             [batch.take(index) for index, _ in blocks],
             content.arithmetic.device,

@@ -184,7 +184,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         return "finished"
     world.in_turn(resolved.run.data.prepare)
     folders = ensure_pretrained(resolved)
-    pretrain = pretrain_flops(folders)
+    pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:

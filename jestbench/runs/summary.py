@@ -19,7 +19,7 @@ class ReferenceEntry:
     Attributes:
         name: label of the run that trained it.
         run_dir: that run's folder, absolute or relative to the folder of the run that it served.
-        pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+        pretrain_flops: FLOPs of its training, with those of what it stands on itself; ``None`` where not known.
         seed: of its training.
         seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
         taken_over: parameters that it took over from the arm, each with its value.
@@ -31,7 +31,7 @@ class ReferenceEntry:
 
     name: str
     run_dir: str
-    pretrain_flops: int
+    pretrain_flops: int | None
     seed: int | None = None
     seeding: Literal["shared", "own"] = "shared"
     taken_over: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Summary:
             have spent beyond the trunk.
         macs_total: multiply-adds that the total was computed from.
         flops_amortised: FLOPs of scoring by frozen models that the accounting leaves out of the total.
-        pretrain_flops: FLOPs of training the frozen models, by role.
+        pretrain_flops: FLOPs of training the frozen models, by role; ``None`` where they are not known.
         pretrain_in_budget: the part of them that was taken out of the budget before the first step.
         added_to_budget: FLOPs that a control was given beside its budget, a reference's pre-training.
         seconds: time of training, without evaluation.
@@ -111,7 +111,7 @@ class Summary:
     flops: Mapping[str, int]
     macs_total: int
     flops_amortised: int
-    pretrain_flops: Mapping[str, int]
+    pretrain_flops: Mapping[str, int | None]
     pretrain_in_budget: int
     added_to_budget: int
     seconds: float
@@ -144,11 +144,12 @@ class Summary:
         return found
 
     @property
-    def flops_all_in(self) -> int:
-        """FLOPs of the run and of training all the frozen models that it stands on."""
-        return self.flops["total"] + self.pretrain_total
+    def flops_all_in(self) -> int | None:
+        """FLOPs of the run and of training all the frozen models that it stands on; ``None`` where not known."""
+        return None if self.pretrain_total is None else self.flops["total"] + self.pretrain_total
 
     @property
-    def pretrain_total(self) -> int:
-        """FLOPs of training all the frozen models that the run stands on."""
-        return sum(self.pretrain_flops.values())
+    def pretrain_total(self) -> int | None:
+        """FLOPs of training all the frozen models that the run stands on; ``None`` where those of one are not known."""
+        known = [flops for flops in self.pretrain_flops.values() if flops is not None]
+        return sum(known) if len(known) == len(self.pretrain_flops) else None
