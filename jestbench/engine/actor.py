@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
+from jestbench.cost.price import Price
 from jestbench.engine.measured import Measured
+from jestbench.model.encoders import Encoders
+from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -46,6 +49,17 @@ class Update:
     def gradient_norm(self) -> float:
         """The gradient's norm before clipping; raises as ``loss`` does."""
         return self.measured.read()[1]
+
+
+class EmbeddingModel(Protocol):
+    """A model, and what a pass through it costs: the learner's, or a frozen one."""
+
+    @property
+    def model(self) -> Encoders: ...  # noqa: D102
+    @property
+    def arithmetic(self) -> Arithmetic: ...  # noqa: D102
+    @property
+    def price(self) -> Price: ...  # noqa: D102
 
 
 class Actor(ABC):
@@ -129,6 +143,11 @@ class Actor(ABC):
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
         """Random scores of ``count`` pairs in the form of this actor's, at its width over ``divisor``."""
         return imagined_embeddings(self.role, count, self.width // divisor, random)
+
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """The frozen models that the actor scores by, each of which can be evaluated by itself."""
+        return ()
 
     def counts(self) -> dict[str, int]:
         """``cache/…``: what was found instead of computed."""

@@ -77,10 +77,19 @@ class Casting(ABC):
             ValueError: it cannot be built in this run.
         """
 
+    def frozen(self, setting: Setting) -> FrozenActor | None:
+        """The actor, where it is one frozen model that needs no learner beside it; else ``None``."""
+        return None
+
     @property
     def label(self) -> str:
         """A name for messages and tables."""
         return type(self).__name__
+
+    @property
+    def parts(self) -> tuple[Casting, ...]:
+        """The castings of its models, one each."""
+        return (self,)
 
     @property
     def identity(self) -> str:
@@ -117,6 +126,10 @@ class FrozenCasting(Casting):
     mix: Mix = FULL_MIX
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """As ``frozen``."""
+        return self.frozen(setting)
+
+    def frozen(self, setting: Setting) -> FrozenActor:
         """The frozen actor, under the run's view for its role."""
         run, arithmetic = setting.run, setting.arithmetic
         view = fitted(*run.view_of(self.role), self.model)
@@ -141,6 +154,11 @@ class TwinCasting(Casting):
 
     role: Role
     halves: tuple[Casting, ...]
+
+    @property
+    def parts(self) -> tuple[Casting, ...]:
+        """Both."""
+        return self.halves
 
     @property
     def label(self) -> str:

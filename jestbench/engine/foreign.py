@@ -64,8 +64,12 @@ class Foreign(Casting):
         """
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """As ``frozen``."""
+        return self.frozen(setting)
+
+    def frozen(self, setting: Setting) -> FrozenActor:
         """The frozen actor, run whole."""
-        return self._actor(setting, self.load())
+        return self.actor(setting, self.load())
 
     def stand_in(self) -> Casting:
         """The model, from random weights where its own are on a hub."""
@@ -75,8 +79,9 @@ class Foreign(Casting):
         """What the model's training took, by role."""
         return {self.role: None if self.pretrain_flops is None else int(self.pretrain_flops)}
 
-    def _actor(self, setting: Setting, model: ForeignTowers) -> FrozenActor:
-        actor = FrozenCasting(self.role, model, EmbeddingRows).cast(setting)
+    def actor(self, setting: Setting, model: ForeignTowers) -> FrozenActor:
+        """The frozen actor of a loaded model."""
+        actor = FrozenCasting(self.role, model, EmbeddingRows).frozen(setting)
         actor.trained_on = model.loss
         return actor
 
@@ -96,7 +101,7 @@ class _Untrained(Casting):
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """The frozen actor, run whole."""
-        return self.model._actor(setting, self.model.load(untrained=True))
+        return self.model.actor(setting, self.model.load(untrained=True))
 
 
 def missing_extra(extra: str, package: str) -> ForeignError:

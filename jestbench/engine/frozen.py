@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
-from jestbench.engine.actor import Actor, Read, imagined_embeddings
+from jestbench.engine.actor import Actor, EmbeddingModel, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
@@ -212,6 +212,11 @@ class FrozenActor(Actor):
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
         """As ``Actor.imagined``."""
         return self.content.imagined(self.role, count, divisor, random)
+
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """Its own model."""
+        return (self.content,)
 
     def missing(self, name: RowName, key_B: Tensor) -> Tensor:
         """Positions whose rows are to be computed."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, Pass
 from jestbench.data.part_pairs import HALVES, half_of
-from jestbench.engine.actor import Actor
+from jestbench.engine.actor import Actor, EmbeddingModel
 from jestbench.parallel.arithmetic import to_device
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
@@ -90,6 +90,11 @@ class TwinActor(Actor):
         whole = super().imagined(count, divisor, random).side("reference")
         halves = [index for index in torch.arange(count).chunk(2) if len(index)]
         return Scores(unseen=tuple((index_P, whole.take(index_P)) for index_P in halves))
+
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """Both models."""
+        return tuple(found for model in self.trained for found in model.frozen)
 
     def counts(self) -> dict[str, int]:
         """``cache/…``, summed over both models."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from jestbench.evals.measure import Measure
@@ -18,7 +18,8 @@ class ReferenceEntry:
 
     Attributes:
         name: label of the run that trained it.
-        run_dir: that run's folder, absolute or relative to the folder of the run that it served.
+        run_dir: that run's folder, absolute or relative to the folder of the run that it served; empty of a model
+            that another library brings.
         pretrain_flops: FLOPs of its training, with those of what it stands on itself; ``None`` where not known.
         seed: of its training.
         seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
@@ -27,6 +28,7 @@ class ReferenceEntry:
         fitted_scale: t that was fitted to the arm's loss (``run.reference_calibrate``); ``None`` where it has its own.
         fitted_bias: b₀ likewise.
         fitted_on: the split that they were fitted on.
+        metrics: its own evaluation on the run's evaluation data, where no run folder holds one; ``None`` elsewhere.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ReferenceEntry:
     fitted_scale: float | None = None
     fitted_bias: float | None = None
     fitted_on: str | None = None
+    metrics: Mapping[str, float] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
