@@ -27,6 +27,7 @@ from jestbench.data.sources.stream import Stream
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
+from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.online_scorer import OnlineScorer
 from jestbench.engine.open_clip_model import OpenClip
 from jestbench.engine.optimizer import Optimizer
@@ -42,6 +43,7 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "optimizer": Optimizer,
     "online_scorer": OnlineScorer,
     "open_clip": OpenClip,
+    "hugging_face_clip": HuggingFaceClip,
     "evaluate": Evaluate,
     "budget": Budget,
     "log": Log,

@@ -216,9 +216,13 @@ class Run:
                 if isinstance(one, Casting) and one.role not in roles:
                     raise ValueError(f"run.{name} cannot be a model that fills the role {one.role!r}")
         if self._two and not (self.twin and len(self._two) == 2):
-            raise ValueError("run.reference takes two models where run.twin = True scores each half of the pairs by one")
+            raise ValueError(
+                "run.reference takes two models where run.twin = True scores each half of the pairs by one"
+            )
         if self.twin and isinstance(self.reference, Casting):
-            raise ValueError("run.twin scores by two references: run.reference = [@one/open_clip(), @other/open_clip()]")
+            raise ValueError(
+                "run.twin scores by two references: run.reference = [@one/open_clip(), @other/open_clip()]"
+            )
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:

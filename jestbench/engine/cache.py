@@ -76,7 +76,7 @@ class Cache:
             "bf16": arithmetic.bf16,
             "block": block,
             "dtype": self.dtype,
-            "versions": {name: version(name) for name in ("torch", "timm")},
+            "versions": {name: version(name) for name in ("torch", *model.libraries)},
         }
         digest = hashed(json.dumps(described, sort_keys=True), 32)
         root = cache_root() / "embeddings" if self.folder is None else Path(self.folder).expanduser()

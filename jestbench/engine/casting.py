@@ -108,7 +108,6 @@ class Casting(ABC):
         return {}
 
 
-
 @dataclass(frozen=True)
 class FrozenCasting(Casting):
     """A model that another run has trained.

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from jestbench.disk import DataError, file_digest, nearest
@@ -20,7 +21,7 @@ from jestbench.engine.casting import Casting, FrozenCasting, Setting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.learner import Learner
-from jestbench.model.foreign import ForeignError, ForeignTowers
+from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers
 
 SAFE = ".safetensors"
 
@@ -164,6 +165,25 @@ def chosen_weights(folder: Path, preferred: Sequence[str]) -> Path:
 @lru_cache(maxsize=64)
 def _digest_of(path: Path, size: int, changed: int) -> str:
     return file_digest(path)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def three(values: Any) -> tuple[float, float, float]:
+    """One value a channel, from one for all or from three."""
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return float(red), float(green), float(blue)
+
+
+def stand_in_tokenizer(length: int) -> ForeignTokenizer:
+    """Ids of the right shape, for prices."""
+    return ForeignTokenizer(
+        f"stand-in/{length}", length, lambda texts: torch.ones(len(texts), length, dtype=torch.int64)
+    )
 
 
 def files_digest(paths: Sequence[Path]) -> str:

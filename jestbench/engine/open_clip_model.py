@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from jestbench.engine.foreign import (
     chosen_weights,
     described,
     files_digest,
+    first_line,
     missing_extra,
     quietly,
+    stand_in_tokenizer,
+    three,
 )
 from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
@@ -33,6 +37,7 @@ WEIGHTS = tuple(
     for name in ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 )
 """Names of weights in a folder, in order."""
+LIBRARIES = ("open_clip_torch", "timm")
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
@@ -53,9 +58,7 @@ class OpenClip(Foreign):
     def __post_init__(self) -> None:
         together = self.model.startswith((LOCAL, HUB))
         if together and self.pretrained:
-            raise ValueError(
-                f"open_clip.model = {self.model!r} brings its own weights: leave open_clip.pretrained out"
-            )
+            raise ValueError(f"open_clip.model = {self.model!r} brings its own weights: leave open_clip.pretrained out")
         if not together and not (self.model and self.pretrained):
             raise ValueError(
                 "open_clip needs a model and its weights: bind open_clip.model (a name) and open_clip.pretrained (a tag, "
@@ -115,12 +118,13 @@ class OpenClip(Foreign):
             raise ForeignError(f"{self.label} reads images of {size[0]} × {size[1]} px: only square ones are made here")
         given = net.visual.preprocess_cfg
         kernel: Kernel = "bilinear" if given["interpolation"] == "bilinear" else "bicubic"
-        preprocessing = Preprocessing(side, side, kernel, _three(given["mean"]), _three(given["std"]))
+        preprocessing = Preprocessing(side, side, kernel, three(given["mean"]), three(given["std"]))
         length = config["text_cfg"].get("context_length", 77)
-        tokenizer = _no_tokenizer(length) if untrained else self._tokenizer(open_clip)
+        tokenizer = stand_in_tokenizer(length) if untrained else self._tokenizer(open_clip)
         width = int(config["embed_dim"])
+        pictures = partial(_pictures, open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**given), is_train=False))
         return ForeignTowers(
-            net, _image, _text, preprocessing, tokenizer, width, net.logit_scale, getattr(net, "logit_bias", None)
+            net, _image, _text, preprocessing, tokenizer, width, net.logit_scale, net.logit_bias, pictures, LIBRARIES
         )
 
     def _config(self, library: Any) -> dict[str, Any]:
@@ -163,16 +167,17 @@ class OpenClip(Foreign):
         except Exception as error:
             raise self._not_fetched(error) from error
         if path is None:
-            near = nearest(self.pretrained, tags, "; did you mean {}?", count=3) or f"; it has {', '.join(tags) or 'none'}"
+            near = (
+                nearest(self.pretrained, tags, "; did you mean {}?", count=3) or f"; it has {', '.join(tags) or 'none'}"
+            )
             raise ForeignError(
                 f"open_clip.pretrained = {self.pretrained!r} is no file, no folder and no tag of {self.model}{near}"
             )
         return checked_weights(Path(path), self.trust_pickle)
 
     def _not_fetched(self, error: Exception) -> DataError:
-        said = str(error).strip().splitlines()
         return DataError(
-            f"{self.label} cannot be fetched: {said[0] if said else type(error).__name__}; where there is no network, "
+            f"{self.label} cannot be fetched: {first_line(error)}; where there is no network, "
             f"bind a file or a folder that holds the weights, or '{LOCAL}FOLDER'"
         )
 
@@ -217,35 +222,33 @@ class OpenClip(Foreign):
             with quietly():
                 made = library.get_tokenizer(self.model)
         except Exception as error:
-            said = str(error).strip().splitlines()
             raise DataError(
-                f"the tokenizer of {self.label} cannot be had: {said[0] if said else type(error).__name__}; put its files "
-                f"beside the weights, and bind open_clip.model = '{LOCAL}FOLDER'"
+                f"the tokenizer of {self.label} cannot be had: {first_line(error)}; put its files beside the weights, and "
+                f"bind open_clip.model = '{LOCAL}FOLDER'"
             ) from error
         if getattr(made, "reduction_fn", None) is not None:
-            raise ForeignError(f"{self.label} draws the words of a text at random: such a text has no embedding of its own")
+            raise ForeignError(
+                f"{self.label} draws the words of a text at random: such a text has no embedding of its own"
+            )
         inner = getattr(made, "tokenizer", None)
         vocabulary = made.encoder if inner is None else inner.get_vocab()
         plain = [type(made).__name__, made.context_length, made.clean_fn.__name__, *map(str, sorted(vars(made)))]
-        plain += [getattr(made, "strip_sep_token", False), getattr(made, "tokenizer_mode", ""), sorted(vocabulary.items())]
+        plain += [
+            getattr(made, "strip_sep_token", False),
+            getattr(made, "tokenizer_mode", ""),
+            sorted(vocabulary.items()),
+        ]
         identity = f"open_clip/{digest(json.dumps(plain), 6)}/{made.context_length}"
         return ForeignTokenizer(identity, made.context_length, made)
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    found = tuple(float(value) for value in (values if isinstance(values, list | tuple) else (values,) * 3))
-    assert len(found) == 3, "one value a channel"
-    return found[0], found[1], found[2]
-
-
-def _no_tokenizer(length: int) -> ForeignTokenizer:
-    """Ids of the right shape, for prices."""
-    return ForeignTokenizer(f"stand-in/{length}", length, lambda texts: torch.ones(len(texts), length, dtype=torch.int64))
 
 
 def _image(net: Any, pixels: Tensor) -> Tensor:
     found: Tensor = net.encode_image(pixels, normalize=False)
     return found
+
+
+def _pictures(transform: Any, net: Any, images: Sequence[Any]) -> Tensor:
+    return _image(net, torch.stack([transform(image) for image in images]).to(net.logit_scale.device))
 
 
 def _text(net: Any, token_BL: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Encoders(nn.Module):
         width: D.
         log_scale: the logarithm of t.
         bias: b₀.
+        libraries: packages whose versions embeddings depend on, besides torch.
     """
 
     image: nn.Module
@@ -36,6 +37,7 @@ class Encoders(nn.Module):
     width: int
     log_scale: nn.Parameter
     bias: nn.Parameter
+    libraries: tuple[str, ...] = ("timm",)
 
     @property
     @abstractmethod

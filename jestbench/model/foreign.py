@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jestbench.batch import FULL, Batch, View
 from jestbench.disk import DataError
-from jestbench.model.encoders import Encoders
+from jestbench.model.encoders import Encoders, at_least_fp32
 from jestbench.model.pillow_resize import Kernel, pillow_resized
 from jestbench.select.losses import LossName
 
@@ -67,6 +68,10 @@ class ForeignTokenizer:
     length: int
     encode: Callable[[list[str]], Tensor]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForeignTokenizer:
+        """Itself: a copy of a model without its values is made for each price."""
+        return self
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids ``[N, L]``; a text that comes twice is tokenized once."""
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -111,6 +116,8 @@ class ForeignTowers(Encoders):
         width: D.
         log_scale: logarithm of t.
         bias: b₀; ``None`` of a model that was trained on the softmax loss.
+        encode_pictures: the library's own way from PIL images of any shape to embeddings.
+        libraries: packages whose versions embeddings depend on.
     """
 
     image: ForeignImage
@@ -125,8 +132,11 @@ class ForeignTowers(Encoders):
         width: int,
         log_scale: Tensor,
         bias: Tensor | None,
+        encode_pictures: Callable[[Any, Sequence[Any]], Tensor],
+        libraries: tuple[str, ...],
     ) -> None:
         super().__init__()
+        self.encode_pictures, self.libraries = encode_pictures, libraries
         self.image, self.text = ForeignImage(net, encode_image, preprocessing), ForeignText(net, encode_text)
         self.tokens, self.tokenizer, self.width = tokenizer, tokenizer.identity, width
         self.log_scale = nn.Parameter(log_scale.detach().float().reshape(()).clone())
@@ -151,6 +161,10 @@ class ForeignTowers(Encoders):
 
     def prepare(self, view: View) -> None:
         """Nothing."""
+
+    def pictures(self, images: Sequence[Any]) -> Tensor:
+        """Normalised embeddings ``[B, D]`` of PIL images of any shape, as the library itself prepares them."""
+        return F.normalize(at_least_fp32(self.encode_pictures(self.image.net, images)), dim=-1)
 
     def tokenized(self, batch: Batch) -> Batch:
         """The batch with token ids of the model's own tokenizer, made of its captions."""

@@ -58,7 +58,7 @@ def _weights(old: int, new: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
     scale = old / new
     wider = max(scale, 1.0)
     reach, slope = half * wider, 1.0 / wider
-    taps = int(math.ceil(reach)) * 2 + 1
+    taps = math.ceil(reach) * 2 + 1
     position = torch.zeros(taps, new, dtype=torch.int64)
     weight = torch.zeros(taps, new, dtype=torch.int32)
     for pixel in range(new):
