@@ -97,12 +97,15 @@ def by_transformers(folder: Path) -> Original:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     length = net.config.text_config.max_position_embeddings
 
+    def normalised(found: Any) -> Tensor:
+        return F.normalize(getattr(found, "pooler_output", found), dim=-1)
+
     def images_of(images: list[Image.Image]) -> Tensor:
-        return F.normalize(net.get_image_features(**prepare(images, return_tensors="pt")).pooler_output, dim=-1)
+        return normalised(net.get_image_features(**prepare(images, return_tensors="pt")))
 
     def texts_of(texts: list[str]) -> Tensor:
         made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return F.normalize(net.get_text_features(**made).pooler_output, dim=-1)
+        return normalised(net.get_text_features(**made))
 
     return images_of, texts_of
 
