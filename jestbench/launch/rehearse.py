@@ -34,7 +34,7 @@ from jestbench.select.scores import NonFiniteScore
 
 def without_download(resolved: Resolved) -> Resolved:
     """The same run with random instead of pretrained weights, which cost the same FLOPs."""
-    plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
+    plain = replace(resolved, run=replace(resolved.run, model=resolved.run.model.without_weights()))
     return replace(
         plain,
         stands_on={

@@ -31,7 +31,9 @@ from jestbench.cost.tracing import (
 )
 from jestbench.launch.command import main
 from jestbench.launch.forecast import cheap_view, closed_forms, convention_error
-from jestbench.model.towers import ImageTower, TextTower, TwoTowers
+from jestbench.model.image_tower import ImageTower
+from jestbench.model.text_tower import TextTower
+from jestbench.model.towers import TwoTowers
 from jestbench.select.losses import sigmoid_loss
 
 
