@@ -43,19 +43,19 @@ FREE_OPERATORS = frozenset(
         "cat stack split split_with_sizes chunk unbind select slice narrow squeeze unsqueeze unsqueeze_ index "
         "index_select gather repeat repeat_interleave roll flip meshgrid reshape_as arange zeros zeros_like ones "
         "ones_like full full_like empty empty_like new_zeros new_ones new_full new_empty lift_fresh alias "
-        "scalar_tensor constant_pad_nd pad im2col embedding index_put index_put_ scatter scatter_ masked_fill "
+        "scalar_tensor constant_pad_nd pad im2col embedding index_put index_put_ fill_ scatter scatter_ masked_fill "
         "masked_fill_ where tril triu eye detach_ item __and__ __or__ __xor__ __lshift__ __rshift__ bitwise_and "
         "bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift bitwise_not logical_not logical_and logical_or "
         "eq ne lt le gt ge is_nonzero broadcast_tensors dropout dropout_ feature_dropout tile col2im "
         # element-wise arithmetic and activations
-        "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs pow sqrt rsqrt "
+        "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs abs_ pow sqrt rsqrt "
         "exp log sin cos tanh sigmoid silu silu_ gelu gelu_ relu relu_ softplus softmax log_softmax _softmax "
         "clamp clamp_ clamp_min clamp_max maximum minimum reciprocal square erf hardtanh hardtanh_ leaky_relu "
         "leaky_relu_ elu elu_ selu celu prelu mish mish_ log_sigmoid sigmoid_ tanh_ hardswish hardswish_ hardsigmoid "
         "hardsigmoid_ addcmul addcdiv "
         # normalisation, reductions, resizing
         "layer_norm group_norm batch_norm instance_norm rms_norm linalg_vector_norm norm sum mean var std max min "
-        "amax amin argmax argmin cumsum all any topk sort argsort upsample_bilinear2d upsample_bicubic2d "
+        "amax amin argmax argmin cumsum prod all any topk sort argsort upsample_bilinear2d upsample_bicubic2d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest2d adaptive_avg_pool2d adaptive_max_pool2d "
         "avg_pool1d avg_pool2d max_pool1d max_pool2d"
     ).split()

@@ -19,17 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jestbench.batch import FULL, View, grid_of
 from jestbench.cost.tracing import without_values
+from jestbench.model.encoders import at_least_fp32
 from jestbench.model.views import kept_patches, layers_run, patches_kept, resize_matrix
 
 TRANSFORMERS = (VisionTransformer, Eva, Beit, NaFlexVit)
 """Backbones of blocks over patches; views need the plain one among them (``views.check``)."""
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation by which pixels come to lie in [−1, 1]."""
-
-
-def at_least_fp32(value: Tensor) -> Tensor:
-    """Cast to fp32, or keep fp64: similarities are never computed in half precision."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:

@@ -12,16 +12,16 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from jestbench import seeds
-from jestbench.batch import FULL, Batch, View
+from jestbench.batch import View
 from jestbench.disk import nearest
-from jestbench.model.image_tower import HALF, TRANSFORMERS, ImageTower, at_least_fp32
+from jestbench.model.encoders import Encoders
+from jestbench.model.image_tower import HALF, TRANSFORMERS, ImageTower
 from jestbench.model.text_tower import Activation, TextPool, TextTower
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.parallel.arithmetic import to_device
+from jestbench.model.views import check
 from jestbench.select.losses import LossName
 
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
@@ -29,8 +29,11 @@ INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "so
 MAX_SCALE = 100.0
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(Encoders):
     """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀."""
+
+    image: ImageTower
+    text: TextTower
 
     def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, loss: LossName) -> None:
         super().__init__()
@@ -42,20 +45,17 @@ class TwoTowers(nn.Module):
         self.width = image.width
 
     @property
-    def scale(self) -> Tensor:
-        """The multiplier t."""
-        return self.log_scale.exp()
+    def text_length(self) -> int:
+        """L, tokens of a text."""
+        return len(self.text.positions)
 
-    def scale_and_bias(self) -> tuple[float, float]:
-        """t and b₀ as numbers."""
-        scale, bias = torch.stack([self.scale.detach(), self.bias.detach()]).tolist()  # one read
-        return scale, bias
+    def checked(self, view: View) -> View:
+        """As ``views.check``."""
+        return check(view, self)
 
-    def rescale(self, scale: float, bias: float) -> None:
-        """Set t and b₀."""
-        with torch.no_grad():
-            self.log_scale.fill_(math.log(scale))
-            self.bias.fill_(bias)
+    def prepare(self, view: View) -> None:
+        """Compute and cache the resize matrix of a view, outside of any trace."""
+        self.image.prepare(view)
 
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""
@@ -87,28 +87,6 @@ class TwoTowers(nn.Module):
         finally:
             self.image.backbone.set_grad_checkpointing(False)
             self.text.grad_checkpointing = False
-
-    def encode_image(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
-        """Normalised fp32 image embeddings ``[B, D]``, whatever autocast the tower ran under."""
-        return F.normalize(at_least_fp32(self.image(images_BCHW, view, key_B)), dim=-1)
-
-    def encode_text(self, token_BL: Tensor, view: View = FULL) -> Tensor:
-        """Normalised fp32 text embeddings ``[B, D]``."""
-        return F.normalize(at_least_fp32(self.text(token_BL, view)), dim=-1)
-
-    def forward(self, batch: Batch, view: View = FULL) -> tuple[Tensor, Tensor]:
-        """Image and text embeddings of a batch under a view.
-
-        Raises:
-            DataError: the batch holds no ids of this model's own tokenizer.
-        """
-        device = self.log_scale.device
-        tokens = batch.tokens(self.tokenizer)
-        key_B = to_device(batch.image_key_B, device) if view.keep < 1 else None
-        return (
-            self.encode_image(to_device(batch.images_BCHW, device), view, key_B),
-            self.encode_text(to_device(tokens, device), view),
-        )
 
 
 @cache

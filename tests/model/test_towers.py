@@ -22,7 +22,7 @@ from jestbench.model.text_tower import TextTower
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import check
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 
 CAPTIONS = ["a red cat", "a blue dog on a hill", "red", "two green fish and a red cat by the sea"]
 LENGTH, SIZE = 8, 64
@@ -140,7 +140,7 @@ def test_a_convolutional_learner_is_trained_and_read_back(tower: list[str], tmp_
     assert main([*run, "evaluate.points=1", "evaluate.limit=16", "--run_dir", str(tmp_path)]) == 0
     summary = summary_of(tmp_path)
     assert summary["flops"]["learner_score"] < summary["flops"]["learner_train"] / 3
-    model = load_model(tmp_path).eval()
+    model = towers_of(tmp_path).eval()
     assert model.image(images(32)).isfinite().all()
     stored = timm.create_model(tower[0].partition("=")[2], num_classes=0).state_dict()
     assert {f"image.backbone.{name}" for name in stored} < model.state_dict().keys()
@@ -185,7 +185,7 @@ def test_a_model_read_back_has_the_mean_that_it_was_trained_with(tmp_path: Path,
     own = ["model.image_tower=deit_tiny_patch16_224", "model.pretrained=True", f"model.image_options={weights}"]
     run = [*TINY, *own, f"model.image_size={SIZE}", "model.patch_size=16", "run.budget=None", "budget.steps=1"]
     assert main([*run, "evaluate.points=1", "evaluate.limit=16", "--run_dir", str(tmp_path)]) == 0
-    tower = load_model(tmp_path).eval().image
+    tower = towers_of(tmp_path).eval().image
     with torch.no_grad():
         assert torch.allclose(tower(images()).double(), by_hand(tower, *IMAGENET), atol=1e-5)
 
