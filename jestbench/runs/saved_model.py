@@ -14,9 +14,10 @@ from torch import Tensor
 from jestbench.batch import DataError, Mix, View
 from jestbench.config.run import Run
 from jestbench.disk import write_json
+from jestbench.engine.casting import shape_of
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import TwoTowers
+from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.checkpoint import FORMAT, damage
 from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
@@ -143,6 +144,15 @@ def tokenizer_of(run_dir: Path) -> Tokenizer:
         DataError: there is no checkpoint, or it does not describe its model.
     """
     return _tokenizer(_newest(run_dir)[1])
+
+
+def shape_in(run_dir: Path) -> Model:
+    """The shape of the towers in a run's newest checkpoint.
+
+    Raises:
+        DataError: there is no checkpoint, or it does not describe its model.
+    """
+    return shape_of(_newest(run_dir)[1])
 
 
 def trained_mix(run_dir: Path) -> Mix:

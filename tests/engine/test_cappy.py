@@ -30,8 +30,9 @@ from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
 from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
+from jestbench.model.image_tower import ImageTower
 from jestbench.model.regressor import PairHead, Regressor
-from jestbench.model.towers import ImageTower, TextTower
+from jestbench.model.text_tower import TextTower
 from jestbench.runs.open_folder import recorded
 from jestbench.runs.saved_model import towers_of
 from jestbench.select.policy import PolicyError
