@@ -73,11 +73,8 @@ def run_sweep(
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
-    if not dry_run and not sweep.is_installed and not Path(sweep.program).is_file():
-        own = PROJECT / PROGRAM
-        if sweep.program != PROGRAM or not own.is_file():
-            raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
-        sweep = replace(sweep, program=str(own))  # an installed checkout, from another folder
+    if not dry_run:
+        sweep = _with_program(sweep)
     check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:
@@ -115,6 +112,20 @@ def run_sweep(
     if _compare(sweep, [_finished(arm, out, logs) or arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)
     return next(iter(failed.values()), 0)
+
+
+def _with_program(sweep: Sweep) -> Sweep:
+    """The sweep with a program that is there: of an installed checkout, its own, from any folder.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if sweep.is_installed or Path(sweep.program).is_file():
+        return sweep
+    own = PROJECT / PROGRAM
+    if sweep.program != PROGRAM or not own.is_file():
+        raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+    return replace(sweep, program=str(own))
 
 
 def _print_commands(sweep: Sweep, limit: int | None) -> int:
