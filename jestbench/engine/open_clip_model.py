@@ -67,8 +67,9 @@ class OpenClip(Foreign):
 
     @property
     def label(self) -> str:
-        """Model and weights."""
-        return f"open_clip {self.model}" + (f" {Path(self.pretrained).name}" if self.pretrained else "")
+        """Model and weights, without the folders that they lie in."""
+        name = self._folder.name if self.model.startswith(LOCAL) else self.model
+        return " ".join(["open_clip", name, *([Path(self.pretrained).name] if self.pretrained else [])])
 
     @property
     def identity(self) -> str:

@@ -114,8 +114,8 @@ class Model:
         image_tower: any timm image model by name. Views that keep a share of the patches or layers, or change the
             patch, need a plain vision transformer (ViT, SigLIP, FlexiViT).
         image_size: side of an image, pixels; images of another size are resized on the device.
-        patch_size: side of a patch of a vision transformer (ViT, EVA, BEiT, NaFlexViT), pixels; any other tower keeps its
-            own, which ``image_options`` can change.
+        patch_size: side of a patch of a vision transformer (ViT, EVA, BEiT, NaFlexViT), pixels; any other tower keeps
+            its own, which ``image_options`` can change.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
         pretrained: load timm's weights for the image tower (needs the network or timm's cache).
         image_mean: three numbers, the mean of each channel of pixels in [0, 1]; ``None`` takes what the weights were

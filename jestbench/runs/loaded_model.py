@@ -89,7 +89,7 @@ def load_model(source: str | Path, device: str = "cpu", trust_pickle: bool = Fal
     """Load a trained model.
 
     Args:
-        source: a run folder; ``open_clip:MODEL:PRETRAINED`` with a tag, a file or a folder; ``open_clip:local-dir:FOLDER``
+        source: a run folder; ``open_clip:MODEL:PRETRAINED`` (a tag, a file or a folder); ``open_clip:local-dir:FOLDER``
             or ``open_clip:hf-hub:OWNER/NAME``; ``hf:`` and a folder of ``save_pretrained`` or a name on the hub.
         device: that it is run on.
         trust_pickle: take weights in a pickle too, which torch reads with ``weights_only``.
