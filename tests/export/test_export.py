@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import summary_of
+from helpers import rows_of, summary_of
 from scipy import stats
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -86,6 +86,27 @@ def test_taken_back_by_name_it_is_the_model_of_the_run(run_dir: Path, exported: 
     assert torch.allclose(back.encode_text(CAPTIONS[:2]), own.encode_text(CAPTIONS[:2]), atol=1e-5)
     classes = ["a red cat", "a blue dog"]
     assert torch.allclose(back.zero_shot(images(32), classes), own.zero_shot(images(32), classes), atol=1e-4)
+
+
+def test_as_a_reference_by_name_it_scores_and_costs_as_the_run_folder(
+    run_dir: Path, exported: Path, tmp_path: Path
+) -> None:
+    jest = [*TINY, *SMALL, "--gin_file", "gin/model/clip_tiny.gin", "run.policy=jest", "log.every=1"]
+    jest += ["synthetic.image_size=32"]  # another size is scaled by the two in different ways
+    rows = {}
+    for name, reference in (
+        ("folder", [f"run.reference={run_dir}"]),
+        ("name", ["run.reference=@open_clip()", f"open_clip.model=local-dir:{exported}"]),
+    ):
+        assert main([*jest, *reference, "--run_dir", str(tmp_path / name)]) == 0
+        rows[name] = [row for row in rows_of(tmp_path / name) if "train/loss" in row]
+    for one, other in zip(rows["folder"], rows["name"], strict=True):
+        assert one["flops/total"] == other["flops/total"]
+        assert one["flops/reference_score"] == other["flops/reference_score"] > 0
+        assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
+        chosen = {key for key in one if key.startswith("select/")}
+        assert chosen
+        assert all(one[key] == pytest.approx(other[key], abs=1e-4) for key in chosen)
 
 
 def test_the_card_tells_what_the_run_was(run_dir: Path, exported: Path) -> None:
