@@ -107,6 +107,9 @@ def _new_folder(out: Path) -> Iterator[None]:
         raise DataError(f"{out}: cannot be made: {error.strerror}: name another folder by --out") from error
     try:
         yield
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -128,13 +131,15 @@ def _check_opened(folder: Path, model: TwoTowers, tokenizer: Tokenizer) -> None:
     height, width = model.image.resolution
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, height, width), dtype=torch.uint8, generator=random)
-    level = logging.getLogger().level
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # "no pretrained weights": a local folder's are loaded all the same
     try:
         theirs, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         ids_NL = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROBES))
+    except Exception as error:  # of all kinds: an older version lacks a parameter, say
+        raise NotExpressible(f"open_clip {open_clip.__version__} does not open what it is given: {error}") from error
     finally:
-        logging.disable(level if level == logging.CRITICAL else logging.NOTSET)
+        logging.disable(disabled)
     ours_NL = tokenizer.encode(PROBES)
     if not torch.equal(ids_NL, ours_NL):
         raise NotExpressible("the tokenizer: transformers makes other ids of the same captions")

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import nn
 
 from jestbench import seeds
@@ -98,12 +99,14 @@ def _sizes_taken(image_tower: str) -> frozenset[str]:
     """
     try:
         with torch.device("meta"):
-            kind = type(timm.create_model(image_tower, num_classes=0))
+            built = timm.create_model(image_tower, num_classes=0)
     except Exception as error:  # any error of timm's constructors
         raise ValueError(f"timm cannot build model.image_tower = {image_tower!r}: {error}") from error
-    if issubclass(kind, TRANSFORMERS):
-        return frozenset({"img_size", "patch_size"})
-    return frozenset({"img_size"} & inspect.signature(kind).parameters.keys())
+    if not isinstance(built, TRANSFORMERS):
+        return frozenset({"img_size"} & inspect.signature(type(built)).parameters.keys())
+    # Behind a convolutional stem the patches are those of its features.
+    stem = isinstance(getattr(built, "patch_embed", None), HybridEmbed)
+    return frozenset({"img_size"} if stem else {"img_size", "patch_size"})
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class Model:
         image_tower: any timm image model by name. Views that keep a share of the patches or layers, or change the
             patch, need a plain vision transformer (ViT, SigLIP, FlexiViT).
         image_size: side of an image, pixels; images of another size are resized on the device.
-        patch_size: side of a patch of a vision transformer (ViT, EVA, BEiT, NaFlexViT), pixels; any other tower keeps
-            its own, which ``image_options`` can change.
+        patch_size: side of a patch of a vision transformer (ViT, EVA, BEiT, NaFlexViT), pixels; any other tower, and a
+            ViT behind a convolutional stem, keeps its own, which ``image_options`` can change.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
         pretrained: load timm's weights for the image tower (needs the network or timm's cache).
         image_mean: three numbers, the mean of each channel of pixels in [0, 1]; ``None`` takes what the weights were
