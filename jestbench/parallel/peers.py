@@ -90,6 +90,24 @@ class Peers:
         self._closed.set()
 
     @contextmanager
+    def joining(self) -> Iterator[None]:
+        """End this process if joining the others takes too long: torch waits for a hung store without a limit."""
+
+        def give_up() -> None:
+            text = f"error: process {self.rank} has waited {_shown(2 * PATIENCE)} to join the {self.size} processes"
+            print(text, file=sys.stderr, flush=True)
+            report_to_torchrun(text)
+            os._exit(1)
+
+        timer = threading.Timer(2 * PATIENCE.total_seconds(), give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Name a collective that is waited in; an error of it becomes one that names the processes that are missing.
 

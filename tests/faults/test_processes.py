@@ -150,7 +150,9 @@ def test_rank_0_that_hangs_alone_is_named(tmp_path: Path) -> None:
         assert both[1].wait(20) == 1
     finally:
         both[0].kill()
-    assert "process 1 has waited 1.5 s in a step of rank 0 alone for process 0, which gives no sign" in both[1].said
+    # It may still be joining when rank 0, which serves the store here, is done with that and hangs.
+    late = "process 1 has waited 1.5 s in a step of rank 0 alone for process 0, which gives no sign"
+    assert late in both[1].said or "process 1 has waited 3 s to join" in both[1].said
 
 
 @fault("processes", "not all processes are started", "status 1 after 10 minutes, and where the others were waited for")
