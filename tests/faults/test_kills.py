@@ -90,8 +90,9 @@ PHYSICAL = {"cache/hits", "data/decoded", "data/worker_restarts"}
 
 
 def left(run_dir: Path) -> tuple[Any, ...]:
-    rows, *rest = outcome(run_dir)
-    return [{key: value for key, value in row.items() if key not in PHYSICAL} for row in rows], *rest
+    rows, summary, *rest = outcome(run_dir)
+    summary = {key: value for key, value in summary.items() if key != "cache"}
+    return [{key: value for key, value in row.items() if key not in PHYSICAL} for row in rows], summary, *rest
 
 
 WHOLE: dict[str, tuple[Any, ...]] = {}
