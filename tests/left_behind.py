@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
@@ -60,8 +61,9 @@ class Session:
         return found
 
     def temporary(self) -> list[str]:
-        """Files and folders in the folder for temporary files."""
-        return [f"temporary: {path}" for path in self.folder.iterdir()]
+        """Files and folders in the folder for temporary files, but for the one that multiprocessing keeps to the end."""
+        kept = str(multiprocessing.current_process()._config.get("tempdir"))
+        return [f"temporary: {path}" for path in self.folder.iterdir() if str(path) != kept]
 
     def left(self, patience: float = 5.0) -> list[str]:
         """All of these, once what is ending has had some time to end."""

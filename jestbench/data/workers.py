@@ -42,6 +42,12 @@ ENDING_SECONDS = 10.0
 """How long the end of a killed worker, or of the receiving thread, is waited for."""
 
 
+def _unlink_shared(pid: int) -> None:
+    """Remove the shared memory of a process that was killed between making and unlinking it, as torch does at once."""
+    for segment in Path("/dev/shm").glob(f"torch_{pid}_*"):
+        segment.unlink(missing_ok=True)
+
+
 Descriptor = tuple[int, int, int]
 """A descriptor's number, and the device and inode of what is open there."""
 
@@ -110,6 +116,7 @@ class _Worker:
         self.kill()
         self.process.join(ENDING_SECONDS)
         self.connection.close()
+        _unlink_shared(self.process.pid)
 
 
 class Workers(Generic[Task, Result]):
@@ -301,6 +308,12 @@ class Workers(Generic[Task, Result]):
                 future.set_exception(error)
 
 
+def _clear_away() -> None:
+    """Remove what a killed parent leaves: the folder through whose sockets tensors are passed, and shared memory."""
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
+    _unlink_shared(os.getpid())
+
+
 def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, foreign: Sequence[Descriptor]) -> None:
     """Run tasks in a worker until its parent is gone; ``foreign`` are inherited descriptors, to be let go."""
     _let_go(foreign)
@@ -309,8 +322,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, fore
     # parent's handler of SIGTERM is inherited and must not be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Tensors are passed through a socket in a folder for temporary files: the parent's, if that has not removed it.
-    end_with(parent, lambda: shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True))
+    end_with(parent, _clear_away)
     torch.set_num_threads(1)
     while True:
         try:
