@@ -125,9 +125,10 @@ class World:
         """Broadcast rank 0's choice: a difference in the last bit on one GPU must not lead to another choice there."""
         if self.size == 1:
             return selection
-        weight_K = selection.weight_K
-        index_K, weight_K = self._told((selection.index_K.cpu(), None if weight_K is None else weight_K.cpu()))
-        return replace(selection, index_K=index_K, weight_K=weight_K)
+        weight_K = None if selection.weight_K is None else selection.weight_K.cpu()
+        memory = {name: value_B.cpu() for name, value_B in selection.memory.items()}
+        index_K, weight_K, memory = self._told((selection.index_K.cpu(), weight_K, memory))
+        return replace(selection, index_K=index_K, weight_K=weight_K, memory=memory)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.

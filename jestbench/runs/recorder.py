@@ -32,6 +32,7 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
@@ -61,14 +62,14 @@ class KnownAtStart:
     """What a summary holds that is known before the first step.
 
     Attributes:
-        pretrain: FLOPs of each model's pre-training.
+        pretrain: FLOPs of each model's pre-training; ``None`` where they are not known.
         references: that the run is scored with.
         data: facts about the data.
         fingerprints: of the data.
         warnings: about the run.
     """
 
-    pretrain: Mapping[str, int]
+    pretrain: Mapping[str, int | None]
     references: Sequence[ReferenceEntry]
     data: Mapping[str, Any]
     fingerprints: Mapping[str, str]
@@ -173,6 +174,7 @@ class Recorder:
                 "train/learning_rate": update.learning_rate,
                 "train/gradient_norm": update.gradient_norm,
                 "train/scale": self.stages.learner.model.scale_and_bias()[0],
+                "train/equal_pairs": equal_pairs(*(keys[selection.index_K.cpu()] for keys in batch.keys)),
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
@@ -263,6 +265,7 @@ class Recorder:
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
             **counts,
+            **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
 

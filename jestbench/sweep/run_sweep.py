@@ -21,7 +21,7 @@ from jestbench.config.run import ConfigError
 from jestbench.disk import PROJECT, command_name
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.kept_records import keep_records
+from jestbench.runs.kept_records import keep_records, worth_keeping
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
 from jestbench.sweep.progress import SweepProgress
@@ -103,6 +103,7 @@ def run_sweep(
                 failed[str(dict(arm.parameters))] = status
                 print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
     except KeyboardInterrupt:
+        _keep(started, out, logs)  # a ladder's ended rungs are final
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     finally:
@@ -122,6 +123,12 @@ def _print_commands(sweep: Sweep, limit: int | None) -> int:
         print(shlex.join(sweep.command_line(arm.parameters)))
         done.append((dict(arm.parameters), None))
     return 0
+
+
+def _keep(arms: Sequence[SweepArm], out: Path, logs: Path | None) -> None:
+    for arm in arms:
+        if logs is not None and worth_keeping(arm.folder(out)) and not RunFolder(arm.folder(logs)).has_finished():
+            keep_records(arm.folder(out), arm.folder(logs))
 
 
 def _finished(arm: SweepArm, out: Path, logs: Path | None) -> Path | None:
@@ -153,8 +160,7 @@ def _run(
             started.append(arm)
             if (finished := _finished(arm, out, logs)) is not None:
                 print(f"already finished: {finished}")
-                if logs is not None and finished.parent != logs:
-                    keep_records(finished, arm.folder(logs))
+                _keep([arm], out, logs)
                 done.append((dict(arm.parameters), RunFolder(finished).final_value(sweep.metric)))
                 progress.passed(arm)
             else:
@@ -162,8 +168,7 @@ def _run(
                 yield _job(sweep, arm, out, threads)
 
     for arm, status in run_side_by_side(jobs(), progress.at_once, progress.tick):
-        if logs is not None and not status:
-            keep_records(arm.folder(out), arm.folder(logs))
+        _keep([arm], out, logs)
         yield arm, status
 
 
