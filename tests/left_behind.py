@@ -61,7 +61,7 @@ class Session:
         return found
 
     def temporary(self) -> list[str]:
-        """Files and folders in the folder for temporary files, but for the one that multiprocessing keeps to the end."""
+        """Files and folders in the folder for temporary files, but the one that multiprocessing keeps to the end."""
         kept = str(multiprocessing.current_process()._config.get("tempdir"))
         return [f"temporary: {path}" for path in self.folder.iterdir() if str(path) != kept]
 

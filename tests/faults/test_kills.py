@@ -159,6 +159,22 @@ def operations(kind: str, folder: Path) -> int:
     return int((folder / "count").read_text())
 
 
+def was_killed(run: Sequence[Forked]) -> bool:
+    """Whether a process was killed, once all have ended; the others of a killed one are ended as torchrun does it."""
+    end = time.monotonic() + 120
+    while (statuses := [one.poll() for one in run]) and None in statuses:
+        assert time.monotonic() < end, [one.said for one in run]
+        if -signal.SIGKILL in statuses:
+            end_others = time.monotonic() + 5
+            while None in [one.poll() for one in run] and time.monotonic() < end_others:
+                time.sleep(0.01)
+            for one in run:
+                one.kill()
+            return True
+        time.sleep(0.005)
+    return -signal.SIGKILL in statuses
+
+
 def killed_at(kind: str, run_dir: Path, logs: Path, operation: int, rank: int = 0) -> bool:
     """Start the run or go on with it, and kill a process before a file operation; whether it came that far."""
 
@@ -166,8 +182,7 @@ def killed_at(kind: str, run_dir: Path, logs: Path, operation: int, rank: int = 
         if own == rank:
             FileOperations([run_dir], operation, die).start()
 
-    run = processes(kind, run_dir, logs, prepare)
-    return -signal.SIGKILL in [one.wait(120) for one in run]
+    return was_killed(processes(kind, run_dir, logs, prepare))
 
 
 def killed_after(kind: str, run_dir: Path, logs: Path, seconds: float, rank: int = 0) -> bool:
@@ -177,7 +192,7 @@ def killed_after(kind: str, run_dir: Path, logs: Path, seconds: float, rank: int
     while time.monotonic() < end and run[rank].poll() is None:
         time.sleep(0.002)
     run[rank].kill()
-    return -signal.SIGKILL in [one.wait(120) for one in run]
+    return was_killed(run)
 
 
 def assert_goes_on(kind: str, run_dir: Path, logs: Path, expected: tuple[Any, ...]) -> None:
