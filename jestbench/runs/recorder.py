@@ -252,8 +252,7 @@ class Recorder:
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        counts = self.stages.super_batches.counts(progress.step)
-        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
+        counts = self._count_data(progress)
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -269,6 +268,12 @@ class Recorder:
             **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
+
+    def _count_data(self, progress: Progress) -> dict[str, float]:
+        """The counts of the data so far, of which some are kept for the summary."""
+        counts = self.stages.super_batches.counts(progress.step)
+        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
+        return counts
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
@@ -318,6 +323,7 @@ class Recorder:
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
+        self._count_data(progress)  # a run that was killed behind its last step writes no further row
         self.chosen.begin(progress.step, state["chosen"]["on"])
 
     def write_chosen(self) -> None:
