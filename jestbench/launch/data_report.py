@@ -157,6 +157,8 @@ def waste_warnings(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]
     wanted = {resolved.run.model.image_size: "the model"}
     views = [stages.learner.view, *(view for _, view in resolved.run.mix)]
     wanted = {view.resolution: f"the view of {view.label}" for view in views if view.resolution} | wanted
+    frozen = [(role, model) for role, actor in stages.scorer.actors.items() for model in actor.frozen]
+    wanted = {one.model.pixels: f"the {role}" for role, one in frozen if role in resolved.run.castings} | wanted
     for pixels, who in sorted(wanted.items()):
         if prepared < pixels:
             found.append(
