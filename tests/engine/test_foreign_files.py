@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from foreign_models import TEXTS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
+from foreign_models import CLIP, TEXTS, WORDS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
 from helpers import own_surroundings, small_world
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +99,29 @@ def test_zero_shot_by_a_loaded_model(small: dict[str, Path]) -> None:
         model.encode_image(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="list of strings"):
         model.encode_text("cat")
+
+
+def test_siglip_as_it_is_released_with_a_vocabulary_of_sentencepiece(copied: Callable[[str], Path]) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    import transformers
+
+    folder, plain = copied("siglip"), " ".join(WORDS)
+    for file in folder.glob("token*"):
+        file.unlink()
+    (folder / "words.txt").write_text("\n".join([plain] * 50), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "words.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=32,
+        pad_id=3,
+        hard_vocab_limit=False,
+    )
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"))
+    tokenizer.save_pretrained(folder)
+    found = of(folder).load().tokens(TEXTS)
+    expected = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt")["input_ids"]
+    assert torch.equal(found, expected)
+    assert len(found.unique()) > 5
 
 
 # What is wrong
@@ -236,12 +259,13 @@ def test_a_pickle_is_refused_or_read_as_weights_only(
 def test_a_check_fetches_nothing_and_prices_what_it_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ViT-S-32-alt", {"some": {"hf_hub": "nobody/nothing/"}})
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-XS", CLIP)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ViT-XS", {"some": {"hf_hub": "nobody/nothing/"}})
     world = ["--gin_file", "gin/run/tiny.gin", *small_world(1, 2), "run.loss=softmax", "run.policy=jest"]
-    words = [*world, "run.reference=@open_clip()", "open_clip.model=ViT-S-32-alt", "run.budget=1e14"]
+    words = [*world, "run.reference=@open_clip()", "open_clip.model=ViT-XS", "run.budget=1e14"]
     assert main([*words, "open_clip.pretrained=some", "--check"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "not checked: the weights of open_clip ViT-S-32-alt some" in said
+    assert "not checked: the weights of open_clip ViT-XS some" in said
     assert "what its training took is not known" in said
     for tag, status in (("some", 3), ("same", 2)):
         assert main([*words, f"open_clip.pretrained={tag}", "--run_dir", str(tmp_path / tag)]) == status
