@@ -73,7 +73,7 @@ def _weights(old: int, new: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
 
 def _along_rows(images: Tensor, new: int, kernel: Kernel) -> Tensor:
     """Images ``[…, W]`` resized along their last dimension."""
-    old = images.shape[-1]
+    old = int(images.shape[-1])  # within a trace a shape holds tensors
     if old == new:
         return images
     position, weight = (part.to(images.device) for part in _weights(old, new, kernel))
