@@ -144,6 +144,10 @@ def building() -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except DataError as error:
+        if error.exit_status == ConfigError.exit_status:  # a model of another library that cannot be run here
+            raise ConfigError(str(error)) from error
+        raise
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError, MemoryError) as error:
         said = str(error) if isinstance(error, ValueError) else f"cannot be built: {type(error).__name__}: {error}"
         raise ConfigError(said) from error

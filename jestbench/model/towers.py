@@ -50,6 +50,11 @@ class TwoTowers(Encoders):
         """L, tokens of a text."""
         return len(self.text.positions)
 
+    @property
+    def pixels(self) -> int:
+        """The side that images are resized to."""
+        return self.image.resolution[0]
+
     def checked(self, view: View) -> View:
         """As ``views.check``."""
         return check(view, self)
