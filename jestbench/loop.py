@@ -91,7 +91,7 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
             batch = stages.super_batches.at(progress.step)
             scores = stages.scorer(batch, policy.needs)
             generator = seeds.generator(run.seed, "select", progress.step)
-            selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
+            selection = choose(policy, scores, run.batch_size, generator, progress.policy_state, run.patience)
             chosen = batch.take(selection.index_K)
             update = stages.update(chosen, selection.weight_K, position, update_seed(run.seed, progress.step))
             progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,9 @@ EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
 like --gin_file FILE. Bindings win over files, later ones over earlier ones.
 
-exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 the loss is not finite,
-130 interrupted (a checkpoint is written; go on with --resume)
+exit status: 0 finished, 1 an exception inside a policy, 2 wrong configuration or a policy that breaks its
+contract, 3 wrong or missing data, 4 the loss is not finite, 130 interrupted (a checkpoint is written; go on
+with --resume)
 """
 
 # A binding behind hyphens, as W&B's ${args} writes it: Name.parameter=value, or a macro in capitals.
@@ -124,7 +126,20 @@ def guarded(work: Callable[[], int]) -> int:
         status: int | None = getattr(type(error), "exit_status", None)
         if status is None:
             raise
-        return _said(str(error), status)
+        shown = _said(str(error), status)
+        if error.__cause__ is not None and status == 1:
+            _print_own_traceback(error.__cause__)
+        return shown
+
+
+def _print_own_traceback(error: BaseException) -> None:
+    """Print the traceback of an exception inside a policy from the policy's own code on."""
+    inside = error.__traceback__
+    while inside is not None and inside.tb_next is not None and "jestbench.select." in inside.tb_frame.f_globals.get(
+        "__name__", ""
+    ):
+        inside = inside.tb_next
+    traceback.print_exception(type(error), error, inside)
 
 
 def _said(message: str, status: int) -> int:
@@ -243,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of ``tools/run.py`` in this process.
 
     Returns:
-        The exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 a loss that is
-        not finite, 130 interrupted.
+        The exit status: 0 finished, 1 an exception inside a policy, 2 wrong configuration or a policy that breaks
+        its contract, 3 wrong or missing data, 4 a loss that is not finite, 130 interrupted.
     """
     return run_command(sys.argv[1:] if argv is None else list(argv))

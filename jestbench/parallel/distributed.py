@@ -15,14 +15,12 @@ import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from jestbench.batch import Selection
 
 _T = TypeVar("_T")
 PATIENCE = datetime.timedelta(hours=24)
@@ -117,14 +115,6 @@ class World:
         for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
             value = summed / self.size if id(parameter) in entire else summed
             parameter.grad = value.view_as(parameter).to(parameter.dtype)
-
-    def agreed(self, selection: Selection) -> Selection:
-        """Broadcast rank 0's choice: a difference in the last bit on one GPU must not lead to another choice there."""
-        if self.size == 1:
-            return selection
-        weight_K = selection.weight_K
-        index_K, weight_K = self._told((selection.index_K.cpu(), None if weight_K is None else weight_K.cpu()))
-        return replace(selection, index_K=index_K, weight_K=weight_K)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too."""

@@ -33,6 +33,7 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
@@ -132,13 +133,31 @@ class Recorder:
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
-        """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
-        start = time.perf_counter()
+        """Add the time spent inside to ``time/seconds``; name the step of an error of the models or the policy.
+
+        Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
+        """
+        parts = (self.stages.super_batches, *self.stages.scorer.actors.values())
+        start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
         try:
             with self._named(progress):
                 yield
+        except PolicyError as error:
+            progress.seconds = seconds
+            for part, mark in zip(parts, marks, strict=True):
+                part.rewind(mark)
+            raise self._blamed(error, progress) from error.__cause__
         finally:
             progress.seconds += time.perf_counter() - start
+
+    def _blamed(self, error: PolicyError, progress: Progress) -> PolicyError:
+        """The same error with policy, step and the checkpoint to go on from, which is written but for a hang."""
+        newest = self.world.first(RunFolder(self.run_dir).newest_checkpoint)
+        if not isinstance(error, PolicyHang):
+            newest = self.save(progress)
+        on = f"its newest checkpoint is {newest.name}; mend the policy and go on with --resume" if newest else ""
+        what = f"step {progress.step}: policy {self.resolved.policy_name!r}: {error}"
+        return type(error)(f"{what}: {on}" if on else what)
 
     @contextmanager
     def _named(self, progress: Progress) -> Iterator[None]:
@@ -283,8 +302,8 @@ class Recorder:
             **more,
         }
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint."""
+    def save(self, progress: Progress) -> Path:
+        """Write a checkpoint; return its folder."""
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
         with self._named(progress):
             state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
@@ -296,7 +315,7 @@ class Recorder:
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)
-        self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+        return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""

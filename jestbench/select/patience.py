@@ -1,0 +1,74 @@
+"""The limit on the time that a policy takes to choose."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from jestbench.select.contract import PolicyHang
+
+GRACE_SECONDS = 10.0
+"""How long a policy that was interrupted may take to return to Python before its process is ended."""
+_LOOK_SECONDS = 1.0
+
+
+@contextmanager
+def patient(name: str, minutes: float | None) -> Iterator[None]:
+    """Interrupt a policy that does not return in time; in the main thread, the only one that can be interrupted.
+
+    Code that never returns to Python (a device that hangs) cannot be interrupted: the process then ends with status 2.
+
+    Args:
+        name: of the policy, for the message.
+        minutes: until then; ``None`` for no limit.
+
+    Raises:
+        PolicyHang: the time is over.
+    """
+    if minutes is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    message = f"{name} did not return within run.patience = {minutes:g} minutes"
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise PolicyHang(message)
+
+    _WATCH.expect(60 * minutes + GRACE_SECONDS, message)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        _WATCH.expect(math.inf, "")
+
+
+class _Watch:
+    """A thread that ends the process once a deadline has passed; started with the first deadline."""
+
+    def __init__(self) -> None:
+        self._deadline, self._message, self._process = math.inf, "", 0
+
+    def expect(self, seconds: float, message: str) -> None:
+        """Set the deadline, or none (``inf``), and the message at its end."""
+        self._deadline, self._message = time.monotonic() + seconds, message
+        if self._process != os.getpid():  # a forked process has no thread but its own
+            self._process = os.getpid()
+            threading.Thread(target=self._look, name="patience", daemon=True).start()
+
+    def _look(self) -> None:
+        while time.monotonic() < self._deadline:
+            time.sleep(_LOOK_SECONDS)
+        with suppress(OSError):
+            os.write(2, f"error: {self._message}, and could not be interrupted\n".encode())
+        os._exit(PolicyHang.exit_status)
+
+
+_WATCH = _Watch()
