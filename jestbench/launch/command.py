@@ -135,8 +135,10 @@ def guarded(work: Callable[[], int]) -> int:
 def _print_own_traceback(error: BaseException) -> None:
     """Print the traceback of an exception inside a policy from the policy's own code on."""
     inside = error.__traceback__
-    while inside is not None and inside.tb_next is not None and "jestbench.select." in inside.tb_frame.f_globals.get(
-        "__name__", ""
+    while (
+        inside is not None
+        and inside.tb_next is not None
+        and "jestbench.select." in inside.tb_frame.f_globals.get("__name__", "")
     ):
         inside = inside.tb_next
     traceback.print_exception(type(error), error, inside)

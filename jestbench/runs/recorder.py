@@ -58,6 +58,18 @@ class Stateful(Protocol):
         ...
 
 
+class Rewindable(Protocol):
+    """What a failed step has changed, and what can go back to where it stood before."""
+
+    def mark(self) -> Any:
+        """This process's own state; no collective call, and cheap: once a step."""
+        ...
+
+    def rewind(self, mark: Any) -> None:
+        """Go back to a mark."""
+        ...
+
+
 @dataclass(frozen=True)
 class KnownAtStart:
     """What a summary holds that is known before the first step.
@@ -137,7 +149,7 @@ class Recorder:
 
         Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
         """
-        parts = (self.stages.super_batches, *self.stages.scorer.actors.values())
+        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self.stages.scorer.actors.values())
         start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
         try:
             with self._named(progress):

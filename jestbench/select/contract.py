@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -168,7 +169,7 @@ def blamed(name: str, scores: Scores | None = None) -> Iterator[None]:
     before = _settings()
     try:
         yield
-    except (KeyboardInterrupt, GeneratorExit, PolicyError):
+    except PolicyError:
         raise
     except ScoreError as error:
         if not isinstance(error, NonFiniteScore):
@@ -178,7 +179,7 @@ def blamed(name: str, scores: Scores | None = None) -> Iterator[None]:
         raise PolicyError(
             f"{name}: {error}, although the models' scores are finite: mend the policy's arithmetic"
         ) from error
-    except BaseException as error:  # SystemExit too: a policy does not end a run
+    except (Exception, SystemExit) as error:  # a policy does not end a run
         try:
             text = str(error)
         except Exception:
@@ -201,7 +202,7 @@ def _sane(scores: Scores) -> bool:
 def _settings() -> dict[str, Any]:
     """Settings of the process that decide what the rest of a step computes, and where it writes."""
     try:
-        folder = os.getcwd()
+        folder = str(Path.cwd())
     except OSError:  # it was removed
         folder = ""
     return {
