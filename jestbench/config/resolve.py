@@ -118,6 +118,21 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
         )
 
 
+def _check_chunks(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
+    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks.
+
+    Raises:
+        ConfigError: the message names the most.
+    """
+    chunks, key = getattr(run.policy, "chunks", None), f"{policy}.chunks"
+    usual = getattr(type(run.policy), "chunks", None)  # of a dataclass: the default
+    if isinstance(chunks, int) and chunks > run.batch_size and chunks != usual:
+        raise ConfigError(
+            f"{_place(key, bindings)}{key} = {chunks} chunks of run.batch_size = {run.batch_size} pairs: a chunk "
+            f"holds at least one pair, so at most {run.batch_size}"
+        )
+
+
 def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
     """A constructor's message, with the places where the parameters that it names were bound."""
     message, _, call = str(error).partition("\n  In call to configurable ")
@@ -169,6 +184,7 @@ def resolve(
     read, inherited = take_over(read, Path(files[0]), len(bindings), handed) if handed else (read, Inherited())
     run, name, held = _build(read)
     _check_augment(run, read)
+    _check_chunks(run, name, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     assert not isinstance(run.policy, str)

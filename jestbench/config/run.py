@@ -175,6 +175,8 @@ class Run:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed is a whole number from 0 to 2^63 − 1, got {self.seed}")
         if not 0 < self.patience <= MOST_PATIENCE:
             raise ValueError(f"run.patience is above 0 and at most {MOST_PATIENCE:,} minutes, got {self.patience}")
         if self.batch_size > self.super_batch_size:

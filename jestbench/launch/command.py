@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from jestbench.disk import command_name
+from jestbench.disk import command_name, user_path
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("bindings", nargs="*", metavar="BINDING", help="Name.parameter=value")
     command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be given several times")
     command.add_argument("--gin_param", action="append", default=[], metavar="BINDING", help="a binding")
-    command.add_argument("--run_dir", type=Path, help="default: a new folder under runs/")
+    command.add_argument("--run_dir", type=user_path, help="default: a new folder under runs/")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
     command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
     command.add_argument("--allow_downloads", action="store_true", help="let --check fetch URLs, hub names and weights")

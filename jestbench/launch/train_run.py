@@ -22,6 +22,7 @@ from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -69,6 +70,7 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
     world = distributed.world()
     if isinstance(stand, Resolved):
         world.in_turn(stand.run.data.prepare)
+        world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
         with _locked(folder, world):
@@ -164,6 +166,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
     """
+    distributed.world().first(lambda: check_served(resolved))
     with _held_by_all(run_dir):
         return _train_run(resolved, run_dir, resume, role)
 
@@ -182,12 +185,12 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
-    world.in_turn(resolved.run.data.prepare)
-    folders = ensure_pretrained(resolved)
-    pretrain = pretrain_flops(folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
+        world.in_turn(resolved.run.data.prepare)
+        folders = ensure_pretrained(resolved)
+        pretrain = pretrain_flops(folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
@@ -204,9 +207,9 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
-    except ConfigError:
-        if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
-            shutil.rmtree(run_dir)
+    except Exception:
+        if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise
     references = _references(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
