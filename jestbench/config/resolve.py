@@ -73,6 +73,7 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
             f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
             f"there are {', '.join(known)}"
         )
+    _check_chunks(run, asked or names[0], bindings)
     return run, asked or names[0], held
 
 
@@ -184,7 +185,6 @@ def resolve(
     read, inherited = take_over(read, Path(files[0]), len(bindings), handed) if handed else (read, Inherited())
     run, name, held = _build(read)
     _check_augment(run, read)
-    _check_chunks(run, name, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     assert not isinstance(run.policy, str)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.data.pairs import Dataset
+from jestbench.data.sources.stream import Stream
 from jestbench.data.splits import split_of
 from jestbench.disk import shown
+from jestbench.model.tokenizer import Tokenizer
 
 
 def check_served(resolved: Resolved) -> None:
@@ -40,7 +42,7 @@ def _other_tokenizer(here: Run, there: Run) -> str:
         return ""
     kinds = f"it is trained on {_kind(other)}, this run on {_kind(own)}"
     if own.is_prepared() and other.is_prepared():
-        one, two = (split_of(run.data, run.split).tokenizer.identity for run in (here, there))
+        one, two = (_tokenizer(run).identity for run in (here, there))
         return "" if one == two else f"{kinds}, and their tokenizers differ ({two} and {one})"
     if type(own) is not type(other) and (_choice(own) is None or _choice(other) is None):
         return f"{kinds}, and each has a tokenizer of its own"
@@ -48,6 +50,13 @@ def _other_tokenizer(here: Run, there: Run) -> str:
     if None not in lengths and lengths[0] != lengths[1]:
         return f"{kinds}, with captions of {lengths[0]} and of {lengths[1]} tokens"
     return ""
+
+
+def _tokenizer(run: Run) -> Tokenizer:
+    """The tokenizer of a run's prepared data; of a stream that of the data beside it, so that no shard is opened."""
+    if isinstance(run.data, Stream):
+        return run.data.beside.split("eval").tokenizer
+    return split_of(run.data, run.split).tokenizer
 
 
 def _kind(data: Dataset) -> str:
