@@ -18,7 +18,7 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.part_pairs import Half
 from jestbench.data.splits import check_split
 from jestbench.engine.cache import Cache
-from jestbench.engine.casting import Casting, Training
+from jestbench.engine.casting import Casting, Training, TwinCasting
 from jestbench.engine.contrastive import ContrastiveTraining
 from jestbench.engine.frozen import Accounting
 from jestbench.engine.optimizer import Optimizer
@@ -26,8 +26,9 @@ from jestbench.engine.regression import Regression
 from jestbench.evals.evaluate import Evaluate
 from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
-from jestbench.select.losses import LossName
+from jestbench.select.losses import EqualRule, LossName
 from jestbench.select.policy import Policy
+from jestbench.select.remembering import takes_all
 from jestbench.select.scores import ROLES, Role
 
 
@@ -129,6 +130,14 @@ class Run:
         loader: who decodes the pairs, and how far ahead.
         patience: minutes within which the policy must choose; a longer selection ends the run, with status 2.
         augment: what is done to each image at each step; ``None`` is nothing.
+        equal: what two pairs of a sub-batch are to each other that share their image or their caption: ``negative``, as
+            in CLIP; ``masked``, in no sum and no denominator, of the loss and of scores; ``positive``, label +1 for
+            sigmoid, and for softmax the mean of −log p over the positives, in the loss alone (scores over several pairs
+            of the softmax loss are refused). Priced alike.
+        select_from: share of the budget before which pairs are drawn uniformly from the super-batch, whatever the
+            policy: nothing is scored, charged or left out for it.
+        memory_bytes: most that a policy's memory of pairs takes (8 bytes a pair, and 4 for each number); pairs that are
+            new once it is full are not remembered, and counted (``memory/refused``).
     """
 
     policy: Policy | str
@@ -145,7 +154,7 @@ class Run:
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate: Evaluate = field(default_factory=Evaluate)
     limit: Budget = field(default_factory=Budget)
-    reference: Casting | str | tuple[str, ...] | None = None
+    reference: Casting | tuple[Casting, Casting] | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
     reference_seed: ReferenceSeed = "shared"
     reference_calibrate: bool = False
@@ -170,6 +179,9 @@ class Run:
     loader: Loader = field(default_factory=Loader)
     patience: float = 30.0
     augment: RandomResizedCrop | None = None
+    equal: EqualRule = "negative"
+    select_from: float = 0.0
+    memory_bytes: int = 8 << 30
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
@@ -184,6 +196,10 @@ class Run:
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
                 f"run.super_batch_size = {self.super_batch_size}"
             )
+        if not 0 <= self.select_from <= 1:
+            raise ValueError(f"run.select_from is a share of the budget in [0, 1], got {self.select_from}")
+        if self.memory_bytes < 0:
+            raise ValueError(f"run.memory_bytes must not be negative, got {self.memory_bytes}")
         if self.half not in (None, 0, 1):
             raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
@@ -220,8 +236,17 @@ class Run:
                 raise ValueError(reason)
         for name, roles in (("reference", {"reference"}), ("scorer", {"scorer", "online"})):
             bound = getattr(self, name)
-            if isinstance(bound, Casting) and bound.role not in roles:
-                raise ValueError(f"run.{name} cannot be a model that fills the role {bound.role!r}")
+            for one in bound if isinstance(bound, tuple) else (bound,):
+                if isinstance(one, Casting) and one.role not in roles:
+                    raise ValueError(f"run.{name} cannot be a model that fills the role {one.role!r}")
+        if self._two and not (self.twin and len(self._two) == 2):
+            raise ValueError(
+                "run.reference takes two models where run.twin = True scores each half of the pairs by one"
+            )
+        if self.twin and isinstance(self.reference, Casting):
+            raise ValueError(
+                "run.twin scores by two references: run.reference = [@one/open_clip(), @other/open_clip()]"
+            )
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:
@@ -259,24 +284,46 @@ class Run:
     @property
     def castings(self) -> dict[Role, Casting]:
         """What is bound to fill a role by itself, without a run behind it."""
-        return {bound.role: bound for bound in (self.reference, self.scorer) if isinstance(bound, Casting)}
+        both = (self.reference, self.scorer)
+        found = {bound.role: bound for bound in both if isinstance(bound, Casting)}
+        return found | ({"reference": TwinCasting("reference", self._two)} if self._two else {})
+
+    @property
+    def _two(self) -> tuple[Casting, ...]:
+        """Two models that are bound to score one half of the pairs each."""
+        bound = self.reference if isinstance(self.reference, tuple) else ()
+        return tuple(one for one in bound if isinstance(one, Casting))
 
     def view_of(self, role: Role) -> tuple[str, View]:
         """The parameter that sets the view which a role is scored under, and the view."""
         bound = {"learner": "score_view", "reference": "reference_view"}.get(role)
         return (f"run.{bound}", getattr(self, bound) or FULL) if bound else (f"the view of the {role}", FULL)
 
-    def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
+    def taken(self, pretrain: Mapping[str, int | None]) -> int:
+        """FLOPs of pre-training that ``budget.includes`` takes out of the budget.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        unknown = [name for name in self.limit.includes if pretrain.get(name, 0) is None]
+        if unknown:
+            raise ValueError(
+                f"budget.includes takes the pre-training of the {unknown[0]} out of the budget, and what it took is "
+                f"not known: state it (pretrain_flops of what run.{unknown[0]} binds), or leave budget.includes out"
+            )
+        return sum(pretrain.get(name) or 0 for name in self.limit.includes)
+
+    def allowance(self, pretrain: Mapping[str, int | None], added: int = 0) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.
 
         Args:
-            pretrain: FLOPs of each model's pre-training.
+            pretrain: FLOPs of each model's pre-training; ``None`` where they are not known.
             added: FLOPs that ``budget.adds`` adds (``Resolved.added_flops``).
 
         Raises:
-            ValueError: nothing is left.
+            ValueError: nothing is left, or what is to be taken out is not known.
         """
-        taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
+        taken = self.taken(pretrain)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
         rungs, cooldown = self.optimizer.rungs, self.optimizer.cooldown if self.optimizer.rungs else 0.0
@@ -364,8 +411,16 @@ class Resolved:
 
     @property
     def draw_size(self) -> int:
-        """Pairs drawn a step: B, or b for a policy that scores nothing."""
-        return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+        """Pairs drawn a step: B, or b for a policy that takes all pairs of a super-batch."""
+        return self.run.batch_size if takes_all(self.policy) else self.run.super_batch_size
+
+    @property
+    def stated_flops(self) -> dict[str, int | None]:
+        """FLOPs of the training of other libraries' models that the run scores with, by role; ``None`` if unknown."""
+        found: dict[str, int | None] = {}
+        for role, casting in self.run.castings.items():
+            found |= casting.stated_flops() if role in self.run.needs else {}
+        return found
 
     @property
     def added_flops(self) -> int:
@@ -388,6 +443,14 @@ def pretraining_flops(resolved: Resolved) -> int:
     Raises:
         ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
     """
+    if (casting := resolved.run.castings.get("reference")) is not None:
+        stated = casting.stated_flops().get("reference")
+        if stated is None:
+            raise ConfigError(
+                f"budget.adds needs to know what the training of {casting.label} took: state it in pretrain_flops of "
+                "what run.reference binds"
+            )
+        return stated
     total = 0
     for stand in resolved.stands_on.get("reference", ()) or (None,):
         if not isinstance(stand, Resolved) or stand.run.budget is None:

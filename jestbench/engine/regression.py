@@ -24,12 +24,13 @@ from jestbench.batch import FULL, Batch, DataError, Pass
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
-from jestbench.engine.casting import Setting, Training, shape_of
+from jestbench.engine.casting import Setting, Training, check_training, shape_of
 from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.arithmetic import to_device
+from jestbench.select.losses import Each
 
 if TYPE_CHECKING:
     from jestbench.config.run import Run
@@ -87,6 +88,7 @@ class Regression(Training):
         """The pair scorer in training."""
         run, tokenizer = setting.run, setting.pairs.tokenizer
         model = self.build(run, tokenizer).to(setting.arithmetic.device)
+        check_training(model, setting)
         prices = {FULL: Price.of(model, setting.example)}
         if setting.compiled:
             model.compile_blocks()
@@ -179,7 +181,9 @@ class GradedObjective(Objective):
         self.model, self.regression, self.tokenizer = model, regression, tokenizer
         self.head_macs = model.head_macs()
 
-    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, None]:
+    def loss(
+        self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int, each: Each | None = None
+    ) -> tuple[Tensor, None]:
         """The mean of the kinds' squared errors; ``weight_K`` weighs a pair's examples alike.
 
         Raises:

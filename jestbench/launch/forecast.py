@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.run import Resolved
-from jestbench.cost.budget import Pretrained
+from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
@@ -24,7 +24,8 @@ from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
-from jestbench.select.policy import choose
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
 
 
@@ -43,6 +44,7 @@ class StepPrice:
             only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
+        unselected: FLOPs of a step before ``run.select_from``, in which nothing is scored.
     """
 
     flops: dict[Purpose, int]
@@ -50,6 +52,7 @@ class StepPrice:
     closed_form: float
     first_sight: int = 0
     cascade_pair: int = 0
+    unselected: int = 0
 
     @property
     def total(self) -> int:
@@ -78,7 +81,8 @@ def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
     actors = [actor for role, actor in stages.scorer.actors.items() if role in resolved.policy.needs]
     divisor = math.gcd(*(actor.width for actor in actors)) or 1
     scores = Scores.joined((actor.imagined(size, divisor, random) for actor in actors), size, resolved.run.loss)
-    choose(resolved.policy, scores, resolved.run.batch_size, random)
+    scores = imagined(resolved.policy, scores, random)
+    choose(resolved.policy, scores, resolved.run.batch_size, random, initial_state(resolved.policy))
     return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
 
 
@@ -111,7 +115,8 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
     uniform = _flops(learner.objective.plain().passes(learner, batch_size))
     spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
-    return StepPrice(spent, uniform, closed, _flops(once), _cascade_pair(resolved, stages))
+    unselected = _flops(learner.forecast_update(batch_size))
+    return StepPrice(spent, uniform, closed, _flops(once), _cascade_pair(resolved, stages), unselected)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -132,25 +137,36 @@ def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
     return _flops(actor.forecast_own_loss(2)) - _flops(actor.forecast_own_loss(1))
 
 
-def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
-    """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
-    # The runs of two halves differ only in the half of the pool that they draw from.
-    return {
-        role: len(stands) * (ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one))
-        for role, stands in resolved.stands_on.items()
-    }
+def pretraining(resolved: Resolved) -> dict[str, int | None]:
+    """FLOPs of training the frozen models of a run, by role: read from their folders, forecast, or stated.
+
+    ``None`` where they are not known.
+    """
+    found: dict[str, int | None] = {}
+    for role, stands in resolved.stands_on.items():
+        # The runs of two halves differ only in the half of the pool that they draw from.
+        flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one)
+        found[role] = None if flops is None else len(stands) * flops
+    return found | resolved.stated_flops
 
 
-def _forecast(resolved: Resolved) -> int:
-    """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
+def _known(flops: Mapping[str, int | None], roles: Collection[str]) -> int | None:
+    """The sum over some roles; ``None`` where those of one are not known."""
+    found = [amount for role, amount in flops.items() if role in roles]
+    return None if None in found else sum(amount or 0 for amount in found)
+
+
+def _forecast(resolved: Resolved) -> int | None:
+    """FLOPs of a run that is not trained yet, with the pre-training of its frozen models; ``None`` where not known."""
     stages, data = _built_on(resolved)
     price, below = step_price_of(resolved, stages), pretraining(resolved)
-    included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
+    included = _known(below, resolved.run.limit.includes) or 0
     fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
     steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
     if steps is None:
         steps = _counted_steps(resolved)
-    return fitted + steps * price.total + sum(below.values())
+    pretrained = _known(below, below)
+    return None if pretrained is None else fitted + steps * price.total + pretrained
 
 
 def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
@@ -171,7 +187,20 @@ def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: 
 
 
 def _steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
-    """Steps until so many FLOPs are spent, for a pool of ``pool`` pairs."""
+    """Steps until so many FLOPs are spent, for a pool of ``pool`` pairs; those before ``run.select_from`` cost less."""
+    before = _unselected_steps(resolved, price, budget)
+    budget -= before * price.unselected
+    return before + (_selected_steps(resolved, price, pool, budget) if budget > 0 else 0)
+
+
+def _unselected_steps(resolved: Resolved, price: StepPrice, budget: int) -> int:
+    """Steps before ``run.select_from`` of a budget is spent."""
+    share = resolved.run.select_from
+    return -(-math.ceil(share * budget) // price.unselected) if share and price.unselected else 0
+
+
+def _selected_steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
+    """Steps in which the policy selects, until so many FLOPs are spent."""
     first = price.total
     later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
     in_first_pass = 0 if pool is None else max(1, pool // resolved.candidates)
@@ -222,7 +251,7 @@ def _taken(resolved: Resolved) -> int:
     """FLOPs of pre-training that are taken out of the budget."""
     if not resolved.run.limit.includes:
         return 0
-    return sum(flops for role, flops in pretraining(resolved).items() if role in resolved.run.limit.includes)
+    return resolved.run.taken(pretraining(resolved))
 
 
 def _cascade_charged(resolved: Resolved) -> str:
@@ -259,33 +288,6 @@ def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
     except ValueError:
         return None
     return None if view == FULL else view
-
-
-FILTER_RATIOS = (0.5, 0.8, 0.9)
-
-
-def closed_forms(cheap: float | None) -> dict[str, list[float]]:
-    """Cost of an update relative to a uniform one, towers only, by scheme and filter ratio f (arXiv 2406.17711).
-
-    A training pass is 3 forward passes, r = B/b = 1/(1 − f).
-
-    Args:
-        cheap: measured cost of a cheap pass over a full one; ``None`` leaves out the schemes with cheap passes.
-
-    Returns:
-        Scheme with its formula → the cost at each of ``FILTER_RATIOS``.
-    """
-    ratios = [1 / (1 - f) for f in FILTER_RATIOS]
-    found = {
-        "reference remembered: 1 + r/3": [1 + r / 3 for r in ratios],
-        "and the selected not run twice: 1 + (r-1)/3": [1 + (r - 1) / 3 for r in ratios],
-        "reference of the same size run: 1 + 2r/3": [1 + 2 * r / 3 for r in ratios],
-    }
-    if cheap is not None:
-        half = (1 + cheap) / 2
-        found[f"cheap scoring: 1 + {cheap:.2f}r/3"] = [1 + cheap * r / 3 for r in ratios]
-        found[f"half of it trained so: {half:.2f} + {cheap:.2f}r/3"] = [half + cheap * r / 3 for r in ratios]
-    return found
 
 
 def _closed_form_lines(resolved: Resolved, stages: Stages) -> list[str]:
@@ -343,6 +345,10 @@ def price_table(resolved: Resolved) -> str:
             f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
             f"({_cascade_charged(resolved)})"
         )
+    if run.select_from and not takes_all(resolved.policy):
+        lines.append(
+            f"until {run.select_from:g} of the budget is spent, nothing is scored: {price.unselected:,} FLOPs a step"
+        )
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
     if steps is not None:
@@ -371,10 +377,14 @@ def factor_to_pay(
         once: FLOPs that are charged once, before the first step: a calibration.
         pretrained: FLOPs of training its frozen models, in the budget or beside it.
     """
+    budget, share = resolved.run.budget, resolved.run.select_from
+    before = math.ceil(share * steps) if budget is None else _unselected_steps(resolved, price, int(budget))
+    saved = min(before, steps) * (price.total - price.unselected) if share else 0
     again = 0
     if pool is not None and resolved.run.reference_accounting != "online":
         again = max(0, steps - max(1, pool // resolved.candidates))
-    return (steps * price.total - again * price.first_sight + once + pretrained) / (steps * price.uniform)
+    spent = steps * price.total - saved - again * price.first_sight + once + pretrained
+    return spent / (steps * price.uniform)
 
 
 def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int | None, once: int) -> str:
@@ -383,7 +393,14 @@ def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int |
     if number < 1:
         return "to pay, all in: the budget buys no step"
     # A reference that the budget adds and nothing scores with is no cost of the arm.
-    pretrained = sum(flops for role, flops in pretraining(resolved).items() if role in resolved.scored_by)
+    below = pretraining(resolved)
+    pretrained = _known(below, {*resolved.scored_by, *resolved.stated_flops})
+    if pretrained is None:
+        alone = factor_to_pay(resolved, price, pool, number, once, 0)
+        return (
+            f"to pay, without the reference's pre-training: {number:,} steps must do what uniform does in "
+            f"{number * alone:,.0f}, a factor of {alone:.3f}; what the reference took is not known (pretrain_flops)"
+        )
     alone, whole = (factor_to_pay(resolved, price, pool, number, once, flops) for flops in (0, pretrained))
     apart = f"; {alone:.3f} without the {pretrained:.4g} FLOPs of pre-training" if pretrained else ""
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jestbench import seeds
 from jestbench.config.log import Log
@@ -14,6 +15,7 @@ from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import Fetched
 from jestbench.data.super_batches import EpochPlan
+from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
@@ -29,13 +31,19 @@ from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
-from jestbench.select.policy import choose
+from jestbench.select.memory import Memory
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.remembering import remembered_names
 from jestbench.select.scores import NonFiniteScore
 
 
 def without_download(resolved: Resolved) -> Resolved:
     """The same run with random instead of pretrained weights, which cost the same FLOPs."""
-    plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
+    run, given = resolved.run, resolved.run.reference
+    own: Any = given.stand_in() if isinstance(given, Casting) else given
+    if isinstance(given, tuple):
+        own = tuple(one.stand_in() if isinstance(one, Casting) else one for one in given)
+    plain = replace(resolved, run=replace(run, model=run.model.without_weights(), reference=own))
     return replace(
         plain,
         stands_on={
@@ -167,8 +175,9 @@ def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int
     batch = stages.super_batches.at(0)
     try:
         calibrate(resolved, data, stages, Progress())
-        scores = stages.scorer(batch, resolved.policy.needs)
-        selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
+        policy, memory = resolved.policy, Memory(remembered_names(resolved.policy))
+        scores = stages.scorer(batch, policy.needs, memory=memory)
+        selection = choose(policy, scores, count, seeds.generator(run.seed, "check"), initial_state(policy))
         stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
     except (NonFiniteScore, NonFiniteLoss) as error:
         raise ConfigError(f"the untrained model cannot do one step: {error}") from error

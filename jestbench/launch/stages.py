@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from jestbench.config.fitting import check_loss
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
+from jestbench.data.leaving import LeavingPlan
 from jestbench.data.pairs import Dataset
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
@@ -26,6 +28,7 @@ from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import World
+from jestbench.select.remembering import LeavingPolicy
 from jestbench.select.scores import Role
 
 
@@ -55,11 +58,16 @@ def build_stages(
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
     actors |= {role: casting.cast(setting, learner) for role, casting in castings.items()}
-    actors |= {role: casting.cast(setting, learner) for role, casting in run.castings.items() if role in run.needs}
-    scorer = Scorer(actors, run.loss)
+    for role, casting in run.castings.items():
+        if role in run.needs:
+            actors[role] = casting.cast(setting, learner)
+            check_loss(run, role, casting.label, actors[role].trained_on)
+    scorer = Scorer(actors, run.loss, run.equal)
     super_batches = source(setting, draw_size or resolved.draw_size, actors)
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
-    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective)
+    seen = run.evaluate.unseen_by
+    seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
+    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective, seen_key_N)
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
@@ -109,6 +117,12 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
     plan: StepPlan
+    leaves = isinstance(run.policy, LeavingPolicy)
+    if leaves and (run.cascade is not None or isinstance(pairs, JoinedPairs)):
+        raise ValueError(
+            f"the policy {type(run.policy).__name__} leaves pairs out of one split before they are read: it goes "
+            "neither with run.cascade nor with a run.split that mixes several"
+        )
     if run.cascade is not None:
         own_loss = None
         if run.cascade.role is not None:
@@ -116,6 +130,10 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
         plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    elif leaves:
+        name = type(run.policy).__name__
+        whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")
+        plan = LeavingPlan(whole, size, run.seed, name)
     elif isinstance(pairs, JoinedPairs):
         plan = MixturePlan(pairs, size, run.seed)
     elif isinstance(pairs, StreamPairs):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,10 +19,11 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.engine.actor import Update
+from jestbench.engine.actor import Actor, Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
+from jestbench.parallel.stop import STOP
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.chosen import Chosen
@@ -34,6 +33,7 @@ from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
+from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ class KnownAtStart:
     """What a summary holds that is known before the first step.
 
     Attributes:
-        pretrain: FLOPs of each model's pre-training.
+        pretrain: FLOPs of each model's pre-training; ``None`` where they are not known.
         references: that the run is scored with.
         data: facts about the data.
         fingerprints: of the data.
         warnings: about the run.
     """
 
-    pretrain: Mapping[str, int]
+    pretrain: Mapping[str, int | None]
     references: Sequence[ReferenceEntry]
     data: Mapping[str, Any]
     fingerprints: Mapping[str, str]
@@ -106,6 +106,7 @@ class Recorder:
 
     Attributes:
         metrics: where rows go; set before the first step, and after a checkpoint has been restored.
+        stop_asked: whether the run is to stop after this step, as its processes have agreed.
     """
 
     metrics: Metrics
@@ -115,33 +116,11 @@ class Recorder:
         self.run_dir = run_dir
         self.world = stages.learner.world
         self.stop_asked = False
-        self._asked_here = False
         self.final: dict[str, float] = {}
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self.data_counts: Mapping[str, float] = {}
         self.chosen = Chosen(resolved.run.log.chosen)
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked_here = True
-            self.stop_asked = self.stop_asked or self.world.size == 1  # several processes agree after the step
-            signal.signal(number, self._previous[signal.Signals(number)])
-
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, ask)
-        except ValueError:  # not in the main thread: signals stay with their owner
-            self._previous.clear()
-        try:
-            yield
-        finally:
-            for caught, handler in self._previous.items():
-                signal.signal(caught, handler)
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
@@ -149,23 +128,31 @@ class Recorder:
 
         Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
         """
-        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self.stages.scorer.actors.values())
+        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self._actors())
         start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
         try:
-            with self._named(progress):
+            with STOP.ending("after"), self._named(progress):
                 yield
         except PolicyError as error:
             progress.seconds = seconds
+            trained = self.stages.learner.mark() != marks[1]  # it cannot be undone
             for part, mark in zip(parts, marks, strict=True):
                 part.rewind(mark)
-            raise self._blamed(error, progress) from error.__cause__
+            raise self._blamed(error, progress, trained) from error.__cause__
         finally:
             progress.seconds += time.perf_counter() - start
 
-    def _blamed(self, error: PolicyError, progress: Progress) -> PolicyError:
-        """The same error with policy, step and the checkpoint to go on from, which is written but for a hang."""
+    def _actors(self) -> list[Actor]:
+        """All actors, the learner first."""
+        return [self.stages.learner, *(a for a in self.stages.scorer.actors.values() if a is not self.stages.learner)]
+
+    def _blamed(self, error: PolicyError, progress: Progress, trained: bool) -> PolicyError:
+        """The same error with policy, step and the checkpoint to go on from.
+
+        It is written now, but for a hang, and where the step has ``trained`` the learner already.
+        """
         newest = self.world.first(RunFolder(self.run_dir).newest_checkpoint)
-        if not isinstance(error, PolicyHang):
+        if not trained and not isinstance(error, PolicyHang):
             newest = self.save(progress)
         on = f"its newest checkpoint is {newest.name}; mend the policy and go on with --resume" if newest else ""
         what = f"step {progress.step}: policy {self.resolved.policy_name!r}: {error}"
@@ -186,7 +173,12 @@ class Recorder:
         if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
+        self._agree_to_stop()
         self._turn(progress)
+
+    def _agree_to_stop(self) -> None:
+        """Read whether a process of the run was asked to stop; once, so that a run that stops writes its checkpoint."""
+        self.stop_asked = self.stop_asked or self.world.any(STOP.asked)
 
     def step(
         self,
@@ -204,8 +196,7 @@ class Recorder:
         """
         run = self.resolved.run
         self.chosen.add(batch, selection)
-        if self.world.size > 1:
-            self.stop_asked = self.world.any(self._asked_here)
+        self._agree_to_stop()
         evaluate = run.evaluate.due(before, after)
         checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
         table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
@@ -214,12 +205,15 @@ class Recorder:
             with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
                 update.measured.read()
         found = self._evaluate(progress) if evaluate else {}
+        if evaluate:
+            self._agree_to_stop()
         if written:
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,
                 "train/gradient_norm": update.gradient_norm,
                 "train/scale": self.stages.learner.model.scale_and_bias()[0],
+                "train/equal_pairs": equal_pairs(*(keys[selection.index_K.cpu()] for keys in batch.keys)),
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
@@ -311,6 +305,7 @@ class Recorder:
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
             **counts,
+            **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
 
@@ -327,7 +322,8 @@ class Recorder:
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)
-        return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+        with STOP.ending("after"):
+            return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""

@@ -16,6 +16,7 @@ from jestbench.select.contract import PolicyHang
 GRACE_SECONDS = 10.0
 """How long a policy that was interrupted may take to return to Python before its process is ended."""
 _LOOK_SECONDS = 1.0
+_SIGNAL = signal.SIGVTALRM  # SIGALRM reminds of a stop that was asked for
 
 
 @contextmanager
@@ -34,24 +35,15 @@ def patient(name: str, minutes: float | None) -> Iterator[None]:
     if minutes is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    message = f"{name} did not return within run.patience = {minutes:g} minutes"
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise PolicyHang(message)
-
-    _WATCH.expect(60 * minutes + GRACE_SECONDS, message)
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    _WATCH.expect(60 * minutes, f"{name} did not return within run.patience = {minutes:g} minutes")
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
         _WATCH.expect(math.inf, "")
 
 
 class _Watch:
-    """A thread that ends the process once a deadline has passed; started with the first deadline."""
+    """A thread that interrupts the main thread at a deadline, and ends the process after a grace; begun once."""
 
     def __init__(self) -> None:
         self._deadline, self._message, self._process = math.inf, "", 0
@@ -59,12 +51,22 @@ class _Watch:
     def expect(self, seconds: float, message: str) -> None:
         """Set the deadline, or none (``inf``), and the message at its end."""
         self._deadline, self._message = time.monotonic() + seconds, message
+        if signal.getsignal(_SIGNAL) != self._interrupt:  # it stays: a late signal must not end the process
+            signal.signal(_SIGNAL, self._interrupt)
         if self._process != os.getpid():  # a forked process has no thread but its own
             self._process = os.getpid()
             threading.Thread(target=self._look, name="patience", daemon=True).start()
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() >= self._deadline:
+            raise PolicyHang(self._message)
+
     def _look(self) -> None:
-        while time.monotonic() < self._deadline:
+        interrupted = math.inf  # the deadline at which the main thread was interrupted
+        while (now := time.monotonic()) < self._deadline + GRACE_SECONDS:
+            if now >= self._deadline != interrupted:
+                interrupted = self._deadline
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             time.sleep(_LOOK_SECONDS)
         with suppress(OSError):
             os.write(2, f"error: {self._message}, and could not be interrupted\n".encode())

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
 from jestbench.select.contract import PolicyError as PolicyError
-from jestbench.select.contract import blamed, check_state, checked
+from jestbench.select.contract import blamed, check_state, checked, shown_value
 from jestbench.select.patience import patient
 from jestbench.select.scores import Scores
 
@@ -27,17 +28,27 @@ class Policy(Protocol):
         cosine_only: the policy reads only cosines of the reference, so that neither scale nor bias changes the choice.
             For every other policy, a reference that was trained on another loss than the run's is refused.
         by_parts: pairs are compared within ``Scores.parts`` alone, so that two references may score one part each.
+        takes_all: the policy trains on every pair of the super-batch, which is then exactly ``count`` pairs although
+            ``needs`` is not empty: it decides which pairs are left out before they are read, or weighs them.
+        remembers: the names of the numbers that the policy remembers of a pair, where its needs name ``memory``.
     """
 
     cosine_only: ClassVar[bool] = False
     by_parts: ClassVar[bool] = False
+    takes_all: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> frozenset[str]:
-        """The roles whose scores are read, and the columns (``column:similarity``), numbers that came with the pairs.
+        """All that is read of a super-batch; nothing else is given.
 
-        A column is in ``Scores.values`` under that name, finite for every pair. Empty where the super-batch holds
-        exactly ``count`` pairs.
+        * roles: ``learner``, ``reference``, ``online`` (``Scores.learner`` …), ``scorer`` (``Scores.values["g"]``);
+        * columns, numbers that came with the pairs: ``column:similarity``, in ``Scores.values`` under that name;
+        * ``keys``: ``Scores.key_B``; ``captions``: ``Scores.words_BL``; ``progress``: ``Scores.progress``;
+        * ``memory``: ``Scores.memory``, the numbers in ``remembers``; new ones are returned as ``Selection.memory``;
+        * ``trained_losses``: the losses of each training pass, handed to the policy's method ``learn``.
+
+        Empty where the super-batch holds exactly ``count`` pairs.
         """
         ...
 
@@ -119,6 +130,7 @@ def choose(
                 else:
                     found = policy.select(scores, count, generator)
             selection = checked(name, found, scores, count)
+            check_memory(policy, selection.memory, len(scores))
     except PolicyError as raised:
         error = raised
     return _agreed(selection, error)
@@ -133,16 +145,32 @@ def _agreed(selection: Selection | None, error: PolicyError | None) -> Selection
     if world.size > 1:
         own = None
         if selection is not None and world.first_of_all:
-            weight_K = selection.weight_K
-            own = selection.index_K, None if weight_K is None else weight_K.cpu()
+            weight_K = None if selection.weight_K is None else selection.weight_K.cpu()
+            own = selection.index_K, weight_K, {name: value_B.cpu() for name, value_B in selection.memory.items()}
         each = world.everybodys((own, error))
         error = error or next((other for _, other in each if other is not None), None)
-        if selection is not None and each[0][0] is not None:
-            selection = replace(selection, index_K=each[0][0][0], weight_K=each[0][0][1])
+        if selection is not None and (first := each[0][0]) is not None:
+            selection = replace(selection, index_K=first[0], weight_K=first[1], memory=first[2])
     if error is not None:
         raise error
     assert selection is not None
     return selection
+
+
+def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> None:
+    """Refuse numbers to remember that the policy has not declared, or that are not one finite number (or NaN) a pair.
+
+    Raises:
+        PolicyError: the message names the number.
+    """
+    name, declared = type(policy).__name__, getattr(policy, "remembers", ())
+    if not isinstance(memory, Mapping):
+        raise PolicyError(f"{name} must return memory as a mapping, got {shown_value(memory)}")
+    for key, value_B in memory.items():
+        if key not in declared:
+            raise PolicyError(f"{name} remembers {key!r}, which its `remembers` = {declared} does not name")
+        if not isinstance(value_B, Tensor) or value_B.shape != (size,) or bool(torch.isinf(value_B).any()):
+            raise PolicyError(f"{name} remembers {key!r}: one number for each pair [{size}], none infinite")
 
 
 def _moved(state: Any, device: torch.device) -> Any:

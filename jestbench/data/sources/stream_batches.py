@@ -90,6 +90,10 @@ class StreamBatches(SuperBatchSource):
         """Those of this process since it started."""
         return self._tally.examples
 
+    def epoch(self, step: int) -> int:
+        """Completed passes over the shards."""
+        return self._epoch
+
     def _read(self, step: int) -> Batch:
         """The super-batch of the next step.
 
