@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from jestbench.disk import command_name, user_path
 from jestbench.parallel.stop import STOP
+from jestbench.storage import is_of_the_disk, storage_error
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
@@ -125,6 +126,8 @@ def guarded(work: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         # This project's exceptions that a user can fix carry a status; importing their classes would import timm.
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            error = storage_error(error)
         status: int | None = getattr(type(error), "exit_status", None)
         if status is None:
             _report(f"{type(error).__name__}: {error}")

@@ -231,26 +231,48 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
-    status: Ending = "failed"
-    try:
-        with STOP.ending("soon"):
-            status = train(resolved, stages, progress, allowance, recorder)
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        with STOP.ending("after"):
-            _end(recorder, progress, status, known)
+    with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
+        status = train(resolved, stages, progress, allowance, recorder)
+    with STOP.ending("after"):
+        _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
+@contextmanager
+def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtStart) -> Iterator[None]:
+    """End a run that fails or is interrupted in here: its summary is written, where it can be."""
+    try:
+        yield
+    except BaseException as error:
+        with STOP.ending("after"):
+            try:
+                _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
+            except OSError as second:  # the first error is the one that the user is to mend
+                print(f"warning: while the run ended: {second}", file=sys.stderr)
+        raise
+
+
 def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
+    stages, folder, summary = recorder.stages, RunFolder(recorder.run_dir), dict[str, Any]()
+    with ExitStack() as closing:  # all is closed, whatever cannot be written
+        for actor in stages.scorer.actors.values():
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
+        closing.callback(stages.super_batches.close)
+        closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
+        recorder.write_chosen()
+        summary |= _write_summary(recorder, progress, status, known)
+    with suppress(OSError):  # the last process to leave finds it empty
+        folder.row_stores.rmdir()
+
+
+def _write_summary(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> dict[str, Any]:
+    """Write the summary of a run, and the page of its damage; return the summary."""
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
-    recorder.write_chosen()
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
         page = {**data, "sources": sources, "examples_read": stages.super_batches.examples}
@@ -259,13 +281,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
-    recorder.metrics.close(summary.to_json(), failed=status == "failed")
-    stages.super_batches.close()
-    for actor in stages.scorer.actors.values():
-        # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
-        actor.close(remove=status == "finished" and not recorder.allowance.rungs)
-    with suppress(OSError):  # the last process to leave finds it empty
-        folder.row_stores.rmdir()
+    return summary.to_json()
 
 
 def _reached(run_dir: Path) -> Path | None:

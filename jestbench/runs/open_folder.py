@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from jestbench.runs.environment import environment
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.hold_folder import KEPT, RunFolderError
 from jestbench.runs.saved_model import trained_loss
+from jestbench.storage import storage_error
 
 
 def _held_by(folder: RunFolder) -> tuple[str, int] | None:
@@ -80,6 +82,8 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         found = environment(resolved.run.device, resolved.run.precision)
         write_json(folder.environment_json, {"run": _identity(resolved), **found})
     except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
+            raise storage_error(error, run_dir) from error
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
 

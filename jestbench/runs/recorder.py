@@ -35,6 +35,7 @@ from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
+from jestbench.storage import check_space
 
 if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
@@ -87,6 +88,14 @@ class KnownAtStart:
     data: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     warnings: Sequence[str]
+
+
+def bytes_of(state: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(bytes_of, parts))
 
 
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
@@ -289,10 +298,15 @@ class Recorder:
         self.final, self.results = dict(found.metrics), found.results
         return self.final
 
-    def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
+    def _count(self, step: int) -> dict[str, float]:
+        """The counts of pairs until a step, kept for the summary with those of the caches."""
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        counts = self.stages.super_batches.counts(progress.step)
+        counts = self.stages.super_batches.counts(step)
         self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
+        return counts
+
+    def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
+        counts = self._count(progress.step)
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -316,6 +330,8 @@ class Recorder:
             state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
         state["data"] = self._data()
         weights = state["learner"].pop("model")
+
+        self.world.first(lambda: check_space(self.run_dir, bytes_of(weights) + bytes_of(state), "the next checkpoint"))
 
         def fill(folder: Path) -> None:
             save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
@@ -357,6 +373,7 @@ class Recorder:
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
+        self._count(progress.step)  # the run may end here, without another row
         self.chosen.begin(progress.step, state["chosen"]["on"])
 
     def write_chosen(self) -> None:
