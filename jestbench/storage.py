@@ -22,15 +22,7 @@ _REFUSED = {
     errno.EROFS: "the disk is mounted read-only",
 }
 _GONE = dict.fromkeys(
-    (
-        errno.ENOENT,
-        errno.ESTALE,
-        errno.ENOTCONN,
-        errno.EIO,
-        errno.ENODEV,
-        errno.ENXIO,
-        errno.EREMOTEIO,
-    ),
+    (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
     "the disk, or the folder on it, does not answer or is gone",
 )
 _PROBE = 1 << 16

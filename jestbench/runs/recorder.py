@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +37,7 @@ from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
-from jestbench.storage import check_space
+from jestbench.storage import check_space, storage_error
 
 if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
@@ -331,7 +333,7 @@ class Recorder:
         state["data"] = self._data()
         weights = state["learner"].pop("model")
 
-        self.world.first(lambda: check_space(self.run_dir, bytes_of(weights) + bytes_of(state), "the next checkpoint"))
+        self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
 
         def fill(folder: Path) -> None:
             save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
@@ -340,6 +342,16 @@ class Recorder:
         place = Place(progress.step, progress.rungs, progress.branch)
         with STOP.ending("after"):
             return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+
+    def _check_disk(self, needed: int) -> None:
+        """Look for the run's folder, and for space in it, before a checkpoint is begun.
+
+        Raises:
+            StorageError: the folder is gone (what is mounted there otherwise must not be written to), or it is full.
+        """
+        if not RunFolder(self.run_dir).metrics_jsonl.exists():
+            raise storage_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir)))
+        check_space(self.run_dir, needed, "the next checkpoint")
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
