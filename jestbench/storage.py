@@ -25,6 +25,8 @@ _GONE = dict.fromkeys(
     (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
     "the disk, or the folder on it, does not answer or is gone",
 )
+_TORCH = ("PytorchStreamWriter", "inline_container", "iostream")
+"""Words of torch where a file cannot be written."""
 _PROBE = 1 << 16
 """Bytes that are written to learn why another write has failed."""
 
@@ -122,7 +124,7 @@ def _behind(error: Exception, folder: Path) -> OSError | None:
         if found := re.search(r"\(os error (\d+)\)", str(link)):  # safetensors
             return OSError(int(found[1]), os.strerror(int(found[1])))
         link = link.__cause__ or link.__context__
-    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+    if not any(word in str(error) for word in _TORCH):
         return None
     probe = folder / f".{os.getpid()}.probe"
     try:  # torch reports no cause
