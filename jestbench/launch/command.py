@@ -133,7 +133,7 @@ def guarded(work: Callable[[], int]) -> int:
             _report(f"{type(error).__name__}: {error}")
             raise
         shown = _said(str(error), status, getattr(error, "failed_first", False))
-        if error.__cause__ is not None and status == 1:
+        if error.__cause__ is not None and getattr(type(error), "shows_cause", False):
             _print_own_traceback(error.__cause__)
         return shown
 

@@ -29,9 +29,10 @@ class PolicyError(Exception):
 
 
 class PolicyFailure(PolicyError):
-    """An exception inside a policy; ``__cause__`` is that exception, with the policy's own traceback."""
+    """An exception inside a policy; ``__cause__`` is that exception, whose traceback the command prints."""
 
     exit_status: ClassVar[int] = 1
+    shows_cause: ClassVar[bool] = True
 
 
 class PolicyHang(PolicyError):
