@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jestbench import seeds
 from jestbench.config.log import Log
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
@@ -154,7 +155,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
-            data=tuple(found.lines),
+            data=(*found.lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
             sizes="" if walked is None else sizes(resolved, stages),
             budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
             metrics=tuple(stages.evaluator.measures),
@@ -163,6 +164,14 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             ladder=ladder_table(resolved),
             warnings=len(warnings),
         )
+
+
+def _not_fetched(run: Run) -> Iterator[str]:
+    """A line on each model of another library that a check does not fetch."""
+    for role, casting in run.castings.items():
+        for remote in (part.remote for part in casting.parts if role in run.needs):
+            if remote:
+                yield f"not checked: {remote} (--allow_downloads opens it); random weights of its shape stand in"
 
 
 def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int) -> None:

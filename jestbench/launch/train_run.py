@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from jestbench.batch import DataError
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
@@ -30,6 +28,7 @@ from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
+from jestbench.parallel.locks import locked
 from jestbench.parallel.stop import STOP
 from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
@@ -104,18 +103,15 @@ def _has_ended(run_dir: Path) -> bool:
 @contextmanager
 def _locked(folder: Path, world: World) -> Iterator[None]:
     """Lock a folder against other runs: rank 0 acquires the lock, the other ranks wait for it."""
-    lock = FileLock(f"{folder}.lock")
+    stack = ExitStack()
 
     def acquire() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        stack.enter_context(locked(Path(f"{folder}.lock"), f"training {folder.name}"))
 
     world.first(acquire)
-    try:
+    with stack:
         yield
-    finally:
-        if world.first_of_all:
-            lock.release()
 
 
 def _trained(resolved: Resolved, folder: Path, role: RunKind) -> Status:
@@ -149,6 +145,10 @@ def building() -> Iterator[None]:
     try:
         yield
     except ConfigError:
+        raise
+    except DataError as error:
+        if error.exit_status == ConfigError.exit_status:  # a model of another library that cannot be run here
+            raise ConfigError(str(error)) from error
         raise
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError, MemoryError) as error:
         said = str(error) if isinstance(error, ValueError) else f"cannot be built: {type(error).__name__}: {error}"

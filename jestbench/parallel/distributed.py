@@ -261,9 +261,10 @@ def _joined(rank: int, size: int) -> Peers:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     peers, hook = Peers(rank, size), sys.excepthook
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=peers.store, rank=rank, world_size=size, timeout=PATIENCE)
+        with peers.joining():
+            dist.init_process_group(backend, store=peers.store, rank=rank, world_size=size, timeout=PATIENCE)
     except RuntimeError as error:
         raise LostProcess(f"process {rank} of {size} cannot join the others: {error}".partition("\n")[0]) from error
     sys.excepthook = hook  # torch's prints every traceback twice

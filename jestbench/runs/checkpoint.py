@@ -18,7 +18,7 @@ from jestbench.disk import LEFTOVERS, DataError, file_digest, shown, whole, writ
 from jestbench.runs.folder import RUNG, Row, RunFolder, read_object
 from jestbench.storage import writing
 
-FORMAT = 9
+FORMAT = 10
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 MANIFEST = "manifest.json"

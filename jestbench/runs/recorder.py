@@ -300,15 +300,9 @@ class Recorder:
         self.final, self.results = dict(found.metrics), found.results
         return self.final
 
-    def _count(self, step: int) -> dict[str, float]:
-        """The counts of pairs until a step, kept for the summary with those of the caches."""
-        self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        counts = self.stages.super_batches.counts(step)
-        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
-        return counts
-
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
-        counts = self._count(progress.step)
+        self._counted = self.world.summed(self.stages.scorer.cache_counts())
+        counts = self._count_data(progress)
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -324,6 +318,12 @@ class Recorder:
             **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
+
+    def _count_data(self, progress: Progress) -> dict[str, float]:
+        """The counts of the data so far, of which some are kept for the summary."""
+        counts = self.stages.super_batches.counts(progress.step)
+        self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
+        return counts
 
     def save(self, progress: Progress) -> Path:
         """Write a checkpoint; return its folder."""
@@ -385,7 +385,7 @@ class Recorder:
         for name, part in self._stateful(progress).items():
             part.load_state_dict(state[name])
         self.final = state["final"]
-        self._count(progress.step)  # the run may end here, without another row
+        self._count_data(progress)  # a run that was killed behind its last step writes no further row
         self.chosen.begin(progress.step, state["chosen"]["on"])
 
     def write_chosen(self) -> None:
