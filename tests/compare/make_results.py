@@ -1,7 +1,7 @@
 """Writes the tables of docs/results.md from the records in docs/logs: ``python tests/compare/make_results.py``.
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``METRIC@ARM`` names a baseline in
-place of uniform; ``rungs`` and ``rates`` name the two other kinds of table.
+place of uniform; ``rungs``, ``rates`` and ``trial`` name the other kinds of table.
 """
 
 from __future__ import annotations
@@ -95,12 +95,31 @@ def rates(folder: str) -> str:
     return _lines(["learning rate", "weight decay", "uniform", "jest"], rows)
 
 
+def trial(folder: str) -> str:
+    """Runs of their own at the budgets that the factors name, against uniform's value in the flagship."""
+    table = measured("flagship", BOTH[0])
+    (target,) = (arm.mean.value for arm in table.arms if arm.label == "uniform")
+    found: dict[tuple[str, int], dict[int, float]] = {}
+    for path in sorted((LOGS / folder).iterdir()):
+        summary = RunFolder(path).summary()
+        assert summary is not None
+        assert summary.budget is not None
+        found.setdefault((summary.arm, summary.budget), {})[summary.seed] = summary.metrics[BOTH[0]]
+    rows = []
+    for (arm, budget), by_seed in found.items():
+        values = [by_seed[seed] for seed in sorted(by_seed)]
+        reached = f"{sum(value >= target for value in values)} of {len(values)}"
+        each = ", ".join(f"{100 * value:.1f}" for value in values)
+        rows.append([arm, flops_text(budget), each, f"{100 * target:.1f}", reached])
+    return _lines(["arm", "budget", "seeds 0, 1, 2, %", "uniform's value, %", "reached"], rows)
+
+
 def filled(text: str) -> str:
     """The page with every table as the records have it now."""
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates}
+        made = {"rungs": rungs, "rates": rates, "trial": trial}
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
 
     return SECTION.sub(section, text)
