@@ -260,9 +260,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with distributed.started() as world:
         # A run that torchrun starts again goes on by itself, in the folder that it has begun in.
         begun = world.first(lambda: distributed.remembered("run_dir"))
-        run_dir = world.first(
-            lambda: Path(begun) if begun else arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed)
-        )
+        own = Path(begun) if begun else arguments.run_dir
+        run_dir = world.first(lambda: own or new_run_dir(resolved.run.arm, resolved.run.seed))
         status = train_run.train_run(resolved, run_dir, arguments.resume or begun is not None)
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
