@@ -11,6 +11,7 @@ from jestbench.batch import FULL, Batch, View
 from jestbench.cost.tracing import counted_macs, forward_macs, without_values
 
 if TYPE_CHECKING:
+    from jestbench.model.encoders import Encoders
     from jestbench.model.towers import TwoTowers
 
 
@@ -43,10 +44,10 @@ class Price:
     fixed: int = 0
 
     @classmethod
-    def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
+    def of(cls, model: Encoders, batch: Batch, view: View = FULL) -> Price:
         """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
         ghost = without_values(model, "cpu")
-        ghost.image.prepare(view)
+        ghost.prepare(view)
         tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
         text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
         images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()
@@ -75,10 +76,10 @@ class Price:
         images_1CHW, key_1 = batch.images_BCHW[:1].to("meta"), batch.image_key_B[:1].to("meta")
         with ghost.checkpointing(checkpointing):
             spent = counted_macs(text, tokens_1L).training
-            one = counted_macs(image, images_1CHW, key_1).training
-            if view.patch_size is None:  # no kernel is resized: there is no fixed part
-                return cls(one, spent)
             two = counted_macs(image, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2)).training
+            if view.patch_size is None:  # no kernel is resized: there is no fixed part
+                return cls(two // 2, spent)  # batch normalisation trains on no fewer than two images
+            one = counted_macs(image, images_1CHW, key_1).training
             return cls(two - one, spent, 2 * one - two)
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import IndexedPairs
+from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
@@ -39,6 +40,8 @@ class Evaluate:
         batch_size: images a forward pass.
         sets: folders in CLIP_benchmark's WebDataset layout, evaluated beside the split.
         few_shot: labelled examples a class, from the ``train/`` of each classification set; 0 for none.
+        unseen_by: a split (``curated``, say). Images whose class is no caption of it get metrics of their own,
+            ``eval/zero_shot_unseen_…``, chosen among all classes; empty for none.
     """
 
     points: int = 10
@@ -47,6 +50,7 @@ class Evaluate:
     batch_size: int = 512
     sets: tuple[str, ...] = ()
     few_shot: int = 0
+    unseen_by: str = ""
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -70,16 +74,28 @@ class Evaluator:
         pairs: the split.
         config: when and on what.
         resolution: pixels, of the model's image tower; what the sets' images are brought to.
+        seen_key_N: text keys of the split ``evaluate.unseen_by``; ``None`` where none is named.
 
     Raises:
-        DataError: a set is not in its layout, or two have one name.
+        DataError: a set is not in its layout, two have one name, or every class or no class is unseen.
     """
 
-    def __init__(self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0) -> None:
+    def __init__(
+        self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0, seen_key_N: Tensor | None = None
+    ) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
         keys_N = pairs.text_key_N[:count]
         self.class_key_C, self.class_N = keys_N.unique(return_inverse=True)
+        seen_C = torch.ones_like(self.class_key_C, dtype=torch.bool)
+        if seen_key_N is not None:
+            seen_C = torch.isin(self.class_key_C, seen_key_N)
+            if len(seen_C.unique()) < 2:
+                raise DataError(
+                    f"evaluate.unseen_by: {config.unseen_by} holds {'every' if bool(seen_C.all()) else 'no'} class of "
+                    f"{pairs.name}: name a split that holds a part of them, or none"
+                )
+        self.unseen_N = ~seen_C[self.class_N].numpy()
         # One example of each class: its caption is the class's text.
         order = torch.argsort(self.class_N, stable=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.class_N.bincount().cumsum(0)[:-1]])
@@ -94,24 +110,35 @@ class Evaluator:
     @property
     def measures(self) -> dict[str, Measure]:
         """The metrics that a call gives, by key."""
-        found = embedding_measures(self.class_N.bincount().numpy())
+        found = embedding_measures(self.class_N.bincount().numpy(), int(self.unseen_N.sum()))
         for one in self.sets:
             found |= one.measures
         return found
 
     def __call__(self, learner: Learner) -> Evaluation:
-        """Metrics ``eval/…``, the passes that they cost, and the results of each example."""
-        model, world = learner.model.eval(), learner.world
-        device = learner.arithmetic.device
+        """Metrics ``eval/…`` on the split and on the sets, the passes that they cost, and each example's results."""
+        learner.model.eval()
+        found = self.on_split(learner)
+        metrics, passes, results = found.metrics, found.passes, found.results
+        for one in self.sets:
+            more = one(learner)
+            metrics, passes = {**metrics, **more.metrics}, passes + more.passes
+            results = Results({**results.rankings, **more.results.rankings})
+        return Evaluation(metrics, passes, results)
+
+    def on_split(self, subject: EmbeddingModel) -> Evaluation:
+        """Metrics of a model in eval mode on the split alone, the passes that they cost, and each example's results."""
+        model, arithmetic = subject.model, subject.arithmetic
+        device, world = arithmetic.device, arithmetic.world
 
         def image_of(index: Tensor) -> Tensor:
             return model.encode_image(self._exactly(index).images_BCHW.to(device))
 
         def text_of(index: Tensor) -> Tensor:
-            return model.encode_text(self.pairs.batch(index).tokens(model.tokenizer).to(device))
+            return model.encode_text(model.tokenized(self.pairs.batch(index)).tokens(model.tokenizer).to(device))
 
         found: list[Tensor] = []
-        with torch.no_grad(), learner.arithmetic.autocast():
+        with torch.no_grad(), arithmetic.autocast():
             for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
                 # Each process embeds its own rows (with fewer rows than processes, some ranks embed none).
                 own = index_N[world.rows(len(index_N))]
@@ -122,13 +149,12 @@ class Evaluator:
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)
         results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)
-        macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
+        macs = len(self.index_N) * subject.price.image + len(self.example_C) * subject.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
-        metrics = {key: results.mean(key) for key in embedding_measures((1,))}
-        for one in self.sets:
-            more = one(learner)
-            metrics, passes = metrics | dict(more.metrics), passes + more.passes
-            results = Results({**results.rankings, **more.results.rankings})
+        if self.unseen_N.any():
+            unseen = results.rankings["zero_shot"].only(self.unseen_N)
+            results = Results({**results.rankings, "zero_shot_unseen": unseen})
+        metrics = {key: results.mean(key) for key in embedding_measures((1,), int(self.unseen_N.any()))}
         return Evaluation(metrics, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from jestbench.config.fitting import check_loss
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
@@ -57,11 +58,16 @@ def build_stages(
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
     actors |= {role: casting.cast(setting, learner) for role, casting in castings.items()}
-    actors |= {role: casting.cast(setting, learner) for role, casting in run.castings.items() if role in run.needs}
+    for role, casting in run.castings.items():
+        if role in run.needs:
+            actors[role] = casting.cast(setting, learner)
+            check_loss(run, role, casting.label, actors[role].trained_on)
     scorer = Scorer(actors, run.loss, run.equal)
     super_batches = source(setting, draw_size or resolved.draw_size, actors)
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
-    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective)
+    seen = run.evaluate.unseen_by
+    seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
+    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective, seen_key_N)
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
 from jestbench.data.sources.columns import KEY, among, keys_of, short_names, wanted_keys
+from jestbench.data.sources.pipes import CommandOutput
 from jestbench.data.sources.shards import Forward, MemberRules, Pair
 from jestbench.disk import content_key, key_text
 from jestbench.model.tokenizer import Tokenizer
@@ -73,6 +75,7 @@ class Shards:
         captions: how captions are normalised, and which of several of one image is taken.
         seed: of the order, and of the captions drawn.
         uids: lists of uids to which the stream is restricted; empty: it is not.
+        patience: seconds that a shard's command may be silent.
     """
 
     urls: tuple[str, ...]
@@ -85,6 +88,7 @@ class Shards:
     captions: Captions = field(default_factory=Captions)
     seed: int = 0
     uids: tuple[str, ...] = ()
+    patience: float = 120.0
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -123,13 +127,19 @@ class Chunk:
     examples: dict[str, str] = field(default_factory=dict)
 
 
-def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) -> Iterator[Pair]:
-    """The pairs of a shard that webdataset opens.
+def open_shard(
+    url: str, members: MemberRules, lose: Callable[[Damaged], None], patience: float = Shards.patience
+) -> Generator[Pair]:
+    """The pairs of a shard that webdataset opens; closing the generator closes the shard.
 
     Args:
         url: a path, a URL or a command.
         members: which of its members are read.
         lose: called for each pair that is damaged, and where the shard cannot be opened or breaks off.
+        patience: seconds that a command may be silent.
+
+    Raises:
+        DataError: a command is silent for longer.
     """
     from webdataset.tariterators import url_opener
 
@@ -138,18 +148,19 @@ def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) 
         return True
 
     for opened in url_opener([{"url": url}], handler=told):
-        try:
-            for found in members.pairs(Forward.unpacked(opened["stream"])):
-                if isinstance(found, Damaged):
-                    found.where = ": ".join(part for part in (url, found.where) if part)
-                    lose(found)
-                else:
-                    yield found
-        except tarfile.ReadError as error:  # the shard breaks off within its first bytes
-            lose(Damaged("truncated tar", str(error)).at(url))
-        finally:
-            with suppress(Exception):  # a pipe's command that fails at its end has delivered its bytes
-                opened["stream"].close()
+        stream = opened["stream"]
+        if hasattr(stream, "proc"):
+            stream = io.BufferedReader(CommandOutput(stream, url, patience), 2**16)
+        with stream:
+            try:
+                for found in members.pairs(Forward.unpacked(stream)):
+                    if isinstance(found, Damaged):
+                        found.where = ": ".join(part for part in (url, found.where) if part)
+                        lose(found)
+                    else:
+                        yield found
+            except tarfile.ReadError as error:  # the shard breaks off within its first bytes
+                lose(Damaged("truncated tar", str(error)).at(url))
 
 
 class LaneReader:
@@ -158,14 +169,21 @@ class LaneReader:
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
         self.wanted = wanted_keys([Path(path) for path in shards.uids], shards.members.uid) if shards.uids else None
-        self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, Place, int]]]] = {}
+        self._open: dict[int, tuple[int, Place, Generator[tuple[Pair, Place, int]]]] = {}
         self._damaged, self._examples = 0, dict[str, str]()
+
+    def close(self) -> None:
+        """Close the shards that are open: a forked process would hold them open, and their commands running."""
+        while self._open:
+            self._open.popitem()[1][2].close()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
         """Up to ``count`` pairs of a lane from a place on; the task is ``(epoch, lane, place, count)``."""
         epoch, lane, place, count = task
         held = self._open.pop(lane, None)
         if held is None or held[:2] != (epoch, place):
+            if held is not None:
+                held[2].close()
             held = (epoch, place, self._pairs(epoch, lane, place))
         rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], tuple[float, ...], Place, int]] = []
         pairs, skipped, ended = held[2], 0, True
@@ -217,31 +235,31 @@ class LaneReader:
         keys = key, content_key(captions[drawn].encode())
         return decode(content, self.shards.image_size), captions[drawn], keys, found.values
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Pair, Place, int]]:
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Generator[tuple[Pair, Place, int]]:
         """Pairs of a lane from a place on, with the place after each pair and the number of pairs lost before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
-        raw = self._in_order(mine, shard, offset)
         self._damaged, start = 0, (shard, offset)
-        while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
-            position = (epoch * self.shards.lanes + lane) << 32 | block
-            if behind:
-                self._damaged = 0  # the block's damage was counted when it was first read
-            order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
-            for number in range(behind, len(held)):
-                lost, self._damaged = self._damaged, 0
-                yield held[order[number]][0], (*start, block, number + 1), lost
-            start, block, behind = held[-1][1], block + 1, 0
+        with closing(self._in_order(mine, shard, offset)) as raw:
+            while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
+                position = (epoch * self.shards.lanes + lane) << 32 | block
+                if behind:
+                    self._damaged = 0  # the block's damage was counted when it was first read
+                order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
+                for number in range(behind, len(held)):
+                    lost, self._damaged = self._damaged, 0
+                    yield held[order[number]][0], (*start, block, number + 1), lost
+                start, block, behind = held[-1][1], block + 1, 0
 
-    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Pair, tuple[int, int]]]:
+    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Generator[tuple[Pair, tuple[int, int]]]:
         """Pairs of shards as they lie, and the place behind each."""
+        shards = self.shards
         for number in range(shard, len(mine)):
-            pairs = open_shard(self.shards.urls[mine[number]], self.shards.members, self._lose)
-            if self.wanted is not None:
-                pairs = filter(self._wanted, pairs)
-            for index, found in enumerate(pairs):
-                if number > shard or index >= offset:
-                    yield found, (number, index + 1)
+            with closing(open_shard(shards.urls[mine[number]], shards.members, self._lose, shards.patience)) as opened:
+                pairs: Iterator[Pair] = opened if self.wanted is None else filter(self._wanted, opened)
+                for index, found in enumerate(pairs):
+                    if number > shard or index >= offset:
+                        yield found, (number, index + 1)
 
     def _wanted(self, found: Pair) -> bool:
         assert self.wanted is not None

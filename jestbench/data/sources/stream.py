@@ -12,6 +12,7 @@ resume needs. Hugging Face ``datasets`` streams the same shards, but needs Arrow
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -73,6 +74,7 @@ class Stream:
             a pair without one is damage.
         uid: member or field that holds a pair's uid.
         uids: lists of uids to which the stream is restricted: text, parquet, or ``.npy`` as DataComp writes them.
+        patience: seconds that the command or server of a shard may be silent before the run ends with an error.
     """
 
     shards: str | tuple[str, ...]
@@ -88,6 +90,7 @@ class Stream:
     columns: tuple[str, ...] = ()
     uid: str = "json.uid"
     uids: str | tuple[str, ...] | None = None
+    patience: float = 120.0
 
     def __post_init__(self) -> None:
         for name in ("image_size", "lanes", "buffer"):
@@ -95,6 +98,8 @@ class Stream:
                 raise ValueError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        if not self.patience > 0:
+            raise ValueError(f"stream.patience is a positive number of seconds, got {self.patience}")
         short_names(self.columns, "stream.columns")
         if not self.caption or not self.images:
             raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
@@ -143,6 +148,7 @@ class Stream:
             max_damaged=self.max_damaged,
             captions=self.captions,
             uids=tuple(map(str, lists_of(self.uids, "stream.uids"))),
+            patience=self.patience,
         )
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")
@@ -152,7 +158,8 @@ class Stream:
 @lru_cache(maxsize=4)
 def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
-    chunk = LaneReader(alone)((0, 0, START, 1))
+    with closing(LaneReader(alone)) as reader:
+        chunk = reader((0, 0, START, 1))
     if not chunk.captions:
         shown = "; ".join(f"{reason}: {example}" for reason, example in chunk.examples.items())
         raise DataError(
