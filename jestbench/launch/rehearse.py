@@ -21,6 +21,7 @@ from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -114,6 +115,7 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bo
         ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: local data cannot be read, or the data does not fit the configuration.
     """
+    check_served(resolved)
     below, own = _below_and_own(resolved, may)
     print("\n".join(map(whole_text, (*below, own))) if verbose else page(own, below))
 

@@ -24,6 +24,7 @@ from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.reference_scores import entries
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -72,6 +73,7 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
     world = distributed.world()
     if isinstance(stand, Resolved):
         world.in_turn(stand.run.data.prepare)
+        world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
         with _locked(folder, world):
@@ -169,6 +171,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         KeyboardInterrupt: it was asked to stop where no step is done; the summary's status is ``interrupted``.
     """
     STOP.check()
+    distributed.world().first(lambda: check_served(resolved))
     with _held_by_all(run_dir):
         try:
             return _train_run(resolved, run_dir, resume, role)
@@ -197,13 +200,13 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
-    world.in_turn(resolved.run.data.prepare)
-    folders = ensure_pretrained(resolved)
-    STOP.check()
-    pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
+        world.in_turn(resolved.run.data.prepare)
+        folders = ensure_pretrained(resolved)
+        STOP.check()
+        pretrain = pretrain_flops(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
@@ -220,9 +223,9 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
-    except ConfigError:
-        if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
-            shutil.rmtree(run_dir)
+    except Exception:
+        if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise
     references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
     facts = _facts(resolved, stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         RunFolderError: the folder holds a run and ``resume`` is false, or it holds another run or other files.
     """
     folder, own = RunFolder(run_dir), (resolved.config_hash, resolved.run.seed)
+    if failed_at_start(folder):
+        clear(folder)
     if folder.environment_json.exists():
         if not resume:
             raise RunFolderError(f"{run_dir} already holds a run: choose another --run_dir, or go on with --resume")
@@ -79,6 +82,24 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
     except OSError as error:
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
+
+
+def failed_at_start(folder: RunFolder) -> bool:
+    """Whether a folder holds a run that failed before it had done a step: nothing that anybody could lose."""
+    try:
+        summary = folder.summary()
+    except DataError:
+        return False
+    return summary is not None and summary.status == "failed" and summary.steps == 0
+
+
+def clear(folder: RunFolder) -> None:
+    """Remove a run's files, but for those that hold its folder."""
+    for path in folder.path.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in KEPT:
+            path.unlink()
 
 
 def _identity(resolved: Resolved) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.engine.actor import Update
+from jestbench.engine.actor import Actor, Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
@@ -32,6 +32,7 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
@@ -54,6 +55,18 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any) -> None:
         """Go on from a checkpoint."""
+        ...
+
+
+class Rewindable(Protocol):
+    """What a failed step has changed, and what can go back to where it stood before."""
+
+    def mark(self) -> Any:
+        """This process's own state; no collective call, and cheap: once a step."""
+        ...
+
+    def rewind(self, mark: Any) -> None:
+        """Go back to a mark."""
         ...
 
 
@@ -111,13 +124,39 @@ class Recorder:
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
-        """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
-        start = time.perf_counter()
+        """Add the time spent inside to ``time/seconds``; name the step of an error of the models or the policy.
+
+        Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
+        """
+        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self._actors())
+        start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
         try:
             with STOP.ending("after"), self._named(progress):
                 yield
+        except PolicyError as error:
+            progress.seconds = seconds
+            trained = self.stages.learner.mark() != marks[1]  # it cannot be undone
+            for part, mark in zip(parts, marks, strict=True):
+                part.rewind(mark)
+            raise self._blamed(error, progress, trained) from error.__cause__
         finally:
             progress.seconds += time.perf_counter() - start
+
+    def _actors(self) -> list[Actor]:
+        """All actors, the learner first."""
+        return [self.stages.learner, *(a for a in self.stages.scorer.actors.values() if a is not self.stages.learner)]
+
+    def _blamed(self, error: PolicyError, progress: Progress, trained: bool) -> PolicyError:
+        """The same error with policy, step and the checkpoint to go on from.
+
+        It is written now, but for a hang, and where the step has ``trained`` the learner already.
+        """
+        newest = self.world.first(RunFolder(self.run_dir).newest_checkpoint)
+        if not trained and not isinstance(error, PolicyHang):
+            newest = self.save(progress)
+        on = f"its newest checkpoint is {newest.name}; mend the policy and go on with --resume" if newest else ""
+        what = f"step {progress.step}: policy {self.resolved.policy_name!r}: {error}"
+        return type(error)(f"{what}: {on}" if on else what)
 
     @contextmanager
     def _named(self, progress: Progress) -> Iterator[None]:
@@ -270,8 +309,8 @@ class Recorder:
             **more,
         }
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint."""
+    def save(self, progress: Progress) -> Path:
+        """Write a checkpoint; return its folder."""
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
         with self._named(progress):
             state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
@@ -284,7 +323,7 @@ class Recorder:
 
         place = Place(progress.step, progress.rungs, progress.branch)
         with STOP.ending("after"):
-            self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+            return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
