@@ -177,7 +177,7 @@ def test_there_are_commands_of_every_kind() -> None:
 
 
 def test_the_policies_of_the_contributing_guide_train(tmp_path: Path) -> None:
-    """One that forgets and one that remembers, by the guide's own commands (tests/policies runs the suite over both)."""
+    """One that forgets and one that remembers, by the guide's own commands; tests/policies runs its suite over them."""
     guide, names = GUIDE.read_text(encoding="utf-8"), ("loss_band", "rising_loss")
     calls = re.findall(r"python tools/run\.py (--gin_file gin/run/tiny\.gin .*)", guide)
     for name, source in zip(names, blocks(GUIDE, "python"), strict=True):

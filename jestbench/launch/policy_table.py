@@ -32,8 +32,8 @@ def _rows() -> Iterator[tuple[str, ...]]:
 def closed_form(policy: Policy) -> str:
     """The cost of a step over that of a uniform one, towers only (arXiv 2406.17711): r = B/b.
 
-    A training pass is 3 forward passes. s is the cost of a scorer's forward pass over the learner's. What a frozen model
-    has scored once is remembered (``run.reference_accounting``), and costs nothing after that.
+    A training pass is 3 forward passes. s is the cost of a scorer's forward pass over the learner's. What a frozen
+    model has scored once is remembered (``run.reference_accounting``), and costs nothing after that.
     """
     if takes_all(policy):
         return "1"
@@ -53,6 +53,5 @@ def _source(text: str) -> str:
         return "baseline"
     cited = re.split(r"\nDepartures?:", paragraph)[0]
     found = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", cited))
-    return (
-        ", ".join(f"arXiv {number}" for number in found) or cited[len("Source: ") :].split(";")[0].split("), ")[0] + ")"
-    )
+    first = cited.removeprefix("Source: ").split("), ")[0] + ")"
+    return ", ".join(f"arXiv {number}" for number in found) or first
