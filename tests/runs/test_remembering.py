@@ -187,3 +187,21 @@ def test_positives_of_the_softmax_loss_are_refused_by_joint_scores(
     assert main([*words[:-2], "--check"]) == 2
     assert "run.equal = 'positive'" in capsys.readouterr().err
     assert main(command("uniform", 3, tmp_path / "uniform", "run.equal=positive")) == 0, "the loss has them"
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "status", "message"),
+    [
+        ("leave_out", lambda *_: torch.zeros(3), 2, r"leave_out returns bool [100], one a pair, got torch.float32 [3]"),
+        ("learn", lambda *_: None, 2, "InfoBatch.learn returns a Remembered, got NoneType"),
+        ("learn", lambda *_: Remembered(memory={"x": torch.zeros(16)}), 2, "remembers 'x'"),
+        ("learn", lambda *_: Remembered(memory={"loss": torch.zeros(3)}), 2, "one number for each pair [16]"),
+        ("learn", lambda *_: 1 / 0, 1, "InfoBatch raised ZeroDivisionError"),
+    ],
+)
+def test_what_breaks_the_contract_between_steps_is_named(
+    method: str, given: Any, status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(registry.get("infobatch"), method, given)
+    assert main(command("infobatch", 4, tmp_path / "run")) == status
+    assert message in capsys.readouterr().err
