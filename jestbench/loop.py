@@ -142,7 +142,7 @@ def leave_out(resolved: Resolved, progress: Progress, share: float, key_N: Tenso
         return torch.zeros(len(key_N), dtype=torch.bool)
     state = Remembered(progress.policy_state, progress.memory.read(key_N))
     generator = seeds.generator(run.seed, "leave", epoch)
-    return remembering.leave_out(policy, key_N, state, Moment(share, epoch), generator)
+    return remembering.leave_out(policy, key_N, state, Moment(share, epoch), generator, run.patience)
 
 
 def learn(resolved: Resolved, progress: Progress, chosen: Batch, update: Update, moment: Moment) -> None:
@@ -150,11 +150,9 @@ def learn(resolved: Resolved, progress: Progress, chosen: Batch, update: Update,
     if update.trained is None or not isinstance(resolved.policy, remembering.LearningPolicy):
         return
     key_K = pair_keys(chosen.image_key_B, chosen.text_key_B)
-    trained, before = (
-        replace(update.trained, progress=moment),
-        Remembered(progress.policy_state, progress.memory.read(key_K)),
-    )
-    after = remembering.learn(resolved.policy, trained, before)
+    before = Remembered(progress.policy_state, progress.memory.read(key_K))
+    trained = replace(update.trained, progress=moment)
+    after = remembering.learn(resolved.policy, trained, before, resolved.run.patience)
     progress.policy_state = after.state
     progress.memory.write(key_K, after.memory)
 

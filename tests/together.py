@@ -76,6 +76,15 @@ ARMS: dict[str, list[str]] = {
         "run.split={'pool': 0.8, 'curated': 0.2}",
         "synthetic.columns=('similarity',)",
     ],
+    "leaving": [*policy("infobatch"), "synthetic.pool=70", "run.batch_size=15"],
+    "words": [*policy("concept_balance"), "run.super_batch_size=67", "run.equal=masked"],
+    "penalty": [
+        *policy("jest_repetition"),
+        REFERENCE,
+        "synthetic.pool=70",
+        "run.super_batch_size=64",
+        "run.select_from=0.3",
+    ],
     "stream": [
         *("--gin_file", "$STREAM"),
         *policy("hard_learner"),

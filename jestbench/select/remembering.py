@@ -14,6 +14,7 @@ from jestbench.parallel import distributed
 from jestbench.select.contract import blamed, check_state, shown_value
 from jestbench.select.given import GIVEN, Moment, Remembered, Trained
 from jestbench.select.memory import MOST_COLUMNS
+from jestbench.select.patience import patient
 from jestbench.select.policy import Policy, PolicyError, check_memory
 from jestbench.select.scores import ROLES, Scores
 
@@ -96,7 +97,12 @@ def imagined(policy: Policy, scores: Scores, random: torch.Generator) -> Scores:
 
 
 def leave_out(
-    policy: LeavingPolicy, key_N: Tensor, state: Remembered, moment: Moment, generator: torch.Generator
+    policy: LeavingPolicy,
+    key_N: Tensor,
+    state: Remembered,
+    moment: Moment,
+    generator: torch.Generator,
+    patience: float | None = None,
 ) -> Tensor:
     """Ask a policy which pairs it leaves out of an epoch, and check the answer.
 
@@ -104,9 +110,10 @@ def leave_out(
         bool ``[N]`` on the CPU.
 
     Raises:
-        PolicyError: the answer is not one bool for each pair.
+        PolicyError: the answer is not one bool for each pair, or does not come within ``patience`` minutes.
+        PolicyFailure: an exception inside the policy.
     """
-    with blamed(type(policy).__name__):
+    with patient(type(policy).__name__, patience), blamed(type(policy).__name__):
         out_N = policy.leave_out(key_N, state, moment, generator)
     if not isinstance(out_N, Tensor) or out_N.dtype != torch.bool or out_N.shape != key_N.shape:
         got = f"{out_N.dtype} {list(out_N.shape)}" if isinstance(out_N, Tensor) else type(out_N).__name__
@@ -114,16 +121,18 @@ def leave_out(
     return out_N.cpu()
 
 
-def learn(policy: LearningPolicy, trained: Trained, state: Remembered) -> Remembered:
+def learn(policy: LearningPolicy, trained: Trained, state: Remembered, patience: float | None = None) -> Remembered:
     """Hand a policy the losses of a training pass; with several processes rank 0's result is broadcast.
 
     Raises:
-        PolicyError: what is to be remembered has another name or length, or is infinite.
+        PolicyError: what is to be remembered has another name or length, or is infinite; a checkpoint cannot hold the
+            state; or the policy does not return within ``patience`` minutes.
+        PolicyFailure: an exception inside the policy.
     """
 
     def learnt() -> Remembered:
         name = type(policy).__name__
-        with blamed(name):
+        with patient(name, patience), blamed(name):
             found = policy.learn(trained, state)
         if not isinstance(found, Remembered):
             raise PolicyError(f"{name}.learn returns a Remembered, got {shown_value(found)}")
