@@ -211,13 +211,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # another process needs one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.list_policies:
-        with importing():
-            from jestbench.config.registered import policy_classes
-
-        with _for_a_reader():
-            for name, cls in policy_classes().items():
-                print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
-        return 0
+        return _list_policies()
     if arguments.describe is not None:
         return _describe(arguments.describe, arguments.gin_file)
     with importing():
@@ -266,6 +260,17 @@ def _run(arguments: argparse.Namespace) -> int:
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130
+
+
+def _list_policies() -> int:
+    """Print the registered policies, each with the first line of its description."""
+    with importing():
+        from jestbench.config.registered import policy_classes
+
+    with _for_a_reader():
+        for name, cls in policy_classes().items():
+            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
+    return 0
 
 
 def _describe(name: str, files: Sequence[str]) -> int:
