@@ -17,7 +17,7 @@ from jestbench.cost.budget import Pretrained
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
 
-VERSION = 3
+VERSION = 4
 """Raised by one whenever a default, a parameter's meaning or the arithmetic changes, so that no run from before is
 averaged with one from after, and no cached reference of before is taken. ``tests/golden/defaults.json`` holds the
 defaults of a version: ``python tests/make_defaults.py``."""

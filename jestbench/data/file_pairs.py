@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.damage import FLOOR
+from jestbench.data.damage import FLOOR, KIND
 from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.pairs import IndexedPairs
 from jestbench.disk import content_key
@@ -39,6 +42,10 @@ class Encoded(Protocol):
         Raises:
             DamagedImage: they cannot be read.
         """
+        ...
+
+    def where(self, position: int) -> str:
+        """The place of an image, for messages: its path, with the key or row in it."""
         ...
 
 
@@ -86,6 +93,17 @@ class ByteRanges:
             raise DamagedImage("changed file", f"{self.paths[which]} ends before byte {self.offset_N[position] + size}")
         return content
 
+    def where(self, position: int) -> str:
+        """The path; in a tar, the name of the member behind it."""
+        which, offset = int(self.path_N[position]), int(self.offset_N[position])
+        path = self.paths[which]
+        if self.size_N[position] == WHOLE:
+            return path
+        with suppress(OSError, tarfile.HeaderError):
+            header = os.pread(self._descriptor(which), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
+            return f"{path}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name}"
+        return f"{path}, byte {offset}"
+
     def _descriptor(self, which: int) -> int:
         if which not in self._open:
             if len(self._open) >= OPEN_FILES:
@@ -108,6 +126,14 @@ class Chained:
         for part in self.parts:
             if position < len(part):
                 return part.read(position)
+            position -= len(part)
+        raise IndexError(position)
+
+    def where(self, position: int) -> str:
+        """The place, from the part that holds the position."""
+        for part in self.parts:
+            if position < len(part):
+                return part.where(position)
             position -= len(part)
         raise IndexError(position)
 
@@ -180,6 +206,7 @@ class FilePairs(IndexedPairs):
         facts: facts about the split, for the summary.
         uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
+        noted: the first example of each kind of damage that this process has replaced, by reason.
     """
 
     name: str
@@ -200,6 +227,7 @@ class FilePairs(IndexedPairs):
     facts: Mapping[str, Any] = field(default_factory=dict)
     uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
+    noted: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.text_key_M is None:
@@ -270,16 +298,26 @@ class FilePairs(IndexedPairs):
         uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
         return [uid or None for uid in uids]
 
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """Those that were replaced."""
+        return self.noted
+
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.
 
         Raises:
             DamagedImage: the image cannot be read or decoded, or has changed since it was indexed.
         """
-        content = self.source.read(position if self.row_N is None else int(self.row_N[position]))
-        if content_key(content) != self.image_key_N[position]:
-            raise DamagedImage("changed file", "it is not what was indexed; index it anew")
-        return decode(content, self.image_size)
+        row = position if self.row_N is None else int(self.row_N[position])
+        try:
+            content = self.source.read(row)
+            if content_key(content) != self.image_key_N[position]:
+                raise DamagedImage("changed file", "it is not what was indexed; index it anew")
+            return decode(content, self.image_size)
+        except DamagedImage as damaged:
+            damaged.at(self.source.where(row))
+            raise
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read and decoded.
@@ -311,15 +349,16 @@ class FilePairs(IndexedPairs):
         """
         if not damaged:
             return batch
-        taken, count = set(index_B.tolist()), 0
+        taken, lost = set(index_B.tolist()), Counter[str]()
         positions, images = [], []
         for slot, error in damaged.items():
             asked = position = int(index_B[slot])
             attempt, failed = 0, error
             while True:
-                count += 1
-                if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
-                    raise DataError(f"{self.name}: pair {position}: {failed}") from failed
+                lost.update({"damaged": 1, f"{KIND}{failed.reason}": 1})
+                self.noted.setdefault(failed.reason, failed.example)
+                if self.exact or lost["damaged"] > max(FLOOR, len(taken)) or len(taken) == len(self):
+                    raise DataError(f"{self.name}: pair {position}: {failed.reason}: {failed.example}") from failed
                 while position in taken:
                     bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
                     position = int(bits) % (1 << 64) % len(self)
@@ -333,7 +372,7 @@ class FilePairs(IndexedPairs):
                     break
             positions.append(position)
         fresh = self._batch(torch.tensor(positions), np.stack(images))
-        counts = {"read": len(index_B) + count, "damaged": count}
+        counts = {"read": len(index_B) + lost["damaged"], **lost}
         return replace(with_rows(batch, torch.tensor(list(damaged)), fresh), counts=counts)
 
     def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:

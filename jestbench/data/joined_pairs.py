@@ -57,6 +57,11 @@ class JoinedPairs(IndexedPairs):
         """That of the splits, which are of one data set."""
         return self.parts[0].preprocessing
 
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """Those of all splits, of one kind the first split's."""
+        return {kind: one for part in reversed(self.parts) for kind, one in part.examples.items()}
+
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The uids of images, from the first split that has them."""
         found = zip(*(part.uid_of(key_K) for part in self.parts), strict=True)
@@ -94,7 +99,8 @@ class JoinedPairs(IndexedPairs):
                 taken = batch.take(slot_K)  # may share memory with the batch, which is written below
                 taken = replace(taken, images_BCHW=taken.images_BCHW.clone())
                 whole = part.mended(taken, own, index_K)
-                counts.update({name: whole.counts["damaged"] for name in ("read", "damaged")})
+                lost = {name: count for name, count in whole.counts.items() if name.startswith("damaged")}
+                counts.update({"read": lost["damaged"], **lost})
                 batch = with_rows(batch, slot_K, whole)
         return replace(batch, counts=dict(counts))
 

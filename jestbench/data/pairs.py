@@ -91,6 +91,11 @@ class IndexedPairs(Pairs):
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
 
     @property
+    def examples(self) -> Mapping[str, str]:
+        """The first example of each kind of damage that was found as this process read pairs, by reason."""
+        return {}
+
+    @property
     def column_names(self) -> tuple[str, ...]:
         """The names of ``columns``."""
         return tuple(self.columns)
@@ -167,6 +172,11 @@ class Wrapped(IndexedPairs):
     def preprocessing(self) -> str:
         """The split's own."""
         return self.pairs.preprocessing
+
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """The split's own."""
+        return self.pairs.examples
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The split's own."""

@@ -106,7 +106,7 @@ def _decoded(pairs: IndexedPairs) -> str:
     count = min(SAMPLE, len(pairs))
     index_B = torch.arange(count) * len(pairs) // count
     _, damaged = pairs.attempt(index_B)
-    first = next((f", the first: pair {int(index_B[slot])}: {error}" for slot, error in sorted(damaged.items())), "")
+    first = next((f", the first: {error.reason}: {error.example}" for slot, error in sorted(damaged.items())), "")
     return f"{count} decoded, {len(damaged)} of them damaged{first}"
 
 

@@ -230,7 +230,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     recorder.write_chosen()
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
-        page = {**data, "sources": sources, "examples_read": stages.super_batches.examples}
+        page = {**data, "sources": sources, "damage_read": stages.super_batches.damage}
         if write_damage(folder.damage_page, page):
             data |= {"damage_page": folder.damage_page.name}
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))

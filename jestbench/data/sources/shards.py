@@ -11,7 +11,6 @@ import gzip
 import json
 import lzma
 import math
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
+from jestbench.data.sources.patterns import globbed, is_url
 from jestbench.data.sources.source import needs
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -363,22 +363,8 @@ def paths_of(pattern: str) -> list[str]:
     return [path for part in parts for path in ([part] if is_url(part) else map(str, _local(part)))]
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is a URL, or a command whose output is read."""
-    return re.match(r"(pipe|file):|[a-z][a-z0-9+]*://", path) is not None
-
-
 def _local(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         return sorted(path.glob("*.tar")) or [path / "*.tar"]
     return globbed(pattern) or [path]
-
-
-def globbed(pattern: str) -> list[Path] | None:
-    """Files of a glob, sorted; ``None`` where the pattern is not a glob."""
-    path = Path(pattern).expanduser()
-    if not any(mark in pattern for mark in "*?["):
-        return None
-    base = Path(path.anchor) if path.is_absolute() else Path()
-    return sorted(base.glob(str(path.relative_to(path.anchor))))
