@@ -229,6 +229,12 @@ class Run:
         return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)
 
     @property
+    def policy_needs(self) -> frozenset[str]:
+        """What the policy needs, roles and columns."""
+        assert not isinstance(self.policy, str)
+        return frozenset(self.policy.needs)
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns of the data that are used, each with what uses it."""
         assert not isinstance(self.policy, str)

@@ -299,6 +299,11 @@ class FilePairs(IndexedPairs):
         return [uid or None for uid in uids]
 
     @property
+    def redraws(self) -> bool:
+        """Whether any image has several captions."""
+        return self.first_N is not None
+
+    @property
     def examples(self) -> Mapping[str, str]:
         """Those that were replaced."""
         return self.noted

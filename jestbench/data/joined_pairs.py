@@ -58,6 +58,11 @@ class JoinedPairs(IndexedPairs):
         return self.parts[0].preprocessing
 
     @property
+    def redraws(self) -> bool:
+        """Whether any split does."""
+        return any(part.redraws for part in self.parts)
+
+    @property
     def examples(self) -> Mapping[str, str]:
         """Those of all splits, of one kind the first split's."""
         return {kind: one for part in reversed(self.parts) for kind, one in part.examples.items()}

@@ -91,6 +91,11 @@ class IndexedPairs(Pairs):
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
 
     @property
+    def redraws(self) -> bool:
+        """Whether ``drawn`` gives an image another of its captions in another epoch."""
+        return False
+
+    @property
     def examples(self) -> Mapping[str, str]:
         """The first example of each kind of damage that was found as this process read pairs, by reason."""
         return {}
@@ -172,6 +177,11 @@ class Wrapped(IndexedPairs):
     def preprocessing(self) -> str:
         """The split's own."""
         return self.pairs.preprocessing
+
+    @property
+    def redraws(self) -> bool:
+        """The split's own."""
+        return self.pairs.redraws
 
     @property
     def examples(self) -> Mapping[str, str]:

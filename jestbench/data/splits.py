@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ def names_in(split: Split) -> frozenset[str]:
 def shown_split(split: Split) -> str:
     """The split as one text that ``split_of`` reads; of a mixture all its splits, joined, without their shares."""
     return split if isinstance(split, str) else "+".join(dict.fromkeys(_read(name).name for name in split))
+
+
+def least_draw(split: Split) -> int:
+    """The least number of pairs of which every split of a mixture gets one; 1 of one split."""
+    return 1 if isinstance(split, str) else math.ceil(sum(split.values()) / min(split.values()))
 
 
 def split_of(data: Dataset, split: Split) -> Pairs:

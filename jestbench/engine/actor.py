@@ -12,11 +12,16 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
 from jestbench.engine.measured import Measured
+from jestbench.engine.rows import KeyIndex
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
 Read = Callable[[Tensor], Batch]
 """Positions → those pairs, decoded."""
+
+
+Met = dict[tuple[int, str], KeyIndex]
+"""Keys of the rows that were charged, by the identity of the actor and the name of the rows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,16 @@ class Actor(ABC):
     @abstractmethod
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """The passes that scoring ``count`` pairs costs, all of them new to the run."""
+
+    def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
+        """The passes that scoring pairs of these keys is charged under ``first_sight``; of an actor that remembers.
+
+        Args:
+            image_key_B: of the pairs.
+            text_key_B: theirs.
+            met: the rows that were charged before, of all actors; those of these pairs are added.
+        """
+        return self.forecast(len(image_key_B))
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
-from jestbench.engine.actor import Actor, Read, imagined_embeddings
+from jestbench.engine.actor import Actor, Met, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
-from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
@@ -171,6 +171,12 @@ class FrozenActor(Actor):
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """As ``Actor.forecast``."""
         return self._passes(dict.fromkeys(self.content.scored, count))
+
+    def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
+        """As ``Actor.forecast_new``."""
+        keys = {name: keys_of(name, image_key_B, text_key_B).numpy() for name in self.content.scored}
+        held = {name: met.setdefault((id(self), name), KeyIndex()) for name in keys}
+        return self._passes({name: held[name].sight(key_B) for name, key_B in keys.items()})
 
     def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
         """As ``Actor.calibrate``: scoring is charged like that of any pair, and the cosines of a batch once."""

@@ -12,7 +12,7 @@ from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
-from jestbench.data.pairs import Dataset
+from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
 from jestbench.data.sources.stream_batches import StreamBatches
@@ -106,23 +106,26 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     """
     run, pairs = setting.run, setting.pairs
     device, world = str(setting.arithmetic.device), setting.arithmetic.world
+    if isinstance(pairs, StreamPairs) and run.augment is None and run.cascade is None:
+        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
+    plan = plan_of(run, pairs, size, actors)
+    return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
+
+
+def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> StepPlan:
+    """The plan of the super-batches that a run draws from an indexed split; raises as ``source``."""
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
-    plan: StepPlan
     if run.cascade is not None:
         own_loss = None
         if run.cascade.role is not None:
             actor = actors[run.cascade.role]
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
-        plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
-    elif isinstance(pairs, JoinedPairs):
-        plan = MixturePlan(pairs, size, run.seed)
-    elif isinstance(pairs, StreamPairs):
-        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
-    else:
-        plan = EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
-    return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
+        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    if isinstance(pairs, JoinedPairs):
+        return MixturePlan(pairs, size, run.seed)
+    return EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
 
 
 def view_warnings(resolved: Resolved, stages: Stages) -> list[str]:

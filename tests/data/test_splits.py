@@ -212,6 +212,15 @@ def test_a_run_of_a_mixture_resumes_exactly_and_says_how_it_walks(tmp_path, monk
     assert end["data"]["walk"]["epochs"] == 1.8, "of the split that is walked through most often"
 
 
+@pytest.mark.parametrize("words", ["--check", "--price"])
+def test_a_mixture_of_a_small_share_is_checked_and_priced(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    run = [*TINY, "run.batch_size=50", "run.budget=1e9", "synthetic.curated=16"]
+    assert main([*run, "run.split={'pool': 0.98, 'curated': 0.02}", words]) == 0
+    assert main([*run, "run.split={'pool': 0.998, 'curated': 0.002}", words]) == 3
+    assert "run.split gives curated a share of which nothing is left in 50 pairs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("binding", ["run.cascade=@cascade()", "run.half=0", "run.augment=@random_resized_crop()"])
 def test_what_takes_one_split_refuses_a_mixture(binding, capsys):
     assert main([*TINY, "run.split={'pool': 0.5, 'curated': 0.5}", binding, "--check"]) == 2
