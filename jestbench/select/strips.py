@@ -123,7 +123,8 @@ def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
         if not half:
             break
         left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
-        # s + s' + k·s·s' as s' + k·s·(s' + 1/k), in place; of an odd number the middle term is joined in a later fold.
-        torch.addcmul(right, left, right + 1 / factor, value=factor, out=left)
+        # In place, since a temporary tile would push the strip out of the cache; of an odd number the middle term is
+        # joined in a later fold.
+        left.addcmul_(left, right, value=factor).add_(right)
         sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
     return sums_nCR.mul_(factor).log1p_().sum(1)
