@@ -301,11 +301,15 @@ def _arm(
         flops_by_purpose={key.removeprefix("flops/"): _mean_of(members, key) for key in purposes},
         flops_eval=_mean_of(members, "flops/eval"),
         flops_rungs=_mean_of(members, "flops/rungs"),
-        pretrain_flops=_mean_count(run.summary.pretrain_total for run in runs),
+        pretrain_flops=_mean_known([run.summary.pretrain_total for run in runs]),
         pretrain_in_budget=_mean_count(run.summary.pretrain_in_budget for run in runs),
         flops_amortised=_mean_count(run.summary.flops_amortised for run in runs),
-        flops_all_in=_mean_count(
-            int(member.counters.get(TOTAL_FLOPS, 0)) + member.run.summary.pretrain_total for member in members
+        flops_all_in=_mean_known(
+            [
+                None if pretrained is None else int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained
+                for member in members
+                for pretrained in (member.run.summary.pretrain_total,)
+            ]
         ),
         pairs_seen=_mean_of(members, "pairs/seen"),
         pairs_trained=_mean_of(members, "pairs/trained"),
@@ -317,6 +321,12 @@ def _arm(
 
 def _mean_of(members: Iterable[SeedRun], key: str) -> int:
     return _mean_count(member.counters.get(key, 0) for member in members)
+
+
+def _mean_known(values: Sequence[int | None]) -> int | None:
+    """The mean; ``None`` where one value is not known."""
+    known = [value for value in values if value is not None]
+    return _mean_count(known) if len(known) == len(values) else None
 
 
 def _mean_count(values: Iterable[float]) -> int:
@@ -336,7 +346,7 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
         )
     elif arm.undecayed:
         notes.append(
-            f"arm {arm.label} was given {arm.budget or arm.flops_all_in:.3e} FLOPs: its value at the common "
+            f"arm {arm.label} was given {arm.budget or arm.flops_total:.3e} FLOPs: its value at the common "
             "budget is read inside an undecayed schedule, and is not what a schedule that ends there gives; no verdict"
         )
     if arm.flops_amortised:
@@ -352,6 +362,12 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
                 "paired where both have the seed"
             )
     unlogged = [axis for axis in AXES if not np.isfinite(arm.curve.amount_E[axis]).all()]
+    if arm.pretrain_flops is None:
+        unlogged.remove("flops_all_in")
+        notes.append(
+            f"arm {arm.label}: what the training of its reference took is not known, so that its FLOPs and speed-ups are "
+            "without the reference's pre-training; state it (pretrain_flops of what run.reference binds)"
+        )
     if unlogged:
         notes.append(f"arm {arm.label}: {listed(unlogged)} not logged with every evaluation: no such speedup")
     total = sum(arm.flops_by_purpose.values())
@@ -370,23 +386,28 @@ def _interval_notes(arms: Sequence[Arm]) -> list[str]:
     return [f"no interval: {reason} ({listed(which)})" for reason, which in labels.items()]
 
 
+ReferenceKey = tuple[str, Path | None, int | None, float | None]
+"""Name, run folder, FLOPs of its training, and its own value where no folder holds it."""
+
+
 def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
-    used: dict[tuple[str, Path | None, int], dict[str, None]] = defaultdict(dict)
-    seeds: dict[tuple[str, Path | None, int], set[int]] = defaultdict(set)
+    used: dict[ReferenceKey, dict[str, None]] = defaultdict(dict)
+    seeds: dict[ReferenceKey, set[int]] = defaultdict(set)
     own: dict[str, set[int]] = defaultdict(set)
     for arm in arms:
         for member in arm.runs:
             for entry, folder in member.run.references.items():
                 if entry.seeding == "own":
                     own[arm.label].add(member.seed)
-                key = (entry.name, folder, entry.pretrain_flops)
+                own_value = None if entry.metrics is None else entry.metrics.get(metric)
+                key = (entry.name, folder, entry.pretrain_flops, own_value)
                 used[key][arm.label] = None
                 seeds[key].add(member.seed)
     rows: list[ReferenceRow] = []
     notes = [f"arm {label}: each seed ({listed(sorted(its))}) has a reference of its own" for label, its in own.items()]
     for key, labels in sorted(used.items(), key=lambda item: str(item[0])):
-        name, folder, pretrain_flops = key
-        value, flops, problem = _reference_score(folder, metric)
+        name, folder, pretrain_flops, own_value = key
+        value, flops, problem = (own_value, None, "") if own_value is not None else _reference_score(folder, metric)
         if len(seeds[key]) > 1:
             notes.append(
                 f"one model {name} (one seed) serves the seeds {listed(sorted(seeds[key]))} of {listed(labels)}: what "

@@ -17,7 +17,7 @@ from jestbench.evals.measure import Measure
 from jestbench.runs.folder import Row
 
 Kind = Literal["decayed", "at_least", "touch"]
-Absent = Literal["", "never", "worse", "early", "unknown", "unshared"]
+Absent = Literal["", "never", "worse", "early", "unknown", "unshared", "unstated"]
 """``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the
 first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged; ``unshared``: no
 common decayed budget."""
@@ -149,10 +149,10 @@ class Arm:
         flops_by_purpose: purpose → FLOPs; they sum to ``flops_total``.
         flops_eval: FLOPs of evaluation, outside the total.
         flops_rungs: FLOPs of a ladder's branches beyond its trunk, outside the total.
-        pretrain_flops: FLOPs of training its references and scorers.
+        pretrain_flops: FLOPs of training its references and scorers; ``None`` where they are not known.
         pretrain_in_budget: the part of ``pretrain_flops`` that was taken out of the budget.
         flops_amortised: FLOPs of reference scoring that the accounting leaves out of every total.
-        flops_all_in: ``flops_total`` and pre-training together.
+        flops_all_in: ``flops_total`` and pre-training together; ``None`` where that is not known.
         pairs_seen: pairs drawn into super-batches.
         pairs_trained: pairs trained on.
         seconds: time of training, without evaluation.
@@ -178,10 +178,10 @@ class Arm:
     flops_by_purpose: Mapping[str, int]
     flops_eval: int
     flops_rungs: int
-    pretrain_flops: int
+    pretrain_flops: int | None
     pretrain_in_budget: int
     flops_amortised: int
-    flops_all_in: int
+    flops_all_in: int | None
     pairs_seen: int
     pairs_trained: int
     seconds: float
@@ -212,14 +212,14 @@ class ReferenceRow:
         name: its name.
         arms: labels of the arms that use it.
         value: the metric at the end of its own training; ``None`` if unknown.
-        flops_total: FLOPs of its own training.
+        flops_total: FLOPs of its own training; ``None`` where they are not known.
         folder: its run folder.
     """
 
     name: str
     arms: tuple[str, ...]
     value: float | None
-    flops_total: int
+    flops_total: int | None
     folder: Path | None
 
 

@@ -156,7 +156,7 @@ def _cost(table: Table) -> list[dict[str, Any]]:
         *sorted({p for arm in table.arms for p in arm.flops_by_purpose} - PURPOSE_COLOURS.keys()),
     ]
     found = [(name, [arm.flops_by_purpose.get(name, 0) for arm in table.arms]) for name in known]
-    found.append((_PRETRAINING, [arm.pretrain_flops for arm in table.arms]))
+    found.append((_PRETRAINING, [arm.pretrain_flops or 0 for arm in table.arms]))
     return [
         {"name": name.replace("_", " "), "purpose": name, "apart": name == _PRETRAINING, "flops": flops}
         for name, flops in found

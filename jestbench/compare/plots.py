@@ -297,7 +297,7 @@ def _draw_spending(axes: Axes, table: Table) -> None:
         colour = PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)
         axes.barh(positions, widths, left=start, color=colour, label=purpose.replace("_", " "), height=0.68)
         start = [left + width for left, width in zip(start, widths, strict=True)]
-    pretraining = [float(arm.pretrain_flops) for arm in table.arms]
+    pretraining = [float(arm.pretrain_flops or 0) for arm in table.arms]
     if any(pretraining):
         name = "pre-training (reference, scorer)"
         axes.barh(

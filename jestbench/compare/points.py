@@ -145,11 +145,11 @@ def _curve(rows: Iterable[Row], run: RunRecord, metric: str) -> tuple[Curve | No
 
 
 def amounts(rows: Sequence[Row], run: RunRecord) -> dict[str, Array]:
-    """Axis → amount that a run had spent at each row."""
-    flops_R = column(rows, TOTAL_FLOPS)
+    """Axis → amount that a run had spent at each row; NaN where it is not known."""
+    flops_R, pretrained = column(rows, TOTAL_FLOPS), run.summary.pretrain_total
     return {
         "flops": flops_R + run.summary.pretrain_in_budget,
-        "flops_all_in": flops_R + run.summary.pretrain_total,
+        "flops_all_in": flops_R + (math.nan if pretrained is None else pretrained),
         "pairs_seen": column(rows, "pairs/seen"),
         "pairs_trained": column(rows, "pairs/trained"),
         "seconds": column(rows, "time/seconds"),

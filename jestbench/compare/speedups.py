@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jestbench.compare.comparison import Absent, SeedRun, Speedup
 from jestbench.compare.crossings import speedups
@@ -62,7 +63,15 @@ def speedups_of(
             f"the baseline {base.label} first touches its own final value before its end: its side of each first "
             "touch is read there"
         )
-    return found, notes
+    unknown = {label for label, runs in members.items() if any(run.run.summary.pretrain_total is None for run in runs)}
+    return {label: _stated(one, bool(unknown & {label, base.label})) for label, one in found.items()}, notes
+
+
+def _stated(speedup: Mapping[str, Speedup], unknown: bool) -> Mapping[str, Speedup]:
+    """The speed-ups, that on all FLOPs ``unstated`` where what a model's training took is not known."""
+    all_in = speedup["flops_all_in"]
+    hidden = unknown and all_in.absent == "unknown"
+    return {**speedup, "flops_all_in": replace(all_in, absent="unstated")} if hidden else speedup
 
 
 def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -> dict[str, Speedup] | None:

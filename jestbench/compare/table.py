@@ -79,6 +79,8 @@ def _about_speedups(table: Table) -> str:
         parts.append(">= above already at its first rung")
     if "early" in absent:
         parts.append(f"{wording.WORDS['early']}: within the first interval of evaluations")
+    if "unstated" in absent:
+        parts.append(f"{wording.WORDS['unstated']}: FLOPs are known without the reference's pre-training alone")
     if "worse" in absent:
         parts.append(f"{wording.WORDS['worse']}: ends worse than the baseline")
     return f"baseline: {table.baseline}; {'; '.join(parts)}"

@@ -24,6 +24,7 @@ WORDS: Mapping[Absent, str] = {
     "early": "early",
     "unknown": "-",
     "unshared": "-",
+    "unstated": "?",
 }
 """Words in the place of a speedup without a value, by ``Speedup.absent``."""
 
@@ -96,7 +97,8 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         ),
         (
             "× all-in",
-            "the same on FLOPs with the pre-training of references and scorers added, in full for each arm.",
+            "the same on FLOPs with the pre-training of references and scorers added, in full for each arm. '?': what "
+            "that took is not known, so that every figure of the arm is one without the reference's pre-training.",
         ),
         ("× seen, × trained", "the same on pairs drawn into super-batches, and on pairs trained on."),
         (
@@ -151,6 +153,7 @@ def saving(arm: Arm, table: Table) -> str:
     both = f"; with the arm's pre-training counted, {texts[1]}" if counted else ""
     kind = "By a first touch, indicative: " if spent.kind == "touch" else ""
     needed = f"{table.baseline} needs {texts[0]} the arm's FLOPs to its own value at {flops_text(table.budget)}"
+    needed += ", without the reference's pre-training" if arm.pretrain_flops is None else ""
     return f"{kind}{needed}{both}."
 
 
@@ -240,9 +243,9 @@ def prefixed(value: float, unit: str) -> str:
     return f"{scaled:.{decimals}f} {prefix}{unit}".rstrip()
 
 
-def flops_text(value: float) -> str:
-    """Write FLOPs with a prefix."""
-    return prefixed(value, "FLOP")
+def flops_text(value: float | None) -> str:
+    """Write FLOPs with a prefix; a question mark where they are not known."""
+    return "?" if value is None else prefixed(value, "FLOP")
 
 
 def seconds_text(value: float) -> str:

@@ -12,6 +12,7 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import SPLITS
 from jestbench.data.splits import Split, names_in, shown_split
 from jestbench.select.losses import LossName
+from jestbench.select.scores import Role
 
 NOT_THE_PAIRS = frozenset("cache_dir max_damaged verify allow_missing lanes buffer".split())
 """Parameters of data sets that do not change the pairs: cache folder, tolerated damage, order. Parameters of the
@@ -87,6 +88,16 @@ def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
     )
 
 
+def check_loss(run: Run, role: Role, name: str, loss: LossName | None) -> None:
+    """Refuse a model of another library that was trained on another loss than the arm's.
+
+    Raises:
+        ValueError: as ``other_loss``.
+    """
+    if role == "reference" and (refused := other_loss(run, [Trained(role, name, loss, None)], "of the arm")):
+        raise ValueError(refused)
+
+
 def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
     """The split that the reference was trained on, where its scale and bias are to be fitted on it; else ``None``."""
     if not run.reference_calibrate or _scaled_by(run) is None:
@@ -96,7 +107,8 @@ def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
             return shown_split(model.run.split)
         if model.role == "reference" and isinstance(model.recorded, Mapping) and "split" in model.recorded:
             return str(model.recorded["split"])
-    return "curated"
+    # What a model of another library was trained on is not among the splits.
+    return shown_split(run.split) if "reference" in run.castings else "curated"
 
 
 def calibration_warnings(run: Run, models: Sequence[Trained], split: str | None) -> tuple[str, ...]:

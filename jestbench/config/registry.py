@@ -27,7 +27,9 @@ from jestbench.data.sources.stream import Stream
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
+from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.online_scorer import OnlineScorer
+from jestbench.engine.open_clip_model import OpenClip
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.regression import Regression
 from jestbench.evals.evaluate import Evaluate
@@ -40,6 +42,8 @@ CONFIGURABLES: dict[str, type[Any]] = {
     "view": View,
     "optimizer": Optimizer,
     "online_scorer": OnlineScorer,
+    "open_clip": OpenClip,
+    "hugging_face_clip": HuggingFaceClip,
     "evaluate": Evaluate,
     "budget": Budget,
     "log": Log,

@@ -216,7 +216,7 @@ def _identities(
     for role, stands in stands_on.items():
         seeded = role != "reference" or run.reference_seed == "shared"
         found[role] = "".join(identity_of(stand, recorded, seeded) for stand in stands)
-    return found | {role: repr(casting) for role, casting in run.castings.items() if role in PRETRAINED}
+    return found | {role: run.castings[role].identity for role in PRETRAINED if role in run.needs & run.castings.keys()}
 
 
 def read_files(files: Sequence[str], beside: Path | None = None) -> Iterator[Binding]:

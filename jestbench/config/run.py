@@ -18,7 +18,7 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.part_pairs import Half
 from jestbench.data.splits import check_split
 from jestbench.engine.cache import Cache
-from jestbench.engine.casting import Casting, Training
+from jestbench.engine.casting import Casting, Training, TwinCasting
 from jestbench.engine.contrastive import ContrastiveTraining
 from jestbench.engine.frozen import Accounting
 from jestbench.engine.optimizer import Optimizer
@@ -142,7 +142,7 @@ class Run:
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate: Evaluate = field(default_factory=Evaluate)
     limit: Budget = field(default_factory=Budget)
-    reference: Casting | str | tuple[str, ...] | None = None
+    reference: Casting | tuple[Casting, Casting] | str | tuple[str, ...] | None = None
     reference_accounting: Accounting = "first_sight"
     reference_seed: ReferenceSeed = "shared"
     reference_calibrate: bool = False
@@ -212,8 +212,17 @@ class Run:
                 raise ValueError(reason)
         for name, roles in (("reference", {"reference"}), ("scorer", {"scorer", "online"})):
             bound = getattr(self, name)
-            if isinstance(bound, Casting) and bound.role not in roles:
-                raise ValueError(f"run.{name} cannot be a model that fills the role {bound.role!r}")
+            for one in bound if isinstance(bound, tuple) else (bound,):
+                if isinstance(one, Casting) and one.role not in roles:
+                    raise ValueError(f"run.{name} cannot be a model that fills the role {one.role!r}")
+        if self._two and not (self.twin and len(self._two) == 2):
+            raise ValueError(
+                "run.reference takes two models where run.twin = True scores each half of the pairs by one"
+            )
+        if self.twin and isinstance(self.reference, Casting):
+            raise ValueError(
+                "run.twin scores by two references: run.reference = [@one/open_clip(), @other/open_clip()]"
+            )
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:
@@ -257,24 +266,46 @@ class Run:
     @property
     def castings(self) -> dict[Role, Casting]:
         """What is bound to fill a role by itself, without a run behind it."""
-        return {bound.role: bound for bound in (self.reference, self.scorer) if isinstance(bound, Casting)}
+        both = (self.reference, self.scorer)
+        found = {bound.role: bound for bound in both if isinstance(bound, Casting)}
+        return found | ({"reference": TwinCasting("reference", self._two)} if self._two else {})
+
+    @property
+    def _two(self) -> tuple[Casting, ...]:
+        """Two models that are bound to score one half of the pairs each."""
+        bound = self.reference if isinstance(self.reference, tuple) else ()
+        return tuple(one for one in bound if isinstance(one, Casting))
 
     def view_of(self, role: Role) -> tuple[str, View]:
         """The parameter that sets the view which a role is scored under, and the view."""
         bound = {"learner": "score_view", "reference": "reference_view"}.get(role)
         return (f"run.{bound}", getattr(self, bound) or FULL) if bound else (f"the view of the {role}", FULL)
 
-    def allowance(self, pretrain: Mapping[str, int], added: int = 0) -> Allowance:
+    def taken(self, pretrain: Mapping[str, int | None]) -> int:
+        """FLOPs of pre-training that ``budget.includes`` takes out of the budget.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        unknown = [name for name in self.limit.includes if pretrain.get(name, 0) is None]
+        if unknown:
+            raise ValueError(
+                f"budget.includes takes the pre-training of the {unknown[0]} out of the budget, and what it took is not "
+                f"known: state it (pretrain_flops of what run.{unknown[0]} binds), or leave budget.includes out"
+            )
+        return sum(pretrain.get(name) or 0 for name in self.limit.includes)
+
+    def allowance(self, pretrain: Mapping[str, int | None], added: int = 0) -> Allowance:
         """What may be spent, pre-training taken out where the budget includes it.
 
         Args:
-            pretrain: FLOPs of each model's pre-training.
+            pretrain: FLOPs of each model's pre-training; ``None`` where they are not known.
             added: FLOPs that ``budget.adds`` adds (``Resolved.added_flops``).
 
         Raises:
-            ValueError: nothing is left.
+            ValueError: nothing is left, or what is to be taken out is not known.
         """
-        taken = sum(pretrain.get(name, 0) for name in self.limit.includes)
+        taken = self.taken(pretrain)
         if self.budget is None:
             return Allowance(None, self.limit.steps, self.limit.pairs, taken)
         rungs, cooldown = self.optimizer.rungs, self.optimizer.cooldown if self.optimizer.rungs else 0.0
@@ -366,6 +397,14 @@ class Resolved:
         return self.run.super_batch_size if self.policy.needs else self.run.batch_size
 
     @property
+    def stated_flops(self) -> dict[str, int | None]:
+        """FLOPs of the training of other libraries' models that the run scores with, by role; ``None`` if unknown."""
+        found: dict[str, int | None] = {}
+        for role, casting in self.run.castings.items():
+            found |= casting.stated_flops() if role in self.run.needs else {}
+        return found
+
+    @property
     def added_flops(self) -> int:
         """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
 
@@ -386,6 +425,14 @@ def pretraining_flops(resolved: Resolved) -> int:
     Raises:
         ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
     """
+    if (casting := resolved.run.castings.get("reference")) is not None:
+        stated = casting.stated_flops().get("reference")
+        if stated is None:
+            raise ConfigError(
+                f"budget.adds needs to know what the training of {casting.label} took: state it in pretrain_flops of what "
+                "run.reference binds"
+            )
+        return stated
     total = 0
     for stand in resolved.stands_on.get("reference", ()) or (None,):
         if not isinstance(stand, Resolved) or stand.run.budget is None:

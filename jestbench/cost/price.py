@@ -11,6 +11,7 @@ from jestbench.batch import FULL, Batch, View
 from jestbench.cost.tracing import counted_macs, forward_macs, without_values
 
 if TYPE_CHECKING:
+    from jestbench.model.encoders import Encoders
     from jestbench.model.towers import TwoTowers
 
 
@@ -43,10 +44,10 @@ class Price:
     fixed: int = 0
 
     @classmethod
-    def of(cls, model: TwoTowers, batch: Batch, view: View = FULL) -> Price:
+    def of(cls, model: Encoders, batch: Batch, view: View = FULL) -> Price:
         """Trace both towers on the first pair of a batch, under a view; on the CPU, wherever the model is."""
         ghost = without_values(model, "cpu")
-        ghost.image.prepare(view)
+        ghost.prepare(view)
         tokens_1L = batch.tokens(model.tokenizer)[:1].cpu()
         text = forward_macs(ghost.text if view.full_text else _UnderView(ghost.text, view), tokens_1L)
         images_1CHW, key_1 = batch.images_BCHW[:1].cpu(), batch.image_key_B[:1].cpu()

@@ -2,7 +2,8 @@
 
 fvcore traces the raw module and counts; what it lacks or counts by another convention is set here:
 
-* fused attention has no rule in fvcore, which then drops it with a warning: it gets one;
+* fused attention, with or without its projections in the same operator, has no rule in fvcore, which then drops it
+  with a warning: it gets one;
 * fvcore adds some 5 operations per element for normalisation layers: element-wise work counts zero;
 * an operator without a rule raises, instead of counting nothing.
 
@@ -42,18 +43,32 @@ FREE_OPERATORS = frozenset(
         "cat stack split split_with_sizes chunk unbind select slice narrow squeeze unsqueeze unsqueeze_ index "
         "index_select gather repeat repeat_interleave roll flip meshgrid reshape_as arange zeros zeros_like ones "
         "ones_like full full_like empty empty_like new_zeros new_ones new_full new_empty lift_fresh alias "
-        "scalar_tensor constant_pad_nd pad im2col embedding index_put index_put_ scatter scatter_ masked_fill "
+        "scalar_tensor constant_pad_nd pad im2col embedding index_put index_put_ fill_ scatter scatter_ masked_fill "
         "masked_fill_ where tril triu eye detach_ item __and__ __or__ __xor__ __lshift__ __rshift__ bitwise_and "
         "bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift bitwise_not logical_not logical_and logical_or "
-        "eq ne lt le gt ge is_nonzero broadcast_tensors dropout feature_dropout "
+        "eq ne lt le gt ge is_nonzero broadcast_tensors dropout dropout_ feature_dropout tile col2im "
         # element-wise arithmetic and activations
-        "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs pow sqrt rsqrt "
+        "add add_ sub sub_ rsub mul mul_ div div_ floor_divide floor ceil round remainder neg abs abs_ pow sqrt rsqrt "
         "exp log sin cos tanh sigmoid silu silu_ gelu gelu_ relu relu_ softplus softmax log_softmax _softmax "
-        "clamp clamp_ clamp_min clamp_max maximum minimum reciprocal square erf hardtanh leaky_relu elu "
+        "clamp clamp_ clamp_min clamp_max maximum minimum reciprocal square erf hardtanh hardtanh_ leaky_relu "
+        "leaky_relu_ elu elu_ selu celu prelu mish mish_ log_sigmoid sigmoid_ tanh_ hardswish hardswish_ hardsigmoid "
+        "hardsigmoid_ addcmul addcdiv "
         # normalisation, reductions, resizing
         "layer_norm group_norm batch_norm instance_norm rms_norm linalg_vector_norm norm sum mean var std max min "
-        "amax amin argmax argmin cumsum all any topk sort argsort upsample_bilinear2d upsample_bicubic2d "
-        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest2d adaptive_avg_pool2d avg_pool2d max_pool2d"
+        "amax amin argmax argmin cumsum prod all any topk sort argsort upsample_bilinear2d upsample_bicubic2d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest2d adaptive_avg_pool2d adaptive_max_pool2d "
+        "avg_pool1d avg_pool2d max_pool1d max_pool2d"
+    ).split()
+)
+
+# Attention of queries, keys and values [B, H, N, d]: the public name, and the kernels that it is sent to.
+ATTENTIONS = tuple(
+    f"aten::{name}"
+    for name in (
+        "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+        "_scaled_dot_product_fused_attention_overrideable"
     ).split()
 )
 
@@ -72,7 +87,29 @@ def _shape(value: Any) -> list[int]:
 def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Q·Kᵀ and weights·V: B·H·N·M·(d_k + d_v), masked or not, causal or not."""
     q, k, v = (_shape(value) for value in inputs[:3])
-    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+    return math.prod(_shape(outputs[0])[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _self_attention_macs(tokens: Sequence[int], width: int) -> int:
+    """Projections of N tokens to queries, keys, values and output (4·d² each), and attention between them."""
+    batch, length, given = tokens
+    return batch * length * (3 * given * width + width**2 + 2 * length * width)
+
+
+def _native_attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """``nn.MultiheadAttention`` in one operator, for q = k = v (torch's fast path in eval mode)."""
+    tokens = _shape(inputs[0])
+    if any(_shape(value) != tokens for value in inputs[1:3]):
+        raise UnknownOperator("no price for aten::_native_multi_head_attention between two different sequences")
+    return _self_attention_macs(tokens, int(inputs[3].toIValue()))
+
+
+def _encoder_layer_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """``nn.TransformerEncoderLayer`` in one operator: attention, and an MLP of two products."""
+    tokens, first, second = (_shape(inputs[place]) for place in (0, 14, 16))
+    return _self_attention_macs(tokens, int(inputs[1].toIValue())) + math.prod(tokens[:-1]) * (
+        math.prod(first) + math.prod(second)
+    )
 
 
 def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -83,6 +120,11 @@ def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 def _matmul_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """fvcore's rule forgets broadcast batches and fails on vectors."""
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _convolution_mode_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """A convolution whose padding is a word (``valid``, ``same``), which fvcore lacks."""
+    return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
 
 
 def _einsum_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -107,7 +149,9 @@ def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysi
         from fvcore.nn import FlopCountAnalysis, jit_handles
 
     rules: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
-        "aten::scaled_dot_product_attention": _attention_macs,
+        **dict.fromkeys(ATTENTIONS, _attention_macs),
+        "aten::_native_multi_head_attention": _native_attention_macs,
+        "aten::_transformer_encoder_layer_fwd": _encoder_layer_macs,
         "aten::baddbmm": _baddbmm_macs,
         "aten::addmm": jit_handles.addmm_flop_jit,
         "aten::mm": jit_handles.matmul_flop_jit,
@@ -116,6 +160,7 @@ def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysi
         "aten::linear": jit_handles.linear_flop_jit,
         "aten::einsum": _einsum_macs,
         "aten::_convolution": jit_handles.conv_flop_jit,
+        "aten::_convolution_mode": _convolution_mode_macs,
     }
     analysis = FlopCountAnalysis(module.eval(), inputs)
     # fvcore's own rules and its own list of free operators are dropped: these two are the whole truth.
@@ -157,6 +202,9 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
     """
     modes = {part: part.training for part in module.modules()}
     analysis = _analysis(module, inputs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # Torch's fast path drops padding by nested tensors, whose shapes no trace holds; a pass is priced at full length.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             # Inside a dispatch mode the trace of a convolution holds no operator that has a rule: it would be free.
@@ -170,6 +218,7 @@ def forward_macs(module: nn.Module, *inputs: Tensor) -> int:
             operators: dict[str, float] = analysis.by_operator()
             unknown = sorted(analysis.unsupported_ops(""))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for part, mode in modes.items():
             part.training = mode
     if unknown:

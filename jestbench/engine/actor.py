@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
+from jestbench.cost.price import Price
 from jestbench.engine.measured import Measured
 from jestbench.engine.rows import KeyIndex
+from jestbench.model.encoders import Encoders
+from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -53,6 +56,17 @@ class Update:
         return self.measured.read()[1]
 
 
+class EmbeddingModel(Protocol):
+    """A model, and what a pass through it costs: the learner's, or a frozen one."""
+
+    @property
+    def model(self) -> Encoders: ...  # noqa: D102
+    @property
+    def arithmetic(self) -> Arithmetic: ...  # noqa: D102
+    @property
+    def price(self) -> Price: ...  # noqa: D102
+
+
 class Actor(ABC):
     """A model in a role: scores a batch, forecasts what that costs, and has a state.
 
@@ -64,6 +78,7 @@ class Actor(ABC):
         remembers: whether the run's accounting decides what a pair is charged (by default its first scoring only).
         amortised_macs: multiply-adds that no ledger was charged.
         calibrated: t and b₀ of each of its models, where they were fitted to this run's loss.
+        trained_on: the contrastive loss of a model that another library brings; ``None`` where it is not known.
     """
 
     role: Role
@@ -73,6 +88,7 @@ class Actor(ABC):
     remembers: bool = False
     amortised_macs: int = 0
     calibrated: tuple[tuple[float, float], ...] = ()
+    trained_on: LossName | None = None
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
@@ -142,6 +158,11 @@ class Actor(ABC):
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
         """Random scores of ``count`` pairs in the form of this actor's, at its width over ``divisor``."""
         return imagined_embeddings(self.role, count, self.width // divisor, random)
+
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """The frozen models that the actor scores by, each of which can be evaluated by itself."""
+        return ()
 
     def counts(self) -> dict[str, int]:
         """``cache/…``: what was found instead of computed."""

@@ -18,7 +18,7 @@ from jestbench.batch import View
 from jestbench.data.pairs import Pairs
 from jestbench.disk import cache_root, digest, hashed, write_json
 from jestbench.engine.rows import SharedRows, Stored
-from jestbench.model.towers import TwoTowers
+from jestbench.model.encoders import Encoders
 from jestbench.parallel.arithmetic import Arithmetic
 
 FORMAT = 1
@@ -51,7 +51,7 @@ class Cache:
             if getattr(self, name) not in known:
                 raise ValueError(f"cache.{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-    def bind(self, model: TwoTowers, view: View, arithmetic: Arithmetic, pairs: Pairs, microbatch: int) -> Bound:
+    def bind(self, model: Encoders, view: View, arithmetic: Arithmetic, pairs: Pairs, microbatch: int) -> Bound:
         """The cache of one frozen model under one view and one preprocessing.
 
         Raises:
@@ -70,13 +70,13 @@ class Cache:
             "model": fingerprint(model),
             "view": asdict(view),
             "tokenizer": model.tokenizer,
-            "text_length": len(model.text.positions),
+            "text_length": model.text_length,
             "preprocessing": pairs.preprocessing,
             "device": arithmetic.device.type,
             "bf16": arithmetic.bf16,
             "block": block,
             "dtype": self.dtype,
-            "versions": {name: version(name) for name in ("torch", "timm")},
+            "versions": {name: version(name) for name in ("torch", *model.libraries)},
         }
         digest = hashed(json.dumps(described, sort_keys=True), 32)
         root = cache_root() / "embeddings" if self.folder is None else Path(self.folder).expanduser()
@@ -117,14 +117,15 @@ class Bound:
             return
 
 
-def fingerprint(model: TwoTowers) -> str:
+def fingerprint(model: Encoders) -> str:
     """Hash of a model's weights and of what its modules are (class, and plain attributes such as heads)."""
 
     def pieces() -> Iterator[bytes]:
         for name, module in model.named_modules():
             plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
             yield f"{name} {type(module).__qualname__} {sorted(plain.items())!r}\n".encode()
-        for name, value in sorted(model.state_dict().items()):
+        # Once each, where two encoders share what a library keeps in one module.
+        for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
             yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
             yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 

@@ -15,9 +15,9 @@ from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.frozen import FrozenActor, RowContent
 from jestbench.engine.learner import Learner
 from jestbench.engine.twin import TwinActor
+from jestbench.model.encoders import Encoders
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
-from jestbench.model.views import check
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Role
@@ -77,6 +77,36 @@ class Casting(ABC):
             ValueError: it cannot be built in this run.
         """
 
+    def frozen(self, setting: Setting) -> FrozenActor | None:
+        """The actor, where it is one frozen model that needs no learner beside it; else ``None``."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """A name for messages and tables."""
+        return type(self).__name__
+
+    @property
+    def parts(self) -> tuple[Casting, ...]:
+        """The castings of its models, one each."""
+        return (self,)
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes the actor from another of its kind, wherever its files lie."""
+        return repr(self)
+
+    def stand_in(self) -> Casting:
+        """A casting whose actor has the same shapes, for which nothing is fetched."""
+        return self
+
+    def stated_flops(self) -> dict[str, int | None]:
+        """FLOPs of training that was done before the run and outside of this project, by role.
+
+        ``None`` where they are not known; empty where there was none.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class FrozenCasting(Casting):
@@ -90,11 +120,15 @@ class FrozenCasting(Casting):
     """
 
     role: Role
-    model: TwoTowers
+    model: Encoders
     content: type[RowContent]
     mix: Mix = FULL_MIX
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """As ``frozen``."""
+        return self.frozen(setting)
+
+    def frozen(self, setting: Setting) -> FrozenActor:
         """The frozen actor, under the run's view for its role."""
         run, arithmetic = setting.run, setting.arithmetic
         view = fitted(*run.view_of(self.role), self.model)
@@ -118,12 +152,36 @@ class TwinCasting(Casting):
     """
 
     role: Role
-    halves: tuple[FrozenCasting, ...]
+    halves: tuple[Casting, ...]
 
-    def cast(self, setting: Setting, learner: Learner | None = None) -> TwinActor:
+    @property
+    def parts(self) -> tuple[Casting, ...]:
+        """Both."""
+        return self.halves
+
+    @property
+    def label(self) -> str:
+        """Those of both."""
+        return " and ".join(half.label for half in self.halves)
+
+    @property
+    def identity(self) -> str:
+        """Those of both."""
+        return "/".join(half.identity for half in self.halves)
+
+    def stand_in(self) -> Casting:
+        """Stand-ins of both."""
+        return TwinCasting(self.role, tuple(half.stand_in() for half in self.halves))
+
+    def stated_flops(self) -> dict[str, int | None]:
+        """The sum of both, where both are known."""
+        found = [one for half in self.halves for one in half.stated_flops().values()]
+        return {self.role: None if None in found else sum(one or 0 for one in found)} if found else {}
+
+    def cast(self, setting: Setting, learner: Learner) -> TwinActor:
         """An actor of both, each with a store of its own."""
         first, second = (
-            half.cast(replace(setting, store_dir=setting.store_dir / f"half{number}"))
+            half.cast(replace(setting, store_dir=setting.store_dir / f"half{number}"), learner)
             for number, half in enumerate(self.halves)
         )
         return TwinActor((first, second), setting.store_dir)
@@ -185,13 +243,13 @@ def shape_of(described: Mapping[str, Any]) -> Model:
     return Model(**described["model"] | {"pretrained": False})
 
 
-def fitted(name: str, view: View, model: TwoTowers) -> View:
+def fitted(name: str, view: View, model: Encoders) -> View:
     """A view in the model's own terms.
 
     Raises:
         ValueError: the model cannot run it; the message names the parameter and the reason.
     """
     try:
-        return check(view, model)
+        return model.checked(view)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from jestbench.batch import FULL, Batch, Pass, Purpose, View
 from jestbench.engine.actor import Read
 from jestbench.engine.frozen import FrozenActor, RowContent, RowName, keys_of
-from jestbench.model.towers import TwoTowers
+from jestbench.model.encoders import Encoders
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
@@ -24,7 +24,7 @@ class EmbeddingRows(RowContent):
     noun = "embeddings"
     scored = ("image", "text")
 
-    def __init__(self, model: TwoTowers, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
+    def __init__(self, model: Encoders, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
         super().__init__(model, arithmetic, example, view)
         self.width = model.width
         self.widths = {"image": self.width, "text": self.width, "pair": 1}

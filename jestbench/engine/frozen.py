@@ -14,12 +14,12 @@ from torch import Tensor
 
 from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
-from jestbench.engine.actor import Actor, Met, Read, imagined_embeddings
+from jestbench.engine.actor import Actor, EmbeddingModel, Met, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
 from jestbench.engine.rows import KeyIndex, Rows, RunRows, SharedRows, Stored, pair_key_B
-from jestbench.model.towers import TwoTowers
+from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
 from jestbench.select.losses import LossName
@@ -54,9 +54,9 @@ class RowContent(ABC):
     widths: Mapping[RowName, int]
     width: int = 0
 
-    model: TwoTowers
+    model: Encoders
 
-    def __init__(self, model: TwoTowers, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
+    def __init__(self, model: Encoders, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
         """Take a model.
 
         Args:
@@ -66,7 +66,7 @@ class RowContent(ABC):
             view: that the model is run under.
         """
         self.model, self.view = model.to(arithmetic.device).eval().requires_grad_(False), view
-        self.arithmetic, self.price = arithmetic, Price.of(self.model, example, view)
+        self.arithmetic, self.price = arithmetic, Price.of(self.model, self.model.tokenized(example), view)
 
     @abstractmethod
     def encode(self, name: RowName, batch: Batch) -> Tensor:
@@ -219,6 +219,11 @@ class FrozenActor(Actor):
         """As ``Actor.imagined``."""
         return self.content.imagined(self.role, count, divisor, random)
 
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """Its own model."""
+        return (self.content,)
+
     def missing(self, name: RowName, key_B: Tensor) -> Tensor:
         """Positions whose rows are to be computed."""
         return self._rows[name].missing(key_B)
@@ -252,6 +257,7 @@ class FrozenActor(Actor):
             NonFiniteScore: a value is NaN or infinite.
         """
         content, blocks = self.content, list(self._blocks(len(batch)))
+        batch = batch if name == "image" else content.model.tokenized(batch)
         feed = on_device(
             [batch.take(index) for index, _ in blocks],
             content.arithmetic.device,

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, Pass
 from jestbench.data.part_pairs import HALVES, half_of
-from jestbench.engine.actor import Actor, Met
-from jestbench.engine.frozen import FrozenActor
+from jestbench.engine.actor import Actor, EmbeddingModel, Met
 from jestbench.parallel.arithmetic import to_device
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
@@ -27,15 +26,23 @@ class TwinActor(Actor):
     """Routes every pair to the one of two models that has not seen it.
 
     Args:
-        trained: the models, by the half that they were trained on; they have one shape.
+        trained: the models, by the half that they were trained on.
         store_dir: both stores lie in it; removed with them where nothing else is there.
+
+    Raises:
+        ValueError: the models differ in width or in their loss.
     """
 
     remembers = True
 
-    def __init__(self, trained: tuple[FrozenActor, FrozenActor], store_dir: Path) -> None:
+    def __init__(self, trained: tuple[Actor, Actor], store_dir: Path) -> None:
         self.trained, self.store_dir, one = trained, store_dir, trained[0]
         self.role, self.width, self.view, self.trained_under = one.role, one.width, one.view, one.trained_under
+        self.trained_on = one.trained_on
+        for name in ("width", "trained_on"):
+            if getattr(trained[1], name) != getattr(one, name):
+                both = " and ".join(str(getattr(model, name)) for model in trained)
+                raise ValueError(f"run.twin: the two references differ ({name} {both}), so their scores do not compare")
 
     @property
     def amortised_macs(self) -> int:  # type: ignore[override]
@@ -92,6 +99,11 @@ class TwinActor(Actor):
         whole = super().imagined(count, divisor, random).side("reference")
         halves = [index for index in torch.arange(count).chunk(2) if len(index)]
         return Scores(unseen=tuple((index_P, whole.take(index_P)) for index_P in halves))
+
+    @property
+    def frozen(self) -> tuple[EmbeddingModel, ...]:
+        """Both models."""
+        return tuple(found for model in self.trained for found in model.frozen)
 
     def counts(self) -> dict[str, int]:
         """``cache/…``, summed over both models."""

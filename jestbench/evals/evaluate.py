@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import IndexedPairs
+from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
@@ -100,18 +101,29 @@ class Evaluator:
         return found
 
     def __call__(self, learner: Learner) -> Evaluation:
-        """Metrics ``eval/…``, the passes that they cost, and the results of each example."""
-        model, world = learner.model.eval(), learner.world
-        device = learner.arithmetic.device
+        """Metrics ``eval/…`` on the split and on the sets, the passes that they cost, and each example's results."""
+        learner.model.eval()
+        found = self.on_split(learner)
+        metrics, passes, results = found.metrics, found.passes, found.results
+        for one in self.sets:
+            more = one(learner)
+            metrics, passes = {**metrics, **more.metrics}, passes + more.passes
+            results = Results({**results.rankings, **more.results.rankings})
+        return Evaluation(metrics, passes, results)
+
+    def on_split(self, subject: EmbeddingModel) -> Evaluation:
+        """Metrics of a model in eval mode on the split alone, the passes that they cost, and each example's results."""
+        model, arithmetic = subject.model, subject.arithmetic
+        device, world = arithmetic.device, arithmetic.world
 
         def image_of(index: Tensor) -> Tensor:
             return model.encode_image(self._exactly(index).images_BCHW.to(device))
 
         def text_of(index: Tensor) -> Tensor:
-            return model.encode_text(self.pairs.batch(index).tokens(model.tokenizer).to(device))
+            return model.encode_text(model.tokenized(self.pairs.batch(index)).tokens(model.tokenizer).to(device))
 
         found: list[Tensor] = []
-        with torch.no_grad(), learner.arithmetic.autocast():
+        with torch.no_grad(), arithmetic.autocast():
             for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
                 # Each process embeds its own rows (with fewer rows than processes, some ranks embed none).
                 own = index_N[world.rows(len(index_N))]
@@ -122,14 +134,9 @@ class Evaluator:
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)
         results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)
-        macs = len(self.index_N) * learner.price.image + len(self.example_C) * learner.price.text
+        macs = len(self.index_N) * subject.price.image + len(self.example_C) * subject.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
-        metrics = {key: results.mean(key) for key in embedding_measures((1,))}
-        for one in self.sets:
-            more = one(learner)
-            metrics, passes = metrics | dict(more.metrics), passes + more.passes
-            results = Results({**results.rankings, **more.results.rankings})
-        return Evaluation(metrics, passes, results)
+        return Evaluation({key: results.mean(key) for key in embedding_measures((1,))}, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:
         """The pairs at exactly these positions; no pair stands in for a damaged one.

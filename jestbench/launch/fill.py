@@ -38,16 +38,18 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
     run = resolved.run
     if run.cache is None or run.cache.mode != "shared":
         raise ConfigError('--fill_cache fills a shared cache: bind run.cache = @cache(), cache.mode = "shared"')
-    if any(len(stands) > 1 for stands in resolved.scored_by.values()):
+    if run.twin and resolved.run.needs & {"reference"}:
         raise ConfigError("--fill_cache: two references score each other's half; they fill their caches as they run")
     run.data.prepare()
     folders = ensure_pretrained(resolved)
-    if not folders:
+    foreign = [casting for role, casting in run.castings.items() if role in resolved.stated_flops]
+    if not folders and not foreign:
         raise ConfigError("--fill_cache: neither run.policy nor run.cascade scores with a frozen model")
     with tempfile.TemporaryDirectory() as store:
         with building():
             setting = setting_of(replace(run, reference_accounting="online", cascade=None), run.data, Path(store))
-            frozen = {role: trained(role, folder).cast(setting) for role, (folder,) in folders.items()}
+            castings = [*(trained(role, folder) for role, (folder,) in folders.items()), *foreign]
+            frozen = {casting.role: actor for casting in castings if (actor := casting.frozen(setting)) is not None}
         pairs = setting.pairs.indexed("--fill_cache").expanded()
         return {role: _filled(actor, pairs, run) for role, actor in frozen.items()}
 

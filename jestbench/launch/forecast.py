@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.run import Resolved
-from jestbench.cost.budget import Pretrained
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
@@ -131,23 +130,36 @@ def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
     return flops_of(actor.forecast_own_loss(2)) - flops_of(actor.forecast_own_loss(1))
 
 
-def pretraining(resolved: Resolved) -> dict[Pretrained, int]:
-    """FLOPs of training the frozen models of a run, by role: read from their folders, or forecast."""
-    # The runs of two halves differ only in the half of the pool that they draw from.
-    return {
-        role: len(stands) * (ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one))
-        for role, stands in resolved.stands_on.items()
-    }
+def pretraining(resolved: Resolved) -> dict[str, int | None]:
+    """FLOPs of training the frozen models of a run, by role: read from their folders, forecast, or stated.
+
+    ``None`` where they are not known.
+    """
+    found: dict[str, int | None] = {}
+    for role, stands in resolved.stands_on.items():
+        # The runs of two halves differ only in the half of the pool that they draw from.
+        flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else _forecast(one)
+        found[role] = None if flops is None else len(stands) * flops
+    return found | resolved.stated_flops
 
 
-def _forecast(resolved: Resolved) -> int:
-    """FLOPs of a run that is not trained yet, with the pre-training of its frozen models."""
+def _known(flops: Mapping[str, int | None], roles: Collection[str]) -> int | None:
+    """The sum over some roles; ``None`` where those of one are not known."""
+    found = [amount for role, amount in flops.items() if role in roles]
+    return None if None in found else sum(amount or 0 for amount in found)
+
+
+def _forecast(resolved: Resolved) -> int | None:
+    """FLOPs of a run that is not trained yet, with the pre-training of its frozen models; ``None`` where not known."""
     stages, data = _built_on(resolved)
     price, below = step_price_of(resolved, stages), pretraining(resolved)
-    included = sum(flops for role, flops in below.items() if role in resolved.run.limit.includes)
+    included = _known(below, resolved.run.limit.includes) or 0
     fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
     charges, steps = bought_charges(resolved, stages, price, included + fitted)
-    return fitted + charges.total(_counted_steps(resolved) if steps is None else steps) + sum(below.values())
+    pretrained = _known(below, below)
+    if pretrained is None:
+        return None
+    return fitted + charges.total(_counted_steps(resolved) if steps is None else steps) + pretrained
 
 
 def bought_charges(resolved: Resolved, stages: Stages, price: StepPrice, taken: int) -> tuple[Charges, int | None]:
@@ -208,7 +220,7 @@ def _taken(resolved: Resolved) -> int:
     """FLOPs of pre-training that are taken out of the budget."""
     if not resolved.run.limit.includes:
         return 0
-    return sum(flops for role, flops in pretraining(resolved).items() if role in resolved.run.limit.includes)
+    return resolved.run.taken(pretraining(resolved))
 
 
 def _cascade_charged(resolved: Resolved) -> str:
@@ -365,7 +377,14 @@ def _to_pay(resolved: Resolved, price: StepPrice, charges: Charges, steps: int |
     if number < 1:
         return "to pay, all in: the budget buys no step"
     # A reference that the budget adds and nothing scores with is no cost of the arm.
-    pretrained = sum(flops for role, flops in pretraining(resolved).items() if role in resolved.scored_by)
+    below = pretraining(resolved)
+    pretrained = _known(below, {*resolved.scored_by, *resolved.stated_flops})
+    if pretrained is None:
+        alone = factor_to_pay(price, charges, number, once, 0)
+        return (
+            f"to pay, without the reference's pre-training: {number:,} steps must do what uniform does in "
+            f"{number * alone:,.0f}, a factor of {alone:.3f}; what the reference took is not known (pretrain_flops)"
+        )
     alone, whole = (factor_to_pay(price, charges, number, once, flops) for flops in (0, pretrained))
     apart = f"; {alone:.3f} without the {pretrained:.4g} FLOPs of pre-training" if pretrained else ""
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jestbench import seeds
 from jestbench.config.log import Log
@@ -14,6 +15,7 @@ from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import Fetched
 from jestbench.data.splits import least_draw
+from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
@@ -34,7 +36,11 @@ from jestbench.select.scores import NonFiniteScore
 
 def without_download(resolved: Resolved) -> Resolved:
     """The same run with random instead of pretrained weights, which cost the same FLOPs."""
-    plain = replace(resolved, run=replace(resolved.run, model=replace(resolved.run.model, pretrained=False)))
+    run, given = resolved.run, resolved.run.reference
+    own: Any = given.stand_in() if isinstance(given, Casting) else given
+    if isinstance(given, tuple):
+        own = tuple(one.stand_in() if isinstance(one, Casting) else one for one in given)
+    plain = replace(resolved, run=replace(run, model=replace(run.model, pretrained=False), reference=own))
     return replace(
         plain,
         stands_on={

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from jestbench.config.fitting import check_loss
 from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
@@ -55,7 +56,10 @@ def build_stages(
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
     actors |= {role: casting.cast(setting, learner) for role, casting in castings.items()}
-    actors |= {role: casting.cast(setting, learner) for role, casting in run.castings.items() if role in run.needs}
+    for role, casting in run.castings.items():
+        if role in run.needs:
+            actors[role] = casting.cast(setting, learner)
+            check_loss(run, role, casting.label, actors[role].trained_on)
     scorer = Scorer(actors, run.loss)
     super_batches = source(setting, draw_size or resolved.draw_size, actors)
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")

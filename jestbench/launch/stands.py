@@ -68,6 +68,10 @@ def ended(folder: Path) -> Summary:
     return summary
 
 
-def pretrain_flops(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int]:
-    """FLOPs of training a run's frozen models, by role (summed over twins)."""
-    return {role: sum(ended(folder).flops_all_in for folder in found) for role, found in folders.items()}
+def pretrain_flops(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
+    """FLOPs of training a run's frozen models, by role (summed over twins); ``None`` where they are not known."""
+    known: dict[str, int | None] = {}
+    for role, found in folders.items():
+        spent = [ended(folder).flops_all_in for folder in found]
+        known[role] = None if None in spent else sum(one or 0 for one in spent)
+    return known | resolved.stated_flops

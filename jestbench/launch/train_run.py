@@ -22,6 +22,7 @@ from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
+from jestbench.launch.reference_scores import entries
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
@@ -184,7 +185,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         return "finished"
     world.in_turn(resolved.run.data.prepare)
     folders = ensure_pretrained(resolved)
-    pretrain = pretrain_flops(folders)
+    pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
@@ -208,7 +209,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
             shutil.rmtree(run_dir)
         raise
-    references = _references(resolved, stages, folders.get("reference", ()))
+    references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jestbench import seeds
-from jestbench.batch import FULL, Batch, View, grid_of
+from jestbench.batch import FULL, View, grid_of
 from jestbench.disk import nearest
+from jestbench.model.encoders import Encoders, at_least_fp32
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.views import cut_text, kept_patches, layers_run, patches_kept, resize_matrix
-from jestbench.parallel.arithmetic import to_device
+from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept, resize_matrix
 from jestbench.select.losses import LossName
 
 TextPool = Literal["mean", "end"]
@@ -35,11 +35,6 @@ Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
 INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
 MAX_SCALE = 100.0
-
-
-def _at_least_fp32(value: Tensor) -> Tensor:
-    """Cast to fp32, or keep fp64: similarities are never computed in half precision."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:
@@ -124,7 +119,7 @@ class ImageTower(nn.Module):
         matrix = self._resize_matrix(patch_size)
         place = weight.device.type
         with torch.autocast(place if torch.amp.is_autocast_available(place) else "cpu", enabled=False):
-            exact = _at_least_fp32(weight)
+            exact = at_least_fp32(weight)
             flat = exact.flatten(2) @ matrix.to(exact.dtype)
         return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
 
@@ -260,8 +255,11 @@ class TextTower(nn.Module):
         return out
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(Encoders):
     """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀."""
+
+    image: ImageTower
+    text: TextTower
 
     def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, loss: LossName) -> None:
         super().__init__()
@@ -273,20 +271,17 @@ class TwoTowers(nn.Module):
         self.width = image.projection.out_features
 
     @property
-    def scale(self) -> Tensor:
-        """The multiplier t."""
-        return self.log_scale.exp()
+    def text_length(self) -> int:
+        """L, tokens of a text."""
+        return len(self.text.positions)
 
-    def scale_and_bias(self) -> tuple[float, float]:
-        """t and b₀ as numbers."""
-        scale, bias = torch.stack([self.scale.detach(), self.bias.detach()]).tolist()  # one read
-        return scale, bias
+    def checked(self, view: View) -> View:
+        """As ``views.check``."""
+        return check(view, self)
 
-    def rescale(self, scale: float, bias: float) -> None:
-        """Set t and b₀."""
-        with torch.no_grad():
-            self.log_scale.fill_(math.log(scale))
-            self.bias.fill_(bias)
+    def prepare(self, view: View) -> None:
+        """Compute and cache the resize matrix of a view, outside of any trace."""
+        self.image.prepare(view)
 
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""
@@ -318,28 +313,6 @@ class TwoTowers(nn.Module):
         finally:
             self.image.backbone.set_grad_checkpointing(False)
             self.text.grad_checkpointing = False
-
-    def encode_image(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
-        """Normalised fp32 image embeddings ``[B, D]``, whatever autocast the tower ran under."""
-        return F.normalize(_at_least_fp32(self.image(images_BCHW, view, key_B)), dim=-1)
-
-    def encode_text(self, token_BL: Tensor, view: View = FULL) -> Tensor:
-        """Normalised fp32 text embeddings ``[B, D]``."""
-        return F.normalize(_at_least_fp32(self.text(token_BL, view)), dim=-1)
-
-    def forward(self, batch: Batch, view: View = FULL) -> tuple[Tensor, Tensor]:
-        """Image and text embeddings of a batch under a view.
-
-        Raises:
-            DataError: the batch holds no ids of this model's own tokenizer.
-        """
-        device = self.log_scale.device
-        tokens = batch.tokens(self.tokenizer)
-        key_B = to_device(batch.image_key_B, device) if view.keep < 1 else None
-        return (
-            self.encode_image(to_device(batch.images_BCHW, device), view, key_B),
-            self.encode_text(to_device(tokens, device), view),
-        )
 
 
 @dataclass(frozen=True)

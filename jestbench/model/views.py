@@ -24,6 +24,7 @@ from jestbench import seeds
 from jestbench.batch import View, grid_of
 
 if TYPE_CHECKING:
+    from jestbench.model.encoders import Encoders
     from jestbench.model.towers import TwoTowers
 
 
@@ -67,10 +68,10 @@ def check(view: View, model: TwoTowers) -> View:
     return view
 
 
-def own_terms(view: View, model: TwoTowers) -> View:
-    """As ``check``, but a view that the model cannot run is returned unchanged (it equals no view that runs)."""
+def own_terms(view: View, model: Encoders) -> View:
+    """As the model's own ``checked``; a view that it cannot run is returned unchanged (it equals no view that runs)."""
     try:
-        return check(view, model)
+        return model.checked(view)
     except ValueError:
         return view
 

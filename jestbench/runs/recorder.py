@@ -62,14 +62,14 @@ class KnownAtStart:
     """What a summary holds that is known before the first step.
 
     Attributes:
-        pretrain: FLOPs of each model's pre-training.
+        pretrain: FLOPs of each model's pre-training; ``None`` where they are not known.
         references: that the run is scored with.
         data: facts about the data.
         fingerprints: of the data.
         warnings: about the run.
     """
 
-    pretrain: Mapping[str, int]
+    pretrain: Mapping[str, int | None]
     references: Sequence[ReferenceEntry]
     data: Mapping[str, Any]
     fingerprints: Mapping[str, str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from jestbench.evals.measure import Measure
@@ -18,8 +18,9 @@ class ReferenceEntry:
 
     Attributes:
         name: label of the run that trained it.
-        run_dir: that run's folder, absolute or relative to the folder of the run that it served.
-        pretrain_flops: FLOPs of its training, with those of what it stands on itself.
+        run_dir: that run's folder, absolute or relative to the folder of the run that it served; empty of a model
+            that another library brings.
+        pretrain_flops: FLOPs of its training, with those of what it stands on itself; ``None`` where not known.
         seed: of its training.
         seeding: ``own`` where that is the arm's seed (``run.reference_seed``).
         taken_over: parameters that it took over from the arm, each with its value.
@@ -27,11 +28,12 @@ class ReferenceEntry:
         fitted_scale: t that was fitted to the arm's loss (``run.reference_calibrate``); ``None`` where it has its own.
         fitted_bias: b₀ likewise.
         fitted_on: the split that they were fitted on.
+        metrics: its own evaluation on the run's evaluation data, where no run folder holds one; ``None`` elsewhere.
     """
 
     name: str
     run_dir: str
-    pretrain_flops: int
+    pretrain_flops: int | None
     seed: int | None = None
     seeding: Literal["shared", "own"] = "shared"
     taken_over: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class ReferenceEntry:
     fitted_scale: float | None = None
     fitted_bias: float | None = None
     fitted_on: str | None = None
+    metrics: Mapping[str, float] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Summary:
             have spent beyond the trunk.
         macs_total: multiply-adds that the total was computed from.
         flops_amortised: FLOPs of scoring by frozen models that the accounting leaves out of the total.
-        pretrain_flops: FLOPs of training the frozen models, by role.
+        pretrain_flops: FLOPs of training the frozen models, by role; ``None`` where they are not known.
         pretrain_in_budget: the part of them that was taken out of the budget before the first step.
         added_to_budget: FLOPs that a control was given beside its budget, a reference's pre-training.
         seconds: time of training, without evaluation.
@@ -111,7 +114,7 @@ class Summary:
     flops: Mapping[str, int]
     macs_total: int
     flops_amortised: int
-    pretrain_flops: Mapping[str, int]
+    pretrain_flops: Mapping[str, int | None]
     pretrain_in_budget: int
     added_to_budget: int
     seconds: float
@@ -144,11 +147,12 @@ class Summary:
         return found
 
     @property
-    def flops_all_in(self) -> int:
-        """FLOPs of the run and of training all the frozen models that it stands on."""
-        return self.flops["total"] + self.pretrain_total
+    def flops_all_in(self) -> int | None:
+        """FLOPs of the run and of training all the frozen models that it stands on; ``None`` where not known."""
+        return None if self.pretrain_total is None else self.flops["total"] + self.pretrain_total
 
     @property
-    def pretrain_total(self) -> int:
-        """FLOPs of training all the frozen models that the run stands on."""
-        return sum(self.pretrain_flops.values())
+    def pretrain_total(self) -> int | None:
+        """FLOPs of training all the frozen models that the run stands on; ``None`` where those of one are not known."""
+        known = [flops for flops in self.pretrain_flops.values() if flops is not None]
+        return sum(known) if len(known) == len(self.pretrain_flops) else None

@@ -345,6 +345,145 @@ def test_clip_costs_what_datacomp_publishes(name, embed, width, heads, gmacs):
     assert macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
 
+class Encoder(nn.Module):
+    """One tower of a foreign two-tower model, by the name of its method."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out = getattr(self.model, self.method)(inputs)
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+
+def without_fast_path(module: nn.Module, *inputs: Tensor) -> int:
+    """FLOPs by torch's counter, which sees nothing inside the operators of the fast path."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        return counted_by_torch(module, *inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def of_open_clip(name: str, **changes: Mapping[str, Any]) -> tuple[tuple[nn.Module, Tensor], ...]:
+    """Both towers of an open_clip model by its own classes, with memory but without values, and an input for each."""
+    factory = pytest.importorskip("open_clip.factory")
+    config = factory.get_model_config(name)
+    config = {
+        part: value | changes.get(part, {}) if isinstance(value, dict) else value for part, value in config.items()
+    }
+    custom = config.pop("custom_text", False) or "timm_model_name" in config["vision_cfg"]
+    kind = factory.CoCa if "multimodal_cfg" in config else factory.CustomTextCLIP if custom else factory.CLIP
+    with torch.device("meta"):
+        model = kind(**config)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    size, length = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
+    return (
+        (Encoder(model, "encode_image"), torch.zeros(1, 3, size, size)),
+        (Encoder(model, "encode_text"), torch.ones(1, length, dtype=torch.int64)),
+    )
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("ViT-B-32", 7.39), ("ViT-B-16", 20.5), ("ViT-L-14", 87.7)])
+def test_open_clips_own_modules_cost_what_datacomp_publishes(name, gmacs):
+    towers = of_open_clip(name)
+    assert sum(forward_macs(tower, inputs) for tower, inputs in towers) / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+SHORT = {"vision_cfg": {"layers": 2}, "text_cfg": {"layers": 2}}
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast path", "slow path"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-B-32", "ViT-B-16-SigLIP"])
+def test_the_towers_of_open_clip_cost_what_torch_counts(name, fast):
+    for tower, inputs in of_open_clip(name, **SHORT):
+        torch.backends.mha.set_fastpath_enabled(fast)
+        try:
+            macs = forward_macs(tower, inputs)
+            assert torch.backends.mha.get_fastpath_enabled() is fast, "a price leaves the switch as it was"
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+        assert FLOPS_PER_MAC * macs == without_fast_path(tower, inputs)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_the_towers_of_transformers_cost_what_torch_counts(kind, attention):
+    library = pytest.importorskip("transformers")
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(library, f"{kind}Config")(
+        text_config=tower | {"vocab_size": 100, "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config=tower | {"image_size": 32, "patch_size": 8},
+    )
+    model = getattr(library, f"{kind}Model")(config).eval().requires_grad_(False)
+    model.set_attn_implementation(attention)
+    for method, inputs in (
+        ("get_image_features", torch.zeros(2, 3, 32, 32)),
+        ("get_text_features", torch.full((2, 16), 2)),
+    ):
+        tower = Encoder(model, method)
+        assert FLOPS_PER_MAC * forward_macs(tower, inputs) == without_fast_path(tower, inputs)
+
+
+class InOneOperator(nn.Module):
+    """The operator that a layer's fast path calls, called by its own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
+
+    def forward(self, x):
+        layer, attention = self.layer, self.layer.self_attn
+        projections = (
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            attention.out_proj.weight,
+            attention.out_proj.bias,
+        )
+        attended = torch._native_multi_head_attention(x, x, x, 12, 3, *projections, need_weights=False)[0]
+        norms = layer.norm1.weight, layer.norm1.bias, layer.norm2.weight, layer.norm2.bias
+        first, second = layer.linear1, layer.linear2
+        options = False, False, 1e-5, *norms, first.weight, first.bias, second.weight, second.bias
+        return attended + torch._transformer_encoder_layer_fwd(x, 12, 3, *projections, *options)
+
+
+class Slow(InOneOperator):
+    def forward(self, x):
+        return self.layer.self_attn(x, x, x, need_weights=False)[0] + self.layer(x)
+
+
+def test_attention_in_one_operator_costs_its_parts():
+    inputs = torch.zeros(2, 5, 12)
+    slow, fused = Slow().eval().requires_grad_(False), InOneOperator().eval().requires_grad_(False)
+    counted = without_fast_path(slow, inputs)
+    assert FLOPS_PER_MAC * forward_macs(fused, inputs) == FLOPS_PER_MAC * forward_macs(slow, inputs) == counted
+
+
+class PaddedEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 20, batch_first=True), 2)
+
+    def forward(self, x):
+        return self.encoder(x, src_key_padding_mask=torch.ones(x.shape[:2]).triu() == 0)
+
+
+def test_an_encoder_that_drops_padding_is_priced_at_its_full_length():
+    encoder, inputs = PaddedEncoder().eval().requires_grad_(False), torch.zeros(3, 5, 12)
+    assert FLOPS_PER_MAC * forward_macs(encoder, inputs) == without_fast_path(encoder, inputs)
+
+
+@pytest.mark.parametrize("kernel", ["attention_math", "flash_attention_for_cpu"])
+def test_each_kernel_of_attention_costs_both_products(kernel):
+    class Kernel(nn.Module):
+        def forward(self, q, k, v):
+            return getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")(q, k, v)[0]
+
+    q, k = torch.zeros(2, 3, 5, 8), torch.zeros(2, 3, 7, 8)
+    assert forward_macs(Kernel(), q, k, k) == 2 * 3 * 5 * 7 * (8 + 8)
+
+
 def test_three_forward_passes_are_a_fair_price_of_a_training_step():
     """Charged a little too much: the patch embedding needs no gradient of its input."""
     count, width = 8, 32

@@ -1,0 +1,208 @@
+"""Frozen models of other libraries in a role: what their kinds have in common."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from jestbench.disk import DataError, file_digest, nearest
+from jestbench.engine.casting import Casting, FrozenCasting, Setting
+from jestbench.engine.embedding_rows import EmbeddingRows
+from jestbench.engine.frozen import FrozenActor
+from jestbench.engine.learner import Learner
+from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers
+
+SAFE = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Foreign(Casting):
+    """A frozen model of another library.
+
+    Attributes:
+        trust_pickle: take weights in a pickle too (``.bin``, ``.pt``, ``.pth``), which torch reads with
+            ``weights_only``; without it weights are safetensors.
+        pretrain_flops: FLOPs that its training took, as its authors state them; ``None``: not known, so that no
+            all-in figure of the run is.
+    """
+
+    trust_pickle: bool = False
+    pretrain_flops: float | None = None
+
+    role = "reference"
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The model's name, for messages and tables."""
+
+    @property
+    @abstractmethod
+    def remote(self) -> str:
+        """What is on a hub and not in its cache, for messages; empty where all files are here."""
+
+    @abstractmethod
+    def load(self, untrained: bool = False) -> ForeignTowers:
+        """The model.
+
+        Args:
+            untrained: with random weights and without its tokenizer, for prices: nothing is fetched.
+
+        Raises:
+            ForeignError: the library is not installed, or the model is one that cannot be run here.
+            DataError: a file is missing, damaged or a pickle, or cannot be fetched.
+        """
+
+    def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """As ``frozen``."""
+        return self.frozen(setting)
+
+    def frozen(self, setting: Setting) -> FrozenActor:
+        """The frozen actor, run whole."""
+        return self.actor(setting, self.load())
+
+    def stand_in(self) -> Casting:
+        """The model, from random weights where its own are on a hub."""
+        return _Untrained(self) if self.remote else self
+
+    def stated_flops(self) -> dict[str, int | None]:
+        """What the model's training took, by role."""
+        return {self.role: None if self.pretrain_flops is None else int(self.pretrain_flops)}
+
+    def actor(self, setting: Setting, model: ForeignTowers) -> FrozenActor:
+        """The frozen actor of a loaded model."""
+        actor = FrozenCasting(self.role, model, EmbeddingRows).frozen(setting)
+        actor.trained_on = model.loss
+        return actor
+
+
+@dataclass(frozen=True)
+class _Untrained(Casting):
+    """A model from random weights, in the place of one that would have to be fetched."""
+
+    model: Foreign
+
+    role = "reference"
+
+    @property
+    def identity(self) -> str:
+        """The model's own."""
+        return self.model.identity
+
+    def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
+        """The frozen actor, run whole."""
+        return self.model.actor(setting, self.model.load(untrained=True))
+
+
+def missing_extra(extra: str, package: str) -> ForeignError:
+    """The error of a library that is not installed."""
+    return ForeignError(f"@{extra}() needs the package {package}: pip install 'jestbench[{extra}]'")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let a library log nothing: what matters of it is raised, or said by a message of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def checked_weights(path: Path, trusted: bool) -> Path:
+    """A file of weights, whole and of a kind that may be read.
+
+    Raises:
+        DataError: it is missing or truncated, or a pickle that the user has not said to trust.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of weights")
+    if path.suffix != SAFE:
+        if not trusted:
+            raise DataError(
+                f"{path} holds no safetensors: a pickle can run code when it is read; take the weights as "
+                f"{SAFE}, or set trust_pickle = True, and torch reads it with weights_only"
+            )
+        return path
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}: fetch it again") from error
+    return path
+
+
+def chosen_weights(folder: Path, preferred: Sequence[str]) -> Path:
+    """The weights in a folder: the first of the preferred names, else the only file of safetensors.
+
+    Raises:
+        DataError: there are none, or several and none of a preferred name.
+    """
+    found = [folder / name for name in preferred if (folder / name).is_file()]
+    found = found or sorted(folder.glob(f"*{SAFE}"))
+    if len(found) > 1 and found[0].name not in preferred:
+        raise DataError(f"{folder} holds several files of weights: name one of {', '.join(f.name for f in found)}")
+    if not found:
+        others = nearest(preferred[0], [file.name for file in folder.iterdir()], "; it holds {}")
+        raise DataError(f"{folder} holds no weights, such as {preferred[0]}{others}")
+    return found[0]
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    return file_digest(path)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def three(values: Any) -> tuple[float, float, float]:
+    """One value a channel, from one for all or from three."""
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return float(red), float(green), float(blue)
+
+
+def stand_in_tokenizer(length: int) -> ForeignTokenizer:
+    """Ids of the right shape, for prices."""
+    return ForeignTokenizer(
+        f"stand-in/{length}", length, lambda texts: torch.ones(len(texts), length, dtype=torch.int64)
+    )
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """A hash of files' contents; each is read once, unless it changes."""
+    return "/".join(_digest_of(path, (at := path.stat()).st_size, at.st_mtime_ns) for path in paths)
+
+
+def described(path: Path) -> dict[str, Any]:
+    """A JSON file that describes a model.
+
+    Raises:
+        DataError: it is missing, or no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return found

@@ -1,0 +1,98 @@
+"""Resizing of square uint8 images on any device, equal to Pillow's to the last bit.
+
+The pretrained models of other libraries were trained on images that Pillow had resized. torch's own antialiased
+interpolation differs from Pillow's by up to 2 of 255 in a few pixels of a hundred, which moves embeddings by 1e-3.
+Pillow's algorithm (libImaging/Resample.c): weights of a separable kernel, normalised, in fixed point of 22 bits;
+first along the rows, then along the columns, each time rounded and clipped to uint8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kernel = Literal["bilinear", "bicubic", "lanczos"]
+BITS = 22
+"""Bits behind the point: 32, less 8 of a pixel and 2 for weights beyond 1 and below 0."""
+
+
+def _bilinear(x: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def _bicubic(x: float, a: float = -0.5) -> float:
+    x = abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+def _lanczos(x: float) -> float:
+    def sinc(x: float) -> float:
+        return 1.0 if x == 0 else math.sin(math.pi * x) / (math.pi * x)
+
+    return sinc(x) * sinc(x / 3) if -3 <= x < 3 else 0.0
+
+
+KERNELS: Mapping[Kernel, tuple[Callable[[float], float], float]] = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
+}
+"""Kernel and its half width, in pixels of the smaller image."""
+
+
+@lru_cache(maxsize=32)
+def _weights(old: int, new: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """For each of ``new`` pixels, the pixels of a line of ``old`` ones that it is made of, and their weights.
+
+    Returns:
+        int64 positions and int32 weights, ``[taps, new]``; weights of unused taps are 0.
+    """
+    shape, half = KERNELS[kernel]
+    scale = old / new
+    wider = max(scale, 1.0)
+    reach, slope = half * wider, 1.0 / wider
+    taps = math.ceil(reach) * 2 + 1
+    position = torch.zeros(taps, new, dtype=torch.int64)
+    weight = torch.zeros(taps, new, dtype=torch.int32)
+    for pixel in range(new):
+        centre = (pixel + 0.5) * scale
+        first = max(int(centre - reach + 0.5), 0)
+        last = min(int(centre + reach + 0.5), old)
+        values = [shape((at - centre + 0.5) * slope) for at in range(first, last)]
+        total = sum(values)
+        for tap, value in enumerate(values):
+            share = value / total * (1 << BITS)
+            position[tap, pixel], weight[tap, pixel] = first + tap, int(share + math.copysign(0.5, share))
+    return position, weight
+
+
+def _along_rows(images: Tensor, new: int, kernel: Kernel) -> Tensor:
+    """Images ``[…, W]`` resized along their last dimension."""
+    old = images.shape[-1]
+    if old == new:
+        return images
+    position, weight = (part.to(images.device) for part in _weights(old, new, kernel))
+    sum_ = torch.full((*images.shape[:-1], new), 1 << (BITS - 1), dtype=torch.int32, device=images.device)
+    pixels = images.to(torch.int32)
+    for tap in range(len(position)):
+        sum_ += pixels.index_select(-1, position[tap]) * weight[tap]
+    return (sum_ >> BITS).clamp(0, 255).to(torch.uint8)
+
+
+def pillow_resized(images_BCHW: Tensor, side: int, kernel: Kernel) -> Tensor:
+    """Square images ``[B, C, side, side]``, each as Pillow's ``resize`` makes it.
+
+    Args:
+        images_BCHW: uint8, square.
+        side: of the result, pixels.
+        kernel: ``bilinear``, ``bicubic`` or ``lanczos``, antialiased.
+    """
+    rows = _along_rows(images_BCHW, side, kernel)
+    return _along_rows(rows.transpose(-1, -2), side, kernel).transpose(-1, -2)
