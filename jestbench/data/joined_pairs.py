@@ -20,6 +20,7 @@ from jestbench.data.file_pairs import with_rows
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.disk import digest
+from jestbench.select.scores import Role
 
 
 class JoinedPairs(IndexedPairs):
@@ -56,6 +57,12 @@ class JoinedPairs(IndexedPairs):
     def preprocessing(self) -> str:
         """That of the splits, which are of one data set."""
         return self.parts[0].preprocessing
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """Those of all splits, each once."""
+        found = {(role, pairs.fingerprint): (role, pairs) for part in self.parts for role, pairs in part.ranked}
+        return tuple(found.values())
 
     @property
     def redraws(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from jestbench.batch import Batch, DataError
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.select.scores import Role
 
 
 class Pairs(ABC):
@@ -38,6 +39,11 @@ class Pairs(ABC):
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of the numbers that came with each pair."""
+        return ()
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """The splits that this is the top of by a frozen model's own scores, each with the model's role."""
         return ()
 
     @property
@@ -177,6 +183,11 @@ class Wrapped(IndexedPairs):
     def preprocessing(self) -> str:
         """The split's own."""
         return self.pairs.preprocessing
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """The split's own."""
+        return self.pairs.ranked
 
     @property
     def redraws(self) -> bool:

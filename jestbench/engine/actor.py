@@ -127,6 +127,14 @@ class Actor(ABC):
         """
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
 
+    def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
+        """The passes that ``own_loss`` of these pairs is charged now, without computing it.
+
+        Raises:
+            ValueError: as ``own_loss``.
+        """
+        raise ValueError(f"run.split: the {self.role} scores whole batches, not single pairs by their keys")
+
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")

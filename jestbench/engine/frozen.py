@@ -115,6 +115,7 @@ class FrozenActor(Actor):
         microbatch: examples that a tower sees at once.
         cache: the shared rows, where there are any.
         mix: the views that the model was trained under.
+        apart: keys are charged whose rows are not computed here, so they are kept apart from the rows.
     """
 
     remembers = True
@@ -128,6 +129,7 @@ class FrozenActor(Actor):
         microbatch: int,
         cache: Bound | None = None,
         mix: Mix = FULL_MIX,
+        apart: bool = False,
     ) -> None:
         self.role, self.content, self.width, self.view = role, content, content.width, content.view
         self.trained_under = frozenset(own_terms(view, content.model) for _, view in mix)
@@ -145,7 +147,7 @@ class FrozenActor(Actor):
                 self._rows[name] = Rows(width, dtype)
             if accounting != "online":
                 path = store_dir / f"{self.purpose}-{name}.bin"
-                if name not in self._rows and self.world.size > 1:
+                if name not in self._rows and (self.world.size > 1 or apart):
                     self._rows[name] = self._files[f"own {name}"] = RunRows(path.with_suffix(".own.bin"), width, dtype)
                 met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
                 self._rows.setdefault(name, met)
@@ -201,10 +203,15 @@ class FrozenActor(Actor):
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
     ) -> tuple[Tensor, tuple[Pass, ...]]:
         """As ``Actor.own_loss``."""
-        counts = {name: self._sighted(name, keys_of(name, image_key_C, text_key_C)) for name in self.content.widths}
+        passes = self.own_loss_passes(image_key_C, text_key_C)
         value_C1 = self.content.pair_rows(self, image_key_C, text_key_C, read)
         loss_C = self.content.own_loss_C(loss, value_C1[:, 0].cpu().double())
-        return loss_C.masked_fill(loss_C.isnan(), torch.inf), self._charged(counts)
+        return loss_C.masked_fill(loss_C.isnan(), torch.inf), passes
+
+    def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
+        """As ``Actor.own_loss_passes``."""
+        keys = {name: keys_of(name, image_key_C, text_key_C) for name in self.content.widths}
+        return self._charged({name: self._sighted(name, key_C) for name, key_C in keys.items()})
 
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """As ``Actor.forecast_own_loss``."""

@@ -46,8 +46,8 @@ class OpenClip(Foreign):
     """A model of open_clip.
 
     Attributes:
-        model: its name in open_clip (``open_clip.list_models()``); or ``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``, where
-            configuration, weights and tokenizer lie together.
+        model: its name in open_clip (``open_clip.list_models()``); or ``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``,
+            where configuration, weights and tokenizer lie together.
         pretrained: a tag of open_clip, a file of weights, or a folder that holds one; left empty where ``model`` is a
             folder or on the hub.
     """
@@ -61,14 +61,15 @@ class OpenClip(Foreign):
             raise ValueError(f"open_clip.model = {self.model!r} brings its own weights: leave open_clip.pretrained out")
         if not together and not (self.model and self.pretrained):
             raise ValueError(
-                "open_clip needs a model and its weights: bind open_clip.model (a name) and open_clip.pretrained (a tag, "
-                f"a file or a folder), or open_clip.model = '{LOCAL}FOLDER'"
+                "open_clip needs a model and its weights: bind open_clip.model (a name) and open_clip.pretrained (a "
+                f"tag, a file or a folder), or open_clip.model = '{LOCAL}FOLDER'"
             )
 
     @property
     def label(self) -> str:
-        """Model and weights."""
-        return f"open_clip {self.model}" + (f" {Path(self.pretrained).name}" if self.pretrained else "")
+        """Model and weights, without the folders that they lie in."""
+        name = self._folder.name if self.model.startswith(LOCAL) else self.model
+        return " ".join(["open_clip", name, *([Path(self.pretrained).name] if self.pretrained else [])])
 
     @property
     def identity(self) -> str:
@@ -122,10 +123,10 @@ class OpenClip(Foreign):
         length = config["text_cfg"].get("context_length", 77)
         tokenizer = stand_in_tokenizer(length) if untrained else self._tokenizer(open_clip)
         width = int(config["embed_dim"])
-        pictures = partial(_pictures, open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**given), is_train=False))
-        return ForeignTowers(
-            net, _image, _text, preprocessing, tokenizer, width, net.logit_scale, net.logit_bias, pictures, LIBRARIES
-        )
+        transform = open_clip.transform
+        whole = transform.image_transform_v2(transform.PreprocessCfg(**given), is_train=False)
+        scale, bias, pictures = net.logit_scale, getattr(net, "logit_bias", None), partial(_pictures, whole)
+        return ForeignTowers(net, _image, _text, preprocessing, tokenizer, width, scale, bias, pictures, LIBRARIES)
 
     def _config(self, library: Any) -> dict[str, Any]:
         """The library's configuration of the model.
@@ -223,8 +224,8 @@ class OpenClip(Foreign):
                 made = library.get_tokenizer(self.model)
         except Exception as error:
             raise DataError(
-                f"the tokenizer of {self.label} cannot be had: {first_line(error)}; put its files beside the weights, and "
-                f"bind open_clip.model = '{LOCAL}FOLDER'"
+                f"the tokenizer of {self.label} cannot be had: {first_line(error)}; put its files beside the weights, "
+                f"and bind open_clip.model = '{LOCAL}FOLDER'"
             ) from error
         if getattr(made, "reduction_fn", None) is not None:
             raise ForeignError(

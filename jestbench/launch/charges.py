@@ -85,7 +85,9 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int) 
             raise
         # A stand-in may be smaller than one super-batch.
         return Charges(each, [price.first_sight])
-    scoring = [actor for role, actor in stages.scorer.actors.items() if actor.remembers and role in run.policy_needs]
+    scoring = [
+        actor for role, actor in stages.scorer.actors.items() if actor.remembers and role in resolved.policy.needs
+    ]
     return Charges(each, _sights(plan, scoring, most))
 
 
@@ -110,6 +112,10 @@ def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int) -> list[int]:
 def _by_keys(plan: StepPlan, scoring: Sequence[Actor], most: int) -> Iterator[int]:
     """FLOPs of scoring the pairs of each step whose keys no step before had; ends once every pair was drawn."""
     pairs, met = plan.pairs, Met()
+    for role, ranked in pairs.ranked:  # what the split's top is taken by is charged before the first step
+        for actor in scoring:
+            if actor.role == role:
+                actor.forecast_new(torch.from_numpy(np.asarray(ranked.image_key_N)), ranked.text_key_N, met)
     undrawn_N, left = np.ones(len(pairs), bool), len(pairs)
     for step in range(most):
         positions = plan.positions(step, _unread)

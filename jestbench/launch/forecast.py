@@ -17,7 +17,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import least_draw
 from jestbench.engine.actor import Actor
-from jestbench.launch import calibrate
+from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.stages import build_stages
@@ -154,7 +154,7 @@ def _forecast(resolved: Resolved) -> int | None:
     stages, data = _built_on(resolved)
     price, below = step_price_of(resolved, stages), pretraining(resolved)
     included = _known(below, resolved.run.limit.includes) or 0
-    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
+    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1] + own_scores.forecast(resolved, stages)
     charges, steps = bought_charges(resolved, stages, price, included + fitted)
     pretrained = _known(below, below)
     if pretrained is None:
@@ -211,7 +211,7 @@ def ladder_table(resolved: Resolved) -> str:
     if not resolved.run.optimizer.rungs:
         return ""
     stages, _ = _built_on(resolved)
-    taken = _taken(resolved)
+    taken = _taken(resolved) + own_scores.forecast(resolved, stages)
     charges, _ = bought_charges(resolved, stages, step_price_of(resolved, stages), taken)
     return "\n".join(ladder_lines(resolved, charges, taken))
 
@@ -320,7 +320,9 @@ def price_table(resolved: Resolved) -> str:
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
-    taken = _taken(resolved) + FLOPS_PER_MAC * macs
+    ranking = own_scores.forecast(resolved, stages)
+    once = FLOPS_PER_MAC * macs + ranking
+    taken = _taken(resolved) + once
     charges, steps = bought_charges(resolved, stages, price, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -345,13 +347,16 @@ def price_table(resolved: Resolved) -> str:
         )
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
+    if stages.pairs.ranked:
+        count = sum(len(pairs) for _, pairs in stages.pairs.ranked)
+        lines.append(f"own scores of {count:,} pairs, by which the split takes its top: {ranking:,} FLOPs, once")
     if steps is not None:
         walked = walk(resolved, stages)
         lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]
         if resolved.run.data.is_prepared():  # of a stand-in nothing is wasted
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, charges, taken)
-    lines += [_to_pay(resolved, price, charges, steps, FLOPS_PER_MAC * macs)]
+    lines += [_to_pay(resolved, price, charges, steps, once)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
@@ -395,7 +400,7 @@ def _to_pay(resolved: Resolved, price: StepPrice, charges: Charges, steps: int |
 
 def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any], price: StepPrice) -> list[str]:
     """Lines on the steps and epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
-    pool, taken = stages.super_batches.pool, _taken(resolved)
+    pool, taken = stages.super_batches.pool, _taken(resolved) + own_scores.forecast(resolved, stages)
     _, steps = bought_charges(resolved, stages, price, taken)
     if steps is None:
         return _epoch_lines(stages, walked, _counted_steps(resolved))

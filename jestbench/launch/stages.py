@@ -17,7 +17,7 @@ from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.splits import split_of
+from jestbench.data.splits import Rank, split_of
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
@@ -36,6 +36,7 @@ def build_stages(
     castings: Mapping[Pretrained, Casting],
     store_dir: Path,
     draw_size: int | None = None,
+    rank: Rank | None = None,
 ) -> Stages:
     """Build all stages.
 
@@ -45,13 +46,14 @@ def build_stages(
         castings: the frozen model, or models, of each role that the run needs.
         store_dir: folder for the rows of frozen models during the run.
         draw_size: pairs a step; ``None`` is the run's own number (``--check`` sets a smaller one).
+        rank: gives the own scores that the split takes a top by; ``None``: as ``split_of``.
 
     Raises:
         ValueError: the configuration cannot be built.
         DataError: the data does not fit the configuration.
     """
     run = resolved.run
-    setting = setting_of(run, data, store_dir)
+    setting = setting_of(run, data, store_dir, rank)
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
@@ -67,9 +69,9 @@ def build_stages(
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
-def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
-    """The setting shared by all actors of a run, on its data set or a stand-in."""
-    pairs = split_of(data, run.split)
+def setting_of(run: Run, data: Dataset, store_dir: Path, rank: Rank | None = None) -> Setting:
+    """The setting shared by all actors of a run, on its data set or a stand-in; ``rank`` as ``split_of`` takes it."""
+    pairs = split_of(data, run.split, rank)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
     for name, user in run.columns.items():

@@ -20,8 +20,10 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped
 from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
+from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
+from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
@@ -191,7 +193,8 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
+            data, castings = resolved.run.data, castings_of(folders)
+            stages = build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
@@ -199,6 +202,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         recorder = Recorder(resolved, stages, allowance, run_dir)
         if newest is None:
             with building():
+                own_scores.charge(stages, progress, allowance)
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
         else:
             recorder.restore(progress, newest)
