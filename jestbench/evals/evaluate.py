@@ -40,6 +40,8 @@ class Evaluate:
         batch_size: images a forward pass.
         sets: folders in CLIP_benchmark's WebDataset layout, evaluated beside the split.
         few_shot: labelled examples a class, from the ``train/`` of each classification set; 0 for none.
+        unseen_by: a split (``curated``, say). Images whose class is no caption of it get metrics of their own,
+            ``eval/zero_shot_unseen_…``, chosen among all classes; empty for none.
     """
 
     points: int = 10
@@ -48,6 +50,7 @@ class Evaluate:
     batch_size: int = 512
     sets: tuple[str, ...] = ()
     few_shot: int = 0
+    unseen_by: str = ""
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -71,16 +74,28 @@ class Evaluator:
         pairs: the split.
         config: when and on what.
         resolution: pixels, of the model's image tower; what the sets' images are brought to.
+        seen_key_N: text keys of the split ``evaluate.unseen_by``; ``None`` where none is named.
 
     Raises:
-        DataError: a set is not in its layout, or two have one name.
+        DataError: a set is not in its layout, two have one name, or every class or no class is unseen.
     """
 
-    def __init__(self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0) -> None:
+    def __init__(
+        self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0, seen_key_N: Tensor | None = None
+    ) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
         keys_N = pairs.text_key_N[:count]
         self.class_key_C, self.class_N = keys_N.unique(return_inverse=True)
+        seen_C = torch.ones_like(self.class_key_C, dtype=torch.bool)
+        if seen_key_N is not None:
+            seen_C = torch.isin(self.class_key_C, seen_key_N)
+            if len(seen_C.unique()) < 2:
+                raise DataError(
+                    f"evaluate.unseen_by: {config.unseen_by} holds {'every' if bool(seen_C.all()) else 'no'} class of "
+                    f"{pairs.name}: name a split that holds a part of them, or none"
+                )
+        self.unseen_N = ~seen_C[self.class_N].numpy()
         # One example of each class: its caption is the class's text.
         order = torch.argsort(self.class_N, stable=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.class_N.bincount().cumsum(0)[:-1]])
@@ -95,7 +110,7 @@ class Evaluator:
     @property
     def measures(self) -> dict[str, Measure]:
         """The metrics that a call gives, by key."""
-        found = embedding_measures(self.class_N.bincount().numpy())
+        found = embedding_measures(self.class_N.bincount().numpy(), int(self.unseen_N.sum()))
         for one in self.sets:
             found |= one.measures
         return found
@@ -136,7 +151,11 @@ class Evaluator:
         results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)
         macs = len(self.index_N) * subject.price.image + len(self.example_C) * subject.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
-        return Evaluation({key: results.mean(key) for key in embedding_measures((1,))}, passes, results)
+        if self.unseen_N.any():
+            unseen = results.rankings["zero_shot"].only(self.unseen_N)
+            results = Results({**results.rankings, "zero_shot_unseen": unseen})
+        metrics = {key: results.mean(key) for key in embedding_measures((1,), int(self.unseen_N.any()))}
+        return Evaluation(metrics, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:
         """The pairs at exactly these positions; no pair stands in for a damaged one.

@@ -79,8 +79,8 @@ class RegressionEvaluator(Evaluator):
         return Evaluation(metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),))
 
 
-EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any], Evaluator]] = {
-    "contrastive": lambda pairs, config, model, objective: Evaluator(pairs, config, model.image_size),
-    "regression": lambda pairs, config, model, objective: RegressionEvaluator(pairs, config, objective),
+EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any, Tensor | None], Evaluator]] = {
+    "contrastive": lambda pairs, config, model, objective, seen: Evaluator(pairs, config, model.image_size, seen),
+    "regression": lambda pairs, config, model, objective, seen: RegressionEvaluator(pairs, config, objective),
 }
-"""By the kind of the model in training."""
+"""By the kind of the model in training; the last argument holds the text keys of the split ``evaluate.unseen_by``."""

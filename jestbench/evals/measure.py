@@ -45,11 +45,17 @@ def share_of(examples: int, chance: float | None = None) -> Measure:
     return Measure(0.0, 1.0, examples, chance)
 
 
-def zero_shot_measures(images: int, classes: int) -> dict[str, Measure]:
-    """The measures of zero-shot classification, by name."""
-    found = {f"zero_shot_top{k}": share_of(images, min(1.0, k / classes)) for k in (1, 5)}
-    found["zero_shot_mrr"] = share_of(images, random_reciprocal_rank([1], classes))
-    return found | {"zero_shot_nll": Measure(0.0, None, images, math.log(classes), True)}
+def zero_shot_measures(images: int, classes: int, question: str = "zero_shot") -> dict[str, Measure]:
+    """The measures of zero-shot classification, by name.
+
+    Args:
+        images: number of images that are classified.
+        classes: number of classes to choose from.
+        question: the start of the names: ``zero_shot``, or ``zero_shot_unseen``.
+    """
+    found = {f"{question}_top{k}": share_of(images, min(1.0, k / classes)) for k in (1, 5)}
+    found[f"{question}_mrr"] = share_of(images, random_reciprocal_rank([1], classes))
+    return found | {f"{question}_nll": Measure(0.0, None, images, math.log(classes), True)}
 
 
 def retrieval_measures(right_I: Counts, right_T: Counts, captions: int) -> dict[str, Measure]:
@@ -63,16 +69,19 @@ def retrieval_measures(right_I: Counts, right_T: Counts, captions: int) -> dict[
     return _retrieval(_chances(right_I, captions), _chances(right_T, len(right_I)), len(right_I), len(right_T))
 
 
-def embedding_measures(images_C: Counts) -> dict[str, Measure]:
+def embedding_measures(images_C: Counts, unseen: int = 0) -> dict[str, Measure]:
     """The measures of ``metrics.evaluate_embeddings``, by key.
 
     Args:
         images_C: number of images of each class, that is of each distinct caption; the captions are the queries of
             text-to-image retrieval.
+        unseen: number of images of unseen classes (``evaluate.unseen_by``); 0: they are not asked for.
     """
     images_C = np.asarray(images_C)
     images, classes = int(images_C.sum()), len(images_C)
     found = zero_shot_measures(images, classes)
+    if unseen:
+        found |= zero_shot_measures(unseen, classes, "zero_shot_unseen")
     found |= _retrieval(_class_chances(images_C), _chances(images_C, images), images, classes)
     return {f"eval/{name}": measure for name, measure in found.items()}
 

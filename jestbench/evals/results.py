@@ -34,6 +34,12 @@ class Ranking:
     key_N: Whole
     log_probability_N: Real | None = None
 
+    def only(self, chosen_N: npt.NDArray[np.bool_]) -> Ranking:
+        """The ranking of these examples alone, among the same answers."""
+        log_N = self.log_probability_N
+        log_P = None if log_N is None else log_N[chosen_N]
+        return Ranking(self.rank_N[chosen_N], self.unit_N[chosen_N], self.key_N[chosen_N], log_P)
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -55,8 +61,8 @@ class Results:
     """All rankings of an evaluation.
 
     Attributes:
-        rankings: by question (``zero_shot``, ``image_to_text``, ``text_to_image``, ``10_shot``), with the name of a
-            benchmark set and ``/`` before it where the set is asked and not the evaluation split.
+        rankings: by question (``zero_shot``, ``zero_shot_unseen``, ``image_to_text``, ``text_to_image``, ``10_shot``),
+            with the name of a benchmark set and ``/`` before it where the set is asked and not the evaluation split.
     """
 
     rankings: Mapping[str, Ranking]
@@ -154,11 +160,11 @@ def _hit(ranking: Ranking, k: int) -> Real:
 
 
 _RULES: tuple[tuple[str, str, Callable[[Ranking, int], Real | None]], ...] = (
-    (r"zero_shot_top(?P<k>\d+)", "zero_shot", _hit),
-    (r"zero_shot_mrr", "zero_shot", lambda ranking, k: 1 / ranking.rank_N),
+    (r"(zero_shot(?:_unseen)?)_top(?P<k>\d+)", r"\1", _hit),
+    (r"(zero_shot(?:_unseen)?)_mrr", r"\1", lambda ranking, k: 1 / ranking.rank_N),
     (
-        r"zero_shot_nll",
-        "zero_shot",
+        r"(zero_shot(?:_unseen)?)_nll",
+        r"\1",
         lambda ranking, k: None if ranking.log_probability_N is None else -ranking.log_probability_N,
     ),
     (r"(image_to_text|text_to_image)_recall(?P<k>\d+)", r"\1", _hit),

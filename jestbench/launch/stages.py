@@ -65,7 +65,9 @@ def build_stages(
     scorer = Scorer(actors, run.loss)
     super_batches = source(setting, draw_size or resolved.draw_size, actors)
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
-    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective)
+    seen = run.evaluate.unseen_by
+    seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
+    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective, seen_key_N)
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 

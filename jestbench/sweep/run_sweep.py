@@ -21,6 +21,7 @@ from jestbench.config.run import ConfigError
 from jestbench.disk import PROJECT, command_name
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.kept_records import keep_records
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
 from jestbench.sweep.progress import SweepProgress
@@ -52,7 +53,9 @@ def places(sweep: Sweep, asked: int | None) -> int:
     return max(1, min(4, os.cpu_count() or 1))
 
 
-def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: int | None = None) -> int:
+def run_sweep(
+    sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: int | None = None, logs: Path | None = None
+) -> int:
     """Run all arms and compare them.
 
     Args:
@@ -61,6 +64,7 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
         count: largest number of arms, or ``None``.
         dry_run: print the commands only.
         jobs: arms at once; ``None`` for ``places``.
+        logs: a folder that keeps the records of finished runs; arms whose records it holds are not run again.
 
     Returns:
         0, or the exit status of the first arm that failed; 130 when interrupted.
@@ -77,10 +81,7 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:
-        for arm in itertools.islice(arms_of(sweep, done, None), limit):
-            print(shlex.join(sweep.command_line(arm.parameters)))
-            done.append((dict(arm.parameters), None))
-        return 0
+        return _print_commands(sweep, limit)
     arms = itertools.islice(arms_of(sweep, done, memory_of(sweep, out)), limit)
     planned = list(arms) if sweep.method == "grid" else []
     at_once = places(sweep, jobs)
@@ -90,9 +91,10 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     failed: dict[str, int] = {}
     sent = (out / COMPARISON / "wandb").exists()
     try:
-        for arm, status in _run(sweep, iter(planned) if planned else arms, record, out, progress, started, done):
+        to_run = iter(planned) if planned else arms
+        for arm, status in _run(sweep, to_run, record, (out, logs), progress, started, done):
             sent = False
-            score = None if status else _score(sweep, arm, out)
+            score = None if status else RunFolder(arm.folder(out)).final_value(sweep.metric)
             done.append((dict(arm.parameters), score))
             progress.ends(arm, status, score)
             if status in (130, -signal.SIGINT):
@@ -106,28 +108,42 @@ def run_sweep(sweep: Sweep, out: Path, count: int | None, dry_run: bool, jobs: i
     finally:
         progress.close()
     if started:
-        replace(record, over=True).write(out)
+        for folder in (out, *(() if logs is None else (logs,))):
+            replace(record, over=True).write(folder)
     # A summary run for each comparison: where no arm has run, the last summary is still valid.
-    if _compare(sweep, [arm.folder(out) for arm in started], out) and not sent:
+    if _compare(sweep, [_finished(arm, out, logs) or arm.folder(out) for arm in started], out) and not sent:
         _summary_run(sweep, started[0].resolved.run.wandb, out)
     return next(iter(failed.values()), 0)
 
 
-def _score(sweep: Sweep, arm: SweepArm, out: Path) -> float | None:
-    """The last value of the sweep's metric in a finished arm; ``None`` where it was not logged."""
-    return RunFolder(arm.folder(out)).final_value(sweep.metric)
+def _print_commands(sweep: Sweep, limit: int | None) -> int:
+    done: list[tuple[dict[str, Any], float | None]] = []
+    for arm in itertools.islice(arms_of(sweep, done, None), limit):
+        print(shlex.join(sweep.command_line(arm.parameters)))
+        done.append((dict(arm.parameters), None))
+    return 0
+
+
+def _finished(arm: SweepArm, out: Path, logs: Path | None) -> Path | None:
+    """The folder of an arm that has finished, among the runs or the kept records; ``None`` where there is none."""
+    places = (arm.folder(folder) for folder in (out, logs) if folder is not None)
+    return next((folder for folder in places if RunFolder(folder).has_finished()), None)
 
 
 def _run(
     sweep: Sweep,
     arms: Iterator[SweepArm],
     record: SweepRecord,
-    out: Path,
+    places: tuple[Path, Path | None],
     progress: SweepProgress,
     started: list[SweepArm],
     done: list[tuple[dict[str, Any], float | None]],
 ) -> Iterator[tuple[SweepArm, int]]:
-    """Run the arms that have not finished yet; append every arm to ``started``."""
+    """Run the arms that have not finished yet; append every arm to ``started``.
+
+    The records of those that finish are kept in the second of the places, if there is one.
+    """
+    out, logs = places
     threads = max(1, (os.cpu_count() or 1) // progress.at_once)
 
     def jobs() -> Iterator[Job[SweepArm]]:
@@ -135,15 +151,20 @@ def _run(
             if not started:
                 record.write(out)
             started.append(arm)
-            if RunFolder(arm.folder(out)).has_finished():
-                print(f"already finished: {arm.folder(out)}")
-                done.append((dict(arm.parameters), _score(sweep, arm, out)))
+            if (finished := _finished(arm, out, logs)) is not None:
+                print(f"already finished: {finished}")
+                if logs is not None and finished.parent != logs:
+                    keep_records(finished, arm.folder(logs))
+                done.append((dict(arm.parameters), RunFolder(finished).final_value(sweep.metric)))
                 progress.passed(arm)
             else:
                 progress.begins(arm, arm.folder(out))
                 yield _job(sweep, arm, out, threads)
 
-    yield from run_side_by_side(jobs(), progress.at_once, progress.tick)
+    for arm, status in run_side_by_side(jobs(), progress.at_once, progress.tick):
+        if logs is not None and not status:
+            keep_records(arm.folder(out), arm.folder(logs))
+        yield arm, status
 
 
 def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
@@ -194,6 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, help="most arms to run")
     parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
     parser.add_argument("--out", type=Path, help="default: runs/<name of the sweep>")
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIR", help="keep the records of finished arms there; run none that it holds"
+    )
     arguments = parser.parse_args(argv)
 
     def work() -> int:
@@ -202,6 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"there is no file {arguments.sweep}")
         sweep = read_sweep(path)
         out = arguments.out or Path("runs") / sweep.name
-        return run_sweep(sweep, out, arguments.count, arguments.dry_run, arguments.jobs)
+        return run_sweep(sweep, out, arguments.count, arguments.dry_run, arguments.jobs, arguments.logs)
 
     return command.guarded(work)

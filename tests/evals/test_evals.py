@@ -156,6 +156,31 @@ def test_an_evaluation_is_the_metrics_of_the_learner_s_embeddings_and_is_priced(
     assert (spent.purpose, spent.macs) == ("eval", count * 1000 + len(names) * 10)
 
 
+def test_unseen_classes_have_metrics_of_their_own_among_all_classes():
+    """Images of every third class are unseen: their ranks are those of the whole, and no smaller task."""
+    pairs = pairs_of([f"name {i % 6}" for i in range(20)])
+    learner, captions = small_learner(pairs.tokenizer, "softmax"), np.array(pairs.captions)
+    seen = pairs_of([name for name in sorted(set(pairs.captions)) if name not in ("name 0", "name 3")])
+    evaluator = Evaluator(pairs, Evaluate(unseen_by="curated"), seen_key_N=seen.text_key_N)
+    found, _, results = evaluator(learner)
+    unseen_N = np.isin(captions, ["name 0", "name 3"])
+    assert evaluator.unseen_N.tolist() == unseen_N.tolist()
+    for name in ("top1", "top5", "mrr", "nll"):
+        whole_N = Evaluator(pairs, Evaluate())(learner).results.of(f"eval/zero_shot_{name}").value_N
+        assert found[f"eval/zero_shot_unseen_{name}"] == pytest.approx(float(whole_N[unseen_N].mean()))
+        measure = evaluator.measures[f"eval/zero_shot_unseen_{name}"]
+        assert (measure.examples, measure.chance) == (7, evaluator.measures[f"eval/zero_shot_{name}"].chance)
+    assert set(found) == set(evaluator.measures)
+    assert results.of("eval/zero_shot_unseen_top1").key_N.tolist() == pairs.image_key_N[unseen_N].tolist()
+
+
+@pytest.mark.parametrize(("captions", "word"), [(["name 0", "name 1"], "every"), (["other"], "no")])
+def test_a_split_that_parts_no_classes_is_refused(captions, word):
+    pairs = pairs_of(["name 0", "name 1"])
+    with pytest.raises(DataError, match=f"evaluate.unseen_by: curated holds {word} class"):
+        Evaluator(pairs, Evaluate(unseen_by="curated"), seen_key_N=pairs_of(captions).text_key_N)
+
+
 # What each example contributes
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ import pytest
 import yaml
 from helpers import rows_of, summary_of
 
+from jestbench.batch import DataError
+from jestbench.compare import report
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.kept_records import keep_records
 from jestbench.sweep import arms, run_sweep, sweep_file
 from jestbench.sweep import side_by_side as processes
 
@@ -356,6 +360,48 @@ def test_a_checkout_sweeps_from_any_folder(call: Call, started: list[list[str]])
     """Its own script is found, as its gin files are, though there is none in the working directory."""
     assert call(write({**SMALL, "run.budget": {"value": 1e9}}, program="tools/run.py"), "--out", "out").status == 0
     assert [words[words.index(sys.executable) + 1] for words in started] == [PROGRAM]
+
+
+def _without_paths(found: object) -> object:
+    """JSON in which every path into a folder of runs is one word."""
+    if isinstance(found, Mapping):
+        return {key: _without_paths(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [_without_paths(value) for value in found]
+    return "path" if isinstance(found, str) and re.search(r"/(jest|uniform|references|models)[-/]", found) else found
+
+
+def test_kept_records_stand_for_the_runs(call: Call, started: list[list[str]], tmp_path: Path) -> None:
+    """Records without any model give the same comparison, references included, and their arms are not run again."""
+    parameters = {
+        "gin_file": {"values": ["gin/policy/jest.gin", "gin/policy/uniform.gin"]},
+        "run.reference": {"value": REFERENCE},
+        **SMALL,
+    }
+    path = write(parameters)
+    assert call(path, "--out", "out", "--logs", "logs").status == 0
+    first = json.loads(Path("out/comparison/comparison.json").read_text())
+    shutil.move("logs", "elsewhere")  # records stand by themselves
+    shutil.rmtree("out")
+    references = list(Path("elsewhere").glob("jest-*/references/*/summary.json"))
+    assert len(references) == 1
+    assert not list(Path("elsewhere").rglob("*.safetensors"))
+    assert not list(Path("elsewhere").glob(".*"))
+    (entry,) = RunFolder(references[0].parents[2]).summary().references
+    assert not Path(entry.run_dir).is_absolute()
+    started.clear()
+    again = call(path, "--out", "new", "--logs", "elsewhere")
+    assert (again.status, started, again.out.count("already finished: elsewhere")) == (0, [], 2)
+    second = json.loads(Path("new/comparison/comparison.json").read_text())
+    assert _without_paths(second["arms"]) == _without_paths(first["arms"])
+    assert second["frontier"] == first["frontier"]
+    assert _without_paths(second["references"]) == _without_paths(first["references"])
+    assert not list(Path("new").glob("jest*")), "nothing was run or copied there"
+    assert report.main(["elsewhere", "--out", "page"]) == 0
+    assert _without_paths(json.loads(Path("page/comparison.json").read_text())["arms"]) == _without_paths(first["arms"])
+    with pytest.raises(DataError, match="finished"):
+        keep_records(Path("elsewhere"), Path("kept"))
+    assert not Path("kept").exists()
 
 
 def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(

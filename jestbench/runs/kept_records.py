@@ -1,0 +1,64 @@
+"""Copies the records of a finished run: all that a comparison reads, and no model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from jestbench.batch import DataError
+from jestbench.disk import shown
+from jestbench.runs.folder import RunFolder
+
+REFERENCES = "references"
+"""Below a run's records: those of the runs that trained its references."""
+
+
+def keep_records(run_dir: Path, records: Path) -> None:
+    """Copy a run's configuration, environment, metrics, results and summary, with those of its references.
+
+    The copies stand by themselves: paths to references are relative. Whatever stood at ``records`` is replaced,
+    whole or not at all.
+
+    Args:
+        run_dir: the folder of a finished run.
+        records: the folder of the copies.
+
+    Raises:
+        DataError: the run has not finished, or its files cannot be read or copied.
+    """
+    summary = RunFolder(run_dir).summary()
+    if summary is None or summary.status != "finished":
+        raise DataError(f"{shown(run_dir)}: only the records of a finished run are kept")
+    new = records.with_name(f".{records.name}.{os.getpid()}")
+    try:
+        records.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        _copy(run_dir, new)
+        entries = []
+        for entry in summary.references:
+            trained = run_dir / entry.run_dir  # an absolute path stays one
+            kept = Path(REFERENCES, trained.name)
+            if RunFolder(trained).is_run_folder():
+                _copy(trained, new / kept)
+                entry = replace(entry, run_dir=kept.as_posix())
+            entries.append(entry)
+        RunFolder(new).write_summary(replace(summary, references=tuple(entries)))
+        shutil.rmtree(records, ignore_errors=True)
+        new.rename(records)
+    except OSError as error:
+        raise DataError(f"{shown(records)}: the records of {shown(run_dir)} cannot be kept: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _copy(run_dir: Path, to: Path) -> None:
+    folder = RunFolder(run_dir)
+    to.mkdir(parents=True)
+    files = (folder.config_gin, folder.operative_gin, folder.environment_json, folder.metrics_jsonl)
+    for path in (*files, folder.summary_json):
+        if path.exists():
+            shutil.copyfile(path, to / path.name)
+    if folder.evaluations.exists():
+        shutil.copytree(folder.evaluations, to / folder.evaluations.name)
