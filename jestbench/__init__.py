@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jestbench.compare.report import compare_runs
     from jestbench.cost.tracing import UnknownOperator, forward_macs
     from jestbench.launch.command import main
+    from jestbench.runs.loaded_model import load_model
     from jestbench.select import Embeddings, Scores, conditional_logits, joint_sample
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "conditional_logits",
     "forward_macs",
     "joint_sample",
+    "load_model",
     "main",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "conditional_logits": "jestbench.select.conditional_logits",
     "forward_macs": "jestbench.cost.tracing.forward_macs",
     "joint_sample": "jestbench.select.joint_sample",
+    "load_model": "jestbench.runs.loaded_model.load_model",
     "main": "jestbench.launch.command.main",
 }
 

@@ -66,7 +66,11 @@ def clip_folder(folder: Path) -> Path:
     vocabulary = list(dict.fromkeys([*vocabulary, *("".join(pair) for pair in merges)]))
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: place for place, token in enumerate(vocabulary)}
-    tokenizer = CLIPTokenizerFast(vocab=ids, merges=list(dict.fromkeys(merges)))
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    lines = ["#version: 0.2", *dict.fromkeys(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     end = ids["<|endoftext|>"]
     text = shape | {"vocab_size": len(ids), "max_position_embeddings": 16, "eos_token_id": end, "bos_token_id": end - 1}

@@ -25,9 +25,11 @@ from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.launch.command import main
+from jestbench.model.image_tower import ImageTower
 from jestbench.model.regressor import PairHead
+from jestbench.model.text_tower import TextTower
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import ImageTower, Model, TextTower
+from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LossName
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted_runs import write_run
@@ -90,7 +91,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def test_the_readme_is_a_page() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 125
     assert max(len(line) for line in README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
@@ -211,3 +212,15 @@ def test_the_notebook_example_runs(
     assert "jest is better than uniform" in said
     assert "speedup_flops_all_in" in said
     assert re.search(r"^ +50\.0 +0\.1", said, re.MULTILINE), "the curves' table"
+
+
+def test_the_model_of_a_run_is_loaded_as_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks(ROOT / "docs" / "your_model.md", "python")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 10
+    small = ["run.budget=None", "budget.steps=1", "evaluate.points=1", "run.device=cpu"]
+    words = ["run", "--gin_file", str(ROOT / "gin/run/tiny.gin"), *small, "--run_dir", str(tmp_path / "runs/mine")]
+    assert console.main(words) == 0
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(source, "docs/your_model.md", "exec"), found)
+    assert found["image_BD"].shape == (4, found["text_CD"].shape[1])

@@ -365,8 +365,8 @@ def _arm_notes(arm: Arm, baseline: Sequence[SeedRun] | None) -> list[str]:
     if arm.pretrain_flops is None:
         unlogged.remove("flops_all_in")
         notes.append(
-            f"arm {arm.label}: what the training of its reference took is not known, so that its FLOPs and speed-ups are "
-            "without the reference's pre-training; state it (pretrain_flops of what run.reference binds)"
+            f"arm {arm.label}: what the training of its reference took is not known, so that its FLOPs and speed-ups "
+            "are without the reference's pre-training; state it (pretrain_flops of what run.reference binds)"
         )
     if unlogged:
         notes.append(f"arm {arm.label}: {listed(unlogged)} not logged with every evaluation: no such speedup")

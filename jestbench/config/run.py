@@ -298,8 +298,8 @@ class Run:
         unknown = [name for name in self.limit.includes if pretrain.get(name, 0) is None]
         if unknown:
             raise ValueError(
-                f"budget.includes takes the pre-training of the {unknown[0]} out of the budget, and what it took is not "
-                f"known: state it (pretrain_flops of what run.{unknown[0]} binds), or leave budget.includes out"
+                f"budget.includes takes the pre-training of the {unknown[0]} out of the budget, and what it took is "
+                f"not known: state it (pretrain_flops of what run.{unknown[0]} binds), or leave budget.includes out"
             )
         return sum(pretrain.get(name) or 0 for name in self.limit.includes)
 
@@ -437,8 +437,8 @@ def pretraining_flops(resolved: Resolved) -> int:
         stated = casting.stated_flops().get("reference")
         if stated is None:
             raise ConfigError(
-                f"budget.adds needs to know what the training of {casting.label} took: state it in pretrain_flops of what "
-                "run.reference binds"
+                f"budget.adds needs to know what the training of {casting.label} took: state it in pretrain_flops of "
+                "what run.reference binds"
             )
         return stated
     total = 0

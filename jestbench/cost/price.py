@@ -76,10 +76,10 @@ class Price:
         images_1CHW, key_1 = batch.images_BCHW[:1].to("meta"), batch.image_key_B[:1].to("meta")
         with ghost.checkpointing(checkpointing):
             spent = counted_macs(text, tokens_1L).training
-            one = counted_macs(image, images_1CHW, key_1).training
-            if view.patch_size is None:  # no kernel is resized: there is no fixed part
-                return cls(one, spent)
             two = counted_macs(image, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2)).training
+            if view.patch_size is None:  # no kernel is resized: there is no fixed part
+                return cls(two // 2, spent)  # batch normalisation trains on no fewer than two images
+            one = counted_macs(image, images_1CHW, key_1).training
             return cls(two - one, spent, 2 * one - two)
 
     @classmethod

@@ -114,17 +114,22 @@ def decode(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArr
         image = _without_key(image, content)
         with suppress(Exception):  # EXIF that cannot be read says nothing
             ImageOps.exif_transpose(image, in_place=True)
-        image = _rgb(image)
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        # The box crops first, so that a picture of 1 × 60,000 px is not scaled up as a whole.
-        square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        return np.array(square, dtype=np.uint8)
+        return squared(image, size)
     except MemoryError:
         raise
     except Exception as error:
         raise DamagedImage("undecodable image", f"{type(error).__name__}: {error}") from error
+
+
+def squared(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """The centre of a picture as RGB, its shortest side scaled to ``size``: uint8 ``[size, size, 3]``."""
+    image = _rgb(image)
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    # The box crops first, so that a picture of 1 × 60,000 px is not scaled up as a whole.
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.array(square, dtype=np.uint8)
 
 
 def _without_key(image: Image.Image, content: bytes) -> Image.Image:

@@ -240,7 +240,43 @@ class Training(ABC):
 
 def shape_of(described: Mapping[str, Any]) -> Model:
     """The towers that ``model.json`` describes, from random weights."""
-    return Model(**described["model"] | {"pretrained": False})
+    return Model(**described["model"]).without_weights()
+
+
+def check_training(model: TwoTowers, setting: Setting, microbatch: int | None = None, rerun: bool = False) -> None:
+    """Refuse what an image tower cannot be trained with.
+
+    Batch normalisation averages over the images of one pass, and is exact only where the batch passes once and whole.
+
+    Args:
+        model: to be trained.
+        setting: what the actors of the run have in common.
+        microbatch: pairs that hold activations at once.
+        rerun: activation checkpointing is on.
+
+    Raises:
+        ValueError: naming the setting and the reason.
+    """
+    name = type(model.image.backbone).__name__
+    parts = {
+        f"run.train_microbatch = {microbatch}": microbatch is not None,
+        "run.grad_checkpointing": rerun,
+        f"a run of {setting.arithmetic.world.size} processes": setting.arithmetic.world.size > 1,
+    }
+    for what, asked in parts.items():
+        if asked and model.image.averages:
+            raise ValueError(
+                f"{what}: the image tower ({name}) has batch normalisation, which averages over the images of one "
+                "pass, and here the batch does not pass once and whole: leave it off, or take a model.image_tower "
+                "without (ConvNeXt)"
+            )
+    try:
+        with model.checkpointing(rerun):
+            pass
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"run.grad_checkpointing: the image tower ({name}) cannot checkpoint its activations"
+        ) from error
 
 
 def fitted(name: str, view: View, model: Encoders) -> View:

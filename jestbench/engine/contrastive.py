@@ -20,7 +20,7 @@ from jestbench import seeds
 from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, View, split_counts
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
-from jestbench.engine.casting import Setting, Training, fitted, shape_of
+from jestbench.engine.casting import Setting, Training, check_training, fitted, shape_of
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.learner import CarryOn, Learner, Objective
 from jestbench.model.tokenizer import Tokenizer
@@ -200,6 +200,7 @@ class ContrastiveTraining(Training):
         """The two towers in training."""
         run, example = setting.run, setting.example
         model = self.build(run, setting.pairs.tokenizer).to(setting.arithmetic.device)
+        check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)
         scored = fitted(*run.view_of("learner"), model)
         trained = {FULL, *(view for _, view in mix)}

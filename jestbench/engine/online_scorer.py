@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from jestbench import seeds
 from jestbench.batch import FULL, View
 from jestbench.cost.price import Price
-from jestbench.engine.casting import Casting, Setting, fitted
+from jestbench.engine.casting import Casting, Setting, check_training, fitted
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import ONLINE, Learner
 from jestbench.engine.optimizer import Optimizer
@@ -42,6 +42,7 @@ class OnlineScorer(Casting):
         """The scorer in training, scored and trained under one view: never under one that it was not trained under."""
         run, arithmetic = setting.run, setting.arithmetic
         model = self.build(run.model, learner.model, setting.pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
+        check_training(model, setting)
         view = fitted("online_scorer.view", self.view or FULL, model)
         prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
         objective = Contrastive(run.loss, ((1.0, view),))
@@ -57,9 +58,17 @@ class OnlineScorer(Casting):
         Args:
             learner: the learner's shape.
             built: the learner's model, whose image blocks are counted.
+
+        Raises:
+            ValueError: the learner's image tower has no blocks, and no towers are bound.
         """
         if self.model is not None:
             return self.model
+        if not built.image.transformer:
+            raise ValueError(
+                f"online_scorer.model: a {type(built.image.backbone).__name__} has no blocks to halve: bind the "
+                "scorer's own towers (online_scorer.model = @scorer/model())"
+            )
         depth = max(1, len(built.image.backbone.blocks) // 2)
         return replace(
             learner,

@@ -24,7 +24,7 @@ from jestbench.batch import FULL, Batch, DataError, Pass
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
-from jestbench.engine.casting import Setting, Training, shape_of
+from jestbench.engine.casting import Setting, Training, check_training, shape_of
 from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
@@ -87,6 +87,7 @@ class Regression(Training):
         """The pair scorer in training."""
         run, tokenizer = setting.run, setting.pairs.tokenizer
         model = self.build(run, tokenizer).to(setting.arithmetic.device)
+        check_training(model, setting)
         prices = {FULL: Price.of(model, setting.example)}
         if setting.compiled:
             model.compile_blocks()

@@ -42,6 +42,7 @@ def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[st
         "model": fingerprint(subject.model),
         "split": evaluator.pairs.fingerprint,
         "limit": len(evaluator.index_N),
+        "unseen": digest(evaluator.unseen_N.tobytes()),
         "device": arithmetic.device.type,
         "bf16": arithmetic.bf16,
         "torch": version("torch"),

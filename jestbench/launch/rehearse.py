@@ -40,7 +40,7 @@ def without_download(resolved: Resolved) -> Resolved:
     own: Any = given.stand_in() if isinstance(given, Casting) else given
     if isinstance(given, tuple):
         own = tuple(one.stand_in() if isinstance(one, Casting) else one for one in given)
-    plain = replace(resolved, run=replace(run, model=replace(run.model, pretrained=False), reference=own))
+    plain = replace(resolved, run=replace(run, model=run.model.without_weights(), reference=own))
     return replace(
         plain,
         stands_on={

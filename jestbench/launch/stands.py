@@ -14,7 +14,7 @@ from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import load_model, trained_mix
+from jestbench.runs.saved_model import towers_of, trained_mix
 from jestbench.runs.summary import Summary
 
 
@@ -25,7 +25,7 @@ def trained(role: Pretrained, folder: Path) -> FrozenCasting:
         DataError: the folder holds no finished run, or a model of another kind.
     """
     _, kind = PRETRAINED[role]
-    return FrozenCasting(role, load_model(folder, kind), KINDS[kind].content, trained_mix(folder))
+    return FrozenCasting(role, towers_of(folder, kind), KINDS[kind].content, trained_mix(folder))
 
 
 def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained, Casting]:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.cost.tracing import forward_macs
+from jestbench.model.image_tower import ImageTower
+from jestbench.model.text_tower import TextTower
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import ImageTower, Model, TextTower, TwoTowers
+from jestbench.model.towers import Model, TwoTowers
 
 
 class PairHead(nn.Module):

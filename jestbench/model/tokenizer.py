@@ -133,6 +133,11 @@ class Tokenizer:
         """The id that fills a text up to L tokens."""
         return self._special(self.pad)
 
+    @property
+    def end_id(self) -> int:
+        """The id that ends a text."""
+        return self._special(self.end)
+
     def wordless(self, token_NL: Tensor) -> int:
         """The number of texts, of ids ``[N, L]`` of this tokenizer, of which no token is left.
 
@@ -140,7 +145,7 @@ class Tokenizer:
         tokenizer trained here does so with a text that holds a character.
         """
         text_NL = token_NL[:, len(self._start) :]
-        nothing = torch.tensor([self.pad_id, self._special(self.end), self._unknown])
+        nothing = torch.tensor([self.pad_id, self.end_id, self._unknown])
         return int(torch.isin(text_NL, nothing).all(dim=1).sum())
 
     def _special(self, token: str) -> int:
@@ -150,7 +155,7 @@ class Tokenizer:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Token ids ``[N, L]``: opening tokens (most tokenizers have none), the text, the end token, padding."""
-        end, pad, start = self._special(self.end), self.pad_id, self._start
+        end, pad, start = self.end_id, self.pad_id, self._start
         # Captions repeat: each distinct one is encoded once.
         row_of = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
         rows = []

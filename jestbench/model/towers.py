@@ -1,258 +1,32 @@
-"""Two towers, a timm image tower and a text transformer, that embed into the same D dimensions."""
+"""Two towers, an image tower by timm and a text transformer, that embed into the same D dimensions."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
-from timm.models import checkpoint_seq
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.naflexvit import NaFlexVit
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from jestbench import seeds
-from jestbench.batch import FULL, View, grid_of
+from jestbench.batch import View
 from jestbench.disk import nearest
-from jestbench.model.encoders import Encoders, at_least_fp32
+from jestbench.model.encoders import Encoders
+from jestbench.model.image_tower import HALF, TRANSFORMERS, ImageTower
+from jestbench.model.text_tower import Activation, TextPool, TextTower
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept, resize_matrix
+from jestbench.model.views import check
 from jestbench.select.losses import LossName
-
-TextPool = Literal["mean", "end"]
-Backbone: TypeAlias = VisionTransformer | Eva | Beit | NaFlexVit
-"""Backbones that an image tower accepts; views need a plain vision transformer (``views.check``)."""
 
 # SigLIP starts at t = 10, b₀ = −10; CLIP at t = 1/0.07, and keeps t ≤ 100.
 INITIAL: Mapping[LossName, tuple[float, float]] = {"sigmoid": (10.0, -10.0), "softmax": (1 / 0.07, 0.0)}
 MAX_SCALE = 100.0
-
-
-def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:
-    """Images ``[B, C, *resolution]``, uint8 and channels last, by antialiased bilinear interpolation.
-
-    First along the rows and then along the columns, each time rounded to uint8, as PIL does. On a CPU this is one
-    kernel for bytes, which takes an eighth of the time of that for floats.
-    """
-    # The rounding of a convolution depends on the memory layout: fix it, whatever the batch came in.
-    images = images_BCHW.contiguous(memory_format=torch.channels_last)
-    if images.shape[-2:] == resolution:
-        return images
-    if images.device.type != "cuda":
-        return F.interpolate(images, resolution, mode="bilinear", antialias=True)
-    pixels = images.float()
-    for size in ((images.shape[-2], resolution[1]), resolution):
-        # A half is rounded up, and what floats make a little less than a half is one.
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).add_(0.501).floor_()
-    return pixels.to(torch.uint8)
-
-
-class ImageTower(nn.Module):
-    """A timm vision transformer and a projection: uint8 ``[B, 3, H, W]`` → ``[B, D]``, not normalised."""
-
-    def __init__(self, backbone: Backbone, output: int, image_size: int | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection = nn.Linear(backbone.num_features, output, bias=False)
-        nn.init.normal_(self.projection.weight, std=backbone.num_features**-0.5)
-        # A NaFlexViT takes images of any size and has no ``img_size``.
-        height, width = backbone.patch_embed.img_size if image_size is None else (image_size, image_size)
-        self.resolution: tuple[int, int] = (int(height), int(width))
-        self._resize: dict[tuple[int, torch.device], Tensor] = {}
-
-    def forward(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
-        """Resize to the view's resolution on the device, scale to [−1, 1], run, project.
-
-        Args:
-            images_BCHW: uint8 images.
-            view: how much of the tower is run; it must pass ``views.check``.
-            key_B: int64 content keys of the images, for a view that keeps a share of the patches.
-        """
-        resolution = self.resolution if view.resolution is None else (view.resolution, view.resolution)
-        pixels = resized(images_BCHW, resolution).to(self.projection.weight.dtype) / 127.5 - 1
-        features = self.backbone.forward_features(pixels) if view.full_image else self._features(pixels, view, key_B)
-        pooled: Tensor = self.projection(self.backbone.forward_head(features, pre_logits=True))
-        return pooled
-
-    def _features(self, pixels: Tensor, view: View, key_B: Tensor | None) -> Tensor:
-        """Timm's ``forward_features``, step by step, under a view."""
-        backbone = self.backbone
-        grid = grid_of(view, backbone.patch_embed.patch_size, self.resolution)
-        x = self._with_positions(self.embed_patches(pixels, view), grid)
-        patches, prefix = math.prod(grid), backbone.num_prefix_tokens
-        kept = patches_kept(view, patches)
-        if kept < patches:
-            if key_B is None:
-                raise ValueError("a view that keeps a share of the patches needs the images' content keys")
-            index_BP = kept_patches(key_B, patches, kept)
-            rest = x[:, prefix:].gather(1, index_BP.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            x = torch.cat([x[:, :prefix], rest], dim=1)
-        x = backbone.norm_pre(backbone.patch_drop(x))
-        blocks = backbone.blocks[: layers_run(view.layers, len(backbone.blocks))]
-        x = checkpoint_seq(blocks, x) if backbone.grad_checkpointing else blocks(x)
-        normed: Tensor = backbone.norm(x)
-        return normed
-
-    def embed_patches(self, pixels: Tensor, view: View) -> Tensor:
-        """Patch embeddings ``[B, patches, width]`` before positions, under the view's patch size."""
-        embed = self.backbone.patch_embed
-        kernel, stride = self._kernel(view.patch_size), view.patch_size or embed.patch_size
-        x = F.conv2d(pixels, kernel, embed.proj.bias, stride=stride).flatten(2).transpose(1, 2)
-        normed: Tensor = embed.norm(x)
-        return normed
-
-    def _kernel(self, patch_size: int | None) -> Tensor:
-        """The patch embedding's weight ``[width, 3, p, p]``, resized; gradients reach the original."""
-        embed = self.backbone.patch_embed
-        weight: Tensor = embed.proj.weight
-        if patch_size is None or (patch_size, patch_size) == tuple(embed.patch_size):
-            return weight
-        matrix = self._resize_matrix(patch_size)
-        place = weight.device.type
-        with torch.autocast(place if torch.amp.is_autocast_available(place) else "cpu", enabled=False):
-            exact = at_least_fp32(weight)
-            flat = exact.flatten(2) @ matrix.to(exact.dtype)
-        return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
-
-    def _resize_matrix(self, patch_size: int) -> Tensor:
-        """The pseudo-inverse for a patch size, computed once per device."""
-        embed = self.backbone.patch_embed
-        place = (patch_size, embed.proj.weight.device)
-        if place not in self._resize:
-            with torch.inference_mode(False):
-                self._resize[place] = resize_matrix(tuple(embed.patch_size), patch_size).to(place[1])
-        return self._resize[place]
-
-    def prepare(self, view: View) -> None:
-        """Compute and cache the resize matrix of a view, outside of any trace."""
-        if view.patch_size is not None:
-            self._resize_matrix(view.patch_size)
-
-    def _with_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Timm's ``_pos_embed``, with the positions interpolated to the grid."""
-        backbone = self.backbone
-        positions = resample_abs_pos_embed(
-            backbone.pos_embed,
-            new_size=list(grid),
-            old_size=list(backbone.patch_embed.grid_size),
-            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
-        )
-        if backbone.no_embed_class:
-            x = x + positions
-        prefix = [part for part in (backbone.cls_token, backbone.reg_token) if part is not None]
-        if prefix:
-            x = torch.cat([*(part.expand(x.shape[0], -1, -1) for part in prefix), x], dim=1)
-        if not backbone.no_embed_class:
-            x = x + positions
-        placed: Tensor = backbone.pos_drop(x)
-        return placed
-
-
-class TextBlock(nn.Module):
-    """A pre-norm transformer block over ``[B, L, width]``."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def initialise(self, width: int, layers: int) -> None:
-        """As CLIP: residual branches shrink with depth."""
-        residual = (2 * layers) ** -0.5
-        for linear, std in (
-            (self.qkv, width**-0.5),
-            (self.out, width**-0.5 * residual),
-            (self.fc1, (2 * width) ** -0.5),
-            (self.fc2, width**-0.5 * residual),
-        ):
-            nn.init.normal_(linear.weight, std=std)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x_BLW: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Attention and MLP, each with its residual."""
-        batch, length, width = x_BLW.shape
-        qkv = self.qkv(self.norm_attention(x_BLW)).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x_BLW = x_BLW + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        out: Tensor = x_BLW + self.fc2(F.gelu(self.fc1(self.norm_mlp(x_BLW))))
-        return out
-
-
-class TextTower(nn.Module):
-    """A text transformer: int64 ids ``[B, L]`` → ``[B, D]``, not normalised.
-
-    Without ``causal``, padding is masked out of attention; with ``causal``, no text token attends to the padding after
-    the end token. The tower always runs, and is priced, at the full length L, or at the view's text length.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int,
-        length: int,
-        pad_id: int,
-        output: int,
-        *,
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_ratio: float,
-        causal: bool,
-        pool: TextPool,
-    ) -> None:
-        super().__init__()
-        self.pad_id, self.causal, self.pool = pad_id, causal, pool
-        self.grad_checkpointing = False
-        self.tokens = nn.Embedding(vocab_size, width)
-        self.positions = nn.Parameter(torch.empty(length, width))
-        self.blocks = nn.ModuleList(TextBlock(width, heads, mlp_ratio) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, output, bias=False)
-        self._initialise(width, layers)
-
-    def _initialise(self, width: int, layers: int) -> None:
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
-        for block in self.blocks:
-            assert isinstance(block, TextBlock)
-            block.initialise(width, layers)
-
-    def forward(self, token_BL: Tensor, view: View = FULL) -> Tensor:
-        """Run the blocks (only the first ones under a view), pool over the text, project."""
-        positions: Tensor = self.positions
-        if view.text_length is not None and view.text_length < len(positions):
-            token_BL, positions = cut_text(token_BL, view.text_length, self.pad_id), positions[: view.text_length]
-        real_BL = token_BL != self.pad_id
-        x_BLW = self.tokens(token_BL) + positions
-        mask = None if self.causal else real_BL[:, None, None, :]
-        for block in self.blocks[: layers_run(view.text_layers, len(self.blocks))]:
-            if self.grad_checkpointing:
-                x_BLW = checkpoint(block, x_BLW, mask, self.causal, use_reentrant=False)
-            else:
-                x_BLW = block(x_BLW, mask, self.causal)
-        if self.pool == "mean":
-            share_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
-            pooled = (self.norm(x_BLW) * share_BL1).sum(1) / share_BL1.sum(1)
-        else:
-            end_B = real_BL.sum(1) - 1
-            pooled = self.norm(x_BLW[torch.arange(len(x_BLW), device=x_BLW.device), end_B])
-        out: Tensor = self.projection(pooled)
-        return out
 
 
 class TwoTowers(Encoders):
@@ -268,7 +42,7 @@ class TwoTowers(Encoders):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         # The softmax loss does not use the offset, and DDP fails on a trainable parameter without gradient.
         self.bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "sigmoid")
-        self.width = image.projection.out_features
+        self.width = image.width
 
     @property
     def text_length(self) -> int:
@@ -294,7 +68,7 @@ class TwoTowers(Encoders):
         Blocks do nearly all the work, run under every view, and take a fraction of the time that whole towers take to
         compile. Weights, their names and the traced price stay as they are.
         """
-        for block in (*self.image.backbone.blocks, *self.text.blocks):
+        for block in (*self.image.blocks, *self.text.blocks):
             block.compile(backend=backend)
 
     @contextmanager
@@ -315,23 +89,58 @@ class TwoTowers(Encoders):
             self.text.grad_checkpointing = False
 
 
+@cache
+def _sizes_taken(image_tower: str) -> frozenset[str]:
+    """Which of ``img_size`` and ``patch_size`` the constructor of a timm model takes.
+
+    Raises:
+        ValueError: timm cannot build the model.
+    """
+    try:
+        with torch.device("meta"):
+            kind = type(timm.create_model(image_tower, num_classes=0))
+    except Exception as error:  # any error of timm's constructors
+        raise ValueError(f"timm cannot build model.image_tower = {image_tower!r}: {error}") from error
+    if issubclass(kind, TRANSFORMERS):
+        return frozenset({"img_size", "patch_size"})
+    taken, known = set(), inspect.signature(kind).parameters
+    for name in {"img_size", "patch_size"} & known.keys():
+        with suppress(TypeError), torch.device("meta"):  # some models fix a size by their name
+            timm.create_model(image_tower, num_classes=0, **{name: known[name].default})
+            taken.add(name)
+    return frozenset(taken)
+
+
 @dataclass(frozen=True)
 class Model:
     """Shape of the two towers.
 
     Attributes:
-        image_tower: any timm vision transformer by name: ViT, SigLIP, FlexiViT, NaFlexViT, EVA-02, DINOv3, BEiT.
+        image_tower: any timm image model by name. Views that keep a share of the patches or layers, or change the
+            patch, need a plain vision transformer (ViT, SigLIP, FlexiViT).
         image_size: side of an image, pixels; images of another size are resized on the device.
-        patch_size: side of a patch, pixels.
+        patch_size: side of a patch, pixels; without effect on a tower that has no patches (ConvNeXt, ResNet).
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
         pretrained: load timm's weights for the image tower (needs the network or timm's cache).
+        image_mean: three numbers, the mean of each channel of pixels in [0, 1]; ``None`` takes what the weights were
+            trained with where ``pretrained``, and 0.5 otherwise.
+        image_std: the standard deviation of each channel, likewise.
+        image_projection: a linear projection without bias from the image tower's features to ``embed_dim``; without
+            it (SigLIP) the features must be as wide.
         embed_dim: D, width of the image and text embeddings.
         text_width: width of the text transformer.
         text_layers: blocks of the text transformer.
         text_heads: attention heads of a text block.
         text_mlp_ratio: width of a text block's MLP over ``text_width``.
         text_causal: causal attention as in CLIP's text tower; otherwise every token attends to every token.
-        text_pool: ``mean`` over the real tokens, or the output at the ``end`` token.
+        text_attend_padding: tokens attend to padding too, as in SigLIP's text tower; without effect where
+            ``text_causal``, in which no text token attends to the padding behind it.
+        text_pool: ``mean`` over the real tokens, the output at the ``end`` token (CLIP) or at the ``last`` position,
+            padding or not (SigLIP's released weights), or ``attention`` by one learned query.
+        text_activation: of a text block's MLP: ``gelu``, ``gelu_tanh`` (its tanh form, SigLIP) or ``quick_gelu``
+            (OpenAI's CLIP).
+        text_norm_eps: ε of the layer normalisations; 1e-6 in SigLIP.
+        text_projection_bias: whether the projection of the text has a bias, as in SigLIP.
     """
 
     image_tower: str = "vit_tiny_patch16_224"
@@ -339,61 +148,82 @@ class Model:
     patch_size: int = 8
     image_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
+    image_projection: bool = True
     embed_dim: int = 128
     text_width: int = 128
     text_layers: int = 2
     text_heads: int = 4
     text_mlp_ratio: float = 4.0
     text_causal: bool = False
+    text_attend_padding: bool = False
     text_pool: TextPool = "mean"
+    text_activation: Activation = "gelu"
+    text_norm_eps: float = 1e-5
+    text_projection_bias: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "embed_dim", "text_width", "text_layers", "text_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.text_mlp_ratio > 0:
-            raise ValueError(f"model.text_mlp_ratio must be positive, got {self.text_mlp_ratio}")
+        for name in ("text_mlp_ratio", "text_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"model.{name} must be positive, got {getattr(self, name)}")
+        if self.text_width % self.text_heads:
+            raise ValueError(f"model.text_width = {self.text_width} does not divide into {self.text_heads} heads")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or (name == "image_std" and not min(values) > 0)):
+                positive = "three positive numbers" if name == "image_std" else "three numbers"
+                raise ValueError(f"model.{name} is {positive}, one a channel, got {values!r}")
+            if values is not None:
+                object.__setattr__(self, name, tuple(map(float, values)))
+        if not timm.is_model(self.image_tower):
+            near = nearest(self.image_tower, timm.list_models(), "; it has {}", count=3)
+            raise ValueError(f"timm has no model {self.image_tower!r}{near}")
+        if self.image_size % self.patch_size and "patch_size" in _sizes_taken(self.image_tower):
+            self._refuse_patches()
+
+    def _refuse_patches(self) -> None:
+        """Refuse an image that is no whole number of patches wide.
+
+        Raises:
+            ValueError: always.
+        """
         if self.image_size < self.patch_size:
             raise ValueError(
                 f"an image of {self.image_size} px is smaller than a patch of {self.patch_size} px: "
                 "raise model.image_size or lower model.patch_size"
             )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"model.image_size = {self.image_size} is no multiple of model.patch_size = {self.patch_size}; "
-                f"the nearest is {max(1, round(self.image_size / self.patch_size)) * self.patch_size}"
-            )
-        if self.text_width % self.text_heads:
-            raise ValueError(f"model.text_width = {self.text_width} does not divide into {self.text_heads} heads")
-        if not timm.is_model(self.image_tower):
-            near = nearest(self.image_tower, timm.list_models(), "; it has {}", count=3)
-            raise ValueError(f"timm has no model {self.image_tower!r}{near}")
+        raise ValueError(
+            f"model.image_size = {self.image_size} is no multiple of model.patch_size = {self.patch_size}; "
+            f"the nearest is {max(1, round(self.image_size / self.patch_size)) * self.patch_size}"
+        )
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation of the channels: as bound, else those of the weights, else 0.5."""
+        own: dict[str, Any] = {}
+        if self.pretrained:
+            config = timm.get_pretrained_cfg(self.image_tower)
+            own = (config.to_dict() if config else {}) | self.image_options.get("pretrained_cfg_overlay", {})
+        return self.image_mean or own.get("mean", HALF), self.image_std or own.get("std", HALF)
+
+    def without_weights(self) -> Model:
+        """The same towers from random weights, with the mean and standard deviation that they have now."""
+        mean, std = self.normalisation
+        return replace(self, pretrained=False, image_mean=mean, image_std=std)
 
     def build(self, tokenizer: Tokenizer, loss: LossName, seed: int) -> TwoTowers:
         """Build the model, initialised from ``seed`` alone.
 
         Raises:
-            ValueError: timm cannot build the image tower, or its type is not a ``Backbone``.
+            ValueError: timm cannot build the image tower, or it does not run on images of this size.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "init"))
-            try:
-                backbone = timm.create_model(
-                    self.image_tower,
-                    pretrained=self.pretrained,
-                    num_classes=0,
-                    **{"img_size": self.image_size, "patch_size": self.patch_size, **self.image_options},
-                )
-            except Exception as error:  # any error of timm's constructors is a fault of the options
-                raise ValueError(
-                    f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
-                ) from error
-            if not isinstance(backbone, Backbone):
-                raise ValueError(
-                    f"model.image_tower = {self.image_tower!r} is a {type(backbone).__name__}; "
-                    "a vision transformer is needed (timm.list_models('vit*'), or flexivit, naflexvit, eva, beit)"
-                )
-            image = ImageTower(backbone, self.embed_dim, self.image_size if isinstance(backbone, NaFlexVit) else None)
+            image = self._image_tower()
             text = TextTower(
                 tokenizer.vocab_size,
                 tokenizer.length,
@@ -405,5 +235,38 @@ class Model:
                 mlp_ratio=self.text_mlp_ratio,
                 causal=self.text_causal,
                 pool=self.text_pool,
+                attend_padding=self.text_attend_padding,
+                activation=self.text_activation,
+                norm_eps=self.text_norm_eps,
+                projection_bias=self.text_projection_bias,
             )
             return TwoTowers(image, text, tokenizer.identity, loss)
+
+    def _image_tower(self) -> ImageTower:
+        """The image tower, from torch's random state.
+
+        Raises:
+            ValueError: timm cannot build it, or it does not run on images of this size.
+        """
+        sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
+        taken = _sizes_taken(self.image_tower)
+        options = {name: value for name, value in sizes.items() if name in taken} | dict(self.image_options)
+        try:
+            backbone = timm.create_model(self.image_tower, pretrained=self.pretrained, num_classes=0, **options)
+        except Exception as error:  # any error of timm's constructors is a fault of the options
+            raise ValueError(
+                f"timm cannot build model.image_tower = {self.image_tower!r}: {type(error).__name__}: {error}"
+            ) from error
+        mean, std = self.normalisation
+        own_size = isinstance(backbone, TRANSFORMERS) and hasattr(backbone, "patch_embed")
+        try:
+            return ImageTower(
+                backbone,
+                self.embed_dim,
+                None if own_size else self.image_size,
+                mean=mean,
+                std=std,
+                project=self.image_projection,
+            )
+        except ValueError as error:
+            raise ValueError(f"model.image_tower = {self.image_tower!r}: {error}") from error

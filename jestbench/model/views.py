@@ -21,10 +21,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import View, grid_of
+from jestbench.batch import FULL, View, grid_of
 
 if TYPE_CHECKING:
     from jestbench.model.encoders import Encoders
+    from jestbench.model.image_tower import ImageTower
     from jestbench.model.towers import TwoTowers
 
 
@@ -47,7 +48,9 @@ def check(view: View, model: TwoTowers) -> View:
         ValueError: a tower cannot run the view; the message gives the reason.
     """
     backbone, text = model.image.backbone, model.text
-    if not view.full_image:
+    if not view.full_image and not model.image.transformer:
+        view = _of_any_backbone(view, model.image)
+    elif not view.full_image:
         _check_backbone(view, backbone)
         patch, image = backbone.patch_embed.patch_size, model.image.resolution
         rows, columns = grid_of(view, patch, image)
@@ -74,6 +77,28 @@ def own_terms(view: View, model: Encoders) -> View:
         return model.checked(view)
     except ValueError:
         return view
+
+
+def _of_any_backbone(view: View, tower: ImageTower) -> View:
+    """A view of an image tower without blocks over patches: it has a resolution, and nothing else can be changed.
+
+    Raises:
+        ValueError: the view asks for more, or the tower does not run at that resolution.
+    """
+    name = type(tower.backbone).__name__
+    for field in ("patch_size", "keep", "layers"):
+        if getattr(view, field) != getattr(FULL, field):
+            raise ValueError(
+                f"the image tower cannot be run under a view ({view.label}): view.{field} needs one, and a {name} "
+                "is no plain vision transformer (view.resolution alone can be tried)"
+            )
+    if view.resolution is None or (view.resolution,) * 2 == tower.resolution:
+        return replace(view, resolution=None)
+    try:
+        tower.check_resolution(view.resolution)
+    except ValueError as error:
+        raise ValueError(f"the image tower cannot be run under a view ({view.label}): {error}") from error
+    return view
 
 
 def _check_backbone(view: View, backbone: VisionTransformer) -> None:

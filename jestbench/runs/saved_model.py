@@ -14,9 +14,10 @@ from torch import Tensor
 from jestbench.batch import DataError, Mix, View
 from jestbench.config.run import Run
 from jestbench.disk import write_json
+from jestbench.engine.casting import shape_of
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import TwoTowers
+from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.checkpoint import FORMAT, damage
 from jestbench.runs.folder import RunFolder, read_object
 from jestbench.select.losses import LossName
@@ -108,7 +109,7 @@ def _newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     return newest, _description(newest)
 
 
-def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
+def towers_of(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     """The model of a run's newest checkpoint.
 
     Args:
@@ -124,13 +125,34 @@ def load_model(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     found = described["kind"]
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
-    tokenizer = Tokenizer(described["tokenizer"], described["length"], described["pad"], described["end"])
-    model = KINDS[kind].rebuilt(described, tokenizer)
+    model = KINDS[kind].rebuilt(described, _tokenizer(described))
     try:
         model.load_state_dict(load_file(newest / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         raise DataError(f"{newest} does not hold the model that its {DESCRIPTION} describes: train it anew") from error
     return model
+
+
+def _tokenizer(described: Mapping[str, Any]) -> Tokenizer:
+    return Tokenizer(described["tokenizer"], described["length"], described["pad"], described["end"])
+
+
+def tokenizer_of(run_dir: Path) -> Tokenizer:
+    """The tokenizer of the model in a run's newest checkpoint.
+
+    Raises:
+        DataError: there is no checkpoint, or it does not describe its model.
+    """
+    return _tokenizer(_newest(run_dir)[1])
+
+
+def shape_in(run_dir: Path) -> Model:
+    """The shape of the towers in a run's newest checkpoint.
+
+    Raises:
+        DataError: there is no checkpoint, or it does not describe its model.
+    """
+    return shape_of(_newest(run_dir)[1])
 
 
 def trained_mix(run_dir: Path) -> Mix:

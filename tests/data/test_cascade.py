@@ -32,7 +32,7 @@ from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.runs.open_folder import recorded
 from jestbench.runs.recorder import Recorder
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 from jestbench.select.draws import gumbel_top_k, top_k
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
@@ -166,7 +166,7 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def closed_form(reference: Path, accounting: str, size: int, policy_scores: bool) -> tuple[int, int]:
     """Multiply-adds of the towers and of the own logits, from the keys of the candidates alone."""
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
-    price = Price.of(load_model(reference), pairs.batch(torch.tensor([0])))
+    price = Price.of(towers_of(reference), pairs.batch(torch.tensor([0])))
     plan = EpochPlan(pairs, size * CANDIDATES, seed=0)
     index_N = torch.cat([plan.positions(step).index_B for step in range(STEPS)])
     images, texts = torch.from_numpy(pairs.image_key_N)[index_N], pairs.text_key_N[index_N]
@@ -301,7 +301,7 @@ def test_first_sight_and_amortised_prices(reference, tmp_path):
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")
-    pair = FLOPS_PER_MAC * Price.of(load_model(reference), pairs.batch(torch.tensor([0]))).pair
+    pair = FLOPS_PER_MAC * Price.of(towers_of(reference), pairs.batch(torch.tensor([0]))).pair
     assert first.cascade_pair == pair + FLOPS_PER_MAC * WIDTH
     assert first.flops["reference_score"] == SUPER_BATCH * CANDIDATES * pair
     assert online.flops["reference_score"] == SUPER_BATCH * (CANDIDATES + 1) * pair

@@ -41,7 +41,7 @@ from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 
 GIN = Path(__file__).resolve().parents[2] / "gin"
 
@@ -821,7 +821,7 @@ def test_three_lines_for_shards(run, tmp_path):
     assert last["data/damaged"] == 0
     assert last["data/read"] == last["pairs/seen"] == found["pairs_seen"]
     model = json.loads((RunFolder(Path("out")).newest_checkpoint() / "model.json").read_text())
-    assert load_model(Path("out")).tokenizer == Tokenizer(model["tokenizer"], 32).identity
+    assert towers_of(Path("out")).tokenizer == Tokenizer(model["tokenizer"], 32).identity
     assert run(*check)[0] == 0, "of the data themselves, now that they are indexed"
 
 

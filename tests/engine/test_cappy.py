@@ -30,10 +30,11 @@ from jestbench.engine.regression import Regression, captions_of, graded
 from jestbench.evals.grading import area_under_curve, rank_correlation
 from jestbench.evals.measure import REGRESSION_MEASURES
 from jestbench.launch.command import main
+from jestbench.model.image_tower import ImageTower
 from jestbench.model.regressor import PairHead, Regressor
-from jestbench.model.towers import ImageTower, TextTower
+from jestbench.model.text_tower import TextTower
 from jestbench.runs.open_folder import recorded
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 from jestbench.select.policy import PolicyError
 
 TINY, SCORER = "gin/run/tiny.gin", "gin/run/tiny_cappy.gin"
@@ -384,7 +385,7 @@ def test_the_scorer_learns_which_pairs_match(scorer):
     pairs = Synthetic(concepts=16).split("pool")
     batch = pairs.batch(torch.arange(600))
     with torch.no_grad():
-        grade_B = load_model(scorer, "regression").eval().score(batch)
+        grade_B = towers_of(scorer, "regression").eval().score(batch)
     noisy_B = batch.marks["noisy"]
     assert area_under_curve(grade_B[~noisy_B], grade_B[noisy_B]) > 0.85
 
@@ -411,7 +412,7 @@ def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
     with Passes() as passes:
         assert train(tmp_path / "run", "--gin_file", SCORER, *SMALL, *steps(4), *more) == 0
     model, world = (
-        load_model(tmp_path / "run", "regression"),
+        towers_of(tmp_path / "run", "regression"),
         Synthetic(concepts=16).split("pool").batch(torch.tensor([0])),
     )
     image = forward_macs(model.image, world.images_BCHW)
@@ -436,7 +437,7 @@ def test_training_is_charged_its_closed_form(tmp_path, others, corruptions):
 def test_grading_is_charged_as_the_accounting_says(scorer, tmp_path, accounting):
     with Passes() as passes:
         assert train(tmp_path / "run", *cappy(scorer, *steps(8), f"run.reference_accounting={accounting}")) == 0
-    model, world = load_model(scorer, "regression"), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
+    model, world = towers_of(scorer, "regression"), Synthetic(concepts=16).split("pool").batch(torch.tensor([0]))
     towers = forward_macs(model.image, world.images_BCHW) + forward_macs(model.text, world.tokens(model.tokenizer))
     graded_pairs = passes.by_type()[PairHead, False]
     end, last = summary_of(tmp_path / "run"), rows_of(tmp_path / "run")[-1]

@@ -18,7 +18,7 @@ from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 from jestbench.select.draws import gumbel_top_k
 
 POOL, BATCH, CANDIDATES, STEPS, TEMPERATURE = 120, 8, 3, 8, 0.1
@@ -75,7 +75,7 @@ def candidates_of() -> EpochPlan:
 
 @pytest.mark.parametrize("accounting", ["online", "first_sight", "amortised"])
 def test_grades_draw_what_plain_reading_draws_at_the_closed_form_s_cost(train, scorer, accounting):
-    model, candidates = load_model(scorer, "regression").eval(), candidates_of()
+    model, candidates = towers_of(scorer, "regression").eval(), candidates_of()
     _, summary, drawn = train("uniform", *CASCADE, f"run.reference_accounting={accounting}")
     for step in range(STEPS):
         batch = candidates.pairs.batch(candidates.positions(step).index_B)

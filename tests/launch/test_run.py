@@ -25,7 +25,7 @@ from jestbench.data.super_batches import SuperBatches
 from jestbench.launch.command import main
 from jestbench.model.towers import TwoTowers
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 from jestbench.select.draws import joint_sample
 from jestbench.select.scores import Embeddings, Scores
 
@@ -230,7 +230,7 @@ def test_jest_online_costs_its_closed_form(reference, tmp_path):
     images, tokens = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.ones(1, 8, dtype=torch.int64)
     learner, frozen = (
         forward_macs(model.image, images) + forward_macs(model.text, tokens)
-        for model in (load_model(run_dir), load_model(reference))
+        for model in (towers_of(run_dir), towers_of(reference))
     )
     conditioned = BATCH - BATCH // chunks  # all chunks but the last: row and column strips under both models
     selection = 2 * SUPER_BATCH * WIDTH + 2 * 2 * SUPER_BATCH * conditioned * WIDTH

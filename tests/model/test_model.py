@@ -21,8 +21,9 @@ from jestbench.cost.price import Price
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner, NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
+from jestbench.model.image_tower import resized
 from jestbench.model.tokenizer import Tokenizer, train_bpe
-from jestbench.model.towers import MAX_SCALE, Model, resized
+from jestbench.model.towers import MAX_SCALE, Model
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES, sigmoid_loss, softmax_loss
 
@@ -268,13 +269,6 @@ def test_a_tower_resizes_images_of_another_size(tokenizer):
         torch.testing.assert_close(model.encode_image(large), model.encode_image(resized(large, (32, 32))))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_relpos_small_patch16_224"])
-def test_a_timm_model_that_is_no_vision_transformer_is_refused(tokenizer, name):
-    options = {} if name == "resnet18" else {"image_options": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
-    with pytest.raises(ValueError, match="image_tower"):
-        tiny(tokenizer, image_tower=name, **options)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -282,6 +276,9 @@ def test_a_timm_model_that_is_no_vision_transformer_is_refused(tokenizer, name):
         ({"patch_size": 7}, "multiple"),
         ({"patch_size": 64}, "smaller than a patch"),
         ({"text_heads": 3}, "heads"),
+        ({"image_mean": (0.5, 0.5)}, "model.image_mean is three numbers"),
+        ({"image_std": (0.5, 0.5, 0.0)}, "model.image_std is three positive numbers"),
+        ({"text_norm_eps": 0.0}, "model.text_norm_eps must be positive"),
         ({"embed_dim": 0}, "at least 1"),
     ],
 )

@@ -30,8 +30,9 @@ from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.scorer import Scorer
 from jestbench.launch import command
 from jestbench.launch.forecast import step_price
+from jestbench.model.image_tower import ImageTower
 from jestbench.model.tokenizer import Tokenizer, train_bpe
-from jestbench.model.towers import ImageTower, Model, TwoTowers
+from jestbench.model.towers import Model, TwoTowers
 from jestbench.model.views import check, cut_text, kept_patches, layers_run, patches_kept, resize_matrix
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.losses import LOSSES

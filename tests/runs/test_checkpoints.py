@@ -14,7 +14,7 @@ from jestbench.disk import PROJECT
 from jestbench.launch.command import main
 from jestbench.runs.checkpoint import MANIFEST, damage, newest_whole
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 
 TINY = [
     *("--gin_file", str(PROJECT / "gin/run/tiny.gin"), "run.batch_size=8", "run.super_batch_size=24"),
@@ -137,9 +137,9 @@ def test_what_a_run_has_written_beside_its_checkpoints_stops_no_resume(
 
 def test_a_reference_whose_weights_were_changed_is_refused(killed: Path, tmp_path: Path) -> None:
     shutil.copytree(killed.parent / "whole", tmp_path / "run")
-    load_model(tmp_path / "run")
+    towers_of(tmp_path / "run")
     newest = RunFolder(tmp_path / "run").newest_checkpoint()
     assert newest is not None
     flip(newest / "model.safetensors")
     with pytest.raises(DataError, match=r"model\.safetensors holds other bytes than were written"):
-        load_model(tmp_path / "run")
+        towers_of(tmp_path / "run")

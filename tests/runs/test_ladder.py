@@ -25,7 +25,7 @@ from jestbench.runs import open_folder
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Jsonl
 from jestbench.runs.recorder import Recorder
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 
 WORLD = small_world(8, 24)
 TINY = ["--gin_file", "gin/run/tiny.gin"]
@@ -226,7 +226,7 @@ def test_a_finished_ladder_keeps_its_end_and_what_it_left(ladders: Callable[[str
     assert names[-1].endswith(f"-rungs-002-branch-{steps:010d}")
     assert names[-1].partition("-branch-")[0] in names, "where the last cool-down began"
     assert len(names) <= 3
-    load_model(folder.path)
+    towers_of(folder.path)
     assert (folder.row_stores / "reference_score-image.bin").is_file(), "what was charged, for rungs appended later"
 
 
