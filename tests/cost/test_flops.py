@@ -529,7 +529,9 @@ def test_the_3x_convention_errs_little_for_every_shipped_model(path):
     embed = model.image.backbone.patch_embed
     patches = embed.num_patches * embed.proj.weight.numel()
     assert Price.of_training(model, batch).pair == TRAINING_PASSES * price.pair - patches
-    assert convention_error(model, price, batch) == pytest.approx(1 - patches / (TRAINING_PASSES * price.pair), rel=1e-12)
+    assert convention_error(model, price, batch) == pytest.approx(
+        1 - patches / (TRAINING_PASSES * price.pair), rel=1e-12
+    )
     assert patches / (TRAINING_PASSES * price.pair) < 0.03
 
 

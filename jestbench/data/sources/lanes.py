@@ -235,7 +235,7 @@ class LaneReader:
         if not captions:
             raise Damaged("empty caption")
         key, drawn = content_key(content), 0
-        if self.shards.captions.several == "draw":
+        if len(captions) > 1 and self.shards.captions.several == "draw":
             drawn = int(drawn_captions(np.array([key]), np.array([len(captions)]), self.shards.seed, epoch)[0])
         keys = key, content_key(captions[drawn].encode())
         return _Row(
