@@ -19,7 +19,7 @@ from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
-from jestbench.launch.data_report import opened, walk
+from jestbench.launch.data_report import opened, ranked_line, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins
@@ -143,6 +143,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
+        lines = [*found.lines, *(ranked_line(role, pairs) for role, pairs in stages.pairs.ranked)]
         walked = None if found.stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
@@ -151,7 +152,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
-            data=tuple(found.lines),
+            data=tuple(lines),
             sizes="" if walked is None else sizes(resolved, stages),
             budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
             metrics=tuple(stages.evaluator.measures),

@@ -23,10 +23,13 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
     """
     sections = [line for facts in (data, *data.get("sources", {}).values()) for line in _indexed(facts)]
     counts, kinds = data.get("counts", {}), data.get("damage_read", {})
-    if counts.get("damaged") or counts.get("wordless"):
+    found = {
+        f"of {counts.get('read', 0):,.0f} reads gave a damaged pair": counts.get("damaged", 0),
+        "captions tokenised to nothing": counts.get("wordless", 0),
+    }
+    if any(found.values()):
         sections += ["## While the run read", ""]
-        sections += [f"{counts['damaged']:,.0f} of {counts['read']:,.0f} reads met a damaged pair.", ""]
-        sections += [f"{counts.get('wordless', 0):,.0f} captions tokenised to nothing.", ""]
+        sections += [line for what, count in found.items() if count for line in (f"{count:,.0f} {what}.", "")]
         worst = sorted((-count, reason, example) for reason, (count, example) in kinds.items())
         sections += [*_table((reason, f"{-count:,}", example) for count, reason, example in worst), ""] * bool(kinds)
     if sections:

@@ -236,7 +236,8 @@ def test_numbers_are_joined_to_the_pairs_of_a_stream_as_to_those_of_an_index(tmp
     for column, name in enumerate(stream.column_names):
         assert np.allclose(chunk.value_NC[:, column], indexed.columns[name][order])
     assert lost_in(chunk) == {"damaged": COUNT - len(known), "damaged/no value of clip": COUNT - len(known)}
-    assert chunk.examples["no value of clip"].removeprefix("uid ") in {UIDS[i] for i in range(COUNT) if i not in known}
+    lacking = [f"{shards}: {i:03d}: uid {UIDS[i]}" for i in range(COUNT) if i not in known]
+    assert chunk.examples["no value of clip"] in lacking
     assert set(chunk.uids) == {UIDS[i] for i in known}
     with pytest.raises(DataError, match=r"stream\.metadata = '\*\.pq': no such file, neither beside the shards"):
         streamed(shards, **bound | {"metadata": "*.pq"})
@@ -258,6 +259,21 @@ def test_a_stream_whose_lists_changed_is_other_data(tmp_path):
     assert before == fingerprint()
     path.write_text(f"{UIDS[3]}\n{UIDS[4]}", encoding="utf-8")
     assert fingerprint() != before
+
+
+def test_a_stream_whose_shard_was_packed_anew_is_other_data(tmp_path):
+    shards = shards_at(tmp_path / "x.tar")
+
+    def fingerprint(url: str) -> str:
+        return Stream(url, Synthetic(eval=4), caption="json.caption", lanes=1).split("pool").fingerprint
+
+    before = [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    assert before == [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    shards_at(tmp_path / "x.tar", [FIELDS[1], FIELDS[0], *FIELDS[2:]])
+    after = [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False], (
+        "a pipe is not known"
+    )
 
 
 @pytest.mark.parametrize("uids", [["0" * 32, "f" * 32, "1" * 31], ["0" * 32, "é" * 32], ["ab " * 10 + "ab", "0" * 32]])

@@ -211,7 +211,9 @@ def test_a_reference_is_trained_on_the_top_by_another_ones_scores(reference, tmp
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     own = ("gin/run/tiny_reference.gin", f"run.split={BY!r}", f"run.reference={reference!r}", *OWN[2:])
     command = [*WORDS, "--gin_file", "gin/policy/jest.gin", f"run.reference={own!r}"]
-    assert main([*command, "--check"]) == 0
+    assert main([*command, "--check", "--verbose"]) == 0
+    said = "not checked: the top of the 120 pairs of synthetic/pool by the reference; its first pairs stand in"
+    assert said in capsys.readouterr().out
     assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
     found = summary_of(summary_of(tmp_path / "run")["references"][0]["run_dir"])
     assert (found["data"]["split"], found["data"]["pairs"]) == (BY, 30)

@@ -173,7 +173,7 @@ class LaneReader:
         self.beside = None
         if shards.members.uid:
             self.beside = _beside(shards.members, shards.joined, shards.metadata, shards.uids)
-        self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, Place, Lost]]]] = {}
+        self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, str, Place, Lost]]]] = {}
         self._lost, self._examples = Counter[str](), dict[str, str]()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
@@ -184,14 +184,14 @@ class LaneReader:
             held = (epoch, place, self._pairs(epoch, lane, place))
         rows: list[_Row] = []
         pairs, skipped, ended = held[2], Counter[str](), True
-        for found, after, lost in pairs:
+        for found, url, after, lost in pairs:
             place = after
             skipped.update(lost)
             try:
                 rows.append(self._row(found, epoch, after, skipped))
                 skipped = Counter()
             except Damaged as damaged:
-                skipped.update(self._noted(damaged))
+                skipped.update(self._noted(damaged.at(f"{url}: {found.name.lstrip('/')}")))
             if len(rows) == count:
                 ended = False
                 break
@@ -242,8 +242,8 @@ class LaneReader:
             decode(content, self.shards.image_size), captions[drawn], keys, found.values, found.uid, after, lost
         )
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Pair, Place, Lost]]:
-        """Pairs of a lane from a place on, with the place after each pair and what was left out before it."""
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Pair, str, Place, Lost]]:
+        """Pairs of a lane from a place on: with its shard, the place after each, and what was left out before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
         raw = self._in_order(mine, shard, offset)
@@ -255,7 +255,8 @@ class LaneReader:
             order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
             for number in range(behind, len(held)):
                 lost, self._lost = self._lost, Counter()
-                yield held[order[number]][0], (*start, block, number + 1), lost
+                found, (of_shard, _) = held[order[number]]
+                yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
             start, block, behind = held[-1][1], block + 1, 0
 
     def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Pair, tuple[int, int]]]:

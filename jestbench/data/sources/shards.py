@@ -78,6 +78,7 @@ class Pair:
         values: numbers that came with it, as many as ``MemberRules.columns``; NaN where there is none.
         uid: empty where there is none, or none is asked for.
         hints: of a number that is missing, by its short name: what was found in its place.
+        name: of the sample.
     """
 
     image: TarMember
@@ -85,6 +86,7 @@ class Pair:
     values: tuple[float, ...] = ()
     uid: str = ""
     hints: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class MemberRules:
                     raise sample
                 image, captions = self.image(sample), self.captions(sample)
                 if not self.columns and not self.uid:
-                    yield Pair(image, captions)
+                    yield Pair(image, captions, name=name)
                 else:
-                    yield self._with_numbers(sample, image, captions)
+                    yield self._with_numbers(name, sample, image, captions)
             except Damaged as damaged:
                 yield damaged.at(name.lstrip("/"))
 
@@ -148,23 +150,23 @@ class MemberRules:
             return text.split("\n") if self.lines else [text]
         return texts_of(found)
 
-    def _with_numbers(self, sample: Sample, image: TarMember, captions: list[str]) -> Pair:
+    def _with_numbers(self, name: str, sample: Sample, image: TarMember, captions: list[str]) -> Pair:
         values, hints, uid = [], dict[str, str](), ""
-        for name in self.columns:
+        for column in self.columns:
             value, said = math.nan, ""
             try:
-                found = self._content(sample, name)
-                value, said = number_of(found), f"{name} holds {str(found)[:80]!r}, no number"
+                found = self._content(sample, column)
+                value, said = number_of(found), f"{column} holds {str(found)[:80]!r}, no number"
             except Damaged as damaged:
                 said = damaged.said
             values.append(value)
             if math.isnan(value):
-                hints[name.rpartition(".")[2]] = said
+                hints[column.rpartition(".")[2]] = said
         if self.uid:
             with suppress(Damaged):
                 found = self._content(sample, self.uid)
                 uid = found.decode("utf-8", "replace").strip() if isinstance(found, bytes) else str(found)
-        return Pair(image, captions, tuple(values), uid, hints)
+        return Pair(image, captions, tuple(values), uid, hints, name)
 
     def _content(self, sample: Sample, name: str) -> Any:
         """The bytes of the member of that name, or the value of the JSON field, never null.

@@ -30,18 +30,22 @@ from jestbench.data.sources.source import Fetched, Source, file_shard, needs
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.disk import digest
 
+HEAD = 1 << 16
+"""Bytes of a shard that its stream's fingerprint holds."""
+
 
 class StreamPairs(Pairs):
     """A split that is streamed: how its pairs are read, and the first of them, by which a run is priced.
 
-    Its fingerprint is of what is asked for: what the shards hold is seen when they are read.
+    Its fingerprint is of what is asked for, and of size and first bytes of each shard that lies on a disk: what the
+    shards hold is seen when they are read.
     """
 
     def __init__(self, shards: Shards, first: Batch) -> None:
         self.shards, self._first = shards, first
         self.name, self.tokenizer = "stream/pool", shards.tokenizer
         texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
-        files = shards.uids, shards.metadata, shards.joined
+        files = [*map(_state, shards.urls)], shards.uids, shards.metadata, shards.joined
         self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts, files)))
 
     @property
@@ -173,6 +177,15 @@ class Stream:
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")
         return StreamPairs(shards, _first(shards))
+
+
+def _state(url: str) -> tuple[int, str]:
+    """Size and hash of the first bytes of a shard on a disk, which change when it is packed anew; else nothing."""
+    path = Path(url.removeprefix("file:"))
+    if is_url(url.removeprefix("file:")) or not path.is_file():
+        return 0, ""
+    with path.open("rb") as file:
+        return path.stat().st_size, digest(file.read(HEAD))
 
 
 @lru_cache(maxsize=4)
