@@ -30,7 +30,7 @@ from jestbench.disk import key_text
 from jestbench.launch.command import main
 from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.runs.open_folder import recorded
-from jestbench.runs.saved_model import load_model
+from jestbench.runs.saved_model import towers_of
 
 WORLD = Synthetic(pool=120, curated=40, holdout=30, eval=16, columns=("similarity", "other"))
 WORLD_OF_RUNS = Synthetic(pool=120, curated=64, eval=16)
@@ -130,7 +130,7 @@ def reference(tmp_path_factory) -> str:
 
 
 def cosines_of(folder: str, pairs: Any) -> np.ndarray:
-    model = load_model(Path(folder), "contrastive")
+    model = towers_of(Path(folder), "contrastive")
     batch = pairs.batch(torch.arange(len(pairs)))
     with torch.no_grad():
         image_ND = model.encode_image(batch.images_BCHW, FULL, batch.image_key_B)
@@ -169,7 +169,7 @@ def test_the_top_by_a_references_own_scores_is_that_of_its_cosines_and_is_charge
     (scored, pairwise), (nothing, of_loss) = spent_on_scores(tmp_path / "cold"), spent_on_scores(tmp_path / "plain")
     assert nothing == 0 < scored
     assert int(said[1].replace(",", "")) == scored + pairwise - of_loss
-    price = Price.of(load_model(Path(reference), "contrastive"), pool.example())
+    price = Price.of(towers_of(Path(reference), "contrastive"), pool.example())
     images, texts = len(set(pool.image_key_N.tolist())), len(pool.text_key_N.unique())
     assert scored == 2 * (images * price.image + texts * price.text)
     assert spent_on_scores(tmp_path / "warm") == (scored, pairwise), "whatever lies on the disk"
@@ -192,7 +192,7 @@ def test_what_a_split_has_scored_is_charged_to_the_policy_by_the_same_accounting
     assert main([*command, "--resume", "--run_dir", str(tmp_path / "cut")]) == 0
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     flops = summary_of(tmp_path / "whole")["flops"]
-    model, pool = load_model(Path(reference), "contrastive"), WORLD_OF_RUNS.split("pool")
+    model, pool = towers_of(Path(reference), "contrastive"), WORLD_OF_RUNS.split("pool")
     price = Price.of(model, pool.example())
     each = 2 * (price.image + price.text)
     of_pool = 2 * (len(set(pool.image_key_N.tolist())) * price.image + len(pool.text_key_N.unique()) * price.text)
