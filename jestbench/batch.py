@@ -114,6 +114,11 @@ class Batch:
         return len(self.images_BCHW)
 
     @property
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """The keys of images and captions, of all pairs."""
+        return self.image_key_B, self.text_key_B
+
+    @property
     def own(self) -> Batch:
         """The pairs that this process holds: all of them, unless several processes share the batch."""
         return self
@@ -168,6 +173,8 @@ class Selection:
         state: the policy's next state, where it has one (an explicit value, checkpointed).
         score_B: optional score of each pair by itself, before any pair is chosen; shown beside the examples.
             It costs nothing: a policy returns a score that it has computed anyway.
+        memory: what the policy remembers of the pairs of the super-batch from now on, name → ``[B]``; NaN leaves a
+            number as it is. The names are those that the policy declares in ``remembers``.
     """
 
     index_K: Tensor
@@ -175,6 +182,7 @@ class Selection:
     weight_K: Tensor | None = None
     state: object = None
     score_B: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

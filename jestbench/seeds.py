@@ -27,6 +27,7 @@ Stream = Literal[
     "examples",
     "augment",
     "stream",
+    "leave",
 ]
 
 

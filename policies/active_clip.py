@@ -19,32 +19,35 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import PairLoss, Role, Scores, independent_draw
-from policies._per_pair import check_gain, check_pair_loss, selected
+from policies._per_pair import Gain, Sampling, check_gain, check_pair_loss, gain_now, selected
 from policies.registry import register
 
 
 @register("active_clip")
 @dataclass(frozen=True)
-class ActiveClip:
+class ActiveClip(Sampling):
     """p ∝ exp(gain · (ℓ(online scorer) − ℓ(reference))).
 
     Attributes:
         pair_loss: ``own`` (the paper's) or ``in_batch``, as in ``Scores.pair_loss_B``.
-        gain: factor on the scores before the exponential.
+        gain: factor on the scores before the exponential; a pair (from, to) is linear in the share of the budget.
         deterministic: take the largest instead of drawing.
     """
 
     pair_loss: PairLoss = "own"
-    gain: float = 1.0
+    gain: Gain = 1.0
     deterministic: bool = False
     needs: ClassVar[frozenset[Role]] = frozenset({"online", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"online": 1, "reference": -1}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_pair_loss(self.pair_loss)
         check_gain(self.gain)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the scorer's loss over the reference's."""
         score_B = scores.pair_loss_B("online", self.pair_loss) - scores.pair_loss_B("reference", self.pair_loss)
-        return selected(independent_draw(score_B, count, self.gain, self.deterministic, generator))
+        gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
+        draw = independent_draw(score_B, count, gain, self.deterministic, generator, offset_B)
+        return self.counted(selected(draw), scores)

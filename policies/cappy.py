@@ -9,7 +9,6 @@ Departures: Cappy ranks candidates and takes the best (``deterministic``); here 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,13 +17,13 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import PolicyError, Role, Scores, independent_draw
-from policies._per_pair import selected
+from policies._per_pair import Sampling, check_temperature, other_pairs, selected
 from policies.registry import register
 
 
 @register("cappy")
 @dataclass(frozen=True)
-class Cappy:
+class Cappy(Sampling):
     """p ∝ exp(g / T), g the pretrained scorer's grade of the pair.
 
     Attributes:
@@ -41,8 +40,8 @@ class Cappy:
     prefers: ClassVar[Mapping[str, int]] = {"g": 1}
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and math.isfinite(self.temperature) and math.isfinite(1 / self.temperature)):
-            raise ValueError(f"temperature must be finite and positive, got {self.temperature}")
+        super().__post_init__()
+        check_temperature(self.temperature)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the grade over the temperature.
@@ -54,5 +53,7 @@ class Cappy:
             raise PolicyError("cappy draws by the grades of a pretrained scorer: bind run.scorer to gin/run/cappy.gin")
         grade_B = scores.values["g"]
         if self.shuffle:
-            grade_B = grade_B[torch.randperm(len(scores), generator=generator).to(grade_B.device)]
-        return selected(independent_draw(grade_B, count, 1 / self.temperature, self.deterministic, generator))
+            grade_B = grade_B[other_pairs(len(scores), generator, grade_B.device)]
+        offset_B = self.offset_B(scores)
+        draw = independent_draw(grade_B, count, 1 / self.temperature, self.deterministic, generator, offset_B)
+        return self.counted(selected(draw), scores)

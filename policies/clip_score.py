@@ -8,7 +8,6 @@ taken. The choice does not depend on the learner, and is cheap once the referenc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,13 +15,14 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Role, Scores, choice_statistics, independent_draw, top_k
+from jestbench.select import Role, Scores
+from policies._per_pair import Sampling, among, check_share, top_share
 from policies.registry import register
 
 
 @register("clip_score")
 @dataclass(frozen=True)
-class ClipScore:
+class ClipScore(Sampling):
     """Uniform among the top share by the reference's cosine.
 
     Attributes:
@@ -36,13 +36,11 @@ class ClipScore:
     cosine_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share lies in (0, 1], got {self.share}")
+        super().__post_init__()
+        check_share(self.share)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Filter by the pair's own logit, which orders pairs as their cosine does, then draw."""
         score_B = scores.own_logit_B("reference")
-        passed_P = top_k(score_B, max(count, math.ceil(self.share * len(scores))))
-        drawn_K = independent_draw(torch.zeros(len(passed_P)), count, generator=generator).index_K
-        index_K = passed_P[drawn_K.to(passed_P.device)]
-        return Selection(index_K, choice_statistics(score_B, index_K), score_B=score_B)
+        passed_P = top_share(score_B, self.share, count)
+        return self.counted(among(passed_P, score_B, count, generator, self.offset_B(scores)), scores)

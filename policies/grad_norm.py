@@ -24,12 +24,13 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
+from policies._per_pair import Sampling
 from policies.registry import register
 
 
 @register("grad_norm")
 @dataclass(frozen=True)
-class GradNorm:
+class GradNorm(Sampling):
     """p ∝ (gradient norm of the pair's embeddings)^(1/temperature), with importance weights.
 
     Attributes:
@@ -43,6 +44,7 @@ class GradNorm:
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be finite and positive, got {self.temperature}")
 
@@ -51,11 +53,13 @@ class GradNorm:
         norm_B = scores.gradient_norm_B("learner").double()
         # A gradient of exactly 0 would exclude the pair: it becomes the smallest number instead.
         logit_B = norm_B.clamp(min=torch.finfo(torch.float32).tiny).log() / self.temperature
+        offset_B = self.offset_B(scores)
+        logit_B = logit_B if offset_B is None else logit_B + offset_B
         index_K = gumbel_top_k(logit_B, count, generator)
         statistics = draw_statistics(logit_B) | choice_statistics(norm_B, index_K)
         if not self.weighted:
-            return Selection(index_K, statistics)
+            return self.counted(Selection(index_K, statistics), scores)
         # 1/(B·p) over its mean, in log space: B and the normalisation of p cancel, and nothing overflows.
         weight_K = count * torch.softmax(-logit_B[index_K], dim=0)
         more = {"select/weight_max": float(weight_K.max()), "select/weight_min": float(weight_K.min())}
-        return Selection(index_K, statistics | more, weight_K.float())
+        return self.counted(Selection(index_K, statistics | more, weight_K.float()), scores)

@@ -18,31 +18,32 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import Embeddings, Role, Scores, joint_draw
-from policies._per_pair import check_chunks, check_gain, selected
+from policies._per_pair import Gain, Sampling, check_chunks, check_gain, gain_now, other_pairs, selected
 from policies.registry import register
 
 
 @register("jest")
 @dataclass(frozen=True)
-class Jest:
+class Jest(Sampling):
     """Joint example selection by learnability.
 
     Attributes:
         chunks: N, the number of chunks that the sub-batch is drawn in; 1 is an independent draw.
-        gain: factor on the logits.
+        gain: factor on the logits; a pair (from, to) is linear in the share of the budget.
         deterministic: take each chunk's best instead of drawing.
         shuffle_reference: a control: every pair is given the reference embeddings of another pair of
             the super-batch, so the reference's scores keep their distribution and lose their meaning.
     """
 
     chunks: int = 16
-    gain: float = 1.0
+    gain: Gain = 1.0
     deterministic: bool = False
     shuffle_reference: bool = False
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_chunks(self.chunks)
         check_gain(self.gain)
 
@@ -50,11 +51,13 @@ class Jest:
         """Draw jointly, chunk by chunk."""
         if self.shuffle_reference:
             scores = _shuffled(scores, generator)
-        return selected(joint_draw(scores, count, self.chunks, self.gain, self.deterministic, generator))
+        gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
+        draw = joint_draw(scores, count, self.chunks, gain, self.deterministic, generator, offset_B)
+        return self.counted(selected(draw), scores)
 
 
 def _shuffled(scores: Scores, generator: torch.Generator) -> Scores:
     reference = scores.side("reference")
-    other_B = torch.randperm(len(scores), generator=generator).to(reference.image_BD.device)
+    other_B = other_pairs(len(scores), generator, reference.image_BD.device)
     mixed = Embeddings(reference.image_BD[other_B], reference.text_BD[other_B], reference.scale, reference.bias)
     return replace(scores, reference=mixed)

@@ -37,7 +37,7 @@ def register(name: str) -> Callable[[_T], _T]:
                 f"two policies are named {name!r}: {known.__module__}.{known.__qualname__} "
                 f"and {cls.__module__}.{cls.__qualname__}; rename one"
             )
-        for default in ("cosine_only", "by_parts"):
+        for default in ("cosine_only", "by_parts", "takes_all", "remembers"):
             if not hasattr(cls, default):
                 setattr(cls, default, getattr(Policy, default))
         _CLASSES[name] = cls
@@ -80,7 +80,7 @@ def get(name: str) -> type[Any]:
     return _CLASSES[name]
 
 
-def create(name: str, **parameters: Any) -> Policy:
+def create(name: str, /, **parameters: Any) -> Policy:
     """Build a policy by name; keyword arguments are the policy's parameters.
 
     Raises:

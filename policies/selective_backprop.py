@@ -16,13 +16,13 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import PairLoss, Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
-from policies._per_pair import check_pair_loss
+from policies._per_pair import Sampling, check_pair_loss
 from policies.registry import register
 
 
 @register("selective_backprop")
 @dataclass(frozen=True)
-class SelectiveBackprop:
+class SelectiveBackprop(Sampling):
     """p ∝ (percentile of the learner's loss)^beta.
 
     Attributes:
@@ -36,6 +36,7 @@ class SelectiveBackprop:
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ValueError(f"beta must be finite and not negative, got {self.beta}")
         check_pair_loss(self.pair_loss)
@@ -46,5 +47,8 @@ class SelectiveBackprop:
         ordered_B = loss_B.sort().values
         percentile_B = torch.searchsorted(ordered_B, loss_B, right=True).double() / len(scores)
         logit_B = self.beta * percentile_B.log()
+        offset_B = self.offset_B(scores)
+        logit_B = logit_B if offset_B is None else logit_B + offset_B
         index_K = gumbel_top_k(logit_B, count, generator)
-        return Selection(index_K, draw_statistics(logit_B) | choice_statistics(loss_B, index_K), score_B=loss_B)
+        statistics = draw_statistics(logit_B) | choice_statistics(loss_B, index_K)
+        return self.counted(Selection(index_K, statistics, score_B=loss_B), scores)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Role, Scores, independent_draw
+from jestbench.select import Role, Scores, uniform_draw
 from policies.registry import register
 
 
@@ -27,6 +27,4 @@ class Uniform:
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Choose all pairs where there are exactly ``count``, else draw uniformly."""
-        if len(scores) == count:
-            return Selection(torch.arange(count))
-        return Selection(independent_draw(torch.zeros(len(scores)), count, generator=generator).index_K)
+        return Selection(uniform_draw(len(scores), count, generator))

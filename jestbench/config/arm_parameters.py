@@ -9,7 +9,7 @@ import re
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.control run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints "
     "run.microbatch run.reference run.scorer run.cache run.loader loader.* cache.mode cache.folder "
-    "evaluate.sets *open_clip.pretrained *hugging_face_clip.path *.trust_pickle".split()
+    "evaluate.sets stream.patience *open_clip.pretrained *hugging_face_clip.path *.trust_pickle".split()
 )
 BUDGETS = ("run.budget", "optimizer.schedule", "optimizer.rungs", "optimizer.cooldown")
 """In what the points of one curve may differ: separate runs at several budgets, and a ladder over them."""

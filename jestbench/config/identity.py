@@ -53,12 +53,14 @@ def arm_hash(
     pretrained: Mapping[Pretrained, str],
     number_format: NumberFormat = "fp32",
     without: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> str:
     """Hash of an arm: its operative configuration without defaults and without parameters that have no effect.
 
     The frozen models that the arm needs enter by their own identity. A policy that scores nothing uses neither
     super-batch size nor reference, so two uniform arms that differ only in those have the same hash. The number format
-    enters as it is on this machine, not as it is bound: ``auto`` on a GPU and on a CPU are two arms.
+    enters as it is on this machine, not as it is bound: ``auto`` on a GPU and on a CPU are two arms. ``whole``: the
+    policy takes all pairs of a super-batch.
     """
     usual = defaults()
     arm = {
@@ -69,7 +71,7 @@ def arm_hash(
     arm.pop("run.precision", None)
     if number_format != "fp32":
         arm["run.precision"] = number_format
-    for key in list(_without_effect(arm, needs)):
+    for key in list(_without_effect(arm, needs, whole)):
         arm.pop(key, None)
     arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}
     if not any(arm.get(name) for name in _VIEWS):
@@ -81,11 +83,15 @@ def _unscoped(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _without_effect(arm: Mapping[str, Any], needs: frozenset[str]) -> Iterator[str]:
+def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool) -> Iterator[str]:
     """Parameters that are bound, and that a policy with these needs never reads."""
     cascaded, ranks = "run.cascade" in arm, roles_in(arm.get("run.split", "pool"))
-    if not needs:
+    if not needs or whole:
         yield "run.super_batch_size"
+    if not needs:
+        yield "run.select_from"
+    if "memory" not in needs:
+        yield "run.memory_bytes"
     if "learner" not in needs:
         yield "run.score_view"
     if "reference" not in needs | ranks and not cascaded:

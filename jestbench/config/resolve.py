@@ -34,6 +34,7 @@ from jestbench.cost.budget import Pretrained
 from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
 from jestbench.parallel.arithmetic import number_format
+from jestbench.select.remembering import check_needs, takes_all
 
 
 def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
@@ -172,7 +173,7 @@ def resolve(
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     assert not isinstance(run.policy, str)
-    needs = frozenset(run.policy.needs)
+    needs, whole = frozenset(run.policy.needs), takes_all(run.policy)
     _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
@@ -185,8 +186,8 @@ def resolve(
         config=imports + held.config,
         operative=imports + held.operative,
         flat=flat,
-        config_hash=arm_hash(flat, needs, identities, format_used),
-        frontier_hash=arm_hash(flat, needs, identities, format_used, without=BUDGETS),
+        config_hash=arm_hash(flat, needs, identities, format_used, whole=whole),
+        frontier_hash=arm_hash(flat, needs, identities, format_used, BUDGETS, whole),
         stands_on=stands_on,
         warnings=warnings,
         inherited=inherited,
@@ -201,6 +202,7 @@ def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None
         ConfigError: it does.
     """
     assert not isinstance(run.policy, str)
+    check_needs(run.policy)
     if run.policy.needs and not run.training.selects:
         raise ConfigError(
             f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "

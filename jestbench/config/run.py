@@ -26,8 +26,9 @@ from jestbench.engine.regression import Regression
 from jestbench.evals.evaluate import Evaluate
 from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
-from jestbench.select.losses import LossName
+from jestbench.select.losses import EqualRule, LossName
 from jestbench.select.policy import Policy
+from jestbench.select.remembering import takes_all
 from jestbench.select.scores import ROLES, Role
 
 
@@ -128,6 +129,14 @@ class Run:
         wandb: Weights & Biases.
         loader: who decodes the pairs, and how far ahead.
         augment: what is done to each image at each step; ``None`` is nothing.
+        equal: what two pairs of a sub-batch are to each other that share their image or their caption: ``negative``, as
+            in CLIP; ``masked``, in no sum and no denominator, of the loss and of scores; ``positive``, label +1 for
+            sigmoid, and for softmax the mean of −log p over the positives, in the loss alone (scores over several pairs
+            of the softmax loss are refused). Priced alike.
+        select_from: share of the budget before which pairs are drawn uniformly from the super-batch, whatever the
+            policy: nothing is scored, charged or left out for it.
+        memory_bytes: most that a policy's memory of pairs takes (8 bytes a pair, and 4 for each number); pairs that are
+            new once it is full are not remembered, and counted (``memory/refused``).
     """
 
     policy: Policy | str
@@ -168,6 +177,9 @@ class Run:
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
     augment: RandomResizedCrop | None = None
+    equal: EqualRule = "negative"
+    select_from: float = 0.0
+    memory_bytes: int = 8 << 30
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
@@ -178,6 +190,10 @@ class Run:
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
                 f"run.super_batch_size = {self.super_batch_size}"
             )
+        if not 0 <= self.select_from <= 1:
+            raise ValueError(f"run.select_from is a share of the budget in [0, 1], got {self.select_from}")
+        if self.memory_bytes < 0:
+            raise ValueError(f"run.memory_bytes must not be negative, got {self.memory_bytes}")
         if self.half not in (None, 0, 1):
             raise ValueError(f"run.half is 0 or 1 (or None for the whole split), got {self.half}")
         counted = self.limit.steps is not None or self.limit.pairs is not None
@@ -401,8 +417,8 @@ class Resolved:
 
     @property
     def draw_size(self) -> int:
-        """Pairs drawn a step: B, or b for a policy that scores nothing."""
-        return self.run.super_batch_size if self.policy.needs else self.run.batch_size
+        """Pairs drawn a step: B, or b for a policy that takes all pairs of a super-batch."""
+        return self.run.batch_size if takes_all(self.policy) else self.run.super_batch_size
 
     @property
     def stated_flops(self) -> dict[str, int | None]:

@@ -126,6 +126,10 @@ class CascadePlan(StepPlan):
         chosen_B = self.cascade.choose(loss_C, self.size, generator)
         return replace(candidates, index_B=index_C[chosen_B], passes=passes)
 
+    def epoch(self, step: int) -> int:
+        """Completed passes over the candidates."""
+        return self.candidates.epoch(step)
+
     def skipped(self, step: int) -> int:
         """Pairs left out as tails, too few to be all the candidates of a super-batch."""
         return self.candidates.skipped(step)

@@ -61,13 +61,21 @@ class Fetch:
         batch = self.pairs.drawn(self.seed, positions.epoch).batch(positions.index_B)
         return replace(batch, passes=positions.passes)
 
-    def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
+    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Batch:
         """The pairs of a step; ``positions`` may be called for later steps, too, to begin reading ahead.
+
+        Args:
+            step: the step.
+            positions: gives the positions of a step.
+            last: the last step whose positions are known; ``None`` where all are.
 
         Raises:
             DataError: as ``batch``.
         """
         return self.batch(positions(step))
+
+    def forget(self) -> None:
+        """Drop what was read ahead: the positions of later steps may have changed."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +175,23 @@ class WorkerFetch(Fetch):
         """The pairs at these positions."""
         return self._whole(self._begin(positions))
 
-    def at(self, step: int, positions: Callable[[int], Positions]) -> Batch:
+    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Batch:
         """The pairs of a step; steps may come in any order, ascending order is the fastest."""
-        wanted = range(step, step + self.ahead + 1)
-        for other in [begun for begun in self._begun if begun not in wanted]:
-            for future in self._begun.pop(other).futures:
-                future.cancel()
+        wanted = range(step, (step + self.ahead if last is None else min(last, step + self.ahead)) + 1)
+        self._drop([begun for begun in self._begun if begun not in wanted])
         for each in wanted:
             if each not in self._begun:
                 self._begun[each] = self._begin(positions(each))
         return self._whole(self._begun.pop(step))
+
+    def forget(self) -> None:
+        """Drop what was read ahead."""
+        self._drop(list(self._begun))
+
+    def _drop(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            for future in self._begun.pop(step).futures:
+                future.cancel()
 
     def _begin(self, positions: Positions) -> Assembly:
         assembly = Assembly(positions, self.pinned)

@@ -189,6 +189,10 @@ class MixturePlan(StepPlan):
         )
         return Positions(sum(each.epoch for each in found), index_B)
 
+    def epoch(self, step: int) -> int:
+        """Completed passes over the split that is walked most often."""
+        return max(plan.epoch(step) for plan in self.sources.values())
+
     def skipped(self, step: int) -> int:
         """Pairs left out as tails of all splits' epochs completed before a step."""
         return sum(plan.skipped(step) for plan in self.sources.values())

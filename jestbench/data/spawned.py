@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 
-_WATCH = 0.2  # seconds between two looks at whether the parent still lives
+from jestbench.parallel.stop import end_with
 
 
 def usable_cores() -> int:
@@ -30,19 +28,3 @@ def spawned(count: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
-
-
-def end_with(parent: int) -> None:
-    """End this process once its parent has ended or was killed, rather than wait for work for ever.
-
-    Args:
-        parent: process id of the parent, passed by the parent, as ``os.getppid`` changes once the parent is gone.
-    """
-
-    def watch() -> None:
-        # Waiting for a pipe to close would not do: forked siblings hold copies of the parent's end.
-        while os.getppid() == parent:
-            time.sleep(_WATCH)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

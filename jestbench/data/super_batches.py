@@ -28,6 +28,9 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
 
+Leave = Callable[[Tensor, int], Tensor]
+"""The keys of all pairs ``[N]`` and the epoch that begins → which pairs are left out of it, bool ``[N]``."""
+
 SUMMED = ("data/read", "data/damaged", "data/wordless", "data/worker_restarts")
 """Counts that are summed over processes, where each process reads only its own rows."""
 
@@ -86,6 +89,17 @@ class SuperBatchSource(ABC):
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [] if self.workers is None else self.workers.pids
+
+    def epoch(self, step: int) -> int:
+        """Completed passes over the pairs before a step that was just read."""
+        return 0
+
+    def left_out(self) -> int:
+        """Pairs that the policy has left out of the epoch."""
+        return 0
+
+    def begin(self, step: int, leave: Leave) -> None:  # noqa: B027
+        """Before a step: begin the next epoch where one has ended, and ask which pairs are left out of it."""
 
     def at(self, step: int) -> Batch:
         """The super-batch of a step; steps are asked for in order.
@@ -176,6 +190,32 @@ class StepPlan(ABC):
     def skipped(self, step: int) -> int:
         """Pairs left out as tails of the epochs completed before a step."""
 
+    @abstractmethod
+    def epoch(self, step: int) -> int:
+        """Completed passes over the pairs before a step; of a mixture, over the split that is walked most often."""
+
+    def begin(self, step: int, leave: Leave | None) -> None:  # noqa: B027
+        """Begin an epoch, where one ends before the step; ``leave`` is asked which pairs are left out of it."""
+
+    def left_out(self) -> int:
+        """Pairs that are left out of the epoch."""
+        return 0
+
+    def known_until(self, step: int) -> int | None:
+        """The last step whose positions can be known at a step; ``None`` where all can."""
+        return None
+
+    def counts(self) -> dict[str, float]:
+        """Counts beside ``skipped``, ``data/…``."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the positions depend on beside the step."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from a checkpoint."""
+
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan(StepPlan):
@@ -209,6 +249,10 @@ class EpochPlan(StepPlan):
         epoch, number = divmod(step, self.per_epoch)
         index_B = _permutation(len(self.pairs), self.seed, epoch)[number * self.size : (number + 1) * self.size]
         return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
+
+    def epoch(self, step: int) -> int:
+        """Completed passes before a step."""
+        return step // self.per_epoch
 
     def skipped(self, step: int) -> int:
         """Pairs left out as tails of the epochs completed before a step."""
@@ -257,8 +301,20 @@ class SuperBatches(SuperBatchSource):
         """Those of the plan."""
         return self.plan.sources
 
+    def epoch(self, step: int) -> int:
+        """That of the plan."""
+        return self.plan.epoch(step)
+
+    def left_out(self) -> int:
+        """Those of the plan."""
+        return self.plan.left_out()
+
+    def begin(self, step: int, leave: Leave) -> None:
+        """Begin the next epoch of the plan where one has ended."""
+        self.plan.begin(step, leave)
+
     def _read(self, step: int) -> Batch:
-        return self._counted(self.fetch.at(step, self._positions))
+        return self._counted(self.fetch.at(step, self._positions, self.plan.known_until(step)))
 
     def _positions(self, step: int) -> Positions:
         positions = self.plan.positions(step, lambda others: self._counted(self.fetch.batch(others)))
@@ -275,12 +331,14 @@ class SuperBatches(SuperBatchSource):
         return batch
 
     def _counts(self, step: int) -> dict[str, float]:
-        counts = {"data/skipped": self.plan.skipped(step), **self.tally.counts()}
+        counts = {"data/skipped": self.plan.skipped(step), **self.tally.counts(), **self.plan.counts()}
         return counts | ({"data/decoded": self.decoded} if self.plan.reads else {})
 
     def _state_dict(self) -> dict[str, Any]:
-        return {"tally": self.tally.state_dict(), "decoded": self.decoded}
+        return {"tally": self.tally.state_dict(), "decoded": self.decoded, "plan": self.plan.state_dict()}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.tally.load_state_dict(state["tally"])
         self.decoded = state["decoded"]
+        self.plan.load_state_dict(state["plan"])
+        self.fetch.forget()

@@ -8,6 +8,7 @@ another and gives it the same tasks; a result depends on its task alone, so it i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
@@ -17,24 +18,52 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.multiprocessing  # registers how connections pass tensors: in shared memory
 
 from jestbench.batch import DataError
-from jestbench.data.spawned import end_with
+from jestbench.parallel.stop import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AT_ONCE = 2
 """Tasks that a worker holds, so that the next one is there when one is done."""
+ENDING_SECONDS = 10.0
+"""How long the end of a killed worker, or of the receiving thread, is waited for."""
+
+
+def _foreign_descriptors() -> list[int]:
+    """Descriptors of this process that a forked worker must not keep: pipes, sockets, and files open for writing.
+
+    A worker that held the reading end of a command's output would keep that command waiting for a reader for ever; a
+    copy of a lock's descriptor would keep the lock beyond its process.
+    """
+    found = []
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of this very listing is closed by then
+            number, target = int(entry.name), str(Path(entry.path).readlink())
+            written = fcntl.fcntl(number, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
+            on_disk = target.startswith("/") and not target.startswith("/dev/")
+            if number > 2 and (target.startswith(("pipe:", "socket:")) or (on_disk and written)):
+                found.append(number)
+    return found
+
+
+def _let_go(descriptors: Sequence[int]) -> None:
+    """Point descriptors to the null device: closed, their numbers would be used again, and closed by their owners."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
 
 
 @dataclass
@@ -54,6 +83,18 @@ class _Worker:
     connection: Connection
     held: deque[_Order] = field(default_factory=deque)
     heard: float = field(default_factory=time.monotonic)  # time of its last result, or of a task given while idle
+
+    def kill(self) -> None:
+        """Kill the worker, and the commands that it has started: they are in its process group."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+
+    def end(self) -> None:
+        """Kill the worker and clear away what is left of it."""
+        self.kill()
+        self.process.join(ENDING_SECONDS)
+        self.connection.close()
 
 
 class Workers(Generic[Task, Result]):
@@ -120,7 +161,7 @@ class Workers(Generic[Task, Result]):
                 # Hung: a stopped process, a read that never returns. Killed, it is replaced like a lost one.
                 for worker in self._workers:
                     if worker.held and time.monotonic() - worker.heard > self._timeout:
-                        worker.process.kill()
+                        worker.kill()
 
     def close(self) -> None:
         """End all workers and wait for them; asking for more is an error from here on."""
@@ -132,14 +173,12 @@ class Workers(Generic[Task, Result]):
             return
         self._at_exit.cancel()
         for worker in self._workers:
-            worker.process.kill()
+            worker.kill()
         with contextlib.suppress(OSError):
             self._wake.send_bytes(b"w")
-        self._thread.join()
+        self._thread.join(ENDING_SECONDS)
         for worker in self._workers:
-            worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
+            worker.end()
         self._fail(RuntimeError("the workers are closed"))
         self._woken.close()
         self._wake.close()
@@ -153,9 +192,12 @@ class Workers(Generic[Task, Result]):
         self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=100)
 
     def _start(self) -> _Worker:
+        forked = self._context.get_start_method() == "fork"
+        foreign = _foreign_descriptors() if forked else []
         ours, theirs = self._context.Pipe()
+        arguments = theirs, self._work, os.getpid(), [*foreign, *([ours.fileno()] if forked else [])]
         process = self._context.Process(  # type: ignore[attr-defined]
-            target=_serve, args=(theirs, self._work, os.getpid()), daemon=True, name="jestbench-worker"
+            target=_serve, args=arguments, daemon=True, name="jestbench-worker"
         )
         process.start()
         theirs.close()
@@ -177,7 +219,7 @@ class Workers(Generic[Task, Result]):
         except BaseException as error:  # or callers would wait for ever
             self._fail(error)
             for worker in self._workers:
-                worker.process.kill()
+                worker.kill()
 
     def _hand_out(self) -> None:
         for number, worker in enumerate(self._workers):
@@ -213,9 +255,7 @@ class Workers(Generic[Task, Result]):
             order.future.set_exception(error)
 
     def _replace(self, number: int, worker: _Worker) -> None:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+        worker.end()
         if self._closed:
             return
         self.restarts += 1
@@ -244,8 +284,10 @@ class Workers(Generic[Task, Result]):
                 future.set_exception(error)
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> None:
-    """Run tasks in a worker until its parent is gone."""
+def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, foreign: Sequence[int]) -> None:
+    """Run tasks in a worker until its parent is gone; ``foreign`` are inherited descriptors, to be let go."""
+    _let_go(foreign)
+    os.setpgid(0, 0)
     # Ctrl-C reaches the whole group: the parent finishes its step, and needs its workers for it. The
     # parent's handler of SIGTERM is inherited and must not be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

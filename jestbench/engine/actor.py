@@ -16,6 +16,7 @@ from jestbench.engine.measured import Measured
 from jestbench.engine.rows import KeyIndex
 from jestbench.model.encoders import Encoders
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.given import Trained
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
@@ -35,11 +36,13 @@ class Update:
         measured: loss and gradient norm, which a GPU may still have to compute.
         learning_rate: of the step.
         passes: what it cost.
+        trained: each pair's losses, where the policy learns from them.
     """
 
     measured: Measured
     learning_rate: float
     passes: tuple[Pass, ...]
+    trained: Trained | None = None
 
     @property
     def loss(self) -> float:

@@ -27,7 +27,8 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
-from jestbench.select.losses import LOSSES, LossName
+from jestbench.select.given import equal_groups
+from jestbench.select.losses import LOSSES, Each, EqualPairs, EqualRule, LossName
 
 if TYPE_CHECKING:
     from jestbench.config.run import Run
@@ -44,12 +45,16 @@ class Contrastive(Objective):
         mix: the views that a batch is trained under.
         reruns: activation checkpointing: what the backward pass runs again, by view of the mix; ``None`` is none.
         microbatch: pairs that hold activations at once (cached gradients); ``None`` is all.
+        equal: what pairs of one image or one caption are to each other: ``run.equal``.
+        listened: whether each pair's own losses are handed out (``trained_losses`` in the policy's needs).
     """
 
     name: LossName
     mix: Mix = FULL_MIX
     reruns: Mapping[View, Price] | None = None
     microbatch: int | None = None
+    equal: EqualRule = "negative"
+    listened: bool = False
 
     @property
     def views(self) -> frozenset[View]:
@@ -58,7 +63,7 @@ class Contrastive(Objective):
 
     def plain(self) -> Contrastive:
         """The same loss under the full view, nothing run twice."""
-        return Contrastive(self.name)
+        return Contrastive(self.name, equal=self.equal)
 
     def limited(self, microbatch: int | None) -> Contrastive:
         """The same loss, with cached gradients over micro-batches of another size."""
@@ -69,7 +74,9 @@ class Contrastive(Objective):
         if self.name == "softmax":
             model.clamp_scale()
 
-    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, CarryOn | None]:
+    def loss(
+        self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int, each: Each | None = None
+    ) -> tuple[Tensor, CarryOn | None]:
         """The loss of a sub-batch; with cached gradients, what carries its gradient on into the towers."""
         model, world, count = learner.model, learner.world, len(batch)
         cached = self._cached(count, world)
@@ -79,7 +86,12 @@ class Contrastive(Objective):
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights)
+        equal = None
+        if self.equal != "negative":
+            group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
+            equal = EqualPairs(group_K, self.equal)
+        each = each if self.listened else None
+        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each)
         return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int, world: World) -> bool:
@@ -206,7 +218,9 @@ class ContrastiveTraining(Training):
         trained = {FULL, *(view for _, view in mix)}
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
-        objective = Contrastive(run.loss, mix, reruns, setting.micro.train)
+        assert not isinstance(run.policy, str)
+        listened = "trained_losses" in run.policy.needs
+        objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()
         return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro)

@@ -22,6 +22,8 @@ from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.given import Trained
+from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
 
 CarryOn = Callable[[], None]
@@ -60,7 +62,9 @@ class Objective(ABC):
         return frozenset({FULL})
 
     @abstractmethod
-    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, CarryOn | None]:
+    def loss(
+        self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int, each: Each | None = None
+    ) -> tuple[Tensor, CarryOn | None]:
         """The loss of a sub-batch, and what is left to do after its ``backward()``; ``None`` for nothing.
 
         Args:
@@ -68,6 +72,7 @@ class Objective(ABC):
             batch: the sub-batch.
             weight_K: loss weight of each pair, or ``None``.
             seed: for all randomness of this step.
+            each: takes up each pair's own losses, where the objective has them and the policy learns from them.
         """
 
     @abstractmethod
@@ -168,10 +173,11 @@ class Learner(Actor):
             seed = seeds.derive(seed, "update", self.part.stream)
         self._settled()
         self.model.train()
-        loss, carry_on = self.objective.loss(self, batch, weight_K, seed)
+        each: Each = []
+        loss, carry_on = self.objective.loss(self, batch, weight_K, seed, each)
         measured, rate = self._descend(loss, position, carry_on)
         self.objective.settle(self.model)
-        return Update(measured, rate, self.forecast_update(len(batch)))
+        return Update(measured, rate, self.forecast_update(len(batch)), Trained(*each[0]) if each else None)
 
     def forecast_update(self, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged."""

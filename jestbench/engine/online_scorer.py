@@ -45,7 +45,7 @@ class OnlineScorer(Casting):
         check_training(model, setting)
         view = fitted("online_scorer.view", self.view or FULL, model)
         prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
-        objective = Contrastive(run.loss, ((1.0, view),))
+        objective = Contrastive(run.loss, ((1.0, view),), equal=run.equal)
         if setting.compiled:
             model.compile_blocks()
         own, micro = run.optimizer, replace(setting.micro, found=False)  # its own objective is never split

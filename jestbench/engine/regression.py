@@ -30,6 +30,7 @@ from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.arithmetic import to_device
+from jestbench.select.losses import Each
 
 if TYPE_CHECKING:
     from jestbench.config.run import Run
@@ -180,7 +181,9 @@ class GradedObjective(Objective):
         self.model, self.regression, self.tokenizer = model, regression, tokenizer
         self.head_macs = model.head_macs()
 
-    def loss(self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int) -> tuple[Tensor, None]:
+    def loss(
+        self, learner: Learner, batch: Batch, weight_K: Tensor | None, seed: int, each: Each | None = None
+    ) -> tuple[Tensor, None]:
         """The mean of the kinds' squared errors; ``weight_K`` weighs a pair's examples alike.
 
         Raises:

@@ -36,28 +36,35 @@ class Charges:
     """FLOPs of the steps of a run.
 
     Attributes:
-        each: of a step in which no pair is new to the run.
-        new: what scoring new pairs adds to each of the first steps; nothing to those behind them.
+        each: of a step in which the policy selects and no pair is new to the run.
+        new: what scoring new pairs adds to each of the first of these steps; nothing to those behind them.
+        before: steps before ``run.select_from``, in which nothing is scored.
+        unselected: of such a step.
     """
 
     each: int
     new: Sequence[int] = ()
+    before: int = 0
+    unselected: int = 0
 
     def total(self, steps: int) -> int:
         """FLOPs of the first steps."""
-        return steps * self.each + sum(self.new[:steps])
+        selecting = max(0, steps - self.before)
+        return (steps - selecting) * self.unselected + selecting * self.each + sum(self.new[:selecting])
 
     def steps(self, budget: int) -> int:
         """Steps until so many FLOPs are spent."""
-        spent = 0
+        spent = self.before * self.unselected
+        if spent > budget:
+            return -(-budget // self.unselected)
         for number, more in enumerate(self.new):
             if spent >= budget:
-                return number
+                return self.before + number
             spent += self.each + more
-        return len(self.new) + max(0, -(-(budget - spent) // self.each))
+        return self.before + len(self.new) + max(0, -(-(budget - spent) // self.each))
 
 
-def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int) -> Charges:
+def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, before: int = 0) -> Charges:
     """The charges of a run's steps: exact where positions are known before anything is scored, up to ``PAIRS``.
 
     Where a cascade draws by a model, every candidate counts as new in the first pass over the pool, and so does every
@@ -68,32 +75,34 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int) 
         stages: built with the shapes of the run, on its data or a stand-in.
         price: the price of one of its steps.
         most: steps that are asked about, at most.
+        before: steps before ``run.select_from``.
 
     Raises:
         DataError: the split does not fill a super-batch.
     """
     pool, run = stages.super_batches.pool, resolved.run
     if pool is None or run.reference_accounting != "first_sight" or not price.first_sight:
-        return Charges(price.total)
+        return Charges(price.total, (), before, price.unselected)
     each = price.total - price.first_sight
     if run.cascade is not None and run.cascade.role is not None:
-        return Charges(each, [price.first_sight] * min(most, max(1, pool // resolved.candidates)))
+        passed = min(most, max(1, pool // resolved.candidates))
+        return Charges(each, [price.first_sight] * passed, before, price.unselected)
     try:
         plan = plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)
     except DataError:
         if run.data.is_prepared():
             raise
         # A stand-in may be smaller than one super-batch.
-        return Charges(each, [price.first_sight])
+        return Charges(each, [price.first_sight], before, price.unselected)
     scoring = [
         actor for role, actor in stages.scorer.actors.items() if actor.remembers and role in resolved.policy.needs
     ]
-    return Charges(each, _sights(plan, scoring, most))
+    return Charges(each, _sights(plan, scoring, most, before), before, price.unselected)
 
 
-def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int) -> list[int]:
-    """FLOPs of scoring the pairs that are new in each step, until there are none."""
-    found = list(_by_keys(plan, scoring, min(most, STEPS, -(-PAIRS // plan.size))))
+def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int, before: int) -> list[int]:
+    """FLOPs of scoring the pairs that are new in each step behind so many, until there are none."""
+    found = list(_by_keys(plan, scoring, range(before, before + min(most, STEPS, -(-PAIRS // plan.size)))))
     sources: Mapping[str, EpochPlan] = plan.sources
     if not sources and isinstance(plan, EpochPlan):
         sources = {"": plan}
@@ -109,7 +118,7 @@ def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int) -> list[int]:
     ]
 
 
-def _by_keys(plan: StepPlan, scoring: Sequence[Actor], most: int) -> Iterator[int]:
+def _by_keys(plan: StepPlan, scoring: Sequence[Actor], steps: Iterable[int]) -> Iterator[int]:
     """FLOPs of scoring the pairs of each step whose keys no step before had; ends once every pair was drawn."""
     pairs, met = plan.pairs, Met()
     for role, ranked in pairs.ranked:  # what the split's top is taken by is charged before the first step
@@ -117,7 +126,7 @@ def _by_keys(plan: StepPlan, scoring: Sequence[Actor], most: int) -> Iterator[in
             if actor.role == role:
                 actor.forecast_new(torch.from_numpy(np.asarray(ranked.image_key_N)), ranked.text_key_N, met)
     undrawn_N, left = np.ones(len(pairs), bool), len(pairs)
-    for step in range(most):
+    for step in steps:
         positions = plan.positions(step, _unread)
         drawn, index = pairs.drawn(plan.seed, positions.epoch), positions.index_B.numpy()
         keys = torch.from_numpy(drawn.image_key_N[index]), drawn.text_key_N[positions.index_B]

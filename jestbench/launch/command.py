@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jestbench.disk import command_name
+from jestbench.parallel.stop import STOP
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
@@ -117,32 +118,48 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+        if not int(os.environ.get("RANK", "0")):
+            print("interrupted; go on with --resume", file=sys.stderr)
         return 130
     except Exception as error:
         # This project's exceptions that a user can fix carry a status; importing their classes would import timm.
         status: int | None = getattr(type(error), "exit_status", None)
         if status is None:
+            _report(f"{type(error).__name__}: {error}")
             raise
-        return _said(str(error), status)
+        return _said(str(error), status, getattr(error, "failed_first", False))
 
 
-def _said(message: str, status: int) -> int:
+def _said(message: str, status: int, failed_first: bool) -> int:
+    """Print an error; one that all ranks have before they have joined is printed by rank 0 alone."""
     rank = int(os.environ.get("RANK", "0"))
-    if not rank or status != 2:  # a wrong configuration is the same on all ranks: rank 0 alone prints it
+    if message.startswith(f"process {rank} ends because"):
+        print(message, file=sys.stderr)
+        return status
+    if not rank or failed_first or status != 2:
         # One line, but for a list of damage, which has a line for each kind.
         shown = "\n  ".join(" ".join(line.split()) for line in re.split(r"\n  (?=\d+ × |mend )", message))
-        print(f"error: {f'process {rank}: ' if rank else ''}{shown}", file=sys.stderr)
+        text = f"error: {f'process {rank}: ' if rank else ''}{shown}"
+        print(text, file=sys.stderr)
+        _report(text)
     return status
+
+
+def _report(reason: str) -> None:
+    """Let torchrun's own report, which comes last, end with the reason."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from jestbench.parallel.peers import report_to_torchrun
+
+        report_to_torchrun(reason)
 
 
 def run_command(argv: Sequence[str]) -> int:
     """Run the whole command in this process; return its exit status."""
     try:
-        arguments = parse(argv)
-    except SystemExit as stop:
+        with STOP.handled():
+            return guarded(lambda: _run(parse(argv)))
+    except SystemExit as stop:  # of the parser
         return int(stop.code or 0)
-    return guarded(lambda: _run(arguments))
 
 
 @contextmanager
@@ -196,6 +213,7 @@ def _run(arguments: argparse.Namespace) -> int:
         files = [str(RunFolder(arguments.run_dir).operative_gin)]
     if not files:
         raise ConfigError("nothing to run: give --gin_file FILE (gin/run/tiny.gin ends in under a minute)")
+    STOP.check()
     resolved = resolve.resolve(files, arguments.bindings, arguments.allow_unused, recorded=recorded)
     if int(os.environ.get("RANK", "0")) and (arguments.check or arguments.price or arguments.fill_cache):
         return 0  # started by torchrun: rank 0 alone does the work
@@ -220,8 +238,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.run_dir is None:
         raise ConfigError("--resume needs the run's folder: --run_dir DIR")
     with distributed.started() as world:
-        run_dir = world.first(lambda: arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed))
-        status = train_run.train_run(resolved, run_dir, arguments.resume)
+        # A run that torchrun starts again goes on by itself, in the folder that it has begun in.
+        begun = world.first(lambda: distributed.remembered("run_dir"))
+        run_dir = world.first(
+            lambda: Path(begun) if begun else arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed)
+        )
+        status = train_run.train_run(resolved, run_dir, arguments.resume or begun is not None)
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130

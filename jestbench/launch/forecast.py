@@ -12,6 +12,7 @@ from typing import Any
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.run import Resolved
+from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
@@ -25,7 +26,8 @@ from jestbench.launch.stands import ended, stand_ins
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
-from jestbench.select.policy import choose
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
 
 
@@ -44,6 +46,7 @@ class StepPrice:
             only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
+        unselected: FLOPs of a step before ``run.select_from``, in which nothing is scored.
     """
 
     flops: dict[Purpose, int]
@@ -51,6 +54,7 @@ class StepPrice:
     closed_form: float
     first_sight: int = 0
     cascade_pair: int = 0
+    unselected: int = 0
 
     @property
     def total(self) -> int:
@@ -75,7 +79,8 @@ def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
     actors = [actor for role, actor in stages.scorer.actors.items() if role in resolved.policy.needs]
     divisor = math.gcd(*(actor.width for actor in actors)) or 1
     scores = Scores.joined((actor.imagined(size, divisor, random) for actor in actors), size, resolved.run.loss)
-    choose(resolved.policy, scores, resolved.run.batch_size, random)
+    scores = imagined(resolved.policy, scores, random)
+    choose(resolved.policy, scores, resolved.run.batch_size, random, initial_state(resolved.policy))
     return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
 
 
@@ -109,7 +114,8 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
     uniform = flops_of(learner.objective.plain().passes(learner, batch_size))
     spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
-    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages))
+    unselected = flops_of(learner.forecast_update(batch_size))
+    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -171,10 +177,15 @@ def bought_charges(resolved: Resolved, stages: Stages, price: StepPrice, taken: 
         price: the price of one of its steps.
         taken: FLOPs that are taken out of the budget before the first step: pre-training, a calibration.
     """
+    share = 0.0 if takes_all(resolved.policy) else resolved.run.select_from
     if resolved.run.budget is None:
-        return charges_of(resolved, stages, price, _counted_steps(resolved)), None
+        steps = _counted_steps(resolved)
+        return charges_of(resolved, stages, price, steps, math.ceil(share * steps)), None
     budget = max(0, int(resolved.run.budget) + resolved.added_flops - taken)
-    charges = charges_of(resolved, stages, price, budget // max(1, price.total - price.first_sight) + 1)
+    rungs = resolved.run.optimizer.rungs  # the schedule stands still between the first rung and the last one
+    schedule = budget if not rungs else max(0, int(rungs[0]) + resolved.added_flops - taken)
+    before = -(-math.ceil(share * schedule) // price.unselected)
+    charges = charges_of(resolved, stages, price, budget // max(1, price.total - price.first_sight) + 1, before)
     return charges, charges.steps(budget)
 
 
@@ -259,33 +270,6 @@ def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
     return None if view == FULL else view
 
 
-FILTER_RATIOS = (0.5, 0.8, 0.9)
-
-
-def closed_forms(cheap: float | None) -> dict[str, list[float]]:
-    """Cost of an update relative to a uniform one, towers only, by scheme and filter ratio f (arXiv 2406.17711).
-
-    A training pass is 3 forward passes, r = B/b = 1/(1 − f).
-
-    Args:
-        cheap: measured cost of a cheap pass over a full one; ``None`` leaves out the schemes with cheap passes.
-
-    Returns:
-        Scheme with its formula → the cost at each of ``FILTER_RATIOS``.
-    """
-    ratios = [1 / (1 - f) for f in FILTER_RATIOS]
-    found = {
-        "reference remembered: 1 + r/3": [1 + r / 3 for r in ratios],
-        "and the selected not run twice: 1 + (r-1)/3": [1 + (r - 1) / 3 for r in ratios],
-        "reference of the same size run: 1 + 2r/3": [1 + 2 * r / 3 for r in ratios],
-    }
-    if cheap is not None:
-        half = (1 + cheap) / 2
-        found[f"cheap scoring: 1 + {cheap:.2f}r/3"] = [1 + cheap * r / 3 for r in ratios]
-        found[f"half of it trained so: {half:.2f} + {cheap:.2f}r/3"] = [half + cheap * r / 3 for r in ratios]
-    return found
-
-
 def _closed_form_lines(resolved: Resolved, stages: Stages) -> list[str]:
     """Lines on the closed forms for this model, and on the view of their cheap passes."""
     model, full = stages.learner.model, stages.learner.price.pair
@@ -338,12 +322,16 @@ def price_table(resolved: Resolved) -> str:
         rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
         number = _counted_steps(resolved) if steps is None else steps
-        lines.append(f"first sights in {number:,} steps: {sum(charges.new[:number]):,} FLOPs")
+        lines.append(f"first sights in {number:,} steps: {sum(charges.new[: max(0, number - charges.before)]):,} FLOPs")
     if run.cascade is not None and pool is not None:
         lines.append(
             f"cascade: {resolved.candidates} candidates a step; one met for the first time costs "
             f"{price.cascade_pair:,} FLOPs, all {pool:,} of the pool {pool * price.cascade_pair:.4g} "
             f"({_cascade_charged(resolved)})"
+        )
+    if run.select_from and not takes_all(resolved.policy):
+        lines.append(
+            f"until {run.select_from:g} of the budget is spent, nothing is scored: {price.unselected:,} FLOPs a step"
         )
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")

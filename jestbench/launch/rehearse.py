@@ -30,7 +30,9 @@ from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.recorder import Recorder
 from jestbench.seeds import update_seed
-from jestbench.select.policy import choose
+from jestbench.select.memory import Memory
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.remembering import remembered_names
 from jestbench.select.scores import NonFiniteScore
 
 
@@ -173,8 +175,9 @@ def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int
     batch = stages.super_batches.at(0)
     try:
         calibrate(resolved, data, stages, Progress())
-        scores = stages.scorer(batch, resolved.policy.needs)
-        selection = choose(resolved.policy, scores, count, seeds.generator(run.seed, "check"))
+        policy, memory = resolved.policy, Memory(remembered_names(resolved.policy))
+        scores = stages.scorer(batch, policy.needs, memory=memory)
+        selection = choose(policy, scores, count, seeds.generator(run.seed, "check"), initial_state(policy))
         stages.update(batch.take(selection.index_K), selection.weight_K, 0.5, update_seed(run.seed, 0))
     except (NonFiniteScore, NonFiniteLoss) as error:
         raise ConfigError(f"the untrained model cannot do one step: {error}") from error

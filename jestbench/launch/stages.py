@@ -13,6 +13,7 @@ from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
+from jestbench.data.leaving import LeavingPlan
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
@@ -27,6 +28,7 @@ from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import World
+from jestbench.select.remembering import LeavingPolicy
 from jestbench.select.scores import Role
 
 
@@ -62,7 +64,7 @@ def build_stages(
         if role in run.needs:
             actors[role] = casting.cast(setting, learner)
             check_loss(run, role, casting.label, actors[role].trained_on)
-    scorer = Scorer(actors, run.loss)
+    scorer = Scorer(actors, run.loss, run.equal)
     super_batches = source(setting, draw_size or resolved.draw_size, actors)
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
     seen = run.evaluate.unseen_by
@@ -114,7 +116,8 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     """
     run, pairs = setting.run, setting.pairs
     device, world = str(setting.arithmetic.device), setting.arithmetic.world
-    if isinstance(pairs, StreamPairs) and run.augment is None and run.cascade is None:
+    plain = run.augment is None and run.cascade is None and not isinstance(run.policy, LeavingPolicy)
+    if isinstance(pairs, StreamPairs) and plain:
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
     plan = plan_of(run, pairs, size, actors)
     return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
@@ -124,6 +127,12 @@ def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> 
     """The plan of the super-batches that a run draws from an indexed split; raises as ``source``."""
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
+    leaves = isinstance(run.policy, LeavingPolicy)
+    if leaves and (run.cascade is not None or isinstance(pairs, JoinedPairs)):
+        raise ValueError(
+            f"the policy {type(run.policy).__name__} leaves pairs out of one split before they are read: it goes "
+            "neither with run.cascade nor with a run.split that mixes several"
+        )
     if run.cascade is not None:
         own_loss = None
         if run.cascade.role is not None:
@@ -131,6 +140,10 @@ def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> 
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
         return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    if leaves:
+        name = type(run.policy).__name__
+        whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")
+        return LeavingPlan(whole, size, run.seed, name)
     if isinstance(pairs, JoinedPairs):
         return MixturePlan(pairs, size, run.seed)
     return EpochPlan(pairs.indexed("a super-batch"), size, run.seed)

@@ -23,6 +23,7 @@ from jestbench.disk import cache_root, digest
 from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
+from jestbench.launch.interruption import record_interruption
 from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.stages import build_stages, view_warnings
@@ -30,6 +31,7 @@ from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
+from jestbench.parallel.stop import STOP
 from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
@@ -166,9 +168,17 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         ConfigError: the folder cannot be used, or the configuration cannot be built.
         DataError: the data is wrong or missing, or the checkpoint to go on from is another version's.
         NonFiniteLoss: the loss of a step is not finite.
+        KeyboardInterrupt: it was asked to stop where no step is done; the summary's status is ``interrupted``.
     """
+    STOP.check()
     with _held_by_all(run_dir):
-        return _train_run(resolved, run_dir, resume, role)
+        try:
+            return _train_run(resolved, run_dir, resume, role)
+        except KeyboardInterrupt:
+            if distributed.world().first_of_all:
+                with STOP.ending("after"):
+                    record_interruption(resolved, run_dir)
+            raise
 
 
 @contextmanager
@@ -180,21 +190,31 @@ def _held_by_all(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
+    """The stages of a run on its data, with the models of finished runs."""
+    data, castings = resolved.run.data, castings_of(folders)
+    return build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+
+
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
-    going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
+    with STOP.ending("after"):  # half a folder would not be taken for this run's
+        going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
+    if role == "arm":
+        distributed.remember("run_dir", str(run_dir))
+    STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
     world.in_turn(resolved.run.data.prepare)
     folders = ensure_pretrained(resolved)
+    STOP.check()
     pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            data, castings = resolved.run.data, castings_of(folders)
-            stages = build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+            stages = _stages(resolved, folders, store_dir)
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
@@ -219,10 +239,14 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     status: Ending = "failed"
     try:
-        with recorder.signals():
+        with STOP.ending("soon"):
             status = train(resolved, stages, progress, allowance, recorder)
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     finally:
-        _end(recorder, progress, status, known)
+        with STOP.ending("after"):
+            _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 

@@ -11,10 +11,10 @@ With one process these functions return at once, and no process group is needed.
 
 from __future__ import annotations
 
-import datetime
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,11 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jestbench.batch import Selection
+from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
+from jestbench.parallel.stop import end_with
 
 _T = TypeVar("_T")
-PATIENCE = datetime.timedelta(hours=24)
-"""Timeout of a collective: long enough for rank 0 to prepare data while the other ranks wait. torchrun ends all
-processes when one is lost."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class World:
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(parts, sent)
+        with _waiting("an all-gather"):
+            dist.all_gather(parts, sent)
         return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
 
     def collect_with_gradient(self, own_KD: Tensor, count: int) -> Tensor:
@@ -90,7 +90,8 @@ class World:
         sent = own_PX[torch.cat(outgoing)].flatten(1).contiguous()
         from_each = [int((mine % self.size == rank).sum()) for rank in range(self.size)]
         came = sent.new_empty(len(mine), sent.shape[1])
-        dist.all_to_all_single(came, sent, from_each, [len(part) for part in outgoing])
+        with _waiting("an all-to-all"):
+            dist.all_to_all_single(came, sent, from_each, [len(part) for part in outgoing])
         place = torch.argsort(mine % self.size, stable=True).to(came.device)
         ordered = torch.empty_like(came)
         ordered[place] = came
@@ -108,11 +109,13 @@ class World:
             return
         held = [parameter for parameter in parameters if parameter.requires_grad]
         there = torch.tensor([float(parameter.grad is not None) for parameter in held], device=held[0].device)
-        dist.all_reduce(there)
+        with _waiting("an all-reduce"):
+            dist.all_reduce(there)
         used = [parameter for parameter, count in zip(held, there.tolist(), strict=True) if count]
         grads = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in used]
         flat = torch.cat([grad.flatten().to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
-        dist.all_reduce(flat)
+        with _waiting("an all-reduce of gradients"):
+            dist.all_reduce(flat)
         entire = {id(parameter) for parameter in whole}
         for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
             value = summed / self.size if id(parameter) in entire else summed
@@ -122,12 +125,16 @@ class World:
         """Broadcast rank 0's choice: a difference in the last bit on one GPU must not lead to another choice there."""
         if self.size == 1:
             return selection
-        weight_K = selection.weight_K
-        index_K, weight_K = self._told((selection.index_K.cpu(), None if weight_K is None else weight_K.cpu()))
-        return replace(selection, index_K=index_K, weight_K=weight_K)
+        weight_K = None if selection.weight_K is None else selection.weight_K.cpu()
+        memory = {name: value_B.cpu() for name, value_B in selection.memory.items()}
+        index_K, weight_K, memory = self._told((selection.index_K.cpu(), weight_K, memory))
+        return replace(selection, index_K=index_K, weight_K=weight_K, memory=memory)
 
     def first(self, work: Callable[[], _T]) -> _T:
-        """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too."""
+        """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
+
+        The work may take hours: the other ranks wait as long as rank 0 gives signs of life.
+        """
         if self.size == 1:
             return work()
         result: tuple[Any, BaseException | None] = (None, None)
@@ -136,6 +143,10 @@ class World:
                 result = (work(), None)
             except Exception as error:
                 result = (None, error)
+            if _peers is not None:
+                _peers.done_first()
+        elif _peers is not None:
+            _peers.await_first()
         value, raised = self._told(result)
         if raised is not None:
             raise raised
@@ -153,7 +164,8 @@ class World:
         if self.size == 1:
             return flag
         said = torch.tensor(int(flag))
-        dist.all_reduce(said, dist.ReduceOp.MAX)
+        with _waiting("an all-reduce"):
+            dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
     def everybodys(self, value: _T) -> list[_T]:
@@ -161,7 +173,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _waiting("an all-gather"):
+            dist.all_gather_object(values, value)
         return values
 
     def summed(self, counts: Mapping[str, float]) -> dict[str, float]:
@@ -171,7 +184,8 @@ class World:
 
     def _told(self, value: _T) -> _T:
         told: list[Any] = [value]
-        dist.broadcast_object_list(told, src=0)
+        with _waiting("a broadcast"):
+            dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
 
@@ -190,6 +204,11 @@ class _Collected(torch.autograd.Function):
 
 
 _alone = False
+_peers: Peers | None = None  # of the process group that ``started`` has joined
+
+
+def _waiting(what: str) -> AbstractContextManager[None]:
+    return nullcontext() if _peers is None else _peers.waiting(what)
 
 
 def world() -> World:
@@ -210,17 +229,52 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
+def remember(name: str, value: str) -> None:
+    """Keep a text for the next attempt of torchrun (``--max-restarts``); without torchrun it is forgotten."""
+    if _peers is not None and _peers.rank == 0:
+        _peers.of_all_attempts.set(name, value)
+
+
+def remembered(name: str) -> str | None:
+    """The text that an earlier attempt of torchrun has kept; ``None`` in the first attempt, and where it kept none."""
+    if _peers is None or not attempt() or not _peers.of_all_attempts.check([name]):
+        return None
+    return str(_peers.of_all_attempts.get(name).decode())
+
+
 @contextmanager
 def started() -> Iterator[World]:
-    """Join the process group of torchrun, by its environment variables; without them the process runs alone."""
+    """Join the process group of torchrun, by its environment variables; without them the process runs alone.
+
+    Raises:
+        LostProcess: the processes do not find each other, or another one has failed first.
+    """
+    global _peers  # state of the process, as the process group is in torch.distributed
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield world()
+        with nullcontext() if _peers is None else _peers.one_reason():
+            yield world()
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(os.getppid(), say_gone)
+    _peers = _joined(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    try:
+        with _peers.one_reason():
+            yield world()
+        dist.destroy_process_group()
+    finally:
+        _peers.close()
+        _peers = None
+
+
+def _joined(rank: int, size: int) -> Peers:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    peers, hook = Peers(rank, size), sys.excepthook
     try:
-        yield world()
-    finally:
-        dist.destroy_process_group()
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=peers.store, rank=rank, world_size=size, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise LostProcess(f"process {rank} of {size} cannot join the others: {error}".partition("\n")[0]) from error
+    sys.excepthook = hook  # torch's prints every traceback twice
+    return peers

@@ -17,7 +17,7 @@ from pathlib import Path
 from jestbench.disk import LEFTOVERS, DataError, file_digest, shown, whole, write_json
 from jestbench.runs.folder import RUNG, Row, RunFolder, read_object
 
-FORMAT = 9
+FORMAT = 10
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 MANIFEST = "manifest.json"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -25,6 +23,7 @@ from jestbench.engine.actor import Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
+from jestbench.parallel.stop import STOP
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.chosen import Chosen
@@ -33,6 +32,7 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Recorder:
 
     Attributes:
         metrics: where rows go; set before the first step, and after a checkpoint has been restored.
+        stop_asked: whether the run is to stop after this step, as its processes have agreed.
     """
 
     metrics: Metrics
@@ -102,40 +103,18 @@ class Recorder:
         self.run_dir = run_dir
         self.world = stages.learner.world
         self.stop_asked = False
-        self._asked_here = False
         self.final: dict[str, float] = {}
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self.data_counts: Mapping[str, float] = {}
         self.chosen = Chosen(resolved.run.log.chosen)
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked_here = True
-            self.stop_asked = self.stop_asked or self.world.size == 1  # several processes agree after the step
-            signal.signal(number, self._previous[signal.Signals(number)])
-
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, ask)
-        except ValueError:  # not in the main thread: signals stay with their owner
-            self._previous.clear()
-        try:
-            yield
-        finally:
-            for caught, handler in self._previous.items():
-                signal.signal(caught, handler)
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
         """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
         start = time.perf_counter()
         try:
-            with self._named(progress):
+            with STOP.ending("after"), self._named(progress):
                 yield
         finally:
             progress.seconds += time.perf_counter() - start
@@ -155,7 +134,12 @@ class Recorder:
         if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
             self.save(progress)
+        self._agree_to_stop()
         self._turn(progress)
+
+    def _agree_to_stop(self) -> None:
+        """Read whether a process of the run was asked to stop; once, so that a run that stops writes its checkpoint."""
+        self.stop_asked = self.stop_asked or self.world.any(STOP.asked)
 
     def step(
         self,
@@ -173,8 +157,7 @@ class Recorder:
         """
         run = self.resolved.run
         self.chosen.add(batch, selection, self.stages.super_batches.uid_of)
-        if self.world.size > 1:
-            self.stop_asked = self.world.any(self._asked_here)
+        self._agree_to_stop()
         evaluate = run.evaluate.due(before, after)
         checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
         table = None if progress.branch is not None else self._examples(progress.step, batch, selection, before, after)
@@ -183,12 +166,15 @@ class Recorder:
             with self.clock(progress):  # a GPU may still be at work on the step, whose time it is
                 update.measured.read()
         found = self._evaluate(progress) if evaluate else {}
+        if evaluate:
+            self._agree_to_stop()
         if written:
             train = {
                 "train/loss": update.loss,
                 "train/learning_rate": update.learning_rate,
                 "train/gradient_norm": update.gradient_norm,
                 "train/scale": self.stages.learner.model.scale_and_bias()[0],
+                "train/equal_pairs": equal_pairs(*(keys[selection.index_K.cpu()] for keys in batch.keys)),
             }
             chosen = dict(selection.statistics) | diagnostics(batch, selection)
             self.metrics.write(self._row(progress, train | chosen | found), table)
@@ -280,6 +266,7 @@ class Recorder:
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
             **counts,
+            **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
 
@@ -296,7 +283,8 @@ class Recorder:
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)
-        self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+        with STOP.ending("after"):
+            self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""

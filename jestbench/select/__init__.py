@@ -14,24 +14,35 @@ from jestbench.select.draws import (
     joint_draw,
     joint_sample,
     top_k,
+    uniform_draw,
 )
-from jestbench.select.losses import LossName
+from jestbench.select.given import NO_WORD, Moment, Remembered, Trained
+from jestbench.select.losses import Equal, LossName
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy
-from jestbench.select.scores import Embeddings, NonFiniteScore, PairLoss, Role, ScoreError, Scores, Side
+from jestbench.select.remembering import LearningPolicy, LeavingPolicy
+from jestbench.select.scores import Embeddings, NonFiniteScore, NoSuchScore, PairLoss, Role, ScoreError, Scores, Side
 
 __all__ = [
+    "NO_WORD",
     "Draw",
     "Embeddings",
+    "Equal",
+    "LearningPolicy",
+    "LeavingPolicy",
     "LossName",
+    "Moment",
+    "NoSuchScore",
     "NonFiniteScore",
     "PairLoss",
     "Policy",
     "PolicyError",
+    "Remembered",
     "Role",
     "ScoreError",
     "Scores",
     "Side",
     "StatefulPolicy",
+    "Trained",
     "choice_statistics",
     "conditional_logits",
     "draw_statistics",
@@ -40,4 +51,5 @@ __all__ = [
     "joint_draw",
     "joint_sample",
     "top_k",
+    "uniform_draw",
 ]

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores
-from jestbench.select.strips import strip_sums
+from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores, unequal
+from jestbench.select.strips import Meter, strip, strip_sums
+from jestbench.select.tiles import tiles
 
 NOISE_BYTES = 64 * 2**20
 """Upper bound on the page-locked memory of a draw's noise (or one chunk's)."""
@@ -128,14 +129,39 @@ class _Running:
         model, scores = self.model, self.scores
         rows_B = strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)
         columns_B = strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)
+        for sums_B, left_BD, right_BD in (
+            (rows_B, model.image_BD, model.text_BD),
+            (columns_B, model.text_BD, model.image_BD),
+        ):
+            self._without_equal(sums_B, left_BD, right_BD, index_C)
         join = torch.add if scores.loss == "sigmoid" else torch.logaddexp
         self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
 
+    def _without_equal(self, sums_B: Tensor, left_BD: Tensor, right_BD: Tensor, index_C: Tensor) -> None:
+        """Compute the sums anew of the rows that have an equal pair in the chunk: its terms are masked, or positives.
+
+        Not charged: these rows' products are among those of the whole strip.
+        """
+        model, scores = self.model, self.scores
+        if scores.group_B is None:
+            return
+        has_B = torch.isin(scores.group_B, scores.group_B[index_C]).index_fill_(0, index_C, False)
+        index_R = has_B.nonzero().flatten()
+        for rows in tiles(len(index_R), len(index_C), left_BD):
+            index_P = index_R[rows]
+            logits_PC = strip(left_BD[index_P], right_BD[index_C], model, scores.loss, Meter())
+            equal_PC = scores.equal_of(index_P, index_C)
+            assert equal_PC is not None
+            logits_PC = unequal(logits_PC, equal_PC, scores.equal)
+            sigmoid = scores.loss == "sigmoid"
+            sums_B[index_P] = F.softplus(logits_PC).sum(1) if sigmoid else logits_PC.logsumexp(1)
+
     def term_B(self) -> Tensor:
-        """The summand of each pair's logit that comes from S."""
+        """The summand of each pair's logit that comes from S; none where all of S is masked, as for an empty S."""
         if self.scores.loss == "sigmoid":
             return self.sign * (self.row_B + self.column_B)
-        return self.sign * (self.row_B + self.column_B) / 2
+        term_B = self.sign * (self.row_B + self.column_B) / 2
+        return term_B if self.scores.group_B is None else term_B.masked_fill(torch.isinf(term_B), 0.0)
 
 
 class JointLogits:
@@ -155,10 +181,13 @@ class JointLogits:
             learner, joint easy reference).
 
     Raises:
-        ScoreError: the scores hold neither learner nor reference.
+        ScoreError: the scores hold neither learner nor reference; or equal pairs are positives under the softmax loss.
+
+    Two equal pairs (``Scores.group_B``) are no negatives of each other: their terms are masked, or have the label +1.
     """
 
     def __init__(self, scores: Scores) -> None:
+        scores.equal_of(*torch.zeros(2, 0, dtype=torch.int64))
         self.diagonal_B = scores.learnability_B("own")
         self._running = [_Running(sign, model, scores) for sign, model in scores.contrast()]
         self._drawn_B = torch.zeros(len(scores), dtype=torch.bool, device=self.diagonal_B.device)
@@ -249,6 +278,7 @@ def joint_draw(
     gain: float = 1.0,
     deterministic: bool = False,
     generator: torch.Generator | None = None,
+    offset_B: Tensor | None = None,
 ) -> Draw:
     """Draw ``count`` pairs jointly in ``chunks`` chunks, as JEST does.
 
@@ -259,6 +289,7 @@ def joint_draw(
         gain: factor on the logits (the paper's value is unknown; 1 is the formula as printed).
         deterministic: take the best of each chunk instead of drawing (gain → ∞).
         generator: a CPU generator.
+        offset_B: added to each pair's logits once the gain has acted on them.
 
     Returns:
         Indices ``[K]`` in order of the draw, and statistics (averages over the chunks).
@@ -275,8 +306,8 @@ def joint_draw(
     noise = _noise(joint.diagonal_B, len(sizes), generator)
     for number, size in enumerate(sizes):
         logit_B = joint.logit_B()
-        gained_B = _gained(logit_B, gain)
-        key_B = logit_B if deterministic else gained_B.double() + next(noise)
+        gained_B = _gained(logit_B, gain, offset_B)
+        key_B = _best_first(logit_B, gained_B, offset_B) if deterministic else gained_B.double() + next(noise)
         index_C = _best(key_B, size)
         terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]
         drawn.append(index_C)
@@ -295,9 +326,15 @@ def joint_draw(
     return Draw(index_K, mean | dict(zip(_CHOICE, read[-3:], strict=True)), joint.diagonal_B)
 
 
-def _gained(logit_B: Tensor, gain: float) -> Tensor:
+def _gained(logit_B: Tensor, gain: float, offset_B: Tensor | None = None) -> Tensor:
     # 0 · −inf would be NaN: an excluded pair stays excluded under any gain.
-    return torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)
+    gained_B = torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)
+    return gained_B if offset_B is None else gained_B + offset_B.to(gained_B)
+
+
+def _best_first(logit_B: Tensor, gained_B: Tensor, offset_B: Tensor | None) -> Tensor:
+    """What the best are taken by: the logits, whatever the gain; with an offset, which the gain weighs, their sum."""
+    return logit_B if offset_B is None else gained_B
 
 
 def joint_sample(
@@ -311,22 +348,36 @@ def joint_sample(
     return joint_draw(scores, count, chunks, gain, generator=generator).index_K
 
 
+def uniform_draw(size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Positions of ``count`` pairs drawn uniformly without replacement; all in their order where there are no more."""
+    if size == count:
+        return torch.arange(count)
+    return independent_draw(torch.zeros(size), count, generator=generator).index_K
+
+
 def independent_draw(
     score_B: Tensor,
     count: int,
     gain: float = 1.0,
     deterministic: bool = False,
     generator: torch.Generator | None = None,
+    offset_B: Tensor | None = None,
 ) -> Draw:
     """Draw ``count`` pairs by their own scores: p ∝ exp(gain · score) without replacement, or the largest scores.
+
+    ``offset_B`` is added to gain · score, of each pair.
 
     Raises:
         ValueError: ``count`` or ``gain`` is out of range.
         ScoreError: a score is not finite.
     """
     _checked(len(score_B), count, 1, gain)
-    gained_B = _gained(score_B, gain)
-    key_B = score_B if deterministic else gained_B.double() + next(_noise(score_B, 1, generator))
+    gained_B = _gained(score_B, gain, offset_B)
+    key_B = (
+        _best_first(score_B, gained_B, offset_B)
+        if deterministic
+        else gained_B.double() + next(_noise(score_B, 1, generator))
+    )
     index_K = _best(key_B, count)
     finite = torch.isfinite(score_B).all().double()[None]
     terms = [finite, _drawable(key_B), _entropy_terms(gained_B), _choice_terms(score_B, index_K)]

@@ -12,6 +12,7 @@ no row's gradient can be computed before the denominators of all columns are; it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,40 @@ from torch.autograd.function import once_differentiable
 from jestbench.select.tiles import tile_bytes
 
 LossName = Literal["sigmoid", "softmax"]
+Equal = Literal["masked", "positive"]
+"""What two equal pairs (one image or one caption) are to each other, where they are not negatives."""
+EqualRule = Literal["negative", "masked", "positive"]
+
+
+@dataclass(frozen=True, eq=False)
+class EqualPairs:
+    """Which pairs of a batch are equal, and what two equal pairs are to each other.
+
+    Attributes:
+        group_K: pairs of equal numbers are equal.
+        rule: ``masked``: their terms leave the sum of the sigmoid loss and the denominators of the softmax loss.
+            ``positive``: they have the label +1 in the sigmoid loss; in the softmax loss a pair's −log p is the mean
+            over the positives of its row and column, outside the logarithm (SupCon, arXiv 2004.11362).
+    """
+
+    group_K: Tensor
+    rule: Equal
+
+    def of(self, rows: slice) -> Tensor:
+        """Which pairs are equal to those of some rows, bool ``[R, K]``; none to itself."""
+        equal_RK = _aims(self, rows)
+        equal_RK[:, rows].fill_diagonal_(False)
+        return equal_RK
+
+    def size_K(self) -> Tensor:
+        """Number of pairs in each pair's group."""
+        _, place_K, size_G = torch.unique(self.group_K, return_inverse=True, return_counts=True)
+        size_K: Tensor = size_G[place_K]
+        return size_K
+
+
+Each = list[tuple[Tensor, Tensor]]
+"""Takes up each pair's own losses, unweighted: those of the images (rows) and of the texts (columns), ``[K]`` each."""
 
 DENSE_BYTES = 64 * 2**20
 """Largest matrix of logits of which the dense form is computed: 4096 pairs in fp32."""
@@ -31,7 +66,13 @@ BLOCKS = 16
 
 
 def sigmoid_loss(
-    image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, weight_K: Tensor | None = None
+    image_KD: Tensor,
+    text_KD: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    weight_K: Tensor | None = None,
+    equal: EqualPairs | None = None,
+    each: Each | None = None,
 ) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): (1/K)·Σ_ij M_ij.
 
@@ -39,17 +80,29 @@ def sigmoid_loss(
     A weight acts on the pair's row and column: M_ij counts ½(w_i + w_j) times.
     """
     if _in_blocks(image_KD):
-        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K)
+        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K, equal, each)
     logits_KK = scale * (image_KD @ text_KD.T) + bias
     sign_KK = 1 - 2 * torch.eye(len(logits_KK), device=logits_KK.device)
+    if equal is not None and equal.rule == "positive":
+        sign_KK = sign_KK.masked_fill(equal.of(slice(None)), -1.0)
     terms_KK = F.softplus(sign_KK * logits_KK)
+    if equal is not None and equal.rule == "masked":
+        terms_KK = terms_KK.masked_fill(equal.of(slice(None)), 0.0)
+    if each is not None:
+        each.append((terms_KK.detach().sum(1), terms_KK.detach().sum(0)))
     if weight_K is not None:
         terms_KK = terms_KK * (weight_K[:, None] + weight_K[None, :]) / 2
     return terms_KK.sum() / len(logits_KK)
 
 
 def softmax_loss(
-    image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, weight_K: Tensor | None = None
+    image_KD: Tensor,
+    text_KD: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    weight_K: Tensor | None = None,
+    equal: EqualPairs | None = None,
+    each: Each | None = None,
 ) -> Tensor:
     """CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020).
 
@@ -57,14 +110,20 @@ def softmax_loss(
     its pair (its row and its column); the denominators stay unweighted.
     """
     if _in_blocks(image_KD):
-        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K)
+        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K, equal, each)
     del bias
     logits_KK = scale * (image_KD @ text_KD.T)
     target_K = torch.arange(len(logits_KK), device=logits_KK.device)
-    loss_K = (
-        F.cross_entropy(logits_KK, target_K, reduction="none")
-        + F.cross_entropy(logits_KK.T, target_K, reduction="none")
-    ) / 2
+    if equal is not None and equal.rule == "positive":
+        target_KK = equal.of(slice(None)).fill_diagonal_(True) / equal.size_K()[:, None]
+        sides = [-(F.log_softmax(side_KK, 1) * target_KK).sum(1) for side_KK in (logits_KK, logits_KK.T)]
+    else:
+        if equal is not None:
+            logits_KK = logits_KK.masked_fill(equal.of(slice(None)), -torch.inf)
+        sides = [F.cross_entropy(side_KK, target_K, reduction="none") for side_KK in (logits_KK, logits_KK.T)]
+    if each is not None:
+        each.append((sides[0].detach(), sides[1].detach()))
+    loss_K = (sides[0] + sides[1]) / 2
     if weight_K is not None:
         loss_K = loss_K * weight_K
     return loss_K.mean()
@@ -75,12 +134,19 @@ def _in_blocks(image_KD: Tensor) -> bool:
 
 
 def _block_loss(
-    name: LossName, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, weight_K: Tensor | None
+    name: LossName,
+    image_KD: Tensor,
+    text_KD: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    weight_K: Tensor | None,
+    equal: EqualPairs | None,
+    each: Each | None,
 ) -> Tensor:
     """A loss in blocks; weights are constants."""
     inputs = (image_KD, text_KD, scale, bias)
     sloped = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
-    loss: Tensor = _BlockLoss.apply(*inputs, weight_K, name, sloped)
+    loss: Tensor = _BlockLoss.apply(*inputs, (weight_K, equal, each), name, sloped)
     return loss
 
 
@@ -89,13 +155,13 @@ class _BlockLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, *more: Any) -> Tensor:
-        weight_K, name, sloped = more
+        (weight_K, equal, each), name, sloped = more
         scaled_KD, count = scale * image_KD, len(image_KD)
         total = scaled_KD.new_zeros(())
         gradients = by_image_KD, by_text_KD, by_scale, by_bias = [
             torch.zeros_like(part, dtype=image_KD.dtype) for part in (image_KD, text_KD, scale, bias)
         ]
-        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, weight_K, sloped):
+        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, weight_K, sloped, equal, each):
             total += value
             if slope_RK is None:
                 continue
@@ -130,48 +196,100 @@ def _row_blocks(scaled_KD: Tensor) -> Iterator[slice]:
 
 
 def _sigmoid_blocks(
-    scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, weight_K: Tensor | None, sloped: bool
+    scaled_KD: Tensor,
+    text_KD: Tensor,
+    bias: Tensor,
+    weight_K: Tensor | None,
+    sloped: bool,
+    equal: EqualPairs | None,
+    each: Each | None,
 ) -> Iterator[Block]:
+    row_K, column_K = (scaled_KD.new_zeros(len(scaled_KD)) for _ in range(2))
     for rows in _row_blocks(scaled_KD):
         signed_RK = torch.addmm(bias.to(scaled_KD.dtype), scaled_KD[rows], text_KD.T)
         own_R = signed_RK[:, rows].diagonal()
         own_R.neg_()
+        factor_RK = None if weight_K is None else (weight_K[rows, None] + weight_K) / 2
+        equal_RK = None if equal is None else equal.of(rows)
+        if equal is not None and equal_RK is not None:
+            if equal.rule == "masked":
+                signed_RK.masked_fill_(equal_RK, -torch.inf)
+            else:
+                signed_RK = torch.where(equal_RK, -signed_RK, signed_RK)
         terms_RK = F.softplus(signed_RK)
-        weight_RK = None if weight_K is None else (weight_K[rows, None] + weight_K) / 2
-        value = (terms_RK if weight_RK is None else terms_RK.mul_(weight_RK)).sum()
+        if each is not None:
+            row_K[rows] = terms_RK.sum(1)
+            column_K += terms_RK.sum(0)
+        value = (terms_RK if factor_RK is None else terms_RK.mul_(factor_RK)).sum()
         del terms_RK
         if not sloped:
             yield rows, value, None
             continue
         signed_RK.sigmoid_()
-        own_R.neg_()
-        yield rows, value, signed_RK if weight_RK is None else signed_RK.mul_(weight_RK)
+        signed_RK[:, rows].diagonal().neg_()
+        if equal is not None and equal_RK is not None and equal.rule == "positive":
+            signed_RK = torch.where(equal_RK, -signed_RK, signed_RK)
+        yield rows, value, signed_RK if factor_RK is None else signed_RK.mul_(factor_RK)
         del signed_RK, own_R
+    if each is not None:
+        each.append((row_K, column_K))
 
 
 def _softmax_blocks(
-    scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, weight_K: Tensor | None, sloped: bool
+    scaled_KD: Tensor,
+    text_KD: Tensor,
+    bias: Tensor,
+    weight_K: Tensor | None,
+    sloped: bool,
+    equal: EqualPairs | None,
+    each: Each | None,
 ) -> Iterator[Block]:
-    lse_row_K, lse_column_K = (scaled_KD.new_full((len(scaled_KD),), -torch.inf) for _ in range(2))
-    for rows in _row_blocks(scaled_KD):
+    masked = equal if equal is not None and equal.rule == "masked" else None
+    positive = equal if equal is not None and equal.rule == "positive" else None
+
+    def logits(rows: slice) -> Tensor:
         logits_RK = scaled_KD[rows] @ text_KD.T
+        return logits_RK if masked is None else logits_RK.masked_fill_(masked.of(rows), -torch.inf)
+
+    count = len(scaled_KD)
+    lse_row_K, lse_column_K = (scaled_KD.new_full((count,), -torch.inf) for _ in range(2))
+    own_K = (scaled_KD * text_KD).sum(1)
+    # Each pair's mean logit over its positives, in its row and in its column.
+    aim_row_K, aim_column_K = (own_K, own_K) if positive is None else (torch.zeros_like(own_K) for _ in range(2))
+    size_K = None if positive is None else positive.size_K()
+    for rows in _row_blocks(scaled_KD):
+        logits_RK = logits(rows)
         lse_row_K[rows] = logits_RK.logsumexp(1)
         lse_column_K = torch.logaddexp(lse_column_K, logits_RK.logsumexp(0))
+        if positive is not None and size_K is not None:
+            logits_RK.mul_(_aims(positive, rows)).div_(size_K)  # equal pairs are in groups of one size
+            aim_row_K[rows] = logits_RK.sum(1)
+            aim_column_K += logits_RK.sum(0)
         del logits_RK
+    if each is not None:
+        each.append((lse_row_K - aim_row_K, lse_column_K - aim_column_K))
     weight_K = torch.ones_like(lse_row_K) if weight_K is None else weight_K
+    loss_K = weight_K * (lse_row_K - aim_row_K + lse_column_K - aim_column_K) / 2
     for rows in _row_blocks(scaled_KD):
-        own_R = (scaled_KD[rows] * text_KD[rows]).sum(1)
-        value = (weight_K[rows] * ((lse_row_K[rows] + lse_column_K[rows]) / 2 - own_R)).sum()
+        value = loss_K[rows].sum()
         if not sloped:
             yield rows, value, None
             continue
-        logits_RK = scaled_KD[rows] @ text_KD.T
+        logits_RK = logits(rows)
         slope_RK = (logits_RK - lse_row_K[rows, None]).exp_().mul_(weight_K[rows, None])
         slope_RK.addcmul_(logits_RK.sub_(lse_column_K).exp_(), weight_K).div_(2)
         del logits_RK
-        slope_RK[:, rows].diagonal().sub_(weight_K[rows])
+        if positive is None or size_K is None:
+            slope_RK[:, rows].diagonal().sub_(weight_K[rows])
+        else:
+            slope_RK -= _aims(positive, rows) * (weight_K[rows, None] + weight_K) / (2 * size_K)
         yield rows, value, slope_RK
         del slope_RK
+
+
+def _aims(positive: EqualPairs, rows: slice) -> Tensor:
+    """Which pairs are positives of those of some rows, bool ``[R, K]``; each of itself, too."""
+    return positive.group_K[rows, None] == positive.group_K
 
 
 BLOCK_FORMS = {"sigmoid": _sigmoid_blocks, "softmax": _softmax_blocks}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
@@ -31,17 +32,27 @@ class Policy(Protocol):
         cosine_only: the policy reads only cosines of the reference, so that neither scale nor bias changes the choice.
             For every other policy, a reference that was trained on another loss than the run's is refused.
         by_parts: pairs are compared within ``Scores.parts`` alone, so that two references may score one part each.
+        takes_all: the policy trains on every pair of the super-batch, which is then exactly ``count`` pairs although
+            ``needs`` is not empty: it decides which pairs are left out before they are read, or weighs them.
+        remembers: the names of the numbers that the policy remembers of a pair, where its needs name ``memory``.
     """
 
     cosine_only: ClassVar[bool] = False
     by_parts: ClassVar[bool] = False
+    takes_all: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> frozenset[str]:
-        """The roles whose scores are read, and the columns (``column:similarity``), numbers that came with the pairs.
+        """All that is read of a super-batch; nothing else is given.
 
-        A column is in ``Scores.values`` under that name, finite for every pair. Empty where the super-batch holds
-        exactly ``count`` pairs.
+        * roles: ``learner``, ``reference``, ``online`` (``Scores.learner`` …), ``scorer`` (``Scores.values["g"]``);
+        * columns, numbers that came with the pairs: ``column:similarity``, in ``Scores.values`` under that name;
+        * ``keys``: ``Scores.key_B``; ``captions``: ``Scores.words_BL``; ``progress``: ``Scores.progress``;
+        * ``memory``: ``Scores.memory``, the numbers in ``remembers``; new ones are returned as ``Selection.memory``;
+        * ``trained_losses``: the losses of each training pass, handed to the policy's method ``learn``.
+
+        Empty where the super-batch holds exactly ``count`` pairs.
         """
         ...
 
@@ -116,9 +127,24 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
     if selection.score_B is not None and selection.score_B.shape != (len(scores),):
         raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
+    check_memory(policy, selection.memory, len(scores))
     return distributed.world().agreed(
         selection if index_K is selection.index_K else replace(selection, index_K=index_K)
     )
+
+
+def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> None:
+    """Refuse numbers to remember that the policy has not declared, or that are not one finite number (or NaN) a pair.
+
+    Raises:
+        PolicyError: the message names the number.
+    """
+    name, declared = type(policy).__name__, getattr(policy, "remembers", ())
+    for key, value_B in memory.items():
+        if key not in declared:
+            raise PolicyError(f"{name} remembers {key!r}, which its `remembers` = {declared} does not name")
+        if value_B.shape != (size,) or bool(torch.isinf(value_B).any()):
+            raise PolicyError(f"{name} remembers {key!r}: one number for each pair [{size}], none infinite")
 
 
 def _moved(state: Any, device: torch.device) -> Any:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import Pass
-from jestbench.select.losses import LossName
+from jestbench.select.given import Moment
+from jestbench.select.losses import Equal, LossName
 from jestbench.select.strips import Meter, strip
 from jestbench.select.tiles import exact_products, tiles
 
@@ -33,10 +34,17 @@ beside the learner, and a pretrained model that grades pairs (``values["g"]``)."
 SIDES: tuple[Side, ...] = get_args(Side)
 ROLES: tuple[Role, ...] = get_args(Role)
 PairLoss = Literal["own", "in_batch"]
+_ROWS = ("key_B", "words_BL", "group_B")
 
 
 class ScoreError(ValueError):
     """A score is not finite, or scores do not fit together; the message names the scores."""
+
+
+class NoSuchScore(ScoreError):
+    """A score that the run's settings leave undefined."""
+
+    exit_status: ClassVar[int] = 2
 
 
 class NonFiniteScore(ScoreError):
@@ -116,6 +124,14 @@ class Scores:
         meter: counts the similarity products computed from the embeddings.
         unseen: in place of ``reference``, for two references trained on two halves of the data: for each half in
             the super-batch, its positions and its embeddings under the model *not* trained on it; see ``parts``.
+        key_B: key of each pair, int64 (``keys`` in a policy's needs).
+        words_BL: ids of each caption's words, int64, −1 where a caption has fewer (``captions``).
+        progress: how far the run is (``progress``).
+        memory: what the policy remembers of each pair, name → float32 ``[B]``, NaN where nothing (``memory``).
+        group_B: pairs of equal numbers are equal (one image or one caption); two equal pairs are no negatives of each
+            other in any score. ``None``: all pairs are negatives of each other.
+        equal: what equal pairs are instead: ``masked``, in no sum and no denominator; or ``positive``, label +1 for
+            sigmoid; the scores of softmax refuse it.
     """
 
     learner: Embeddings | None = None
@@ -127,6 +143,12 @@ class Scores:
     model_passes: tuple[Pass, ...] = ()
     meter: Meter = field(default_factory=Meter, repr=False)
     unseen: tuple[tuple[Tensor, Embeddings], ...] = ()
+    key_B: Tensor | None = None
+    words_BL: Tensor | None = None
+    progress: Moment | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    group_B: Tensor | None = None
+    equal: Equal = "masked"
 
     def __post_init__(self) -> None:
         if self.loss not in ("sigmoid", "softmax"):
@@ -135,6 +157,8 @@ class Scores:
         if self.unseen:
             parts["unseen"] = sum(len(part) for _, part in self.unseen)
         parts |= {f"values[{name!r}]": len(value) for name, value in self.values.items()}
+        parts |= {f"memory[{name!r}]": len(value) for name, value in self.memory.items()}
+        parts |= {name: len(value) for name in _ROWS if (value := getattr(self, name)) is not None}
         if self.size is not None:
             parts["size"] = self.size
         if not parts:
@@ -227,15 +251,10 @@ class Scores:
             raise ScoreError("pairs that two references have scored are taken by parts()")
         sides = (self.learner, self.reference, self.online)
         learner, reference, online = (None if model is None else model.take(index_P) for model in sides)
-        return Scores(
-            learner,
-            reference,
-            online,
-            values={name: value[index_P] for name, value in self.values.items()},
-            size=len(index_P),
-            loss=self.loss,
-            meter=self.meter,
-        )
+        rows: dict[str, Any] = {name: value[index_P] for name in _ROWS if (value := getattr(self, name)) is not None}
+        values, memory = ({name: value[index_P] for name, value in held.items()} for held in (self.values, self.memory))
+        rows |= {"learner": learner, "reference": reference, "online": online}
+        return replace(self, **rows, values=values, memory=memory, size=len(index_P), model_passes=())
 
     def parts(self) -> Iterator[tuple[Tensor, Scores]]:
         """Yield the part of each reference: its positions, and their scores as a super-batch of their own.
@@ -247,6 +266,38 @@ class Scores:
             yield torch.arange(len(self), device=self.device), self
         for index_P, reference in self.unseen:
             yield index_P, replace(replace(self, unseen=()).take(index_P), reference=reference)
+
+    def equal_of(self, index_R: Tensor, index_C: Tensor) -> Tensor | None:
+        """Which pairs of two sets are equal, bool ``[R, C]``; ``None`` where all pairs are negatives of each other.
+
+        Raises:
+            NoSuchScore: equal pairs are positives of each other under the softmax loss.
+        """
+        if self.group_B is None:
+            return None
+        if self.equal == "positive" and self.loss == "softmax":
+            raise NoSuchScore(
+                "run.equal = 'positive' is a rule of the softmax loss alone: scores over several pairs (jest, joint "
+                "draws, pair_loss = 'in_batch') have no such form; set run.equal to 'masked', or run.loss to 'sigmoid'"
+            )
+        return self.group_B[index_R, None] == self.group_B[index_C]
+
+    def cosines(self, side: Side, index_R: Tensor | None = None, index_C: Tensor | None = None) -> Tensor:
+        """Cosines of the images at R with the texts at C, ``[R, C]``, charged; ``None`` is every pair.
+
+        This is the way for a policy to similarities of its own: a product of embeddings that it computes without the
+        scores is charged to nobody, and the conformance suite refuses it.
+        """
+        model = self.side(side)
+        image_RD = model.image_BD if index_R is None else model.image_BD[index_R]
+        text_CD = model.text_BD if index_C is None else model.text_BD[index_C]
+        self.meter.add(len(image_RD), len(text_CD), image_RD.shape[1])
+        with exact_products(image_RD.device):
+            return image_RD @ text_CD.T
+
+    def own_cosine_B(self, side: Side) -> Tensor:
+        """c_ii: the cosine of each pair's image with its own text."""
+        return _own_logit_B(replace(self.side(side), scale=1.0, bias=0.0), "softmax", self.meter)
 
     def own_logit_B(self, side: Side) -> Tensor:
         """u_ii: the logit of each pair with itself."""
@@ -296,9 +347,11 @@ class Scores:
         lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
         by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
         for tile in tiles(size, size, image_BD):
-            slope_BT = strip(image_BD, text_BD[tile], model, self.loss, self.meter)
+            slope_BT, equal_BT = self._strip(model, tile)
             if lse_rows_B is None or lse_columns_B is None:
                 slope_BT = slope_BT.sigmoid_()
+                if equal_BT is not None and self.equal == "positive":
+                    slope_BT = torch.where(equal_BT, -slope_BT, slope_BT)
             else:
                 over_rows_BT = (slope_BT - lse_rows_B[:, None]).exp_()
                 slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
@@ -309,13 +362,26 @@ class Scores:
                 by_text_BD[tile] = slope_BT.T @ image_BD
         return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
 
+    def _strip(self, model: Embeddings, tile: slice) -> tuple[Tensor, Tensor | None]:
+        """The logits of all images against the texts of a tile, and which of them are of two equal pairs.
+
+        Their logits are −∞, or change sign where equal pairs are positives of each other.
+        """
+        logits_BT = strip(model.image_BD, model.text_BD[tile], model, self.loss, self.meter)
+        everyone_B = torch.arange(len(self), device=logits_BT.device)
+        equal_BT = self.equal_of(everyone_B, everyone_B[tile])
+        if equal_BT is None:
+            return logits_BT, None
+        equal_BT[tile].fill_diagonal_(False)
+        return unequal(logits_BT, equal_BT, self.equal), equal_BT
+
     def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
         size = len(embeddings)
         columns_B = embeddings.image_BD.new_empty(size)
         rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
         for tile in tiles(size, size, embeddings.image_BD):
-            logits = strip(embeddings.image_BD, embeddings.text_BD[tile], embeddings, self.loss, self.meter)
+            logits, _ = self._strip(embeddings, tile)
             if self.loss == "sigmoid":
                 terms = F.softplus(logits)
                 rows_B += terms.sum(1)
@@ -324,6 +390,13 @@ class Scores:
                 rows_B = torch.logaddexp(rows_B, logits.logsumexp(1))
                 columns_B[tile] = logits.logsumexp(0)
         return rows_B, columns_B
+
+
+def unequal(logits_RC: Tensor, equal_RC: Tensor, equal: Equal) -> Tensor:
+    """Logits whose equal pairs are masked, −∞; or, as positives of the sigmoid loss, of the other sign."""
+    if equal == "masked":
+        return logits_RC.masked_fill(equal_RC, -torch.inf)
+    return torch.where(equal_RC, -logits_RC, logits_RC)
 
 
 def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:

@@ -26,6 +26,7 @@ from jestbench.disk import write_json
 from jestbench.launch import command, train_run
 from jestbench.runs import hold_folder
 from jestbench.runs.folder import RunFolder
+from jestbench.select.scores import ROLES
 
 ROOT = Path(__file__).resolve().parents[2]
 GIN = ROOT / "gin"
@@ -100,6 +101,11 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
 
 def small_reference(policy_file: Path) -> list[str]:
     return tiny_stands(policy_file, *REFERENCE[1:])
+
+
+def columns_for(policy_file: Path) -> list[str]:
+    """The number that came with the pairs, where an arm chooses by one."""
+    return ["synthetic.columns=('similarity',)"] if policy_file.stem == "column" else []
 
 
 def file(name: str, *lines: str) -> str:
@@ -463,7 +469,9 @@ def test_check_of_every_run_file(run: Run, path: Path, nothing_happens: Callable
 @pytest.mark.parametrize("path", POLICY_FILES, ids=lambda path: path.stem)
 def test_check_of_every_policy_file(run: Run, path: Path, nothing_happens: Callable[[], None]) -> None:
     words = small_reference(path)
-    result = run("--gin_file", "gin/run/tiny.gin", "--gin_file", str(path), "--check", "--verbose", *words)
+    result = run(
+        "--gin_file", "gin/run/tiny.gin", "--gin_file", str(path), "--check", "--verbose", *words, *columns_for(path)
+    )
     assert (result.status, result.err) == (0, "")
     assert result.value("run.arm") != "''"
     twins = result.value("run.twin") == "True"
@@ -503,6 +511,7 @@ def test_pretrained_weights_are_not_fetched(
 @pytest.mark.parametrize("path", POLICY_FILES, ids=lambda path: path.stem)
 def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     words = small_reference(path)
+    words += columns_for(path)
     result = run("--gin_file", TINY, "--gin_file", str(path), *words, *SMALL, "--run_dir", "out")
     assert result.status == 0, result.err
     assert "warning" not in result.err
@@ -526,13 +535,14 @@ def test_every_policy_file_runs_in_miniature(run: Run, path: Path) -> None:
     assert set(end["metrics"]) == {key for key in last if key.startswith("eval/")} != set()
     in_training = {"learner"} | ({"online"} if end["flops"]["scorer_train"] else set())
     cascaded = path.stem.startswith("cascade_")
-    assert end["pretrain_flops"].keys() == (policy.needs | ({"reference"} if cascaded else set())) - in_training
+    needs = policy.needs & set(ROLES)
+    assert end["pretrain_flops"].keys() == (needs | ({"reference"} if cascaded else set())) - in_training
     assert all(flops >= 2e9 for flops in end["pretrain_flops"].values())
     files = {entry.name for entry in Path("out").iterdir()}
     text = {"config.gin", "operative.gin", "environment.json", "metrics.jsonl", "summary.json"}
     assert files == text | {"checkpoints", "eval", "examples", ".lock"}
     assert [file.stem for file in Path("out/eval").iterdir()] == [str(int(3e9 + added))]
-    if not policy.needs:
+    if not policy.needs or policy.takes_all:
         assert last["pairs/seen"] == last["pairs/trained"]
         assert last["flops/learner_score"] == 0
         assert (last["flops/reference_score"] > 0) == cascaded
@@ -562,8 +572,8 @@ EVENLY_PRICED = [path for path in POLICY_FILES if path.stem != "rho_loss_twin"]
 
 @pytest.mark.parametrize("path", EVENLY_PRICED, ids=lambda path: path.stem)
 def test_price_is_what_a_run_is_charged(run: Run, path: Path) -> None:
-    argv = ("--gin_file", TINY, "--gin_file", str(path), *small_reference(path), *SMALL, "evaluate.limit=32")
-    argv = (*argv, "run.reference_accounting=online", "evaluate.points=1", "run.checkpoints=1")
+    argv = ("--gin_file", TINY, "--gin_file", str(path), *small_reference(path), *SMALL, *columns_for(path))
+    argv = (*argv, "run.reference_accounting=online", "evaluate.points=1", "run.checkpoints=1", "evaluate.limit=32")
     result = run(*argv, "--price")
     assert (result.status, result.err) == (0, "")
     lines = {

@@ -30,7 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jestbench.batch import DataError
-from jestbench.data.icons import icon_folder, prepared_icons
+from jestbench.data.icons import icon_folder, icon_web, prepared_icons
 from jestbench.data.icons import icons as icons_module
 from jestbench.data.icons.icon_groups import merge_groups
 from jestbench.data.icons.icon_looks import near_copies, thumbnail
@@ -518,6 +518,85 @@ def test_min_hands_thins_the_pool_alone(small: Icons) -> None:
     assert strict.split("eval").fingerprint == small.split("eval").fingerprint
     with pytest.raises(DataError, match="min_hands = 7 leaves nothing of pool"):
         dataclasses.replace(small, min_hands=7).split("pool")
+
+
+def test_a_smaller_curated_set_is_a_part_of_a_larger_one(small: Icons) -> None:
+    small.prepare()
+    whole = small.split("curated")
+    keys = [set(dataclasses.replace(small, curated=n).split("curated").image_key_N.tolist()) for n in (2, 3)]
+    assert [len(found) for found in keys] == [2, 3]
+    assert keys[0] < keys[1] <= set(whole.image_key_N.tolist())
+    cut = dataclasses.replace(small, curated=2)
+    assert cut.split("pool").fingerprint == small.split("pool").fingerprint
+    assert cut.split("curated").fingerprint != whole.fingerprint
+    with pytest.raises(DataError, match=r"icons\.curated = 999: curated has \d+ pairs"):
+        dataclasses.replace(small, curated=999).split("curated")
+
+
+def test_a_world_closer_to_the_web(small: Icons) -> None:
+    """Each kind of noise alone and all of them together; clean splits stay as they are."""
+    small.prepare()
+    pool = small.split("pool")
+    partial = dataclasses.replace(small, noise=0.3, partial=0.2).split("pool")
+    for caption, true, wrong, part in zip(
+        partial.captions, pool.captions, partial.marks["noisy"], partial.marks["partial"], strict=True
+    ):
+        assert (caption == true) == (not wrong and not part)
+        if part:
+            pairs = list(zip(caption.split(), true.split(), strict=True))
+            assert not wrong
+            assert sum(a != b for a, b in pairs) == 1
+    assert partial.marks["partial"].sum() == round(0.2 * len(pool))
+
+    repeats = dataclasses.replace(small, noise=0.3, repeats=1.0).split("pool")
+    assert len(repeats) == len(pool)
+    texts: dict[int, set[str]] = {}
+    for row, caption in zip(repeats.row_N.tolist(), repeats.captions, strict=True):
+        texts.setdefault(row, set()).add(caption)
+    assert len(texts) == len(pool) - repeats.marks["repeated"].sum() < len(pool)
+    assert all(len(found) == 1 for found in texts.values()), "a repeat has the caption of what it repeats"
+
+    tail = dataclasses.replace(small, tail=1.0).split("pool")
+    counts = sorted((tail.captions.count(c) for c in set(tail.captions)), reverse=True)
+    most = max(pool.captions.count(c) for c in set(pool.captions))
+    assert set(tail.captions) == set(pool.captions)
+    assert all(count <= max(1, most // rank) for rank, count in enumerate(counts, start=1))
+    assert len(tail) < len(pool)
+
+    everything = dataclasses.replace(small, noise=0.3, partial=0.1, repeats=1.0, tail=0.3)
+    joined = everything.split("pool+curated")
+    assert set(joined.marks) == {"noisy", "partial", "repeated", "curated"}
+    assert not any(joined.marks[mark][joined.marks["curated"]].any() for mark in ("noisy", "partial", "repeated"))
+    for name in ("curated", "eval"):
+        assert everything.split(name).fingerprint == small.split(name).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"curated": -1}, r"icons\.curated must not be negative"),
+        ({"tail": -0.5}, r"icons\.tail must not be negative"),
+        ({"repeats": -1.0}, r"icons\.repeats must not be negative"),
+        ({"noise": 0.7, "partial": 0.4}, r"icons\.partial is a share of the pairs that icons\.noise = 0\.7 leaves"),
+    ],
+)
+def test_noise_that_cannot_be(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Icons(**wrong)
+
+
+def test_words_that_cannot_be_replaced_are_counted() -> None:
+    with pytest.raises(DataError, match=r"2 captions cannot each have one wrong word: of those .* 1 have two words"):
+        icon_web.partly_right(["one", "two words", "three", "four"], np.ones(4, dtype=np.bool_), 0.5, [0])
+
+
+def test_repeats_follow_the_law() -> None:
+    """Counts by rank of many draws against n · p."""
+    drawn, again = icon_web.repeated(20_000, 1.0, [1])
+    counts = np.sort(np.bincount(drawn, minlength=20_000))[::-1]
+    expected = 20_000 / np.arange(1, 6) / np.sum(1 / np.arange(1, 20_001))
+    assert counts[:5] == pytest.approx(expected, rel=0.1)
+    assert again.sum() == 20_000 - len(set(drawn.tolist()))
 
 
 def test_an_unknown_split_is_named(small: Icons) -> None:

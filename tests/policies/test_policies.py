@@ -25,12 +25,15 @@ import torch
 from numpy.random import mtrand
 from scipy.stats import chi2
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import policies
 from jestbench import Embeddings, Scores, Selection
 from jestbench.batch import COLUMN
-from jestbench.select import Side
+from jestbench.select import NO_WORD, LearningPolicy, LeavingPolicy, Moment, Remembered, Side, Trained
+from jestbench.select.memory import Memory
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
+from jestbench.select.remembering import check_needs, learn, leave_out, remembered_names, takes_all
 from policies import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +41,9 @@ SIDES = typing.get_args(Side)
 SIZE, COUNT = 32, 9
 NAMES = policies.available()
 COLUMNS = sorted({need for name in NAMES for need in policies.create(name).needs if need.startswith(COLUMN)})
-VALUES = ("g", *COLUMNS)
+VALUES = tuple(dict.fromkeys(("g", "column:similarity", "column:other", *COLUMNS)))
+REMEMBERED = sorted({number for name in NAMES for number in policies.get(name).remembers})
+EPOCHS = 7
 
 each_policy = pytest.mark.parametrize("name", NAMES)
 each_loss = pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -57,7 +62,19 @@ def all_scores(loss: str, size: int = SIZE, seed: int = 0) -> Scores:
     """Everything that a policy could ask for."""
     generator = seeded(seed)
     models = {side: random_embeddings(size, generator, 5.0 + i, -4.0 - i) for i, side in enumerate(SIDES)}
-    return Scores(**models, values={name: torch.rand(size, generator=generator) for name in VALUES}, loss=loss)
+    values, memory = ({name: torch.rand(size, generator=generator) for name in names} for names in (VALUES, REMEMBERED))
+    first_B1 = torch.randint(12, (size, 1), generator=generator)
+    words_BL = (first_B1 + torch.tensor([0, 1, 5])) % 12
+    words_BL[torch.rand(size, generator=generator) < 0.3, 2] = NO_WORD
+    return Scores(
+        **models,
+        values=values,
+        loss=loss,
+        key_B=torch.randperm(size, generator=generator) << 40,
+        words_BL=words_BL,
+        progress=Moment(0.5, 6, 3),
+        memory=memory,
+    )
 
 
 def asked_for(scores: Scores, policy: Policy) -> Scores:
@@ -65,7 +82,10 @@ def asked_for(scores: Scores, policy: Policy) -> Scores:
     models = {side: getattr(scores, side) for side in policy.needs if side in SIDES}
     wanted = {*policy.needs, *({"g"} if "scorer" in policy.needs else ())}
     values = {name: value for name, value in scores.values.items() if name in wanted}
-    return Scores(**models, values=values, size=len(scores), loss=scores.loss)
+    memory = {name: scores.memory[name] for name in remembered_names(policy)}
+    given = {"keys": "key_B", "captions": "words_BL", "progress": "progress"}
+    more = {field: getattr(scores, field) for need, field in given.items() if need in policy.needs}
+    return Scores(**models, **more, values=values, memory=memory, size=len(scores), loss=scores.loss)
 
 
 def parameter_types(cls: type) -> dict[str, Any]:
@@ -151,6 +171,24 @@ class TestEveryVariant:
         assert (state is not None) == isinstance(policy, StatefulPolicy)
         assert policy == policies.create(name, **parameters)
 
+    def test_a_life_cut_in_two_is_the_life_uncut(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        """Over several epochs, with all that a policy remembers; read back from a checkpoint between any two."""
+        whole = life(policies.create(name, **parameters), loss)
+        assert life(policies.create(name, **parameters), loss, cut=True) == whole
+
+    def test_it_remembers_what_it_declares(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        policy = policies.create(name, **parameters)
+        selection = select(policy, asked_for(all_scores(loss), policy))
+        assert set(selection.memory) <= set(remembered_names(policy))
+
+    def test_its_products_are_charged(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        """What torch counts of a choice's matrix products is no more than what the scores have metered."""
+        policy = policies.create(name, **parameters)
+        scores = asked_for(all_scores(loss), policy)
+        with FlopCounterMode(display=False) as counter:
+            select(policy, scores)
+        assert counter.get_total_flops() <= 2 * scores.meter.macs, "a product of embeddings that nobody is charged for"
+
     def test_what_it_did_not_ask_for_changes_nothing(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
         policy = policies.create(name, **parameters)
         scores = all_scores(loss)
@@ -162,10 +200,75 @@ class TestEveryVariant:
         """By default clearly; no other value of a parameter turns it round (a control may lose it)."""
         policy = policies.create(name, **parameters)
         assert set(policy.prefers.values()) <= {1, -1}
-        assert set(policy.prefers) <= {*policy.needs, *asked_for(all_scores(loss), policy).values}
+        given = asked_for(all_scores(loss), policy)
+        assert set(policy.prefers) <= {*policy.needs, *given.values, *given.memory}
         for quantity, direction in policy.prefers.items():
             lean = direction * (share_of_more(policy, quantity, loss) - 0.5)
             assert lean > (-0.1 if parameters else 0.06), f"{quantity}: {lean:+.2f} over a half"
+
+
+def life(policy: Policy, loss: str, cut: bool = False) -> list[bytes]:
+    """All that a policy does in some epochs over 32 pairs: what it leaves out, chooses, weighs and remembers.
+
+    ``cut``: state and memory go through a checkpoint after each step.
+    """
+    everything = all_scores(loss)
+    keys, state, memory = everything.key_B, initial_state(policy), Memory(remembered_names(policy))
+    trace: list[bytes] = []
+    for epoch in range(EPOCHS):
+        share, kept_M = epoch / EPOCHS, torch.arange(SIZE)
+        if isinstance(policy, LeavingPolicy):
+            before = Remembered(state, memory.read(keys))
+            out_N = leave_out(policy, keys, before, Moment(share, epoch), seeded(100 + epoch))
+            kept_M = (~out_N).nonzero().flatten()
+            assert len(kept_M), "a policy leaves some pairs in"
+        now = all_scores(loss, seed=epoch).take(kept_M)  # the learner has changed
+        moment = Moment(share, epoch, SIZE - len(kept_M))
+        rows = {"key_B": keys[kept_M], "words_BL": everything.words_BL[kept_M], "progress": moment}
+        now = dataclasses.replace(now, **rows, memory={**now.memory, **memory.read(keys[kept_M])})
+        count = len(kept_M) if takes_all(policy) else COUNT
+        selection = choose(policy, asked_for(now, policy), count, seeded(epoch), state)
+        state = selection.state
+        memory.write(keys[kept_M], selection.memory)
+        if isinstance(policy, LearningPolicy):
+            chosen_K = keys[kept_M][selection.index_K]
+            losses = torch.rand(2, len(chosen_K), generator=seeded(200 + epoch)) + torch.linspace(0, 2, len(chosen_K))
+            learnt = learn(policy, Trained(*losses, moment), Remembered(state, memory.read(chosen_K)))
+            state = learnt.state
+            memory.write(chosen_K, learnt.memory)
+        if cut:
+            state = torch.load(io.BytesIO(saved(state)), weights_only=True)
+            kept, memory = memory.state_dict(), Memory()
+            memory.load_state_dict(torch.load(io.BytesIO(saved(kept)), weights_only=True))
+        numbers = [number.nan_to_num(-1.0) for number in memory.read(keys).values()]
+        trace.append(saved([kept_M, selection.index_K, selection.weight_K, numbers]))
+    return trace
+
+
+def tries(name: str, parameter: str) -> Iterator[object]:
+    """Values that a parameter might take, beside its default."""
+    default = next(field.default for field in dataclasses.fields(policies.get(name)) if field.name == parameter)
+    yield from (value for key, value in alternatives(policies.get(name)) if key == parameter)
+    if isinstance(default, str):
+        yield from (column.removeprefix(COLUMN) for column in VALUES if column.startswith(COLUMN))
+    elif not isinstance(default, bool):
+        yield from (value for value in (0, 1, 2, 3, 20, 0.05, 0.15, 0.5, 0.9, 5.0, 50.0) if value != default)
+
+
+def matters(name: str, parameter: str) -> bool:
+    """Whether some value of a parameter, beside some value of the others, changes what the policy does."""
+    others = [other for other in parameter_types(policies.get(name)) if other != parameter]
+    bases = [base for variant, base in VARIANTS if variant == name and parameter not in base]
+    bases += [{other: value} for other in others for value in (5, 0.5)]  # some numbers matter beside another one
+    for base in bases:
+        for value in tries(name, parameter):
+            try:
+                one, other = policies.create(name, **base), policies.create(name, **base, **{parameter: value})
+            except (ValueError, TypeError):
+                continue
+            if any(life(one, loss) != life(other, loss) for loss in ("sigmoid", "softmax")):
+                return True
+    return False
 
 
 def two_kinds(quantity: str, loss: str) -> Scores:
@@ -177,13 +280,32 @@ def two_kinds(quantity: str, loss: str) -> Scores:
         return Embeddings(everything[:SIZE], everything[axis_B], 10.0, -5.0)
 
     alike_B, odd_B = torch.full((SIZE,), 0.5), (torch.arange(SIZE) % 2).float()
-    values = {name: odd_B if name == quantity else alike_B for name in VALUES}
-    return Scores(**{side: model(side) for side in SIDES}, values=values, loss=loss)
+    values, memory = (
+        {name: odd_B if name == quantity else alike_B for name in names} for names in (VALUES, REMEMBERED)
+    )
+    models = {side: model(side) for side in SIDES}
+    other = all_scores(loss)
+    more = {"key_B": other.key_B, "words_BL": torch.ones_like(other.words_BL), "progress": other.progress}
+    return Scores(**models, **more, values=values, memory=memory, loss=loss)
 
 
 def share_of_more(policy: Policy, quantity: str, loss: str) -> float:
-    """Which share of the chosen has more of the quantity; a half where it doesn't matter."""
+    """Which share of the chosen has more of the quantity; a half where it doesn't matter.
+
+    Of a policy that leaves pairs out, the share of those that stay once it has learned from losses of that quantity.
+    """
     scores = asked_for(two_kinds(quantity, loss), policy)
+    if isinstance(policy, LeavingPolicy):
+        state, memory = initial_state(policy), {name: value.clone() for name, value in scores.memory.items()}
+        if isinstance(policy, LearningPolicy):
+            unknown = {name: torch.full((SIZE,), math.nan) for name in memory}
+            loss_B = scores.memory.get(quantity, torch.rand(SIZE, generator=seeded()))
+            state = learn(policy, Trained(loss_B, loss_B, Moment(0.2, 5)), Remembered(state, unknown)).state
+        left = [
+            leave_out(policy, torch.arange(SIZE), Remembered(state, memory), Moment(0.2, 6), seeded(seed))
+            for seed in range(24)
+        ]
+        return float(torch.cat([(~out_N).nonzero().flatten() for out_N in left]).remainder(2).double().mean())
     draws = 24 if uses_generator(policy, scores) else 1
     chosen = torch.cat([select(policy, scores, seed).index_K for seed in range(draws)])
     return float((chosen % 2).double().mean())
@@ -212,6 +334,9 @@ def assert_same(one: Selection, other: Selection) -> None:
     assert one.statistics == other.statistics
     weights = (one.weight_K, other.weight_K)
     assert weights == (None, None) or torch.equal(*weights)
+    assert one.memory.keys() == other.memory.keys()
+    for name, value_B in one.memory.items():
+        assert torch.equal(value_B.nan_to_num(-1.0), other.memory[name].nan_to_num(-1.0))
 
 
 def uses_generator(policy: Policy, scores: Scores) -> bool:
@@ -231,22 +356,26 @@ def models_of(scores: Scores) -> dict[str, Embeddings]:
 
 def tensors_of(scores: Scores) -> list[Tensor]:
     parts = [tensor for model in models_of(scores).values() for tensor in (model.image_BD, model.text_BD)]
-    return [*parts, *scores.values.values()]
-
-
-def reordered(scores: Scores, order_B: Tensor) -> Scores:
-    models = {
-        side: dataclasses.replace(model, image_BD=model.image_BD[order_B], text_BD=model.text_BD[order_B])
-        for side, model in models_of(scores).items()
-    }
-    return Scores(**models, values={key: value[order_B] for key, value in scores.values.items()}, loss=scores.loss)
+    rows = [rows for rows in (scores.key_B, scores.words_BL) if rows is not None]
+    return [*parts, *rows, *scores.values.values(), *scores.memory.values()]
 
 
 WRONG_BY_NAME: dict[str, tuple[object, ...]] = {
-    "gain": (-1.0, math.inf),
+    "gain": (-1.0, math.inf, math.nan, (1.0, -1.0), (math.nan, 1.0), (1.0,)),
     "chunks": (0, -1, math.nan, 2.5),
     "temperature": (-1.0, math.inf),
     "share": (-1.0, 2.0),
+    "repetition": (-0.1, math.inf),
+    "epochs": (-1,),
+    "momentum": (-0.1, 1.0),
+    "prune": (-0.1, 1.0),
+    "until": (-0.1, 1.1),
+    "cap": (0,),
+    "skip": (-1,),
+    "size": (-1,),
+    "batch": (-1,),
+    "rounds": (0,),
+    "name": ("",),
 }
 WRONG_BY_TYPE: dict[object, tuple[object, ...]] = {float: (math.nan,), Literal: ("nonsense",)}
 
@@ -284,9 +413,14 @@ class TestEveryPolicy:
         policy = policies.create(name)
         assert isinstance(policy, Policy)
         assert isinstance(policy.needs, frozenset)
-        assert {need for need in policy.needs if not need.startswith(COLUMN)} <= {*SIDES, "scorer"}
+        check_needs(policy)
+        assert isinstance(policy.remembers, tuple)
         assert policy == policies.create(name)
         assert (type(policy).__doc__ or "").strip(), "--list_policies prints the first line"
+
+    @each_policy
+    def test_every_parameter_matters(self, name: str) -> None:
+        assert [parameter for parameter in parameter_types(policies.get(name)) if not matters(name, parameter)] == []
 
     @each_policy
     def test_no_needs_cost_nothing(self, name: str) -> None:
@@ -329,7 +463,7 @@ def test_without_randomness_the_choice_follows_the_pairs(loss: str) -> None:
         policy = policies.create(name, **parameters)
         scores = asked_for(all_scores(loss), policy)
         if not uses_generator(policy, scores):
-            moved = order_B[select(policy, reordered(scores, order_B)).index_K]
+            moved = order_B[select(policy, scores.take(order_B)).index_K]
             assert set(moved.tolist()) == set(select(policy, scores).index_K.tolist()), (name, parameters)
             tried.add(name)
     assert {"jest", "learnability", "rho_loss"} <= tried
@@ -513,7 +647,7 @@ class NearTheMean:
 
     def select(self, scores, count, generator, *, state):
         loss_B = scores.pair_loss_B("learner")
-        mean = self.decay * state["mean"] + (1 - self.decay) * loss_B.mean().cpu()
+        mean = self.decay * state['mean'] + (1 - self.decay) * loss_B.mean().cpu()
         index_K = (loss_B - mean).abs().argsort(stable=True)[:count]
         return Selection(index_K, {}, state=state | {"mean": mean, "seen": state["seen"] + len(scores)})
 '''
@@ -533,6 +667,21 @@ FAULTS = {
         "did_not_ask_for",
     ),
     "a preference that it does not have": ("int]] = {}", 'int]] = {"learner": 1}', "goes_the_way"),
+    "an uncharged product": (
+        "index_K = (",
+        "loss_B = loss_B + 0 * (scores.learner.image_BD @ scores.learner.text_BD.T).sum(1); index_K = (",
+        "products_are_charged",
+    ),
+    "a parameter that does nothing": (
+        "mean = self.decay * state['mean'] + (1 - self.decay) *",
+        "mean = 0.9 * state['mean'] + 0.1 *",
+        "every_parameter",
+    ),
+    "a name that it did not declare": (
+        "Selection(index_K, {}",
+        "Selection(index_K, {}, memory={'x': loss_B}",
+        "exactly_count",
+    ),
     "any parameter": ("if not 0 <=", "if 1 < 0 and not 0 <=", "wrong_parameters"),
 }
 USE_PLUGIN = """\

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from jestbench.data.icons.icon_web import WebNoise
 from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import QUICK_START, Recipe
 from jestbench.data.pairs import Dataset
@@ -36,12 +37,42 @@ class Icons(PreparedIcons):
         vocab_size: of the tokenizer, at most.
         cache_dir: where to prepare; by default the folder that the environment variable
             ``JESTBENCH_CACHE`` names, else the user's cache folder.
+        curated: number of pairs that ``curated`` is cut to; 0 for all. A smaller number's are among a larger number's.
+        tail: exponent s of a Zipf law in ``pool`` and ``holdout``: a caption of rank k keeps at most n/k^s pairs, n the
+            number of the most frequent one; 0 for no such law.
+        partial: share of the pairs in ``pool`` and ``holdout`` whose captions have one wrong word, beside those that
+            ``noise`` exchanges.
+        repeats: exponent of a Zipf law in ``pool`` and ``holdout``: as many pairs as there are, drawn with
+            replacement, so that some drawings stand there often; 0 for each once.
         recipe: what is prepared.
     """
 
     min_hands: int = 2
+    curated: int = 0
+    tail: float = 0.0
+    partial: float = 0.0
+    repeats: float = 0.0
     recipe: Recipe = field(default=QUICK_START, repr=False)
     label: ClassVar[str] = "icons"
+    of_noisy: ClassVar[frozenset[str]] = PreparedIcons.of_noisy | {"tail", "partial", "repeats"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("curated", "tail", "repeats"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"icons.{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 <= self.partial <= 1.0 - self.noise:
+            raise ValueError(
+                f"icons.partial is a share of the pairs that icons.noise = {self.noise} leaves, got {self.partial}"
+            )
+
+    def web_noise(self) -> WebNoise:
+        """What else is unlike in noisy splits: rare classes, captions that are partly right, repeats."""
+        return WebNoise(self.tail, self.partial, self.repeats)
+
+    def of_curated(self) -> int:
+        """Number of pairs that the curated split is cut to; 0 for all."""
+        return self.curated
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""

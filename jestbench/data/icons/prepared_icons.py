@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
 from jestbench.data.icons.icon_folder import prepare_folder
+from jestbench.data.icons.icon_web import Flags, Index, WebNoise, long_tail, partly_right, repeated
 from jestbench.data.icons.recipe import Recipe
 from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
@@ -98,6 +99,14 @@ class PreparedIcons(ABC):
     def key_column(self) -> str:
         """The column of the index that holds the content hash of each image."""
         return "key"
+
+    def web_noise(self) -> WebNoise:
+        """What else is unlike in noisy splits: rare classes, captions that are partly right, repeats."""
+        return WebNoise()
+
+    def of_curated(self) -> int:
+        """Number of pairs that the curated splits are cut to, each; 0 for all."""
+        return 0
 
     def caption_file(self, part: str) -> str:
         """The file that holds the captions of a split, before any is exchanged."""
@@ -217,7 +226,7 @@ class PreparedIcons(ABC):
         place_N, hands_N, all_key_N = self.index("split", "hands", self.key_column())
         rows: list[int] = []
         captions: list[str] = []
-        noisy: list[bool] = []
+        marks: dict[str, list[bool]] = {}
         taken = np.zeros(len(place_N), dtype=np.bool_)
         for part in parts:
             clean = part in self.clean
@@ -228,23 +237,23 @@ class PreparedIcons(ABC):
                 raise DataError(
                     f"{self.label}.min_hands = {self.min_hands} leaves nothing of {part}: choose a lower one"
                 )
+            if part in self.recipe.curated and self.of_curated():
+                some = _first(some, self.of_curated(), f"{self.label}.curated", part)
             texts = (self.folder / self.caption_file(part)).read_text(encoding="utf-8").split("\n")
-            exchanged, wrong = [texts[row] for row in some], np.zeros(len(some), dtype=np.bool_)
-            if self.noise and not clean:
-                # One random stream for each split: the pool's noise is the same whichever splits are joined to it.
-                exchanged, wrong = exchange_captions(exchanged, self.noise, [self.noise_seed, self.splits.index(part)])
-            new = np.flatnonzero(~taken[some])
-            taken[some] = True
-            rows += some[new].tolist()
-            captions += [exchanged[i] for i in new]
-            noisy += wrong[new].tolist()
+            kept, texts_N, marks_N = self._worsened([texts[row] for row in some], part)
+            new = np.flatnonzero(~taken[some[kept]])
+            taken[some[kept]] = True
+            rows += some[kept][new].tolist()
+            captions += [texts_N[i] for i in new]
+            for mark, mark_N in marks_N.items():
+                marks.setdefault(mark, []).extend(mark_N[new].tolist())
         row_N = np.array(rows, dtype=np.int64)
         tokenizer = Tokenizer.load(self.folder / "tokenizer.json", self.length)
         key_N = all_key_N[row_N]
         content = [key_N.tobytes(), "\0".join(captions).encode(), tokenizer.identity.encode()]
         fingerprint = digest(b"\0".join(content))
         curated_N = np.isin(place_N[row_N], [places.index(place) for place in self.recipe.curated])
-        marks = {"noisy": np.array(noisy, dtype=np.bool_), "curated": curated_N}
+        known = {mark: np.array(found, dtype=np.bool_) for mark, found in marks.items()}
         return self.pairs(
             row_N,
             clean=all(part in self.clean for part in parts),
@@ -253,8 +262,45 @@ class PreparedIcons(ABC):
             captions=captions,
             tokenizer=tokenizer,
             image_key_N=key_N,
-            marks=marks,
+            marks=known | {"curated": curated_N},
         )
+
+    def _worsened(self, texts: list[str], part: str) -> tuple[Index, list[str], dict[str, Flags]]:
+        """A part with its noise: positions of its pairs in ``texts``, a caption of each, and what is known of each.
+
+        One random stream for each part and kind of noise: the pool's is the same whichever splits are joined to it.
+        """
+        noisy, web = part not in self.clean, self.web_noise()
+        seed = [self.noise_seed, self.splits.index(part)]
+        kept = np.arange(len(texts))
+        if noisy and web.tail:
+            kept = long_tail(texts, web.tail, [*seed, 1])
+        texts = [texts[i] for i in kept]
+        marks = {"noisy": np.zeros(len(texts), dtype=np.bool_)}
+        if noisy and self.noise:
+            texts, marks["noisy"] = exchange_captions(texts, self.noise, seed)
+        if web.partial:
+            marks["partial"] = np.zeros(len(texts), dtype=np.bool_)
+            if noisy:
+                texts, marks["partial"] = partly_right(texts, ~marks["noisy"], web.partial, [*seed, 2])
+        if web.repeats:
+            drawn, again = np.arange(len(texts)), np.zeros(len(texts), dtype=np.bool_)
+            if noisy:
+                drawn, again = repeated(len(texts), web.repeats, [*seed, 3])
+            kept, texts = kept[drawn], [texts[i] for i in drawn]
+            marks = {mark: found[drawn] for mark, found in marks.items()} | {"repeated": again}
+        return kept, texts, marks
+
+
+def _first(some: Index, count: int, name: str, part: str) -> Index:
+    """``count`` rows at random, always the same ones: a smaller number's are among a larger number's.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if count > len(some):
+        raise DataError(f"{name} = {count}: {part} has {len(some)} pairs")
+    return np.sort(np.random.default_rng(0).permutation(some)[:count])
 
 
 @lru_cache

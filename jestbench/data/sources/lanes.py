@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from jestbench.data.damage import KIND, Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
 from jestbench.data.sources.columns import KEY, Beside, Came, short_names
+from jestbench.data.sources.pipes import CommandOutput
 from jestbench.data.sources.shards import Forward, MemberRules, Pair
 from jestbench.data.sources.source import Shard
 from jestbench.disk import content_key, key_text
@@ -81,6 +83,7 @@ class Shards:
         uids: lists of uids to which the stream is restricted; empty: it is not.
         metadata: files of numbers by uid.
         joined: the columns of ``metadata`` that are read.
+        patience: seconds that a shard's command may be silent.
     """
 
     urls: tuple[str, ...]
@@ -95,6 +98,7 @@ class Shards:
     uids: tuple[Shard, ...] = ()
     metadata: tuple[Shard, ...] = ()
     joined: tuple[str, ...] = ()
+    patience: float = 120.0
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -136,13 +140,19 @@ class Chunk:
     examples: dict[str, str] = field(default_factory=dict)
 
 
-def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) -> Iterator[Pair]:
-    """The pairs of a shard that webdataset opens.
+def open_shard(
+    url: str, members: MemberRules, lose: Callable[[Damaged], None], patience: float = Shards.patience
+) -> Generator[Pair]:
+    """The pairs of a shard that webdataset opens; closing the generator closes the shard.
 
     Args:
         url: a path, a URL or a command.
         members: which of its members are read.
         lose: called for each pair that is damaged, and where the shard cannot be opened or breaks off.
+        patience: seconds that a command may be silent.
+
+    Raises:
+        DataError: a command is silent for longer.
     """
     from webdataset.tariterators import url_opener
 
@@ -151,18 +161,19 @@ def open_shard(url: str, members: MemberRules, lose: Callable[[Damaged], None]) 
         return True
 
     for opened in url_opener([{"url": url}], handler=told):
-        try:
-            for found in members.pairs(Forward.unpacked(opened["stream"])):
-                if isinstance(found, Damaged):
-                    found.where = ": ".join(part for part in (url, found.where) if part)
-                    lose(found)
-                else:
-                    yield found
-        except tarfile.ReadError as error:  # the shard breaks off within its first bytes
-            lose(Damaged("truncated tar", str(error)).at(url))
-        finally:
-            with suppress(Exception):  # a pipe's command that fails at its end has delivered its bytes
-                opened["stream"].close()
+        stream = opened["stream"]
+        if hasattr(stream, "proc"):
+            stream = io.BufferedReader(CommandOutput(stream, url, patience), 2**16)
+        with stream:
+            try:
+                for found in members.pairs(Forward.unpacked(stream)):
+                    if isinstance(found, Damaged):
+                        found.where = ": ".join(part for part in (url, found.where) if part)
+                        lose(found)
+                    else:
+                        yield found
+            except tarfile.ReadError as error:  # the shard breaks off within its first bytes
+                lose(Damaged("truncated tar", str(error)).at(url))
 
 
 class LaneReader:
@@ -173,14 +184,21 @@ class LaneReader:
         self.beside = None
         if shards.members.uid:
             self.beside = _beside(shards.members, shards.joined, shards.metadata, shards.uids)
-        self._open: dict[int, tuple[int, Place, Iterator[tuple[Pair, str, Place, Lost]]]] = {}
+        self._open: dict[int, tuple[int, Place, Generator[tuple[Pair, str, Place, Lost]]]] = {}
         self._lost, self._examples = Counter[str](), dict[str, str]()
+
+    def close(self) -> None:
+        """Close the shards that are open: a forked process would hold them open, and their commands running."""
+        while self._open:
+            self._open.popitem()[1][2].close()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
         """Up to ``count`` pairs of a lane from a place on; the task is ``(epoch, lane, place, count)``."""
         epoch, lane, place, count = task
         held = self._open.pop(lane, None)
         if held is None or held[:2] != (epoch, place):
+            if held is not None:
+                held[2].close()
             held = (epoch, place, self._pairs(epoch, lane, place))
         rows: list[_Row] = []
         pairs, skipped, ended = held[2], Counter[str](), True
@@ -242,32 +260,32 @@ class LaneReader:
             decode(content, self.shards.image_size), captions[drawn], keys, found.values, found.uid, after, lost
         )
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Iterator[tuple[Pair, str, Place, Lost]]:
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Generator[tuple[Pair, str, Place, Lost]]:
         """Pairs of a lane from a place on: with its shard, the place after each, and what was left out before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
-        raw = self._in_order(mine, shard, offset)
         self._lost, start = Counter(), (shard, offset)
-        while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
-            position = (epoch * self.shards.lanes + lane) << 32 | block
-            if behind:
-                self._lost = Counter()  # what the block left out was counted when it was first read
-            order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
-            for number in range(behind, len(held)):
-                lost, self._lost = self._lost, Counter()
-                found, (of_shard, _) = held[order[number]]
-                yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
-            start, block, behind = held[-1][1], block + 1, 0
+        with closing(self._in_order(mine, shard, offset)) as raw:
+            while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
+                position = (epoch * self.shards.lanes + lane) << 32 | block
+                if behind:
+                    self._lost = Counter()  # what the block left out was counted when it was first read
+                order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
+                for number in range(behind, len(held)):
+                    lost, self._lost = self._lost, Counter()
+                    found, (of_shard, _) = held[order[number]]
+                    yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
+                start, block, behind = held[-1][1], block + 1, 0
 
-    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Iterator[tuple[Pair, tuple[int, int]]]:
+    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Generator[tuple[Pair, tuple[int, int]]]:
         """Pairs of shards as they lie, and the place behind each."""
+        shards = self.shards
         for number in range(shard, len(mine)):
-            pairs = open_shard(self.shards.urls[mine[number]], self.shards.members, self._lose)
-            if self.beside is not None:
-                pairs = self._wanted(pairs, self.beside)
-            for index, found in enumerate(pairs):
-                if number > shard or index >= offset:
-                    yield found, (number, index + 1)
+            with closing(open_shard(shards.urls[mine[number]], shards.members, self._lose, shards.patience)) as opened:
+                pairs: Iterator[Pair] = opened if self.beside is None else self._wanted(opened, self.beside)
+                for index, found in enumerate(pairs):
+                    if number > shard or index >= offset:
+                        yield found, (number, index + 1)
 
     def _wanted(self, pairs: Iterator[Pair], beside: Beside) -> Iterator[Pair]:
         """The pairs whose uids are wanted, with the numbers that are joined; the others are counted."""

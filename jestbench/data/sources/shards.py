@@ -314,6 +314,7 @@ class Forward:
 
         Raises:
             tarfile.ReadError: the stream breaks off.
+            DataError: its command is silent for too long.
         """
         again = self._kept[len(self._kept) - self._back :][: size if size >= 0 else None] if self._back else b""
         self._back -= len(again)
@@ -323,6 +324,8 @@ class Forward:
             fresh: bytes = self._stream.read(size - len(again) if size >= 0 else -1)
             while fresh and (left := size - len(again) - len(fresh)) > 0 and (more := self._stream.read(left)):
                 fresh += more
+        except DataError:
+            raise
         except Exception as error:  # whatever a network, a pipe's command or a decompressor raises
             raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
         self._end += len(fresh)

@@ -13,6 +13,7 @@ resume needs. Hugging Face ``datasets`` streams the same shards, but needs Arrow
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -85,6 +86,7 @@ class Stream:
         uid: member or field that holds a pair's uid; by default ``json.uid`` once uids are asked for. ``key`` is the
             content key of its image, as ``log.chosen`` writes it.
         uids: lists of uids to which the stream is restricted: text, parquet, or ``.npy`` as DataComp writes them.
+        patience: seconds that the command or server of a shard may be silent before the run ends with an error.
     """
 
     shards: str | tuple[str, ...]
@@ -101,6 +103,7 @@ class Stream:
     uid: str = ""
     uids: str | tuple[str, ...] | None = None
     metadata: str = ""
+    patience: float = 120.0
 
     def __post_init__(self) -> None:
         for name in ("image_size", "lanes", "buffer"):
@@ -109,6 +112,8 @@ class Stream:
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
         object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        if not self.patience > 0:
+            raise ValueError(f"stream.patience is a positive number of seconds, got {self.patience}")
         short_names(self.columns, "stream.columns")
         if not self.caption or not self.images:
             raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
@@ -173,6 +178,7 @@ class Stream:
             uids=tuple(map(file_shard, lists)),
             metadata=tuple(map(file_shard, self._metadata(joined))),
             joined=joined,
+            patience=self.patience,
         )
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")
@@ -191,7 +197,8 @@ def _state(url: str) -> tuple[int, str]:
 @lru_cache(maxsize=4)
 def _first(shards: Shards) -> Batch:
     alone = replace(shards, urls=shards.urls[:3], lanes=1, buffer=1)
-    chunk = LaneReader(alone)((0, 0, START, 1))
+    with closing(LaneReader(alone)) as reader:
+        chunk = reader((0, 0, START, 1))
     if not chunk.captions:
         shown = "; ".join(f"{reason}: {example}" for reason, example in chunk.examples.items())
         raise DataError(

@@ -103,6 +103,10 @@ class StreamBatches(SuperBatchSource):
         """The uids of the super-batch that was read last, by content key of the image."""
         return self._uid_of
 
+    def epoch(self, step: int) -> int:
+        """Completed passes over the shards."""
+        return self._epoch
+
     def _read(self, step: int) -> Batch:
         """The super-batch of the next step.
 
