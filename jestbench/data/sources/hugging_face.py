@@ -17,7 +17,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
-from jestbench.data.file_pairs import Encoded
+from jestbench.data.encoded_images import Encoded
 from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key

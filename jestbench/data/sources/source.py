@@ -19,7 +19,8 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs
+from jestbench.data.encoded_images import ByteRanges, Chained, Encoded
+from jestbench.data.file_pairs import FilePairs
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.columns import Beside, lists_of, short_names
 from jestbench.data.sources.shard_index import (
