@@ -130,7 +130,7 @@ def select(
         index_K = uniform_draw(len(batch), run.batch_size, generator)
         return Scores(size=len(batch)), Selection(index_K, state=progress.policy_state)
     scores = stages.scorer(batch, policy.needs, moment, progress.memory)
-    selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
+    selection = choose(policy, scores, run.batch_size, generator, progress.policy_state, run.patience)
     progress.memory.write(pair_keys(batch.image_key_B, batch.text_key_B), selection.memory)
     return scores, selection
 

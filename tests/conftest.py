@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, no W&B, one thread."""
+"""What all tests share: a cache of their own, no W&B, one thread; and that nothing of them is left behind."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from left_behind import Session
 
 
 @pytest.fixture(scope="session", autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail after the last test, and after every other fixture's end, if a test has left something behind."""
+    session = Session(tmp_path_factory.mktemp("t"))
+    yield
+    left = session.left()
+    assert not left, "tests have left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(nothing_left_behind: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the user's is read or written; a reference is trained once a session.
 
     One thread makes results repeatable, and leaves the other cores to other tests; processes that a test

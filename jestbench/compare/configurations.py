@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jestbench.config.arm_parameters import is_of_the_arm
+from jestbench.config.arm_parameters import WHOSE_WEIGHTS, is_of_the_arm
 from jestbench.runs.folder import RunFolder
 
 Configuration = Mapping[str, str]
@@ -61,7 +61,7 @@ def of_the_arm(configuration: Configuration) -> dict[str, str]:
 
 
 def _distinguishes(key: str) -> bool:
-    return is_of_the_arm(key) or key in _STANDS_ON
+    return is_of_the_arm(key) or key.rpartition("/")[2] in (*_STANDS_ON, *WHOSE_WEIGHTS)
 
 
 def own_parameters(configurations: Mapping[str, Configuration]) -> dict[str, dict[str, str]]:
@@ -106,6 +106,6 @@ def labels(arm: str, configurations: Mapping[str, Configuration], length: int) -
 
 def _cut(value: str) -> str:
     value = value.strip("'\"")
-    if value.startswith(("/", "~")):
+    if value.startswith(("/", "~", "local-dir:")):
         value = Path(value).name
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

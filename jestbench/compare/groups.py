@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.configurations import labels, read_configuration
+from jestbench.compare.ladder_so_far import so_far
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
 from jestbench.compare.points import Candidate, Point, read_metric
 from jestbench.disk import nearest, shown
@@ -138,7 +139,8 @@ def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate
         metric: key of the metric.
 
     Returns:
-        The finished runs that have the metric, the runs left out, and notes on the finished ones.
+        The finished runs and the ended rungs of interrupted ladders that have the metric, the runs left out, and
+        notes on those that are used.
 
     Raises:
         CompareError: no run can be used (status 3).
@@ -146,8 +148,11 @@ def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate
     usable: list[Candidate] = []
     excluded: list[Excluded] = []
     notes: list[str] = []
-    for run in runs:
-        finished = run.summary.status == "finished"
+    for found in runs:
+        run, finished = found, found.summary.status == "finished"
+        if not finished and (shorter := so_far(found)) is not None:
+            run, finished = shorter[0], True
+            notes.append(f"{shown(run.folder)}: {shorter[1]}")
         candidate, problems = read_metric(run, metric) if finished else (None, (f"status: {run.summary.status}",))
         if candidate is None:
             excluded.append(Excluded(run.folder, run.summary.arm, run.summary.seed, "; ".join(problems)))

@@ -154,13 +154,14 @@ def load_run(path: Path) -> RunRecord:
         references={entry: _locate(entry.run_dir, path) for entry in summary.references},
         rows=trunk,
         rung_rows={int(row[RUNG]): row for row in rows if RUNG in row},
-        final=_final(trunk, summary),
+        final=final_numbers(trunk, summary),
         problems=problems,
         modified=max(file.stat().st_mtime for file in (folder.metrics_jsonl, folder.summary_json) if file.exists()),
     )
 
 
-def _final(rows: Iterable[Row], summary: Summary) -> Row:
+def final_numbers(rows: Iterable[Row], summary: Summary) -> Row:
+    """The last finite number logged under each key, completed from the summary."""
     final: dict[str, float] = {f"flops/{purpose}": value for purpose, value in summary.flops.items()} | {
         "step": summary.steps,
         "pairs/seen": summary.pairs_seen,

@@ -159,6 +159,9 @@ def saving(arm: Arm, table: Table) -> str:
 
 _TASKS: tuple[tuple[str, str], ...] = (
     (r"zero_shot_top(\d+)", "zero-shot top-{}"),
+    (r"zero_shot_unseen_top(\d+)", "zero-shot top-{}, images of unseen classes,"),
+    (r"zero_shot_unseen_mrr", "zero-shot mean reciprocal rank, images of unseen classes,"),
+    (r"zero_shot_unseen_nll", "zero-shot loss in nats, images of unseen classes,"),
     (r"zero_shot_mrr", "zero-shot mean reciprocal rank"),
     (r"zero_shot_nll", "zero-shot loss in nats"),
     (r"(\d+)_shot_top(\d+)", "{}-shot top-{}"),

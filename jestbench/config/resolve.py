@@ -74,6 +74,7 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
             f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
             f"there are {', '.join(known)}"
         )
+    _check_chunks(run, asked or names[0], bindings)
     return run, asked or names[0], held
 
 
@@ -116,6 +117,21 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
             f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
             f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
             "run.reference_accounting = 'online' (each crop is scored and charged), or leave run.augment out"
+        )
+
+
+def _check_chunks(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
+    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks.
+
+    Raises:
+        ConfigError: the message names the most.
+    """
+    chunks, key = getattr(run.policy, "chunks", None), f"{policy}.chunks"
+    usual = getattr(type(run.policy), "chunks", None)  # of a dataclass: the default
+    if isinstance(chunks, int) and chunks > run.batch_size and chunks != usual:
+        raise ConfigError(
+            f"{_place(key, bindings)}{key} = {chunks} chunks of run.batch_size = {run.batch_size} pairs: a chunk "
+            f"holds at least one pair, so at most {run.batch_size}"
         )
 
 

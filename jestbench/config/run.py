@@ -60,6 +60,8 @@ ReadFolder = Callable[[Path], Recorded]
 
 
 ReferenceSeed = Literal["shared", "own"]
+MOST_PATIENCE = 100_000
+"""Minutes, ten weeks: a timer takes no more than a number of seconds that fits the system's clock."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Run:
         log: how often metrics are written.
         wandb: Weights & Biases.
         loader: who decodes the pairs, and how far ahead.
+        patience: minutes within which the policy must choose; a longer selection ends the run, with status 2.
         augment: what is done to each image at each step; ``None`` is nothing.
         equal: what two pairs of a sub-batch are to each other that share their image or their caption: ``negative``, as
             in CLIP; ``masked``, in no sum and no denominator, of the loss and of scores; ``positive``, label +1 for
@@ -176,6 +179,7 @@ class Run:
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
+    patience: float = 30.0
     augment: RandomResizedCrop | None = None
     equal: EqualRule = "negative"
     select_from: float = 0.0
@@ -185,6 +189,10 @@ class Run:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed is a whole number from 0 to 2^63 − 1, got {self.seed}")
+        if not 0 < self.patience <= MOST_PATIENCE:
+            raise ValueError(f"run.patience is above 0 and at most {MOST_PATIENCE:,} minutes, got {self.patience}")
         if self.batch_size > self.super_batch_size:
             raise ValueError(
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "

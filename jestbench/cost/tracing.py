@@ -255,6 +255,18 @@ def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
     return copy.deepcopy(module, memo)
 
 
+def _convolution_backward_flops(
+    grad_out: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any = None
+) -> int:
+    """FLOPs of a convolution's backward pass: as many as forward for each gradient that is asked for.
+
+    Torch's own formula leaves groups out, which makes a depthwise convolution dear.
+    """
+    *_, transposed, _padding, _groups, asked = rest
+    forward = math.prod(inputs if transposed else grad_out) * math.prod(weight[1:])
+    return FLOPS_PER_MAC * forward * (bool(asked[0]) + bool(asked[1]))
+
+
 def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
     """Forward and backward of one call in train mode, by torch's counter, under unfused attention.
 
@@ -272,7 +284,9 @@ def counted_macs(module: nn.Module, *inputs: Tensor) -> Counted:
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
         sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward_flops}
+        ) as counter,
     ):
         out: Tensor = module.train()(*inputs)
         forward = counter.get_total_flops()

@@ -129,15 +129,21 @@ class SuperBatchSource(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every process, kept beside the step in a checkpoint; the same with workers and without."""
-        own = {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
-        return {"processes": self.world.everybodys(own)}
+        return {"processes": self.world.everybodys(self.mark())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of as many processes, with any number of workers."""
-        own = state["processes"][self.world.rank]
+        self.rewind(state["processes"][self.world.rank])
+
+    def mark(self) -> dict[str, Any]:
+        """The state of this process."""
+        return {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
+
+    def rewind(self, mark: Mapping[str, Any]) -> None:
+        """Go back to a mark of this process."""
         # A live run that goes back counts the workers which it has lost already.
-        self._waited, self._restarts = own["waited"], own["restarts"] - self.restarts + self._restarts
-        self._load_state_dict(own)
+        self._waited, self._restarts = mark["waited"], mark["restarts"] - self.restarts + self._restarts
+        self._load_state_dict(mark)
 
     def close(self) -> None:
         """End the workers."""

@@ -12,6 +12,7 @@ import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -41,7 +42,17 @@ ENDING_SECONDS = 10.0
 """How long the end of a killed worker, or of the receiving thread, is waited for."""
 
 
-def _foreign_descriptors() -> list[int]:
+def _unlink_shared(pid: int) -> None:
+    """Remove the shared memory of a process that was killed between making and unlinking it, as torch does at once."""
+    for segment in Path("/dev/shm").glob(f"torch_{pid}_*"):
+        segment.unlink(missing_ok=True)
+
+
+Descriptor = tuple[int, int, int]
+"""A descriptor's number, and the device and inode of what is open there."""
+
+
+def _foreign_descriptors() -> list[Descriptor]:
     """Descriptors of this process that a forked worker must not keep: pipes, sockets, and files open for writing.
 
     A worker that held the reading end of a command's output would keep that command waiting for a reader for ever; a
@@ -54,15 +65,25 @@ def _foreign_descriptors() -> list[int]:
             written = fcntl.fcntl(number, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
             on_disk = target.startswith("/") and not target.startswith("/dev/")
             if number > 2 and (target.startswith(("pipe:", "socket:")) or (on_disk and written)):
-                found.append(number)
+                found.append(_descriptor(number))
     return found
 
 
-def _let_go(descriptors: Sequence[int]) -> None:
-    """Point descriptors to the null device: closed, their numbers would be used again, and closed by their owners."""
+def _descriptor(number: int) -> Descriptor:
+    status = os.fstat(number)
+    return number, status.st_dev, status.st_ino
+
+
+def _let_go(descriptors: Sequence[Descriptor]) -> None:
+    """Point descriptors to the null device: closed, their numbers would be used again, and closed by their owners.
+
+    One that was closed before the fork, and whose number leads to something else by now, is left alone.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
-        os.dup2(null, descriptor, inheritable=False)
+        with contextlib.suppress(OSError):
+            if _descriptor(descriptor[0]) == descriptor:
+                os.dup2(null, descriptor[0], inheritable=False)
     os.close(null)
 
 
@@ -95,6 +116,7 @@ class _Worker:
         self.kill()
         self.process.join(ENDING_SECONDS)
         self.connection.close()
+        _unlink_shared(self.process.pid)
 
 
 class Workers(Generic[Task, Result]):
@@ -185,6 +207,7 @@ class Workers(Generic[Task, Result]):
 
     def _start_all(self) -> None:
         self._woken, self._wake = multiprocessing.Pipe(duplex=False)
+        multiprocessing.util.get_temp_dir()  # of this process, for all workers: a killed one removes none of its own
         self._workers = [self._start() for _ in range(self.count)]
         self._thread = threading.Thread(target=self._run, name="jestbench-workers", daemon=True)
         self._thread.start()
@@ -195,7 +218,8 @@ class Workers(Generic[Task, Result]):
         forked = self._context.get_start_method() == "fork"
         foreign = _foreign_descriptors() if forked else []
         ours, theirs = self._context.Pipe()
-        arguments = theirs, self._work, os.getpid(), [*foreign, *([ours.fileno()] if forked else [])]
+        foreign += [_descriptor(ours.fileno())] if forked else []
+        arguments = theirs, self._work, os.getpid(), foreign
         process = self._context.Process(  # type: ignore[attr-defined]
             target=_serve, args=arguments, daemon=True, name="jestbench-worker"
         )
@@ -284,7 +308,13 @@ class Workers(Generic[Task, Result]):
                 future.set_exception(error)
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, foreign: Sequence[int]) -> None:
+def _clear_away() -> None:
+    """Remove what a killed parent leaves: the folder through whose sockets tensors are passed, and shared memory."""
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
+    _unlink_shared(os.getpid())
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, foreign: Sequence[Descriptor]) -> None:
     """Run tasks in a worker until its parent is gone; ``foreign`` are inherited descriptors, to be let go."""
     _let_go(foreign)
     os.setpgid(0, 0)
@@ -292,7 +322,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], parent: int, fore
     # parent's handler of SIGTERM is inherited and must not be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with(parent)
+    end_with(parent, _clear_away)
     torch.set_num_threads(1)
     while True:
         try:

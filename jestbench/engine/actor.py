@@ -187,6 +187,13 @@ class Actor(ABC):
         """Go on from a checkpoint."""
         assert not state, "a state is read by the kind of actor that keeps one"
 
+    def mark(self) -> Any:
+        """This process's own state as far as scoring changes it; no collective call, and cheap: once a step."""
+        return None
+
+    def rewind(self, mark: Any) -> None:  # noqa: B027
+        """Undo the scoring since a mark, so that a checkpoint is that of the step before."""
+
     def close(self, remove: bool) -> None:  # noqa: B027
         """Let go of files; ``remove`` where the run has finished."""
 

@@ -92,6 +92,11 @@ class Casting(ABC):
         return (self,)
 
     @property
+    def remote(self) -> str:
+        """What would have to be fetched, for messages; empty where all files are here."""
+        return ""
+
+    @property
     def identity(self) -> str:
         """What distinguishes the actor from another of its kind, wherever its files lie."""
         return repr(self)

@@ -47,11 +47,6 @@ class Foreign(Casting):
     def label(self) -> str:
         """The model's name, for messages and tables."""
 
-    @property
-    @abstractmethod
-    def remote(self) -> str:
-        """What is on a hub and not in its cache, for messages; empty where all files are here."""
-
     @abstractmethod
     def load(self, untrained: bool = False) -> ForeignTowers:
         """The model.
@@ -99,6 +94,20 @@ class _Untrained(Casting):
     def identity(self) -> str:
         """The model's own."""
         return self.model.identity
+
+    @property
+    def remote(self) -> str:
+        """The model's own."""
+        return self.model.remote
+
+    @property
+    def label(self) -> str:
+        """The model's own."""
+        return self.model.label
+
+    def stated_flops(self) -> dict[str, int | None]:
+        """The model's own."""
+        return self.model.stated_flops()
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """The frozen actor, run whole."""

@@ -317,19 +317,27 @@ class FrozenActor(Actor):
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows each store of each process holds, and the counters; t and b₀ where they were fitted."""
-        rows = {name: store.saved() for name, store in self._files.items()}
-        own = rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
+        for store in self._files.values():
+            store.saved()
         fitted = {"calibrated": self.calibrated[0]} if self.calibrated else {}
-        return {"processes": self.world.everybodys(own), **fitted}
+        return {"processes": self.world.everybodys(self.mark()), **fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: rows past it are cut."""
         if "calibrated" in state:
             self._rescale(state["calibrated"])
-        own = state["processes"][self.world.rank]
+        self.rewind(state["processes"][self.world.rank])
+
+    def mark(self) -> dict[str, int]:
+        """How many rows each store of this process holds, and the counters."""
+        rows = {name: len(store) for name, store in self._files.items()}
+        return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
+
+    def rewind(self, mark: Mapping[str, int]) -> None:
+        """Go back to a mark: the rows added since are cut."""
         for name, store in self._files.items():
-            store.restore(own[name])
-        self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]
+            store.restore(mark[name])
+        self.hits, self.amortised_macs = mark["hits"], mark["amortised_macs"]
 
     def describe_cache(self) -> str:
         """What the shared cache holds, for people; empty where there is none."""

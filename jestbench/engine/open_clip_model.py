@@ -111,7 +111,10 @@ class OpenClip(Foreign):
         except ImportError as error:
             raise missing_extra("open_clip", "open_clip_torch") from error
         config = self._config(open_clip)
-        weights = None if untrained else self._weights() or self._fetched(open_clip)
+        weights = self._weights()
+        if weights is None and untrained and not self.model.startswith(HUB):
+            self._tag(open_clip)  # refuses what is none, with nothing fetched
+        weights = None if untrained else weights or self._fetched(open_clip)
         net = self._built(open_clip, config, weights)
         size = net.visual.preprocess_cfg["size"]
         side = size if isinstance(size, int) else size[0]
@@ -150,11 +153,26 @@ class OpenClip(Foreign):
             raise ForeignError(f"open_clip.model = {self.model!r}: open_clip has no such model{near}")
         return dict(config)
 
+    def _tag(self, library: Any) -> Mapping[str, Any]:
+        """What the library knows about a tag.
+
+        Raises:
+            ForeignError: the model has no such tag.
+        """
+        found: Mapping[str, Any] = library.get_pretrained_cfg(self.model, self.pretrained)
+        if not found:
+            tags = library.list_pretrained_tags_by_model(self.model)
+            near = nearest(self.pretrained, tags, "; did you mean {}?", count=3)
+            raise ForeignError(
+                f"open_clip.pretrained = {self.pretrained!r} is no file, no folder and no tag of {self.model}"
+                f"{near or '; it has ' + (', '.join(tags) or 'none')}"
+            )
+        return found
+
     def _fetched(self, library: Any) -> Path:
         """The file of weights of a tag, or of a name on the hub, from the hub or its cache.
 
         Raises:
-            ForeignError: the model has no such tag.
             DataError: it cannot be fetched, or is a pickle.
         """
         try:
@@ -162,18 +180,11 @@ class OpenClip(Foreign):
                 if self.model.startswith(HUB):
                     path = library.pretrained.download_pretrained_from_hf(self.model.removeprefix(HUB))
                 else:
-                    tags = library.list_pretrained_tags_by_model(self.model)
-                    found = library.get_pretrained_cfg(self.model, self.pretrained)
-                    path = library.download_pretrained(found) if found else None
-        except Exception as error:
+                    path = library.download_pretrained(self._tag(library))
+        except ForeignError:
+            raise
+        except Exception as error:  # the hub's client raises any kind
             raise self._not_fetched(error) from error
-        if path is None:
-            near = (
-                nearest(self.pretrained, tags, "; did you mean {}?", count=3) or f"; it has {', '.join(tags) or 'none'}"
-            )
-            raise ForeignError(
-                f"open_clip.pretrained = {self.pretrained!r} is no file, no folder and no tag of {self.model}{near}"
-            )
         return checked_weights(Path(path), self.trust_pickle)
 
     def _not_fetched(self, error: Exception) -> DataError:

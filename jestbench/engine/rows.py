@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ HEADER = 64
 """Bytes before the first record: ``MAGIC``, and the digest of all that the rows depend on besides their keys."""
 MAGIC = b"jestbench rows 1"
 LOCK_SECONDS = 20.0
+WRITE_SECONDS = 600.0
 """How long a run waits for another one that is writing, before it goes on without."""
 VERIFIED_AT_ONCE = WRITTEN_AT_ONCE = 8192
 BEHIND = 2
@@ -142,7 +144,10 @@ class _Kept(Rows):
     def _written(self, left: int = 0) -> None:
         """Wait until no more than so many additions are unwritten; raises what went wrong with a written one."""
         while len(self._writing) > left or (self._writing and self._writing[0].done()):
-            self._writing.popleft().result()
+            try:
+                self._writing.popleft().result(WRITE_SECONDS)
+            except FutureTimeout:
+                raise OSError(f"a write has not ended for {WRITE_SECONDS:g} s") from None
 
     def _find(self, key_N: Keys) -> Keys:
         raise NotImplementedError

@@ -121,6 +121,15 @@ class TwinActor(Actor):
         for half in HALVES:
             self.trained[half].load_state_dict(state[f"half{half}"])
 
+    def mark(self) -> Any:
+        """The marks of both models."""
+        return [model.mark() for model in self.trained]
+
+    def rewind(self, mark: Any) -> None:
+        """Undo the scoring of both models since a mark."""
+        for model, own in zip(self.trained, mark, strict=True):
+            model.rewind(own)
+
     def close(self, remove: bool) -> None:
         """Close both stores, and remove their files when the run has finished."""
         for model in self.trained:

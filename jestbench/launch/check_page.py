@@ -90,6 +90,11 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     for role, stands in resolved.stands_on.items():
         texts = [_stand(stand, below) for stand in stands]
         lines += _section(role, [*dict.fromkeys(texts)], 7)
+    for casting in run.castings.values():
+        for name, flops in resolved.stated_flops.items():
+            if name == casting.role:
+                spent = "is not known (pretrain_flops)" if flops is None else f"was {flops:.4g} FLOPs"
+                lines += _section(name, [f"{casting.label}; what its training took {spent}"], 2)
     lines += _section("loader", [own.loader] if own.loader else [], 1)
     lines += _section("metrics", [", ".join(own.metrics)], 4)
     lines += _section("warnings", [_warnings(own, below)], 1)

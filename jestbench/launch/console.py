@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "sweep": ("jestbench.sweep.run_sweep", "main", "run a W&B sweep file without a server, and compare its arms"),
     "compare": ("jestbench.compare.report", "main", "compare finished runs at equal compute"),
     "prepare": ("jestbench.launch.prepare", "main", "fetch and prepare a data set"),
+    "export": ("jestbench.export.run_export", "main", "write a trained model as a folder for open_clip"),
     "bench": ("jestbench.bench.run_bench", "main", "measure ratios against other implementations"),
 }
 """By name: the module and function that run the command, and what the command does."""

@@ -162,11 +162,14 @@ def waste_warnings(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]
     wanted = {resolved.run.model.image_size: "the model"}
     views = [stages.learner.view, *(view for _, view in resolved.run.mix)]
     wanted = {view.resolution: f"the view of {view.label}" for view in views if view.resolution} | wanted
+    frozen = [(role, model) for role, actor in stages.scorer.actors.items() for model in actor.frozen]
+    wanted = {one.model.pixels: f"the {role}" for role, one in frozen if role in resolved.run.castings} | wanted
     for pixels, who in sorted(wanted.items()):
         if prepared < pixels:
+            less = "" if who.removeprefix("the ") in resolved.run.castings else ", or lower model.image_size"
             found.append(
                 f"images are prepared at {prepared} px and enlarged to the {pixels} px of {who}: raise image_size of "
-                "the data set, or lower model.image_size"
+                f"the data set{less}"
             )
     pool, left = stages.super_batches.pool, walked.get("left_out_an_epoch", 0)
     if pool is not None and walked["steps_an_epoch"] and left > MUCH * pool:

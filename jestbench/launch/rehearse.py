@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jestbench import seeds
 from jestbench.config.log import Log
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.run import ConfigError, Resolved, Run
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
@@ -21,6 +22,7 @@ from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, ranked_line, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins
 from jestbench.launch.train_run import building, check_affordable, warned
@@ -114,6 +116,7 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bo
         ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: local data cannot be read, or the data does not fit the configuration.
     """
+    check_served(resolved)
     below, own = _below_and_own(resolved, may)
     print("\n".join(map(whole_text, (*below, own))) if verbose else page(own, below))
 
@@ -154,7 +157,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
-            data=tuple(lines),
+            data=(*lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
             sizes="" if walked is None else sizes(resolved, stages),
             budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
             metrics=tuple(stages.evaluator.measures),
@@ -163,6 +166,14 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             ladder=ladder_table(resolved),
             warnings=len(warnings),
         )
+
+
+def _not_fetched(run: Run) -> Iterator[str]:
+    """A line on each model of another library that a check does not fetch."""
+    for role, casting in run.castings.items():
+        for remote in (part.remote for part in casting.parts if role in run.needs):
+            if remote:
+                yield f"not checked: {remote} (--allow_downloads opens it); random weights of its shape stand in"
 
 
 def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int) -> None:

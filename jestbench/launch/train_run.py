@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from jestbench.batch import DataError
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError, Resolved
@@ -26,11 +24,13 @@ from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_w
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
+from jestbench.parallel.locks import locked
 from jestbench.parallel.stop import STOP
 from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
@@ -74,6 +74,7 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
     world = distributed.world()
     if isinstance(stand, Resolved):
         world.in_turn(stand.run.data.prepare)
+        world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
         with _locked(folder, world):
@@ -104,18 +105,15 @@ def _has_ended(run_dir: Path) -> bool:
 @contextmanager
 def _locked(folder: Path, world: World) -> Iterator[None]:
     """Lock a folder against other runs: rank 0 acquires the lock, the other ranks wait for it."""
-    lock = FileLock(f"{folder}.lock")
+    stack = ExitStack()
 
     def acquire() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        stack.enter_context(locked(Path(f"{folder}.lock"), f"training {folder.name}"))
 
     world.first(acquire)
-    try:
+    with stack:
         yield
-    finally:
-        if world.first_of_all:
-            lock.release()
 
 
 def _trained(resolved: Resolved, folder: Path, role: RunKind) -> Status:
@@ -150,6 +148,10 @@ def building() -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except DataError as error:
+        if error.exit_status == ConfigError.exit_status:  # a model of another library that cannot be run here
+            raise ConfigError(str(error)) from error
+        raise
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError, MemoryError) as error:
         said = str(error) if isinstance(error, ValueError) else f"cannot be built: {type(error).__name__}: {error}"
         raise ConfigError(said) from error
@@ -171,6 +173,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         KeyboardInterrupt: it was asked to stop where no step is done; the summary's status is ``interrupted``.
     """
     STOP.check()
+    distributed.world().first(lambda: check_served(resolved))
     with _held_by_all(run_dir):
         try:
             return _train_run(resolved, run_dir, resume, role)
@@ -205,13 +208,13 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
-    world.in_turn(resolved.run.data.prepare)
-    folders = ensure_pretrained(resolved)
-    STOP.check()
-    pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
+        world.in_turn(resolved.run.data.prepare)
+        folders = ensure_pretrained(resolved)
+        STOP.check()
+        pretrain = pretrain_flops(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = _stages(resolved, folders, store_dir)
@@ -229,34 +232,56 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
-    except ConfigError:
-        if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
-            shutil.rmtree(run_dir)
+    except Exception:
+        if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise
     references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
-    status: Ending = "failed"
-    try:
-        with STOP.ending("soon"):
-            status = train(resolved, stages, progress, allowance, recorder)
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        with STOP.ending("after"):
-            _end(recorder, progress, status, known)
+    with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
+        status = train(resolved, stages, progress, allowance, recorder)
+    with STOP.ending("after"):
+        _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
+@contextmanager
+def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtStart) -> Iterator[None]:
+    """End a run that fails or is interrupted in here: its summary is written, where it can be."""
+    try:
+        yield
+    except BaseException as error:
+        with STOP.ending("after"):
+            try:
+                _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
+            except OSError as second:  # the first error is the one that the user is to mend
+                print(f"warning: while the run ended: {second}", file=sys.stderr)
+        raise
+
+
 def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
+    stages, folder, summary = recorder.stages, RunFolder(recorder.run_dir), dict[str, Any]()
+    with ExitStack() as closing:  # all is closed, whatever cannot be written
+        for actor in stages.scorer.actors.values():
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
+        closing.callback(stages.super_batches.close)
+        closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
+        recorder.write_chosen()
+        summary |= _write_summary(recorder, progress, status, known)
+    with suppress(OSError):  # the last process to leave finds it empty
+        folder.row_stores.rmdir()
+
+
+def _write_summary(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> dict[str, Any]:
+    """Write the summary of a run, and the page of its damage; return the summary."""
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
-    recorder.write_chosen()
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
         page = {**data, "sources": sources, "damage_read": stages.super_batches.damage}
@@ -265,13 +290,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
-    recorder.metrics.close(summary.to_json(), failed=status == "failed")
-    stages.super_batches.close()
-    for actor in stages.scorer.actors.values():
-        # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
-        actor.close(remove=status == "finished" and not recorder.allowance.rungs)
-    with suppress(OSError):  # the last process to leave finds it empty
-        folder.row_stores.rmdir()
+    return summary.to_json()
 
 
 def _reached(run_dir: Path) -> Path | None:

@@ -44,6 +44,11 @@ class Encoders(nn.Module):
     def text_length(self) -> int:
         """L, tokens of a text."""
 
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """The side that images are resized to."""
+
     @abstractmethod
     def checked(self, view: View) -> View:
         """The view in the model's own terms: a field that equals the model's own value is reset to the default.

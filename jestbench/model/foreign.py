@@ -148,6 +148,11 @@ class ForeignTowers(Encoders):
         """L, tokens of a text."""
         return self.tokens.length
 
+    @property
+    def pixels(self) -> int:
+        """The side that images are resized to."""
+        return self.image.preprocessing.resize
+
     def checked(self, view: View) -> View:
         """The full view.
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,25 +23,24 @@ BITS = 22
 """Bits behind the point: 32, less 8 of a pixel and 2 for weights beyond 1 and below 0."""
 
 
-def _bilinear(x: float) -> float:
-    return max(0.0, 1 - abs(x))
+Array = npt.NDArray[np.float64]
 
 
-def _bicubic(x: float, a: float = -0.5) -> float:
-    x = abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+def _bilinear(x: Array) -> Array:
+    return np.maximum(0.0, 1 - np.abs(x))
 
 
-def _lanczos(x: float) -> float:
-    def sinc(x: float) -> float:
-        return 1.0 if x == 0 else math.sin(math.pi * x) / (math.pi * x)
+def _bicubic(x: Array, a: float = -0.5) -> Array:
+    x = np.abs(x)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
-    return sinc(x) * sinc(x / 3) if -3 <= x < 3 else 0.0
+
+def _lanczos(x: Array) -> Array:
+    return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-KERNELS: Mapping[Kernel, tuple[Callable[[float], float], float]] = {
+KERNELS: Mapping[Kernel, tuple[Callable[[Array], Array], float]] = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),
     "lanczos": (_lanczos, 3.0),
@@ -51,6 +52,8 @@ KERNELS: Mapping[Kernel, tuple[Callable[[float], float], float]] = {
 def _weights(old: int, new: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
     """For each of ``new`` pixels, the pixels of a line of ``old`` ones that it is made of, and their weights.
 
+    In numpy, since a price is traced: torch would trace this too.
+
     Returns:
         int64 positions and int32 weights, ``[taps, new]``; weights of unused taps are 0.
     """
@@ -58,24 +61,19 @@ def _weights(old: int, new: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
     scale = old / new
     wider = max(scale, 1.0)
     reach, slope = half * wider, 1.0 / wider
-    taps = math.ceil(reach) * 2 + 1
-    position = torch.zeros(taps, new, dtype=torch.int64)
-    weight = torch.zeros(taps, new, dtype=torch.int32)
-    for pixel in range(new):
-        centre = (pixel + 0.5) * scale
-        first = max(int(centre - reach + 0.5), 0)
-        last = min(int(centre + reach + 0.5), old)
-        values = [shape((at - centre + 0.5) * slope) for at in range(first, last)]
-        total = sum(values)
-        for tap, value in enumerate(values):
-            share = value / total * (1 << BITS)
-            position[tap, pixel], weight[tap, pixel] = first + tap, int(share + math.copysign(0.5, share))
-    return position, weight
+    centre_N = (np.arange(new) + 0.5) * scale
+    first_N = np.maximum((centre_N - reach + 0.5).astype(np.int64), 0)
+    last_N = np.minimum((centre_N + reach + 0.5).astype(np.int64), old)
+    at_TN = first_N + np.arange(math.ceil(reach) * 2 + 1)[:, None]
+    value_TN = np.where(at_TN < last_N, shape((at_TN - centre_N + 0.5) * slope), 0.0)
+    share_TN = value_TN / np.cumsum(value_TN, axis=0)[-1] * (1 << BITS)  # summed in order, as Pillow does
+    weight_TN = (share_TN + np.copysign(0.5, share_TN)).astype(np.int32)
+    return torch.from_numpy(np.minimum(at_TN, old - 1)), torch.from_numpy(np.where(at_TN < last_N, weight_TN, 0))
 
 
 def _along_rows(images: Tensor, new: int, kernel: Kernel) -> Tensor:
     """Images ``[…, W]`` resized along their last dimension."""
-    old = images.shape[-1]
+    old = int(images.shape[-1])  # within a trace a shape holds tensors
     if old == new:
         return images
     position, weight = (part.to(images.device) for part in _weights(old, new, kernel))

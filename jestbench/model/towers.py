@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import nn
 
 from jestbench import seeds
@@ -48,6 +49,11 @@ class TwoTowers(Encoders):
     def text_length(self) -> int:
         """L, tokens of a text."""
         return len(self.text.positions)
+
+    @property
+    def pixels(self) -> int:
+        """The side that images are resized to."""
+        return self.image.resolution[0]
 
     def checked(self, view: View) -> View:
         """As ``views.check``."""
@@ -91,24 +97,21 @@ class TwoTowers(Encoders):
 
 @cache
 def _sizes_taken(image_tower: str) -> frozenset[str]:
-    """Which of ``img_size`` and ``patch_size`` the constructor of a timm model takes.
+    """Which of ``img_size`` and ``patch_size`` a timm model is given: a patch size where it is a transformer's.
 
     Raises:
         ValueError: timm cannot build the model.
     """
     try:
         with torch.device("meta"):
-            kind = type(timm.create_model(image_tower, num_classes=0))
+            built = timm.create_model(image_tower, num_classes=0)
     except Exception as error:  # any error of timm's constructors
         raise ValueError(f"timm cannot build model.image_tower = {image_tower!r}: {error}") from error
-    if issubclass(kind, TRANSFORMERS):
-        return frozenset({"img_size", "patch_size"})
-    taken, known = set(), inspect.signature(kind).parameters
-    for name in {"img_size", "patch_size"} & known.keys():
-        with suppress(TypeError), torch.device("meta"):  # some models fix a size by their name
-            timm.create_model(image_tower, num_classes=0, **{name: known[name].default})
-            taken.add(name)
-    return frozenset(taken)
+    if not isinstance(built, TRANSFORMERS):
+        return frozenset({"img_size"} & inspect.signature(type(built)).parameters.keys())
+    # Behind a convolutional stem the patches are those of its features.
+    stem = isinstance(getattr(built, "patch_embed", None), HybridEmbed)
+    return frozenset({"img_size"} if stem else {"img_size", "patch_size"})
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Model:
         image_tower: any timm image model by name. Views that keep a share of the patches or layers, or change the
             patch, need a plain vision transformer (ViT, SigLIP, FlexiViT).
         image_size: side of an image, pixels; images of another size are resized on the device.
-        patch_size: side of a patch, pixels; without effect on a tower that has no patches (ConvNeXt, ResNet).
+        patch_size: side of a patch of a vision transformer (ViT, EVA, BEiT, NaFlexViT), pixels; any other tower, and a
+            ViT behind a convolutional stem, keeps its own, which ``image_options`` can change.
         image_options: further keyword arguments of the timm model (``embed_dim``, ``depth`` …).
         pretrained: load timm's weights for the image tower (needs the network or timm's cache).
         image_mean: three numbers, the mean of each channel of pixels in [0, 1]; ``None`` takes what the weights were

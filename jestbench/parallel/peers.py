@@ -90,6 +90,24 @@ class Peers:
         self._closed.set()
 
     @contextmanager
+    def joining(self) -> Iterator[None]:
+        """End this process if joining the others takes too long: torch waits for a hung store without a limit."""
+
+        def give_up() -> None:
+            text = f"error: process {self.rank} has waited {_shown(2 * PATIENCE)} to join the {self.size} processes"
+            print(text, file=sys.stderr, flush=True)
+            report_to_torchrun(text)
+            os._exit(1)
+
+        timer = threading.Timer(2 * PATIENCE.total_seconds(), give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Name a collective that is waited in; an error of it becomes one that names the processes that are missing.
 
@@ -108,7 +126,7 @@ class Peers:
                 raise
             if STOP.asked:
                 raise KeyboardInterrupt from error
-            raise LostProcess(f"process {self.rank} ends because another process has ended") from error
+            raise LostProcess(self._ends) from error
 
     def done_first(self) -> None:
         """Let the other ranks go on: rank 0 has done what they wait for."""
@@ -149,15 +167,17 @@ class Peers:
         except Exception as error:
             if self.rank:
                 time.sleep(_BEFORE)
-            late = isinstance(error, LostProcess) and "ends because" in str(error)
-            if not late and self._asked(lambda: self.store.add(key, 1)) in (1, None):
+            late, order = isinstance(error, LostProcess) and str(error) == self._ends, None
+            with suppress(LostProcess):
+                order = None if late else self._asked(lambda: self.store.add(key, 1))
+            if not late and order in (1, None):
                 error.__dict__["failed_first"] = True
                 raise
             with STOP.ending("after"):
                 end = time.monotonic() + GRACE_SECONDS
                 while not STOP.asked and time.monotonic() < end:
                     time.sleep(0.05)
-            raise LostProcess(f"process {self.rank} ends because another process has ended") from None
+            raise LostProcess(self._ends) from None
 
     def _late(self, what: str) -> str:
         """Which processes are missing in a collective, by their signs of life."""
@@ -178,24 +198,38 @@ class Peers:
 
     def _last_beat(self, rank: int) -> bytes:
         key = f"beat/{rank}"
-        there = self._asked(lambda: self.store.check([key]))
-        return bytes(self._asked(lambda: self.store.get(key)) or b"") if there else b""
+        with suppress(LostProcess):
+            if self._asked(lambda: self.store.check([key])):
+                return bytes(self._asked(lambda: self.store.get(key)) or b"")
+        return b""
 
-    @staticmethod
-    def _asked(work: Callable[[], Any]) -> Any:
-        """What the store answers; ``None`` where it does not: the machine that serves it may be gone."""
-        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def _asked(self, work: Callable[[], Any]) -> Any:
+        """What the store answers; ``None`` where it does not: the machine that serves it may be gone.
+
+        Raises:
+            LostProcess: the process that serves it has ended.
+        """
+        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
         def ask() -> None:
-            with suppress(RuntimeError):
-                answers.put(work())
+            try:
+                answers.put((work(), None))
+            except RuntimeError as error:
+                answers.put((None, error))
 
         # A thread that is given up: a store that does not answer would be waited for without a limit.
         threading.Thread(target=ask, daemon=True).start()
         try:
-            return answers.get(timeout=_ANSWER_SECONDS)
+            answer, error = answers.get(timeout=_ANSWER_SECONDS)
         except queue.Empty:
             return None
+        if error is not None:
+            raise LostProcess(self._ends) from error
+        return answer
+
+    @property
+    def _ends(self) -> str:
+        return f"process {self.rank} ends because another process has ended"
 
     def _beat(self) -> None:
         number = 0

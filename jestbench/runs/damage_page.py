@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.disk import write_text
+from jestbench.masking import masked
+from jestbench.runs.markdown import as_code, as_text
 
 
 def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
@@ -21,6 +23,7 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
     Returns:
         Whether there is any.
     """
+    data = masked(data)
     sections = [line for facts in (data, *data.get("sources", {}).values()) for line in _indexed(facts)]
     counts, kinds = data.get("counts", {}), data.get("damage_read", {})
     found = {
@@ -40,7 +43,7 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
 def _indexed(facts: Mapping[str, Any]) -> Iterator[str]:
     examples = facts.get("damage_examples", {})
     for split, damage in facts.get("damaged_when_indexed", {}).items():
-        yield from (f"## Left out of `{split}` when it was indexed: {sum(damage.values()):,}", "")
+        yield from (f"## Left out of `{as_code(split)}` when it was indexed: {sum(damage.values()):,}", "")
         firsts = examples.get(split, {})
         worst = sorted(damage.items(), key=lambda item: (-item[1], item[0]))
         yield from (*_table((reason, f"{count:,}", firsts.get(reason, "")) for reason, count in worst), "")
@@ -49,4 +52,4 @@ def _indexed(facts: Mapping[str, Any]) -> Iterator[str]:
 def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
     yield from ("| kind | pairs | the first |", "|---|---|---|")
     for row in rows:
-        yield f"| {' | '.join(' '.join(cell.split()).replace('|', '¦') for cell in row)} |"
+        yield f"| {' | '.join(map(as_text, row))} |"

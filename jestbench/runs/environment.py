@@ -11,10 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jestbench.masking import masked
+
 if TYPE_CHECKING:
     from jestbench.parallel.arithmetic import Precision
 
 PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "fvcore", "gin-config", "wandb", "numpy", "jestbench")
+GIT_SECONDS = 10.0
 
 
 def environment(device: str, precision: Precision) -> dict[str, Any]:
@@ -32,12 +35,6 @@ def environment(device: str, precision: Precision) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
 
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -49,10 +46,20 @@ def environment(device: str, precision: Precision) -> dict[str, Any]:
         "number_format": number_format(device, precision),
         "kernels": {"strips": "triton" if cuda and kernels.usable(torch.zeros(1, 1, device="cuda")) else "torch"},
         "versions": versions(*PACKAGES),
-        "commit": git.stdout.strip() or None,
-        "command": sys.argv,
+        "commit": _commit(),
+        "command": masked(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this checkout; ``None`` without one, and where git is slow to answer."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=GIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return found.stdout.strip() or None
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Copies the records of a finished run: all that a comparison reads, and no model."""
+"""Copies the records of a run: all that a comparison reads, and no model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ REFERENCES = "references"
 """Below a run's records: those of the runs that trained its references."""
 
 
+def worth_keeping(run_dir: Path) -> bool:
+    """Whether a comparison can use what a run has left: it has finished, or is a ladder that may have ended rungs.
+
+    Raises:
+        DataError: its summary cannot be read.
+    """
+    summary = RunFolder(run_dir).summary()
+    return summary is not None and (summary.status == "finished" or bool(summary.schedule.rungs))
+
+
 def keep_records(run_dir: Path, records: Path) -> None:
     """Copy a run's configuration, environment, metrics, results and summary, with those of its references.
 
@@ -22,15 +32,15 @@ def keep_records(run_dir: Path, records: Path) -> None:
     whole or not at all.
 
     Args:
-        run_dir: the folder of a finished run.
+        run_dir: the folder of a run that is ``worth_keeping``.
         records: the folder of the copies.
 
     Raises:
-        DataError: the run has not finished, or its files cannot be read or copied.
+        DataError: there is no summary, or the files cannot be read or copied.
     """
     summary = RunFolder(run_dir).summary()
-    if summary is None or summary.status != "finished":
-        raise DataError(f"{shown(run_dir)}: only the records of a finished run are kept")
+    if summary is None:
+        raise DataError(f"{shown(run_dir)}: there is no run that has ended, whose records could be kept")
     new = records.with_name(f".{records.name}.{os.getpid()}")
     try:
         records.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ def _of_run(folder: Path, device: str) -> LoadedModel:
     model = towers_of(folder).to(device).eval()
 
     def pictures(images: Sequence[Image.Image]) -> Tensor:
-        square = np.stack([squared(image, model.image.resolution[0]) for image in images])
+        square = np.stack([squared(image, model.pixels) for image in images])
         return model.encode_image(torch.from_numpy(square).permute(0, 3, 1, 2).to(device))
 
     return LoadedModel(model, tokenizer_of(folder).encode, pictures)

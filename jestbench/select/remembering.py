@@ -11,6 +11,7 @@ from torch import Tensor
 from jestbench.batch import COLUMN
 from jestbench.disk import nearest_or_all
 from jestbench.parallel import distributed
+from jestbench.select.contract import blamed, check_state, shown_value
 from jestbench.select.given import GIVEN, Moment, Remembered, Trained
 from jestbench.select.memory import MOST_COLUMNS
 from jestbench.select.policy import Policy, PolicyError, check_memory
@@ -105,7 +106,8 @@ def leave_out(
     Raises:
         PolicyError: the answer is not one bool for each pair.
     """
-    out_N = policy.leave_out(key_N, state, moment, generator)
+    with blamed(type(policy).__name__):
+        out_N = policy.leave_out(key_N, state, moment, generator)
     if not isinstance(out_N, Tensor) or out_N.dtype != torch.bool or out_N.shape != key_N.shape:
         got = f"{out_N.dtype} {list(out_N.shape)}" if isinstance(out_N, Tensor) else type(out_N).__name__
         raise PolicyError(f"{type(policy).__name__}.leave_out returns bool [{len(key_N)}], one a pair, got {got}")
@@ -120,7 +122,12 @@ def learn(policy: LearningPolicy, trained: Trained, state: Remembered) -> Rememb
     """
 
     def learnt() -> Remembered:
-        found = policy.learn(trained, state)
+        name = type(policy).__name__
+        with blamed(name):
+            found = policy.learn(trained, state)
+        if not isinstance(found, Remembered):
+            raise PolicyError(f"{name}.learn returns a Remembered, got {shown_value(found)}")
+        check_state(name, found.state)
         check_memory(policy, found.memory, len(trained))
         return Remembered(found.state, {name: value_K.cpu() for name, value_K in found.memory.items()})
 

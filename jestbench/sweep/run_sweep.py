@@ -18,10 +18,10 @@ from jestbench.compare.choose_metric import SweepRecord
 from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
-from jestbench.disk import PROJECT, command_name
+from jestbench.disk import PROJECT, command_name, user_path
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.kept_records import keep_records
+from jestbench.runs.kept_records import keep_records, worth_keeping
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
 from jestbench.sweep.progress import SweepProgress
@@ -73,11 +73,8 @@ def run_sweep(
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
-    if not dry_run and not sweep.is_installed and not Path(sweep.program).is_file():
-        own = PROJECT / PROGRAM
-        if sweep.program != PROGRAM or not own.is_file():
-            raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
-        sweep = replace(sweep, program=str(own))  # an installed checkout, from another folder
+    if not dry_run:
+        sweep = _with_program(sweep)
     check_metric(sweep)
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:
@@ -103,6 +100,7 @@ def run_sweep(
                 failed[str(dict(arm.parameters))] = status
                 print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
     except KeyboardInterrupt:
+        _keep(started, out, logs)  # a ladder's ended rungs are final
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     finally:
@@ -116,12 +114,32 @@ def run_sweep(
     return next(iter(failed.values()), 0)
 
 
+def _with_program(sweep: Sweep) -> Sweep:
+    """The sweep with a program that is there: of an installed checkout, its own, from any folder.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if sweep.is_installed or Path(sweep.program).is_file():
+        return sweep
+    own = PROJECT / PROGRAM
+    if sweep.program != PROGRAM or not own.is_file():
+        raise ConfigError(f"{sweep.path}: program: there is no file {sweep.program} here ({Path.cwd()})")
+    return replace(sweep, program=str(own))
+
+
 def _print_commands(sweep: Sweep, limit: int | None) -> int:
     done: list[tuple[dict[str, Any], float | None]] = []
     for arm in itertools.islice(arms_of(sweep, done, None), limit):
         print(shlex.join(sweep.command_line(arm.parameters)))
         done.append((dict(arm.parameters), None))
     return 0
+
+
+def _keep(arms: Sequence[SweepArm], out: Path, logs: Path | None) -> None:
+    for arm in arms:
+        if logs is not None and worth_keeping(arm.folder(out)) and not RunFolder(arm.folder(logs)).has_finished():
+            keep_records(arm.folder(out), arm.folder(logs))
 
 
 def _finished(arm: SweepArm, out: Path, logs: Path | None) -> Path | None:
@@ -153,8 +171,7 @@ def _run(
             started.append(arm)
             if (finished := _finished(arm, out, logs)) is not None:
                 print(f"already finished: {finished}")
-                if logs is not None and finished.parent != logs:
-                    keep_records(finished, arm.folder(logs))
+                _keep([arm], out, logs)
                 done.append((dict(arm.parameters), RunFolder(finished).final_value(sweep.metric)))
                 progress.passed(arm)
             else:
@@ -162,8 +179,7 @@ def _run(
                 yield _job(sweep, arm, out, threads)
 
     for arm, status in run_side_by_side(jobs(), progress.at_once, progress.tick):
-        if logs is not None and not status:
-            keep_records(arm.folder(out), arm.folder(logs))
+        _keep([arm], out, logs)
         yield arm, status
 
 
@@ -210,13 +226,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=command_name("sweep"),
         description="Run a W&B sweep file on this machine without a server, and compare its arms.",
     )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    parser.add_argument("sweep", type=user_path, metavar="SWEEP.yaml")
     parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")
     parser.add_argument("--count", type=int, help="most arms to run")
     parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
-    parser.add_argument("--out", type=Path, help="default: runs/<name of the sweep>")
+    parser.add_argument("--out", type=user_path, help="default: runs/<name of the sweep>")
     parser.add_argument(
-        "--logs", type=Path, metavar="DIR", help="keep the records of finished arms there; run none that it holds"
+        "--logs", type=user_path, metavar="DIR", help="keep the records of finished arms there; run none that it holds"
     )
     arguments = parser.parse_args(argv)
 

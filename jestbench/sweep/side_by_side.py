@@ -7,11 +7,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+ENDING_SECONDS = 600.0
+"""How long jobs that were asked to end may take, for a step and its checkpoint; then they are killed."""
 _POLL = 0.1  # seconds
 
 
@@ -84,8 +86,10 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.send_signal(signal.SIGINT)
     try:
-        for process in processes:
-            process.wait()
+        end = time.monotonic() + ENDING_SECONDS
+        with suppress(subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(max(0.0, end - time.monotonic()))
     finally:
         for process in processes:
             process.kill()

@@ -204,12 +204,27 @@ def test_a_rung_that_is_not_finite_or_missing_is_said_and_an_end_that_is_not_lea
     assert warned(comparison, "left out", "arm jest", "not finite at the end")
 
 
-def test_an_interrupted_ladder_is_left_out_with_its_rungs(tmp_path):
-    ladder(tmp_path / "u", [(100, 0.1), (200, 0.2)])
-    ladder(tmp_path / "j", [(100, 0.4), (200, 0.5)], arm="jest", status="interrupted")
-    comparison = compare([tmp_path], METRIC)
-    assert {point.arm for point in comparison.first.frontier} == {"uniform"}
-    assert warned(comparison, "left out", "arm jest", "interrupted")
+def test_an_interrupted_ladder_counts_with_the_rungs_that_have_ended(tmp_path):
+    """As a ladder of these rungs alone does, to the last number; one without an ended rung is left out."""
+    rungs = [(100, 0.1), (200, 0.2), (400, 0.3)]
+    for name in ("broken", "whole"):
+        ladder(tmp_path / name / "u", rungs)
+    ladder(tmp_path / "broken/j", [(100, 0.4), (200, 0.5), (400, 0.9)], arm="jest", status="interrupted")
+    ladder(tmp_path / "whole/j", [(100, 0.4), (200, 0.5)], arm="jest")
+    schedule = {"kind": "ladder", "rungs": [100, 200], "cooldown": 0.2}
+    write_run(tmp_path / "broken/r", [(0, 0.0), (50, 0.6)], arm="rho", schedule=schedule, status="interrupted")
+    comparison, found = written(tmp_path / "broken", tmp_path / "out/broken")
+    _, whole = written(tmp_path / "whole", tmp_path / "out/whole")
+    assert {(point.arm, point.budget) for point in comparison.first.frontier} == {
+        *(("jest", 100), ("jest", 200), ("uniform", 100)),
+        *(("uniform", 200), ("uniform", 400)),
+    }
+    assert found["frontier"] == whole["frontier"]
+    both = [next(arm for arm in one["arms"] if arm["arm"] == "jest") for one in (found, whole)]
+    for name in ("mean", "speedup", "flops_total", "budget", "difference"):
+        assert both[0][name] == both[1][name], name
+    assert warned(comparison, "interrupted at 4.000e+02 FLOPs", "ends at its rung of 2.000e+02")
+    assert warned(comparison, "left out", "arm rho", "interrupted")
 
 
 def test_a_run_with_a_single_evaluation_has_a_value_and_no_speedup(tmp_path):

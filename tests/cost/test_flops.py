@@ -486,6 +486,26 @@ def test_each_kernel_of_attention_costs_both_products(kernel):
     assert forward_macs(Kernel(), q, k, k) == 2 * 3 * 5 * 7 * (8 + 8)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 12, 3),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4),
+        nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2),
+    ],
+    ids=["dense", "depthwise", "grouped", "transposed"],
+)
+def test_a_convolution_trains_for_three_forward_passes(layer):
+    """Groups included: torch's own formula of the backward pass leaves them out."""
+    inputs = torch.zeros(2, 3, 9, 9)
+    first = nn.Conv2d(3, 8, 1)
+    counted = counted_macs(nn.Sequential(first, layer), inputs)
+    alone = forward_macs(first, inputs)
+    assert counted.forward == forward_macs(nn.Sequential(first, layer), inputs)
+    assert counted.training == TRAINING_PASSES * counted.forward - alone, "the gradient of pixels is not needed"
+
+
 def test_three_forward_passes_are_a_fair_price_of_a_training_step():
     """Charged a little too much: the patch embedding needs no gradient of its input."""
     count, width = 8, 32

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,11 +22,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from jestbench.compare import wording
+from jestbench.compare.comparison import Speedup
+from jestbench.config.resolve import resolve
 from jestbench.cost.tracing import FLOPS_PER_MAC, forward_macs
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.foreign import Foreign
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.open_clip_model import OpenClip
+from jestbench.launch import console
 from jestbench.launch.command import main
 from jestbench.model.foreign import ForeignTowers
 from jestbench.model.pillow_resize import Kernel, pillow_resized
@@ -187,3 +194,115 @@ def test_a_reference_of_another_size_tokenizer_and_resolution(folders: dict[str,
     right_N = torch.tensor([classes.index(caption) for caption in batch.captions])
     nll = F.cross_entropy(model.scale_and_bias()[0] * image_ND @ text_CD.T, right_N)
     assert entry["metrics"]["eval/zero_shot_nll"] == pytest.approx(float(nll), rel=1e-5)
+
+
+def test_two_models_by_scopes_score_a_half_each(folders: dict[str, Path], tmp_path: Path) -> None:
+    twin = ["run.policy=rho_loss", "run.twin=True", "run.reference=[@one/open_clip(), @other/open_clip()]"]
+    twin += ["one/open_clip.pretrain_flops=1e9", "other/open_clip.pretrain_flops=3e9"]
+    found = {}
+    for one, other in (("clip", "other"), ("other", "clip")):
+        models = {"one": one, "other": other}
+        words = [f"{scope}/open_clip.model=local-dir:{folders[name]}" for scope, name in models.items()]
+        assert main([*JEST, *twin, *words, "--run_dir", str(tmp_path / one)]) == 0
+        found[one] = chosen(tmp_path / one), summary_of(tmp_path / one)["config_hash"]
+    assert found["clip"][0] != found["other"][0], "the halves are exchanged"
+    assert found["clip"][1] != found["other"][1]
+    summary = summary_of(tmp_path / "clip")
+    assert summary["pretrain_flops"] == {"reference": 4 * 10**9}
+    values = {entry["name"]: entry["metrics"]["eval/zero_shot_nll"] for entry in summary["references"]}
+    assert values.keys() == {"open_clip clip", "open_clip other"}
+    assert len(set(values.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run.reference=[@one/open_clip(), @other/open_clip()]"], "run.twin = True"),
+        (["run.twin=True", "run.policy=rho_loss"], "run.twin scores by two references"),
+        (["run.reference_view=@view()", "view.keep=0.5"], "run whole, not under a view"),
+        (["run.loss=sigmoid"], "'open_clip clip' was trained on the softmax loss"),
+        (["open_clip.pretrained=openai"], "brings its own weights"),
+        (["run.scorer=@open_clip()"], "run.scorer cannot be a model that fills the role 'reference'"),
+        (
+            ["run.twin=True", "run.policy=rho_loss", "run.reference=[@a/open_clip(), @hugging_face_clip()]"],
+            "(width 24 and 20)",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    words: list[str], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scopes = [f"{scope}open_clip.model=local-dir:{folders['clip']}" for scope in ("", "one/", "other/", "a/")]
+    models = [
+        *scopes,
+        f"hugging_face_clip.path={folders['hf_clip']}",
+        "--allow_unused",
+        "*open_clip.*",
+        "hugging_face_clip.*",
+    ]
+    assert main([*JEST, *words, *models, "--check"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_its_scale_and_bias_are_fitted_to_another_loss(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = ["run.loss=sigmoid", "run.reference_calibrate=True", f"open_clip.model=local-dir:{folders['clip']}"]
+    assert main([*JEST, *words, "--run_dir", str(tmp_path)]) == 0
+    (entry,) = summary_of(tmp_path)["references"]
+    assert entry["fitted_on"] == "pool"
+    assert entry["fitted_bias"] < 0 < entry["fitted_scale"]
+
+
+def test_a_cascade_draws_by_it_before_anything_is_decoded(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = ["run.cascade=@cascade()", "cascade.candidates=3", "run.policy=uniform", "run.super_batch_size=8"]
+    command = [*JEST, *words, f"hugging_face_clip.path={folders['hf_clip']}", "run.reference=@hugging_face_clip()"]
+    assert main([*command, "cascade.score=reference", "--run_dir", str(tmp_path)]) == 0
+    assert rows_of(tmp_path)[1]["flops/reference_score"] > 0
+
+
+def test_an_arm_is_its_weights_wherever_they_lie(folders: dict[str, Path], tmp_path: Path) -> None:
+    def digest(*words: str) -> str:
+        return resolve(JEST[1:2], [*JEST[2:], *words]).config_hash
+
+    shutil.copytree(folders["clip"], tmp_path / "copy")
+    there, here, other = (
+        digest(f"open_clip.model=local-dir:{f}") for f in (folders["clip"], tmp_path / "copy", folders["other"])
+    )
+    assert there == here != other
+    assert digest(f"open_clip.model=local-dir:{folders['clip']}", "run.policy=uniform") == digest(
+        f"open_clip.model=local-dir:{folders['other']}", "run.policy=uniform"
+    ), "an arm that scores with no reference"
+
+
+def test_what_the_training_took_is_stated_or_unknown(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*JEST, f"open_clip.model=local-dir:{folders['clip']}", "budget.steps=None", "run.budget=1.5e9"]
+    for words in ("budget.includes=('reference',)",), ("budget.adds=('reference',)", "run.policy=uniform"):
+        assert main([*command, *words, "--price"]) == 2
+        assert "pretrain_flops" in capsys.readouterr().err
+    assert main([*command, "budget.includes=('reference',)", "--run_dir", str(tmp_path / "refused")]) == 2
+    assert not (tmp_path / "refused").exists()
+    assert main([*command, "--price"]) == 0
+    assert "to pay, without the reference's pre-training" in capsys.readouterr().out
+    stated = [*command, "open_clip.pretrain_flops=5e8", "budget.includes=('reference',)"]
+    assert main([*stated, "run.arm=stated", "--run_dir", str(tmp_path / "runs/stated")]) == 0
+    assert summary_of(tmp_path / "runs/stated")["pretrain_in_budget"] == 5 * 10**8
+    for arm, policy in (("jest", "jest"), ("uniform", "uniform")):
+        words = [f"run.arm={arm}", f"run.policy={policy}", "--run_dir", str(tmp_path / "runs" / arm)]
+        assert main([*command, *words]) == 0
+    out = tmp_path / "comparison"
+    assert console.main(["compare", str(tmp_path / "runs"), "--metric", "zero_shot_nll", "--out", str(out)]) == 0
+    found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert [arms[name]["pretrain_flops"] for name in ("jest", "stated", "uniform")] == [None, 5 * 10**8, 0]
+    assert arms["jest"]["flops_all_in"] is None
+    assert arms["stated"]["flops_all_in"] == arms["stated"]["flops_total"] + 5 * 10**8
+    rows = {row["flops_total"]: row for row in found["references"]}
+    assert rows[None]["value"] == rows[5 * 10**8]["value"] > 0
+    text = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "without the reference's pre-training" in text
+    assert re.search(r"open_clip clip\* \(of jest; \?\)", text)
+
+
+def test_unstated_pretraining_is_a_question_mark_among_the_speed_ups() -> None:
+    assert wording.speedup_text(Speedup(None, None, "unstated")) == wording.flops_text(None) == "?"

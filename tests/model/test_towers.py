@@ -86,12 +86,19 @@ def test_a_convolutional_tower_runs_at_other_resolutions(tokenizer: Tokenizer, n
         assert not torch.allclose(small, model.image(images()), atol=1e-2)
 
 
+def test_a_stem_keeps_the_patches_of_its_features(tokenizer: Tokenizer) -> None:
+    tower = towers(tokenizer, image_tower="vit_tiny_r_s16_p8_224", patch_size=32, image_options={"depth": 1}).image
+    assert tower.backbone.patch_embed.patch_size == (8, 8)
+    with torch.no_grad():
+        assert tower(images()).isfinite().all()
+
+
 def test_a_tower_of_one_size_refuses_another(tokenizer: Tokenizer) -> None:
-    model = towers(tokenizer, image_tower="swin_tiny_patch4_window7_224", patch_size=4, image_size=56)
+    model = towers(tokenizer, image_tower="swin_tiny_patch4_window7_224", image_size=56)
     with pytest.raises(ValueError, match="SwinTransformer does not run on images of 32 × 32 px"):
         check(View(resolution=32), model)
-    with pytest.raises(ValueError, match="'convnext_atto': ConvNeXt does not run on images of 24 × 24 px"):
-        towers(tokenizer, image_tower="convnext_atto", image_size=24)
+    with pytest.raises(ValueError, match="'convnext_atto': ConvNeXt does not run on images of 8 × 8 px"):
+        towers(tokenizer, image_tower="convnext_atto", image_size=8)
 
 
 CONV = ["model.image_tower=convnext_atto", "model.image_options={}", "model.image_size=64"]

@@ -399,7 +399,7 @@ def test_kept_records_stand_for_the_runs(call: Call, started: list[list[str]], t
     assert not list(Path("new").glob("jest*")), "nothing was run or copied there"
     assert report.main(["elsewhere", "--out", "page"]) == 0
     assert _without_paths(json.loads(Path("page/comparison.json").read_text())["arms"]) == _without_paths(first["arms"])
-    with pytest.raises(DataError, match="finished"):
+    with pytest.raises(DataError, match="no run that has ended"):
         keep_records(Path("elsewhere"), Path("kept"))
     assert not Path("kept").exists()
 

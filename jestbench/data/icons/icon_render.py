@@ -10,6 +10,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from jestbench.data.icons.icon_looks import LOOKS, Alike
 from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import content_key, whole
 
+PART_SECONDS = 1800.0
+"""How long the next part is waited for, before its worker is taken to hang."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -153,7 +156,7 @@ def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], form: Form, total:
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker died.
-        OSError: a part cannot be written.
+        OSError: a part cannot be written, or its worker hangs.
     """
     waiting: deque[Future[int]] = deque()
     with (
@@ -167,9 +170,13 @@ def render_parts(parts: Iterable[tuple[Path, Sequence[str]]], form: Form, total:
                     continue
                 waiting.append(workers.submit(render_part, drawings, form, path))
                 if len(waiting) > 4 * usable_cores():  # the texts of all drawings would fill the memory
-                    progress.update(waiting.popleft().result())
+                    progress.update(waiting.popleft().result(PART_SECONDS))
             while waiting:
-                progress.update(waiting.popleft().result())
+                progress.update(waiting.popleft().result(PART_SECONDS))
+        except FutureTimeout:
+            for process in workers._processes.values():
+                process.kill()
+            raise OSError(f"no part of the icons was rendered in {PART_SECONDS / 60:g} min") from None
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
 

@@ -24,6 +24,7 @@ from typing import Any
 from jestbench.batch import DataError
 
 INSTALL = "pip install 'jestbench[icons]'"
+NPM_SECONDS = 3600.0
 PARALLEL_FETCHES = 4
 """npm packs one package after the other, and waits for the registry most of the time."""
 
@@ -226,8 +227,11 @@ def _pack(specs: Sequence[str], folder: Path) -> None:
     parts = [specs[start::PARALLEL_FETCHES] for start in range(min(PARALLEL_FETCHES, len(specs)))]
     options = ["pack", "--loglevel=error", "--ignore-scripts"]
     options += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
-    with ThreadPoolExecutor(PARALLEL_FETCHES) as threads:
-        results = list(threads.map(lambda part: run([*options, *part], folder), parts))
+    try:
+        with ThreadPoolExecutor(PARALLEL_FETCHES) as threads:
+            results = list(threads.map(lambda part: run([*options, *part], folder), parts))
+    except subprocess.TimeoutExpired:
+        raise DataError(f"npm has not fetched the icon sets in {NPM_SECONDS / 60:g} min: look at the network") from None
     for result in results:
         if result.returncode:
             raise DataError(
@@ -240,7 +244,8 @@ def _find_npm() -> Callable[[Sequence[str], Path], subprocess.CompletedProcess[s
     if program := shutil.which("npm"):
 
         def run_system(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-            return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+            words = [program, *arguments]
+            return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
 
         return run_system
     try:
@@ -250,7 +255,12 @@ def _find_npm() -> Callable[[Sequence[str], Path], subprocess.CompletedProcess[s
 
     def run_wheel(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         result: subprocess.CompletedProcess[str] = npm(
-            arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True
+            arguments,
+            return_completed_process=True,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=NPM_SECONDS,
         )
         return result
 

@@ -11,8 +11,6 @@ import json
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
 from jestbench.data.icons.icon_folder import prepare_folder
@@ -30,6 +27,7 @@ from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import cache_root, digest, file_digest
 from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer
+from jestbench.parallel.locks import locked
 
 _LOG = logging.getLogger(__name__)
 
@@ -170,7 +168,7 @@ class PreparedIcons(ABC):
         folder = self.folder
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(folder.with_name(f"{self.label}.lock")):
+            with locked(folder.with_name(f"{self.label}.lock"), "preparing icons"):
                 if self.is_prepared() and not (thorough and self.damaged()):
                     return
                 if folder.exists():
@@ -317,21 +315,6 @@ def _opened(data: PreparedIcons, name: str, folder: Path, made_ns: int) -> Pairs
 
 
 atexit.register(_opened.cache_clear)  # shards are closed while the interpreter still can
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; a process that has to wait logs a warning."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _LOG.warning("another process is preparing icons in %s: waiting for it", path.parent)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def is_complete(path: Path, bytes: int, blake2b: str) -> bool:

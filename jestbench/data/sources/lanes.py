@@ -36,6 +36,8 @@ of the block that were given already. Resuming from a place reads one block agai
 START: Place = (0, 0, 0, 0)
 Lost = Mapping[str, int]
 """Counts of pairs left out, by reason."""
+MAX_BLOCKS = 2**31
+"""Bytes of images and captions in the blocks of all lanes; a lane's block ends at its share, however few its pairs."""
 
 
 def deal(shards: int, lanes: int, seed: int, epoch: int) -> list[list[int]]:
@@ -266,7 +268,7 @@ class LaneReader:
         shard, offset, block, behind = place
         self._lost, start = Counter(), (shard, offset)
         with closing(self._in_order(mine, shard, offset)) as raw:
-            while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
+            while held := self._block(raw):
                 position = (epoch * self.shards.lanes + lane) << 32 | block
                 if behind:
                     self._lost = Counter()  # what the block left out was counted when it was first read
@@ -276,6 +278,14 @@ class LaneReader:
                     found, (of_shard, _) = held[order[number]]
                     yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
                 start, block, behind = held[-1][1], block + 1, 0
+
+    def _block(self, raw: Iterator[tuple[Pair, tuple[int, int]]]) -> list[tuple[Pair, tuple[int, int]]]:
+        """The pairs of the next block: as many as ``buffer``, or fewer where their images are very large."""
+        held, size, most = list[tuple[Pair, tuple[int, int]]](), 0, MAX_BLOCKS // self.shards.lanes
+        while len(held) < self.shards.buffer and size < most and (found := next(raw, None)) is not None:
+            held.append(found)
+            size += len(found[0].image.content) + sum(map(len, found[0].captions))
+        return held
 
     def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Generator[tuple[Pair, tuple[int, int]]]:
         """Pairs of shards as they lie, and the place behind each."""

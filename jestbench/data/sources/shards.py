@@ -35,6 +35,8 @@ MAX_IMAGE = 2**28
 """Bytes of an encoded image; larger members are not read."""
 MAX_TEXT = 2**24
 """Bytes of a text or JSON member; larger ones are not read."""
+MAX_SAMPLE = 2**29
+"""Bytes of all members of a sample; a larger one is not held."""
 SORT = "write the members of a sample one behind the other: tar --sort=name, webdataset.ShardWriter"
 """What to do where the members of a pair do not stand together."""
 BLOCK = 512
@@ -212,7 +214,7 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         tar: tar to read.
         unread: endings of members whose content is skipped.
     """
-    name, sample, seen = "", Sample(), dict[str, frozenset[str]]()
+    name, sample, seen, size = "", Sample(), dict[str, frozenset[str]](), 0
 
     def ended() -> tuple[str, Sample | Damaged]:
         endings = frozenset(sample)
@@ -237,8 +239,11 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         if here != name and sample:
             yield ended()
             sample = {}
+        size = size + len(member.content) if here == name else len(member.content)
         name, ending = here, ending.lower()
-        if ending in sample:
+        if size > MAX_SAMPLE:
+            yield name, Damaged("sample too large", f"its members have more than {MAX_SAMPLE:,} bytes")
+        elif ending in sample:
             yield name, Damaged("duplicate key", f"two members {ending}")
         else:
             sample[ending] = member
@@ -262,7 +267,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     try:
         start = tar.read(BLOCK)
         tar.seek(0)
-        with tarfile.open(fileobj=tar, mode="r:") as opened:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=_Headers(tar), mode="r:") as opened:  # type: ignore[call-overload]
             for member in opened:
                 opened.members = []  # tarfile would keep every header
                 if not member.isreg() or member.issparse():
@@ -284,6 +289,18 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         damage = "truncated tar" if start[257:262] == b"ustar" else "broken tar" if start else "empty shard"
     if damage:
         yield "", Damaged(damage)
+
+
+class _Headers:
+    """A tar as ``tarfile`` reads its headers: a long name or comment of gigabytes is refused, not read."""
+
+    def __init__(self, tar: Seekable) -> None:
+        self._tar, self.seek, self.tell = tar, tar.seek, tar.tell
+
+    def read(self, size: int, /) -> bytes:
+        if size > MAX_TEXT:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._tar.read(size)
 
 
 class Forward:

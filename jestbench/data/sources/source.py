@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from jestbench.batch import DataError
@@ -37,6 +36,7 @@ from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import cache_root, nearest, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
+from jestbench.parallel.locks import locked
 
 _LOG = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Source(ABC):
         folder = self._table(split)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
+            with locked(Path(f"{folder}.lock"), f"indexing {self.label}.{split}"):
                 if not folder.exists():
                     self._write(split, folder)
         except OSError as error:
@@ -255,7 +255,7 @@ class Source(ABC):
         tables = [Table.open(self._table(split)) for split in self.bound]
         check_columns(tables, self.columns, f"{self.label}.columns")
         first = tables[0]
-        with FileLock(self.folder / "tokenizers.lock"):
+        with locked(self.folder / "tokenizers.lock", "preparing a tokenizer"):
             self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
 
     def is_prepared(self) -> bool:

@@ -1,0 +1,11 @@
+"""Write a trained model as a folder for other tools; see ``--help``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jestbench.export.run_export import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
