@@ -112,7 +112,7 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
     Raises:
         ConfigError: the score stored for one crop would be used for another.
     """
-    if run.augment is not None and run.needs & PRETRAINED.keys() and run.reference_accounting != "online":
+    if run.augment is not None and run.step_needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
             f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
             f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
@@ -303,6 +303,7 @@ def _roles(run: Run) -> list[Pretrained]:
         )
     if "scorer" in run.needs and "online" in run.castings:
         who = f"the policy {name}" if "scorer" in needs else "cascade.score = 'scorer'"
+        who = who if "scorer" in run.step_needs else f"run.split = {run.split!r}"
         raise ConfigError(
             f"{who} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a run file "
             f"({PRETRAINED['scorer'][0]})"
@@ -346,6 +347,7 @@ def _pretrained(
     if not asked:
         assert not isinstance(run.policy, str)
         who = f"the policy {type(run.policy).__name__}" if role in run.policy.needs else "run.cascade"
+        who = who if role in run.step_needs else f"run.split = {run.split!r}"
         who = "budget.adds" if role in run.limit.adds else who
         raise ConfigError(
             f"{who} needs a {role}: bind {key} to a run file ({usual}) or to the folder of a finished run"

@@ -16,7 +16,7 @@ from jestbench.data.cascade import Cascade
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.part_pairs import Half
-from jestbench.data.splits import check_split
+from jestbench.data.splits import check_split, roles_in
 from jestbench.engine.cache import Cache
 from jestbench.engine.casting import Casting, Training, TwinCasting
 from jestbench.engine.contrastive import ContrastiveTraining
@@ -82,8 +82,10 @@ class Run:
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
         split: that super-batches are drawn from: several joined by ``+``; ``pool[top=0.05, by=column:similarity]``, the
-            share of largest numbers in a column; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share of each
-            super-batch (its counts by largest remainder) for each of several splits, which walk their own epochs.
+            share of largest numbers in a column, or ``by=reference`` (``scorer``) of the largest own scores under that
+            frozen model, charged once before the first step; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share
+            of each super-batch (its counts by largest remainder) for each of several splits, which walk their own
+            epochs.
         model: the two towers.
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
@@ -249,14 +251,26 @@ class Run:
             )
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
+        if self.twin and "reference" in self.ranks:
+            raise ValueError("run.split takes the top by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:
             raise ValueError("run.cascade looks pairs up by key, run.augment changes them at each step: leave one out")
         if self.augment is not None and self.cache is not None and self.cache.mode == "shared":
             raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
 
     @property
+    def ranks(self) -> frozenset[Role]:
+        """The roles whose own scores the split takes a top by."""
+        return roles_in(self.split)
+
+    @property
     def needs(self) -> frozenset[Role]:
-        """The roles that the policy, or the cascade before it, scores with."""
+        """The roles that the policy, the cascade before it, or the choice of the split scores with."""
+        return frozenset(role for role in ROLES if role in self.step_needs | self.ranks)
+
+    @property
+    def step_needs(self) -> frozenset[Role]:
+        """The roles that the policy, or the cascade before it, scores with at each step."""
         assert not isinstance(self.policy, str)
         drawn = self.cascade.role if self.cascade is not None else None
         return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)

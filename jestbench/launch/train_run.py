@@ -18,9 +18,11 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped
 from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
+from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
+from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
@@ -191,6 +193,12 @@ def _held_by_all(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
+    """The stages of a run on its data, with the models of finished runs."""
+    data, castings = resolved.run.data, castings_of(folders)
+    return build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+
+
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     with STOP.ending("after"):  # half a folder would not be taken for this run's
@@ -209,7 +217,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         pretrain = pretrain_flops(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
+            stages = _stages(resolved, folders, store_dir)
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
@@ -217,6 +225,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         recorder = Recorder(resolved, stages, allowance, run_dir)
         if newest is None:
             with building():
+                own_scores.charge(stages, progress, allowance)
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
         else:
             recorder.restore(progress, newest)
@@ -275,7 +284,7 @@ def _write_summary(recorder: Recorder, progress: Progress, status: Ending, known
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
-        page = {**data, "sources": sources, "examples_read": stages.super_batches.examples}
+        page = {**data, "sources": sources, "damage_read": stages.super_batches.damage}
         if write_damage(folder.damage_page, page):
             data |= {"damage_page": folder.damage_page.name}
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))

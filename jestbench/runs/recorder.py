@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
-COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates"))
+COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates", "outside_uids"))
 """Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
 
 
@@ -206,7 +206,7 @@ class Recorder:
         in its branch, and in a run that has more rungs behind this one.
         """
         run = self.resolved.run
-        self.chosen.add(batch, selection)
+        self.chosen.add(batch, selection, self.stages.super_batches.uid_of)
         self._agree_to_stop()
         evaluate = run.evaluate.due(before, after)
         checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
