@@ -63,7 +63,7 @@ class Session:
         return found
 
     def temporary(self) -> list[str]:
-        """Files and folders in the folder for temporary files, but others' and those that this process's end removes."""
+        """What lies in the folder for temporary files, but others' and what the end of this process removes."""
         at_the_end = {str(argument) for kept in weakref.finalize._registry.values() for argument in kept.args or ()}
         found = [path for path in self.folder.iterdir() if not any(path.match(pattern) for pattern in THEIRS)]
         return [f"temporary: {path}" for path in found if str(path) not in at_the_end]
