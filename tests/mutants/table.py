@@ -29,7 +29,7 @@ class Mutant:
 
 
 DRAWS, SCORES, STRIPS, LOSSES = (f"jestbench/select/{name}.py" for name in ("draws", "scores", "strips", "losses"))
-POLICY, METRICS, GRADING = "jestbench/select/policy.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
+CONTRACT, METRICS, GRADING = "jestbench/select/contract.py", "jestbench/evals/metrics.py", "jestbench/evals/grading.py"
 OPTIMIZER, LEDGER, BUDGET = "jestbench/engine/optimizer.py", "jestbench/cost/ledger.py", "jestbench/cost/budget.py"
 TRACING, PRICE, SEEDS = "jestbench/cost/tracing.py", "jestbench/cost/price.py", "jestbench/seeds.py"
 SPEEDUPS = "jestbench/compare/speedups.py"
@@ -90,8 +90,8 @@ SAMPLER = (
     Mutant(
         "softmax terms are not halved",
         DRAWS,
-        "return self.sign * (self.row_B + self.column_B) / 2",
-        "return self.sign * (self.row_B + self.column_B)",
+        "term_B = self.sign * (self.row_B + self.column_B) / 2",
+        "term_B = self.sign * (self.row_B + self.column_B)",
         f"{LOGITS}::test_equal_brute_force",
     ),
     Mutant(
@@ -118,29 +118,29 @@ SAMPLER = (
     Mutant(
         "deterministic draws",
         DRAWS,
-        "key_B = logit_B if deterministic else gained_B.double() + next(noise)",
+        "key_B = _best_first(logit_B, gained_B, offset_B) if deterministic else gained_B.double() + next(noise)",
         "key_B = gained_B.double() + next(noise)",
         f"{LAW}::test_a_large_gain_is_greedy",
     ),
     Mutant(
         "gain is ignored by an independent draw",
         DRAWS,
-        "gained_B = _gained(score_B, gain)",
-        "gained_B = score_B",
+        "gained_B = _gained(score_B, gain, offset_B)",
+        "gained_B = _gained(score_B, 1.0, offset_B)",
         f"{LAW}::test_independent_draw",
     ),
     Mutant(
         "gain is ignored by a joint draw",
         DRAWS,
-        "gained_B = _gained(logit_B, gain)",
-        "gained_B = logit_B",
+        "gained_B = _gained(logit_B, gain, offset_B)",
+        "gained_B = _gained(logit_B, 1.0, offset_B)",
         f"{LAW}::test_joint_draw",
     ),
     Mutant(
         "no gain makes the excluded NaN",
         DRAWS,
-        "return torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)",
-        "return gain * logit_B",
+        "gained_B = torch.where(torch.isneginf(logit_B), logit_B, gain * logit_B)",
+        "gained_B = gain * logit_B",
         COUNT,
     ),
     Mutant(
@@ -228,22 +228,22 @@ VALUES = (
     Mutant(
         "a softmax over rows alone",
         LOSSES,
-        "F.cross_entropy(logits_KK.T, target_K",
-        "F.cross_entropy(logits_KK, target_K",
+        'F.cross_entropy(side_KK, target_K, reduction="none") for side_KK in (logits_KK, logits_KK.T)',
+        'F.cross_entropy(side_KK, target_K, reduction="none") for side_KK in (logits_KK, logits_KK)',
         FORMULAS,
     ),
     Mutant(
         "a pair may be chosen twice",
-        POLICY,
+        CONTRACT,
         "if len(index_K.unique()) != count:",
         "if False:",
         f"{EVERY}::TestChoose",
     ),
     Mutant(
         "a weight may be NaN",
-        POLICY,
-        "or not bool(torch.isfinite(weight_K).all())",
-        "",
+        CONTRACT,
+        "if not (low >= 0 and 0 < high <= MAX_WEIGHT):",
+        "if low < 0 or high <= 0 or high > MAX_WEIGHT:",
         f"{EVERY}::TestChoose",
     ),
 )
@@ -259,8 +259,8 @@ POLICIES = (
     Mutant(
         "clip_score.share is ignored",
         "policies/clip_score.py",
-        "math.ceil(self.share * len(scores))",
-        "math.ceil(0.3 * len(scores))",
+        "top_share(score_B, self.share, count)",
+        "top_share(score_B, 0.3, count)",
         f"{EVERY}::test_clip_score_draws_among_the_share_that_passes",
     ),
     Mutant(
@@ -294,8 +294,8 @@ POLICIES = (
     Mutant(
         "jest.chunks is ignored",
         "policies/jest.py",
-        "joint_draw(scores, count, self.chunks, self.gain",
-        "joint_draw(scores, count, 16, self.gain",
+        "joint_draw(scores, count, self.chunks, gain",
+        "joint_draw(scores, count, 16, gain",
         f"{EVERY}::test_jest_of_one_chunk_is_learnability",
     ),
     Mutant(
@@ -551,8 +551,8 @@ FROZEN_MODELS = (
     Mutant(
         "a resumed run's amortised passes start at zero",
         FROZEN,
-        'self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]',
-        'self.hits = own["hits"]',
+        'self.hits, self.amortised_macs = mark["hits"], mark["amortised_macs"]',
+        'self.hits = mark["hits"]',
         CAPPY,
     ),
 )
@@ -613,8 +613,8 @@ FORECASTS = (
     Mutant(
         "one half of a twin is forecast",
         FORECAST,
-        "role: len(stands) * (",
-        "role: 1 * (",
+        "None if flops is None else len(stands) * flops",
+        "None if flops is None else flops",
         PLANNED,
     ),
     Mutant(
@@ -697,8 +697,8 @@ VERDICTS = (
     Mutant(
         "pre-training is left out of all-in",
         ANALYSIS,
-        "+ member.run.summary.pretrain_total for member",
-        "for member",
+        "int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained",
+        "int(member.counters.get(TOTAL_FLOPS, 0))",
         COMPARE,
     ),
     Mutant(
