@@ -222,6 +222,47 @@ WRONG: dict[str, tuple[object, dict[str, object], list[str]]] = {
     "metric that is no text": (SEEDS, {"metric": {"name": 5}}, ["metric.name is required"]),
     "metric's key": (SEEDS, {"metric": METRIC | {"gaol": "minimize"}}, ["'gaol'", "did you mean 'goal'?"]),
     "goal": (SEEDS, {"metric": METRIC | {"goal": "maximise"}}, ["metric.goal", "'maximise'", "maximize or minimize"]),
+    "unknown distribution": (
+        {"run.seed": {"distribution": "q_unifrom", "min": 0, "max": 1}},
+        {"method": "random"},
+        ["parameters.run.seed", "'q_unifrom'", "did you mean 'q_uniform'?"],
+    ),
+    "distribution's key": (
+        {"run.seed": {"distribution": "normal", "mu": 0, "max": 1}},
+        {"method": "bayes"},
+        ["normal has no key 'max'", "mu and sigma"],
+    ),
+    "distribution without an end": (
+        {"run.seed": {"min": 0}},
+        {"method": "random"},
+        ["uniform needs min and max", "max is missing"],
+    ),
+    "ends exchanged": ({"run.seed": {"min": 3, "max": 1}}, {"method": "random"}, ["min must be below max", "3 and 1"]),
+    "logarithm of zero": (
+        {"run.seed": {"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}},
+        {"method": "bayes"},
+        ["min of log_uniform_values must be positive"],
+    ),
+    "exponents that are values": (
+        {"run.budget": {"distribution": "log_uniform", "min": 1000, "max": 2000}},
+        {"method": "random"},
+        ["exponents of e", "log_uniform_values"],
+    ),
+    "number that is text": (
+        {"run.seed": {"distribution": "uniform", "min": "1e-4", "max": 1.0}},
+        {"method": "random"},
+        ["min must be a number", "1.0e-4", "'1e-4'"],
+    ),
+    "step of zero": (
+        {"run.seed": {"distribution": "q_beta", "q": 0}},
+        {"method": "random"},
+        ["q must be positive"],
+    ),
+    "probabilities": (
+        {"run.seed": {"values": [0, 1], "probabilities": [0.5, 0.6]}},
+        {"method": "random"},
+        ["one a value and sum to 1", "[0.5, 0.6]"],
+    ),
     "bayes without a goal": (
         SEEDS,
         {"method": "bayes", "metric": {"name": METRIC["name"]}},
@@ -549,94 +590,6 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert contents(Path("out") / first.name) == before
     for found, wanted in zip(rows_of(Path("out") / second), expected[second], strict=True):
         assert {**found, "time/seconds": 0} == {**wanted, "time/seconds": 0}
-
-
-# Random and bayes
-
-SEARCH = {
-    "optimizer.learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
-    "run.batch_size": {"distribution": "int_uniform", "min": 8, "max": 32},
-    **SMALL,
-}
-
-
-def test_a_search_without_its_engine(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sweeps", None)
-    for method in ("random", "bayes"):
-        result = call(write(SEARCH, method=method), "--dry_run")
-        assert result.status == 2
-        assert "pip install 'jestbench[search]'" in result.err
-        assert result.err.count("\n") == 1
-    assert call(write(SEEDS), "--dry_run").status == 0
-
-
-@pytest.mark.parametrize("method", ["random", "bayes"])
-def test_a_search_proposes_arms(call: Call, method: str, nothing_starts: Callable[[], None]) -> None:
-    pytest.importorskip("sweeps")
-    result = call(write(SEARCH, method=method), "--dry_run", "--count", "2")
-    assert (result.status, result.err) == (0, "")
-    lines = result.out.splitlines()
-    assert len(lines) == len(set(lines)) == 2
-    for line in lines:
-        found = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
-        assert found.keys() == SEARCH.keys()
-        assert 1e-4 <= float(found["optimizer.learning_rate"]) <= 1e-2
-        assert 8 <= int(found["run.batch_size"]) <= 32
-    nothing_starts()
-
-
-@pytest.mark.parametrize("method", ["random", "bayes"])
-def test_a_search_runs_and_goes_on(
-    call: Call, started: list[list[str]], method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("sweeps")
-    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
-    path = write(SEARCH, method=method)
-    assert call(path, "--out", "out", "--count", "2").status == 0
-    assert len(started) == len(arms_in(Path("out"))) == 2
-    result = call(path, "--out", "out", "--count", "3")
-    assert result.status == 0
-    assert result.out.count("already finished") == 2
-    assert len(started) == len(arms_in(Path("out"))) == 3
-
-
-def test_an_arm_of_a_search_that_cannot_be_is_passed_over(
-    call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proposed = [{"run.batch_size": {"value": size}} for size in (8, 500, 16)]
-    engine = SimpleNamespace(
-        SweepRun=SimpleNamespace,
-        RunState=SimpleNamespace(finished=1, failed=2),
-        next_run=lambda _, runs: SimpleNamespace(config=proposed[len(runs)]) if len(runs) < 3 else None,
-    )
-    monkeypatch.setitem(sys.modules, "sweeps", engine)
-    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
-    words = [*COMMAND, "run.budget=1e9", "run.device=cpu"]
-    path = write({"run.batch_size": {"min": 8, "max": 500}}, method="bayes", command=words)
-    result = call(path, "--out", "out")
-    assert result.status == 0
-    assert len(started) == 2
-    assert "passed over" in result.err
-    assert "500" in result.err
-    # Where none can be, the first one's mistake is said.
-    proposed[0] = {"run.batch_sise": {"value": 8}}
-    assert call(path, "--out", "other").status == 2
-
-
-def test_a_search_that_finds_nothing_new_ends(call: Call, nothing_starts: Callable[[], None]) -> None:
-    pytest.importorskip("sweeps")
-    result = call(write({"run.seed": {"values": [0, 1]}}, method="random"), "--dry_run", "--count", "5")
-    assert result.status == 0
-    assert result.out.count("$") + result.out.count("/usr/bin/env") == 2
-    assert "it ends here" in result.out
-
-
-def test_what_the_engine_refuses(call: Call) -> None:
-    pytest.importorskip("sweeps")
-    path = write({"run.seed": {"distribution": "no_such", "min": 0, "max": 1}}, method="random")
-    result = call(path, "--dry_run")
-    assert result.status == 2
-    assert re.fullmatch(r"error: .*sweep.yaml: .*\n", result.err)
 
 
 def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
