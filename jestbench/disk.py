@@ -147,7 +147,7 @@ def content_key(content: bytes) -> int:
 
 def key_text(key: int) -> str:
     """A content key as 16 hexadecimal digits."""
-    return f"{key % 2**64:016x}"
+    return f"{int(key) % 2**64:016x}"  # numpy 2 has no 2**64 beside its own integers
 
 
 def user_path(text: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +12,13 @@ from typing import Any
 
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError, Resolved
-from jestbench.disk import digest, nearest_or_all
+from jestbench.disk import nearest_or_all
 from jestbench.evals.measure import embedding_measures
 from jestbench.launch import command
 from jestbench.launch.rehearse import logged_names
 from jestbench.runs.open_folder import recorded
+from jestbench.sweep.distributions import distribution
+from jestbench.sweep.proposals import Done, proposals
 from jestbench.sweep.sweep_file import Sweep
 
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
@@ -55,10 +56,10 @@ def check_metric(sweep: Sweep) -> None:
 
 
 def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Parameters of one arm with each policy, all other parameters at their first or least value."""
+    """Parameters of one arm with each policy, all other parameters at their first value or median."""
     axes = []
     for name, spec in sweep.parameters.items():
-        values = spec.get("values", [next((spec[key] for key in ("value", "min", "mu") if key in spec), None)])
+        values = spec.get("values") or [distribution(f"{sweep.path}: parameters.{name}", spec).value(0.5)]
         axes.append(values if name in CHOOSES_A_POLICY else values[:1])
     for combination in itertools.product(*axes):
         yield dict(zip(sweep.parameters, combination, strict=True))
@@ -77,40 +78,6 @@ def grid(parameters: Mapping[str, Mapping[str, Any]], path: Path) -> Iterator[di
         axes.append(spec["values"] if "values" in spec else [spec["value"]])
     for combination in itertools.product(*axes):
         yield dict(zip(parameters, combination, strict=True))
-
-
-def searched(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]]) -> Iterator[dict[str, Any]]:
-    """Arms proposed by W&B's search engine, from the results of those in ``done``.
-
-    Raises:
-        ConfigError: the engine is not installed, or refuses the file.
-    """
-    try:
-        import sweeps
-    except ImportError as error:
-        raise ConfigError(
-            f"{sweep.path}: method {sweep.method} needs W&B's search engine: pip install 'jestbench[search]' "
-            "(it asks for numpy < 2, so for Python < 3.13); a grid needs nothing"
-        ) from error
-    engine = {key: sweep.raw[key] for key in ("method", "metric", "parameters") if key in sweep.raw}
-    while True:
-        runs = [
-            sweeps.SweepRun(
-                config={key: {"value": value} for key, value in arm.items()},
-                state=sweeps.RunState.finished if score is not None else sweeps.RunState.failed,
-                summary_metrics={} if score is None else {sweep.metric: score},
-            )
-            for arm, score in done
-        ]
-        try:
-            proposed = sweeps.next_run(engine, runs)
-        except Exception as error:
-            raise ConfigError(f"{sweep.path}: {error}") from error
-        if proposed is None:
-            return
-        # The engine returns numpy scalars.
-        values = {key: spec["value"] for key, spec in proposed.config.items()}
-        yield {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -155,7 +122,7 @@ def _repeats(arm: SweepArm, seen: dict[tuple[str, int], SweepArm]) -> bool:
     return False
 
 
-def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None) -> Iterator[SweepArm]:
+def arms_of(sweep: Sweep, done: Done, memory: Path | None) -> Iterator[SweepArm]:
     """Yield the arms of a sweep, in order, without those that repeat an earlier one."""
     seen: dict[tuple[str, int], SweepArm] = {}
     if sweep.method == "grid":
@@ -164,40 +131,23 @@ def arms_of(sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memor
         yield from (arm for arm in arms if not _repeats(arm, seen))
         return
     in_a_row = 0
-    for parameters in _proposals(sweep, done, memory):
+    for parameters in proposals(sweep, done, memory):
         try:
             arm = resolve_arm(sweep, parameters)
         except ConfigError as error:
             if not seen:
                 raise
             print(f"passed over: {error}", file=sys.stderr)
+            done.append((parameters, None))
         else:
             if not _repeats(arm, seen):
                 in_a_row = 0
                 yield arm
                 continue
-        done.append((parameters, None))
+            # What the search learns of a repeat is the result of the arm that it repeats, once that has ended.
+            twin = seen[arm.key].parameters
+            done.extend([(parameters, score) for ended, score in done if ended == twin][-1:])
         in_a_row += 1
         if in_a_row == MOST_REPEATS:
             print(f"the search has proposed {in_a_row} arms in a row that cannot be or repeat others: it ends here")
             return
-
-
-def _proposals(
-    sweep: Sweep, done: list[tuple[dict[str, Any], float | None]], memory: Path | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the arms proposed in an earlier run of this sweep, to continue where it stopped; then new ones."""
-    if memory is not None and memory.exists():
-        yield from (json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines())
-    for parameters in searched(sweep, done):
-        if memory is not None:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            with memory.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(parameters) + "\n")
-        yield parameters
-
-
-def memory_of(sweep: Sweep, out: Path) -> Path:
-    """The file that records the proposals of a search."""
-    search = json.dumps([sweep.method, sweep.metric, sweep.parameters], sort_keys=True, default=str)
-    return out / f"proposals-{digest(search, 4)}.jsonl"

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,8 +22,9 @@ from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records, worth_keeping
 from jestbench.runs.wandb_run import log_comparison
-from jestbench.sweep.arms import SweepArm, arms_of, check_metric, memory_of
+from jestbench.sweep.arms import SweepArm, arms_of, check_metric
 from jestbench.sweep.progress import SweepProgress
+from jestbench.sweep.proposals import Done, memory_of
 from jestbench.sweep.side_by_side import Job, run_side_by_side
 from jestbench.sweep.sweep_file import PROGRAM, Sweep, read_sweep
 
@@ -69,7 +69,7 @@ def run_sweep(
     Returns:
         0, or the exit status of the first arm that failed; 130 when interrupted.
     """
-    done: list[tuple[dict[str, Any], float | None]] = []
+    done: Done = []
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
@@ -129,7 +129,7 @@ def _with_program(sweep: Sweep) -> Sweep:
 
 
 def _print_commands(sweep: Sweep, limit: int | None) -> int:
-    done: list[tuple[dict[str, Any], float | None]] = []
+    done: Done = []
     for arm in itertools.islice(arms_of(sweep, done, None), limit):
         print(shlex.join(sweep.command_line(arm.parameters)))
         done.append((dict(arm.parameters), None))
@@ -155,7 +155,7 @@ def _run(
     places: tuple[Path, Path | None],
     progress: SweepProgress,
     started: list[SweepArm],
-    done: list[tuple[dict[str, Any], float | None]],
+    done: Done,
 ) -> Iterator[tuple[SweepArm, int]]:
     """Run the arms that have not finished yet; append every arm to ``started``.
 

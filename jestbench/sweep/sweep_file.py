@@ -1,8 +1,7 @@
 """Reads a W&B sweep file, to run it on this machine without a server.
 
 The file is an ordinary sweep file: it works unchanged with ``wandb sweep`` and ``wandb agent``, and the
-command line of each arm is the one that the agent would run (plus the folder to run in). Grids are
-enumerated here; ``random`` and ``bayes`` use W&B's own search engine (the package ``sweeps``).
+command line of each arm is the one that the agent would run (plus the folder to run in).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import yaml
 from jestbench.config import registry
 from jestbench.config.run import ConfigError
 from jestbench.disk import IS_CHECKOUT, nearest, nearest_or_all
+from jestbench.sweep.distributions import distribution
 
 HINT = "; did you mean {!r}?"
 METHODS = ("grid", "random", "bayes")
@@ -30,7 +30,7 @@ PROGRAM, INSTALLED = "tools/run.py", ("-m", "jestbench", "run")
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 METRIC_KEYS = ("name", "goal", "target")
 GOALS = ("maximize", "minimize")
-SPEC_KEYS = "value values distribution probabilities min max mu sigma q parameters".split()
+SPEC_KEYS = "value values distribution probabilities min max mu sigma a b q parameters".split()
 ARGS = ("${args}", "${args_no_hyphens}")
 MACROS = ("${env}", "${interpreter}", "${program}", *ARGS)
 
@@ -49,7 +49,7 @@ class Sweep:
         command: as in the file, macros not yet expanded.
         program: the script.
         run_cap: largest number of arms to run, or ``None``.
-        raw: the whole file, for the search engine.
+        raw: the whole file.
     """
 
     path: Path
@@ -150,7 +150,7 @@ def read_sweep(path: Path) -> Sweep:
         method=method,
         metric=metric,
         goal=goal,
-        parameters=_parameters(path, raw.get("parameters")),
+        parameters=_parameters(path, raw.get("parameters"), method),
         command=[str(word) for word in command_words],
         program=str(raw.get("program", PROGRAM)),
         run_cap=run_cap,
@@ -177,7 +177,7 @@ def _metric(path: Path, found: Any, method: str) -> tuple[str, str | None]:
     return name, goal
 
 
-def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
+def _parameters(path: Path, found: Any, method: str) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path}: parameters is empty: name at least one, with values")
     for name, spec in found.items():
@@ -201,4 +201,6 @@ def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
             known = [f"{owner}.{field}" for owner, fields in registry.parameters().items() for field in fields]
             near = nearest(name, ["gin_file", *known], HINT)
             raise ConfigError(f"{path}: parameters.{name}: no parameter of a run has this name{near}")
+        if method != "grid":
+            distribution(f"{path}: parameters.{name}", spec)
     return dict(found)

@@ -34,7 +34,7 @@ from jestbench.select import top_k
 from policies import registry
 
 COUNT = 12
-UIDS = [f"{i:032x}" for i in np.random.default_rng(0).permutation(COUNT) * (2**120 + 3)]
+UIDS = [f"{i * (2**120 + 3):032x}" for i in np.random.default_rng(0).permutation(COUNT).tolist()]
 SIMILARITY = [round(0.05 * ((7 * i) % COUNT), 2) for i in range(COUNT)]
 FIELDS = [{"caption": caption(i), "uid": UIDS[i], "similarity": SIMILARITY[i]} for i in range(COUNT)]
 
