@@ -33,6 +33,7 @@ from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, R
 from jestbench.cost.budget import Pretrained
 from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
+from jestbench.engine.casting import Casting
 from jestbench.parallel.arithmetic import number_format
 from jestbench.select.remembering import check_needs, takes_all
 
@@ -179,7 +180,13 @@ def resolve(
     warnings, split = _check_frozen(run, read, stands_on, recorded)
     module = type(run.policy).__module__
     imports = f"import {module}\n" if module in IMPORTED else ""
-    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
+    init_folder = _init_folder(run, read)
+    identities: dict[str, str] = {str(role): own for role, own in _identities(run, stands_on, recorded).items()}
+    format_used = number_format(run.device, run.precision)
+    if isinstance(run.init, Casting):
+        identities["init"] = run.init.identity
+    elif init_folder is not None:
+        identities["init"] = identity_of(init_folder, recorded)
     return Resolved(
         run,
         name,
@@ -192,7 +199,31 @@ def resolve(
         warnings=warnings,
         inherited=inherited,
         calibrated_on=split,
+        init_folder=init_folder,
     )
+
+
+def _init_folder(run: Run, bindings: Sequence[Binding]) -> Path | None:
+    """The run folder that ``run.init`` names.
+
+    Raises:
+        ConfigError: it is none, or an image tower is frozen that nothing has trained.
+    """
+    if run.model.freeze and run.init is None and not run.model.pretrained:
+        raise ConfigError(
+            f"{_place('model.freeze', bindings)}model.freeze = {run.model.freeze!r} keeps the weights of an image "
+            "tower, and these are random: bind run.init, or set model.pretrained = True"
+        )
+    if not isinstance(run.init, str):
+        return None
+    bound = next(binding for binding in reversed(bindings) if binding.key == "run.init")
+    path = locate(run.init, file_of(bound))
+    if path is None or not path.is_dir():
+        raise ConfigError(
+            f"{bound.where}: run.init = {run.init!r}: no such run folder (a model of another library is bound as "
+            "@open_clip() or @hugging_face_clip())"
+        )
+    return path
 
 
 def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
@@ -262,7 +293,11 @@ def _findable(binding: Binding) -> Binding:
     """
     value = binding.value
     file, *more = value if isinstance(value, list | tuple) and value else (value,)
-    if binding.key not in {f"run.{role}" for role in PRETRAINED} or not isinstance(file, str) or not file:
+    if (
+        binding.key not in {"run.init", *(f"run.{role}" for role in PRETRAINED)}
+        or not isinstance(file, str)
+        or not file
+    ):
         return binding
     path = locate(file, file_of(binding))
     if path is None or path.resolve() == (PROJECT / file).resolve():

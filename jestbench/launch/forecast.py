@@ -20,7 +20,7 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.stages import build_stages
-from jestbench.launch.stands import ended, stand_ins
+from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
@@ -93,6 +93,7 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
     """The stages to price a run by, and the data or stand-in that they were built on."""
+    resolved = with_start(resolved)
     run = replace(resolved.run, reference_accounting="online", cache=None)
     data, castings = stand_ins(resolved)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
 from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.scorer import Scorer
+from jestbench.engine.start import Start
 from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
 from jestbench.parallel.arithmetic import Arithmetic
@@ -53,7 +54,7 @@ def build_stages(
         DataError: the data does not fit the configuration.
     """
     run = resolved.run
-    setting = setting_of(run, data, store_dir)
+    setting = setting_of(run, data, store_dir, resolved.start)
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
@@ -67,11 +68,13 @@ def build_stages(
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
     seen = run.evaluate.unseen_by
     seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
-    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective, seen_key_N)
+    evaluator = EVALUATORS[run.training.kind](
+        evaluated, run.evaluate, run.model, learner.objective, seen_key_N, setting.tokenizer
+    )
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
-def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
+def setting_of(run: Run, data: Dataset, store_dir: Path, start: Start | None = None) -> Setting:
     """The setting shared by all actors of a run, on its data set or a stand-in."""
     pairs = split_of(data, run.split)
     if run.half is not None:
@@ -84,8 +87,13 @@ def setting_of(run: Run, data: Dataset, store_dir: Path) -> Setting:
                 f"came with the pairs in .columns of the data set, as in webdataset.columns = ('json.{name}',)"
             )
     example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
-    micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
-    return Setting(run, pairs, example, arithmetic, store_dir, micro)
+    tokenizer = pairs.tokenizer if start is None else start.tokenizer(run.model, pairs.tokenizer)
+    if tokenizer.identity not in example.token_ids and example.captions:
+        example = replace(
+            example, token_ids={**example.token_ids, tokenizer.identity: tokenizer.encode(example.captions)}
+        )
+    micro = MicroBatches.of(run, tokenizer, example, arithmetic)
+    return Setting(run, pairs, example, arithmetic, store_dir, micro, start)
 
 
 def _check_world(run: Run, world: World) -> None:

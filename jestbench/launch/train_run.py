@@ -23,7 +23,7 @@ from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_w
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, ended, pretrain_flops
+from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
@@ -171,6 +171,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     STOP.check()
     with _held_by_all(run_dir):
         try:
+            with building():
+                resolved = with_start(resolved)
             return _train_run(resolved, run_dir, resume, role)
         except KeyboardInterrupt:
             if distributed.world().first_of_all:
