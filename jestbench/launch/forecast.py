@@ -101,7 +101,7 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
 
 
 def _one(stages: Stages) -> Batch:
-    return stages.pairs.example()
+    return stages.learner.model.tokenized(stages.pairs.example())
 
 
 def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:

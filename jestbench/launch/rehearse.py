@@ -144,7 +144,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             )
             data, castings = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
-            if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
+            if not found.stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         walked = None if found.stands_in else walk(resolved, stages)

@@ -88,7 +88,9 @@ def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower]) -> Carried:
     if given is not None and text.end_id not in (None, tokenizer.end_id):
         raise NotCarried(f"it takes id {text.end_id} for the end of a text, and its tokenizer {tokenizer.end_id}")
     prepared = foreign.image.preprocessing
-    own = {"image_mean": prepared.mean, "image_std": prepared.std, "image_size": prepared.crop}
+    own: dict[str, Any] = {"image_mean": prepared.mean, "image_std": prepared.std, "image_size": prepared.crop}
+    rows = len(text.weights["tokens.weight"])
+    own["text_vocab_size"] = None if rows == tokenizer.vocab_size else rows
     shape = Model(**{**image.shape, **text.shape, **own, "embed_dim": foreign.width})
     weights = {f"image.{name}": value for name, value in image.weights.items()}
     weights |= {f"text.{name}": value for name, value in text.weights.items()}

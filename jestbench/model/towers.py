@@ -172,6 +172,7 @@ class Model:
             (OpenAI's CLIP).
         text_norm_eps: ε of the layer normalisations; 1e-6 in SigLIP.
         text_projection_bias: whether the projection of the text has a bias, as in SigLIP.
+        text_vocab_size: ids that the text tower has an embedding for; ``None``: as many as the tokenizer has.
         freeze: ``image``: the image tower and its projection keep their weights (LiT, arXiv 2111.07991), which come
             from ``pretrained`` or ``run.init``; a step is charged one forward pass of it.
     """
@@ -195,6 +196,7 @@ class Model:
     text_activation: Activation = "gelu"
     text_norm_eps: float = 1e-5
     text_projection_bias: bool = False
+    text_vocab_size: int | None = None
     freeze: Literal["", "image"] = ""
 
     def __post_init__(self) -> None:
@@ -261,7 +263,7 @@ class Model:
             torch.manual_seed(seeds.derive(seed, "init"))
             image = self._image_tower()
             text = TextTower(
-                tokenizer.vocab_size,
+                self.text_vocab_size or tokenizer.vocab_size,
                 tokenizer.length,
                 tokenizer.pad_id,
                 self.embed_dim,

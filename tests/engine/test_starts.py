@@ -228,3 +228,31 @@ def test_what_cannot_begin_is_refused(
     models = [f"open_clip.model=local-dir:{folders['clip']}", "--allow_unused", "open_clip.*"]
     assert main([*TINY, "run.policy=uniform", *words, *models, "--check"]) == status
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_shipped_stage_is_checked_and_priced_on_small_models(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    siglip = SIGLIP | {"vision_cfg": SIGLIP["vision_cfg"] | {"image_size": 160}}
+    other = open_clip_folder(tmp_path / "other", seed=3, config=siglip, resize_mode="squash")
+    models = {"start": folders["siglip"], "teacher": other}
+    words = [f"{scope}/open_clip.model=local-dir:{folder}" for scope, folder in models.items()]
+    words += [f"{scope}/open_clip.pretrained=''" for scope in models]
+    words += ["webdataset.image_size=160", "run.batch_size=64", "run.super_batch_size=128"]
+    command = ["--gin_file", "gin/run/siglip2_stage.gin", *words]
+    assert main([*command, "--price"]) == 0
+    priced = capsys.readouterr().out
+    assert "filter ratio 0.50" in priced
+    assert "closed form, towers only: 2.333" in priced  # 1 + 2r/3 for a reference of the same size
+    assert main([*command, "--check"]) == 0
+
+
+def test_the_comparison_shows_a_start_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = [*TINY, "run.policy=uniform", "run.init=@open_clip()", f"open_clip.model=local-dir:{folders['clip']}"]
+    for arm, flops in {"stated": "1e9", "unknown": "None"}.items():
+        words = [f"open_clip.pretrain_flops={flops}", f"run.arm={arm}"]
+        assert main([*plain, *words, "--run_dir", str(tmp_path / arm)]) == 0
+    arms = [tmp_path / "stated", tmp_path / "unknown"]
+    said = " ".join(str(compare_runs(arms, baseline="stated", out=tmp_path / "out")).split())
+    assert "stated: training began from open_clip clip, whose 1 GFLOP are in no figure" in said
+    assert "unknown: training began from open_clip clip, whose unknown FLOPs are in no figure" in said
