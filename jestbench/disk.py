@@ -150,10 +150,18 @@ def key_text(key: int) -> str:
     return f"{key % 2**64:016x}"
 
 
+def user_path(text: str) -> Path:
+    """The path that a user has written, ``~`` and ``~user`` for a home folder in it; an unknown user stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def cache_root() -> Path:
     """The user's cache folder of this project; the environment variable JESTBENCH_CACHE moves it."""
     moved = os.environ.get("JESTBENCH_CACHE")
-    return Path(moved).expanduser() if moved else platformdirs.user_cache_path("jestbench")
+    return user_path(moved) if moved else platformdirs.user_cache_path("jestbench")
 
 
 def nearest(

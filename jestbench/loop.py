@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -93,70 +92,104 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
         NonFiniteLoss: the loss of a step is not finite; the message names the step.
         PolicyError: the policy's choice breaks its contract.
     """
-    run, policy = resolved.run, resolved.policy
-    progress.memory.limit = run.memory_bytes
+    progress.memory.limit = resolved.run.memory_bytes
     if progress.step == 0:
-        progress.policy_state = initial_state(policy)
-        progress.memory.clear(remembered_names(policy))
+        progress.policy_state = initial_state(resolved.policy)
+        progress.memory.clear(remembered_names(resolved.policy))
     recorder.start(progress)
     while (share := progress.share(allowance)) < 1 and not recorder.stop_asked:
-        position = allowance.position(share, progress.ledger.total)
+        turn = Turn(resolved, stages, progress, allowance.position(share, progress.ledger.total))
         with recorder.clock(progress):
-            source = stages.super_batches
-            source.begin(progress.step, partial(leave_out, resolved, progress, position))
-            batch = source.at(progress.step)
-            moment = Moment(position, source.epoch(progress.step), source.left_out())
-            scores, selection = select(resolved, stages, progress, batch, moment)
+            batch = turn.draw()
+            scores = turn.score(batch)
+            selection = turn.select(scores)
             chosen = batch.take(selection.index_K)
-            selects = position >= run.select_from
-            update = stages.update(chosen, selection.weight_K, position, update_seed(run.seed, progress.step), selects)
+            update = turn.update(chosen, selection)
             progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))
-            progress.policy_state = selection.state
-            learn(resolved, progress, chosen, update, moment)
-            progress.step += 1
-            progress.pairs_seen += len(batch)
-            progress.pairs_trained += len(chosen)
+            turn.keep(batch, selection, chosen, update)
         recorder.step(progress, batch, selection, update, share, progress.share(allowance))
     return "finished" if progress.ended(allowance) else "interrupted"
 
 
-def select(
-    resolved: Resolved, stages: Stages, progress: Progress, batch: Batch, moment: Moment
-) -> tuple[Scores, Selection]:
-    """The policy's choice of a super-batch; before ``run.select_from`` a uniform one, for which nothing is scored."""
-    run, policy = resolved.run, resolved.policy
-    generator = seeds.generator(run.seed, "select", progress.step)
-    if moment.share < run.select_from:
-        index_K = uniform_draw(len(batch), run.batch_size, generator)
-        return Scores(size=len(batch)), Selection(index_K, state=progress.policy_state)
-    scores = stages.scorer(batch, policy.needs, moment, progress.memory)
-    selection = choose(policy, scores, run.batch_size, generator, progress.policy_state)
-    progress.memory.write(pair_keys(batch.image_key_B, batch.text_key_B), selection.memory)
-    return scores, selection
+@dataclass(frozen=True)
+class Turn:
+    """One step of a run: its stages in order, and the policy's part in each of them.
 
+    Attributes:
+        resolved: the run and its policy.
+        stages: the stages.
+        progress: of the run before the step.
+        position: where the schedule stands, a share of the budget.
+    """
 
-def leave_out(resolved: Resolved, progress: Progress, share: float, key_N: Tensor, epoch: int) -> Tensor:
-    """Which pairs the policy leaves out of an epoch, bool ``[N]``; none before ``run.select_from``."""
-    run, policy = resolved.run, resolved.policy
-    if share < run.select_from or not isinstance(policy, remembering.LeavingPolicy):
-        return torch.zeros(len(key_N), dtype=torch.bool)
-    state = Remembered(progress.policy_state, progress.memory.read(key_N))
-    generator = seeds.generator(run.seed, "leave", epoch)
-    return remembering.leave_out(policy, key_N, state, Moment(share, epoch), generator)
+    resolved: Resolved
+    stages: Stages
+    progress: Progress
+    position: float
 
+    @property
+    def selects(self) -> bool:
+        """Whether the policy chooses: before ``run.select_from`` the choice is uniform and nothing is scored."""
+        return self.position >= self.resolved.run.select_from
 
-def learn(resolved: Resolved, progress: Progress, chosen: Batch, update: Update, moment: Moment) -> None:
-    """Hand the policy the losses of the training pass, where it learns from them."""
-    if update.trained is None or not isinstance(resolved.policy, remembering.LearningPolicy):
-        return
-    key_K = pair_keys(chosen.image_key_B, chosen.text_key_B)
-    trained, before = (
-        replace(update.trained, progress=moment),
-        Remembered(progress.policy_state, progress.memory.read(key_K)),
-    )
-    after = remembering.learn(resolved.policy, trained, before)
-    progress.policy_state = after.state
-    progress.memory.write(key_K, after.memory)
+    def moment(self) -> Moment:
+        """How far the run is, for the policy."""
+        source = self.stages.super_batches
+        return Moment(self.position, source.epoch(self.progress.step), source.left_out())
+
+    def draw(self) -> Batch:
+        """The next super-batch; where an epoch begins with it, the policy is asked which pairs to leave out."""
+        self.stages.super_batches.begin(self.progress.step, self._leave_out)
+        return self.stages.super_batches.at(self.progress.step)
+
+    def _leave_out(self, key_N: Tensor, epoch: int) -> Tensor:
+        """Which pairs the policy leaves out of an epoch, bool ``[N]``."""
+        run, policy, progress = self.resolved.run, self.resolved.policy, self.progress
+        if not self.selects or not isinstance(policy, remembering.LeavingPolicy):
+            return torch.zeros(len(key_N), dtype=torch.bool)
+        before = Remembered(progress.policy_state, progress.memory.read(key_N))
+        generator = seeds.generator(run.seed, "leave", epoch)
+        return remembering.leave_out(policy, key_N, before, Moment(self.position, epoch), generator, run.patience)
+
+    def score(self, batch: Batch) -> Scores:
+        """What the policy asks for of a super-batch."""
+        if not self.selects:
+            return Scores(size=len(batch))
+        return self.stages.scorer(batch, self.resolved.policy.needs, self.moment(), self.progress.memory)
+
+    def select(self, scores: Scores) -> Selection:
+        """The policy's choice.
+
+        Raises:
+            PolicyError: it breaks the contract.
+        """
+        run, before = self.resolved.run, self.progress.policy_state
+        generator = seeds.generator(run.seed, "select", self.progress.step)
+        if not self.selects:
+            return Selection(uniform_draw(len(scores), run.batch_size, generator), state=before)
+        return choose(self.resolved.policy, scores, run.batch_size, generator, before, run.patience)
+
+    def update(self, chosen: Batch, selection: Selection) -> Update:
+        """The optimizer steps on the chosen pairs."""
+        seed = update_seed(self.resolved.run.seed, self.progress.step)
+        return self.stages.update(chosen, selection.weight_K, self.position, seed, self.selects)
+
+    def keep(self, batch: Batch, selection: Selection, chosen: Batch, update: Update) -> None:
+        """Count the step, and keep what the policy remembers of it: its state, its memory, what training showed."""
+        progress, policy, moment = self.progress, self.resolved.policy, self.moment()
+        progress.policy_state = selection.state
+        if selection.memory:
+            progress.memory.write(pair_keys(batch.image_key_B, batch.text_key_B), selection.memory)
+        if update.trained is not None and isinstance(policy, remembering.LearningPolicy):
+            key_K = pair_keys(chosen.image_key_B, chosen.text_key_B)
+            before = Remembered(progress.policy_state, progress.memory.read(key_K))
+            trained = replace(update.trained, progress=moment)
+            after = remembering.learn(policy, trained, before, self.resolved.run.patience)
+            progress.policy_state = after.state
+            progress.memory.write(key_K, after.memory)
+        progress.step += 1
+        progress.pairs_seen += len(batch)
+        progress.pairs_trained += len(chosen)
 
 
 @dataclass(frozen=True)

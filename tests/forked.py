@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import process, util
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ class Forked:
         if self.pid:
             return
         status = 1
+        util._finalizer_registry.clear()  # those of the process that it was forked from
+        process.current_process()._config.pop("tempdir", None)
         try:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for number in (1, 2):
@@ -39,6 +42,7 @@ class Forked:
         except BaseException:
             traceback.print_exc()
         finally:
+            util._exit_function()
             os._exit(status)
 
     @property

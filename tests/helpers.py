@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from jestbench.batch import FULL
 from jestbench.cost.price import Price
-from jestbench.data.super_batches import SuperBatches
+from jestbench.data.super_batches import SuperBatchSource
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
@@ -127,15 +127,15 @@ class Killed(BaseException):
 
 def kill_before(step: int, command: Sequence[str]) -> None:
     """Start a run in this process, and end it as it asks for the super-batch of a step."""
-    at = SuperBatches.at
+    at = SuperBatchSource.at
 
-    def dying(self: SuperBatches, asked: int) -> Any:
+    def dying(self: SuperBatchSource, asked: int) -> Any:
         if asked == step:
             raise Killed
         return at(self, asked)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SuperBatches, "at", dying)
+        patch.setattr(SuperBatchSource, "at", dying)
         with pytest.raises(Killed):
             main(command)
 

@@ -63,7 +63,9 @@ class Session:
     def temporary(self) -> list[str]:
         """Files and folders in the folder for temporary files, but the one that multiprocessing keeps to the end."""
         kept = str(multiprocessing.current_process()._config.get("tempdir"))
-        return [f"temporary: {path}" for path in self.folder.iterdir() if str(path) != kept]
+        found = [path for path in self.folder.iterdir() if str(path) != kept]
+        # A process that is killed just before its workers start, or behind their end, leaves this one, empty.
+        return [f"temporary: {path}" for path in found if not path.match("pymp-*") or any(path.iterdir())]
 
     def left(self, patience: float = 5.0) -> list[str]:
         """All of these, once what is ending has had some time to end."""

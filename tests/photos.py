@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jestbench.data.file_pairs import WHOLE, ByteRanges, FilePairs, Texts
+from jestbench.data.encoded_images import WHOLE, ByteRanges
+from jestbench.data.file_pairs import FilePairs, Texts
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import make_policy_table
 import pytest
 from planted_runs import write_run
 
 import policies
-from jestbench.config import grammar
+from jestbench.config import grammar, resolve
 from jestbench.launch import console
+from jestbench.launch.forecast import step_price
+from jestbench.launch.policy_table import closed_form
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -101,6 +104,21 @@ def test_every_policy_stands_in_the_list_of_policies() -> None:
     assert {name for name in ours if f"| `{name}` |" not in listed} == set()
 
 
+def test_the_table_of_policies_is_the_codes() -> None:
+    page = make_policy_table.PAGE.read_text(encoding="utf-8")
+    assert make_policy_table.with_table(page) == page, "python tests/make_policy_table.py"
+
+
+@pytest.mark.parametrize("name", ["uniform", "infobatch", "hard_learner", "easy_reference", "jest"])
+def test_the_cost_in_the_table_is_what_a_step_is_priced_at(name: str) -> None:
+    """Of a reference of the learner's shape, towers only, all pairs new to the run."""
+    files = [str(ROOT / "gin" / "run" / "tiny.gin"), str(ROOT / "gin" / "policy" / f"{name}.gin")]
+    found = resolve.resolve(files, [f"run.reference='{ROOT}/gin/run/tiny_reference.gin'", "run.device=cpu"])
+    formula = closed_form(found.policy).split(",")[0].replace("2r", "2*r")
+    r = found.run.super_batch_size / found.run.batch_size
+    assert step_price(found).closed_form == pytest.approx(eval(formula, {"r": r}), rel=1e-3)
+
+
 # Commands
 
 OWN = ("mine", "runs/", "mine_reference.gin")
@@ -144,7 +162,7 @@ def test_every_command_is_understood(page: Path, command: str, monkeypatch: pyte
     options = found.value.args[0]
     theirs = [word for word in (*getattr(options, "gin_file", ()), str(getattr(options, "sweep", "")))]
     assert [path for path in theirs if path and not path.startswith(OWN) and grammar.locate(path) is None] == []
-    if tool == "run" and "loss_band" not in command:  # which the guide's reader has just written
+    if tool == "run" and not re.search("loss_band|rising_loss", command):  # which the guide's reader has just written
         grammar.check_names([grammar.read_binding(text) for text in options.bindings])
 
 
@@ -158,19 +176,24 @@ def test_there_are_commands_of_every_kind() -> None:
 # Examples
 
 
-def test_the_policy_of_the_contributing_guide_trains(tmp_path: Path) -> None:
-    guide = GUIDE.read_text(encoding="utf-8")
-    (source,) = blocks(GUIDE, "python")
-    (command,) = re.findall(r"python tools/run\.py (--gin_file gin/run/tiny\.gin .*)", guide)
-    (tmp_path / "loss_band.py").write_text(source, encoding="utf-8")
-    words = [*command.split(), "run.budget=2e9", "--run_dir", str(tmp_path / "run")]
+def test_the_policies_of_the_contributing_guide_train(tmp_path: Path) -> None:
+    """One that forgets and one that remembers, by the guide's own commands; tests/policies runs its suite over them."""
+    guide, names = GUIDE.read_text(encoding="utf-8"), ("loss_band", "rising_loss")
+    calls = re.findall(r"python tools/run\.py (--gin_file gin/run/tiny\.gin .*)", guide)
+    for name, source in zip(names, blocks(GUIDE, "python"), strict=True):
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    words = [
+        [*call.split(), "run.budget=2e9", "--run_dir", str(tmp_path / name)]
+        for name, call in zip(names, calls, strict=True)
+    ]
     code = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import loss_band\n"
-        f"from jestbench.launch.command import main; sys.exit(main({words!r}))"
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import {', '.join(names)}\n"
+        f"from jestbench.launch.command import main; sys.exit(max(main(words) for words in {words!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert '"policy": "loss_band"' in (tmp_path / "run" / "summary.json").read_text(encoding="utf-8")
+    for name in names:
+        assert f'"policy": "{name}"' in (tmp_path / name / "summary.json").read_text(encoding="utf-8")
 
 
 def test_the_policy_of_the_readme_trains_and_has_its_row(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,6 +25,9 @@ from jestbench.parallel import distributed
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import World
 from jestbench.parallel.shared_batch import SharedBatch
+from jestbench.select import Scores
+from jestbench.select.contract import PolicyError, PolicyFailure
+from jestbench.select.policy import choose
 
 TINY = ["--gin_file", "gin/run/tiny.gin"]
 REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
@@ -70,6 +75,15 @@ ARMS: dict[str, list[str]] = {
         *policy("grad_norm"),
         "run.split={'pool': 0.8, 'curated': 0.2}",
         "synthetic.columns=('similarity',)",
+    ],
+    "leaving": [*policy("infobatch"), "synthetic.pool=70", "run.batch_size=15"],
+    "words": [*policy("concept_balance"), "run.super_batch_size=67", "run.equal=masked"],
+    "penalty": [
+        *policy("jest_repetition"),
+        REFERENCE,
+        "synthetic.pool=70",
+        "run.super_batch_size=64",
+        "run.select_from=0.3",
     ],
     "stream": [
         *("--gin_file", "$STREAM"),
@@ -130,15 +144,33 @@ def check_batches(world: World, tokenizer: Tokenizer) -> None:
             same(spread.everywhere(index), whole.take(index))
 
 
+@dataclass(frozen=True)
+class OwnChoice:
+    """Chooses another pair on each process; from −2 on it fails."""
+
+    rank: int
+    needs: ClassVar[frozenset[str]] = frozenset()
+    prefers: ClassVar[dict[str, int]] = {}
+
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        if self.rank < -1:
+            raise ValueError("on one process")
+        return Selection(torch.tensor([self.rank, 5]), weight_K=torch.tensor([1.0, float(self.rank)]).abs())
+
+
 def check_agreement(world: World) -> None:
     """Who says what, and who hears it."""
     assert world.everybodys(world.rank) == list(range(world.size))
     assert world.summed({"a": 1, "b": world.rank}) == {"a": world.size, "b": sum(range(world.size))}
     assert world.first(lambda: world.rank) == 0
     assert [world.any(world.rank == r) for r in (*range(world.size), world.size)] == [True] * world.size + [False]
-    chosen = Selection(torch.tensor([world.rank, 5]), weight_K=torch.tensor([1.0, float(world.rank)]))
-    assert world.agreed(chosen).index_K.tolist() == [0, 5]
-    assert world.agreed(chosen).weight_K.tolist() == [1.0, 0.0]
+    chosen = choose(OwnChoice(world.rank), Scores(size=9), 2, torch.Generator())
+    assert chosen.index_K.tolist() == [0, 5]
+    assert chosen.weight_K.tolist() == [1.0, 0.0]
+    for choice, error in ((-1, PolicyError), (-2, PolicyFailure)):  # of the last rank alone, raised on every one
+        last = world.rank == world.size - 1
+        with pytest.raises(error):
+            choose(OwnChoice(choice if last else 0), Scores(size=9), 2, torch.Generator())
     with pytest.raises(ZeroDivisionError, match="division"):
         world.first(lambda: 1 // 0)
     with distributed.alone():

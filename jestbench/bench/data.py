@@ -33,7 +33,8 @@ import numpy as np
 from PIL import Image
 
 from jestbench.bench import timing
-from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
+from jestbench.data.encoded_images import ByteRanges
+from jestbench.data.file_pairs import FilePairs, Texts
 from jestbench.data.loader import Loader
 from jestbench.data.sources.lanes import Shards
 from jestbench.data.sources.shards import MemberRules

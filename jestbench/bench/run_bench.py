@@ -13,7 +13,7 @@ from typing import Any
 
 from jestbench.bench import data, gpu, paper, selection, train
 from jestbench.bench.timing import MissingPeer
-from jestbench.disk import command_name
+from jestbench.disk import command_name, user_path
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "selection": ("the joint draw", f"{selection.__doc__}\n{paper.__doc__}"),
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.TrainPlan.add_arguments(made["train"])
     gpu.GpuPlan.add_arguments(made["gpu"])
     for kind in made.values():
-        kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+        kind.add_argument("--json", type=user_path, metavar="FILE", help="also write the numbers here")
     return parser
 
 

@@ -21,7 +21,7 @@ from jestbench.compare.plots import save_plots
 from jestbench.compare.table import format_table, to_markdown
 from jestbench.compare.tidy import Compared
 from jestbench.compare.watch import watch
-from jestbench.disk import command_name, command_words, write_text
+from jestbench.disk import command_name, command_words, user_path, write_text
 
 
 def compare(
@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "run_dirs",
         nargs="+",
-        type=Path,
+        type=user_path,
         metavar="RUN_DIR",
         help="a run folder, or a folder that holds run folders one or two levels down",
     )
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         default=Path("comparison"),
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="folder to write to (default: %(default)s)",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.curves import AXES
 from jestbench.compare.paths import link, portable, scrubber
 from jestbench.compare.plots import plot_names
+from jestbench.runs.markdown import as_code, as_text, fenced
 
 WIDTH = 110
 """Columns of the terminal table."""
@@ -126,18 +126,18 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def to_markdown(comparison: Comparison, out: Path) -> str:
     """Write a comparison as Markdown, with paths relative to ``out`` and no absolute ones."""
     first = comparison.first
-    sections = [f"# {_plain(first.metric)} at equal compute"]
+    sections = [f"# {as_text(first.metric)} at equal compute"]
     for table, (picture, _) in zip(comparison.tables, plot_names(comparison), strict=True):
         sections += _sections(table, picture, comparison.created)
     sections += [
         "## Warnings",
-        "\n".join(f"- {_plain(warning)}" for warning in comparison.warnings) or "None.",
+        "\n".join(f"- {as_text(warning)}" for warning in comparison.warnings) or "None.",
         "## How every number is computed",
-        "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in wording.method(first)),
+        "\n".join(f"- **{as_text(name)}**: {as_text(text)}" for name, text in wording.method(first)),
         "## Runs",
         "\n".join(line for table in comparison.tables for line in _run_lines(table, out)),
         "## Again",
-        _fenced(portable(comparison.command)),
+        fenced(portable(comparison.command)),
     ]
     scrubbed: str = known_paths(comparison, out)("\n\n".join(sections) + "\n")
     return scrubbed
@@ -155,25 +155,30 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     """A table with what belongs to it."""
     world = wording.world_name(table)
     if world:
-        yield f"## {_plain(world)}"
-    yield _plain(f"{wording.metric_name(table)} · {wording.subtitle(table, created)}")
+        yield f"## {as_text(world)}"
+    yield as_text(f"{wording.metric_name(table)} · {wording.subtitle(table, created)}")
     yield f"![metric against FLOPs]({picture})"
-    yield _plain(table.rule) + "."
+    yield as_text(table.rule) + "."
     lower = "lower is better" if table.lower_is_better else ""
     about = ", ".join(part for part in ("95 %, pointwise", wording.chance_text(table), lower) if part)
-    head = [f"minus {_plain(table.baseline or 'baseline')} [95 %, simultaneous]", "verdict", f"mean [{about}]", "seeds"]
+    head = [
+        f"minus {as_text(table.baseline or 'baseline')} [95 %, simultaneous]",
+        "verdict",
+        f"mean [{about}]",
+        "seeds",
+    ]
     yield _table(
         ["arm", *head, *(f"× {title}" for title in wording.AXIS_TITLES.values())],
         [*_arm_rows(table), *_reference_cells(table)],
     )
     if table.baseline is not None:
         yield (
-            f"×: how many times less than the baseline, `{_code(table.baseline)}`, an arm needs to reach the "
+            f"×: how many times less than the baseline, `{as_code(table.baseline)}`, an arm needs to reach the "
             "baseline's value, pointwise; ~: a first touch on an undecayed curve, indicative."
         )
         found = [wording.sentence(arm, table) for arm in table.arms]
-        yield "\n".join(f"- {_plain(text)}." for text in found if text)
-    yield from ["\n".join(f"- {_plain(text)}" for text in _more(table))] if list(_more(table)) else []
+        yield "\n".join(f"- {as_text(text)}." for text in found if text)
+    yield from ["\n".join(f"- {as_text(text)}" for text in _more(table))] if list(_more(table)) else []
     yield "**What the FLOPs were spent on**"
     yield _spending(table)
 
@@ -182,7 +187,7 @@ def _arm_rows(table: Table) -> Iterable[list[str]]:
     for arm in table.arms:
         base = " (baseline)" if arm.label == table.baseline else ""
         yield [
-            _plain(arm.label) + base,
+            as_text(arm.label) + base,
             "" if base else wording.difference_text(arm, table),
             wording.verdict_text(arm),
             wording.interval_text(arm, table),
@@ -194,17 +199,17 @@ def _arm_rows(table: Table) -> Iterable[list[str]]:
 def _reference_cells(table: Table) -> Iterable[list[str]]:
     for arm in table.arms:
         if arm.added_to_budget:
-            name = f"*{_plain(wording.end_label(arm))}*"
+            name = f"*{as_text(wording.end_label(arm))}*"
             yield [name, "", "", wording.end_text(arm), str(len(arm.runs)), *([""] * len(AXES))]
     for row in table.references:
-        arms = _plain(", ".join(row.arms))
-        used = f"*{_plain(wording.reference_label(row.name))}* (of {arms}; {wording.flops_text(row.flops_total)})"
+        arms = as_text(", ".join(row.arms))
+        used = f"*{as_text(wording.reference_label(row.name))}* (of {arms}; {wording.flops_text(row.flops_total)})"
         yield [used, "", "", wording.value_text(row.value, table), *([""] * (1 + len(AXES)))]
 
 
 def _spending(table: Table) -> str:
     purposes = sorted({purpose for arm in table.arms for purpose in wording.shares(arm)})
-    head = ["arm", "total", *purposes, "pre-training, apart", "pairs seen", "pairs trained", "time"]
+    head = ["arm", "total", *map(as_text, purposes), "pre-training, apart", "pairs seen", "pairs trained", "time"]
     rows = []
     for arm in table.arms:
         part = wording.shares(arm)
@@ -216,7 +221,7 @@ def _spending(table: Table) -> str:
         ]
         rows.append(
             [
-                _plain(arm.label),
+                as_text(arm.label),
                 wording.flops_text(arm.flops_total),
                 *cells,
                 wording.flops_text(arm.pretrain_flops),
@@ -228,29 +233,12 @@ def _spending(table: Table) -> str:
 
 def _run_lines(table: Table, out: Path) -> Iterable[str]:
     for arm in table.arms:
-        yield f"- {_plain(arm.label)}: policy `{_code(arm.policy)}`, configuration `{_code(arm.config_hash)}`"
+        yield f"- {as_text(arm.label)}: policy `{as_code(arm.policy)}`, configuration `{as_code(arm.config_hash)}`"
         for member in arm.runs:
-            folder = _code(unquote(link(member.run.folder, out) or member.run.folder.name))
+            folder = as_code(unquote(link(member.run.folder, out) or member.run.folder.name))
             yield f"  - seed {member.seed}: {wording.value_text(member.value, table)}, `{folder}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     align = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
-
-
-def _plain(text: str) -> str:
-    """Keep free text from being read as Markdown or HTML."""
-    # An underscore inside a word needs no escape, and labels are full of them.
-    text = re.sub(r"([\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
-
-
-def _fenced(text: str) -> str:
-    """A block of code, behind a fence that no line of the text ends."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}\n{text}\n{fence}"
-
-
-def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").replace("|", "/").split())

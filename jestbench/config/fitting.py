@@ -10,7 +10,7 @@ from jestbench.config.run import Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import SPLITS
-from jestbench.data.splits import Split, names_in, shown_split
+from jestbench.data.splits import Split, names_in, shown_split, unranked
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Role
 
@@ -104,9 +104,9 @@ def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
         return None
     for model in models:
         if model.role == "reference" and model.run is not None:
-            return shown_split(model.run.split)
+            return unranked(model.run.split)
         if model.role == "reference" and isinstance(model.recorded, Mapping) and "split" in model.recorded:
-            return str(model.recorded["split"])
+            return unranked(str(model.recorded["split"]))
     # What a model of another library was trained on is not among the splits.
     return shown_split(run.split) if "reference" in run.castings else "curated"
 

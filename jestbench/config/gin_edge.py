@@ -18,6 +18,7 @@ from gin import config_parser
 
 from jestbench.config.run import ConfigError
 from jestbench.disk import nearest_or_all
+from jestbench.masking import from_environment, masked
 
 Reference = gin.config.ConfigurableReference
 """``@name``, ``@name()`` or ``%macro`` in a value."""
@@ -183,18 +184,37 @@ def register(name: str, cls: type[Any], module: str) -> None:
 
 @contextlib.contextmanager
 def bound(bindings: Sequence[Binding]) -> Iterator[None]:
-    """Gin holds these bindings, later ones winning, and nothing else; outside of the block it holds none."""
+    """Gin holds these bindings, later ones winning, and nothing else; outside of the block it holds none.
+
+    Raises:
+        ConfigError: a value names a variable of the environment that is not set, or holds a masked credential.
+    """
     gin.clear_config()
     try:
-        for binding in bindings:
+        for binding in {binding.key: binding for binding in bindings}.values():
+            value = tuple(binding.value) if isinstance(binding.value, list) and binding.parameter else binding.value
+            try:
+                filled = from_environment(value, binding.key)
+            except ValueError as error:
+                raise ConfigError(f"{binding.where}: {error}") from error
+            _WRITTEN[id(filled)] = filled, value
             if binding.parameter:
-                value = tuple(binding.value) if isinstance(binding.value, list) else binding.value
-                gin.bind_parameter((binding.scope, binding.name, binding.parameter), value)
+                gin.bind_parameter((binding.scope, binding.name, binding.parameter), filled)
             else:
-                gin.bind_parameter((binding.key, _MACRO, "value"), binding.value)
+                gin.bind_parameter((binding.key, _MACRO, "value"), filled)
         yield
     finally:
+        _WRITTEN.clear()
         gin.clear_config()
+
+
+_WRITTEN: dict[int, tuple[Any, Any]] = {}
+"""Of what gin holds, by identity: a value, and as it was written (with ``${env:NAME}``)."""
+
+
+def _as_written(value: Any) -> Any:
+    """A value as it may be stored: as it was written, with what looks like a credential masked."""
+    return masked(_WRITTEN.get(id(value), (value, value))[1])
 
 
 def build(name: str) -> Any:
@@ -215,12 +235,16 @@ class Snapshot:
         operative: the bindings as used, as gin text.
         bound: the bindings as parsed; a macro is the parameter ``value`` of ``macro`` under its own name as the scope.
         used: the bindings as used, and the defaults of what was built.
+        stored_bound: ``bound`` as it may be stored: as written, credentials masked. The texts are of these values.
+        stored_used: ``used`` in the same form.
     """
 
     config: str
     operative: str
     bound: Held
     used: Held
+    stored_bound: Held
+    stored_used: Held
 
 
 def snapshot() -> Snapshot:
@@ -229,9 +253,9 @@ def snapshot() -> Snapshot:
     def copied(held: Mapping[tuple[str, str], Mapping[str, Any]]) -> Held:
         return {(scope, bare_name(selector)): dict(parameters) for (scope, selector), parameters in held.items()}
 
-    return Snapshot(
-        gin.config_str(),
-        gin.operative_config_str(),
-        copied(gin.config._CONFIG),
-        copied(gin.config._OPERATIVE_CONFIG),
-    )
+    in_gin = (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+    bound, used = map(copied, in_gin)
+    for held in in_gin:  # gin's texts are made of what it holds
+        for parameters in held.values():
+            parameters.update({name: _as_written(value) for name, value in parameters.items()})
+    return Snapshot(gin.config_str(), gin.operative_config_str(), bound, used, *map(copied, in_gin))

@@ -7,6 +7,7 @@ import importlib
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jestbench.config.gin_edge import (
     Import,
     Include,
     Reference,
+    Statement,
     bare_name,
     filled_in,
     macros_in,
@@ -35,7 +37,7 @@ IMPORTED: set[str] = set()
 
 def locate(path: str, beside: Path | None = None) -> Path | None:
     """A file or folder: as it stands, beside the file that names it or above it, or in the project."""
-    asked = Path(path).expanduser()
+    asked = disk.user_path(path)
     bases = [Path.cwd(), *(beside.resolve().parents if beside is not None else ()), PROJECT]
     return next((base / asked for base in bases if (base / asked).exists()), None)
 
@@ -62,7 +64,7 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     bindings: list[Binding] = []
-    for statement in parse(text, shown(path), configurables()):
+    for statement in _parsed(text, path):
         if isinstance(statement, Include):
             beside = path.parent / statement.file
             included = beside if beside.exists() else locate(statement.file, path)
@@ -79,6 +81,21 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
     return bindings
 
 
+def _parsed(text: str, path: Path) -> list[Statement]:
+    """The statements of a file.
+
+    Raises:
+        ConfigError: with file and line, and the character there that only looks like one of gin's.
+    """
+    try:
+        return parse(text, shown(path), configurables())
+    except ConfigError as error:
+        place = re.match(rf"{re.escape(shown(path))}:(\d+): ", str(error))
+        lines = text.splitlines()[int(place[1]) - 1 :][:1] if place else []
+        odd = _look_alike(lines[0]) if lines else ""
+        raise ConfigError(f"{place[0]}{odd}" if place and odd else str(error)) from error
+
+
 def _import(statement: Import, beside: Path) -> None:
     """An ``import`` in a gin file brings policies that are not installed: modules found as files are, and installed."""
     file = locate(statement.module.replace(".", "/") + ".py", beside)
@@ -92,6 +109,26 @@ def _import(statement: Import, beside: Path) -> None:
         raise ConfigError(f"{statement.where}: import {statement.module} fails: {error}") from error
 
 
+_LOOK_ALIKES = {
+    **dict.fromkeys("“”„‟«»", 'write " instead'),
+    **dict.fromkeys("‘’‚‛", "write ' instead"),
+    **dict.fromkeys("−–—‐‑", "write - instead"),
+    **dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", "write a plain space instead"),
+    **dict.fromkeys("\ufeff\u200b\u2060", "remove it"),
+}
+"""Characters of text processors and web pages that look like gin's own, or like nothing, and what to do."""
+
+
+def _look_alike(text: str) -> str:
+    """A sentence on the first character of a text that only looks like one of gin's; empty where there is none."""
+    found = next((character for character in text if character in _LOOK_ALIKES), None)
+    if found is None:
+        return ""
+    shown = found if found.isprintable() else "an invisible character"
+    name = unicodedata.name(found).lower().replace("zero width no-break space", "byte-order mark")
+    return f"it holds {shown} (U+{ord(found):04X}, {name}): {_LOOK_ALIKES[found]}"
+
+
 def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
     """A binding from the command line; a bare word or path is a string.
 
@@ -100,13 +137,18 @@ def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
     """
     matched = _BINDING.match(text)
     if matched is None:
-        raise ConfigError(f"{where}: {text!r} is no binding: write Name.parameter=value")
+        odd = _look_alike(text.partition("=")[0])
+        raise ConfigError(f"{where}: {text!r} is no binding: {odd or 'write Name.parameter=value'}")
     key, value = matched["key"], matched["value"].strip()
+    if not value:
+        raise ConfigError(f"{where}: {text} has no value: write one, '' for an empty text")
+    if odd := _look_alike(value[:1] + value[-1:]):  # a word in such quotes is a mistake, not a name
+        raise ConfigError(f"{where}: {text!r}: {odd}")
     try:
         statements = parse(f"{key} = {value}\n", where, configurables())
-    except ConfigError:
-        if not value or any(mark in value for mark in "'\"()[]{}@%\n"):
-            raise
+    except ConfigError as error:
+        if any(mark in value for mark in "'\"()[]{}@%\n"):
+            raise ConfigError(str(error).replace(f"{where}:1: ", f"{where}: {text}: ", 1)) from error
         statements = parse(f"{key} = {value!r}\n", where, configurables())
     if len(statements) != 1 or not isinstance(statements[0], Binding):
         raise ConfigError(f"{where}: {text!r} is not one binding")

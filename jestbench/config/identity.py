@@ -13,6 +13,7 @@ from jestbench.config.arm_parameters import is_of_the_arm
 from jestbench.config.operative import plain
 from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
+from jestbench.data.splits import roles_in
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
 
@@ -83,7 +84,7 @@ def _unscoped(key: str) -> str:
 
 def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool, begun: bool) -> Iterator[str]:
     """Parameters that are bound, and that a policy with these needs never reads."""
-    cascaded = "run.cascade" in arm
+    cascaded, ranks = "run.cascade" in arm, roles_in(arm.get("run.split", "pool"))
     if not needs or whole:
         yield "run.super_batch_size"
     if not needs:
@@ -95,9 +96,9 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool, 
         yield "run.memory_bytes"
     if "learner" not in needs:
         yield "run.score_view"
-    if "reference" not in needs and not cascaded:
+    if "reference" not in needs | ranks and not cascaded:
         yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
-    if not needs & PRETRAINED.keys() and not cascaded:
+    if not (needs | ranks) & PRETRAINED.keys() and not cascaded:
         yield from ("run.reference_accounting", "cache.dtype")
     # A ladder's budget is its last rung; a cosine has no cool-down.
     ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)

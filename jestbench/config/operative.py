@@ -59,10 +59,11 @@ def _is_used(binding: Binding, held: Snapshot, last: Mapping[str, Binding]) -> b
 
 
 def flat_config(held: Snapshot) -> dict[str, Any]:
-    """The operative configuration, macros resolved: ``name.parameter`` → plain value."""
-    macros = {scope: parameters["value"] for (scope, name), parameters in held.bound.items() if name == "macro"}
+    """The operative configuration as it may be stored, macros resolved: ``name.parameter`` → plain value."""
+    stored = held.stored_bound.items()
+    macros = {scope: parameters["value"] for (scope, name), parameters in stored if name == "macro"}
     flat: dict[str, Any] = {}
-    for (scope, name), parameters in held.used.items():
+    for (scope, name), parameters in held.stored_used.items():
         if name != "macro":
             prefix = f"{scope}/" if scope else ""
             flat |= {f"{prefix}{name}.{key}": plain(value, macros) for key, value in parameters.items()}

@@ -75,6 +75,7 @@ def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
             f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
             f"there are {', '.join(known)}"
         )
+    _check_chunks(run, asked or names[0], bindings)
     return run, asked or names[0], held
 
 
@@ -112,11 +113,26 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
     Raises:
         ConfigError: the score stored for one crop would be used for another.
     """
-    if run.augment is not None and run.needs & PRETRAINED.keys() and run.reference_accounting != "online":
+    if run.augment is not None and run.step_needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
             f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
             f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
             "run.reference_accounting = 'online' (each crop is scored and charged), or leave run.augment out"
+        )
+
+
+def _check_chunks(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
+    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks.
+
+    Raises:
+        ConfigError: the message names the most.
+    """
+    chunks, key = getattr(run.policy, "chunks", None), f"{policy}.chunks"
+    usual = getattr(type(run.policy), "chunks", None)  # of a dataclass: the default
+    if isinstance(chunks, int) and chunks > run.batch_size and chunks != usual:
+        raise ConfigError(
+            f"{_place(key, bindings)}{key} = {chunks} chunks of run.batch_size = {run.batch_size} pairs: a chunk "
+            f"holds at least one pair, so at most {run.batch_size}"
         )
 
 
@@ -322,6 +338,7 @@ def _roles(run: Run) -> list[Pretrained]:
         )
     if "scorer" in run.needs and "online" in run.castings:
         who = f"the policy {name}" if "scorer" in needs else "cascade.score = 'scorer'"
+        who = who if "scorer" in run.step_needs else f"run.split = {run.split!r}"
         raise ConfigError(
             f"{who} needs a pretrained scorer, not one trained beside the learner: bind run.scorer to a run file "
             f"({PRETRAINED['scorer'][0]})"
@@ -365,6 +382,7 @@ def _pretrained(
     if not asked:
         assert not isinstance(run.policy, str)
         who = f"the policy {type(run.policy).__name__}" if role in run.policy.needs else "run.cascade"
+        who = who if role in run.step_needs else f"run.split = {run.split!r}"
         who = "budget.adds" if role in run.limit.adds else who
         raise ConfigError(
             f"{who} needs a {role}: bind {key} to a run file ({usual}) or to the folder of a finished run"

@@ -16,7 +16,7 @@ from jestbench.data.cascade import Cascade
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.part_pairs import Half
-from jestbench.data.splits import check_split
+from jestbench.data.splits import check_split, roles_in
 from jestbench.engine.cache import Cache
 from jestbench.engine.casting import Casting, Training, TwinCasting
 from jestbench.engine.contrastive import ContrastiveTraining
@@ -61,6 +61,8 @@ ReadFolder = Callable[[Path], Recorded]
 
 
 ReferenceSeed = Literal["shared", "own"]
+MOST_PATIENCE = 100_000
+"""Minutes, ten weeks: a timer takes no more than a number of seconds that fits the system's clock."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class Run:
         seed: of initialisation, data order and selection.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP).
         split: that super-batches are drawn from: several joined by ``+``; ``pool[top=0.05, by=column:similarity]``, the
-            share of largest numbers in a column; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share of each
-            super-batch (its counts by largest remainder) for each of several splits, which walk their own epochs.
+            share of largest numbers in a column, or ``by=reference`` (``scorer``) of the largest own scores under that
+            frozen model, charged once before the first step; or a mixture, ``{"pool": 0.9, "curated": 0.1}``, a share
+            of each super-batch (its counts by largest remainder) for each of several splits, which walk their own
+            epochs.
         model: the two towers.
         optimizer: AdamW and its schedule.
         evaluate: when and on what.
@@ -127,6 +131,7 @@ class Run:
         log: how often metrics are written.
         wandb: Weights & Biases.
         loader: who decodes the pairs, and how far ahead.
+        patience: minutes within which the policy must choose; a longer selection ends the run, with status 2.
         augment: what is done to each image at each step; ``None`` is nothing.
         equal: what two pairs of a sub-batch are to each other that share their image or their caption: ``negative``, as
             in CLIP; ``masked``, in no sum and no denominator, of the loss and of scores; ``positive``, label +1 for
@@ -178,6 +183,7 @@ class Run:
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
+    patience: float = 30.0
     augment: RandomResizedCrop | None = None
     equal: EqualRule = "negative"
     select_from: float = 0.0
@@ -188,6 +194,10 @@ class Run:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed is a whole number from 0 to 2^63 − 1, got {self.seed}")
+        if not 0 < self.patience <= MOST_PATIENCE:
+            raise ValueError(f"run.patience is above 0 and at most {MOST_PATIENCE:,} minutes, got {self.patience}")
         if self.batch_size > self.super_batch_size:
             raise ValueError(
                 f"run.batch_size = {self.batch_size} pairs cannot be chosen from a super-batch of "
@@ -246,14 +256,26 @@ class Run:
             )
         if self.twin and self.cascade is not None and self.cascade.score == "reference":
             raise ValueError("run.cascade draws by one reference, run.twin scores by two: set run.twin = False")
+        if self.twin and "reference" in self.ranks:
+            raise ValueError("run.split takes the top by one reference, run.twin scores by two: set run.twin = False")
         if self.augment is not None and self.cascade is not None:
             raise ValueError("run.cascade looks pairs up by key, run.augment changes them at each step: leave one out")
         if self.augment is not None and self.cache is not None and self.cache.mode == "shared":
             raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
 
     @property
+    def ranks(self) -> frozenset[Role]:
+        """The roles whose own scores the split takes a top by."""
+        return roles_in(self.split)
+
+    @property
     def needs(self) -> frozenset[Role]:
-        """The roles that the policy, or the cascade before it, scores with."""
+        """The roles that the policy, the cascade before it, or the choice of the split scores with."""
+        return frozenset(role for role in ROLES if role in self.step_needs | self.ranks)
+
+    @property
+    def step_needs(self) -> frozenset[Role]:
+        """The roles that the policy, or the cascade before it, scores with at each step."""
         assert not isinstance(self.policy, str)
         drawn = self.cascade.role if self.cascade is not None else None
         return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)

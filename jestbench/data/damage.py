@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from jestbench.batch import DataError
 
 FLOOR = 1000
 """A share of damaged pairs is taken of at least this many pairs: one damaged pair in a small set is no evidence."""
+
+KIND = "damaged/"
+"""Begins the name of a count of one kind of damage, in ``Batch.counts`` and in a ``Tally``."""
 
 DAMAGE_LINE = "\n  "
 """Begins a line of a message that lists several kinds of damage."""
@@ -69,7 +73,7 @@ def too_many(damaged: float, read: float, limit: float) -> bool:
 
 
 class Tally:
-    """Counts of pairs read and pairs damaged, summed over a run and kept in its checkpoints.
+    """Counts of pairs read and pairs damaged, by kind too, summed over a run and kept in its checkpoints.
 
     Args:
         name: of the split, for messages.
@@ -100,12 +104,17 @@ class Tally:
 
     def counts(self) -> dict[str, float]:
         """The counts as metrics, ``data/…``; empty where nothing was counted."""
-        return {f"data/{name}": count for name, count in self.summed.items()}
+        return {f"data/{name}": count for name, count in self.summed.items() if not name.startswith(KIND)}
 
-    def state_dict(self) -> dict[str, float]:
-        """The sums."""
-        return dict(self.summed)
+    @property
+    def kinds(self) -> dict[str, float]:
+        """The counts of damaged pairs by kind."""
+        return {name.removeprefix(KIND): count for name, count in self.summed.items() if name.startswith(KIND)}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from the sums of a checkpoint."""
-        self.summed = dict(state)
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and the examples."""
+        return {"summed": dict(self.summed), "examples": dict(self.examples)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.summed, self.examples = dict(state["summed"]), dict(state["examples"])

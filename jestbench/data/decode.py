@@ -125,6 +125,8 @@ def squared(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     """The centre of a picture as RGB, its shortest side scaled to ``size``: uint8 ``[size, size, 3]``."""
     image = _rgb(image)
     width, height = image.size
+    if width == height == size:
+        return np.array(image, dtype=np.uint8)
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     # The box crops first, so that a picture of 1 × 60,000 px is not scaled up as a whole.

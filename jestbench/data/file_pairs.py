@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,101 +15,12 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.damage import FLOOR
+from jestbench.data.damage import FLOOR, KIND
 from jestbench.data.decode import DECODER, DamagedImage, decode
+from jestbench.data.encoded_images import Encoded
 from jestbench.data.pairs import IndexedPairs
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
-
-WHOLE = -1
-"""Size of a byte range that is a whole file."""
-
-OPEN_FILES = 64
-"""Files that one process keeps open."""
-
-
-class Encoded(Protocol):
-    """A source of encoded images. Sources are pickled into workers, so they open files at the first read."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, position: int) -> bytes:
-        """The encoded bytes of an image.
-
-        Raises:
-            DamagedImage: they cannot be read.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class ByteRanges:
-    """Images as ranges of bytes: members of tar shards, or whole files.
-
-    Attributes:
-        paths: of the files.
-        path_N: which of them holds each image.
-        offset_N: where it begins, in bytes.
-        size_N: its size in bytes, or ``WHOLE``.
-    """
-
-    paths: Sequence[str]
-    path_N: npt.NDArray[np.int32]
-    offset_N: npt.NDArray[np.int64]
-    size_N: npt.NDArray[np.int64]
-    _open: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.path_N)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    def __del__(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def read(self, position: int) -> bytes:
-        """The encoded bytes; positional reads, so that forked processes may share the file's descriptor."""
-        which, size = int(self.path_N[position]), int(self.size_N[position])
-        try:
-            if size == WHOLE:
-                with open(self.paths[which], "rb") as file:  # noqa: PTH123  # Path is twice as slow, a million times
-                    return file.read()
-            content = os.pread(self._descriptor(which), size, int(self.offset_N[position]))
-        except OSError as error:
-            raise DamagedImage("unreadable file", f"{self.paths[which]}: {error.strerror}") from error
-        if len(content) < size:
-            raise DamagedImage("changed file", f"{self.paths[which]} ends before byte {self.offset_N[position] + size}")
-        return content
-
-    def _descriptor(self, which: int) -> int:
-        if which not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[which] = os.open(self.paths[which], os.O_RDONLY)
-        return self._open[which]
-
-
-@dataclass(frozen=True)
-class Chained:
-    """Sources one behind the other."""
-
-    parts: tuple[Encoded, ...]
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def read(self, position: int) -> bytes:
-        """The bytes, from the part that holds the position."""
-        for part in self.parts:
-            if position < len(part):
-                return part.read(position)
-            position -= len(part)
-        raise IndexError(position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +91,7 @@ class FilePairs(IndexedPairs):
         facts: facts about the split, for the summary.
         uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
+        noted: the first example of each kind of damage that this process has replaced, by reason.
     """
 
     name: str
@@ -200,6 +112,7 @@ class FilePairs(IndexedPairs):
     facts: Mapping[str, Any] = field(default_factory=dict)
     uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
+    noted: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.text_key_M is None:
@@ -270,16 +183,31 @@ class FilePairs(IndexedPairs):
         uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
         return [uid or None for uid in uids]
 
+    @property
+    def redraws(self) -> bool:
+        """Whether any image has several captions."""
+        return self.first_N is not None
+
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """Those that were replaced."""
+        return self.noted
+
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.
 
         Raises:
             DamagedImage: the image cannot be read or decoded, or has changed since it was indexed.
         """
-        content = self.source.read(position if self.row_N is None else int(self.row_N[position]))
-        if content_key(content) != self.image_key_N[position]:
-            raise DamagedImage("changed file", "it is not what was indexed; index it anew")
-        return decode(content, self.image_size)
+        row = position if self.row_N is None else int(self.row_N[position])
+        try:
+            content = self.source.read(row)
+            if content_key(content) != self.image_key_N[position]:
+                raise DamagedImage("changed file", "it is not what was indexed; index it anew")
+            return decode(content, self.image_size)
+        except DamagedImage as damaged:
+            damaged.at(self.source.where(row))
+            raise
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read and decoded.
@@ -311,15 +239,16 @@ class FilePairs(IndexedPairs):
         """
         if not damaged:
             return batch
-        taken, count = set(index_B.tolist()), 0
+        taken, lost = set(index_B.tolist()), Counter[str]()
         positions, images = [], []
         for slot, error in damaged.items():
             asked = position = int(index_B[slot])
             attempt, failed = 0, error
             while True:
-                count += 1
-                if self.exact or count > max(FLOOR, len(taken)) or len(taken) == len(self):
-                    raise DataError(f"{self.name}: pair {position}: {failed}") from failed
+                lost.update({"damaged": 1, f"{KIND}{failed.reason}": 1})
+                self.noted.setdefault(failed.reason, failed.example)
+                if self.exact or lost["damaged"] > max(FLOOR, len(taken)) or len(taken) == len(self):
+                    raise DataError(f"{self.name}: pair {position}: {failed.reason}: {failed.example}") from failed
                 while position in taken:
                     bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
                     position = int(bits) % (1 << 64) % len(self)
@@ -333,7 +262,7 @@ class FilePairs(IndexedPairs):
                     break
             positions.append(position)
         fresh = self._batch(torch.tensor(positions), np.stack(images))
-        counts = {"read": len(index_B) + count, "damaged": count}
+        counts = {"read": len(index_B) + lost["damaged"], **lost}
         return replace(with_rows(batch, torch.tensor(list(damaged)), fresh), counts=counts)
 
     def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:

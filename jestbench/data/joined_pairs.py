@@ -20,6 +20,7 @@ from jestbench.data.file_pairs import with_rows
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.disk import digest
+from jestbench.select.scores import Role
 
 
 class JoinedPairs(IndexedPairs):
@@ -56,6 +57,22 @@ class JoinedPairs(IndexedPairs):
     def preprocessing(self) -> str:
         """That of the splits, which are of one data set."""
         return self.parts[0].preprocessing
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """Those of all splits, each once."""
+        found = {(role, pairs.fingerprint): (role, pairs) for part in self.parts for role, pairs in part.ranked}
+        return tuple(found.values())
+
+    @property
+    def redraws(self) -> bool:
+        """Whether any split does."""
+        return any(part.redraws for part in self.parts)
+
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """Those of all splits, of one kind the first split's."""
+        return {kind: one for part in reversed(self.parts) for kind, one in part.examples.items()}
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The uids of images, from the first split that has them."""
@@ -94,7 +111,8 @@ class JoinedPairs(IndexedPairs):
                 taken = batch.take(slot_K)  # may share memory with the batch, which is written below
                 taken = replace(taken, images_BCHW=taken.images_BCHW.clone())
                 whole = part.mended(taken, own, index_K)
-                counts.update({name: whole.counts["damaged"] for name in ("read", "damaged")})
+                lost = {name: count for name, count in whole.counts.items() if name.startswith("damaged")}
+                counts.update({"read": lost["damaged"], **lost})
                 batch = with_rows(batch, slot_K, whole)
         return replace(batch, counts=dict(counts))
 

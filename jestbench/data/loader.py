@@ -11,6 +11,8 @@ from jestbench.data.spawned import usable_cores
 
 MOST = 16
 """Workers that ``auto`` starts at most."""
+MANY = 64
+"""Workers that may be asked for on any machine; above, no more than 8 a core."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Loader:
     def __post_init__(self) -> None:
         if isinstance(self.workers, bool) or (self.workers != "auto" and self.workers < 0):
             raise ValueError(f"loader.workers is a number of processes (0: none) or 'auto', got {self.workers}")
+        if self.workers != "auto" and self.workers > (most := max(MANY, 8 * usable_cores())):
+            raise ValueError(
+                f"loader.workers = {self.workers} processes on {usable_cores()} cores: at most {most} here; one a core "
+                "is plenty ('auto')"
+            )
         for name, low, high in (("prefetch", 0, 64), ("part", 1, 8192), ("restarts", 0, 1000)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"loader.{name} lies between {low} and {high}, got {getattr(self, name)}")

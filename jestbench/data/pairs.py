@@ -18,6 +18,7 @@ from torch import Tensor
 from jestbench.batch import Batch, DataError
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.select.scores import Role
 
 
 class Pairs(ABC):
@@ -38,6 +39,11 @@ class Pairs(ABC):
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of the numbers that came with each pair."""
+        return ()
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """The splits that this is the top of by a frozen model's own scores, each with the model's role."""
         return ()
 
     @property
@@ -89,6 +95,16 @@ class IndexedPairs(Pairs):
     image_key_N: npt.NDArray[np.int64]
     max_damaged: float = 1.0
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
+
+    @property
+    def redraws(self) -> bool:
+        """Whether ``drawn`` gives an image another of its captions in another epoch."""
+        return False
+
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """The first example of each kind of damage that was found as this process read pairs, by reason."""
+        return {}
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -167,6 +183,21 @@ class Wrapped(IndexedPairs):
     def preprocessing(self) -> str:
         """The split's own."""
         return self.pairs.preprocessing
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """The split's own."""
+        return self.pairs.ranked
+
+    @property
+    def redraws(self) -> bool:
+        """The split's own."""
+        return self.pairs.redraws
+
+    @property
+    def examples(self) -> Mapping[str, str]:
+        """The split's own."""
+        return self.pairs.examples
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The split's own."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from jestbench.batch import Batch, DataError
 from jestbench.data.pairs import IndexedPairs, Wrapped
 from jestbench.disk import digest
+from jestbench.select.scores import Role
 
 Half = Literal[0, 1]
 HALVES: tuple[Half, Half] = (0, 1)
@@ -118,10 +119,36 @@ class HalfPairs(PartPairs):
         return half_of(image_key_B) == self.half
 
 
-def top_of(pairs: IndexedPairs, share: float, column: str) -> PartPairs:
-    """The pairs of a split with the largest numbers in a column, a share of all pairs, at least one.
+class TopPairs(PartPairs):
+    """The pairs of a split with the largest values, a share of all pairs, at least one.
 
-    Of equal numbers the earlier pair comes first.
+    Of equal values the earlier pair comes first.
+
+    Args:
+        pairs: the split.
+        share: of its pairs.
+        value_N: a value of each.
+        name: of the values.
+        role: of the frozen model whose own scores the values are; ``None`` where they are a column.
+    """
+
+    def __init__(
+        self, pairs: IndexedPairs, share: float, value_N: npt.NDArray[np.float64], name: str, role: Role | None = None
+    ) -> None:
+        count = max(1, round(share * len(value_N)))
+        index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
+        identity = f"top-{digest(index_N.tobytes())}"
+        super().__init__(pairs, torch.from_numpy(index_N), f", the {count} of largest {name}", identity)
+        self.role = role
+
+    @property
+    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
+        """The whole split, with the role of the model that ranks it."""
+        return self.pairs.ranked if self.role is None else ((self.role, self.pairs), *self.pairs.ranked)
+
+
+def top_of(pairs: IndexedPairs, share: float, column: str) -> TopPairs:
+    """The pairs of a split with the largest numbers in a column.
 
     Raises:
         DataError: the split has no such column.
@@ -132,8 +159,4 @@ def top_of(pairs: IndexedPairs, share: float, column: str) -> PartPairs:
             f"{pairs.name} has no column {column!r} to take the largest of (it has {has}): name it in .columns of the "
             f"data set, as in webdataset.columns = ('json.{column}',)"
         )
-    value_N: npt.NDArray[np.float64] = np.asarray(pairs.columns[column])
-    count = max(1, round(share * len(value_N)))
-    index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
-    name = f", the {count} of largest {column}"
-    return PartPairs(pairs, torch.from_numpy(index_N), name, f"top-{digest(index_N.tobytes())}")
+    return TopPairs(pairs, share, np.asarray(pairs.columns[column]), column)

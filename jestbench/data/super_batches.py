@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,6 +40,7 @@ class SuperBatchSource(ABC):
 
     Args:
         tokenizer: makes the token ids of the batches.
+        tally: counts the pairs that this process reads.
         pool: number of pairs to draw from; ``None`` for a stream.
         size: B, pairs of a super-batch.
         world: the processes that share each super-batch.
@@ -49,15 +51,17 @@ class SuperBatchSource(ABC):
     def __init__(
         self,
         tokenizer: Tokenizer,
+        tally: Tally,
         pool: int | None,
         size: int,
         world: World | None,
         whole: bool,
         workers: Workers[Any, Any] | None,
     ) -> None:
-        self.tokenizer, self.pool, self.size = tokenizer, pool, size
+        self.tokenizer, self.tally, self.pool, self.size = tokenizer, tally, pool, size
         self.world, self.whole, self.workers = world or World(), whole, workers
         self._waited, self._restarts = 0.0, 0
+        self._tallies: list[Tally] = [tally]
 
     @property
     def restarts(self) -> int:
@@ -70,9 +74,16 @@ class SuperBatchSource(ABC):
         return {}
 
     @property
-    def examples(self) -> Mapping[str, str]:
-        """The first example of each kind of damage that was read, by reason, where they are known (of a stream)."""
+    def uid_of(self) -> Mapping[int, str]:
+        """The uids of the super-batch read last, by image key, where its pairs have none to be looked up by later."""
         return {}
+
+    @property
+    def damage(self) -> dict[str, tuple[int, str]]:
+        """Of each kind of damage that was read: the count, and the first example; as of the last ``counts``."""
+        examples = {kind: one for tally in reversed(self._tallies) for kind, one in tally.examples.items()}
+        kinds = sum((Counter(tally.kinds) for tally in self._tallies), Counter[str]())
+        return {kind: (int(count), examples.get(kind, "")) for kind, count in kinds.items()}
 
     @property
     def pids(self) -> list[int]:
@@ -112,19 +123,27 @@ class SuperBatchSource(ABC):
             counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
         if not self.whole:
             counts |= self.world.summed({name: counts[name] for name in SUMMED if name in counts})
+            if counts.get("data/damaged") and self.world.size > 1:
+                self._tallies = self.world.everybodys(self.tally)
         return counts
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every process, kept beside the step in a checkpoint; the same with workers and without."""
-        own = {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
-        return {"processes": self.world.everybodys(own)}
+        return {"processes": self.world.everybodys(self.mark())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of as many processes, with any number of workers."""
-        own = state["processes"][self.world.rank]
+        self.rewind(state["processes"][self.world.rank])
+
+    def mark(self) -> dict[str, Any]:
+        """The state of this process."""
+        return {"waited": self._waited, "restarts": self.restarts, **self._state_dict()}
+
+    def rewind(self, mark: Mapping[str, Any]) -> None:
+        """Go back to a mark of this process."""
         # A live run that goes back counts the workers which it has lost already.
-        self._waited, self._restarts = own["waited"], own["restarts"] - self.restarts + self._restarts
-        self._load_state_dict(own)
+        self._waited, self._restarts = mark["waited"], mark["restarts"] - self.restarts + self._restarts
+        self._load_state_dict(mark)
 
     def close(self) -> None:
         """End the workers."""
@@ -263,8 +282,9 @@ class SuperBatches(SuperBatchSource):
     def __init__(self, plan: StepPlan, fetch: Fetch | None = None, world: World | None = None) -> None:
         self.plan, self.fetch = plan, fetch or Fetch(plan.pairs, plan.seed)
         pairs = plan.pairs
-        super().__init__(pairs.tokenizer, len(pairs), plan.size, world, plan.reads, self.fetch.workers)
-        self.tally, self.decoded = Tally(pairs.name, pairs.max_damaged), 0
+        tally = Tally(pairs.name, pairs.max_damaged)
+        super().__init__(pairs.tokenizer, tally, len(pairs), plan.size, world, plan.reads, self.fetch.workers)
+        self.decoded = 0
 
     @classmethod
     def of(
@@ -311,7 +331,8 @@ class SuperBatches(SuperBatchSource):
     def _counted(self, batch: Batch) -> Batch:
         if batch.counts:  # those of files; what was prepared here is whole
             own = batch.tokens(self.tokenizer.identity)
-            self.tally.add({**batch.counts, "wordless": self.tokenizer.wordless(own)})
+            counts = {**batch.counts, "wordless": self.tokenizer.wordless(own)}
+            self.tally.add(counts, self.plan.pairs.examples if batch.counts.get("damaged") else None)
         self.decoded += len(batch)
         return batch
 

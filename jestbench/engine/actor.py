@@ -13,6 +13,7 @@ from torch import Tensor
 from jestbench.batch import FULL, Batch, Pass, View
 from jestbench.cost.price import Price
 from jestbench.engine.measured import Measured
+from jestbench.engine.rows import KeyIndex
 from jestbench.model.encoders import Encoders
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.given import Trained
@@ -21,6 +22,10 @@ from jestbench.select.scores import Embeddings, Role, Scores
 
 Read = Callable[[Tensor], Batch]
 """Positions → those pairs, decoded."""
+
+
+Met = dict[tuple[int, str], KeyIndex]
+"""Keys of the rows that were charged, by the identity of the actor and the name of the rows."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,16 @@ class Actor(ABC):
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """The passes that scoring ``count`` pairs costs, all of them new to the run."""
 
+    def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
+        """The passes that scoring pairs of these keys is charged under ``first_sight``; of an actor that remembers.
+
+        Args:
+            image_key_B: of the pairs.
+            text_key_B: theirs.
+            met: the rows that were charged before, of all actors; those of these pairs are added.
+        """
+        return self.forecast(len(image_key_B))
+
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
     ) -> tuple[Tensor, tuple[Pass, ...]]:
@@ -114,6 +129,14 @@ class Actor(ABC):
             ValueError: this kind of actor scores no pair by its keys.
         """
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
+
+    def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
+        """The passes that ``own_loss`` of these pairs is charged now, without computing it.
+
+        Raises:
+            ValueError: as ``own_loss``.
+        """
+        raise ValueError(f"run.split: the {self.role} scores whole batches, not single pairs by their keys")
 
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """The passes that the own losses of ``count`` pairs cost, all of them new to the run."""
@@ -163,6 +186,13 @@ class Actor(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         assert not state, "a state is read by the kind of actor that keeps one"
+
+    def mark(self) -> Any:
+        """This process's own state as far as scoring changes it; no collective call, and cheap: once a step."""
+        return None
+
+    def rewind(self, mark: Any) -> None:  # noqa: B027
+        """Undo the scoring since a mark, so that a checkpoint is that of the step before."""
 
     def close(self, remove: bool) -> None:  # noqa: B027
         """Let go of files; ``remove`` where the run has finished."""

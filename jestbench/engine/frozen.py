@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
-from jestbench.engine.actor import Actor, EmbeddingModel, Read, imagined_embeddings
+from jestbench.engine.actor import Actor, EmbeddingModel, Met, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
-from jestbench.engine.rows import Rows, RunRows, SharedRows, Stored, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows, SharedRows, Stored, pair_key_B
 from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
@@ -115,6 +115,7 @@ class FrozenActor(Actor):
         microbatch: examples that a tower sees at once.
         cache: the shared rows, where there are any.
         mix: the views that the model was trained under.
+        apart: keys are charged whose rows are not computed here, so they are kept apart from the rows.
     """
 
     remembers = True
@@ -128,6 +129,7 @@ class FrozenActor(Actor):
         microbatch: int,
         cache: Bound | None = None,
         mix: Mix = FULL_MIX,
+        apart: bool = False,
     ) -> None:
         self.role, self.content, self.width, self.view = role, content, content.width, content.view
         self.trained_under = frozenset(own_terms(view, content.model) for _, view in mix)
@@ -145,7 +147,7 @@ class FrozenActor(Actor):
                 self._rows[name] = Rows(width, dtype)
             if accounting != "online":
                 path = store_dir / f"{self.purpose}-{name}.bin"
-                if name not in self._rows and self.world.size > 1:
+                if name not in self._rows and (self.world.size > 1 or apart):
                     self._rows[name] = self._files[f"own {name}"] = RunRows(path.with_suffix(".own.bin"), width, dtype)
                 met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
                 self._rows.setdefault(name, met)
@@ -172,6 +174,12 @@ class FrozenActor(Actor):
         """As ``Actor.forecast``."""
         return self._passes(dict.fromkeys(self.content.scored, count))
 
+    def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
+        """As ``Actor.forecast_new``."""
+        keys = {name: keys_of(name, image_key_B, text_key_B).numpy() for name in self.content.scored}
+        held = {name: met.setdefault((id(self), name), KeyIndex()) for name in keys}
+        return self._passes({name: held[name].sight(key_B) for name, key_B in keys.items()})
+
     def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
         """As ``Actor.calibrate``: scoring is charged like that of any pair, and the cosines of a batch once."""
         if self.role != "reference":
@@ -195,10 +203,15 @@ class FrozenActor(Actor):
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
     ) -> tuple[Tensor, tuple[Pass, ...]]:
         """As ``Actor.own_loss``."""
-        counts = {name: self._sighted(name, keys_of(name, image_key_C, text_key_C)) for name in self.content.widths}
+        passes = self.own_loss_passes(image_key_C, text_key_C)
         value_C1 = self.content.pair_rows(self, image_key_C, text_key_C, read)
         loss_C = self.content.own_loss_C(loss, value_C1[:, 0].cpu().double())
-        return loss_C.masked_fill(loss_C.isnan(), torch.inf), self._charged(counts)
+        return loss_C.masked_fill(loss_C.isnan(), torch.inf), passes
+
+    def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
+        """As ``Actor.own_loss_passes``."""
+        keys = {name: keys_of(name, image_key_C, text_key_C) for name in self.content.widths}
+        return self._charged({name: self._sighted(name, key_C) for name, key_C in keys.items()})
 
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
         """As ``Actor.forecast_own_loss``."""
@@ -304,19 +317,27 @@ class FrozenActor(Actor):
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows each store of each process holds, and the counters; t and b₀ where they were fitted."""
-        rows = {name: store.saved() for name, store in self._files.items()}
-        own = rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
+        for store in self._files.values():
+            store.saved()
         fitted = {"calibrated": self.calibrated[0]} if self.calibrated else {}
-        return {"processes": self.world.everybodys(own), **fitted}
+        return {"processes": self.world.everybodys(self.mark()), **fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: rows past it are cut."""
         if "calibrated" in state:
             self._rescale(state["calibrated"])
-        own = state["processes"][self.world.rank]
+        self.rewind(state["processes"][self.world.rank])
+
+    def mark(self) -> dict[str, int]:
+        """How many rows each store of this process holds, and the counters."""
+        rows = {name: len(store) for name, store in self._files.items()}
+        return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
+
+    def rewind(self, mark: Mapping[str, int]) -> None:
+        """Go back to a mark: the rows added since are cut."""
         for name, store in self._files.items():
-            store.restore(own[name])
-        self.hits, self.amortised_macs = own["hits"], own["amortised_macs"]
+            store.restore(mark[name])
+        self.hits, self.amortised_macs = mark["hits"], mark["amortised_macs"]
 
     def describe_cache(self) -> str:
         """What the shared cache holds, for people; empty where there is none."""

@@ -126,6 +126,7 @@ class Learner(Actor):
         self.schedule = optimizer
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
+        self._updates = 0
 
     @property
     def price(self) -> Price:
@@ -185,11 +186,16 @@ class Learner(Actor):
         loss, carry_on = self.objective.loss(self, batch, weight_K, seed, each)
         measured, rate = self._descend(loss, position, carry_on)
         self.objective.settle(self.model)
+        self._updates += 1
         return Update(measured, rate, self.forecast_update(len(batch)), Trained(*each[0]) if each else None)
 
     def forecast_update(self, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged."""
         return self.objective.passes(self, count)
+
+    def mark(self) -> int:
+        """How many updates there were."""
+        return self._updates
 
     def _settled(self) -> None:
         """Wait until the last step is known to be finite.

@@ -81,6 +81,12 @@ class KeyIndex:
         if len(keys):
             self._runs.append((keys, rows))
 
+    def sight(self, key_N: Keys) -> int:
+        """Add keys; return how many of them were unknown, each counted once."""
+        before = len(self)
+        self.add(key_N, np.zeros(len(key_N), np.int64))
+        return len(self) - before
+
 
 class Rows:
     """Rows that are not stored: each is computed every time. ``RunRows`` and ``SharedRows`` inherit from it.

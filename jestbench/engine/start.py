@@ -65,4 +65,5 @@ class Start:
         model = shape.build(self.tokenizer(shape, data), loss, seed)
         taken = {name: value for name, value in self.model.weights.items() if not shape.freeze or name[:6] == "image."}
         model.load_state_dict({**model.state_dict(), **taken})
+        model.brings_tokenizer = model.tokenizer != data.identity
         return model

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, Pass
 from jestbench.data.part_pairs import HALVES, half_of
-from jestbench.engine.actor import Actor, EmbeddingModel
+from jestbench.engine.actor import Actor, EmbeddingModel, Met
 from jestbench.parallel.arithmetic import to_device
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
@@ -85,6 +85,15 @@ class TwinActor(Actor):
         """As if both halves were equally large; in a run their sizes vary from step to step."""
         return tuple(item for half in HALVES for item in self.trained[1 - half].forecast((count + 1 - half) // 2))
 
+    def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
+        """Of each half under the other half's model, each with rows of its own."""
+        half_B, passes = half_of(image_key_B), tuple[Pass, ...]()
+        for half in HALVES:
+            of_half = half_B == half
+            if bool(of_half.any()):
+                passes += self.trained[1 - half].forecast_new(image_key_B[of_half], text_key_B[of_half], met)
+        return passes
+
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
         """Random embeddings of two halves."""
         whole = super().imagined(count, divisor, random).side("reference")
@@ -111,6 +120,15 @@ class TwinActor(Actor):
         """Go on from a checkpoint."""
         for half in HALVES:
             self.trained[half].load_state_dict(state[f"half{half}"])
+
+    def mark(self) -> Any:
+        """The marks of both models."""
+        return [model.mark() for model in self.trained]
+
+    def rewind(self, mark: Any) -> None:
+        """Undo the scoring of both models since a mark."""
+        for model, own in zip(self.trained, mark, strict=True):
+            model.rewind(own)
 
     def close(self, remove: bool) -> None:
         """Close both stores, and remove their files when the run has finished."""

@@ -9,20 +9,23 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from jestbench.disk import command_name
+from jestbench.disk import command_name, user_path
 from jestbench.parallel.stop import STOP
+from jestbench.storage import is_of_the_disk, storage_error
 
 EPILOG = """\
 A BINDING is Name.parameter=value; --Name.parameter=value means the same, and gin_file=FILE is taken
 like --gin_file FILE. Bindings win over files, later ones over earlier ones.
 
-exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 the loss is not finite,
-130 interrupted (a checkpoint is written; go on with --resume)
+exit status: 0 finished, 1 an exception inside a policy, 2 wrong configuration or a policy that breaks its
+contract, 3 wrong or missing data, 4 the loss is not finite, 130 interrupted (a checkpoint is written; go on
+with --resume)
 """
 
 # A binding behind hyphens, as W&B's ${args} writes it: Name.parameter=value, or a macro in capitals.
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("bindings", nargs="*", metavar="BINDING", help="Name.parameter=value")
     command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be given several times")
     command.add_argument("--gin_param", action="append", default=[], metavar="BINDING", help="a binding")
-    command.add_argument("--run_dir", type=Path, help="default: a new folder under runs/")
+    command.add_argument("--run_dir", type=user_path, help="default: a new folder under runs/")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run_dir")
     command.add_argument("--check", action="store_true", help="build everything, try one tiny batch; train nothing")
     command.add_argument("--allow_downloads", action="store_true", help="let --check fetch URLs, hub names and weights")
@@ -123,11 +126,28 @@ def guarded(work: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         # This project's exceptions that a user can fix carry a status; importing their classes would import timm.
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            error = storage_error(error)
         status: int | None = getattr(type(error), "exit_status", None)
         if status is None:
             _report(f"{type(error).__name__}: {error}")
             raise
-        return _said(str(error), status, getattr(error, "failed_first", False))
+        shown = _said(str(error), status, getattr(error, "failed_first", False))
+        if error.__cause__ is not None and getattr(type(error), "shows_cause", False):
+            _print_own_traceback(error.__cause__)
+        return shown
+
+
+def _print_own_traceback(error: BaseException) -> None:
+    """Print the traceback of an exception inside a policy from the policy's own code on."""
+    inside = error.__traceback__
+    while (
+        inside is not None
+        and inside.tb_next is not None
+        and "jestbench.select." in inside.tb_frame.f_globals.get("__name__", "")
+    ):
+        inside = inside.tb_next
+    traceback.print_exception(type(error), error, inside)
 
 
 def _said(message: str, status: int, failed_first: bool) -> int:
@@ -191,13 +211,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # another process needs one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.list_policies:
-        with importing():
-            from jestbench.config.registered import policy_classes
-
-        with _for_a_reader():
-            for name, cls in policy_classes().items():
-                print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
-        return 0
+        return _list_policies()
     if arguments.describe is not None:
         return _describe(arguments.describe, arguments.gin_file)
     with importing():
@@ -241,13 +255,23 @@ def _run(arguments: argparse.Namespace) -> int:
     with distributed.started() as world:
         # A run that torchrun starts again goes on by itself, in the folder that it has begun in.
         begun = world.first(lambda: distributed.remembered("run_dir"))
-        run_dir = world.first(
-            lambda: Path(begun) if begun else arguments.run_dir or new_run_dir(resolved.run.arm, resolved.run.seed)
-        )
+        own = Path(begun) if begun else arguments.run_dir
+        run_dir = world.first(lambda: own or new_run_dir(resolved.run.arm, resolved.run.seed))
         status = train_run.train_run(resolved, run_dir, arguments.resume or begun is not None)
         if world.first_of_all:
             print(f"{status}: {os.fspath(run_dir)}")
     return 0 if status == "finished" else 130
+
+
+def _list_policies() -> int:
+    """Print the registered policies, each with the first line of its description."""
+    with importing():
+        from jestbench.config.registered import policy_classes
+
+    with _for_a_reader():
+        for name, cls in policy_classes().items():
+            print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
+    return 0
 
 
 def _describe(name: str, files: Sequence[str]) -> int:
@@ -266,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of ``tools/run.py`` in this process.
 
     Returns:
-        The exit status: 0 finished, 2 wrong configuration, 3 wrong or missing data, 4 a loss that is
-        not finite, 130 interrupted.
+        The exit status: 0 finished, 1 an exception inside a policy, 2 wrong configuration or a policy that breaks
+        its contract, 3 wrong or missing data, 4 a loss that is not finite, 130 interrupted.
     """
     return run_command(sys.argv[1:] if argv is None else list(argv))

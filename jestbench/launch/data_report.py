@@ -102,11 +102,16 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
             yield f"{source.label}.{split}: {table.cut:,} captions are cut to captions.max_characters"
 
 
+def ranked_line(role: str, pairs: IndexedPairs) -> str:
+    """A line on a split of which the run will take the top by a frozen model's own scores."""
+    return f"not checked: the top of the {len(pairs):,} pairs of {pairs.name} by the {role}; its first pairs stand in"
+
+
 def _decoded(pairs: IndexedPairs) -> str:
     count = min(SAMPLE, len(pairs))
     index_B = torch.arange(count) * len(pairs) // count
     _, damaged = pairs.attempt(index_B)
-    first = next((f", the first: pair {int(index_B[slot])}: {error}" for slot, error in sorted(damaged.items())), "")
+    first = next((f", the first: {error.reason}: {error.example}" for slot, error in sorted(damaged.items())), "")
     return f"{count} decoded, {len(damaged)} of them damaged{first}"
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from jestbench.batch import Batch, DataError
-from jestbench.config.run import ConfigError, Resolved, Run
+from jestbench.batch import DataError
+from jestbench.config.run import ConfigError, Resolved
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.data.damage import Tally
 from jestbench.data.pairs import IndexedPairs
+from jestbench.data.splits import unranked
 from jestbench.engine.frozen import FrozenActor
+from jestbench.launch.own_scores import keys_of_all, walk
 from jestbench.launch.stages import setting_of
 from jestbench.launch.stands import trained
 from jestbench.launch.train_run import building, ensure_pretrained
@@ -47,41 +43,22 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
         raise ConfigError("--fill_cache: neither run.policy nor run.cascade scores with a frozen model")
     with tempfile.TemporaryDirectory() as store:
         with building():
-            setting = setting_of(replace(run, reference_accounting="online", cascade=None), run.data, Path(store))
+            split = unranked(run.split) if run.ranks else run.split
+            plain = replace(run, split=split, reference_accounting="online", cascade=None)
+            setting = setting_of(plain, run.data, Path(store))
             castings = [*(trained(role, folder) for role, (folder,) in folders.items()), *foreign]
             frozen = {casting.role: actor for casting in castings if (actor := casting.frozen(setting)) is not None}
         pairs = setting.pairs.indexed("--fill_cache").expanded()
-        return {role: _filled(actor, pairs, run) for role, actor in frozen.items()}
+        return {role: _filled(actor, pairs) for role, actor in frozen.items()}
 
 
-def _filled(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> dict[str, Any]:
+def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
     """Fill the cache of one model."""
-    _walk(actor, pairs, run)
+    walk(actor, pairs)
     failures = actor.counts()["cache/failures"]
     actor.close(remove=True)
     if failures:
         raise DataError(f"{actor.cache.folder} could not be filled: see the warning above")
     size = sum(file.stat().st_size for file in Path(str(actor.cache.folder)).glob("*.rows"))
-    cost = sum(item.macs for item in actor.forecast_distinct(*_keys(pairs, torch.arange(len(pairs)))))
+    cost = sum(item.macs for item in actor.forecast_distinct(*keys_of_all(pairs)))
     return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": FLOPS_PER_MAC * cost}
-
-
-def _walk(actor: FrozenActor, pairs: IndexedPairs, run: Run) -> None:
-    tally = Tally(pairs.name, pairs.max_damaged)
-    done = 0
-    for index_P in torch.arange(len(pairs)).split(min(1024, actor.microbatch)):
-
-        def read(position_M: Tensor, index_P: Tensor = index_P) -> Batch:
-            batch = pairs.batch(index_P[position_M])
-            tally.add(batch.counts)
-            return batch
-
-        actor.own_loss(run.loss, *_keys(pairs, index_P), read)
-        done += len(index_P)
-        if sys.stderr.isatty():
-            print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
-
-
-def _keys(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and text keys of some pairs."""
-    return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_key_N[index_P]

@@ -16,8 +16,10 @@ from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
+from jestbench.data.splits import least_draw
 from jestbench.engine.actor import Actor
-from jestbench.launch import calibrate
+from jestbench.launch import calibrate, own_scores
+from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
@@ -60,10 +62,6 @@ class StepPrice:
         return sum(self.flops.values())
 
 
-def _flops(passes: Iterable[Pass]) -> int:
-    return FLOPS_PER_MAC * sum(item.macs for item in passes)
-
-
 def _by_purpose(passes: Iterable[Pass]) -> dict[Purpose, int]:
     flops = dict.fromkeys(PURPOSES, 0)
     for item in passes:
@@ -96,8 +94,9 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
     resolved = with_start(resolved)
     run = replace(resolved.run, reference_accounting="online", cache=None)
     data, castings = stand_ins(resolved)
+    few = min(least_draw(run.split), resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(replace(resolved, run=run), data, castings, Path(folder), draw_size=1), data
+        return build_stages(replace(resolved, run=run), data, castings, Path(folder), few), data
 
 
 def _one(stages: Stages) -> Batch:
@@ -114,10 +113,10 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     each += [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
     towers = sum(item.macs for item in (*each, *once) if item.purpose not in ("pairwise", "recompute"))
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
-    uniform = _flops(learner.objective.plain().passes(learner, batch_size))
+    uniform = flops_of(learner.objective.plain().passes(learner, batch_size))
     spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
-    unselected = _flops(learner.forecast_update(batch_size))
-    return StepPrice(spent, uniform, closed, _flops(once), _cascade_pair(resolved, stages), unselected)
+    unselected = flops_of(learner.forecast_update(batch_size))
+    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -135,7 +134,7 @@ def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
     if resolved.run.cascade is None or resolved.run.cascade.role is None:
         return 0
     actor = stages.scorer.actors[resolved.run.cascade.role]
-    return _flops(actor.forecast_own_loss(2)) - _flops(actor.forecast_own_loss(1))
+    return flops_of(actor.forecast_own_loss(2)) - flops_of(actor.forecast_own_loss(1))
 
 
 def pretraining(resolved: Resolved) -> dict[str, int | None]:
@@ -162,61 +161,41 @@ def _forecast(resolved: Resolved) -> int | None:
     stages, data = _built_on(resolved)
     price, below = step_price_of(resolved, stages), pretraining(resolved)
     included = _known(below, resolved.run.limit.includes) or 0
-    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1]
-    steps = steps_bought(resolved, price, stages.super_batches.pool, included + fitted)
-    if steps is None:
-        steps = _counted_steps(resolved)
+    fitted = FLOPS_PER_MAC * calibrate.forecast(resolved, data, stages)[1] + own_scores.forecast(resolved, stages)
+    charges, steps = bought_charges(resolved, stages, price, included + fitted)
     pretrained = _known(below, below)
-    return None if pretrained is None else fitted + steps * price.total + pretrained
+    if pretrained is None:
+        return None
+    return fitted + charges.total(_counted_steps(resolved) if steps is None else steps) + pretrained
 
 
-def steps_bought(resolved: Resolved, price: StepPrice, pool: int | None, taken: int = 0) -> int | None:
-    """Steps until ``run.budget`` is reached, for a pool of ``pool`` pairs; ``None`` without a budget in FLOPs.
-
-    Under ``first_sight``, frozen models (and the own logits that a cascade takes from them) are charged only during
-    the first pass over the pool.
+def bought_charges(resolved: Resolved, stages: Stages, price: StepPrice, taken: int) -> tuple[Charges, int | None]:
+    """The charges of a run's steps, and how many steps ``run.budget`` buys (``None`` without a budget in FLOPs).
 
     Args:
         resolved: the run.
+        stages: its stages.
         price: the price of one of its steps.
-        pool: pairs in its split; ``None`` is a stream that never ends.
         taken: FLOPs that are taken out of the budget before the first step: pre-training, a calibration.
     """
+    share = 0.0 if takes_all(resolved.policy) else resolved.run.select_from
     if resolved.run.budget is None:
-        return None
-    return _steps(resolved, price, pool, max(0, int(resolved.run.budget) + resolved.added_flops - taken))
+        steps = _counted_steps(resolved)
+        return charges_of(resolved, stages, price, steps, math.ceil(share * steps)), None
+    budget = max(0, int(resolved.run.budget) + resolved.added_flops - taken)
+    rungs = resolved.run.optimizer.rungs  # the schedule stands still between the first rung and the last one
+    schedule = budget if not rungs else max(0, int(rungs[0]) + resolved.added_flops - taken)
+    before = -(-math.ceil(share * schedule) // price.unselected)
+    charges = charges_of(resolved, stages, price, budget // max(1, price.total - price.first_sight) + 1, before)
+    return charges, charges.steps(budget)
 
 
-def _steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
-    """Steps until so many FLOPs are spent, for a pool of ``pool`` pairs; those before ``run.select_from`` cost less."""
-    before = _unselected_steps(resolved, price, budget)
-    budget -= before * price.unselected
-    return before + (_selected_steps(resolved, price, pool, budget) if budget > 0 else 0)
-
-
-def _unselected_steps(resolved: Resolved, price: StepPrice, budget: int) -> int:
-    """Steps before ``run.select_from`` of a budget is spent."""
-    share = resolved.run.select_from
-    return -(-math.ceil(share * budget) // price.unselected) if share and price.unselected else 0
-
-
-def _selected_steps(resolved: Resolved, price: StepPrice, pool: int | None, budget: int) -> int:
-    """Steps in which the policy selects, until so many FLOPs are spent."""
-    first = price.total
-    later = first if resolved.run.reference_accounting == "online" else first - price.first_sight
-    in_first_pass = 0 if pool is None else max(1, pool // resolved.candidates)
-    if pool is None or budget <= in_first_pass * first:
-        return -(-budget // first)
-    return in_first_pass + -(-(budget - in_first_pass * first) // later)
-
-
-def ladder_lines(resolved: Resolved, price: StepPrice, pool: int | None, taken: int) -> list[str]:
+def ladder_lines(resolved: Resolved, charges: Charges, taken: int) -> list[str]:
     """Lines on the rungs of a ladder: where each leaves the trunk and ends, and what all branches cost.
 
     Args:
         resolved: the run.
-        price: the price of one of its steps.
-        pool: pairs in its split; ``None`` is a stream that never ends.
+        charges: of its steps.
         taken: FLOPs of pre-training that are taken out of each rung.
     """
     rungs, cooldown = resolved.run.optimizer.rungs, resolved.run.optimizer.cooldown
@@ -226,8 +205,8 @@ def ladder_lines(resolved: Resolved, price: StepPrice, pool: int | None, taken: 
     apart, added = 0, resolved.added_flops
     for rung in map(int, rungs):
         own = max(0, rung + added - taken)
-        leaves = _steps(resolved, price, pool, math.ceil((1 - cooldown) * own))
-        ends = max(leaves + 1, _steps(resolved, price, pool, own))
+        leaves = charges.steps(math.ceil((1 - cooldown) * own))
+        ends = max(leaves + 1, charges.steps(own))
         branch = "on the trunk" if rung == rungs[-1] else f"{round(cooldown * own):,}"
         apart += 0 if rung == rungs[-1] else round(cooldown * own)
         lines.append(f"{rung:<18.4g}{leaves:>22,}{ends:>22,}{branch:>22}")
@@ -244,8 +223,9 @@ def ladder_table(resolved: Resolved) -> str:
     if not resolved.run.optimizer.rungs:
         return ""
     stages, _ = _built_on(resolved)
-    price, pool = step_price_of(resolved, stages), stages.super_batches.pool
-    return "\n".join(ladder_lines(resolved, price, pool, _taken(resolved)))
+    taken = _taken(resolved) + own_scores.forecast(resolved, stages)
+    charges, _ = bought_charges(resolved, stages, step_price_of(resolved, stages), taken)
+    return "\n".join(ladder_lines(resolved, charges, taken))
 
 
 def _taken(resolved: Resolved) -> int:
@@ -325,8 +305,10 @@ def price_table(resolved: Resolved) -> str:
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
-    taken = _taken(resolved) + FLOPS_PER_MAC * macs
-    steps = steps_bought(resolved, price, pool, taken)
+    ranking = own_scores.forecast(resolved, stages)
+    once = FLOPS_PER_MAC * macs + ranking
+    taken = _taken(resolved) + once
+    charges, steps = bought_charges(resolved, stages, price, taken)
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
         f"filter ratio {1 - run.batch_size / resolved.draw_size:.2f}, {run.reference_accounting} accounting",
@@ -340,6 +322,8 @@ def price_table(resolved: Resolved) -> str:
     if price.first_sight and run.reference_accounting == "first_sight":
         rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
+        number = _counted_steps(resolved) if steps is None else steps
+        lines.append(f"first sights in {number:,} steps: {sum(charges.new[: max(0, number - charges.before)]):,} FLOPs")
     if run.cascade is not None and pool is not None:
         lines.append(
             f"cascade: {resolved.candidates} candidates a step; one met for the first time costs "
@@ -352,43 +336,36 @@ def price_table(resolved: Resolved) -> str:
         )
     if fitted_on:
         lines.append(f"calibrating the reference on {fitted_on:,} pairs: {FLOPS_PER_MAC * macs:,} FLOPs, once")
+    if stages.pairs.ranked:
+        count = sum(len(pairs) for _, pairs in stages.pairs.ranked)
+        lines.append(f"own scores of {count:,} pairs, by which the split takes its top: {ranking:,} FLOPs, once")
     if steps is not None:
         walked = walk(resolved, stages)
         lines += [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]
         if resolved.run.data.is_prepared():  # of a stand-in nothing is wasted
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
-        lines += ladder_lines(resolved, price, pool, taken)
-    lines += [_to_pay(resolved, price, pool, steps, FLOPS_PER_MAC * macs)]
+        lines += ladder_lines(resolved, charges, taken)
+    lines += [_to_pay(resolved, price, charges, steps, once)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
-def factor_to_pay(
-    resolved: Resolved, price: StepPrice, pool: int | None, steps: int, once: int, pretrained: int
-) -> float:
+def factor_to_pay(price: StepPrice, charges: Charges, steps: int, once: int, pretrained: int) -> float:
     """By which factor an arm must need fewer steps than uniform to pay, all in: its cost a step over uniform's.
 
     n steps of the arm cost Σ_i c_i + once + pretrained FLOPs, for which uniform takes (…)/u steps; the factor is these
-    over n. c_i holds the frozen models' scoring in the first pass over the pool alone, under ``first_sight``.
+    over n. c_i holds the frozen models' scoring of the pairs that are new in step i alone, under ``first_sight``.
 
     Args:
-        resolved: the run.
         price: the price of one of its steps; ``uniform`` is u.
-        pool: pairs in its split; ``None`` is a stream that never ends.
+        charges: c_i.
         steps: n, those that its budget buys.
         once: FLOPs that are charged once, before the first step: a calibration.
         pretrained: FLOPs of training its frozen models, in the budget or beside it.
     """
-    budget, share = resolved.run.budget, resolved.run.select_from
-    before = math.ceil(share * steps) if budget is None else _unselected_steps(resolved, price, int(budget))
-    saved = min(before, steps) * (price.total - price.unselected) if share else 0
-    again = 0
-    if pool is not None and resolved.run.reference_accounting != "online":
-        again = max(0, steps - max(1, pool // resolved.candidates))
-    spent = steps * price.total - saved - again * price.first_sight + once + pretrained
-    return spent / (steps * price.uniform)
+    return (charges.total(steps) + once + pretrained) / (steps * price.uniform)
 
 
-def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int | None, once: int) -> str:
+def _to_pay(resolved: Resolved, price: StepPrice, charges: Charges, steps: int | None, once: int) -> str:
     """A line on ``factor_to_pay``, at the configured budget."""
     number = _counted_steps(resolved) if steps is None else steps
     if number < 1:
@@ -397,12 +374,12 @@ def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int |
     below = pretraining(resolved)
     pretrained = _known(below, {*resolved.scored_by, *resolved.stated_flops})
     if pretrained is None:
-        alone = factor_to_pay(resolved, price, pool, number, once, 0)
+        alone = factor_to_pay(price, charges, number, once, 0)
         return (
             f"to pay, without the reference's pre-training: {number:,} steps must do what uniform does in "
             f"{number * alone:,.0f}, a factor of {alone:.3f}; what the reference took is not known (pretrain_flops)"
         )
-    alone, whole = (factor_to_pay(resolved, price, pool, number, once, flops) for flops in (0, pretrained))
+    alone, whole = (factor_to_pay(price, charges, number, once, flops) for flops in (0, pretrained))
     apart = f"; {alone:.3f} without the {pretrained:.4g} FLOPs of pre-training" if pretrained else ""
     return (
         f"to pay, all in: {number:,} steps must do what uniform does in {number * whole:,.0f}, a factor of "
@@ -412,8 +389,8 @@ def _to_pay(resolved: Resolved, price: StepPrice, pool: int | None, steps: int |
 
 def bought(resolved: Resolved, stages: Stages, walked: Mapping[str, Any], price: StepPrice) -> list[str]:
     """Lines on the steps and epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
-    pool, taken = stages.super_batches.pool, _taken(resolved)
-    steps = steps_bought(resolved, price, pool, taken)
+    pool, taken = stages.super_batches.pool, _taken(resolved) + own_scores.forecast(resolved, stages)
+    _, steps = bought_charges(resolved, stages, price, taken)
     if steps is None:
         return _epoch_lines(stages, walked, _counted_steps(resolved))
     return [_bought(resolved, steps, pool, taken), *_epoch_lines(stages, walked, steps)]

@@ -15,14 +15,15 @@ from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.source import Fetched
-from jestbench.data.super_batches import EpochPlan
+from jestbench.data.splits import least_draw
 from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
-from jestbench.launch.data_report import opened, walk
+from jestbench.launch.data_report import opened, ranked_line, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
-from jestbench.launch.stages import build_stages
+from jestbench.launch.served import check_served
+from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins, with_start
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, Stages, train
@@ -62,7 +63,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         DataError: the data does not fit the configuration.
     """
     resolved = with_start(without_download(resolved))
-    drawn = min(32, resolved.draw_size)
+    drawn = min(max(32, least_draw(resolved.run.split)), resolved.draw_size)
     run = replace(
         resolved.run,
         device="cpu",
@@ -116,6 +117,7 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bo
         ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: local data cannot be read, or the data does not fit the configuration.
     """
+    check_served(resolved)
     below, own = _below_and_own(resolved, may)
     print("\n".join(map(whole_text, (*below, own))) if verbose else page(own, below))
 
@@ -135,7 +137,8 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
     with building():
         resolved = with_start(found.resolved if "download" in may else without_download(found.resolved))
     # The candidates of a cascade must fit into the stand-in's pool.
-    drawn = min(32, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
+    few = max(32, least_draw(resolved.run.split))
+    drawn = min(few, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
     with tempfile.TemporaryDirectory() as folder:
         with building():
             Arithmetic.of(resolved.run.device, resolved.run.precision)
@@ -145,8 +148,9 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             data, castings = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
             if not found.stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
-                EpochPlan(stages.pairs.indexed("run.super_batch_size"), resolved.candidates, run.seed)
+                plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
+        lines = [*found.lines, *(ranked_line(role, pairs) for role, pairs in stages.pairs.ranked)]
         walked = None if found.stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
@@ -155,7 +159,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
-            data=(*found.lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
+            data=(*lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
             sizes="" if walked is None else sizes(resolved, stages),
             budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
             metrics=tuple(stages.evaluator.measures),

@@ -14,11 +14,11 @@ from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.leaving import LeavingPlan
-from jestbench.data.pairs import Dataset
+from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources.stream import StreamPairs
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.splits import split_of
+from jestbench.data.splits import Rank, split_of
 from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
@@ -39,6 +39,7 @@ def build_stages(
     castings: Mapping[Pretrained, Casting],
     store_dir: Path,
     draw_size: int | None = None,
+    rank: Rank | None = None,
 ) -> Stages:
     """Build all stages.
 
@@ -48,13 +49,14 @@ def build_stages(
         castings: the frozen model, or models, of each role that the run needs.
         store_dir: folder for the rows of frozen models during the run.
         draw_size: pairs a step; ``None`` is the run's own number (``--check`` sets a smaller one).
+        rank: gives the own scores that the split takes a top by; ``None``: as ``split_of``.
 
     Raises:
         ValueError: the configuration cannot be built.
         DataError: the data does not fit the configuration.
     """
     run = resolved.run
-    setting = setting_of(run, data, store_dir, resolved.start)
+    setting = setting_of(run, data, store_dir, rank, resolved.start)
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
@@ -74,9 +76,19 @@ def build_stages(
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
-def setting_of(run: Run, data: Dataset, store_dir: Path, start: Start | None = None) -> Setting:
-    """The setting shared by all actors of a run, on its data set or a stand-in."""
-    pairs = split_of(data, run.split)
+def setting_of(
+    run: Run, data: Dataset, store_dir: Path, rank: Rank | None = None, start: Start | None = None
+) -> Setting:
+    """The setting shared by all actors of a run, on its data set or a stand-in.
+
+    Args:
+        run: its parameters.
+        data: the data set.
+        store_dir: folder for the rows of frozen models.
+        rank: as ``split_of`` takes it.
+        start: what training begins from.
+    """
+    pairs = split_of(data, run.split, rank)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
     for name, user in run.columns.items():
@@ -122,9 +134,17 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     """
     run, pairs = setting.run, setting.pairs
     device, world = str(setting.arithmetic.device), setting.arithmetic.world
+    plain = run.augment is None and run.cascade is None and not isinstance(run.policy, LeavingPolicy)
+    if isinstance(pairs, StreamPairs) and plain:
+        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
+    plan = plan_of(run, pairs, size, actors)
+    return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
+
+
+def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> StepPlan:
+    """The plan of the super-batches that a run draws from an indexed split; raises as ``source``."""
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
-    plan: StepPlan
     leaves = isinstance(run.policy, LeavingPolicy)
     if leaves and (run.cascade is not None or isinstance(pairs, JoinedPairs)):
         raise ValueError(
@@ -137,18 +157,14 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
             actor = actors[run.cascade.role]
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
-        plan = CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
-    elif leaves:
+        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+    if leaves:
         name = type(run.policy).__name__
         whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")
-        plan = LeavingPlan(whole, size, run.seed, name)
-    elif isinstance(pairs, JoinedPairs):
-        plan = MixturePlan(pairs, size, run.seed)
-    elif isinstance(pairs, StreamPairs):
-        return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
-    else:
-        plan = EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
-    return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
+        return LeavingPlan(whole, size, run.seed, name)
+    if isinstance(pairs, JoinedPairs):
+        return MixturePlan(pairs, size, run.seed)
+    return EpochPlan(pairs.indexed("a super-batch"), size, run.seed)
 
 
 def view_warnings(resolved: Resolved, stages: Stages) -> list[str]:

@@ -18,10 +18,13 @@ from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped
 from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
+from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
+from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
+from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
@@ -71,6 +74,7 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
     world = distributed.world()
     if isinstance(stand, Resolved):
         world.in_turn(stand.run.data.prepare)
+        world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
         with _locked(folder, world):
@@ -169,6 +173,7 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
         KeyboardInterrupt: it was asked to stop where no step is done; the summary's status is ``interrupted``.
     """
     STOP.check()
+    distributed.world().first(lambda: check_served(resolved))
     with _held_by_all(run_dir):
         try:
             with building():
@@ -190,6 +195,12 @@ def _held_by_all(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
+    """The stages of a run on its data, with the models of finished runs."""
+    data, castings = resolved.run.data, castings_of(folders)
+    return build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+
+
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
     world = distributed.world()
     with STOP.ending("after"):  # half a folder would not be taken for this run's
@@ -199,16 +210,16 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
-    world.in_turn(resolved.run.data.prepare)
-    folders = ensure_pretrained(resolved)
-    STOP.check()
-    pretrain = pretrain_flops(resolved, folders)
     folder = RunFolder(run_dir)
     store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
+        world.in_turn(resolved.run.data.prepare)
+        folders = ensure_pretrained(resolved)
+        STOP.check()
+        pretrain = pretrain_flops(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = build_stages(resolved, resolved.run.data, castings_of(folders), store_dir)
+            stages = _stages(resolved, folders, store_dir)
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
@@ -216,55 +227,72 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         recorder = Recorder(resolved, stages, allowance, run_dir)
         if newest is None:
             with building():
+                own_scores.charge(stages, progress, allowance)
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
         else:
             recorder.restore(progress, newest)
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
-    except ConfigError:
-        if not going_on and world.first_of_all:  # no step was taken: free the folder for the corrected configuration
-            shutil.rmtree(run_dir)
+    except Exception:
+        if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise
     references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
-    status: Ending = "failed"
-    try:
-        with STOP.ending("soon"):
-            status = train(resolved, stages, progress, allowance, recorder)
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        with STOP.ending("after"):
-            _end(recorder, progress, status, known)
+    with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
+        status = train(resolved, stages, progress, allowance, recorder)
+    with STOP.ending("after"):
+        _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
     return "finished" if status == "finished" else "interrupted"
 
 
+@contextmanager
+def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtStart) -> Iterator[None]:
+    """End a run that fails or is interrupted in here: its summary is written, where it can be."""
+    try:
+        yield
+    except BaseException as error:
+        with STOP.ending("after"):
+            try:
+                _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
+            except OSError as second:  # the first error is the one that the user is to mend
+                print(f"warning: while the run ended: {second}", file=sys.stderr)
+        raise
+
+
 def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> None:
     """Write the summary of a run that ends, however it ends, and close what it has open."""
+    stages, folder, summary = recorder.stages, RunFolder(recorder.run_dir), dict[str, Any]()
+    with ExitStack() as closing:  # all is closed, whatever cannot be written
+        for actor in stages.scorer.actors.values():
+            # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
+            closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
+        closing.callback(stages.super_batches.close)
+        closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
+        recorder.write_chosen()
+        summary |= _write_summary(recorder, progress, status, known)
+    with suppress(OSError):  # the last process to leave finds it empty
+        folder.row_stores.rmdir()
+
+
+def _write_summary(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtStart) -> dict[str, Any]:
+    """Write the summary of a run, and the page of its damage; return the summary."""
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
-    recorder.write_chosen()
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
-        page = {**data, "sources": sources, "examples_read": stages.super_batches.examples}
+        page = {**data, "sources": sources, "damage_read": stages.super_batches.damage}
         if write_damage(folder.damage_page, page):
             data |= {"damage_page": folder.damage_page.name}
     summary = recorder.summary(progress, status, replace(known, data=data, warnings=warnings))
     if recorder.world.first_of_all:
         folder.write_summary(summary)
-    recorder.metrics.close(summary.to_json(), failed=status == "failed")
-    stages.super_batches.close()
-    for actor in stages.scorer.actors.values():
-        # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
-        actor.close(remove=status == "finished" and not recorder.allowance.rungs)
-    with suppress(OSError):  # the last process to leave finds it empty
-        folder.row_stores.rmdir()
+    return summary.to_json()
 
 
 def _reached(run_dir: Path) -> Path | None:

@@ -51,6 +51,7 @@ class Carried:
         """The two towers with their weights."""
         model = self.shape.build(self.tokenizer, self.loss, seed=0)
         model.load_state_dict(self.weights)
+        model.brings_tokenizer = True
         return model
 
 

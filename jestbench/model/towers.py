@@ -31,7 +31,14 @@ MAX_SCALE = 100.0
 
 
 class TwoTowers(Encoders):
-    """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀."""
+    """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀.
+
+    Attributes:
+        tokens: the tokenizer whose ids the text tower takes.
+        locked: the image tower is not trained.
+        brings_tokenizer: training began from a model of another tokenizer than the data set's, which token ids are made
+            by; ids of any other tokenizer are refused.
+    """
 
     image: ImageTower
     text: TextTower
@@ -51,7 +58,7 @@ class TwoTowers(Encoders):
         super().__init__()
         scale, bias = INITIAL[loss]
         self.image, self.text, self.tokens, self.tokenizer = image, text, tokenizer, tokenizer.identity
-        self.locked = locked
+        self.locked, self.brings_tokenizer = locked, False
         if locked:
             image.requires_grad_(False).eval()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
@@ -78,8 +85,8 @@ class TwoTowers(Encoders):
         self.image.prepare(view)
 
     def tokenized(self, batch: Batch) -> Batch:
-        """The batch with ids of the model's own tokenizer, made of its captions where the data set has another one."""
-        if self.tokenizer in batch.token_ids or not batch.captions:
+        """The batch with ids of the model's own tokenizer, made of its captions where the model has begun with one."""
+        if not self.brings_tokenizer or self.tokenizer in batch.token_ids or not batch.captions:
             return batch
         return replace(batch, token_ids={**batch.token_ids, self.tokenizer: self.tokens.encode(batch.captions)})
 

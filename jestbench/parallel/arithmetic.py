@@ -54,8 +54,10 @@ class Arithmetic:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:
             resolved = torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"run.device = {device!r} is no device: {error}") from error
+        except RuntimeError:
+            resolved = None
+        if resolved is None or resolved.type not in ("cpu", "cuda"):
+            raise ValueError(f"run.device = {device!r}: models run on 'cpu' or 'cuda' ('auto' takes CUDA where it is)")
         if resolved.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"run.device = {device!r}, but torch sees no CUDA device")
         world = distributed.world()

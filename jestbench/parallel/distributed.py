@@ -15,14 +15,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jestbench.batch import Selection
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
 from jestbench.parallel.stop import end_with
 
@@ -120,15 +119,6 @@ class World:
         for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
             value = summed / self.size if id(parameter) in entire else summed
             parameter.grad = value.view_as(parameter).to(parameter.dtype)
-
-    def agreed(self, selection: Selection) -> Selection:
-        """Broadcast rank 0's choice: a difference in the last bit on one GPU must not lead to another choice there."""
-        if self.size == 1:
-            return selection
-        weight_K = None if selection.weight_K is None else selection.weight_K.cpu()
-        memory = {name: value_B.cpu() for name, value_B in selection.memory.items()}
-        index_K, weight_K, memory = self._told((selection.index_K.cpu(), weight_K, memory))
-        return replace(selection, index_K=index_K, weight_K=weight_K, memory=memory)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jestbench.disk import LEFTOVERS, DataError, file_digest, shown, whole, write_json
 from jestbench.runs.folder import RUNG, Row, RunFolder, read_object
+from jestbench.storage import writing
 
 FORMAT = 10
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
@@ -84,11 +85,19 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
         place: where the run is.
         fill: writes the files into the folder that it is given.
         keep: how many stay.
+
+    Raises:
+        StorageError: the disk refuses a file; the checkpoints before are as they were.
     """
     run = RunFolder(run_dir)
     final = run.checkpoints / place.name
     if final.exists():
         return final
+    with writing(run.checkpoints):
+        return _write(run, final, fill, keep)
+
+
+def _write(run: RunFolder, final: Path, fill: Callable[[Path], None], keep: int) -> Path:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     with whole(final) as partial:
         partial.mkdir()

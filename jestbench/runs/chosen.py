@@ -31,9 +31,16 @@ class Chosen:
         empty = np.empty(0, np.int64)
         self._summed: list[npt.NDArray[Any]] = [empty, empty, empty, np.empty(0, np.float32)]
         self._held: list[list[npt.NDArray[Any]]] = []
+        self._uid_of: dict[int, str] = {}
 
-    def add(self, batch: Batch, selection: Selection) -> None:
-        """Count the choice of a step."""
+    def add(self, batch: Batch, selection: Selection, uid_of: Mapping[int, str] | None = None) -> None:
+        """Count the choice of a step.
+
+        Args:
+            batch: the super-batch.
+            selection: from it.
+            uid_of: uids by content key of the image, where they cannot be looked up at the end (of a stream).
+        """
         if not self.on:
             return
         index_K = selection.index_K.cpu()
@@ -41,6 +48,8 @@ class Chosen:
         if selection.score_B is not None:
             score_K = selection.score_B.detach().float().cpu()[index_K]
         keys = [batch.image_key_B[index_K].numpy(), batch.text_key_B[index_K].numpy()]
+        if uid_of:
+            self._uid_of.update((key, uid_of[key]) for key in keys[0].tolist() if uid_of[key])
         self._held.append([*keys, np.ones(len(index_K), np.int64), score_K.numpy()])
         if sum(len(each[0]) for each in self._held) > HELD:
             self._sum_up()
@@ -61,11 +70,11 @@ class Chosen:
         """The counts, and whether any were made."""
         self._sum_up()
         counts = {name: torch.from_numpy(each.copy()) for name, each in zip(_NAMES, self._summed, strict=True)}
-        return {"on": self.on, "since": self.since, **counts}
+        return {"on": self.on, "since": self.since, "uid_of": dict(self._uid_of), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._held, self.since = [], state["since"]
+        self._held, self.since, self._uid_of = [], state["since"], dict(state["uid_of"])
         self._summed = [state[name].numpy() for name in _NAMES]
 
     def begin(self, step: int, counted: bool) -> None:
@@ -88,10 +97,18 @@ class Chosen:
         columns = {
             "key": pa.array([disk.key_text(key) for key in image_M.tolist()], pa.string()),
             "text_key": pa.array([disk.key_text(key) for key in text_M.tolist()], pa.string()),
-            "uid": pa.array(uid_of(image_M), pa.string()),
+            "uid": pa.array(self._uids(image_M, uid_of), pa.string()),
             "times": pa.array(times_M),
             "score": pa.array(score_M, from_pandas=True),
         }
         table = pa.table(columns).replace_schema_metadata({"counted_since_step": str(self.since)})
         with disk.whole(path) as partial:
             importlib.import_module("pyarrow.parquet").write_table(table, partial)
+
+    def _uids(
+        self, image_M: npt.NDArray[np.int64], uid_of: Callable[[npt.NDArray[np.int64]], Sequence[str | None]]
+    ) -> Sequence[str | None]:
+        """The uids of images: those that came with the choices, else by ``uid_of``."""
+        if not self._uid_of:
+            return uid_of(image_M)
+        return [self._uid_of.get(key) for key in image_M.tolist()]

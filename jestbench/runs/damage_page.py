@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.disk import write_text
+from jestbench.masking import masked
+from jestbench.runs.markdown import as_code, as_text
 
 
 def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
@@ -16,20 +18,23 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
         path: of the page.
         data: what the summary holds of the data: ``damaged_when_indexed`` and ``damage_examples`` by split, in the
             facts of a mixture for each of its ``sources``; ``counts`` of what the run itself has read, and
-            ``examples_read``, by reason.
+            ``damage_read``, count and example by reason.
 
     Returns:
         Whether there is any.
     """
+    data = masked(data)
     sections = [line for facts in (data, *data.get("sources", {}).values()) for line in _indexed(facts)]
-    counts, examples = data.get("counts", {}), data.get("examples_read", {})
-    if counts.get("damaged") or counts.get("wordless"):
+    counts, kinds = data.get("counts", {}), data.get("damage_read", {})
+    found = {
+        f"of {counts.get('read', 0):,.0f} reads gave a damaged pair": counts.get("damaged", 0),
+        "captions tokenised to nothing": counts.get("wordless", 0),
+    }
+    if any(found.values()):
         sections += ["## While the run read", ""]
-        sections += [f"{counts['damaged']:,.0f} of {counts['read']:,.0f} reads met a damaged pair.", ""]
-        sections += [f"{counts.get('wordless', 0):,.0f} captions tokenised to nothing.", ""]
-        sections += [*_table((reason, "", example) for reason, example in sorted(examples.items())), ""] * bool(
-            examples
-        )
+        sections += [line for what, count in found.items() if count for line in (f"{count:,.0f} {what}.", "")]
+        worst = sorted((-count, reason, example) for reason, (count, example) in kinds.items())
+        sections += [*_table((reason, f"{-count:,}", example) for count, reason, example in worst), ""] * bool(kinds)
     if sections:
         write_text(path, "\n".join(["# Damaged pairs", "", *sections]), errors="replace")
     return bool(sections)
@@ -38,7 +43,7 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
 def _indexed(facts: Mapping[str, Any]) -> Iterator[str]:
     examples = facts.get("damage_examples", {})
     for split, damage in facts.get("damaged_when_indexed", {}).items():
-        yield from (f"## Left out of `{split}` when it was indexed: {sum(damage.values()):,}", "")
+        yield from (f"## Left out of `{as_code(split)}` when it was indexed: {sum(damage.values()):,}", "")
         firsts = examples.get(split, {})
         worst = sorted(damage.items(), key=lambda item: (-item[1], item[0]))
         yield from (*_table((reason, f"{count:,}", firsts.get(reason, "")) for reason, count in worst), "")
@@ -47,4 +52,4 @@ def _indexed(facts: Mapping[str, Any]) -> Iterator[str]:
 def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
     yield from ("| kind | pairs | the first |", "|---|---|---|")
     for row in rows:
-        yield f"| {' | '.join(' '.join(cell.split()).replace('|', '¦') for cell in row)} |"
+        yield f"| {' | '.join(map(as_text, row))} |"

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jestbench.masking import masked
+
 if TYPE_CHECKING:
     from jestbench.parallel.arithmetic import Precision
 
@@ -45,7 +47,7 @@ def environment(device: str, precision: Precision) -> dict[str, Any]:
         "kernels": {"strips": "triton" if cuda and kernels.usable(torch.zeros(1, 1, device="cuda")) else "torch"},
         "versions": versions(*PACKAGES),
         "commit": _commit(),
-        "command": sys.argv,
+        "command": masked(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jestbench.disk import DataError, shown, whole, write_json
 from jestbench.evals.results import Results
+from jestbench.masking import masked
 from jestbench.runs.summary import Summary
 
 Row = Mapping[str, float]
@@ -77,7 +78,7 @@ class RunFolder:
 
     def write_summary(self, summary: Summary) -> None:
         """Write the summary, whole or not at all."""
-        write_json(self.summary_json, summary.to_json())
+        write_json(self.summary_json, masked(summary.to_json()))
 
     def has_finished(self) -> bool:
         """Whether a run has spent its budget here.

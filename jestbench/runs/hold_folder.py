@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -17,6 +18,7 @@ from jestbench.batch import DataError
 from jestbench.config.run import ConfigError
 from jestbench.disk import write_json
 from jestbench.runs.folder import RunFolder, read_object
+from jestbench.storage import storage_error
 
 LOCK, HOLDER = ".lock", ".holder.json"
 KEPT = frozenset({LOCK, HOLDER})
@@ -42,6 +44,8 @@ def held(run_dir: Path) -> Iterator[None]:
         _acquire(lock, run_dir)
         write_json(run_dir / HOLDER, _self())
     except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
+            raise storage_error(error, run_dir) from error
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     try:
         yield

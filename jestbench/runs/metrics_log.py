@@ -22,7 +22,7 @@ class Jsonl:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)  # no row waits in memory, to fail once more when the file is closed
 
     @staticmethod
     def cut(path: Path, holds: Callable[[Row], bool]) -> None:
@@ -37,8 +37,9 @@ class Jsonl:
 
     def write(self, row: Mapping[str, Value]) -> None:
         """Append a row."""
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        left = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
+        while left:  # a disk that fills up may take a part
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Close the file."""
@@ -103,9 +104,11 @@ class Metrics:
     def close(self, summary: Mapping[str, Any], failed: bool) -> None:
         """Close all sinks."""
         self._bar.close()
-        self._jsonl.close()
-        if self._sink is not None:
-            self._sink.close(summary, failed)
+        try:
+            self._jsonl.close()
+        finally:
+            if self._sink is not None:
+                self._sink.close(summary, failed)
 
 
 class Unwritten(Metrics):

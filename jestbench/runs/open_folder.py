@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from jestbench.runs.environment import environment
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.hold_folder import KEPT, RunFolderError
 from jestbench.runs.saved_model import trained_loss
+from jestbench.storage import storage_error
 
 
 def _held_by(folder: RunFolder) -> tuple[str, int] | None:
@@ -51,6 +54,8 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         RunFolderError: the folder holds a run and ``resume`` is false, or it holds another run or other files.
     """
     folder, own = RunFolder(run_dir), (resolved.config_hash, resolved.run.seed)
+    if failed_at_start(folder):
+        clear(folder)
     if folder.environment_json.exists():
         if not resume:
             raise RunFolderError(f"{run_dir} already holds a run: choose another --run_dir, or go on with --resume")
@@ -77,8 +82,28 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         found = environment(resolved.run.device, resolved.run.precision)
         write_json(folder.environment_json, {"run": _identity(resolved), **found})
     except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
+            raise storage_error(error, run_dir) from error
         raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
     return False
+
+
+def failed_at_start(folder: RunFolder) -> bool:
+    """Whether a folder holds a run that failed before it had done a step: nothing that anybody could lose."""
+    try:
+        summary = folder.summary()
+    except DataError:
+        return False
+    return summary is not None and summary.status == "failed" and summary.steps == 0
+
+
+def clear(folder: RunFolder) -> None:
+    """Remove a run's files, but for those that hold its folder."""
+    for path in folder.path.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in KEPT:
+            path.unlink()
 
 
 def _identity(resolved: Resolved) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from jestbench.config.run import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
-from jestbench.engine.actor import Update
+from jestbench.engine.actor import Actor, Update
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
@@ -32,8 +34,10 @@ from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
 from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, StartEntry, Summary
 from jestbench.runs.wandb_run import Value
+from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
+from jestbench.storage import check_space, storage_error
 
 if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
-COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates"))
+COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates", "outside_uids"))
 """Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
 
 
@@ -54,6 +58,18 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any) -> None:
         """Go on from a checkpoint."""
+        ...
+
+
+class Rewindable(Protocol):
+    """What a failed step has changed, and what can go back to where it stood before."""
+
+    def mark(self) -> Any:
+        """This process's own state; no collective call, and cheap: once a step."""
+        ...
+
+    def rewind(self, mark: Any) -> None:
+        """Go back to a mark."""
         ...
 
 
@@ -74,6 +90,14 @@ class KnownAtStart:
     data: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     warnings: Sequence[str]
+
+
+def bytes_of(state: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(bytes_of, parts))
 
 
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
@@ -111,13 +135,39 @@ class Recorder:
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
-        """Add the time spent inside to ``time/seconds``; name the step of a loss or score that is not finite."""
-        start = time.perf_counter()
+        """Add the time spent inside to ``time/seconds``; name the step of an error of the models or the policy.
+
+        Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
+        """
+        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self._actors())
+        start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
         try:
             with STOP.ending("after"), self._named(progress):
                 yield
+        except PolicyError as error:
+            progress.seconds = seconds
+            trained = self.stages.learner.mark() != marks[1]  # it cannot be undone
+            for part, mark in zip(parts, marks, strict=True):
+                part.rewind(mark)
+            raise self._blamed(error, progress, trained) from error.__cause__
         finally:
             progress.seconds += time.perf_counter() - start
+
+    def _actors(self) -> list[Actor]:
+        """All actors, the learner first."""
+        return [self.stages.learner, *(a for a in self.stages.scorer.actors.values() if a is not self.stages.learner)]
+
+    def _blamed(self, error: PolicyError, progress: Progress, trained: bool) -> PolicyError:
+        """The same error with policy, step and the checkpoint to go on from.
+
+        It is written now, but for a hang, and where the step has ``trained`` the learner already.
+        """
+        newest = self.world.first(RunFolder(self.run_dir).newest_checkpoint)
+        if not trained and not isinstance(error, PolicyHang):
+            newest = self.save(progress)
+        on = f"its newest checkpoint is {newest.name}; mend the policy and go on with --resume" if newest else ""
+        what = f"step {progress.step}: policy {self.resolved.policy_name!r}: {error}"
+        return type(error)(f"{what}: {on}" if on else what)
 
     @contextmanager
     def _named(self, progress: Progress) -> Iterator[None]:
@@ -156,7 +206,7 @@ class Recorder:
         in its branch, and in a run that has more rungs behind this one.
         """
         run = self.resolved.run
-        self.chosen.add(batch, selection)
+        self.chosen.add(batch, selection, self.stages.super_batches.uid_of)
         self._agree_to_stop()
         evaluate = run.evaluate.due(before, after)
         checkpointed = points_reached(before, run.checkpoints) < points_reached(after, run.checkpoints)
@@ -275,21 +325,33 @@ class Recorder:
         self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
         return counts
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint."""
+    def save(self, progress: Progress) -> Path:
+        """Write a checkpoint; return its folder."""
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
         with self._named(progress):
             state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
         state["data"] = self._data()
         weights = state["learner"].pop("model")
 
+        self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
+
         def fill(folder: Path) -> None:
-            save_model(folder, weights, self.resolved.run, self.stages.learner.model.tokens, self.world.size)
+            save_model(folder, weights, self.resolved.run, self.stages.learner.model, self.world.size)
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)
         with STOP.ending("after"):
-            self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+            return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
+
+    def _check_disk(self, needed: int) -> None:
+        """Look for the run's folder, and for space in it, before a checkpoint is begun.
+
+        Raises:
+            StorageError: the folder is gone (what is mounted there otherwise must not be written to), or it is full.
+        """
+        if not RunFolder(self.run_dir).metrics_jsonl.exists():
+            raise storage_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir)))
+        check_space(self.run_dir, needed, "the next checkpoint")
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""

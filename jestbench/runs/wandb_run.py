@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.config.log import WandB
+from jestbench.masking import masked
 from jestbench.runs.examples import ExampleTable
 from jestbench.runs.folder import RUNG, RunFolder
 
@@ -53,6 +55,17 @@ def _without_the_agent(hide: bool) -> Iterator[None]:
         os.environ.update(hidden)
 
 
+@contextmanager
+def _masked_arguments() -> Iterator[None]:
+    """Mask credentials in the command line, which W&B stores."""
+    before = sys.argv
+    sys.argv = masked(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 def start_wandb(config: WandB, folder: Path, label: Label, flat: Mapping[str, Any]) -> Any:
     """Start a W&B run that lies in ``folder/wandb``.
 
@@ -65,19 +78,19 @@ def start_wandb(config: WandB, folder: Path, label: Label, flat: Mapping[str, An
     group = config.group or os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID") or label.group
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
     try:
-        with _without_the_agent(not label.in_sweep):
+        with _without_the_agent(not label.in_sweep), _masked_arguments():
             return wandb.init(
                 mode=mode,
                 project=config.project or os.environ.get("WANDB_PROJECT") or PROJECT,
                 entity=config.entity or None,
-                group=group or None,
+                group=masked(group) or None,
                 job_type=label.job_type,
-                name=config.name or os.environ.get("WANDB_NAME") or label.name,
+                name=masked(config.name or os.environ.get("WANDB_NAME") or label.name),
                 id=secrets.token_hex(4) if label.own_id else None,
-                tags=list(config.tags) or None,
-                notes=config.notes or None,
+                tags=masked(list(config.tags)) or None,
+                notes=masked(config.notes) or None,
                 dir=str(folder),
-                config={name: _safe(value) for name, value in flat.items()},
+                config={name: masked(_safe(value)) for name, value in flat.items()},
                 settings=settings,
             )
     except wandb.Error as error:
@@ -144,7 +157,7 @@ class WandBSink:
 
     def close(self, summary: Mapping[str, Any], failed: bool) -> None:
         """Write the summary and finish."""
-        self._run.summary.update(_safe(summary))
+        self._run.summary.update(masked(_safe(summary)))
         self._run.finish(exit_code=int(failed))
         if not self._last_of_process:
             import wandb

@@ -114,6 +114,20 @@ def _refuse(bad: float, free: float, size: int, count: int) -> None:
         raise ScoreError(f"cannot draw {count} distinct pairs: {free:.0f} of {size} can be drawn")
 
 
+def _refuse_gain(logit_B: Tensor, gain: float) -> None:
+    """Raise where logits are infinite under the gain alone.
+
+    Raises:
+        ScoreError: the message names the gain.
+    """
+    finite_B = logit_B[torch.isfinite(logit_B)]
+    if bool((logit_B < math.inf).all()) and len(finite_B):
+        raise ScoreError(
+            f"gain = {gain:g} makes selection logits infinite, the largest of which is "
+            f"{float(finite_B.abs().max()):.3g} without it: lower gain"
+        )
+
+
 class _Running:
     """Running sums of one model over the pairs drawn so far, the set S (rows and columns)."""
 
@@ -317,6 +331,8 @@ def joint_draw(
     index_K = torch.cat(drawn)
     # One read of the device for the whole draw: the host runs ahead of a GPU.
     read = torch.cat([*terms, _choice_terms(joint.diagonal_B, index_K)]).tolist()
+    if any(read[:-3:6]):
+        _refuse_gain(joint.logit_B(), gain)
     per_chunk: list[dict[str, float]] = []
     for number, size in enumerate(sizes):
         bad, free, *entropy, chosen = read[6 * number : 6 * number + 6]
@@ -384,6 +400,8 @@ def independent_draw(
     is_finite, bad, free, *entropy, chosen, mean, overlap = torch.cat(terms).tolist()
     if not is_finite:
         raise NonFiniteScore("a score to draw by is NaN or infinite")
+    if bad:
+        _refuse_gain(score_B, gain)
     _refuse(bad, free, len(score_B), count)
     choice = dict(zip(_CHOICE, (chosen, mean, overlap), strict=True))
     return Draw(index_K, _entropy_statistics(*entropy) | choice, score_B)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 MOST_COLUMNS = 4
 """Columns of a memory at most: 8 bytes of key and 4 of each number are then 24 bytes a pair."""
-NEWEST = 1 << 17
+NEWEST = 1 << 18
 """Keys of the small array before it is merged into the large one."""
 
 _Part = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -12,13 +11,10 @@ from torch import Tensor
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
+from jestbench.select.contract import PolicyError as PolicyError
+from jestbench.select.contract import blamed, check_state, checked, shown_value
+from jestbench.select.patience import patient
 from jestbench.select.scores import Scores
-
-
-class PolicyError(Exception):
-    """A policy returned an invalid selection; training on it would be silent nonsense."""
-
-    exit_status: ClassVar[int] = 2
 
 
 @runtime_checkable
@@ -89,11 +85,28 @@ class StatefulPolicy(Protocol):
 
 
 def initial_state(policy: Policy) -> object:
-    """A policy's state before the first step; ``None`` for one that has none."""
-    return policy.initial_state() if isinstance(policy, StatefulPolicy) else None
+    """A policy's state before the first step; ``None`` for one that has none.
+
+    Raises:
+        PolicyError: a checkpoint could not hold the state, or the policy fails.
+    """
+    if not isinstance(policy, StatefulPolicy):
+        return None
+    name = type(policy).__name__
+    with blamed(name):
+        state = policy.initial_state()
+    check_state(name, state, "the initial state")
+    return state
 
 
-def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generator, state: object = None) -> Selection:
+def choose(
+    policy: Policy,
+    scores: Scores,
+    count: int,
+    generator: torch.Generator,
+    state: object = None,
+    patience: float | None = None,
+) -> Selection:
     """Run the policy and check its selection; with several processes rank 0's selection is broadcast.
 
     Args:
@@ -102,35 +115,46 @@ def choose(policy: Policy, scores: Scores, count: int, generator: torch.Generato
         count: b.
         generator: the only source of randomness.
         state: the ``state`` of the last selection, for a stateful policy.
+        patience: minutes within which the policy must return; ``None`` for no limit.
 
     Raises:
-        PolicyError: wrong count, repeated or out-of-range indices, weights or statistics that are not finite,
-            scores of another length.
+        PolicyError: what the policy returned breaks its contract, or it did not return in time.
+        PolicyFailure: an exception inside the policy.
     """
-    if isinstance(policy, StatefulPolicy):
-        selection = policy.select(scores, count, generator, state=_moved(state, scores.device))
-    else:
-        selection = policy.select(scores, count, generator)
-    # The checks and the batch read the indices on the CPU: one copy, not a wait each.
-    name, index_K = type(policy).__name__, selection.index_K.cpu()
-    if index_K.dtype != torch.int64 or index_K.ndim != 1 or len(index_K) != count:
-        raise PolicyError(f"{name} must return int64 indices [{count}], got {index_K.dtype} {list(index_K.shape)}")
-    if int(index_K.min()) < 0 or int(index_K.max()) >= len(scores):
-        raise PolicyError(f"{name} chose a position outside the super-batch of {len(scores)} pairs")
-    if len(index_K.unique()) != count:
-        raise PolicyError(f"{name} chose a pair twice: {count} chosen, {len(index_K.unique())} distinct")
-    for key, value in selection.statistics.items():
-        if not key.startswith("select/") or not math.isfinite(value):
-            raise PolicyError(f"{name}: statistic {key!r} = {value} must be finite and named select/…")
-    weight_K = selection.weight_K
-    if weight_K is not None and (weight_K.shape != index_K.shape or not bool(torch.isfinite(weight_K).all())):
-        raise PolicyError(f"{name}: weights must be finite and one for each chosen pair")
-    if selection.score_B is not None and selection.score_B.shape != (len(scores),):
-        raise PolicyError(f"{name}: scores are one for each pair [{len(scores)}], got {list(selection.score_B.shape)}")
-    check_memory(policy, selection.memory, len(scores))
-    return distributed.world().agreed(
-        selection if index_K is selection.index_K else replace(selection, index_K=index_K)
-    )
+    name, selection, error = type(policy).__name__, None, None
+    try:
+        with patient(name, patience):
+            with blamed(name, scores):
+                if isinstance(policy, StatefulPolicy):
+                    found = policy.select(scores, count, generator, state=_moved(state, scores.device))
+                else:
+                    found = policy.select(scores, count, generator)
+            selection = checked(name, found, scores, count)
+            check_memory(policy, selection.memory, len(scores))
+    except PolicyError as raised:
+        error = raised
+    return _agreed(selection, error)
+
+
+def _agreed(selection: Selection | None, error: PolicyError | None) -> Selection:
+    """Rank 0's choice, or on every process the error of any.
+
+    A difference in the last bit on one GPU must not lead to another choice there.
+    """
+    world = distributed.world()
+    if world.size > 1:
+        own = None
+        if selection is not None and world.first_of_all:
+            weight_K = None if selection.weight_K is None else selection.weight_K.cpu()
+            own = selection.index_K, weight_K, {name: value_B.cpu() for name, value_B in selection.memory.items()}
+        each = world.everybodys((own, error))
+        error = error or next((other for _, other in each if other is not None), None)
+        if selection is not None and (first := each[0][0]) is not None:
+            selection = replace(selection, index_K=first[0], weight_K=first[1], memory=first[2])
+    if error is not None:
+        raise error
+    assert selection is not None
+    return selection
 
 
 def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> None:
@@ -140,10 +164,12 @@ def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> Non
         PolicyError: the message names the number.
     """
     name, declared = type(policy).__name__, getattr(policy, "remembers", ())
+    if not isinstance(memory, Mapping):
+        raise PolicyError(f"{name} must return memory as a mapping, got {shown_value(memory)}")
     for key, value_B in memory.items():
         if key not in declared:
             raise PolicyError(f"{name} remembers {key!r}, which its `remembers` = {declared} does not name")
-        if value_B.shape != (size,) or bool(torch.isinf(value_B).any()):
+        if not isinstance(value_B, Tensor) or value_B.shape != (size,) or bool(torch.isinf(value_B).any()):
             raise PolicyError(f"{name} remembers {key!r}: one number for each pair [{size}], none infinite")
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from jestbench.batch import COLUMN
 from jestbench.disk import nearest_or_all
 from jestbench.parallel import distributed
+from jestbench.select.contract import blamed, check_state, shown_value
 from jestbench.select.given import GIVEN, Moment, Remembered, Trained
 from jestbench.select.memory import MOST_COLUMNS
+from jestbench.select.patience import patient
 from jestbench.select.policy import Policy, PolicyError, check_memory
 from jestbench.select.scores import ROLES, Scores
 
@@ -95,7 +97,12 @@ def imagined(policy: Policy, scores: Scores, random: torch.Generator) -> Scores:
 
 
 def leave_out(
-    policy: LeavingPolicy, key_N: Tensor, state: Remembered, moment: Moment, generator: torch.Generator
+    policy: LeavingPolicy,
+    key_N: Tensor,
+    state: Remembered,
+    moment: Moment,
+    generator: torch.Generator,
+    patience: float | None = None,
 ) -> Tensor:
     """Ask a policy which pairs it leaves out of an epoch, and check the answer.
 
@@ -103,24 +110,33 @@ def leave_out(
         bool ``[N]`` on the CPU.
 
     Raises:
-        PolicyError: the answer is not one bool for each pair.
+        PolicyError: the answer is not one bool for each pair, or does not come within ``patience`` minutes.
+        PolicyFailure: an exception inside the policy.
     """
-    out_N = policy.leave_out(key_N, state, moment, generator)
+    with patient(type(policy).__name__, patience), blamed(type(policy).__name__):
+        out_N = policy.leave_out(key_N, state, moment, generator)
     if not isinstance(out_N, Tensor) or out_N.dtype != torch.bool or out_N.shape != key_N.shape:
         got = f"{out_N.dtype} {list(out_N.shape)}" if isinstance(out_N, Tensor) else type(out_N).__name__
         raise PolicyError(f"{type(policy).__name__}.leave_out returns bool [{len(key_N)}], one a pair, got {got}")
     return out_N.cpu()
 
 
-def learn(policy: LearningPolicy, trained: Trained, state: Remembered) -> Remembered:
+def learn(policy: LearningPolicy, trained: Trained, state: Remembered, patience: float | None = None) -> Remembered:
     """Hand a policy the losses of a training pass; with several processes rank 0's result is broadcast.
 
     Raises:
-        PolicyError: what is to be remembered has another name or length, or is infinite.
+        PolicyError: what is to be remembered has another name or length, or is infinite; a checkpoint cannot hold the
+            state; or the policy does not return within ``patience`` minutes.
+        PolicyFailure: an exception inside the policy.
     """
 
     def learnt() -> Remembered:
-        found = policy.learn(trained, state)
+        name = type(policy).__name__
+        with patient(name, patience), blamed(name):
+            found = policy.learn(trained, state)
+        if not isinstance(found, Remembered):
+            raise PolicyError(f"{name}.learn returns a Remembered, got {shown_value(found)}")
+        check_state(name, found.state)
         check_memory(policy, found.memory, len(trained))
         return Remembered(found.state, {name: value_K.cpu() for name, value_K in found.memory.items()})
 

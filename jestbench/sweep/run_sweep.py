@@ -18,7 +18,7 @@ from jestbench.compare.choose_metric import SweepRecord
 from jestbench.config import grammar
 from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
-from jestbench.disk import PROJECT, command_name
+from jestbench.disk import PROJECT, command_name, user_path
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records, worth_keeping
@@ -226,13 +226,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=command_name("sweep"),
         description="Run a W&B sweep file on this machine without a server, and compare its arms.",
     )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    parser.add_argument("sweep", type=user_path, metavar="SWEEP.yaml")
     parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")
     parser.add_argument("--count", type=int, help="most arms to run")
     parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
-    parser.add_argument("--out", type=Path, help="default: runs/<name of the sweep>")
+    parser.add_argument("--out", type=user_path, help="default: runs/<name of the sweep>")
     parser.add_argument(
-        "--logs", type=Path, metavar="DIR", help="keep the records of finished arms there; run none that it holds"
+        "--logs", type=user_path, metavar="DIR", help="keep the records of finished arms there; run none that it holds"
     )
     arguments = parser.parse_args(argv)
 

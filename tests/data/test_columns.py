@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from jestbench.batch import DataError, Selection
 from jestbench.data.cascade import Cascade, CascadePlan
 from jestbench.data.fetch import WorkerFetch
 from jestbench.data.loader import Loader
+from jestbench.data.sources.columns import keys_of
 from jestbench.data.sources.csv_tables import Csv
 from jestbench.data.sources.hugging_face import HuggingFace
 from jestbench.data.sources.lanes import START, LaneReader
@@ -95,6 +97,11 @@ def streamed(pool: str, **bound: Any) -> Any:
     return LaneReader(stream.split("pool").shards)((0, 0, START, 100))
 
 
+def lost_in(chunk: Any) -> Counter[str]:
+    """What a chunk left out."""
+    return sum(map(Counter, (*chunk.lost_N, chunk.rest)), Counter())
+
+
 # Reading
 
 
@@ -130,7 +137,7 @@ def test_a_missing_number_is_damage_that_is_counted_never_zero(tmp_path, name):
     if kind is Stream:
         chunk = streamed(pool, **bound)
         assert sorted(chunk.captions) == sorted(caption(i) for i in whole)
-        assert sum(chunk.damaged_N) + chunk.rest == 2
+        assert lost_in(chunk)["damaged"] == 2
         assert "no value of similarity" in chunk.examples
         return
     split = opened(kind, tmp_path, pool, **bound)
@@ -207,13 +214,72 @@ def test_a_list_of_uids_restricts_the_pool_alone(tmp_path, ending):
         if kind is Stream:
             chunk = streamed(pool, uids=str(path))
             assert sorted(chunk.captions) == sorted(caption(i) for i in wanted)
-            assert sum(chunk.damaged_N) + chunk.rest == 0
+            assert lost_in(chunk) == {"outside_uids": COUNT - 3}
             continue
         made = source(kind, tmp_path, pool, eval=pool, uids=str(path))
         split = made.split("pool")
         assert [*split.captions] == [caption(i) for i in sorted(wanted)]
         assert split.facts["beside"]["pool"] == {"outside_uids": COUNT - 3, "uids_without_pair": 1}
         assert len(made.split("eval")) == COUNT
+
+
+def test_numbers_are_joined_to_the_pairs_of_a_stream_as_to_those_of_an_index(tmp_path):
+    pytest.importorskip("pyarrow")
+    known = [9, 3, 0, 7, 1, 2, 5]
+    table_at(tmp_path / "a.parquet", {"uid": [UIDS[i] for i in known], "clip": [i / 10 for i in known]})
+    shards, bound = shards_at(tmp_path / "x.tar"), {"columns": ("clip", "json.similarity"), "metadata": "*.parquet"}
+    indexed, chunk = opened(WebDataset, tmp_path, shards, **bound), streamed(shards, **bound)
+    stream = Stream(shards, Synthetic(eval=4), image_size=16, caption="json.caption", lanes=1, **bound).split("pool")
+    assert set(stream.column_names) == set(stream.example().columns) == set(indexed.columns)
+    order = [indexed.captions[:].index(text) for text in chunk.captions]
+    assert sorted(order) == list(range(len(known)))
+    for column, name in enumerate(stream.column_names):
+        assert np.allclose(chunk.value_NC[:, column], indexed.columns[name][order])
+    assert lost_in(chunk) == {"damaged": COUNT - len(known), "damaged/no value of clip": COUNT - len(known)}
+    lacking = [f"{shards}: {i:03d}: uid {UIDS[i]}" for i in range(COUNT) if i not in known]
+    assert chunk.examples["no value of clip"] in lacking
+    assert set(chunk.uids) == {UIDS[i] for i in known}
+    with pytest.raises(DataError, match=r"stream\.metadata = '\*\.pq': no such file, neither beside the shards"):
+        streamed(shards, **bound | {"metadata": "*.pq"})
+    with pytest.raises(DataError, match=r"stream\.metadata = '\*\.pq': no such file$"):
+        streamed(f"pipe:cat {shards}", **bound | {"metadata": "*.pq"})
+
+
+def test_a_stream_whose_lists_changed_is_other_data(tmp_path):
+    pytest.importorskip("pyarrow")
+    shards, path = shards_at(tmp_path / "x.tar"), tmp_path / "uids.txt"
+
+    def fingerprint() -> str:
+        return (
+            Stream(shards, Synthetic(eval=4), caption="json.caption", lanes=1, uids=str(path)).split("pool").fingerprint
+        )
+
+    path.write_text(UIDS[3], encoding="utf-8")
+    before = fingerprint()
+    assert before == fingerprint()
+    path.write_text(f"{UIDS[3]}\n{UIDS[4]}", encoding="utf-8")
+    assert fingerprint() != before
+
+
+def test_a_stream_whose_shard_was_packed_anew_is_other_data(tmp_path):
+    shards = shards_at(tmp_path / "x.tar")
+
+    def fingerprint(url: str) -> str:
+        return Stream(url, Synthetic(eval=4), caption="json.caption", lanes=1).split("pool").fingerprint
+
+    before = [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    assert before == [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    shards_at(tmp_path / "x.tar", [FIELDS[1], FIELDS[0], *FIELDS[2:]])
+    after = [fingerprint(url) for url in (shards, f"file:{shards}", f"pipe:cat {shards}")]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False], (
+        "a pipe is not known"
+    )
+
+
+@pytest.mark.parametrize("uids", [["0" * 32, "f" * 32, "1" * 31], ["0" * 32, "é" * 32], ["ab " * 10 + "ab", "0" * 32]])
+def test_a_uid_has_the_same_key_alone_and_among_others(uids):
+    assert [keys_of([uid])[0].tolist() for uid in uids] == keys_of(uids).tolist()
+    assert len(np.unique(keys_of(uids))) == len(uids)
 
 
 def test_uids_that_are_no_hexadecimal_digits_and_a_list_of_none_of_the_pool(tmp_path):

@@ -80,7 +80,7 @@ def lane_pairs(shards: Shards, epoch: int = 0) -> tuple[set[Pair], int]:
         assert chunk.ended
         pairs += zip(chunk.key_N2[:, 0].tolist(), chunk.captions, strict=True)
         assert [content_key(text.encode()) for text in chunk.captions] == chunk.key_N2[:, 1].tolist()
-        damaged += sum(chunk.damaged_N) + chunk.rest
+        damaged += sum(lost.get("damaged", 0) for lost in (*chunk.lost_N, chunk.rest))
     assert len(set(pairs)) == len(pairs)
     return set(pairs), damaged
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import jpeg
 
-from jestbench.batch import DataError, split_counts
+from jestbench.batch import FULL, DataError, split_counts
+from jestbench.config import resolve
+from jestbench.cost.price import Price
 from jestbench.data.fetch import WorkerFetch
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import content_key
 from jestbench.data.sources.csv_tables import Csv
-from jestbench.data.splits import check_split, names_in, split_of
+from jestbench.data.splits import check_split, names_in, split_of, unranked
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
+from jestbench.disk import key_text
 from jestbench.launch.command import main
 from jestbench.model.tokenizer_choice import TokenizerChoice
+from jestbench.runs.open_folder import recorded
+from jestbench.runs.saved_model import towers_of
 
 WORLD = Synthetic(pool=120, curated=40, holdout=30, eval=16, columns=("similarity", "other"))
+WORLD_OF_RUNS = Synthetic(pool=120, curated=64, eval=16)
 QUICK = ["run.device=cpu", "log.progress=False", "log.every=1", "evaluate.points=2", "wandb.mode=disabled"]
 TINY = ["--gin_file", "gin/run/tiny.gin", *QUICK, "synthetic.pool=120", "synthetic.curated=64", "synthetic.eval=16"]
 TOP = "pool[top=0.25, by=column:similarity]"
@@ -62,7 +70,7 @@ def test_parts_by_another_column_or_share_are_other_data():
         ("pool[top=5, by=column:a]", "top a share in"),
         ("pool[top=0, by=column:a]", "top a share in"),
         ("pool[by=column:a]", "written 'pool"),
-        ("pool[top=0.1, by=reference]", "by names a column"),
+        ("pool[top=0.1, by=learner]", "by names a column.*by=reference .run.reference., by=scorer"),
         ("pool[top=0.1, by=column:]", "by names a column"),
         ({}, "mixes no split"),
         ({"pool": 0}, "the share of 'pool' is a positive number"),
@@ -99,6 +107,142 @@ def test_a_reference_is_trained_on_the_top_of_the_pool(tmp_path, monkeypatch, ca
     assert top.batch(torch.arange(30)).marks["noisy"].float().mean() == 0
     assert main([*TINY, "run.split='pool[top=2, by=column:x]'", "--check"]) == 2
     assert "'pool[top=0.05, by=column:similarity]'" in capsys.readouterr().err
+
+
+# The largest own scores under a frozen model
+
+WORDS = [*TINY, "run.budget=None", "budget.steps=3", "run.batch_size=8", "run.super_batch_size=16", "run.checkpoints=2"]
+OWN = ("gin/run/tiny_reference.gin", "run.split=pool", "run.budget=3e9", "run.batch_size=16")
+BY = "pool[top=0.25, by=reference]"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> str:
+    """The folder of a reference."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JESTBENCH_CACHE", str(folder / "cache"))
+        file, *bindings = OWN
+        assert (
+            main(["--gin_file", file, *bindings, *QUICK, "synthetic.pool=120", "--run_dir", str(folder / "run")]) == 0
+        )
+    return str(folder / "run")
+
+
+def cosines_of(folder: str, pairs: Any) -> np.ndarray:
+    model = towers_of(Path(folder), "contrastive")
+    batch = pairs.batch(torch.arange(len(pairs)))
+    with torch.no_grad():
+        image_ND = model.encode_image(batch.images_BCHW, FULL, batch.image_key_B)
+        text_ND = model.encode_text(batch.tokens(model.tokenizer), FULL)
+    return (image_ND.double() * text_ND.double()).sum(1).numpy()
+
+
+def spent_on_scores(run_dir: Path) -> tuple[int, int]:
+    flops = summary_of(run_dir)["flops"]
+    return flops["reference_score"], flops["pairwise"]
+
+
+@pytest.mark.parametrize("split", [BY, {BY: 0.5, "curated": 0.5}], ids=str)
+def test_the_top_by_a_references_own_scores_is_that_of_its_cosines_and_is_charged_once(
+    split, reference, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    command = [*WORDS, f"run.split={split!r}", f"run.reference={reference!r}", "log.chosen=True"]
+    assert main([*command, "--price"]) == 0
+    said = re.search(
+        r"own scores of 120 pairs, by which the split takes its top: ([\d,]+) FLOPs", capsys.readouterr().out
+    )
+    assert said is not None
+    for name in ("cold", "warm"):
+        assert main([*command, "--run_dir", str(tmp_path / name)]) == 0
+        assert ("scoring the 120 pairs" in capsys.readouterr().err) == (name == "cold"), "kept by digest"
+    pool = WORLD_OF_RUNS.split("pool")
+    best = {key_text(key) for key in pool.image_key_N[np.argsort(-cosines_of(reference, pool), kind="stable")[:30]]}
+    rows = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "cold" / "chosen.parquet").to_pylist()
+    curated = {key_text(key) for key in WORLD_OF_RUNS.split("curated").image_key_N}
+    drawn = {row["key"] for row in rows}
+    assert drawn - curated <= best
+    assert drawn <= best if isinstance(split, str) else drawn & curated
+    plain = [*WORDS, f"run.split={'curated'!r}", "--run_dir", str(tmp_path / "plain")]
+    assert main(plain) == 0
+    (scored, pairwise), (nothing, of_loss) = spent_on_scores(tmp_path / "cold"), spent_on_scores(tmp_path / "plain")
+    assert nothing == 0 < scored
+    assert int(said[1].replace(",", "")) == scored + pairwise - of_loss
+    price = Price.of(towers_of(Path(reference), "contrastive"), pool.example())
+    images, texts = len(set(pool.image_key_N.tolist())), len(pool.text_key_N.unique())
+    assert scored == 2 * (images * price.image + texts * price.text)
+    assert spent_on_scores(tmp_path / "warm") == (scored, pairwise), "whatever lies on the disk"
+
+
+@pytest.mark.parametrize("accounting", ["online", "first_sight", "amortised"])
+def test_what_a_split_has_scored_is_charged_to_the_policy_by_the_same_accounting(
+    accounting, reference, tmp_path, monkeypatch, capsys
+):
+    """The policy's scores of pairs that the split was chosen by are no first sights; resumed exactly."""
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    jest = ["--gin_file", "gin/policy/jest.gin", f"run.reference={reference!r}"]
+    command = [*WORDS, *jest, f"run.split={BY!r}", f"run.reference_accounting={accounting}"]
+    assert main([*command, "--price"]) == 0
+    out = capsys.readouterr().out
+    ranking = int(re.search(r"takes its top: ([\d,]+) FLOPs", out)[1].replace(",", ""))
+    assert main([*command, "--run_dir", str(tmp_path / "whole")]) == 0
+    kill_before(2, [*command, "--run_dir", str(tmp_path / "cut")])
+    shutil.rmtree(tmp_path / "cache" / "own_scores")
+    assert main([*command, "--resume", "--run_dir", str(tmp_path / "cut")]) == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    flops = summary_of(tmp_path / "whole")["flops"]
+    model, pool = towers_of(Path(reference), "contrastive"), WORLD_OF_RUNS.split("pool")
+    price = Price.of(model, pool.example())
+    each = 2 * (price.image + price.text)
+    of_pool = 2 * (len(set(pool.image_key_N.tolist())) * price.image + len(pool.text_key_N.unique()) * price.text)
+    wanted = {"online": (120 + 3 * 16) * each, "first_sight": of_pool, "amortised": 0}
+    assert flops["reference_score"] == wanted[accounting]
+    pairs = len({*zip(pool.image_key_N.tolist(), pool.text_key_N.tolist(), strict=True)})
+    once = of_pool + 2 * pairs * model.width
+    assert summary_of(tmp_path / "whole")["flops_amortised"] == (once if accounting == "amortised" else 0)
+    assert ranking == {"online": 120 * (each + 2 * model.width), "first_sight": once, "amortised": 0}[accounting]
+    if accounting == "first_sight":
+        assert "first sights in 3 steps: 0 FLOPs" in out
+
+
+def test_a_reference_is_trained_on_the_top_by_another_ones_scores(reference, tmp_path, monkeypatch, capsys):
+    """The way in without a curated set and without a column; the top by a pair scorer's grades alike."""
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    own = ("gin/run/tiny_reference.gin", f"run.split={BY!r}", f"run.reference={reference!r}", *OWN[2:])
+    command = [*WORDS, "--gin_file", "gin/policy/jest.gin", f"run.reference={own!r}"]
+    assert main([*command, "--check", "--verbose"]) == 0
+    said = "not checked: the top of the 120 pairs of synthetic/pool by the reference; its first pairs stand in"
+    assert said in capsys.readouterr().out
+    assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
+    found = summary_of(summary_of(tmp_path / "run")["references"][0]["run_dir"])
+    assert (found["data"]["split"], found["data"]["pairs"]) == (BY, 30)
+    assert found["flops"]["reference_score"] > 0
+    assert found["pretrain_flops"]["reference"] == summary_of(reference)["flops"]["total"]
+    capsys.readouterr()
+    graded = ["run.split='pool[top=0.5, by=scorer]'", "run.scorer=('gin/run/tiny_cappy.gin', 'run.budget=2e9')"]
+    assert main([*WORDS, *graded, "--run_dir", str(tmp_path / "graded")]) == 0
+    graded_end = summary_of(tmp_path / "graded")
+    assert graded_end["data"]["pairs"] == 60
+    assert graded_end["flops"]["scorer_score"] > 0 == graded_end["flops"]["reference_score"]
+
+
+def test_two_arms_by_two_references_are_two_arms_and_what_cannot_rank_is_refused(reference, tmp_path, capsys):
+    def arm(*more: str) -> str:
+        return resolve.resolve(TINY[1:2], [*WORDS[2:], f"run.split={BY!r}", *more], recorded=recorded).config_hash
+
+    here = arm(f"run.reference={reference!r}")
+    assert here != arm(f"run.reference={OWN!r}")
+    assert here != arm(f"run.reference={reference!r}", "run.reference_accounting=online")
+    assert main([*WORDS, f"run.split={BY!r}", "--check"]) == 2
+    assert f"run.split = {BY!r} needs a reference: bind run.reference" in capsys.readouterr().err
+    twin = ["--gin_file", "gin/policy/rho_loss_twin.gin", f"run.reference={OWN!r}"]
+    assert main([*WORDS, *twin, f"run.split={BY!r}", "--check"]) == 2
+    assert "run.twin scores by two" in capsys.readouterr().err
+    little = ["run.budget=3e7", "budget.steps=None", "run.batch_size=1", f"run.reference={reference!r}"]
+    assert main([*WORDS, *little, f"run.split={BY!r}", "--run_dir", str(tmp_path / "poor")]) == 2
+    assert "scoring the pool to take its top spends" in capsys.readouterr().err
+    assert unranked({BY: 1, TOP: 1, "curated": 1}) == f"pool+{TOP}+curated"
 
 
 # Mixtures
@@ -210,6 +354,15 @@ def test_a_run_of_a_mixture_resumes_exactly_and_says_how_it_walks(tmp_path, monk
         "curated": {"pairs": 64, "a_super_batch": 8, "steps_an_epoch": 8, "left_out_an_epoch": 0},
     }
     assert end["data"]["walk"]["epochs"] == 1.8, "of the split that is walked through most often"
+
+
+@pytest.mark.parametrize("words", ["--check", "--price"])
+def test_a_mixture_of_a_small_share_is_checked_and_priced(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    run = [*TINY, "run.batch_size=50", "run.budget=1e9", "synthetic.curated=16"]
+    assert main([*run, "run.split={'pool': 0.98, 'curated': 0.02}", words]) == 0
+    assert main([*run, "run.split={'pool': 0.998, 'curated': 0.002}", words]) == 3
+    assert "run.split gives curated a share of which nothing is left in 50 pairs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("binding", ["run.cascade=@cascade()", "run.half=0", "run.augment=@random_resized_crop()"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import summary_of
+from helpers import kill_before, rows_of, summary_of
 from photos import caption, encoded, jpeg, photo, tar_of
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -299,11 +300,53 @@ def test_damaged_pairs_stand_on_one_page_of_the_run(tmp_path, monkeypatch):
     assert "| empty caption | 1 | " in evaluated
     counts = summary_of("out")["data"]["counts"]
     assert counts["damaged"] > 0
-    assert f"{counts['damaged']} of {counts['read']} reads met a damaged pair" in read
+    assert f"{counts['damaged']} of {counts['read']} reads gave a damaged pair" in read
     table_of(tmp_path / "whole.csv", "filepath,title\n" + "".join(f"{i}.jpg,number {i}\n" for i in range(4, 12)))
     assert command.main([*run, "csv.pool='whole.csv'", "csv.eval='whole.csv'", "--run_dir", "whole"]) == 0
     assert not Path("whole/damage.md").exists()
     assert "damage_page" not in summary_of("whole")["data"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["csv", "webdataset", "huggingface", "stream"])
+def test_images_that_break_when_they_are_decoded_are_shown_by_kind_with_their_place(
+    tmp_path, monkeypatch, kind, workers
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    contents = [jpeg(i)[:-60] if i in (3, 8) else jpeg(i) for i in range(12)]
+    texts = [f"a photo of number {i}" for i in range(12)]
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i:03d}.jpg").write_bytes(content)
+    if kind == "csv":
+        rows = "".join(f"{i:03d}.jpg,{text}\n" for i, text in enumerate(texts))
+        pool, shown = table_of(tmp_path / "x.csv", f"filepath,title\n{rows}"), r"\S*00[38]\.jpg"
+    elif kind != "huggingface":
+        pairs = [[(f"{i:03d}.jpg", contents[i]), (f"{i:03d}.txt", texts[i].encode())] for i in range(12)]
+        pool, shown = (
+            tar_of(tmp_path / "x.tar", [member for pair in pairs for member in pair]),
+            r"x\.tar: 00[38](\.jpg)?",
+        )
+    else:
+        pool, shown = tmp_path / "x.parquet", r"x\.parquet, row [38]"
+        parquet.write_table(pytest.importorskip("pyarrow").table({"image": contents, "text": texts}), pool)
+    quick = ["run.device=cpu", "log.progress=False", "wandb.mode=disabled", "run.budget=None", "budget.steps=9"]
+    indexed = "webdataset" if kind == "stream" else kind
+    run = ["--gin_file", f"gin/run/{indexed}.gin", f"{indexed}.pool='{pool}'", "run.batch_size=8", *quick]
+    if kind == "stream":
+        run += ["--gin_file", "gin/data/stream.gin", f"stream.shards='{pool}'", "stream.lanes=1"]
+    run += [f"{indexed}.eval='{pool}'", f"{indexed}.verify=()", "evaluate.split='eval'", "evaluate.limit=2"]
+    run += [f"loader.workers={min(workers, 1 if kind == 'stream' else workers)}", f"{indexed}.image_size=32"]
+    run += [f"{kind}.image_size=32", f"{kind}.max_damaged=1.0", "run.checkpoints=3", "log.every=1"]
+    command_of_run = [*run, "--run_dir", "out"]
+    kill_before(6, command_of_run)
+    assert command.main([*command_of_run, "--resume"]) == 0
+    read = Path("out/damage.md").read_text(encoding="utf-8").partition("## While the run read")[2]
+    counts = summary_of("out")["data"]["counts"]
+    assert counts["damaged"] > 4
+    assert re.search(rf"\| undecodable image \| {counts['damaged']:.0f} \| \S*{shown}: OSError: ", read), read
+    assert not any("/" in name.removeprefix("data/") for name in rows_of("out")[-1] if name.startswith("data/"))
 
 
 # Images

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import CLIP, TEXTS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
+from foreign_models import CLIP, COCA, SIGLIP, TEXTS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
 from helpers import kill_before, outcome, own_surroundings, rows_of, small_world, summary_of
 
+from jestbench import compare_runs
 from jestbench.batch import FULL, View
 from jestbench.config.resolve import resolve
 from jestbench.cost.price import Price
@@ -27,25 +28,6 @@ from jestbench.runs.loaded_model import load_model
 from jestbench.runs.open_folder import recorded
 from jestbench.runs.saved_model import towers_of
 
-SIGLIP = CLIP | {
-    "init_logit_bias": -10,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 160,
-        "timm_model_name": "test_vit",
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-        "timm_proj": "none",
-    },
-    "embed_dim": 64,
-    "text_cfg": CLIP["text_cfg"] | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
-}
-COCA = CLIP | {
-    "custom_text": True,
-    "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    "vision_cfg": CLIP["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-    "text_cfg": CLIP["text_cfg"] | {"embed_cls": True, "output_tokens": True},
-}
 QUICK = CLIP | {"quick_gelu": True, "vision_cfg": CLIP["vision_cfg"] | {"no_ln_pre": True}}
 
 
@@ -233,8 +215,7 @@ def test_what_cannot_begin_is_refused(
 def test_the_shipped_stage_is_checked_and_priced_on_small_models(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    siglip = SIGLIP | {"vision_cfg": SIGLIP["vision_cfg"] | {"image_size": 160}}
-    other = open_clip_folder(tmp_path / "other", seed=3, config=siglip, resize_mode="squash")
+    other = open_clip_folder(tmp_path / "other", seed=3, config=SIGLIP, resize_mode="squash")
     models = {"start": folders["siglip"], "teacher": other}
     words = [f"{scope}/open_clip.model=local-dir:{folder}" for scope, folder in models.items()]
     words += [f"{scope}/open_clip.pretrained=''" for scope in models]
@@ -253,6 +234,6 @@ def test_the_comparison_shows_a_start_apart(folders: dict[str, Path], tmp_path: 
         words = [f"open_clip.pretrain_flops={flops}", f"run.arm={arm}"]
         assert main([*plain, *words, "--run_dir", str(tmp_path / arm)]) == 0
     arms = [tmp_path / "stated", tmp_path / "unknown"]
-    said = " ".join(str(compare_runs(arms, baseline="stated", out=tmp_path / "out")).split())
+    said = " ".join(str(compare_runs(arms, "zero_shot_nll", baseline="stated", out=tmp_path / "out")).split())
     assert "stated: training began from open_clip clip, whose 1 GFLOP are in no figure" in said
     assert "unknown: training began from open_clip clip, whose unknown FLOPs are in no figure" in said

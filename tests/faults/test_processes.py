@@ -56,7 +56,7 @@ def fail() -> None:
 
 
 @fault("processes", "one process fails", "its error, in one line; the others say that they end with it", "nothing")
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_process_that_fails_says_why_and_no_other(tmp_path: Path, failing: int) -> None:
     def work(rank: int) -> int:
         if rank == failing:
@@ -74,7 +74,7 @@ def test_the_process_that_fails_says_why_and_no_other(tmp_path: Path, failing: i
 
 
 @fault("processes", "one process is killed", "the others end within seconds, and say why")
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_others_end_when_one_is_killed(tmp_path: Path, killed: int) -> None:
     def work(rank: int) -> int:
         if rank == killed:
@@ -88,7 +88,7 @@ def test_the_others_end_when_one_is_killed(tmp_path: Path, killed: int) -> None:
 
 
 @fault("processes", "one process hangs", "the others give up after 10 minutes and name it", "as for a kill")
-@pytest.mark.parametrize("hanging", [0, 1])
+@pytest.mark.parametrize("hanging", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_hangs_is_named(tmp_path: Path, hanging: int) -> None:
     def work(rank: int) -> int:
         impatient(2)
@@ -109,6 +109,7 @@ def test_a_process_that_hangs_is_named(tmp_path: Path, hanging: int) -> None:
 @fault(
     "processes", "one process is busy for longer than the limit, while the others wait in a collective", "it is named"
 )
+@pytest.mark.slow
 def test_a_process_that_stays_away_is_told_from_one_that_is_dead(tmp_path: Path) -> None:
     def work(rank: int) -> int:
         impatient(1.5)
@@ -124,6 +125,7 @@ def test_a_process_that_stays_away_is_told_from_one_that_is_dead(tmp_path: Path)
     assert "for process 1, which lives but has not come there" in both[0].said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_rank_0_may_work_alone_for_longer_than_the_limit(tmp_path: Path) -> None:
     """Preparation and a reference's training take hours; the others wait as long as there are signs of life."""
 
@@ -139,6 +141,7 @@ def test_rank_0_may_work_alone_for_longer_than_the_limit(tmp_path: Path) -> None
 
 
 @fault("processes", "rank 0 hangs while it works alone (preparation, a reference)", "the others give up and name it")
+@pytest.mark.slow
 def test_rank_0_that_hangs_alone_is_named(tmp_path: Path) -> None:
     def work(rank: int) -> int:
         impatient(1.5)

@@ -85,6 +85,7 @@ BEFORE_THE_ARM: dict[str, tuple[Any, str, int]] = {
     "between reference and arm": (TRAIN, "castings_of", 2),
 }
 """Phases, each by the call of a function in which the request comes; the reference has three steps."""
+ALIKE = {"data is prepared", "the reference's folder is opened", "the reference is trained", "the reference's summary"}
 OF_THE_ARM: dict[str, tuple[Any, str, int]] = {
     "the arm is built": (TRAIN, "build_stages", 1),
     "the first evaluation": (Recorder, "_evaluate", 1),
@@ -115,7 +116,9 @@ def stopped(words: Sequence[str], run_dir: Path, phase: tuple[Any, str, int]) ->
 @fault(
     "stops", "SIGTERM before the arm's first step (start, preparation, reference, its last step)", "status 130 at once"
 )
-@pytest.mark.parametrize("phase", BEFORE_THE_ARM)
+@pytest.mark.parametrize(
+    "phase", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in BEFORE_THE_ARM]
+)
 def test_a_stop_before_the_arm(
     whole: tuple[Any, ...],
     tmp_path: Path,
@@ -188,7 +191,7 @@ exec(compile(open(__file__).read(), __file__, "exec"))
 
 
 @fault("stops", "SIGTERM while modules are imported, from the first statement of `tools/run.py` on", "130, no folder")
-@pytest.mark.parametrize("imports", [1, 5, 60, 500, 1500])
+@pytest.mark.parametrize("imports", [1, 60, 1500])
 def test_a_stop_from_the_first_statement_on(tmp_path: Path, imports: int) -> None:
     words = ["-c", AT_IMPORT, str(imports), *JEST, "--run_dir", str(tmp_path / "run")]
     begin = time.monotonic()

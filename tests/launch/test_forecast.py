@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 from helpers import small_world, summary_of
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 
 from jestbench.config import resolve
 from jestbench.config.run import Resolved
+from jestbench.launch import charges, forecast
+from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main
-from jestbench.launch.forecast import StepPrice, factor_to_pay, pretraining, steps_bought
+from jestbench.launch.forecast import StepPrice, factor_to_pay, pretraining
 
 WORLD = small_world(8, 24)
 REFERENCE = ("gin/run/tiny_irreducible.gin", *WORLD, "run.split=pool", "run.budget=3e8")
@@ -23,28 +24,13 @@ def arm(policy: str) -> Resolved:
     return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*WORLD, f"run.reference={REFERENCE!r}"])
 
 
-@pytest.fixture(scope="module")
-def learnability() -> Resolved:
-    return arm("learnability")
-
-
-@given(
-    total=st.integers(2, 900),
-    once=st.integers(1, 900),
-    budget=st.integers(1, 60_000),
-    pool=st.one_of(st.none(), st.integers(24, 600)),
-    accounting=st.sampled_from(["online", "first_sight", "amortised"]),
-)
-def test_steps_are_counted_until_the_budget_is_spent(learnability, total, once, budget, pool, accounting):
-    """Step after step: the reference's part is charged in the first pass over the pool alone, unless it is online."""
-    once = min(once, total - 1) if accounting != "amortised" else 0
-    run = replace(learnability.run, budget=budget, reference_accounting=accounting)
-    price = StepPrice({"learner_train": total - once, "reference_score": once}, 1, 1.0, once)
-    spent = steps = 0
+@given(each=st.integers(1, 900), new=st.lists(st.integers(0, 900), max_size=20), budget=st.integers(0, 60_000))
+def test_steps_are_counted_until_the_budget_is_spent(each, new, budget):
+    found, spent, steps = Charges(each, new), 0, 0
     while spent < budget:
-        again = accounting == "first_sight" and pool is not None and steps >= pool // 24
-        spent, steps = spent + total - (once if again else 0), steps + 1
-    assert steps_bought(replace(learnability, run=run), price, pool) == steps
+        spent, steps = spent + each + (new[steps] if steps < len(new) else 0), steps + 1
+    assert found.steps(budget) == steps
+    assert found.total(steps) == spent
 
 
 def test_both_halves_of_a_twin_are_trained_and_forecast():
@@ -55,17 +41,12 @@ def test_both_halves_of_a_twin_are_trained_and_forecast():
 # What it takes to pay
 
 
-@pytest.mark.parametrize(
-    ("accounting", "spent"), [("online", 6 * 90), ("first_sight", 6 * 90 - 2 * 40), ("amortised", 6 * 50)]
-)
-def test_the_factor_to_pay_by_hand(learnability, accounting, spent):
-    """Six steps over a pool of four super-batches, 90 FLOPs each and 40 of them the reference's; uniform's has 20."""
-    once = 0 if accounting == "amortised" else 40
-    price = StepPrice({"learner_train": 50, "reference_score": once}, 20, 1.0, once)
-    resolved = replace(learnability, run=replace(learnability.run, reference_accounting=accounting))
-    assert factor_to_pay(resolved, price, 96, 6, once=7, pretrained=100) == pytest.approx((spent + 107) / (6 * 20))
-    endless = 6 * 50 if accounting == "amortised" else 6 * 90
-    assert factor_to_pay(resolved, price, None, 6, once=0, pretrained=0) == pytest.approx(endless / (6 * 20))
+def test_the_factor_to_pay_by_hand():
+    """Six steps, 50 FLOPs each and 40 more in four of them; uniform's has 20."""
+    price = StepPrice({"learner_train": 50, "reference_score": 40}, 20, 1.0, 40)
+    found = Charges(50, [40] * 4)
+    assert factor_to_pay(price, found, 6, once=7, pretrained=100) == pytest.approx((6 * 50 + 160 + 107) / (6 * 20))
+    assert factor_to_pay(price, found, 3, once=0, pretrained=0) == pytest.approx(3 * 90 / (3 * 20))
 
 
 TO_PAY = re.compile(
@@ -89,14 +70,7 @@ def test_the_factor_to_pay_is_what_runs_spend(policy, more, tmp_path, capsys, mo
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     files = ["--gin_file", "gin/run/tiny.gin", "--gin_file", f"gin/policy/{policy}.gin"]
     stands = [] if policy == "uniform" else [f"run.reference={REFERENCE!r}"]
-    # Whole super-batches, each pair once: the reference sees the same pairs as new as the forecast does.
-    quiet = [
-        "synthetic.pool=96",
-        "synthetic.duplicates=0.0",
-        "wandb.mode=disabled",
-        "evaluate.points=1",
-        "run.checkpoints=1",
-    ]
+    quiet = ["wandb.mode=disabled", "evaluate.points=1", "run.checkpoints=1"]
     command = [*files, *WORLD, *quiet, *stands, *more]
     assert main([*command, "--price"]) == 0
     found = TO_PAY.search(capsys.readouterr().out)
@@ -108,8 +82,8 @@ def test_the_factor_to_pay_is_what_runs_spend(policy, more, tmp_path, capsys, mo
     step = plain["flops"]["total"] / plain["steps"]
     spent, pretrained = arm["flops"]["total"], sum(arm["pretrain_flops"].values())
     assert int(found[1].replace(",", "")) == arm["steps"]
-    # Halves of a super-batch vary in size; captions that repeat are charged once, and are forecast as new.
-    loose = 0.02 if policy == "rho_loss_twin" else 0.03 if more == ("run.budget=1.5e9",) else 0
+    # Halves of a super-batch vary in size, and with them the products of one half's scores.
+    loose = 0.02 if policy == "rho_loss_twin" else 0
     assert float(found[3]) == pytest.approx((spent + pretrained) / (arm["steps"] * step), abs=6e-4, rel=loose)
     assert float(found[2].replace(",", "")) == pytest.approx(
         float(found[3]) * arm["steps"], abs=1 + 1e-3 * arm["steps"]
@@ -117,3 +91,52 @@ def test_the_factor_to_pay_is_what_runs_spend(policy, more, tmp_path, capsys, mo
     assert (found[4] is not None) == bool(pretrained)
     if found[4]:
         assert float(found[4]) == pytest.approx(spent / (arm["steps"] * step), abs=6e-4, rel=loose)
+
+
+FIRST = re.compile(r"first sights in ([\d,]+) steps: ([\d,]+) FLOPs")
+MIXED = "run.split={'pool': 0.6, 'curated': 0.4}"
+
+
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [
+        ("jest", (MIXED, "budget.steps=9")),
+        ("jest", (MIXED, "run.budget=4e9")),
+        ("jest", ("run.split={'pool': 1, 'holdout': 1, 'curated': 2}", "budget.steps=7")),
+        ("rho_loss_twin", (MIXED, "budget.steps=9")),
+        ("jest", ("budget.steps=11",)),
+    ],
+    ids=str,
+)
+def test_first_sights_are_forecast_exactly_where_each_split_walks_its_own_epochs(
+    policy, more, tmp_path, capsys, monkeypatch
+):
+    """Tails that a later epoch draws, captions that repeat in both splits, epochs of other lengths."""
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    command = ["--gin_file", "gin/run/tiny.gin", "--gin_file", f"gin/policy/{policy}.gin", *WORLD]
+    command += [f"run.reference={REFERENCE!r}", "evaluate.points=1", "run.checkpoints=1", "wandb.mode=disabled"]
+    command += ["run.budget=None", *more] if "run.budget" not in str(more) else more
+    assert main([*command, "--price"]) == 0
+    found = FIRST.search(capsys.readouterr().out)
+    assert found is not None
+    assert main([*command, "--run_dir", str(tmp_path / "arm")]) == 0
+    arm = summary_of(tmp_path / "arm")
+    assert int(found[1].replace(",", "")) == arm["steps"]
+    assert int(found[2].replace(",", "")) == arm["flops"]["reference_score"]
+
+
+def test_behind_the_keys_that_are_looked_at_a_pair_is_new_in_its_splits_first_epoch(monkeypatch):
+    resolved = resolve.resolve(
+        ["gin/run/tiny.gin", "gin/policy/jest.gin"], [*WORLD, MIXED, f"run.reference={REFERENCE!r}"]
+    )
+    stages, _ = forecast._built_on(resolved)
+    price = forecast.step_price_of(resolved, stages)
+    exact = charges_of(resolved, stages, price, 50)
+    monkeypatch.setattr(charges, "STEPS", 0)
+    closed = charges_of(resolved, stages, price, 50)
+    # Of 24 pairs 14 of the 100 of the pool, in 7 steps; 10 of the 64 of curated, in 6.
+    assert list(closed.new) == [price.first_sight] * 6 + [price.first_sight * 14 // 24]
+    assert len(exact.new) > 7
+    assert sum(exact.new) == pytest.approx(sum(closed.new), rel=0.15)
+    monkeypatch.setattr(charges, "STEPS", 4)
+    assert charges_of(resolved, stages, price, 50).new == [*exact.new[:4], *closed.new[4:]]

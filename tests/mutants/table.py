@@ -605,9 +605,9 @@ SUPER_BATCHES = (
 FORECASTS = (
     Mutant(
         "a reference is forecast at every pass over the pool",
-        FORECAST,
-        'first if resolved.run.reference_accounting == "online" else first - price.first_sight',
-        "first",
+        "jestbench/launch/charges.py",
+        "each = price.total - price.first_sight",
+        "each = price.total",
         PLANNED,
     ),
     Mutant(
@@ -628,7 +628,11 @@ FORECASTS = (
 
 COMMANDS = (
     Mutant(
-        "pre-training need not pay", FORECAST, "price.first_sight + once + pretrained", "price.first_sight", PLANNED
+        "pre-training need not pay",
+        FORECAST,
+        "charges.total(steps) + once + pretrained",
+        "charges.total(steps)",
+        PLANNED,
     ),
     Mutant(
         "the goal of a sweep is dropped",

@@ -11,8 +11,10 @@ import io
 import math
 import os
 import random
+import re
 import subprocess
 import sys
+import types
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -361,7 +363,7 @@ def tensors_of(scores: Scores) -> list[Tensor]:
 
 
 WRONG_BY_NAME: dict[str, tuple[object, ...]] = {
-    "gain": (-1.0, math.inf, math.nan, (1.0, -1.0), (math.nan, 1.0), (1.0,)),
+    "gain": (-1.0, math.inf),
     "chunks": (0, -1, math.nan, 2.5),
     "temperature": (-1.0, math.inf),
     "share": (-1.0, 2.0),
@@ -377,7 +379,11 @@ WRONG_BY_NAME: dict[str, tuple[object, ...]] = {
     "rounds": (0,),
     "name": ("",),
 }
-WRONG_BY_TYPE: dict[object, tuple[object, ...]] = {float: (math.nan,), Literal: ("nonsense",)}
+WRONG_BY_TYPE: dict[object, tuple[object, ...]] = {
+    float: (math.nan,),
+    types.UnionType: (math.nan, (1.0, -1.0), (math.nan, 1.0), (1.0,)),  # a number, or (from, to)
+    Literal: ("nonsense",),
+}
 
 
 def wrong_parameters() -> Iterator[Any]:
@@ -717,9 +723,10 @@ def conformance(tmp_path_factory: pytest.TempPathFactory) -> str:
         assert right in REMEMBERING
         spoilt = REMEMBERING.replace(right, wrong, 1).replace("NearTheMean", f"Spoilt{number}")
         sources.append(spoilt.replace("near_the_mean", f"spoilt{number}"))
+    sources += re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
     environment = installed(tmp_path_factory.mktemp("site"), "\n".join(sources), "near_the_mean")
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-rpf", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [str(Path(__file__)), "-k", "TestEvery and (near_the_mean or spoilt)"]
+    command += [str(Path(__file__)), "-k", "TestEvery and (near_the_mean or spoilt or loss_band or rising_loss)"]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
@@ -784,11 +791,14 @@ class TestRegistry:
         assert {name for name, _ in rows} == {*NAMES, "first_pairs"}
         assert dict(rows)["first_pairs"] == "The first pairs, by a package of somebody else."
 
-    def test_an_installed_policy_passes_the_suite(self, conformance: str) -> None:
-        rows = [row for row in conformance.splitlines() if "near_the_mean" in row]
+    @pytest.mark.parametrize("name", ["near_the_mean", "loss_band", "rising_loss"])
+    def test_an_installed_policy_passes_the_suite(self, name: str, conformance: str) -> None:
+        """One of its own, and those of the contributing guide."""
+        rows = [row for row in conformance.splitlines() if name in row]
         # Each test of a variant under both losses, each test of a policy once (of a wrong value: there is one, NaN).
         each = [sum(name.startswith("test_") for name in vars(suite)) for suite in (TestEveryVariant, TestEveryPolicy)]
-        assert [row.partition(" ")[0] for row in rows] == ["PASSED"] * (2 * each[0] + each[1])
+        wrong = len(WRONG_BY_NAME["gain"]) if name == "rising_loss" else 0  # of a parameter that the suite has more of
+        assert [row.partition(" ")[0] for row in rows] == ["PASSED"] * (2 * each[0] + each[1] + wrong)
 
     @pytest.mark.parametrize("fault", FAULTS)
     def test_one_with_a_fault_does_not(self, fault: str, conformance: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import kill_before, summary_of
-from photos import jpeg
+from photos import jpeg, tar_of
 
 from jestbench.batch import Batch, Selection
 from jestbench.data.pairs import content_key
@@ -91,6 +92,45 @@ def test_what_a_run_chose_is_exact_over_a_resume_and_is_the_next_runs_pool(tmp_p
         end = summary_of(next_run)["data"]
         assert end["pairs"] == len(rows)
         assert end["beside"]["pool"] == {"outside_uids": 20 - len(rows), "uids_without_pair": 0}
+
+
+def stream_of(tmp_path: Path) -> list[str]:
+    """A run over 4 shards of 6 pairs each, of which a list of uids names 20."""
+    for shard in range(4):
+        members = []
+        for i in range(6 * shard, 6 * shard + 6):
+            text = json.dumps({"uid": f"photo-{i}", "caption": f"a photo of number {i}"}).encode()
+            members += [(f"{i:03d}.jpg", jpeg(i)), (f"{i:03d}.json", text)]
+        tar_of(tmp_path / f"{shard}.tar", members)
+    (tmp_path / "uids.txt").write_text("".join(f"photo-{i}\n" for i in range(24) if i % 6 != 4), encoding="utf-8")
+    lines = ['include "gin/run/tiny.gin"', "run.data = @stream()", "stream.beside = @synthetic()"]
+    lines += [f'stream.shards = "{tmp_path}/{{0..3}}.tar"', "stream.image_size = 16", 'stream.caption = "json.caption"']
+    lines += ["stream.lanes = 2", "stream.buffer = 4", f'stream.uids = "{tmp_path / "uids.txt"}"']
+    (tmp_path / "stream.gin").write_text("\n".join(lines), encoding="utf-8")
+    sizes = ["run.batch_size=3", "run.super_batch_size=8", "run.budget=None", "budget.steps=7", "run.checkpoints=2"]
+    return ["--gin_file", str(tmp_path / "stream.gin"), "--gin_file", "gin/policy/hard_learner.gin", *sizes, *QUICK]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_counts_what_a_list_leaves_out_and_exports_the_uids_exactly_over_a_resume(
+    tmp_path, monkeypatch, workers
+):
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    command = [*stream_of(tmp_path), f"loader.workers={workers}"]
+    assert main([*command, "--run_dir", str(tmp_path / "whole")]) == 0
+    kill_before(5, [*command, "--run_dir", str(tmp_path / "cut")])
+    assert main([*command, "--run_dir", str(tmp_path / "cut"), "--resume"]) == 0
+    rows = rows_in(tmp_path / "whole")
+    assert rows == rows_in(tmp_path / "cut")
+    number_of = {key_text(content_key(jpeg(i))): i for i in range(24)}
+    assert all(row["uid"] == f"photo-{number_of[row['key']]}" for row in rows)
+    assert not {f"photo-{i}" for i in range(24) if i % 6 == 4} & {row["uid"] for row in rows}
+    counts = [summary_of(tmp_path / name)["data"]["counts"] for name in ("whole", "cut")]
+    assert counts[0] == counts[1]
+    # Seven steps of 8 are two epochs of 20 (2 steps each, 4 pairs left over) and three steps of one that is begun.
+    whole_epochs = 3
+    assert whole_epochs * 4 <= counts[0]["outside_uids"] <= (whole_epochs + 1) * 4
+    assert counts[0]["damaged"] == 0
 
 
 def test_without_uids_or_scores_there_are_none_and_nothing_is_written_unasked(tmp_path, monkeypatch):

@@ -28,7 +28,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from jestbench.data.file_pairs import ByteRanges, FilePairs, Texts
+from jestbench.data.encoded_images import ByteRanges
+from jestbench.data.file_pairs import FilePairs, Texts
 from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import ICONIFY, Recipe
 from jestbench.data.pairs import Dataset, Pairs

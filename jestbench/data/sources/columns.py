@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
+from jestbench.data.sources.patterns import globbed
 from jestbench.disk import digest, nearest_or_all
 
 HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -67,6 +69,11 @@ def note_missing(
 
 def keys_of(uids: Sequence[str]) -> npt.NDArray[Any]:
     """128 bits of each uid, of the type ``HALVES``: of 32 hexadecimal digits their value, of another text its hash."""
+    if all(len(uid) == HEX for uid in uids):
+        with suppress(ValueError):
+            packed = bytes.fromhex("".join(uids))
+            if len(packed) * 2 == HEX * len(uids):  # white space would be skipped
+                return np.frombuffer(packed, HALVES.newbyteorder(">")).astype(HALVES)
     halves = np.zeros(len(uids), HALVES)
     for row, uid in enumerate(uids):
         text = uid if len(uid) == HEX else digest(uid, HEX // 2)
@@ -119,15 +126,35 @@ def lists_of(named: str | Sequence[str] | None, binding: str) -> list[Path]:
     return found
 
 
+def joined_names(columns: Sequence[str], metadata: str) -> tuple[str, ...]:
+    """The columns that stand in files of metadata, where there are any: those without a dot."""
+    return tuple(name for name in columns if "." not in name) if metadata else ()
+
+
+def metadata_files(pattern: str, folder: Path | None, binding: str) -> list[Path]:
+    """The files of a glob beside the shards, else those from the working directory.
+
+    Args:
+        pattern: the glob, or one path.
+        folder: of the shards; ``None`` where they lie on no disk.
+        binding: for the message.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    places = [*([] if folder is None else [str(folder / pattern)]), pattern]
+    for place in places:
+        one = Path(place).expanduser()
+        if files := globbed(place) or ([one] if one.is_file() else []):
+            return files
+    beside = "" if folder is None else f", neither beside the shards ({places[0]})"
+    raise DataError(f"{binding} = {pattern!r}: no such file{beside}")
+
+
 def wanted_keys(paths: Sequence[Path], uid: str) -> npt.NDArray[Any]:
     """The uids of several lists, as ``read_keys``; in parquet files in the column of the field's last name."""
     distinct: npt.NDArray[Any] = np.unique(np.concatenate([read_keys(path, uid.rpartition(".")[2]) for path in paths]))
     return distinct
-
-
-def among(sorted_M: npt.NDArray[Any], key_N: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which keys are among sorted ones."""
-    return _places(sorted_M, key_N)[1]
 
 
 def _parquet(paths: Sequence[Path], names: Sequence[str]) -> dict[str, list[Any]]:
@@ -229,6 +256,26 @@ class Beside:
     outside: int = 0
     lacking: frozenset[str] = frozenset()
 
+    @classmethod
+    def read(
+        cls, own: Sequence[str], joined: Sequence[str], uid: str, metadata: Sequence[Path], lists: Sequence[Path]
+    ) -> Beside:
+        """Read the files of metadata and the lists of uids.
+
+        Args:
+            own: names of the numbers that are read with the pairs.
+            joined: names of those that are joined.
+            uid: member, field or column of the uid; in the files it is the column of that last name.
+            metadata: files that hold the joined numbers.
+            lists: files that hold the uids of the split.
+
+        Raises:
+            DataError: a file cannot be read, or lacks a column.
+        """
+        found = Metadata.read(metadata, uid.rpartition(".")[2], joined) if joined else None
+        wanted = wanted_keys(lists, uid) if lists else None
+        return cls(len(own), short_names((*own, *joined), ".columns"), found, wanted)
+
     @property
     def kept(self) -> tuple[str, ...]:
         """The numbers that the split has."""
@@ -247,6 +294,12 @@ class Beside:
         for came in shards:
             seen |= np.isfinite(self.numbers(came)).any(axis=0)
         self.lacking = frozenset(name for name, there in zip(self.names, seen, strict=True) if not there)
+
+    def inside(self, came: Came) -> npt.NDArray[np.bool_]:
+        """Which images of a shard are in the split, by their uids, ``[N]``."""
+        if self.wanted is None:
+            return np.ones(len(came.value_NC), bool)
+        return _places(self.wanted, keys_of(came.uids))[1]
 
     def rows(self, came: Came) -> Rows:
         """The images of a shard: which are in the split, and their numbers."""

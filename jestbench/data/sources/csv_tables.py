@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from jestbench.batch import DataError
 from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
-from jestbench.data.file_pairs import WHOLE
+from jestbench.data.encoded_images import WHOLE
 from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.source import Shard, Source, column, file_shard

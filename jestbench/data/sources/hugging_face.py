@@ -17,10 +17,10 @@ from jestbench.batch import DataError
 from jestbench.data.captions import texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
-from jestbench.data.file_pairs import Encoded
+from jestbench.data.encoded_images import Encoded
 from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
-from jestbench.data.sources.shards import globbed
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -200,6 +200,10 @@ class RowRanges:
     def read(self, position: int) -> bytes:
         """The encoded bytes."""
         return self.parts[int(self.part_N[position])].read(int(self.row_N[position]))
+
+    def where(self, position: int) -> str:
+        """The data set and the row."""
+        return f"{self.parts[int(self.part_N[position])].name}, row {self.row_N[position]}"
 
 
 def _parts(name: str) -> tuple[str, str]:

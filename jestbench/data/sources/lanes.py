@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +20,13 @@ import torch
 from jestbench import seeds
 from jestbench.batch import DataError
 from jestbench.data.captions import Captions
-from jestbench.data.damage import Damaged
+from jestbench.data.damage import KIND, Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
-from jestbench.data.sources.columns import KEY, among, keys_of, short_names, wanted_keys
+from jestbench.data.sources.columns import KEY, Beside, Came, short_names
 from jestbench.data.sources.pipes import CommandOutput
 from jestbench.data.sources.shards import Forward, MemberRules, Pair
+from jestbench.data.sources.source import Shard
 from jestbench.disk import content_key, key_text
 from jestbench.model.tokenizer import Tokenizer
 
@@ -30,6 +34,10 @@ Place = tuple[int, int, int, int]
 """Where a lane stands: shard of the lane and pairs of that shard before the block, number of the block, and pairs
 of the block that were given already. Resuming from a place reads one block again."""
 START: Place = (0, 0, 0, 0)
+Lost = Mapping[str, int]
+"""Counts of pairs left out, by reason."""
+MAX_BLOCKS = 2**31
+"""Bytes of images and captions in the blocks of all lanes; a lane's block ends at its share, however few its pairs."""
 
 
 def deal(shards: int, lanes: int, seed: int, epoch: int) -> list[list[int]]:
@@ -75,6 +83,8 @@ class Shards:
         captions: how captions are normalised, and which of several of one image is taken.
         seed: of the order, and of the captions drawn.
         uids: lists of uids to which the stream is restricted; empty: it is not.
+        metadata: files of numbers by uid.
+        joined: the columns of ``metadata`` that are read.
         patience: seconds that a shard's command may be silent.
     """
 
@@ -87,13 +97,15 @@ class Shards:
     max_damaged: float
     captions: Captions = field(default_factory=Captions)
     seed: int = 0
-    uids: tuple[str, ...] = ()
+    uids: tuple[Shard, ...] = ()
+    metadata: tuple[Shard, ...] = ()
+    joined: tuple[str, ...] = ()
     patience: float = 120.0
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """The numbers that come with each pair."""
-        return short_names(self.members.columns, "stream.columns")
+        return short_names((*self.members.columns, *self.joined), "stream.columns")
 
 
 @dataclass
@@ -107,9 +119,11 @@ class Chunk:
         key_N2: content hashes of image and caption, int64.
         value_NC: numbers that came with each pair, float32.
         place_N: place of the lane after each pair.
-        damaged_N: number of damaged pairs left out just before each pair.
+        uids: of the pairs; empty where none was asked for.
+        lost_N: what was left out just before each pair: ``damaged`` pairs, those of each kind (``damaged/KIND``), and
+            pairs ``outside_uids``.
         last: place of the lane after the chunk.
-        rest: number of damaged pairs left out after the last pair.
+        rest: what was left out after the last pair.
         ended: whether the lane holds no more pairs in this epoch.
         examples: of the damage since the chunk before, reason → the first example.
     """
@@ -120,9 +134,10 @@ class Chunk:
     key_N2: npt.NDArray[np.int64]
     value_NC: npt.NDArray[np.float32]
     place_N: list[Place]
-    damaged_N: list[int]
+    uids: tuple[str, ...]
+    lost_N: list[Lost]
     last: Place
-    rest: int
+    rest: Lost
     ended: bool
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -168,9 +183,11 @@ class LaneReader:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self.wanted = wanted_keys([Path(path) for path in shards.uids], shards.members.uid) if shards.uids else None
-        self._open: dict[int, tuple[int, Place, Generator[tuple[Pair, Place, int]]]] = {}
-        self._damaged, self._examples = 0, dict[str, str]()
+        self.beside = None
+        if shards.members.uid:
+            self.beside = _beside(shards.members, shards.joined, shards.metadata, shards.uids)
+        self._open: dict[int, tuple[int, Place, Generator[tuple[Pair, str, Place, Lost]]]] = {}
+        self._lost, self._examples = Counter[str](), dict[str, str]()
 
     def close(self) -> None:
         """Close the shards that are open: a forked process would hold them open, and their commands running."""
@@ -185,95 +202,139 @@ class LaneReader:
             if held is not None:
                 held[2].close()
             held = (epoch, place, self._pairs(epoch, lane, place))
-        rows: list[tuple[npt.NDArray[np.uint8], str, tuple[int, int], tuple[float, ...], Place, int]] = []
-        pairs, skipped, ended = held[2], 0, True
-        for found, after, lost in pairs:
-            place, skipped = after, skipped + lost
+        rows: list[_Row] = []
+        pairs, skipped, ended = held[2], Counter[str](), True
+        for found, url, after, lost in pairs:
+            place = after
+            skipped.update(lost)
             try:
-                rows.append((*self._pair(found, epoch), after, skipped))
-                skipped = 0
+                rows.append(self._row(found, epoch, after, skipped))
+                skipped = Counter()
             except Damaged as damaged:
-                self._note(damaged)
-                skipped += 1
+                skipped.update(self._noted(damaged.at(f"{url}: {found.name.lstrip('/')}")))
             if len(rows) == count:
                 ended = False
                 break
         if not ended:
             self._open[lane] = (epoch, place, pairs)
         else:
-            skipped, self._damaged = skipped + self._damaged, 0
+            skipped.update(self._lost)
+            self._lost = Counter()
         return self._chunk(rows, place, skipped, ended)
 
-    def _chunk(self, rows: Sequence[Any], last: Place, rest: int, ended: bool) -> Chunk:
-        size, captions = self.shards.image_size, tuple(row[1] for row in rows)
+    def _chunk(self, rows: Sequence[_Row], last: Place, rest: Lost, ended: bool) -> Chunk:
+        size, captions = self.shards.image_size, tuple(row.caption for row in rows)
         examples, self._examples = self._examples, {}
         return Chunk(
-            images_NHWC=np.stack([row[0] for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8),
+            images_NHWC=np.stack([row.image_HWC for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8),
             token_NL=self.shards.tokenizer.encode(captions).numpy(),
             captions=captions,
-            key_N2=np.array([row[2] for row in rows], dtype=np.int64).reshape(len(rows), 2),
-            value_NC=np.array([row[3] for row in rows], dtype=np.float32).reshape(
+            key_N2=np.array([row.keys for row in rows], dtype=np.int64).reshape(len(rows), 2),
+            value_NC=np.array([row.values for row in rows], dtype=np.float32).reshape(
                 len(rows), len(self.shards.column_names)
             ),
-            place_N=[row[4] for row in rows],
-            damaged_N=[row[5] for row in rows],
+            uids=tuple(row.uid for row in rows) if self.beside is not None else (),
+            place_N=[row.after for row in rows],
+            lost_N=[row.lost for row in rows],
             last=last,
             rest=rest,
             ended=ended,
             examples=examples,
         )
 
-    def _pair(self, found: Pair, epoch: int) -> tuple[npt.NDArray[np.uint8], str, tuple[int, int], tuple[float, ...]]:
-        for name, said in found.hints.items():
-            raise Damaged(f"no value of {name}", said)
+    def _row(self, found: Pair, epoch: int, after: Place, lost: Lost) -> _Row:
+        """A pair, decoded.
+
+        Raises:
+            Damaged: a number is missing, there is no caption, or the image cannot be decoded.
+        """
+        for name, value in zip(self.shards.column_names, found.values, strict=True):
+            if math.isnan(value):
+                raise Damaged(f"no value of {name}", found.hints.get(name, f"uid {found.uid}" if found.uid else ""))
         content, captions = found.image.content, self.shards.captions.usable(found.captions)
         if not captions:
             raise Damaged("empty caption")
         key, drawn = content_key(content), 0
-        if self.shards.captions.several == "draw":
+        if len(captions) > 1 and self.shards.captions.several == "draw":
             drawn = int(drawn_captions(np.array([key]), np.array([len(captions)]), self.shards.seed, epoch)[0])
         keys = key, content_key(captions[drawn].encode())
-        return decode(content, self.shards.image_size), captions[drawn], keys, found.values
+        return _Row(
+            decode(content, self.shards.image_size), captions[drawn], keys, found.values, found.uid, after, lost
+        )
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Generator[tuple[Pair, Place, int]]:
-        """Pairs of a lane from a place on, with the place after each pair and the number of pairs lost before it."""
+    def _pairs(self, epoch: int, lane: int, place: Place) -> Generator[tuple[Pair, str, Place, Lost]]:
+        """Pairs of a lane from a place on: with its shard, the place after each, and what was left out before it."""
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
-        self._damaged, start = 0, (shard, offset)
+        self._lost, start = Counter(), (shard, offset)
         with closing(self._in_order(mine, shard, offset)) as raw:
-            while held := [sample for _, sample in zip(range(self.shards.buffer), raw, strict=False)]:
+            while held := self._block(raw):
                 position = (epoch * self.shards.lanes + lane) << 32 | block
                 if behind:
-                    self._damaged = 0  # the block's damage was counted when it was first read
+                    self._lost = Counter()  # what the block left out was counted when it was first read
                 order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
                 for number in range(behind, len(held)):
-                    lost, self._damaged = self._damaged, 0
-                    yield held[order[number]][0], (*start, block, number + 1), lost
+                    lost, self._lost = self._lost, Counter()
+                    found, (of_shard, _) = held[order[number]]
+                    yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
                 start, block, behind = held[-1][1], block + 1, 0
+
+    def _block(self, raw: Iterator[tuple[Pair, tuple[int, int]]]) -> list[tuple[Pair, tuple[int, int]]]:
+        """The pairs of the next block: as many as ``buffer``, or fewer where their images are very large."""
+        held, size, most = list[tuple[Pair, tuple[int, int]]](), 0, MAX_BLOCKS // self.shards.lanes
+        while len(held) < self.shards.buffer and size < most and (found := next(raw, None)) is not None:
+            held.append(found)
+            size += len(found[0].image.content) + sum(map(len, found[0].captions))
+        return held
 
     def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Generator[tuple[Pair, tuple[int, int]]]:
         """Pairs of shards as they lie, and the place behind each."""
         shards = self.shards
         for number in range(shard, len(mine)):
             with closing(open_shard(shards.urls[mine[number]], shards.members, self._lose, shards.patience)) as opened:
-                pairs: Iterator[Pair] = opened if self.wanted is None else filter(self._wanted, opened)
+                pairs: Iterator[Pair] = opened if self.beside is None else self._wanted(opened, self.beside)
                 for index, found in enumerate(pairs):
                     if number > shard or index >= offset:
                         yield found, (number, index + 1)
 
-    def _wanted(self, found: Pair) -> bool:
-        assert self.wanted is not None
-        of_image = self.shards.members.uid == KEY
-        return bool(
-            among(self.wanted, keys_of([key_text(content_key(found.image.content)) if of_image else found.uid]))[0]
-        )
+    def _wanted(self, pairs: Iterator[Pair], beside: Beside) -> Iterator[Pair]:
+        """The pairs whose uids are wanted, with the numbers that are joined; the others are counted."""
+        for found in pairs:
+            uid = key_text(content_key(found.image.content)) if self.shards.members.uid == KEY else found.uid
+            came = Came(np.array([found.values]).reshape(1, -1), (uid,))
+            if beside.inside(came)[0]:
+                yield replace(found, values=tuple(beside.numbers(came)[0].tolist()), uid=uid)
+            else:
+                self._lost["outside_uids"] += 1
 
     def _lose(self, damaged: Damaged) -> None:
-        self._damaged += 1
-        self._note(damaged)
+        self._lost.update(self._noted(damaged))
 
-    def _note(self, damaged: Damaged) -> None:
+    def _noted(self, damaged: Damaged) -> Lost:
+        """What a damaged pair counts as; it becomes the example of its kind where there is none yet."""
         self._examples.setdefault(damaged.reason, damaged.example)
+        return {"damaged": 1, f"{KIND}{damaged.reason}": 1}
+
+
+class _Row(NamedTuple):
+    """A decoded pair, as ``Chunk`` holds it."""
+
+    image_HWC: npt.NDArray[np.uint8]
+    caption: str
+    keys: tuple[int, int]
+    values: tuple[float, ...]
+    uid: str
+    after: Place
+    lost: Lost
+
+
+@lru_cache(maxsize=2)
+def _beside(
+    members: MemberRules, joined: tuple[str, ...], metadata: tuple[Shard, ...], lists: tuple[Shard, ...]
+) -> Beside:
+    """What comes beside the pairs of a stream, read once for all of its readers in this process."""
+    files = ([Path(file.path) for file in held] for held in (metadata, lists))
+    return Beside.read(members.columns, joined, members.uid, *files)
 
 
 def columns_of(shards: Shards, value_BC: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ import gzip
 import json
 import lzma
 import math
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
+from jestbench.data.sources.patterns import globbed, is_url
 from jestbench.data.sources.source import needs
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -35,6 +35,8 @@ MAX_IMAGE = 2**28
 """Bytes of an encoded image; larger members are not read."""
 MAX_TEXT = 2**24
 """Bytes of a text or JSON member; larger ones are not read."""
+MAX_SAMPLE = 2**29
+"""Bytes of all members of a sample; a larger one is not held."""
 SORT = "write the members of a sample one behind the other: tar --sort=name, webdataset.ShardWriter"
 """What to do where the members of a pair do not stand together."""
 BLOCK = 512
@@ -78,6 +80,7 @@ class Pair:
         values: numbers that came with it, as many as ``MemberRules.columns``; NaN where there is none.
         uid: empty where there is none, or none is asked for.
         hints: of a number that is missing, by its short name: what was found in its place.
+        name: of the sample.
     """
 
     image: TarMember
@@ -85,6 +88,7 @@ class Pair:
     values: tuple[float, ...] = ()
     uid: str = ""
     hints: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ class MemberRules:
                     raise sample
                 image, captions = self.image(sample), self.captions(sample)
                 if not self.columns and not self.uid:
-                    yield Pair(image, captions)
+                    yield Pair(image, captions, name=name)
                 else:
-                    yield self._with_numbers(sample, image, captions)
+                    yield self._with_numbers(name, sample, image, captions)
             except Damaged as damaged:
                 yield damaged.at(name.lstrip("/"))
 
@@ -148,23 +152,23 @@ class MemberRules:
             return text.split("\n") if self.lines else [text]
         return texts_of(found)
 
-    def _with_numbers(self, sample: Sample, image: TarMember, captions: list[str]) -> Pair:
+    def _with_numbers(self, name: str, sample: Sample, image: TarMember, captions: list[str]) -> Pair:
         values, hints, uid = [], dict[str, str](), ""
-        for name in self.columns:
+        for column in self.columns:
             value, said = math.nan, ""
             try:
-                found = self._content(sample, name)
-                value, said = number_of(found), f"{name} holds {str(found)[:80]!r}, no number"
+                found = self._content(sample, column)
+                value, said = number_of(found), f"{column} holds {str(found)[:80]!r}, no number"
             except Damaged as damaged:
                 said = damaged.said
             values.append(value)
             if math.isnan(value):
-                hints[name.rpartition(".")[2]] = said
+                hints[column.rpartition(".")[2]] = said
         if self.uid:
             with suppress(Damaged):
                 found = self._content(sample, self.uid)
                 uid = found.decode("utf-8", "replace").strip() if isinstance(found, bytes) else str(found)
-        return Pair(image, captions, tuple(values), uid, hints)
+        return Pair(image, captions, tuple(values), uid, hints, name)
 
     def _content(self, sample: Sample, name: str) -> Any:
         """The bytes of the member of that name, or the value of the JSON field, never null.
@@ -210,7 +214,7 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         tar: tar to read.
         unread: endings of members whose content is skipped.
     """
-    name, sample, seen = "", Sample(), dict[str, frozenset[str]]()
+    name, sample, seen, size = "", Sample(), dict[str, frozenset[str]](), 0
 
     def ended() -> tuple[str, Sample | Damaged]:
         endings = frozenset(sample)
@@ -235,8 +239,11 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         if here != name and sample:
             yield ended()
             sample = {}
+        size = size + len(member.content) if here == name else len(member.content)
         name, ending = here, ending.lower()
-        if ending in sample:
+        if size > MAX_SAMPLE:
+            yield name, Damaged("sample too large", f"its members have more than {MAX_SAMPLE:,} bytes")
+        elif ending in sample:
             yield name, Damaged("duplicate key", f"two members {ending}")
         else:
             sample[ending] = member
@@ -260,7 +267,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     try:
         start = tar.read(BLOCK)
         tar.seek(0)
-        with tarfile.open(fileobj=tar, mode="r:") as opened:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=_Headers(tar), mode="r:") as opened:  # type: ignore[call-overload]
             for member in opened:
                 opened.members = []  # tarfile would keep every header
                 if not member.isreg() or member.issparse():
@@ -282,6 +289,18 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         damage = "truncated tar" if start[257:262] == b"ustar" else "broken tar" if start else "empty shard"
     if damage:
         yield "", Damaged(damage)
+
+
+class _Headers:
+    """A tar as ``tarfile`` reads its headers: a long name or comment of gigabytes is refused, not read."""
+
+    def __init__(self, tar: Seekable) -> None:
+        self._tar, self.seek, self.tell = tar, tar.seek, tar.tell
+
+    def read(self, size: int, /) -> bytes:
+        if size > MAX_TEXT:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._tar.read(size)
 
 
 class Forward:
@@ -366,22 +385,8 @@ def paths_of(pattern: str) -> list[str]:
     return [path for part in parts for path in ([part] if is_url(part) else map(str, _local(part)))]
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is a URL, or a command whose output is read."""
-    return re.match(r"(pipe|file):|[a-z][a-z0-9+]*://", path) is not None
-
-
 def _local(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         return sorted(path.glob("*.tar")) or [path / "*.tar"]
     return globbed(pattern) or [path]
-
-
-def globbed(pattern: str) -> list[Path] | None:
-    """Files of a glob, sorted; ``None`` where the pattern is not a glob."""
-    path = Path(pattern).expanduser()
-    if not any(mark in pattern for mark in "*?["):
-        return None
-    base = Path(path.anchor) if path.is_absolute() else Path()
-    return sorted(base.glob(str(path.relative_to(path.anchor))))

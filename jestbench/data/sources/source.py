@@ -18,9 +18,10 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.file_pairs import ByteRanges, Chained, Encoded, FilePairs
+from jestbench.data.encoded_images import ByteRanges, Chained, Encoded
+from jestbench.data.file_pairs import FilePairs
 from jestbench.data.pairs import Dataset
-from jestbench.data.sources.columns import Beside, Metadata, lists_of, short_names, wanted_keys
+from jestbench.data.sources.columns import Beside, lists_of, short_names
 from jestbench.data.sources.shard_index import (
     VERSION,
     ShardIndex,
@@ -182,11 +183,8 @@ class Source(ABC):
 
     def _beside(self, split: str) -> Beside:
         """What comes beside the pairs of a split."""
-        column, names = self.uid_field.rpartition(".")[2], (*self.own_columns, *self.joined)
-        joined = Metadata.read(self.metadata_files(split), column, self.joined) if self.joined else None
-        lists = self._lists(split)
-        wanted = wanted_keys(lists, column) if lists else None
-        return Beside(len(self.own_columns), short_names(names, f"{self.label}.columns"), joined, wanted)
+        files = self.metadata_files(split), self._lists(split)
+        return Beside.read(self.own_columns, self.joined, self.uid_field, *files)
 
     # The data set
 

@@ -12,33 +12,42 @@ resume needs. Hugging Face ``datasets`` streams the same shards, but needs Arrow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
-from jestbench.data.sources.columns import lists_of, short_names
+from jestbench.data.sources.columns import joined_names, lists_of, metadata_files, short_names
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes, columns_of
-from jestbench.data.sources.shards import IMAGES, MemberRules, is_url, paths_of
-from jestbench.data.sources.source import Fetched, Source, needs
+from jestbench.data.sources.patterns import is_url
+from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
+from jestbench.data.sources.source import Fetched, Source, file_shard, needs
+from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.disk import digest
+
+HEAD = 1 << 16
+"""Bytes of a shard that its stream's fingerprint holds."""
 
 
 class StreamPairs(Pairs):
     """A split that is streamed: how its pairs are read, and the first of them, by which a run is priced.
 
-    Its fingerprint is of what is asked for: what the shards hold is seen when they are read.
+    Its fingerprint is of what is asked for, and of size and first bytes of each shard that lies on a disk: what the
+    shards hold is seen when they are read.
     """
 
     def __init__(self, shards: Shards, first: Batch) -> None:
         self.shards, self._first = shards, first
         self.name, self.tokenizer = "stream/pool", shards.tokenizer
         texts = (shards.captions.identity, shards.captions.several, shards.tokenizer.identity)
-        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts, shards.uids)))
+        files = [*map(_state, shards.urls)], shards.uids, shards.metadata, shards.joined
+        self.fingerprint = digest(repr((shards.urls, shards.image_size, shards.members, *texts, files)))
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -71,8 +80,11 @@ class Stream:
         buffer: pairs of the blocks within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
         columns: members or JSON fields (``json.similarity``) that hold numbers, for policies that read ``column:NAME``;
-            a pair without one is damage.
-        uid: member or field that holds a pair's uid.
+            with ``metadata``, names without a dot are columns of its files. A pair without a number is damage.
+        metadata: parquet files with a row a uid: a glob beside the shards, where they lie on a disk, or from the
+            working directory.
+        uid: member or field that holds a pair's uid; by default ``json.uid`` once uids are asked for. ``key`` is the
+            content key of its image, as ``log.chosen`` writes it.
         uids: lists of uids to which the stream is restricted: text, parquet, or ``.npy`` as DataComp writes them.
         patience: seconds that the command or server of a shard may be silent before the run ends with an error.
     """
@@ -88,8 +100,9 @@ class Stream:
     buffer: int = 256
     max_damaged: float = 0.01
     columns: tuple[str, ...] = ()
-    uid: str = "json.uid"
+    uid: str = ""
     uids: str | tuple[str, ...] | None = None
+    metadata: str = ""
     patience: float = 120.0
 
     def __post_init__(self) -> None:
@@ -98,6 +111,7 @@ class Stream:
                 raise ValueError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
+        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
         if not self.patience > 0:
             raise ValueError(f"stream.patience is a positive number of seconds, got {self.patience}")
         short_names(self.columns, "stream.columns")
@@ -117,6 +131,17 @@ class Stream:
         """One path, URL or command for each shard."""
         patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         return tuple(url for pattern in patterns for url in paths_of(pattern))
+
+    def _metadata(self, joined: Sequence[str]) -> list[Path]:
+        """The files that hold the joined columns.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not joined:
+            return []
+        first = self.urls[0].removeprefix("file:")
+        return metadata_files(self.metadata, None if is_url(first) else Path(first).parent, "stream.metadata")
 
     def fetched(self) -> dict[str, Fetched]:
         """What must be fetched before it can be read, and how."""
@@ -138,21 +163,35 @@ class Stream:
         """
         if name != "pool":
             return self.beside.split(name)
+        joined, lists = joined_names(self.columns, self.metadata), lists_of(self.uids, "stream.uids")
+        own = tuple(name for name in self.columns if name not in joined)
+        uid = self.uid or (WebDataset.usual_uid if lists or joined else "")
         shards = Shards(
             urls=self.urls,
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
-            members=MemberRules(self.images, self.caption, self.lines, self.columns, self.uid if self.uids else ""),
+            members=MemberRules(self.images, self.caption, self.lines, own, uid),
             lanes=self.lanes,
             buffer=self.buffer,
             max_damaged=self.max_damaged,
             captions=self.captions,
-            uids=tuple(map(str, lists_of(self.uids, "stream.uids"))),
+            uids=tuple(map(file_shard, lists)),
+            metadata=tuple(map(file_shard, self._metadata(joined))),
+            joined=joined,
             patience=self.patience,
         )
         check_lanes(len(shards.urls), self.lanes, 0)
         needs(lambda: __import__("webdataset"), "webdataset")
         return StreamPairs(shards, _first(shards))
+
+
+def _state(url: str) -> tuple[int, str]:
+    """Size and hash of the first bytes of a shard on a disk, which change when it is packed anew; else nothing."""
+    path = Path(url.removeprefix("file:"))
+    if is_url(url.removeprefix("file:")) or not path.is_file():
+        return 0, ""
+    with path.open("rb") as file:
+        return path.stat().st_size, digest(file.read(HEAD))
 
 
 @lru_cache(maxsize=4)

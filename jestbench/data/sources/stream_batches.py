@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,7 +16,17 @@ import torch
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import Tally
 from jestbench.data.loader import Loader
-from jestbench.data.sources.lanes import START, Chunk, LaneReader, Place, Shards, check_lanes, columns_of, take_turns
+from jestbench.data.sources.lanes import (
+    START,
+    Chunk,
+    LaneReader,
+    Lost,
+    Place,
+    Shards,
+    check_lanes,
+    columns_of,
+    take_turns,
+)
 from jestbench.data.super_batches import SuperBatchSource
 from jestbench.data.workers import Workers
 from jestbench.parallel.distributed import World
@@ -32,14 +42,14 @@ class _Lane:
     ready: deque[tuple[Chunk, int]] = field(default_factory=deque)
     asked: Future[Any] | None = None
     ended: bool = False
-    rest: int = 0
+    rest: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def put(self, chunk: Chunk) -> None:
         """Add a chunk from the reader."""
         self.read = chunk.last
         self.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
-        self.rest += chunk.rest
+        self.rest.update(chunk.rest)
         self.examples = chunk.examples | self.examples
         self.ended = chunk.ended
 
@@ -73,7 +83,8 @@ class StreamBatches(SuperBatchSource):
         check_lanes(len(shards.urls), shards.lanes, count)
         self._read_lane = LaneReader(shards)
         workers = Workers(self._read_lane, count, loader.restarts, loader.timeout) if count else None
-        super().__init__(shards.tokenizer, None, size, world, True, workers)
+        tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
+        super().__init__(shards.tokenizer, tally, None, size, world, True, workers)
         self.shards, self.pinned = shards, loader.pins(device)
         self._share = -(-size // shards.lanes)
         ahead = loader.pairs_ahead(size, 3 * shards.image_size**2) // shards.lanes
@@ -82,13 +93,15 @@ class StreamBatches(SuperBatchSource):
         self._lanes = [_Lane(number) for number in range(shards.lanes)]
         self._epoch, self._turn, self._step = 0, 0, 0
         self._barren = 0  # step at which the epoch began
-        self._tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
-        self._tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
+        self.tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
+        if shards.uids:
+            self.tally.add({"outside_uids": 0.0})
+        self._uid_of = dict[int, str]()
 
     @property
-    def examples(self) -> Mapping[str, str]:
-        """Those of this process since it started."""
-        return self._tally.examples
+    def uid_of(self) -> Mapping[int, str]:
+        """The uids of the super-batch that was read last, by content key of the image."""
+        return self._uid_of
 
     def epoch(self, step: int) -> int:
         """Completed passes over the shards."""
@@ -118,13 +131,13 @@ class StreamBatches(SuperBatchSource):
             quota = -(-need // self.shards.lanes)
             lanes, turn = take_turns([self._ready(lane, quota) for lane in self._lanes], self._turn, need)
             if not lanes:
-                self._tally.add({"skipped": len(rows)})
+                self.tally.add({"skipped": len(rows)})
                 return None
             self._turn = turn
             for chunk, row in [self._pop(self._lanes[lane]) for lane in lanes]:
                 key = tuple(chunk.key_N2[row].tolist())
                 if key in seen:
-                    self._tally.add({"duplicates": 1})
+                    self.tally.add({"duplicates": 1})
                     continue
                 seen.add(key)
                 rows.append((chunk, row))
@@ -138,7 +151,7 @@ class StreamBatches(SuperBatchSource):
             )
         self._barren = self._step
         for lane in self._lanes:
-            self._tally.add({"read": lane.rest, "damaged": lane.rest}, lane.examples)
+            self._leave_out(lane.rest, lane.examples)
         self._lanes = [_Lane(number) for number in range(self.shards.lanes)]
         self._epoch, self._turn = self._epoch + 1, 0
         return self._fill()
@@ -176,9 +189,12 @@ class StreamBatches(SuperBatchSource):
     def _pop(self, lane: _Lane) -> tuple[Chunk, int]:
         chunk, row = lane.ready.popleft()
         lane.taken = chunk.place_N[row]
-        damaged = chunk.damaged_N[row]
-        self._tally.add({"read": 1 + damaged, "damaged": damaged}, chunk.examples if damaged else None)
+        self._leave_out(chunk.lost_N[row], chunk.examples, 1)
         return chunk, row
+
+    def _leave_out(self, lost: Lost, examples: Mapping[str, str], taken: int = 0) -> None:
+        """Count what was left out before so many pairs that were taken."""
+        self.tally.add({**lost, "read": taken + lost.get("damaged", 0)}, examples if lost else None)
 
     def _batch(self, rows: Sequence[tuple[Chunk, int]]) -> Batch:
         size = self.shards.image_size
@@ -188,7 +204,9 @@ class StreamBatches(SuperBatchSource):
             into[slot] = chunk.images_NHWC[row]
         key_B2 = torch.from_numpy(np.stack([chunk.key_N2[row] for chunk, row in rows]))
         token_BL = torch.from_numpy(np.stack([chunk.token_NL[row] for chunk, row in rows]))
-        self._tally.add({"wordless": self.tokenizer.wordless(token_BL)})
+        self.tally.add({"wordless": self.tokenizer.wordless(token_BL)})
+        keyed = ((chunk.key_N2[row, 0], chunk.uids[row]) for chunk, row in rows if chunk.uids)
+        self._uid_of = {int(key): uid for key, uid in keyed}
         return Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: token_BL},
@@ -200,7 +218,7 @@ class StreamBatches(SuperBatchSource):
 
     def _counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
-        return self._tally.counts()
+        return self.tally.counts()
 
     def _state_dict(self) -> dict[str, Any]:
         """Where each lane stands: epoch, shard, offset, block."""
@@ -209,7 +227,7 @@ class StreamBatches(SuperBatchSource):
             "turn": self._turn,
             "step": self._step,
             "barren": self._barren,
-            "tally": self._tally.state_dict(),
+            "tally": self.tally.state_dict(),
             "lanes": [list(lane.taken) for lane in self._lanes],
         }
 
@@ -223,6 +241,6 @@ class StreamBatches(SuperBatchSource):
             raise DataError(f"the checkpoint stands in {len(state['lanes'])} lanes, not {len(self._lanes)}: keep them")
         self._epoch, self._turn, self._step = state["epoch"], state["turn"], state["step"]
         self._barren = state["barren"]
-        self._tally.load_state_dict(state["tally"])
+        self.tally.load_state_dict(state["tally"])
         places = [tuple(place) for place in state["lanes"]]
         self._lanes = [_Lane(number, read=place, taken=place) for number, place in enumerate(places)]

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
-from jestbench.data.sources.columns import KEY
+from jestbench.data.sources.columns import KEY, joined_names, metadata_files
+from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shard_index import ShardIndex, image_key
-from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, globbed, is_url, paths_of
+from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, paths_of
 from jestbench.data.sources.source import Shard, Source, file_shard
 
 
@@ -60,19 +61,13 @@ class WebDataset(Source):
     @property
     def joined(self) -> tuple[str, ...]:
         """The columns of ``metadata``."""
-        return tuple(name for name in self.columns if "." not in name) if self.metadata else ()
+        return joined_names(self.columns, self.metadata)
 
     def metadata_files(self, split: str) -> list[Path]:
         """The files beside the split's shards, else those from the working directory."""
         if not self.joined:
             return []
-        beside = str(Path(self.shards(split)[0].path).parent / self.metadata)
-        found = next((files for at in (beside, self.metadata) if (files := globbed(at) or _there(at))), None)
-        if found is None:
-            raise DataError(
-                f"webdataset.metadata = {self.metadata!r}: no such file, neither beside the shards ({beside})"
-            )
-        return found
+        return metadata_files(self.metadata, Path(self.shards(split)[0].path).parent, "webdataset.metadata")
 
     @property
     def reading(self) -> str:
@@ -123,8 +118,3 @@ class WebDataset(Source):
                         KEY if self.uid == KEY else found.uid,
                     )
         return index
-
-
-def _there(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    return [path] if path.is_file() else []

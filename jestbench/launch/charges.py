@@ -1,0 +1,141 @@
+"""What the steps of a run are charged, one after the other: frozen models by the pairs that are new to the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from jestbench.batch import Batch, DataError, Pass
+from jestbench.config.run import Resolved
+from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.data.fetch import Positions
+from jestbench.data.super_batches import EpochPlan, StepPlan
+from jestbench.engine.actor import Actor, Met
+from jestbench.launch.stages import plan_of
+from jestbench.loop import Stages
+
+if TYPE_CHECKING:
+    from jestbench.launch.forecast import StepPrice
+
+PAIRS, STEPS = 1 << 22, 1 << 14
+"""Pairs, and steps, whose keys a forecast looks at; it takes those behind them for new in a split's first epoch."""
+
+
+def flops_of(passes: Iterable[Pass]) -> int:
+    """FLOPs of passes."""
+    return FLOPS_PER_MAC * sum(item.macs for item in passes)
+
+
+@dataclass(frozen=True, eq=False)
+class Charges:
+    """FLOPs of the steps of a run.
+
+    Attributes:
+        each: of a step in which the policy selects and no pair is new to the run.
+        new: what scoring new pairs adds to each of the first of these steps; nothing to those behind them.
+        before: steps before ``run.select_from``, in which nothing is scored.
+        unselected: of such a step.
+    """
+
+    each: int
+    new: Sequence[int] = ()
+    before: int = 0
+    unselected: int = 0
+
+    def total(self, steps: int) -> int:
+        """FLOPs of the first steps."""
+        selecting = max(0, steps - self.before)
+        return (steps - selecting) * self.unselected + selecting * self.each + sum(self.new[:selecting])
+
+    def steps(self, budget: int) -> int:
+        """Steps until so many FLOPs are spent."""
+        spent = self.before * self.unselected
+        if spent > budget:
+            return -(-budget // self.unselected)
+        for number, more in enumerate(self.new):
+            if spent >= budget:
+                return self.before + number
+            spent += self.each + more
+        return self.before + len(self.new) + max(0, -(-(budget - spent) // self.each))
+
+
+def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, before: int = 0) -> Charges:
+    """The charges of a run's steps: exact where positions are known before anything is scored, up to ``PAIRS``.
+
+    Where a cascade draws by a model, every candidate counts as new in the first pass over the pool, and so does every
+    pair of a stream at every step.
+
+    Args:
+        resolved: the run.
+        stages: built with the shapes of the run, on its data or a stand-in.
+        price: the price of one of its steps.
+        most: steps that are asked about, at most.
+        before: steps before ``run.select_from``.
+
+    Raises:
+        DataError: the split does not fill a super-batch.
+    """
+    pool, run = stages.super_batches.pool, resolved.run
+    if pool is None or run.reference_accounting != "first_sight" or not price.first_sight:
+        return Charges(price.total, (), before, price.unselected)
+    each = price.total - price.first_sight
+    if run.cascade is not None and run.cascade.role is not None:
+        passed = min(most, max(1, pool // resolved.candidates))
+        return Charges(each, [price.first_sight] * passed, before, price.unselected)
+    try:
+        plan = plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)
+    except DataError:
+        if run.data.is_prepared():
+            raise
+        # A stand-in may be smaller than one super-batch.
+        return Charges(each, [price.first_sight], before, price.unselected)
+    scoring = [
+        actor for role, actor in stages.scorer.actors.items() if actor.remembers and role in resolved.policy.needs
+    ]
+    return Charges(each, _sights(plan, scoring, most, before), before, price.unselected)
+
+
+def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int, before: int) -> list[int]:
+    """FLOPs of scoring the pairs that are new in each step behind so many, until there are none."""
+    found = list(_by_keys(plan, scoring, range(before, before + min(most, STEPS, -(-PAIRS // plan.size)))))
+    sources: Mapping[str, EpochPlan] = plan.sources
+    if not sources and isinstance(plan, EpochPlan):
+        sources = {"": plan}
+
+    @cache
+    def of_pairs(count: int) -> int:
+        return sum(flops_of(actor.forecast(count)) for actor in scoring if count)
+
+    last = min(most, max((source.per_epoch for source in sources.values()), default=0))
+    return found + [
+        of_pairs(sum(source.size for source in sources.values() if step < source.per_epoch))
+        for step in range(len(found), last)
+    ]
+
+
+def _by_keys(plan: StepPlan, scoring: Sequence[Actor], steps: Iterable[int]) -> Iterator[int]:
+    """FLOPs of scoring the pairs of each step whose keys no step before had; ends once every pair was drawn."""
+    pairs, met = plan.pairs, Met()
+    for role, ranked in pairs.ranked:  # what the split's top is taken by is charged before the first step
+        for actor in scoring:
+            if actor.role == role:
+                actor.forecast_new(torch.from_numpy(np.asarray(ranked.image_key_N)), ranked.text_key_N, met)
+    undrawn_N, left = np.ones(len(pairs), bool), len(pairs)
+    for step in steps:
+        positions = plan.positions(step, _unread)
+        drawn, index = pairs.drawn(plan.seed, positions.epoch), positions.index_B.numpy()
+        keys = torch.from_numpy(drawn.image_key_N[index]), drawn.text_key_N[positions.index_B]
+        yield sum(flops_of(actor.forecast_new(*keys, met)) for actor in scoring)
+        left -= int(undrawn_N[index].sum())
+        undrawn_N[index] = False
+        if not left and not pairs.redraws:
+            return
+
+
+def _unread(positions: Positions) -> Batch:
+    raise AssertionError("positions are known before anything is read")

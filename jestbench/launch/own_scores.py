@@ -1,0 +1,150 @@
+"""The own scores of a split's pairs by a frozen model: what ``run.split`` takes the top by, before the first step.
+
+Scores are kept in the cache folder, by a digest of all that they depend on. What is charged never depends on it: the
+rows of every pair count as scored once when a run begins, and under ``first_sight`` are not charged again.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jestbench.batch import Batch
+from jestbench.config.run import ConfigError, Resolved
+from jestbench.cost.budget import Allowance, Pretrained
+from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.data.damage import Tally
+from jestbench.data.pairs import Dataset, IndexedPairs
+from jestbench.disk import cache_root, digest, whole
+from jestbench.engine.cache import Cache
+from jestbench.engine.casting import Casting
+from jestbench.engine.frozen import FrozenActor
+from jestbench.launch.stages import setting_of
+from jestbench.loop import Progress, Stages
+from jestbench.parallel import distributed
+from jestbench.select.scores import Role
+
+AT_ONCE = 1024
+"""Pairs that are read at once."""
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """Own scores by the frozen models of a run: the cosine of image and text, or a pair scorer's grade.
+
+    Attributes:
+        resolved: the run.
+        data: its data set, prepared.
+        castings: its frozen models by role.
+    """
+
+    resolved: Resolved
+    data: Dataset
+    castings: Mapping[Pretrained, Casting]
+
+    def __call__(self, role: Role, split: str) -> npt.NDArray[np.float64]:
+        """The score of each pair of a split, ``[N]``; −∞ where its image is damaged.
+
+        Raises:
+            ConfigError: the model scores no single pairs.
+            DataError: too many pairs are damaged, or the cache folder cannot be written.
+        """
+
+        def by_one() -> npt.NDArray[np.float64]:
+            with distributed.alone():
+                return self._scores(role, split)
+
+        return distributed.world().first(by_one)
+
+    def _scores(self, role: Role, split: str) -> npt.NDArray[np.float64]:
+        run = self.resolved.run
+        casting = self.castings[role] if role in self.castings else run.castings[role]  # type: ignore[index]
+        plain = replace(run, split=split, half=None, cascade=None, augment=None, reference_accounting="online")
+        with tempfile.TemporaryDirectory() as store:
+            setting = setting_of(plain, self.data, Path(store))
+            actor, pairs = casting.frozen(setting), setting.pairs.indexed("run.split")
+            if actor is None:
+                raise ConfigError(f"run.split takes the top by the {role}'s scores of single pairs, and it has none")
+            kept = replace(run.cache or Cache(), mode="shared")
+            bound = kept.bind(actor.content.model, actor.view, setting.arithmetic, pairs, setting.micro.score)
+            path = cache_root() / "own_scores" / f"{digest(bound.digest + pairs.fingerprint.encode(), 16)}.npy"
+            if not path.is_file():
+                print(f"scoring the {len(pairs):,} pairs of {pairs.name} by the {role}, once", file=sys.stderr)
+                value_N = -walk(actor, pairs).numpy()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole(path) as partial, partial.open("wb") as file:
+                    np.save(file, value_N)
+            actor.close(remove=True)
+            found: npt.NDArray[np.float64] = np.load(path)
+            return found
+
+
+def walk(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
+    """The own loss −t·cos (or −g) of each pair, float64 ``[N]``, block by block.
+
+    Raises:
+        DataError: too many pairs are damaged.
+    """
+    tally, found = Tally(pairs.name, pairs.max_damaged), []
+    done = 0
+    for index_P in torch.arange(len(pairs)).split(min(AT_ONCE, actor.microbatch)):
+
+        def read(position_M: Tensor, index_P: Tensor = index_P) -> Batch:
+            batch = pairs.batch(index_P[position_M])
+            tally.add(batch.counts, pairs.examples)
+            return batch
+
+        found.append(actor.own_loss("softmax", *keys_at(pairs, index_P), read)[0])
+        done += len(index_P)
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
+    return torch.cat(found)
+
+
+def keys_at(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and text keys of some pairs."""
+    return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_key_N[index_P]
+
+
+def keys_of_all(pairs: IndexedPairs) -> tuple[Tensor, Tensor]:
+    """Image and text keys of all pairs."""
+    return keys_at(pairs, torch.arange(len(pairs)))
+
+
+def charge(stages: Stages, progress: Progress, allowance: Allowance) -> None:
+    """Charge a run, before its first step, for the scores that its split takes the top by.
+
+    Raises:
+        ConfigError: nothing of the budget is left.
+    """
+    for role, pairs in stages.pairs.ranked:
+        progress.ledger.charge(stages.scorer.actors[role].own_loss_passes(*keys_of_all(pairs)))
+    if stages.pairs.ranked and progress.share(allowance) >= 1:
+        raise ConfigError(
+            f"run.split: scoring the pool to take its top spends {progress.ledger.total:.3g} FLOPs, which leaves "
+            "nothing of run.budget: raise it, or take the top by a column"
+        )
+
+
+def forecast(resolved: Resolved, stages: Stages) -> int:
+    """FLOPs that ``charge`` will charge."""
+    if resolved.run.reference_accounting == "amortised":
+        return 0
+    macs = 0
+    for role, pairs in stages.pairs.ranked:
+        actor = stages.scorer.actors[role]
+        assert isinstance(actor, FrozenActor), "a model that scores single pairs is one frozen model"
+        if resolved.run.reference_accounting == "online":
+            passes = actor.forecast_own_loss(len(pairs))
+        else:
+            passes = actor.forecast_distinct(*keys_of_all(pairs))
+        macs += sum(item.macs for item in passes)
+    return FLOPS_PER_MAC * macs
