@@ -197,12 +197,8 @@ def resolve(
     module = type(run.policy).__module__
     imports = f"import {module}\n" if module in IMPORTED else ""
     init_folder = _init_folder(run, read)
-    identities: dict[str, str] = {str(role): own for role, own in _identities(run, stands_on, recorded).items()}
+    identities = _identities(run, stands_on, recorded, init_folder)
     format_used = number_format(run.device, run.precision)
-    if isinstance(run.init, Casting):
-        identities["init"] = run.init.identity
-    elif init_folder is not None:
-        identities["init"] = identity_of(init_folder, recorded)
     return Resolved(
         run,
         name,
@@ -258,14 +254,22 @@ def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None
 
 
 def _identities(
-    run: Run, stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]], recorded: ReadFolder | None
-) -> dict[Pretrained, str]:
-    """Identities of the frozen models, by role; without the seed of a reference that is given the arm's."""
-    found: dict[Pretrained, str] = {}
+    run: Run,
+    stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]],
+    recorded: ReadFolder | None,
+    init_folder: Path | None,
+) -> dict[str, str]:
+    """Identities of the frozen models, by role, and of the start; without the seed of a reference given the arm's."""
+    found: dict[str, str] = {}
     for role, stands in stands_on.items():
         seeded = role != "reference" or run.reference_seed == "shared"
         found[role] = "".join(identity_of(stand, recorded, seeded) for stand in stands)
-    return found | {role: run.castings[role].identity for role in PRETRAINED if role in run.needs & run.castings.keys()}
+    found |= {role: run.castings[role].identity for role in PRETRAINED if role in run.needs & run.castings.keys()}
+    if isinstance(run.init, Casting):
+        found["init"] = run.init.identity
+    elif init_folder is not None:
+        found["init"] = identity_of(init_folder, recorded)
+    return found
 
 
 def read_files(files: Sequence[str], beside: Path | None = None) -> Iterator[Binding]:

@@ -235,5 +235,5 @@ def test_the_comparison_shows_a_start_apart(folders: dict[str, Path], tmp_path: 
         assert main([*plain, *words, "--run_dir", str(tmp_path / arm)]) == 0
     arms = [tmp_path / "stated", tmp_path / "unknown"]
     said = " ".join(str(compare_runs(arms, "zero_shot_nll", baseline="stated", out=tmp_path / "out")).split())
-    assert "stated: training began from open_clip clip, whose 1 GFLOP are in no figure" in said
+    assert "stated: training began from open_clip clip, whose 1.00 GFLOP are in no figure" in said
     assert "unknown: training began from open_clip clip, whose unknown FLOPs are in no figure" in said
