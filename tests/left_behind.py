@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +14,8 @@ MARK = "JESTBENCH_TESTS"
 OURS_TO_THE_END = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 """Helpers of Python that live as long as the process which has started them."""
 SHARED = Path("/dev/shm")
+THEIRS = ("torchelastic_*", "*wandb-media", "*wandb-artifacts", "pymp-*", "pytest-of-*")
+"""Folders that torchrun never removes, that W&B and multiprocessing remove unless they are killed, and pytest's own."""
 
 
 class Session:
@@ -61,11 +63,10 @@ class Session:
         return found
 
     def temporary(self) -> list[str]:
-        """Files and folders in the folder for temporary files, but the one that multiprocessing keeps to the end."""
-        kept = str(multiprocessing.current_process()._config.get("tempdir"))
-        found = [path for path in self.folder.iterdir() if str(path) != kept]
-        # A process that is killed just before its workers start, or behind their end, leaves this one, empty.
-        return [f"temporary: {path}" for path in found if not path.match("pymp-*") or any(path.iterdir())]
+        """What lies in the folder for temporary files, but others' and what the end of this process removes."""
+        at_the_end = {str(argument) for kept in weakref.finalize._registry.values() for argument in kept.args or ()}
+        found = [path for path in self.folder.iterdir() if not any(path.match(pattern) for pattern in THEIRS)]
+        return [f"temporary: {path}" for path in found if str(path) not in at_the_end]
 
     def left(self, patience: float = 5.0) -> list[str]:
         """All of these, once what is ending has had some time to end."""

@@ -81,7 +81,7 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     resolved = own.resolved
     run = resolved.run
     head = f"arm {run.arm!r}, configuration {resolved.config_hash}, seed {run.seed}: checked; nothing trained"
-    lines = [*textwrap.wrap(head, WIDTH)]
+    lines = [*textwrap.wrap(head, WIDTH, break_on_hyphens=False)]
     lines += _section("policy", [_policy(resolved)], 2)
     lines += _section("data", [*([own.sizes] if own.sizes else []), *_split(own.data)], 13)
     lines += _section("budget", _split(own.budget), 4)
@@ -108,7 +108,9 @@ def _split(texts: Iterable[str]) -> list[str]:
 def _section(label: str, texts: Sequence[str], most: int) -> Iterator[str]:
     """The lines of a section behind its label, each text on lines of its own; cut behind ``most`` lines."""
     room = WIDTH - _LABEL - 2
-    lines = [line for text in texts for line in textwrap.wrap(text, room, subsequent_indent="  ")]
+    lines = [
+        line for text in texts for line in textwrap.wrap(text, room, subsequent_indent="  ", break_on_hyphens=False)
+    ]
     if len(lines) > most:
         lines[most - 1 :] = [f"… {len(lines) - most + 1} more lines: --verbose"]
     for number, line in enumerate(lines):

@@ -292,9 +292,11 @@ def test_where_data_are_cached_is_not_compared() -> None:
     assert warning.startswith(f"the reference 'reference' {OTHER}icons.noise is 0.6 there and 0.2 here; ")
 
 
-def test_other_token_ids_are_warned_of_before_the_run_stops_at_them(said: Said) -> None:
-    (warning,) = warnings_of(said(*arm("jest", (*REFERENCE, "synthetic.length=12")), "--check")[1])
-    assert f"{OTHER}synthetic.length is 12 there and 8 here; " in warning
+def test_other_token_ids_are_refused_before_anything_is_trained(said: Said) -> None:
+    status, error = said(*arm("jest", (*REFERENCE, "synthetic.length=12")), "--check")
+    assert status == 2
+    assert "cannot score this run's pairs" in error
+    assert "tokenizers differ" in error
 
 
 def test_what_a_common_split_holds_is_compared(said: Said) -> None:

@@ -43,8 +43,12 @@ def flattened(path: Path) -> list[str]:
 
 
 TINY = flattened(GIN / "run" / "tiny.gin")
+NEEDED = {"column": ("synthetic.columns = ('similarity',)",)}
+"""What an arm needs of the tiny world."""
 TEXTS = {
-    path.stem: "\n".join((*TINY, "run.device = 'cpu'", *flattened(path), "")).replace('"gin/run/', '"gin/run/tiny_')
+    path.stem: "\n".join((*TINY, "run.device = 'cpu'", *flattened(path), *NEEDED.get(path.stem, ()), "")).replace(
+        '"gin/run/', '"gin/run/tiny_'
+    )
     for path in POLICY_FILES
 }
 

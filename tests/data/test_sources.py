@@ -529,7 +529,7 @@ def test_a_jpeg_cut_in_half_is_found_when_it_is_verified_else_when_it_is_read(tm
     expect(source.split("eval"), [0, 1, 2])
     assert source.split("eval").facts["damaged_when_indexed"] == {"eval": {"undecodable image": 1}}
     batch = source.split("pool").batch(torch.tensor([3, 0]))
-    assert batch.counts == {"read": 3, "damaged": 1}
+    assert batch.counts == {"read": 3, "damaged": 1, "damaged/undecodable image": 1}
     assert batch.captions[0] in (caption(1), caption(2))
 
 

@@ -36,6 +36,11 @@ ARMS = [name for name in arms() if not name.endswith(("_all_in", "_shuffled"))]
 WAITS = ("read", "to host: blocking")
 ENGINE_WAITS = {"active_clip": 4, "rho_loss_twin": 6}
 """Waits a step of the engine where more than two models are read: by default 4, of a policy that scores nothing 0."""
+# What is remembered of each pair lies on the host, so a step carries it to the device: one copy of B values a number.
+ENGINE_COPIES = {"dissect": 1, "dissect_momentum": 1, "jest_repetition": 1}
+"""Copies from pageable memory a step of the engine, of an arm that remembers: one of each number; by default 0."""
+WORDS = {"column": ["synthetic.columns=('similarity',)"]}
+"""What an arm needs of the tiny world."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +87,7 @@ def test_an_arm_on_the_device_is_charged_as_on_a_cpu_and_seldom_waits(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = ["run.budget=1e9"] if arm == "uniform_curated" else STEPS  # its budget must be in FLOPs
-    words = [*tiny(arm, 1.5e9), *SIZES, *budget]
+    words = [*tiny(arm, 1.5e9), *SIZES, *budget, *WORDS.get(arm, [])]
     assert main([*words, "run.device=cpu", "--run_dir", str(tmp_path / "cpu")]) == 0
     with Pretended() as gpu:
         counted = CountedSteps(gpu, monkeypatch)
@@ -92,7 +97,7 @@ def test_an_arm_on_the_device_is_charged_as_on_a_cpu_and_seldom_waits(
     assert summary_of(tmp_path / "cuda")["flops"] == summary_of(tmp_path / "cpu")["flops"]
     selects = "uniform" not in arm or "cascade" in arm
     assert counted.of(1, WAITS, but="select/") <= (ENGINE_WAITS.get(arm, 4) if selects else 0), gpu.report()
-    assert counted.of(1, ("to device: pageable",), but="select/") == 0, gpu.report()
+    assert counted.of(1, ("to device: pageable",), but="select/") <= ENGINE_COPIES.get(arm, 0), gpu.report()
     assert counted.of(1, (*WAITS, "to device: pageable"), room="") <= 160, gpu.report()
 
 
