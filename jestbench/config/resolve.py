@@ -189,19 +189,16 @@ def resolve(
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
+    _check_objective(run, name, read)
     assert not isinstance(run.policy, str)
     needs, whole = frozenset(run.policy.needs), takes_all(run.policy)
-    _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
-    module = type(run.policy).__module__
-    imports = f"import {module}\n" if module in IMPORTED else ""
-    init_folder = _init_folder(run, read)
+    imports = f"import {module}\n" if (module := type(run.policy).__module__) in IMPORTED else ""
+    init_folder, format_used = _init_folder(run, read), number_format(run.device, run.precision)
     identities = _identities(run, stands_on, recorded, init_folder)
-    format_used = number_format(run.device, run.precision)
     return Resolved(
-        run,
-        name,
+        *(run, name),
         config=imports + held.config,
         operative=imports + held.operative,
         flat=flat,
