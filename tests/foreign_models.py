@@ -18,6 +18,27 @@ CLIP: dict[str, Any] = {
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 """A CLIP of open_clip's own towers, of another size, resolution and text length than the runs of the tests."""
+SIGLIP: dict[str, Any] = CLIP | {
+    "embed_dim": 64,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 160,
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": CLIP["text_cfg"] | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+}
+"""SigLIP's towers: an image tower of timm, and texts that are pooled at the last position."""
+COCA: dict[str, Any] = CLIP | {
+    "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "custom_text": True,
+    "vision_cfg": CLIP["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    "text_cfg": CLIP["text_cfg"] | {"embed_cls": True, "output_tokens": True},
+}
+"""A CoCa, whose text tower has a class token."""
 MEAN, STD = [0.4, 0.45, 0.5], [0.3, 0.25, 0.2]
 WORDS = "a photo of the red blue green cat dog bird on under big small old new".split()
 TEXTS = ["a photo of a cat", "the big red dog", "a small blue bird under the old dog, " * 9, ""]

@@ -48,6 +48,7 @@ from jestbench.compare.provenance import (
     learning_rate_notes,
     listed,
     run_notes,
+    start_notes,
     workplace_notes,
 )
 from jestbench.compare.speedups import speedups_of
@@ -161,7 +162,7 @@ def _compare(world: World, key: str, baseline: str, lower: bool) -> tuple[Table,
         facts=facts,
     )
     about = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups)
-    return table, [*about, *about_references, *learning_rate_notes(arms), *about_data, *about_runs]
+    return table, [*about, *about_references, *start_notes(arms), *learning_rate_notes(arms), *about_data, *about_runs]
 
 
 def _measure(members: Sequence[Candidate], key: str) -> Measure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _arm_json(arm: Arm, table: Table, out: Path) -> dict[str, Any]:
         "flops_eval": arm.flops_eval,
         "flops_rungs": arm.flops_rungs,
         "pretrain_flops": arm.pretrain_flops,
+        "starts": [asdict(start) for start in {member.run.summary.start for member in arm.runs} if start is not None],
         "pretrain_in_budget": arm.pretrain_in_budget,
         "flops_amortised": arm.flops_amortised,
         "flops_all_in": arm.flops_all_in,

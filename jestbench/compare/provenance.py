@@ -10,6 +10,7 @@ from typing import Any
 
 from jestbench.compare.comparison import Arm
 from jestbench.compare.load import Fact, RunRecord
+from jestbench.compare.wording import flops_text
 from jestbench.runs.environment import processor
 
 _WORKPLACE = ("device", "number_format", "processor", "threads", "commit")
@@ -53,6 +54,20 @@ def workplace_notes(arms: Iterable[Arm]) -> list[str]:
         if len(labels) > 1:
             notes.append(f"{_DIFFERENCE.get(key, 'seconds are not comparable')}: {key} is {_described(labels)}")
     return notes
+
+
+def start_notes(arms: Iterable[Arm]) -> list[str]:
+    """Notes on the trained models that arms began from, whose FLOPs are in no figure."""
+    labels: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for arm in arms:
+        for start in (member.run.summary.start for member in arm.runs):
+            if start is not None:
+                what = start.name if start.part == "whole" else f"the image tower of {start.name}"
+                labels[what, flops_text(start.flops)][arm.label] = None
+    return [
+        f"{listed(which)}: training began from {what}, whose {flops.replace('?', 'unknown FLOPs')} are in no figure"
+        for (what, flops), which in labels.items()
+    ]
 
 
 def learning_rate_notes(arms: Iterable[Arm]) -> list[str]:

@@ -8,8 +8,8 @@ import re
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
     "run.seed run.arm run.control run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints "
-    "run.microbatch run.reference run.scorer run.cache run.loader run.patience loader.* cache.mode cache.folder "
-    "evaluate.sets stream.patience *.trust_pickle".split()
+    "run.microbatch run.reference run.scorer run.init run.cache run.loader run.patience loader.* cache.mode "
+    "cache.folder evaluate.sets stream.patience *.trust_pickle".split()
 )
 WHOSE_WEIGHTS = ("open_clip.model", "open_clip.pretrained", "hugging_face_clip.path", "hugging_face_clip.revision")
 """Where the weights of a model of another library lie: an arm holds the digest of the weights instead."""

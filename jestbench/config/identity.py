@@ -13,7 +13,6 @@ from jestbench.config.arm_parameters import is_of_the_arm
 from jestbench.config.operative import plain
 from jestbench.config.registry import CONFIGURABLES, PRETRAINED
 from jestbench.config.run import ReadFolder, Resolved
-from jestbench.cost.budget import Pretrained
 from jestbench.data.splits import roles_in
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat
@@ -50,7 +49,7 @@ def defaults() -> Mapping[str, Any]:
 def arm_hash(
     flat: Mapping[str, Any],
     needs: frozenset[str],
-    pretrained: Mapping[Pretrained, str],
+    pretrained: Mapping[str, str],
     number_format: NumberFormat = "fp32",
     without: tuple[str, ...] = (),
     whole: bool = False,
@@ -71,7 +70,7 @@ def arm_hash(
     arm.pop("run.precision", None)
     if number_format != "fp32":
         arm["run.precision"] = number_format
-    for key in list(_without_effect(arm, needs, whole)):
+    for key in list(_without_effect(arm, needs, whole, "init" in pretrained)):
         arm.pop(key, None)
     arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}
     if not any(arm.get(name) for name in _VIEWS):
@@ -83,13 +82,16 @@ def _unscoped(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool) -> Iterator[str]:
+def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool, begun: bool) -> Iterator[str]:
     """Parameters that are bound, and that a policy with these needs never reads."""
     cascaded, ranks = "run.cascade" in arm, roles_in(arm.get("run.split", "pool"))
     if not needs or whole:
         yield "run.super_batch_size"
     if not needs:
         yield "run.select_from"
+    if begun:  # the towers are the start's, but for a new text tower beside a frozen image tower
+        text = "model.text_" if "model.freeze" in arm else "model.freeze"
+        yield from (key for key in arm if key.startswith("model.") and not key.startswith((text, "model.freeze")))
     if "memory" not in needs:
         yield "run.memory_bytes"
     if "learner" not in needs:

@@ -33,6 +33,7 @@ from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, R
 from jestbench.cost.budget import Pretrained
 from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
+from jestbench.engine.casting import Casting
 from jestbench.parallel.arithmetic import number_format
 from jestbench.select.remembering import check_needs, takes_all
 
@@ -188,17 +189,16 @@ def resolve(
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
+    _check_objective(run, name, read)
     assert not isinstance(run.policy, str)
     needs, whole = frozenset(run.policy.needs), takes_all(run.policy)
-    _check_objective(run, name, read)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
-    module = type(run.policy).__module__
-    imports = f"import {module}\n" if module in IMPORTED else ""
-    identities, format_used = _identities(run, stands_on, recorded), number_format(run.device, run.precision)
+    imports = f"import {module}\n" if (module := type(run.policy).__module__) in IMPORTED else ""
+    init_folder, format_used = _init_folder(run, read), number_format(run.device, run.precision)
+    identities = _identities(run, stands_on, recorded, init_folder)
     return Resolved(
-        run,
-        name,
+        *(run, name),
         config=imports + held.config,
         operative=imports + held.operative,
         flat=flat,
@@ -208,7 +208,31 @@ def resolve(
         warnings=warnings,
         inherited=inherited,
         calibrated_on=split,
+        init_folder=init_folder,
     )
+
+
+def _init_folder(run: Run, bindings: Sequence[Binding]) -> Path | None:
+    """The run folder that ``run.init`` names.
+
+    Raises:
+        ConfigError: it is none, or an image tower is frozen that nothing has trained.
+    """
+    if run.model.freeze and run.init is None and not run.model.pretrained:
+        raise ConfigError(
+            f"{_place('model.freeze', bindings)}model.freeze = {run.model.freeze!r} keeps the weights of an image "
+            "tower, and these are random: bind run.init, or set model.pretrained = True"
+        )
+    if not isinstance(run.init, str):
+        return None
+    bound = next(binding for binding in reversed(bindings) if binding.key == "run.init")
+    path = locate(run.init, file_of(bound))
+    if path is None or not path.is_dir():
+        raise ConfigError(
+            f"{bound.where}: run.init = {run.init!r}: no such run folder (a model of another library is bound as "
+            "@open_clip() or @hugging_face_clip())"
+        )
+    return path
 
 
 def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
@@ -227,14 +251,22 @@ def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None
 
 
 def _identities(
-    run: Run, stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]], recorded: ReadFolder | None
-) -> dict[Pretrained, str]:
-    """Identities of the frozen models, by role; without the seed of a reference that is given the arm's."""
-    found: dict[Pretrained, str] = {}
+    run: Run,
+    stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]],
+    recorded: ReadFolder | None,
+    init_folder: Path | None,
+) -> dict[str, str]:
+    """Identities of the frozen models, by role, and of the start; without the seed of a reference given the arm's."""
+    found: dict[str, str] = {}
     for role, stands in stands_on.items():
         seeded = role != "reference" or run.reference_seed == "shared"
         found[role] = "".join(identity_of(stand, recorded, seeded) for stand in stands)
-    return found | {role: run.castings[role].identity for role in PRETRAINED if role in run.needs & run.castings.keys()}
+    found |= {role: run.castings[role].identity for role in PRETRAINED if role in run.needs & run.castings.keys()}
+    if isinstance(run.init, Casting):
+        found["init"] = run.init.identity
+    elif init_folder is not None:
+        found["init"] = identity_of(init_folder, recorded)
+    return found
 
 
 def read_files(files: Sequence[str], beside: Path | None = None) -> Iterator[Binding]:
@@ -278,7 +310,11 @@ def _findable(binding: Binding) -> Binding:
     """
     value = binding.value
     file, *more = value if isinstance(value, list | tuple) and value else (value,)
-    if binding.key not in {f"run.{role}" for role in PRETRAINED} or not isinstance(file, str) or not file:
+    if (
+        binding.key not in {"run.init", *(f"run.{role}" for role in PRETRAINED)}
+        or not isinstance(file, str)
+        or not file
+    ):
         return binding
     path = locate(file, file_of(binding))
     if path is None or path.resolve() == (PROJECT / file).resolve():

@@ -23,6 +23,7 @@ from jestbench.engine.contrastive import ContrastiveTraining
 from jestbench.engine.frozen import Accounting
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.regression import Regression
+from jestbench.engine.start import Start
 from jestbench.evals.evaluate import Evaluate
 from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
@@ -140,6 +141,9 @@ class Run:
             policy: nothing is scored, charged or left out for it.
         memory_bytes: most that a policy's memory of pairs takes (8 bytes a pair, and 4 for each number); pairs that are
             new once it is full are not remembered, and counted (``memory/refused``).
+        init: what training begins from: the folder of a finished run, or a model of another library (``@open_clip()``).
+            Its towers, tokenizer, scale and bias take the place of ``model``'s; under ``model.freeze = "image"`` its
+            image tower alone. Its FLOPs stand apart. ``None``: random weights.
     """
 
     policy: Policy | str
@@ -184,6 +188,7 @@ class Run:
     equal: EqualRule = "negative"
     select_from: float = 0.0
     memory_bytes: int = 8 << 30
+    init: Casting | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):
@@ -393,6 +398,8 @@ class Resolved:
         warnings: what is doubtful about the configuration.
         inherited: what it took over from the run that stands on it.
         calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
+        init_folder: the run folder that ``run.init`` names; ``None`` where it names none.
+        start: what training begins from, once it is loaded (``launch.stands.begun``).
     """
 
     run: Run
@@ -406,6 +413,8 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     inherited: Inherited = field(default_factory=Inherited)
     calibrated_on: str | None = None
+    init_folder: Path | None = None
+    start: Start | None = None
 
     @property
     def policy(self) -> Policy:

@@ -69,7 +69,7 @@ class Price:
             view: the view that the towers are run under.
             checkpointing: whether activation checkpointing is on.
         """
-        ghost = without_values(model)
+        ghost = without_values(model).requires_grad_(True)
         ghost.image.prepare(view)
         image, text = _UnderView(ghost.image, view), _UnderView(ghost.text, view)
         tokens_1L = batch.tokens(model.tokenizer)[:1].to("meta")
@@ -89,6 +89,8 @@ class Price:
         Measured, not derived: torch stops before a block's end, once it has all tensors that the backward pass needs.
         """
         plain, again = (cls.of_training(model, batch, view, checkpointing) for checkpointing in (False, True))
+        if model.locked:  # an image tower without a backward pass runs nothing again
+            return cls(0, again.text - plain.text)
         return cls(again.image - plain.image, again.text - plain.text, again.fixed - plain.fixed)
 
     @property

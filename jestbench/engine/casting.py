@@ -14,6 +14,7 @@ from jestbench.engine.actor import Actor
 from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.frozen import FrozenActor, RowContent
 from jestbench.engine.learner import Learner
+from jestbench.engine.start import Start
 from jestbench.engine.twin import TwinActor
 from jestbench.model.encoders import Encoders
 from jestbench.model.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class Setting:
         arithmetic: device and precision.
         store_dir: where the rows of this run lie.
         micro: pairs that are run through the towers at once.
+        start: what the learner's training begins from; ``None``: random weights.
     """
 
     run: Run
@@ -50,6 +52,13 @@ class Setting:
     arithmetic: Arithmetic
     store_dir: Path
     micro: MicroBatches
+    start: Start | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the models in training: that of the data set, or the start's own."""
+        data = self.pairs.tokenizer
+        return data if self.start is None else self.start.tokenizer(self.run.model, data)
 
     @property
     def compiled(self) -> bool:
@@ -100,6 +109,14 @@ class Casting(ABC):
     def identity(self) -> str:
         """What distinguishes the actor from another of its kind, wherever its files lie."""
         return repr(self)
+
+    def start(self) -> Start:
+        """The model that a run's training begins from.
+
+        Raises:
+            ValueError: there is none, or our towers do not compute the same.
+        """
+        raise ValueError(f"run.init: {self.label} is no trained model to begin from")
 
     def stand_in(self) -> Casting:
         """A casting whose actor has the same shapes, for which nothing is fetched."""

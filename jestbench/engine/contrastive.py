@@ -132,10 +132,13 @@ class Contrastive(Objective):
         count, pieces = len(image_KD), self.pieces(len(image_KD), learner.world)
         feed = learner.feed([own.take(index) for _, index in pieces])
         for position, ((view, index), part) in enumerate(zip(pieces, feed, strict=True)):
-            embedded = self._embed_piece(learner, part, count, seed, position, view)
+            embedded: tuple[Tensor, ...] = self._embed_piece(learner, part, count, seed, position, view)
             row_P = learner.world.rows(count)[index]
             rows = slice(int(row_P[0]), int(row_P[-1]) + 1, learner.world.size)
-            torch.autograd.backward(embedded, (image_KD.grad[rows], text_KD.grad[rows]))
+            gradients: tuple[Tensor, ...] = image_KD.grad[rows], text_KD.grad[rows]
+            if learner.model.locked:  # no gradient passes through its images
+                embedded, gradients = embedded[1:], gradients[1:]
+            torch.autograd.backward(embedded, gradients)
 
     def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
         """The micro-batches that a process embeds, none empty: view, and positions among the process's rows.
@@ -156,6 +159,8 @@ class Contrastive(Objective):
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
 
+        A locked image tower has no backward pass, and is charged one forward pass.
+
         Beside them what the run's settings run again to save memory. The logits that a large softmax loss makes twice
         (``select/losses.py``) are not among it: like the attention products of a fused backward pass they belong to the
         three forward passes that a training pass is charged.
@@ -164,7 +169,7 @@ class Contrastive(Objective):
         towers = tuple(
             Pass(
                 learner.part.train,
-                TRAINING_PASSES * learner.prices[view].pairs(size),
+                learner.training_macs(view, size),
                 f"{learner.part.name}, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
             )
             for size, (_, view) in zip(sizes, self.mix, strict=True)
@@ -186,12 +191,13 @@ class Contrastive(Objective):
             yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
         if self._cached(count, world):
             forward = sum(prices[view].pairs(size) for view, size in pieces)
+            trained = sum(learner.training_macs(view, size) for view, size in pieces)
             sizes = split_counts(count, [share for share, _ in self.mix])
-            whole = sum(prices[view].pairs(size) for size, (_, view) in zip(sizes, self.mix, strict=True))
+            whole = sum(learner.training_macs(view, size) for size, (_, view) in zip(sizes, self.mix, strict=True))
             # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
             yield Pass(
                 "recompute",
-                forward + TRAINING_PASSES * (forward - whole),
+                forward + trained - whole,
                 f"cached gradients, {count} pairs in {len(pieces)} micro-batches",
             )
 
@@ -211,7 +217,9 @@ class ContrastiveTraining(Training):
     def learner(self, setting: Setting) -> Learner:
         """The two towers in training."""
         run, example = setting.run, setting.example
-        model = self.build(run, setting.pairs.tokenizer).to(setting.arithmetic.device)
+        start, tokenizer = setting.start, setting.pairs.tokenizer
+        built = self.build(run, tokenizer) if start is None else start.build(run.model, tokenizer, run.loss, run.seed)
+        model = built.to(setting.arithmetic.device)
         check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)
         scored = fitted(*run.view_of("learner"), model)

@@ -21,6 +21,8 @@ from jestbench.engine.casting import Casting, FrozenCasting, Setting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.learner import Learner
+from jestbench.engine.start import Start
+from jestbench.model.carry import Tower, carried
 from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers
 
 SAFE = ".safetensors"
@@ -58,6 +60,30 @@ class Foreign(Casting):
             ForeignError: the library is not installed, or the model is one that cannot be run here.
             DataError: a file is missing, damaged or a pickle, or cannot be fetched.
         """
+
+    @abstractmethod
+    def towers(self, foreign: ForeignTowers) -> tuple[Tower, Tower]:
+        """Both towers of the loaded model in our terms.
+
+        Raises:
+            ForeignError: ours do not include such towers.
+        """
+
+    def start(self, untrained: bool = False) -> Start:
+        """The model to begin training from, in our towers.
+
+        Args:
+            untrained: as of ``load``.
+
+        Raises:
+            ForeignError: our towers do not compute the same.
+        """
+        try:
+            foreign = self.load(untrained).eval()
+            found = carried(foreign, self.towers(foreign))
+        except ForeignError as error:
+            raise ForeignError(f"run.init: {self.label} cannot be trained here: {error}") from error
+        return Start(found, self.label, self.stated_flops()[self.role])
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """As ``frozen``."""
@@ -108,6 +134,10 @@ class _Untrained(Casting):
     def stated_flops(self) -> dict[str, int | None]:
         """The model's own."""
         return self.model.stated_flops()
+
+    def start(self) -> Start:
+        """The model to begin training from, with random weights."""
+        return self.model.start(untrained=True)
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """The frozen actor, run whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from jestbench.engine.foreign import (
     stand_in_tokenizer,
     three,
 )
+from jestbench.model.carried_tokenizer import of_transformers
+from jestbench.model.carry import Tower, transformers_towers
 from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
 
@@ -149,6 +151,10 @@ class HuggingFaceClip(Foreign):
             net, image, _text, preprocessing, tokenizer, int(width), scale, bias, pictures, ("transformers",)
         )
 
+    def towers(self, foreign: ForeignTowers) -> tuple[Tower, Tower]:
+        """As ``Foreign.towers``."""
+        return transformers_towers(foreign.image.net)
+
     def _net(self, library: Any, folder: Path, kind: str, untrained: bool) -> Any:
         """The library's own model, in float32.
 
@@ -220,7 +226,8 @@ class HuggingFaceClip(Foreign):
         backend = getattr(made, "backend_tokenizer", None)
         content = sorted(made.get_vocab().items()) if backend is None else backend.to_str()
         identity = digest(json.dumps([type(made).__name__, content, made.pad_token_id]), 6)
-        return ForeignTokenizer(f"hugging_face/{identity}/{length}", length, partial(_ids, made, length))
+        own = ForeignTokenizer(f"hugging_face/{identity}/{length}", length, partial(_ids, made, length))
+        return replace(own, carried=partial(of_transformers, made, own))
 
     def _preprocessing(self, net: Any, processor: Any) -> tuple[Preprocessing, Any]:
         """What the image processor does to square images, and how the model is called on the pixels.

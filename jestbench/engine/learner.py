@@ -14,6 +14,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import FULL, Batch, Pass, Purpose, View
 from jestbench.cost.price import Price
+from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.engine.actor import Actor, Update
 from jestbench.engine.feed import on_device
 from jestbench.engine.fit_memory import MicroBatches
@@ -148,7 +149,14 @@ class Learner(Actor):
     def feed(self, pieces: Sequence[Batch], slots: int = 2) -> Iterator[Batch]:
         """Pieces of a batch on the device, one after the other (``on_device``)."""
         keys = any(view.keep < 1 for view in (self.view, *self.trained_under))
+        pieces = [self.model.tokenized(piece) for piece in pieces]
         return on_device(pieces, self.arithmetic.device, self.model.tokenizer, keys=keys, slots=slots)
+
+    def training_macs(self, view: View, count: int) -> int:
+        """Multiply-adds of training both towers on pairs: three forward passes, of a locked image tower one."""
+        price, locked = self.prices[view], self.model.locked
+        images = price.images(count) * (1 if locked else TRAINING_PASSES)
+        return images + TRAINING_PASSES * count * price.text
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """What scoring ``count`` pairs is charged."""

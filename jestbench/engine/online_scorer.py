@@ -41,7 +41,7 @@ class OnlineScorer(Casting):
     def cast(self, setting: Setting, learner: Learner) -> Learner:
         """The scorer in training, scored and trained under one view: never under one that it was not trained under."""
         run, arithmetic = setting.run, setting.arithmetic
-        model = self.build(run.model, learner.model, setting.pairs.tokenizer, run.loss, run.seed).to(arithmetic.device)
+        model = self.build(run.model, learner.model, setting.tokenizer, run.loss, run.seed).to(arithmetic.device)
         check_training(model, setting)
         view = fitted("online_scorer.view", self.view or FULL, model)
         prices = {each: Price.of(model, setting.example, each) for each in {FULL, view}}
@@ -73,6 +73,7 @@ class OnlineScorer(Casting):
         return replace(
             learner,
             pretrained=False,
+            freeze="",
             image_options={**learner.image_options, "depth": depth},
             text_layers=max(1, learner.text_layers // 2),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from jestbench.engine.foreign import (
     stand_in_tokenizer,
     three,
 )
+from jestbench.model.carried_tokenizer import of_open_clip
+from jestbench.model.carry import Tower, open_clip_towers
 from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
 
@@ -130,6 +132,12 @@ class OpenClip(Foreign):
         whole = transform.image_transform_v2(transform.PreprocessCfg(**given), is_train=False)
         scale, bias, pictures = net.logit_scale, getattr(net, "logit_bias", None), partial(_pictures, whole)
         return ForeignTowers(net, _image, _text, preprocessing, tokenizer, width, scale, bias, pictures, LIBRARIES)
+
+    def towers(self, foreign: ForeignTowers) -> tuple[Tower, Tower]:
+        """As ``Foreign.towers``."""
+        import open_clip
+
+        return open_clip_towers(foreign.image.net, self._config(open_clip))
 
     def _config(self, library: Any) -> dict[str, Any]:
         """The library's configuration of the model.
@@ -251,7 +259,8 @@ class OpenClip(Foreign):
             sorted(vocabulary.items()),
         ]
         identity = f"open_clip/{digest(json.dumps(plain), 6)}/{made.context_length}"
-        return ForeignTokenizer(identity, made.context_length, made)
+        own = ForeignTokenizer(identity, made.context_length, made)
+        return replace(own, carried=partial(of_open_clip, made, own))
 
 
 def _image(net: Any, pixels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.measure import Measure, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Evaluation, Results
+from jestbench.model.tokenizer import Tokenizer
 
 
 def points_reached(share: float, points: int) -> int:
@@ -75,13 +76,19 @@ class Evaluator:
         config: when and on what.
         resolution: pixels, of the model's image tower; what the sets' images are brought to.
         seen_key_N: text keys of the split ``evaluate.unseen_by``; ``None`` where none is named.
+        tokenizer: of the model; ``None`` is that of the split.
 
     Raises:
         DataError: a set is not in its layout, two have one name, or every class or no class is unseen.
     """
 
     def __init__(
-        self, pairs: IndexedPairs, config: Evaluate, resolution: int = 0, seen_key_N: Tensor | None = None
+        self,
+        pairs: IndexedPairs,
+        config: Evaluate,
+        resolution: int = 0,
+        seen_key_N: Tensor | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
@@ -104,7 +111,8 @@ class Evaluator:
         if len({found.name for found in sets}) < len(sets):
             raise DataError(f"evaluate.sets: two folders have one name: {', '.join(found.name for found in sets)}")
         self.sets = [
-            BenchmarkEvaluator(found, pairs.tokenizer, resolution, config.batch_size, config.few_shot) for found in sets
+            BenchmarkEvaluator(found, tokenizer or pairs.tokenizer, resolution, config.batch_size, config.few_shot)
+            for found in sets
         ]
 
     @property

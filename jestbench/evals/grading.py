@@ -15,6 +15,7 @@ from jestbench.engine.regression import GradedObjective, captions_of, graded
 from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.measure import REGRESSION_MEASURES, Measure
 from jestbench.evals.results import Evaluation
+from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0
@@ -79,8 +80,10 @@ class RegressionEvaluator(Evaluator):
         return Evaluation(metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),))
 
 
-EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any, Tensor | None], Evaluator]] = {
-    "contrastive": lambda pairs, config, model, objective, seen: Evaluator(pairs, config, model.image_size, seen),
-    "regression": lambda pairs, config, model, objective, seen: RegressionEvaluator(pairs, config, objective),
+EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any, Tensor | None, Tokenizer], Evaluator]] = {
+    "contrastive": lambda pairs, config, model, objective, seen, own: Evaluator(
+        pairs, config, model.image_size, seen, own
+    ),
+    "regression": lambda pairs, config, model, objective, seen, own: RegressionEvaluator(pairs, config, objective),
 }
-"""By the kind of the model in training; the last argument holds the text keys of the split ``evaluate.unseen_by``."""
+"""By the kind of the model in training; last come the text keys of ``evaluate.unseen_by`` and the tokenizer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import timm
 import torch
@@ -18,35 +18,13 @@ from torch import Tensor, nn
 
 from jestbench.config.run import ConfigError
 from jestbench.model.image_tower import ImageTower
-from jestbench.model.text_tower import ACTIVATIONS, Activation, TextPool, TextTower
+from jestbench.model.library_names import OPEN_CLIP_BLOCK, OPEN_CLIP_TEXT, to_theirs
+from jestbench.model.text_tower import Activation, TextPool, TextTower, activation_named
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
 
 EVERYWHERE = ("pretrained_cfg_overlay", "drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate")
 """Options of a timm model that change nothing in a trained one."""
-BLOCK = {
-    "norm1": "ln_1",
-    "attn.qkv.": "attn.in_proj_",
-    "attn.proj": "attn.out_proj",
-    "norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-"""Names within a block: timm's, and open_clip's."""
-TEXT = {
-    "tokens.": "token_embedding.",
-    "positions": "positional_embedding",
-    "blocks.": "transformer.resblocks.",
-    "norm_attention": "ln_1",
-    "qkv.": "attn.in_proj_",
-    "out.": "attn.out_proj.",
-    "norm_mlp": "ln_2",
-    "fc1": "mlp.c_fc",
-    "fc2": "mlp.c_proj",
-    "norm.": "ln_final.",
-    "projection.": "text_projection.",
-}
-"""Names within a text tower: ours, and open_clip's, in the order in which they are replaced."""
 POOLS: dict[TextPool, str] = {"end": "eos", "last": "last"}
 
 
@@ -103,24 +81,15 @@ def towers_for_open_clip(
     return config, {name: value.detach().clone().contiguous() for name, value in weights.items()}
 
 
-def _renamed(name: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        name = name.replace(old, new, 1)
-    return name
-
-
 def _activation_of(block: Any, act: Any) -> Activation:
     """The name of an activation, by its values.
 
     Raises:
         NotExpressible: it is none of ``ACTIVATIONS``.
     """
-    grid = torch.linspace(-4, 4, 101)
-    for name in get_args(Activation):
-        if torch.allclose(act(grid.clone()), ACTIVATIONS[name](grid), atol=1e-6):
-            found: Activation = name
-            return found
-    raise NotExpressible(f"the activation {type(act).__name__} of a {type(block).__name__} is none of open_clip's")
+    if (found := activation_named(act)) is None:
+        raise NotExpressible(f"the activation {type(act).__name__} of a {type(block).__name__} is none of open_clip's")
+    return found
 
 
 def _text(text: TextTower, tokenizer: Tokenizer) -> Expressed:
@@ -156,7 +125,7 @@ def _text(text: TextTower, tokenizer: Tokenizer) -> Expressed:
         "proj_bias": text.projection.bias is not None,
         "norm_kwargs": {"eps": text.norm.eps},
     }
-    weights = {_renamed(name, TEXT): value for name, value in text.state_dict().items()}
+    weights = {to_theirs(name, OPEN_CLIP_TEXT): value for name, value in text.state_dict().items()}
     if text.projection.bias is None:
         weights["text_projection"] = weights.pop("text_projection.weight").T
     return Expressed(config, weights, text.activation)
@@ -191,7 +160,9 @@ def _own_transformer(tower: ImageTower) -> Expressed:
     vit = tower.backbone
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
         raise NotExpressible(f"{type(vit).__name__} is no plain vision transformer")
-    own = {f"{part}.{kind}" for part in ("norm1", "norm2", *(key.rstrip(".") for key in BLOCK)) for kind in KINDS}
+    own = {
+        f"{part}.{kind}" for part in ("norm1", "norm2", *(key.rstrip(".") for key in OPEN_CLIP_BLOCK)) for kind in KINDS
+    }
     block = vit.blocks[0]
     differences = {
         "it has no class token": vit.cls_token is None,
@@ -226,7 +197,10 @@ def _own_transformer(tower: ImageTower) -> Expressed:
         "proj": projection,
         **{f"ln_pre.{name}": value for name, value in vit.norm_pre.state_dict().items()},
         **{f"ln_post.{name}": value for name, value in vit.norm.state_dict().items()},
-        **{f"transformer.resblocks.{_renamed(name, BLOCK)}": value for name, value in vit.blocks.state_dict().items()},
+        **{
+            f"transformer.resblocks.{to_theirs(name, OPEN_CLIP_BLOCK)}": value
+            for name, value in vit.blocks.state_dict().items()
+        },
     }
     return Expressed(config, weights, _activation_of(block, block.mlp.act))
 

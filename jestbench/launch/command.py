@@ -238,9 +238,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.price:
         from jestbench.launch.forecast import price_table
+        from jestbench.launch.stands import with_start
 
         with train_run.building():
-            table = price_table(rehearse.without_download(resolved))
+            table = price_table(with_start(rehearse.without_download(resolved)))
         with _for_a_reader():
             print(table)
         return 0

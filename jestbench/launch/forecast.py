@@ -22,7 +22,7 @@ from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.stages import build_stages
-from jestbench.launch.stands import ended, stand_ins
+from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
@@ -91,6 +91,7 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
     """The stages to price a run by, and the data or stand-in that they were built on."""
+    resolved = with_start(resolved)
     run = replace(resolved.run, reference_accounting="online", cache=None)
     data, castings = stand_ins(resolved)
     few = min(least_draw(run.split), resolved.draw_size)
@@ -99,7 +100,7 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
 
 
 def _one(stages: Stages) -> Batch:
-    return stages.pairs.example()
+    return stages.learner.model.tokenized(stages.pairs.example())
 
 
 def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:

@@ -24,7 +24,7 @@ from jestbench.launch.data_report import opened, ranked_line, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
-from jestbench.launch.stands import stand_ins
+from jestbench.launch.stands import stand_ins, with_start
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, Stages, train
 from jestbench.parallel.arithmetic import Arithmetic
@@ -44,7 +44,8 @@ def without_download(resolved: Resolved) -> Resolved:
     own: Any = given.stand_in() if isinstance(given, Casting) else given
     if isinstance(given, tuple):
         own = tuple(one.stand_in() if isinstance(one, Casting) else one for one in given)
-    plain = replace(resolved, run=replace(run, model=run.model.without_weights(), reference=own))
+    init = run.init.stand_in() if isinstance(run.init, Casting) else run.init
+    plain = replace(resolved, run=replace(run, model=run.model.without_weights(), reference=own, init=init))
     return replace(
         plain,
         stands_on={
@@ -61,7 +62,7 @@ def logged_names(resolved: Resolved) -> frozenset[str]:
         ConfigError: the configuration cannot be built, or cannot do a step.
         DataError: the data does not fit the configuration.
     """
-    resolved = without_download(resolved)
+    resolved = with_start(without_download(resolved))
     drawn = min(max(32, least_draw(resolved.run.split)), resolved.draw_size)
     run = replace(
         resolved.run,
@@ -133,7 +134,8 @@ def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Ch
 def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
     """Open the data of one run, build it, score and update one tiny batch."""
     found = opened(resolved, may)
-    resolved = found.resolved if "download" in may else without_download(found.resolved)
+    with building():
+        resolved = with_start(found.resolved if "download" in may else without_download(found.resolved))
     # The candidates of a cascade must fit into the stand-in's pool.
     few = max(32, least_draw(resolved.run.split))
     drawn = min(few, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
@@ -145,7 +147,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             )
             data, castings = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
-            if resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
+            if not found.stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         lines = [*found.lines, *(ranked_line(role, pairs) for role, pairs in stages.pairs.ranked)]

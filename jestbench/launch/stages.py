@@ -24,6 +24,7 @@ from jestbench.engine.actor import Actor
 from jestbench.engine.casting import Casting, Setting
 from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.scorer import Scorer
+from jestbench.engine.start import Start
 from jestbench.evals.grading import EVALUATORS
 from jestbench.loop import Stages
 from jestbench.parallel.arithmetic import Arithmetic
@@ -55,7 +56,7 @@ def build_stages(
         DataError: the data does not fit the configuration.
     """
     run = resolved.run
-    setting = setting_of(run, data, store_dir, rank)
+    setting = setting_of(run, data, store_dir, rank, resolved.start)
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
@@ -69,12 +70,24 @@ def build_stages(
     evaluated = data.split(run.evaluate.split).indexed("evaluate.split")
     seen = run.evaluate.unseen_by
     seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
-    evaluator = EVALUATORS[run.training.kind](evaluated, run.evaluate, run.model, learner.objective, seen_key_N)
+    evaluator = EVALUATORS[run.training.kind](
+        evaluated, run.evaluate, run.model, learner.objective, seen_key_N, setting.tokenizer
+    )
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 
-def setting_of(run: Run, data: Dataset, store_dir: Path, rank: Rank | None = None) -> Setting:
-    """The setting shared by all actors of a run, on its data set or a stand-in; ``rank`` as ``split_of`` takes it."""
+def setting_of(
+    run: Run, data: Dataset, store_dir: Path, rank: Rank | None = None, start: Start | None = None
+) -> Setting:
+    """The setting shared by all actors of a run, on its data set or a stand-in.
+
+    Args:
+        run: its parameters.
+        data: the data set.
+        store_dir: folder for the rows of frozen models.
+        rank: as ``split_of`` takes it.
+        start: what training begins from.
+    """
     pairs = split_of(data, run.split, rank)
     if run.half is not None:
         pairs = HalfPairs(pairs.indexed("a reference of one half"), run.half)
@@ -86,8 +99,13 @@ def setting_of(run: Run, data: Dataset, store_dir: Path, rank: Rank | None = Non
                 f"came with the pairs in .columns of the data set, as in webdataset.columns = ('json.{name}',)"
             )
     example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
-    micro = MicroBatches.of(run, pairs.tokenizer, example, arithmetic)
-    return Setting(run, pairs, example, arithmetic, store_dir, micro)
+    tokenizer = pairs.tokenizer if start is None else start.tokenizer(run.model, pairs.tokenizer)
+    if tokenizer.identity not in example.token_ids and example.captions:
+        example = replace(
+            example, token_ids={**example.token_ids, tokenizer.identity: tokenizer.encode(example.captions)}
+        )
+    micro = MicroBatches.of(run, tokenizer, example, arithmetic)
+    return Setting(run, pairs, example, arithmetic, store_dir, micro, start)
 
 
 def _check_world(run: Run, world: World) -> None:

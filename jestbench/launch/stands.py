@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from jestbench.batch import DataError
 from jestbench.config.registry import PRETRAINED
 from jestbench.config.run import Resolved
 from jestbench.cost.budget import Pretrained
@@ -12,9 +14,11 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
+from jestbench.engine.start import Start
+from jestbench.model.carry import Carried
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import towers_of, trained_mix
+from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
 from jestbench.runs.summary import Summary
 
 
@@ -26,6 +30,33 @@ def trained(role: Pretrained, folder: Path) -> FrozenCasting:
     """
     _, kind = PRETRAINED[role]
     return FrozenCasting(role, towers_of(folder, kind), KINDS[kind].content, trained_mix(folder))
+
+
+def with_start(resolved: Resolved) -> Resolved:
+    """The run with the model that its training begins from loaded, and with that model's towers.
+
+    Raises:
+        DataError: ``run.init`` holds no finished run, or cannot be read.
+        ValueError: our towers do not compute what the model's own do.
+    """
+    init, folder = resolved.run.init, resolved.init_folder
+    if init is None or resolved.start is not None:
+        return resolved
+    if isinstance(init, Casting):
+        start = init.start()
+    else:
+        assert folder is not None, "a run folder is found when the run is resolved"
+        if not RunFolder(folder).has_finished():
+            raise DataError(f"run.init: {folder} holds no finished run to begin from")
+        model, summary, loss = towers_of(folder), ended(folder), trained_loss(folder)
+        assert loss is not None, "checked by towers_of"
+        before = (0,) if summary.start is None else (summary.start.flops,)
+        spent = (summary.flops_all_in, *before)
+        flops = None if None in spent else sum(one or 0 for one in spent)
+        carried = Carried(shape_in(folder), model.state_dict(), tokenizer_of(folder), loss)
+        start = Start(carried, summary.arm or folder.name, flops, str(folder.resolve()))
+    run = replace(resolved.run, model=start.shape(resolved.run.model))
+    return replace(resolved, run=run, start=start)
 
 
 def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained, Casting]:

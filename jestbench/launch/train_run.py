@@ -26,7 +26,7 @@ from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, ended, pretrain_flops
+from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
@@ -176,6 +176,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     distributed.world().first(lambda: check_served(resolved))
     with _held_by_all(run_dir):
         try:
+            with building():
+                resolved = with_start(resolved)
             return _train_run(resolved, run_dir, resume, role)
         except KeyboardInterrupt:
             if distributed.world().first_of_all:

@@ -14,6 +14,7 @@ from jestbench.batch import FULL, Batch, View
 from jestbench.disk import DataError
 from jestbench.model.encoders import Encoders, at_least_fp32
 from jestbench.model.pillow_resize import Kernel, pillow_resized
+from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.losses import LossName
 
 
@@ -62,11 +63,13 @@ class ForeignTokenizer:
         identity: by which a model recognises its own token ids: library, vocabulary and length.
         length: L, tokens of a text.
         encode: texts → int64 ids ``[N, L]``, by the library itself.
+        carried: the same tokenizer as a run folder can hold it, or ``ForeignError``; ``None`` of a stand-in.
     """
 
     identity: str
     length: int
     encode: Callable[[list[str]], Tensor]
+    carried: Callable[[], Tokenizer] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForeignTokenizer:
         """Itself: a copy of a model without its values is made for each price."""

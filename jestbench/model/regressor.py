@@ -44,7 +44,7 @@ class PairHead(nn.Module):
 class Regressor(TwoTowers):
     """Two towers and a head that grades pairs."""
 
-    def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, hidden: int) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, tokenizer: Tokenizer, hidden: int) -> None:
         super().__init__(image, text, tokenizer, "sigmoid")
         # SigLIP's offset of −10 suits one match among many pairs; here about a third of the pairs match, and a
         # saturated sigmoid has no gradient under the squared error.
@@ -61,7 +61,7 @@ class Regressor(TwoTowers):
         towers = model.build(tokenizer, "sigmoid", seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "init", 1))
-            return cls(towers.image, towers.text, tokenizer.identity, hidden)
+            return cls(towers.image, towers.text, tokenizer, hidden)
 
     def grade(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
         """Grades g ``[B]`` of pairs of normalised embeddings, in fp32 whatever autocast the caller is in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,13 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
 }
+
+
+def activation_named(act: Any) -> Activation | None:
+    """The name of an activation, found by its values; ``None`` where it is none of ``ACTIVATIONS``."""
+    grid = torch.linspace(-4, 4, 101)
+    names: tuple[Activation, ...] = get_args(Activation)
+    return next((name for name in names if torch.allclose(act(grid.clone()), ACTIVATIONS[name](grid), atol=1e-6)), None)
 
 
 class TextBlock(nn.Module):
@@ -99,7 +106,8 @@ class TextTower(nn.Module):
 
     Without ``causal``, padding is masked out of attention unless ``attend_padding``; with ``causal``, no text token
     attends to the padding after the end token. The tower always runs, and is priced, at the full length L, or at the
-    view's text length.
+    view's text length. A text ends at its first token ``end_id``, where that is given, and else before the padding:
+    CLIP's own tokenizers pad with a token that occurs in texts, or with the end token.
     """
 
     def __init__(
@@ -119,8 +127,10 @@ class TextTower(nn.Module):
         activation: Activation = "gelu",
         norm_eps: float = 1e-5,
         projection_bias: bool = False,
+        end_id: int | None = None,
     ) -> None:
         super().__init__()
+        self.end_id = end_id
         self.pad_id, self.causal, self.pool, self.attend_padding = pad_id, causal, pool, attend_padding
         self.activation = activation
         self.grad_checkpointing = False
@@ -147,7 +157,8 @@ class TextTower(nn.Module):
         """Run the blocks (only the first ones under a view), pool over the text, project."""
         positions: Tensor = self.positions
         if view.text_length is not None and view.text_length < len(positions):
-            token_BL, positions = cut_text(token_BL, view.text_length, self.pad_id), positions[: view.text_length]
+            token_BL = cut_text(token_BL, view.text_length, self._end(token_BL))
+            positions = positions[: view.text_length]
         real_BL = token_BL != self.pad_id
         x_BLW = self.tokens(token_BL) + positions
         padding = None if self.attend_padding else real_BL[:, None, None, :]
@@ -157,10 +168,16 @@ class TextTower(nn.Module):
                 x_BLW = checkpoint(block, x_BLW, mask, self.causal, use_reentrant=False)
             else:
                 x_BLW = block(x_BLW, mask, self.causal)
-        out: Tensor = self.projection(self._pooled(x_BLW, real_BL, padding))
+        out: Tensor = self.projection(self._pooled(x_BLW, token_BL, real_BL, padding))
         return out
 
-    def _pooled(self, x_BLW: Tensor, real_BL: Tensor, padding: Tensor | None) -> Tensor:
+    def _end(self, token_BL: Tensor) -> Tensor:
+        """Position ``[B]`` of each text's last token, its end token."""
+        if self.end_id is None:
+            return (token_BL != self.pad_id).sum(1) - 1
+        return (token_BL == self.end_id).int().argmax(1)
+
+    def _pooled(self, x_BLW: Tensor, token_BL: Tensor, real_BL: Tensor, padding: Tensor | None) -> Tensor:
         """One vector ``[B, width]`` a text."""
         if self.pool == "mean":
             share_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
@@ -170,6 +187,5 @@ class TextTower(nn.Module):
         elif self.pool == "last":
             pooled = self.norm(x_BLW[:, -1])
         else:
-            end_B = real_BL.sum(1) - 1
-            pooled = self.norm(x_BLW[torch.arange(len(x_BLW), device=x_BLW.device), end_B])
+            pooled = self.norm(x_BLW[torch.arange(len(x_BLW), device=x_BLW.device), self._end(token_BL)])
         return pooled

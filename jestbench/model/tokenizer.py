@@ -118,6 +118,10 @@ class Tokenizer:
         backend.encode_special_tokens = True
         object.__setattr__(self, "_backend", backend)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Tokenizer:
+        """Itself: it is frozen, and a copy of a model without its values is made for each price."""
+        return self
+
     @classmethod
     def load(cls, path: Path, length: int) -> Tokenizer:
         """Read a ``tokenizer.json``."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -16,7 +16,7 @@ from timm.layers import HybridEmbed
 from torch import nn
 
 from jestbench import seeds
-from jestbench.batch import View
+from jestbench.batch import Batch, View
 from jestbench.disk import nearest
 from jestbench.model.encoders import Encoders
 from jestbench.model.image_tower import HALF, TRANSFORMERS, ImageTower
@@ -31,15 +31,36 @@ MAX_SCALE = 100.0
 
 
 class TwoTowers(Encoders):
-    """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀."""
+    """Image and text tower with a learned multiplier t (as its logarithm) and offset b₀.
+
+    Attributes:
+        tokens: the tokenizer whose ids the text tower takes.
+        locked: the image tower is not trained.
+        brings_tokenizer: training began from a model of another tokenizer than the data set's, which token ids are made
+            by; ids of any other tokenizer are refused.
+    """
 
     image: ImageTower
     text: TextTower
 
-    def __init__(self, image: ImageTower, text: TextTower, tokenizer: str, loss: LossName) -> None:
+    def __init__(
+        self, image: ImageTower, text: TextTower, tokenizer: Tokenizer, loss: LossName, locked: bool = False
+    ) -> None:
+        """Join two towers.
+
+        Args:
+            image: the image tower.
+            text: the text tower.
+            tokenizer: whose ids the text tower takes.
+            loss: that the model is trained on.
+            locked: the image tower is not trained (``model.freeze``).
+        """
         super().__init__()
         scale, bias = INITIAL[loss]
-        self.image, self.text, self.tokenizer = image, text, tokenizer
+        self.image, self.text, self.tokens, self.tokenizer = image, text, tokenizer, tokenizer.identity
+        self.locked, self.brings_tokenizer = locked, False
+        if locked:
+            image.requires_grad_(False).eval()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         # The softmax loss does not use the offset, and DDP fails on a trainable parameter without gradient.
         self.bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "sigmoid")
@@ -62,6 +83,19 @@ class TwoTowers(Encoders):
     def prepare(self, view: View) -> None:
         """Compute and cache the resize matrix of a view, outside of any trace."""
         self.image.prepare(view)
+
+    def tokenized(self, batch: Batch) -> Batch:
+        """The batch with ids of the model's own tokenizer, made of its captions where the model has begun with one."""
+        if not self.brings_tokenizer or self.tokenizer in batch.token_ids or not batch.captions:
+            return batch
+        return replace(batch, token_ids={**batch.token_ids, self.tokenizer: self.tokens.encode(batch.captions)})
+
+    def train(self, mode: bool = True) -> TwoTowers:
+        """Set both towers to train mode; a locked image tower stays in eval mode (Zhai et al. 2022, LiT)."""
+        super().train(mode)
+        if self.locked:
+            self.image.eval()
+        return self
 
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""
@@ -145,6 +179,9 @@ class Model:
             (OpenAI's CLIP).
         text_norm_eps: ε of the layer normalisations; 1e-6 in SigLIP.
         text_projection_bias: whether the projection of the text has a bias, as in SigLIP.
+        text_vocab_size: ids that the text tower has an embedding for; ``None``: as many as the tokenizer has.
+        freeze: ``image``: the image tower and its projection keep their weights (LiT, arXiv 2111.07991), which come
+            from ``pretrained`` or ``run.init``; a step is charged one forward pass of it.
     """
 
     image_tower: str = "vit_tiny_patch16_224"
@@ -166,11 +203,15 @@ class Model:
     text_activation: Activation = "gelu"
     text_norm_eps: float = 1e-5
     text_projection_bias: bool = False
+    text_vocab_size: int | None = None
+    freeze: Literal["", "image"] = ""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "embed_dim", "text_width", "text_layers", "text_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.freeze not in ("", "image"):
+            raise ValueError(f"model.freeze is 'image' or '', got {self.freeze!r}")
         for name in ("text_mlp_ratio", "text_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.{name} must be positive, got {getattr(self, name)}")
@@ -229,7 +270,7 @@ class Model:
             torch.manual_seed(seeds.derive(seed, "init"))
             image = self._image_tower()
             text = TextTower(
-                tokenizer.vocab_size,
+                self.text_vocab_size or tokenizer.vocab_size,
                 tokenizer.length,
                 tokenizer.pad_id,
                 self.embed_dim,
@@ -243,8 +284,9 @@ class Model:
                 activation=self.text_activation,
                 norm_eps=self.text_norm_eps,
                 projection_bias=self.text_projection_bias,
+                end_id=tokenizer.end_id,
             )
-            return TwoTowers(image, text, tokenizer.identity, loss)
+            return TwoTowers(image, text, tokenizer, loss, self.freeze == "image")
 
     def _image_tower(self) -> ImageTower:
         """The image tower, from torch's random state.

@@ -165,9 +165,9 @@ def kept_patches(key_B: Tensor, patches: int, count: int) -> Tensor:
     return hash_BN.topk(count, dim=1).indices.sort(dim=1).values
 
 
-def cut_text(token_BL: Tensor, length: int, pad_id: int) -> Tensor:
-    """Cut each text to ``length`` tokens, its end token kept, as a tokenizer of this length would."""
-    end_B1 = (token_BL != pad_id).sum(1, keepdim=True) - 1
+def cut_text(token_BL: Tensor, length: int, end_B: Tensor) -> Tensor:
+    """Cut each text to ``length`` tokens, its end token (at ``end_B``) kept, as a tokenizer of this length would."""
+    end_B1 = end_B[:, None]
     last_B1 = token_BL.gather(1, end_B1.clamp(min=0))
     last_B1 = torch.where(end_B1 >= length, last_B1, token_BL[:, length - 1 : length])
     return torch.cat([token_BL[:, : length - 1], last_B1], dim=1)

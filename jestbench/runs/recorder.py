@@ -32,7 +32,7 @@ from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
-from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, Summary
+from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, StartEntry, Summary
 from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
@@ -336,7 +336,7 @@ class Recorder:
         self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
 
         def fill(folder: Path) -> None:
-            save_model(folder, weights, self.resolved.run, self.stages.super_batches.tokenizer, self.world.size)
+            save_model(folder, weights, self.resolved.run, self.stages.learner.model, self.world.size)
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)
@@ -426,5 +426,8 @@ class Recorder:
             warnings=tuple(known.warnings),
             control=resolved.run.control or not resolved.policy.needs,
             fingerprints=known.fingerprints,
+            start=None
+            if (start := resolved.start) is None
+            else StartEntry(start.label, start.run_dir, start.flops, "image" if resolved.run.model.freeze else "whole"),
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )

@@ -25,14 +25,17 @@ from jestbench.select.losses import LossName
 MODEL_FORMAT = 3
 """Counted up when the same configuration builds another model, so that cached ones are trained anew."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+BRINGS = "brings_tokenizer"
+"""In ``model.json`` where training began from a model of another tokenizer than the data set's."""
 
 
 class ForeignCheckpoint(DataError):
     """A checkpoint was written by another version of this package, or by another number of processes."""
 
 
-def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, tokenizer: Tokenizer, processes: int) -> None:
+def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, model: TwoTowers, processes: int) -> None:
     """Write the weights of a model into a checkpoint, and the description that they are read back by."""
+    tokenizer = model.tokens
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(tensors, checkpoint / WEIGHTS)
     description = {
@@ -46,7 +49,8 @@ def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, tokeni
         "end": tokenizer.end,
         "train_views": [[share, asdict(view)] for share, view in run.mix],
     }
-    write_json(checkpoint / DESCRIPTION, description | run.training.described())
+    brought = {BRINGS: True} if model.brings_tokenizer else {}
+    write_json(checkpoint / DESCRIPTION, description | run.training.described() | brought)
 
 
 def _description(checkpoint: Path) -> dict[str, Any]:
@@ -126,6 +130,7 @@ def towers_of(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
     model = KINDS[kind].rebuilt(described, _tokenizer(described))
+    model.brings_tokenizer = described.get(BRINGS, False)
     try:
         model.load_state_dict(load_file(newest / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:

@@ -45,6 +45,23 @@ class ReferenceEntry:
 
 
 @dataclass(frozen=True)
+class StartEntry:
+    """The model that a run's training began from.
+
+    Attributes:
+        name: label of the run that trained it, or of a model that another library brings.
+        run_dir: that run's folder; empty of a model that another library brings.
+        flops: that its training took, with all that it stood on; ``None`` where not known.
+        part: ``whole``, or the ``image`` tower alone.
+    """
+
+    name: str
+    run_dir: str
+    flops: int | None
+    part: Literal["whole", "image"] = "whole"
+
+
+@dataclass(frozen=True)
 class ScheduleRecord:
     """The schedule of a run.
 
@@ -97,6 +114,7 @@ class Summary:
         cache: hits and misses of the shared cache; ``None`` (no such key) for a run without one.
         appended: each time that rungs were appended: ``at`` (FLOPs spent), ``from`` (the rungs before), ``config_hash``
             (before); no such key where none were.
+        start: the model that training began from, whose FLOPs are in no other figure; no such key for random weights.
     """
 
     arm: str
@@ -128,6 +146,7 @@ class Summary:
     fingerprints: Mapping[str, str]
     cache: Mapping[str, float] | None = None
     appended: tuple[Mapping[str, Any], ...] = ()
+    start: StartEntry | None = None
 
     @staticmethod
     def from_json(document: object) -> Summary:
@@ -141,7 +160,7 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The content of ``summary.json``."""
         found = asdict(self)
-        for name in ("cache", "appended"):
+        for name in ("cache", "appended", "start"):
             if not found[name]:
                 del found[name]
         return found

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from foreign_models import CLIP, TEXTS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
+from foreign_models import COCA, SIGLIP, TEXTS, clip_folder, open_clip_folder, pictures, siglip_folder, uint8_of
 from helpers import own_surroundings, rows_of, small_world, summary_of
 from PIL import Image
 from torch import Tensor
@@ -35,24 +35,6 @@ from jestbench.launch.command import main
 from jestbench.model.foreign import ForeignTowers
 from jestbench.model.pillow_resize import Kernel, pillow_resized
 
-SIGLIP = CLIP | {
-    "init_logit_bias": -10,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 160,
-        "timm_model_name": "test_vit",
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-        "timm_proj": "none",
-    },
-    "text_cfg": CLIP["text_cfg"] | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
-}
-COCA = CLIP | {
-    "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    "custom_text": True,
-    "vision_cfg": CLIP["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-    "text_cfg": CLIP["text_cfg"] | {"embed_cls": True, "output_tokens": True},
-}
 Original = tuple[Callable[[list[Image.Image]], Tensor], Callable[[list[str]], Tensor]]
 """Pictures and texts → embeddings, by the library alone."""
 

@@ -158,7 +158,9 @@ def test_layers_run_are_the_first(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("length", range(2, LENGTH + 1))
 def test_a_cut_text_is_what_a_shorter_tokenizer_gives(tokenizer: Tokenizer, length: int) -> None:
     short = Tokenizer(tokenizer.definition, length)
-    assert torch.equal(cut_text(tokenizer.encode(CAPTIONS), length, tokenizer.pad_id), short.encode(CAPTIONS))
+    ids_BL = tokenizer.encode(CAPTIONS)
+    end_B = (ids_BL == tokenizer.end_id).int().argmax(1)
+    assert torch.equal(cut_text(ids_BL, length, end_B), short.encode(CAPTIONS))
 
 
 def test_gradients_reach_the_original_weights(tokenizer: Tokenizer) -> None:
