@@ -391,7 +391,8 @@ class SharedRows(_Kept):
         """Checksum of each record: a multilinear hash of its words; that of an empty page is not 0."""
         words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), self._record.itemsize // 4)[:, :-1]
         summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + self._start
-        return (summed >> np.uint64(32)).astype(np.uint32)
+        checks: npt.NDArray[np.uint32] = (summed >> np.uint64(32)).astype(np.uint32)
+        return checks
 
     def _find(self, key_N: Keys) -> Keys:
         self._written()

@@ -27,7 +27,8 @@ Array = npt.NDArray[np.float64]
 
 
 def _bilinear(x: Array) -> Array:
-    return np.maximum(0.0, 1 - np.abs(x))
+    weight: Array = np.maximum(0.0, 1 - np.abs(x))
+    return weight
 
 
 def _bicubic(x: Array, a: float = -0.5) -> Array:

@@ -167,7 +167,8 @@ class RunFolder:
         if results.rankings:
             self.evaluations.mkdir(exist_ok=True)
             with whole(self.evaluations / f"{budget}.npz") as path, path.open("wb") as file:
-                np.savez_compressed(file, **results.arrays())
+                arrays: dict[str, Any] = dict(results.arrays())
+                np.savez_compressed(file, **arrays)
 
     def final_value(self, metric: str) -> float | None:
         """The last value that the run logged of a metric, on its trunk; ``None`` where it never did."""

@@ -178,7 +178,7 @@ def _counts(
     """How many pairs, captions, groups and sets there are in each split, and captions by hands."""
     counts = {}
     for name, places in {**{place: (place,) for place in recipe.places}, "pool": recipe.pool}.items():
-        rows = np.flatnonzero(np.isin(split_N, places))
+        rows = np.flatnonzero(np.isin(split_N, places)).tolist()
         counts[name] = {
             "pairs": len(rows),
             "captions": len({icons[row].caption for row in rows}),
