@@ -14,7 +14,6 @@ from math import exp, isclose, isfinite
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from jestbench.config.run import ConfigError
 from jestbench.disk import nearest_or_all
@@ -74,18 +73,24 @@ class Quantiles:
         return float(self.law.cdf(value - half) + self.law.cdf(value + half)) / 2
 
 
+def _stats() -> Any:
+    from scipy import stats  # imported here: half a second, spent only on searches
+
+    return stats
+
+
 _BOUNDS = dict.fromkeys(("min", "max"))
 _Laws = dict[str, tuple[Mapping[str, float | None], Callable[..., Any]]]
 _LAWS: _Laws = {
-    "uniform": (_BOUNDS, lambda min, max: stats.uniform(min, max - min)),
-    "log_uniform": (_BOUNDS, lambda min, max: stats.loguniform(exp(min), exp(max))),
-    "log_uniform_values": (_BOUNDS, lambda min, max: stats.loguniform(min, max)),
-    "inv_log_uniform": (_BOUNDS, lambda min, max: stats.loguniform(exp(-max), exp(-min))),
-    "inv_log_uniform_values": (_BOUNDS, lambda min, max: stats.loguniform(min, max)),
-    "normal": ({"mu": 0.0, "sigma": 1.0}, lambda mu, sigma: stats.norm(mu, sigma)),
-    "log_normal": ({"mu": 0.0, "sigma": 1.0}, lambda mu, sigma: stats.lognorm(sigma, scale=exp(mu))),
-    "beta": ({"a": 1.0, "b": 1.0}, lambda a, b: stats.beta(a, b)),
-    "int_uniform": (_BOUNDS, lambda min, max: stats.randint(min, max + 1)),
+    "uniform": (_BOUNDS, lambda min, max: _stats().uniform(min, max - min)),
+    "log_uniform": (_BOUNDS, lambda min, max: _stats().loguniform(exp(min), exp(max))),
+    "log_uniform_values": (_BOUNDS, lambda min, max: _stats().loguniform(min, max)),
+    "inv_log_uniform": (_BOUNDS, lambda min, max: _stats().loguniform(exp(-max), exp(-min))),
+    "inv_log_uniform_values": (_BOUNDS, lambda min, max: _stats().loguniform(min, max)),
+    "normal": ({"mu": 0.0, "sigma": 1.0}, lambda mu, sigma: _stats().norm(mu, sigma)),
+    "log_normal": ({"mu": 0.0, "sigma": 1.0}, lambda mu, sigma: _stats().lognorm(sigma, scale=exp(mu))),
+    "beta": ({"a": 1.0, "b": 1.0}, lambda a, b: _stats().beta(a, b)),
+    "int_uniform": (_BOUNDS, lambda min, max: _stats().randint(min, max + 1)),
 }
 """Each distribution's keys with their defaults (``None``: required), and its law."""
 _ROUNDED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")

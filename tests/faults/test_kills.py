@@ -226,7 +226,8 @@ def kill_and_go_on(kind: str, seed: int, folder: Path) -> int:
 )
 @pytest.mark.parametrize("kind", ["jest", "stream_workers"])
 def test_a_killed_run_goes_on_exactly(kind: str, tmp_path: Path) -> None:
-    assert sum(kill_and_go_on(kind, seed, tmp_path) for seed in range(1)) >= 1
+    # A moment that was drawn may lie behind the end of a run: then the next seed's counts.
+    assert any(kill_and_go_on(kind, seed, tmp_path) for seed in range(4))
 
 
 def test_a_run_that_is_killed_behind_its_last_step_has_the_summary_of_the_whole_run(tmp_path: Path) -> None:
