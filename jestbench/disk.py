@@ -187,6 +187,25 @@ def nearest_or_all(name: str, known: Iterable[str]) -> str:
     return nearest(name, known, cutoff=0.5) or every
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where there is no file.
+
+    Raises:
+        DataError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{shown(path)}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{shown(path)}: not a JSON object")
+    return found
+
+
 def shown(path: Path) -> str:
     """Write a path for a reader: relative to the working directory where it lies inside."""
     try:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.compare.load import CompareError, RunRecord
-from jestbench.disk import DataError, shown, write_json
-from jestbench.runs.folder import read_object
+from jestbench.disk import DataError, read_object, shown, write_json
 
 SWEEP_FILE = "sweep.json"
 """What a sweep leaves beside the folders of its arms."""

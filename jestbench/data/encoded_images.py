@@ -113,16 +113,18 @@ class Chained:
 
     def read(self, position: int) -> bytes:
         """The bytes, from the part that holds the position."""
-        for part in self.parts:
-            if position < len(part):
-                return part.read(position)
-            position -= len(part)
-        raise IndexError(position)
+        part, place = self._held(position)
+        return part.read(place)
 
     def where(self, position: int) -> str:
         """The place, from the part that holds the position."""
+        part, place = self._held(position)
+        return part.where(place)
+
+    def _held(self, position: int) -> tuple[Encoded, int]:
+        """The part that holds a position, and the position in it."""
         for part in self.parts:
             if position < len(part):
-                return part.where(position)
+                return part, position
             position -= len(part)
         raise IndexError(position)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from abc import abstractmethod
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jestbench.disk import DataError, file_digest, nearest
+from jestbench.disk import DataError, file_digest, nearest, read_object
 from jestbench.engine.casting import Casting, FrozenCasting, Setting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
@@ -236,12 +235,7 @@ def described(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, or no JSON object.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds no JSON object")
+    found = read_object(path)
+    if found is None:
+        raise DataError(f"{path}: No such file or directory")
     return found

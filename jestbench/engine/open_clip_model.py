@@ -162,7 +162,7 @@ class OpenClip(Foreign):
         return dict(config)
 
     def _tag(self, library: Any) -> Mapping[str, Any]:
-        """What the library knows about a tag.
+        """The configuration of a pretrained tag in the library.
 
         Raises:
             ForeignError: the model has no such tag.

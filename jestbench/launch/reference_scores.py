@@ -8,12 +8,11 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from jestbench.config.run import Resolved
-from jestbench.disk import cache_root, digest, write_json
+from jestbench.disk import cache_root, digest, read_object, write_json
 from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.cache import fingerprint
 from jestbench.evals.evaluate import Evaluator
 from jestbench.loop import Stages
-from jestbench.runs.folder import read_object
 from jestbench.runs.summary import ReferenceEntry
 
 

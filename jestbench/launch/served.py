@@ -36,7 +36,7 @@ def check_served(resolved: Resolved) -> None:
 
 
 def _other_tokenizer(here: Run, there: Run) -> str:
-    """Why a model trained in one run reads no token ids of another; empty where it does, or where nobody knows yet."""
+    """The reason why a model of the other run reads no token ids of this one; empty where none is known."""
     own, other = here.data, there.data
     if own == other:
         return ""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jestbench.disk import LEFTOVERS, DataError, file_digest, shown, whole, write_json
-from jestbench.runs.folder import RUNG, Row, RunFolder, read_object
+from jestbench.disk import LEFTOVERS, DataError, file_digest, read_object, shown, whole, write_json
+from jestbench.runs.folder import RUNG, Row, RunFolder
 from jestbench.storage import writing
 
 FORMAT = 10

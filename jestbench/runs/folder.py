@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from jestbench.disk import DataError, shown, whole, write_json
+from jestbench.disk import DataError, read_object, shown, whole, write_json
 from jestbench.evals.results import Results
 from jestbench.masking import masked
 from jestbench.runs.summary import Summary
@@ -228,22 +228,3 @@ def parse_row(line: str) -> dict[str, float] | None:
 def is_number(value: object) -> bool:
     """Whether a JSON value is a number; Python counts truth values among the integers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; ``None`` where there is no file.
-
-    Raises:
-        DataError: the file cannot be read, or holds no JSON object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{shown(path)}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise DataError(f"{shown(path)}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{shown(path)}: not a JSON object")
-    return found

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from jestbench.batch import DataError
 from jestbench.config.run import ConfigError
-from jestbench.disk import write_json
-from jestbench.runs.folder import RunFolder, read_object
+from jestbench.disk import read_object, write_json
+from jestbench.runs.folder import RunFolder
 from jestbench.storage import storage_error
 
 LOCK, HOLDER = ".lock", ".holder.json"

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from jestbench.batch import DataError, Mix, View
 from jestbench.config.run import Run
-from jestbench.disk import write_json
+from jestbench.disk import read_object, write_json
 from jestbench.engine.casting import shape_of
 from jestbench.engine.kinds import KINDS
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.checkpoint import FORMAT, damage
-from jestbench.runs.folder import RunFolder, read_object
+from jestbench.runs.folder import RunFolder
 from jestbench.select.losses import LossName
 
 MODEL_FORMAT = 3

@@ -40,7 +40,7 @@ class Choices:
         return self.values[next(above, len(self.values) - 1)]
 
     def coordinate(self, value: Any) -> int:
-        """The index of a value; values are told apart as JSON, so that 1, 1.0 and true differ."""
+        """The index of a value. Values are compared as JSON text, in which 1, 1.0 and true differ."""
         return [json.dumps(one) for one in self.values].index(json.dumps(value))
 
 

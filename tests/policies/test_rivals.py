@@ -94,7 +94,7 @@ def test_dissect_compares_with_what_it_remembers(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["warmup", "momentum"])
 def test_dissect_finds_the_noise_of_a_planted_world_once_it_is_warm(mode: str) -> None:
-    """Clean pairs are learned early, noisy ones memorised late; no reference says which are which."""
+    """Clean pairs are learned early, noisy pairs are memorised late. The policy has no reference."""
     size, noisy_B = 200, torch.arange(200) < 80
     policy, held = policies.create("dissect", mode=mode), torch.full((200,), math.nan)
     shares = []
