@@ -218,7 +218,9 @@ class ContrastiveTraining(Training):
         """The two towers in training."""
         run, example = setting.run, setting.example
         start, tokenizer = setting.start, setting.pairs.tokenizer
-        built = self.build(run, tokenizer) if start is None else start.build(run.model, tokenizer, run.loss, run.seed)
+        with setting.arithmetic.building():
+            new = start is None
+            built = self.build(run, tokenizer) if new else start.build(run.model, tokenizer, run.loss, run.seed)
         model = built.to(setting.arithmetic.device)
         check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)

@@ -92,9 +92,9 @@ class Foreign(Casting):
         """The frozen actor, run whole."""
         return self.actor(setting, self.load())
 
-    def stand_in(self) -> Casting:
-        """The model, from random weights where its own are on a hub."""
-        return _Untrained(self) if self.remote else self
+    def stand_in(self, device: str = "cpu") -> Casting:
+        """The model, from random weights where its own are on a hub; on ``meta`` from none."""
+        return _Untrained(self, device) if self.remote else self
 
     def stated_flops(self) -> dict[str, int | None]:
         """What the model's training took, by role."""
@@ -109,9 +109,15 @@ class Foreign(Casting):
 
 @dataclass(frozen=True)
 class _Untrained(Casting):
-    """A model from random weights, in the place of one that would have to be fetched."""
+    """A model from random weights, in the place of one that would have to be fetched.
+
+    Attributes:
+        model: the other one.
+        device: where it is built; on ``meta`` it has shapes alone.
+    """
 
     model: Foreign
+    device: str = "cpu"
 
     role = "reference"
 
@@ -136,11 +142,14 @@ class _Untrained(Casting):
 
     def start(self) -> Start:
         """The model to begin training from, with random weights."""
-        return self.model.start(untrained=True)
+        with torch.device(self.device):
+            return self.model.start(untrained=True)
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """The frozen actor, run whole."""
-        return self.model.actor(setting, self.model.load(untrained=True))
+        with torch.device(self.device):
+            model = self.model.load(untrained=True)
+        return self.model.actor(setting, model)
 
 
 def missing_extra(extra: str, package: str) -> ForeignError:

@@ -216,7 +216,11 @@ class OpenClip(Foreign):
             with quietly(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "QuickGELU mismatch")
                 net = library.create_model(
-                    self.model, given, load_weights=weights is not None, pretrained_text=False, weights_only=True
+                    *(self.model, given),
+                    device=torch.get_default_device(),
+                    load_weights=weights is not None,
+                    pretrained_text=False,
+                    weights_only=True,
                 )
         except UserWarning as error:
             raise ForeignError(

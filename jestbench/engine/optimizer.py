@@ -110,5 +110,5 @@ class Optimizer:
             lr=self.learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,
-            fused=True,  # on a CPU too, where a step of small or large towers then takes 7 to 9 % less
+            fused=not model.log_scale.is_meta,  # on a CPU too, where a step of towers then takes 7 to 9 % less
         )

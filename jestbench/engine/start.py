@@ -63,7 +63,9 @@ class Start:
                 f"it: set run.loss = {self.model.loss!r}, or take its image tower alone (model.freeze = 'image')"
             )
         model = shape.build(self.tokenizer(shape, data), loss, seed)
-        taken = {name: value for name, value in self.model.weights.items() if not shape.freeze or name[:6] == "image."}
-        model.load_state_dict({**model.state_dict(), **taken})
+        if not model.log_scale.is_meta:  # there is no value to take over
+            own = self.model.weights.items()
+            taken = {name: value for name, value in own if not shape.freeze or name[:6] == "image."}
+            model.load_state_dict({**model.state_dict(), **taken})
         model.brings_tokenizer = model.tokenizer != data.identity
         return model

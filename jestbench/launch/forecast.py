@@ -90,13 +90,13 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
-    """The stages to price a run by, and the data or stand-in that they were built on."""
+    """The stages to price a run by, without values of models, and the data or stand-in that they were built on."""
     resolved = with_start(resolved)
     run = replace(resolved.run, reference_accounting="online", cache=None)
-    data, castings = stand_ins(resolved)
+    data, castings = stand_ins(resolved, "meta")
     few = min(least_draw(run.split), resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(replace(resolved, run=run), data, castings, Path(folder), few), data
+        return build_stages(replace(resolved, run=run), data, castings, Path(folder), few, shapes=True), data
 
 
 def _one(stages: Stages) -> Batch:
@@ -411,7 +411,7 @@ def _epoch_lines(stages: Stages, walked: Mapping[str, Any], steps: int) -> list[
 
 
 def _row(name: str, flops: int, uniform: int) -> str:
-    return f"{name:<18}{flops:>22,}{flops // FLOPS_PER_MAC:>22,}{flops / uniform:>16.3f}"
+    return f"{name:<18}{flops:>22,} {flops // FLOPS_PER_MAC:>21,}{flops / uniform:>16.3f}"
 
 
 def _bought(resolved: Resolved, steps: int, pool: int | None, taken: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from jestbench.batch import DataError
 from jestbench.config.registry import PRETRAINED
 from jestbench.config.run import Resolved
@@ -68,24 +70,31 @@ def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained
     return {role: _one_or_twin(role, [trained(role, folder) for folder in found]) for role, found in folders.items()}
 
 
-def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
-    """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained."""
+def stand_ins(resolved: Resolved, device: str = "cpu") -> tuple[Dataset, dict[Pretrained, Casting]]:
+    """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained.
+
+    Args:
+        resolved: the run.
+        device: where an untrained model is built; on ``meta`` it has no values.
+    """
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
     tokenizer = split_of(data, resolved.run.split).tokenizer
     return data, {
-        role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer) for stand in stands])
+        role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer, device) for stand in stands])
         for role, stands in resolved.scored_by.items()
     }
 
 
-def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer) -> FrozenCasting:
+def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer, device: str) -> FrozenCasting:
     """The trained model of a finished run, or the untrained model of a run yet to be trained."""
     if isinstance(stand, Path):
         return trained(role, stand)
     run = stand.run
-    return FrozenCasting(role, run.training.build(run, tokenizer), run.training.content, run.mix)
+    with torch.device(device):
+        model = run.training.build(run, tokenizer)
+    return FrozenCasting(role, model, run.training.content, run.mix)
 
 
 def _one_or_twin(role: Pretrained, models: Sequence[FrozenCasting]) -> Casting:

@@ -77,6 +77,8 @@ class NotCarried(ForeignError):
 def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower]) -> Carried:
     """A library's model in our terms, compared with the library's own on random pixels and ids.
 
+    On ``meta`` it has no values to compare: names and shapes of the weights alone are.
+
     Args:
         foreign: the model as its library runs it.
         towers: its image and its text tower.
@@ -102,7 +104,8 @@ def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower]) -> Carried:
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise NotCarried(f"our towers have no place for its weights: {said[:300]}") from error
-    for what, difference in _differences(foreign, model.eval(), prepared.crop).items():
+    compared = {} if model.log_scale.is_meta else _differences(foreign, model.eval(), prepared.crop)
+    for what, difference in compared.items():
         if not difference <= TOLERANCE:
             raise NotCarried(
                 f"our {what} tower embeds otherwise than its own ({difference:.1g} apart, {TOLERANCE:.0g} allowed)"

@@ -70,6 +70,10 @@ class Arithmetic:
             resolved = torch.device("cuda", torch.cuda.current_device())
         return cls(resolved, number_format(resolved.type, precision) == "bf16", world)
 
+    def building(self) -> AbstractContextManager[object]:
+        """Where models are built, before they are moved: on the CPU, or on ``meta``, where they have no values."""
+        return self.device if self.device.type == "meta" else nullcontext()
+
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""
         if not self.bf16:

@@ -62,6 +62,8 @@ class Embeddings:
         text_BD: text embeddings.
         scale: t, the multiplier on cosine similarities (not its logarithm).
         bias: b₀, the offset; not used by the softmax loss.
+        imagined: the values stand for none: products over strips are charged and not computed, for the price of a
+            selection.
 
     Raises:
         ScoreError: shapes differ, or a value is NaN or infinite.
@@ -71,6 +73,7 @@ class Embeddings:
     text_BD: Tensor
     scale: float = 1.0
     bias: float = 0.0
+    imagined: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scale", "bias"):
@@ -345,6 +348,9 @@ class Scores:
         model = self.side(side)
         image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
         lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
+        if model.imagined:
+            self.meter.add(3 * size, size, image_BD.shape[1])
+            return image_BD.new_ones(size)
         by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
         for tile in tiles(size, size, image_BD):
             slope_BT, equal_BT = self._strip(model, tile)
@@ -378,6 +384,9 @@ class Scores:
     def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
         size = len(embeddings)
+        if embeddings.imagined:
+            self.meter.add(size, size, embeddings.image_BD.shape[1])
+            return embeddings.image_BD.new_zeros(2, size).unbind()  # type: ignore[return-value]
         columns_B = embeddings.image_BD.new_empty(size)
         rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
         for tile in tiles(size, size, embeddings.image_BD):

@@ -59,6 +59,8 @@ def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossN
     the host never waits for it.
     """
     meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
+    if model.imagined:
+        return left_BD.new_zeros(len(left_BD))
     if kernels.usable(left_BD):
         offset = model.bias if loss == "sigmoid" else 0.0
         return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
