@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from jestbench.config.fitting import check_loss
-from jestbench.config.run import ConfigError, Resolved, Run
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan
