@@ -70,7 +70,7 @@ class Price:
             checkpointing: whether activation checkpointing is on.
         """
         ghost = without_values(model).requires_grad_(True)
-        ghost.image.prepare(view)
+        ghost.prepare(view)
         image, text = _UnderView(ghost.image, view), _UnderView(ghost.text, view)
         tokens_1L = batch.tokens(model.tokenizer)[:1].to("meta")
         images_1CHW, key_1 = batch.images_BCHW[:1].to("meta"), batch.image_key_B[:1].to("meta")

@@ -23,6 +23,7 @@ from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.engine.casting import Setting, Training, check_training, fitted, shape_of
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.learner import CarryOn, Learner, Objective
+from jestbench.engine.libraries import library_towers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
@@ -242,4 +243,6 @@ class ContrastiveTraining(Training):
     @classmethod
     def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
         """Two towers, with random weights."""
+        if "library" in described:
+            return library_towers(described["library"], tokenizer)
         return shape_of(described).build(tokenizer, described["loss"], seed=0)

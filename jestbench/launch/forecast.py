@@ -25,7 +25,6 @@ from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
-from jestbench.model.views import check
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
@@ -265,7 +264,7 @@ def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
     patch = resolved.run.model.patch_size
     view = resolved.run.score_view or View(patch_size=2 * patch)
     try:
-        view = check(view, model)
+        view = model.checked(view)
     except ValueError:
         return None
     return None if view == FULL else view

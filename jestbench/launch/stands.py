@@ -16,8 +16,9 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
-from jestbench.engine.start import Start
+from jestbench.engine.start import CarriedStart, LibraryStart, Start
 from jestbench.model.carry import Carried
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
@@ -45,7 +46,7 @@ def with_start(resolved: Resolved) -> Resolved:
     if init is None or resolved.start is not None:
         return resolved
     if isinstance(init, Casting):
-        start = init.start()
+        start: Start = init.start()
     else:
         assert folder is not None, "a run folder is found when the run is resolved"
         if not RunFolder(folder).has_finished():
@@ -55,9 +56,13 @@ def with_start(resolved: Resolved) -> Resolved:
         before = (0,) if summary.start is None else (summary.start.flops,)
         spent = (summary.flops_all_in, *before)
         flops = None if None in spent else sum(one or 0 for one in spent)
-        carried = Carried(shape_in(folder), model.state_dict(), tokenizer_of(folder), loss)
-        start = Start(carried, summary.arm or folder.name, flops, str(folder.resolve()))
-    run = replace(resolved.run, model=start.shape(resolved.run.model))
+        named, of = (summary.arm or folder.name, flops), str(folder.resolve())
+        if isinstance(model, LibraryTowers):
+            start = LibraryStart(*named, model, loss, run_dir=of)
+        else:
+            carried = Carried(shape_in(folder), model.state_dict(), tokenizer_of(folder), loss)
+            start = CarriedStart(*named, carried, run_dir=of)
+    run = replace(resolved.run, model=start.shape(resolved.run))
     return replace(resolved, run=run, start=start)
 
 
