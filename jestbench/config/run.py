@@ -113,8 +113,9 @@ class Run:
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
         reference_view: the view that the reference is scored under.
-        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
-            the arm.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; ``fp64`` is for checks, such as that of several
+            processes against one (sums in another order then differ in the last of 16 digits). The format that it is on
+            the machine is part of the arm.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once; ``auto``: the largest power of two that the GPU has memory for,
             found at the start; 4,096 on a CPU.

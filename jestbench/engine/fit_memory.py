@@ -73,7 +73,7 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     device = arithmetic.device
     if device.type != "cuda":
         return MicroBatches()
-    model = run.training.build(run, tokenizer).to(device)
+    model = arithmetic.placed(run.training.build(run, tokenizer))
     held = COPIES * sum(part.nbytes for part in model.parameters()) * (1 + len(run.needs))
     views = {*(view for _, view in run.mix), run.view_of("learner")[1], run.view_of("reference")[1]}
 

@@ -65,7 +65,7 @@ class RowContent(ABC):
             example: its first pair is what prices are traced on.
             view: that the model is run under.
         """
-        self.model, self.view = model.to(arithmetic.device).eval().requires_grad_(False), view
+        self.model, self.view = arithmetic.placed(model).eval().requires_grad_(False), view
         self.arithmetic, self.price = arithmetic, Price.of(self.model, self.model.tokenized(example), view)
 
     @abstractmethod
@@ -141,6 +141,8 @@ class FrozenActor(Actor):
         self._files: dict[str, RunRows] = {}
         for name, width in content.widths.items():
             dtype: Stored = self.cache.dtype if width > 1 else "float32"
+            if content.arithmetic.fp64 and dtype == "float32":
+                dtype = "float64"
             if self.cache.folder is not None:
                 self._rows[name] = self.cache.shared(name, width, dtype)
             elif accounting == "online":

@@ -118,7 +118,7 @@ class Learner(Actor):
             micro: pairs in one forward pass; ``None`` is 4,096 when scoring, and the whole sub-batch in training.
             part: the part that the model plays in the run.
         """
-        self.model = model.to(arithmetic.device)
+        self.model = arithmetic.placed(model)
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
