@@ -91,7 +91,7 @@ class Contrastive(Objective):
             group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each)
+        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int, world: World) -> bool:

@@ -158,6 +158,28 @@ class World:
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
+    def share(self, count: int) -> slice:
+        """This process's share of consecutive rows, ⌈count/size⌉ of them; those of the last processes may be empty."""
+        most = -(-count // self.size)
+        return slice(min(count, self.rank * most), min(count, (self.rank + 1) * most))
+
+    def gather(self, own_X: Tensor) -> Tensor:
+        """All-gather tensors of one shape: ``[size, …]`` in the order of ranks, the same bits on every process."""
+        parts: Tensor = own_X.new_empty(self.size, *own_X.shape)
+        with _waiting("an all-gather"):
+            dist.all_gather(list(parts.unbind()), own_X.detach().contiguous())
+        return parts
+
+    def add(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """All-reduce: the sums over all processes, of tensors of one number format, by one collective."""
+        if self.size == 1:
+            return own
+        flat = torch.cat([part.detach().flatten() for part in own])
+        with _waiting("an all-reduce"):
+            dist.all_reduce(flat)
+        sums = flat.split([part.numel() for part in own])
+        return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
+
     def everybodys(self, value: _T) -> list[_T]:
         """All-gather a picklable value of each process, in the order of ranks."""
         if self.size == 1:
