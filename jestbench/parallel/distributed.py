@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
 from jestbench.parallel.stop import end_with
@@ -63,9 +63,10 @@ class World:
         return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
 
     def collect_with_gradient(self, own_KD: Tensor, count: int) -> Tensor:
-        """As ``collect``, with a gradient: backward returns the gradient of the own rows.
+        """As ``collect``, with a gradient: backward returns n times the gradient of the own rows, of n processes.
 
-        Every process computes the same loss from all rows, so the backward pass neither sums nor scales gradients.
+        Every process computes the same loss from all rows, so the parts of a parameter's gradient that come from each
+        process's own rows are to be summed, and torch's engines average the gradients of all processes.
         """
         if self.size == 1:
             return own_KD
@@ -97,28 +98,17 @@ class World:
         moved: Tensor = ordered.unflatten(1, own_PX.shape[1:])
         return moved
 
-    def share_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
-        """All-reduce gradients: sum the parts that come from each process's own rows.
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """Inside this context torch's own collectives are waited in: an error names the processes that are missing."""
+        return _waiting(what)
 
-        Args:
-            parameters: all parameters of a model; one without a gradient on every process stays without.
-            whole: the parameters of the loss itself, whose full gradient every process holds: it is averaged.
-        """
-        if self.size == 1:
-            return
-        held = [parameter for parameter in parameters if parameter.requires_grad]
-        there = torch.tensor([float(parameter.grad is not None) for parameter in held], device=held[0].device)
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """All-reduce small tensors of one type and device to their mean over the processes, in place."""
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _waiting("an all-reduce"):
-            dist.all_reduce(there)
-        used = [parameter for parameter, count in zip(held, there.tolist(), strict=True) if count]
-        grads = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in used]
-        flat = torch.cat([grad.flatten().to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
-        with _waiting("an all-reduce of gradients"):
             dist.all_reduce(flat)
-        entire = {id(parameter) for parameter in whole}
-        for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
-            value = summed / self.size if id(parameter) in entire else summed
-            parameter.grad = value.view_as(parameter).to(parameter.dtype)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor) / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -203,16 +193,16 @@ class World:
 
 
 class _Collected(torch.autograd.Function):
-    """``World.collect``, whose backward pass takes the own rows of the gradient."""
+    """``World.collect``, whose backward pass takes the own rows of the gradient, as ``collect_with_gradient`` says."""
 
     @staticmethod
     def forward(ctx: Any, own_KD: Tensor, count: int, world: World) -> Tensor:
-        ctx.index = world.rows(count).to(own_KD.device)
+        ctx.index, ctx.size = world.rows(count).to(own_KD.device), world.size
         return world.collect(own_KD, count)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.index], None, None
+        return gradients[0][ctx.index] * ctx.size, None, None
 
 
 _alone = False
