@@ -81,8 +81,8 @@ class Contrastive(Objective):
         model, world, count = learner.model, learner.world, len(batch)
         cached = self._cached(count, world)
         with torch.set_grad_enabled(not cached):
-            own = self._embed(learner, batch.own, count, seed)
-            image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
+            own = self._embed(learner, batch, seed)
+            image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
@@ -92,15 +92,16 @@ class Contrastive(Objective):
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
         loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each)
-        return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
+        return loss, partial(self._carry_on, learner, batch, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int, world: World) -> bool:
         """Whether a process's share of so many pairs is more than a micro-batch."""
         return self.microbatch is not None and -(-count // world.size) > self.microbatch
 
-    def _embed(self, learner: Learner, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _embed(self, learner: Learner, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
-        pieces = self.pieces(count, learner.world)
+        own, count = batch.own, len(batch)
+        pieces = self.pieces(count, learner.world, batch.rows)
         # Without cached gradients the backward pass comes after the last piece.
         slots = 2 if self._cached(count, learner.world) else len(pieces)
         feed = learner.feed([own.take(index) for _, index in pieces], slots)
@@ -125,29 +126,31 @@ class Contrastive(Objective):
             embedded: tuple[Tensor, Tensor] = learner.model(piece, view)
         return embedded
 
-    def _carry_on(self, learner: Learner, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
+    def _carry_on(self, learner: Learner, batch: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
         """Backpropagate the gradient of the embeddings through the towers, one micro-batch at a time."""
         assert image_KD.grad is not None
         assert text_KD.grad is not None
-        count, pieces = len(image_KD), self.pieces(len(image_KD), learner.world)
+        own, count = batch.own, len(batch)
+        pieces = self.pieces(count, learner.world, batch.rows)
         feed = learner.feed([own.take(index) for _, index in pieces])
         for position, ((view, index), part) in enumerate(zip(pieces, feed, strict=True)):
             embedded: tuple[Tensor, ...] = self._embed_piece(learner, part, count, seed, position, view)
-            row_P = learner.world.rows(count)[index]
-            rows = slice(int(row_P[0]), int(row_P[-1]) + 1, learner.world.size)
-            gradients: tuple[Tensor, ...] = image_KD.grad[rows], text_KD.grad[rows]
+            rows_P = to_device(batch.rows[index], image_KD.device)
+            gradients: tuple[Tensor, ...] = image_KD.grad[rows_P], text_KD.grad[rows_P]
             if learner.model.locked:  # no gradient passes through its images
                 embedded, gradients = embedded[1:], gradients[1:]
             torch.autograd.backward(embedded, gradients)
 
-    def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
+    def pieces(self, count: int, world: World, rows: Tensor | None = None) -> list[tuple[View, Tensor]]:
         """The micro-batches that a process embeds, none empty: view, and positions among the process's rows.
 
         Args:
             count: pairs of the whole sub-batch; every process has its share of each part of the mix.
             world: the processes; its rank is the process whose pieces are returned.
+            rows: positions of the process's rows in the sub-batch; by default those dealt out in turns, which are as
+                many of each view.
         """
-        own = world.rows(count)
+        own = world.rows(count) if rows is None else rows
         limit = self.microbatch if self.microbatch is not None and self._cached(count, world) else count
         ends = list(accumulate(split_counts(count, [share for share, _ in self.mix])))
         pieces = []
