@@ -131,8 +131,8 @@ class Placement:
             return to_device(rows_at(rows_PX, local_K[at_P]), there)
 
         came = self.world.sent(brought(torch.cat(leaving)), [*map(len, leaving)], [*map(len, coming)])
-        pinned = {"pin_memory": True} if there.type == "cpu" and own_PX.is_pinned() else {}
-        out = torch.empty((to.counts[rank], *rows_PX.shape[1:]), dtype=own_PX.dtype, device=there, **pinned)
+        shape, pinned = (to.counts[rank], *rows_PX.shape[1:]), there.type == "cpu" and own_PX.is_pinned()
+        out: Tensor = torch.empty(shape, dtype=own_PX.dtype, device=there, pin_memory=pinned)
         for at_P, found_PX in ((staying, brought(staying)), (torch.cat(coming), came)):
             out.index_copy_(0, to_device(to.local_B[at_P], there), found_PX)
         return out.permute(0, 3, 1, 2) if last else out

@@ -26,13 +26,13 @@ class SharedBatch(Batch):
     """
 
     placement: Placement = field(default_factory=lambda: Placement.in_turns(0, World()))
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         Batch(self.images_BCHW, self.token_ids, self.image_key_B[self.rows], self.text_key_B[self.rows])
 
     @classmethod
-    def of(cls, own: Batch, placement: Placement, device: torch.device = torch.device("cpu")) -> SharedBatch:
+    def of(cls, own: Batch, placement: Placement, device: str = "cpu") -> SharedBatch:
         """Build the batch from each process's own rows."""
         return cls(
             images_BCHW=own.images_BCHW,
@@ -82,7 +82,7 @@ class SharedBatch(Batch):
         index_K = index_K.cpu()
         to = self.placement.taken(index_K, parts)
         return SharedBatch(
-            images_BCHW=self.placement.exchange(self.images_BCHW, index_K, to, self.device),
+            images_BCHW=self.placement.exchange(self.images_BCHW, index_K, to, torch.device(self.device)),
             token_ids={name: self.placement.exchange(ids, index_K, to) for name, ids in self.token_ids.items()},
             image_key_B=self.image_key_B[index_K],
             text_key_B=self.text_key_B[index_K],
