@@ -107,7 +107,7 @@ class Contrastive(Objective):
         cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
             own = learner.gradients.embed(partial(self._embed, learner, held, seed))
-            image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
+            image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
@@ -125,12 +125,10 @@ class Contrastive(Objective):
 
     def _held(self, learner: Learner, batch: Batch) -> _Held:
         """What this process embeds of a sub-batch."""
-        world, count = learner.world, len(batch)
-        rank_K = torch.arange(count) % world.size
-        pieces = self.pieces(rank_K, world, learner.gradients.even)
+        pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
         own = batch.own
         parts = [own.take(index) if len(index) else learner.model.stand_in(own.images_BCHW) for _, index in pieces]
-        return _Held(pieces, parts, (rank_K == world.rank).nonzero().flatten(), self._cached(count))
+        return _Held(pieces, parts, batch.rows, self._cached(len(batch)))
 
     def _embed(self, learner: Learner, held: _Held, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
