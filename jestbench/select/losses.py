@@ -190,7 +190,8 @@ class _BlockLoss(torch.autograd.Function):
             ctx.offset = name == "sigmoid"
         else:
             (total,) = world.add(total)
-        return total / count
+        mean: Tensor = total / count
+        return mean
 
     @staticmethod
     @once_differentiable
