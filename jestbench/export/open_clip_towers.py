@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from jestbench.config.run import ConfigError
 from jestbench.model.image_tower import ImageTower
-from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.library_names import OPEN_CLIP_BLOCK, OPEN_CLIP_TEXT, to_theirs
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.text_tower import Activation, TextPool, TextTower, activation_named
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
@@ -91,7 +91,9 @@ def library_for_open_clip(model: LibraryTowers) -> tuple[dict[str, Any], dict[st
         NotExpressible: the library is another one.
     """
     if (found := model.source["files"].get("open_clip_config.json")) is None:
-        raise NotExpressible(f"{model.source['library']} has run this model in training, since {model.source['reason']}")
+        raise NotExpressible(
+            f"the model is one of {model.source['library']}, which has run it in training ({model.source['reason']})"
+        )
     text = {name: value for name, value in found["model_cfg"]["text_cfg"].items() if not name.startswith("tokenizer_")}
     config = found["model_cfg"] | {"text_cfg": text | {"hf_tokenizer_name": "."}}
     weights = {name: value.detach().clone().contiguous() for name, value in model.library_weights().items()}

@@ -110,12 +110,25 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     once = [item for role, found in scoring.items() if actors[role].remembers and not free for item in found]
     each = [item for role, found in scoring.items() if not actors[role].remembers for item in found]
     each += [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
+    images, uniform_images = _locked(resolved, stages), tuple[Pass, ...]()
+    if learner.images is not None:
+        accounting = resolved.run.reference_accounting
+        (each if accounting == "online" else once).extend(images)
+        uniform_images = learner.images.forecast_step(accounting, 0, batch_size)
     towers = sum(item.macs for item in (*each, *once) if item.purpose not in ("pairwise", "recompute"))
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
-    uniform = flops_of(learner.objective.plain().passes(learner, batch_size))
+    uniform = flops_of([*learner.objective.plain().passes(learner, batch_size), *uniform_images])
     spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
-    unselected = flops_of(learner.forecast_update(batch_size))
+    unselected = flops_of([*learner.forecast_update(batch_size), *uniform_images])
     return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
+
+
+def _locked(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+    """Passes of a locked tower over the images of a step that are new to this run, where they are remembered."""
+    if (images := stages.learner.images) is None:
+        return ()
+    scored = resolved.draw_size if "learner" in resolved.policy.needs else 0
+    return images.forecast_step(resolved.run.reference_accounting, scored, resolved.run.batch_size)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:

@@ -28,6 +28,7 @@ class LibraryTowers(TwoTowers):
 
     image: ForeignImage  # type: ignore[assignment]
     text: ForeignText  # type: ignore[assignment]
+    counted_on = "cpu"  # a library's forward pass may look at values
 
     def __init__(self, foreign: ForeignTowers, tokenizer: Tokenizer, source: Mapping[str, Any]) -> None:
         """Take over a model of another library.
