@@ -263,8 +263,10 @@ class ContrastiveTraining(Training):
         run, example = setting.run, setting.example
         start, tokenizer = setting.start, setting.pairs.tokenizer
         with setting.arithmetic.building():
-            new = start is None
-            built = self.build(run, tokenizer) if new else start.build(run.model, tokenizer, run.loss, run.seed)
+            if start is None:
+                built = self.build(run, tokenizer)
+            else:
+                built = start.build(run.model, tokenizer, run.loss, run.seed)
         model = setting.arithmetic.placed(built)
         check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)

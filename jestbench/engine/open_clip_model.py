@@ -145,8 +145,8 @@ class OpenClip(Foreign):
         """As ``Foreign.files``."""
         import open_clip
 
-        preprocess = dict(foreign.image.net.visual.preprocess_cfg)
-        return {CONFIG: {"model_cfg": self._config(open_clip), "preprocess_cfg": preprocess}}
+        net: Any = foreign.image.net
+        return {CONFIG: {"model_cfg": self._config(open_clip), "preprocess_cfg": dict(net.visual.preprocess_cfg)}}
 
     @classmethod
     def at(cls, folder: Path) -> OpenClip:

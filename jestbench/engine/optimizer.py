@@ -14,8 +14,10 @@ from torch import nn
 from jestbench.model.towers import TwoTowers
 
 # Learned positions and tokens: two or more axes in shape, but vectors in meaning, so they do not decay.
-NOT_MATRICES = ("pos_embed", "positions", "cls_token", "dist_token", "reg_token", "latent")
-NOT_MATRICES += ("positional_embedding", "position_embedding.weight", "probe")  # open_clip's and transformers'
+NOT_MATRICES = (
+    *("pos_embed", "positions", "cls_token", "dist_token", "reg_token", "latent"),
+    *("positional_embedding", "position_embedding.weight", "probe"),  # of open_clip and transformers
+)
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,12 @@ def _table(rows: Iterator[tuple[str, str]]) -> list[str]:
 
 def _model(model: TwoTowers, shape: Model, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     if isinstance(model, LibraryTowers):
-        mean, std = model.image.preprocessing.mean, model.image.preprocessing.std
+        prepared = model.image.preprocessing
+        mean, std = list(prepared.mean), list(prepared.std)
         yield "towers", f"run by {model.source['library']}: {model.source['reason']}"
         yield "image tower", f"`{type(model.image.backbone).__name__}`, {model.pixels} px"
     else:
-        mean, std = map(tuple, shape.normalisation)
+        mean, std = (list(values) for values in shape.normalisation)
         options = f" {dict(shape.image_options)}" if shape.image_options else ""
         yield "image tower", f"`{shape.image_tower}`{options}, {shape.image_size} px, patch {shape.patch_size} px"
         yield "text tower", f"{shape.text_layers} layers of {shape.text_width}, pooled by `{shape.text_pool}`"

@@ -44,8 +44,8 @@ class LibraryTowers(TwoTowers):
         with torch.no_grad():
             self.log_scale.copy_(foreign.log_scale)
             self.bias.copy_(foreign.bias)
-        self.register_state_dict_post_hook(_once)
-        self.register_load_state_dict_pre_hook(_twice)
+        self.register_state_dict_post_hook(_once)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_twice)  # type: ignore[no-untyped-call]
 
     @property
     def text_length(self) -> int:
