@@ -134,6 +134,7 @@ class LibraryStart(Start):
         reasons = {
             "model.freeze = 'image': a new text tower stands beside an image tower of ours": bool(run.model.freeze),
             "run.compile = True: blocks of our towers are compiled": run.compile is True,
+            "run.shard = True: blocks of our towers are sharded": run.shard,
             **{
                 f"run.{name} = 'auto' measures towers of ours: bind a number": getattr(run, name) == "auto"
                 for name in ("microbatch", "train_microbatch")

@@ -47,6 +47,10 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def leaves_whole(self, view: View) -> bool:
+        """Whether a view is the full one of a model that reads such images."""
+        return replace(view, resolution=None if view.resolution == self.crop else view.resolution) == FULL
+
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Float32 pixels ``[B, 3, crop, crop]`` of square uint8 images."""
         images = pillow_resized(images_BCHW, self.resize, self.kernel)
@@ -182,8 +186,7 @@ class ForeignTowers(Encoders):
         Raises:
             ValueError: the view is another one.
         """
-        own = self.image.preprocessing.crop
-        if replace(view, resolution=None if view.resolution == own else view.resolution) != FULL:
+        if not self.image.preprocessing.leaves_whole(view):
             raise ValueError(f"a model of another library is run whole, not under a view ({view.label})")
         return FULL
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,19 +51,13 @@ class LibraryTowers(TwoTowers):
         """L, tokens of a text."""
         return self.tokens.length
 
-    @property
-    def pixels(self) -> int:
-        """The side that images are resized to."""
-        return self.image.preprocessing.resize
-
     def checked(self, view: View) -> View:
         """The full view.
 
         Raises:
             ValueError: the view is another one; the message gives the reason.
         """
-        own = self.image.preprocessing.crop
-        if replace(view, resolution=None if view.resolution == own else view.resolution) != FULL:
+        if not self.image.preprocessing.leaves_whole(view):
             raise ValueError(
                 f"this model is trained whole, as {self.source['library']} runs it, not under a view ({view.label}): "
                 f"{self.source['reason']}"

@@ -164,6 +164,7 @@ def test_a_killed_run_goes_on_exactly(folders: dict[str, Path], run_dir: Path, t
 
 def test_its_run_folder_is_reference_and_start(run_dir: Path, tmp_path: Path) -> None:
     words = ["run.policy=jest", "jest.chunks=4", f"run.reference={run_dir}", f"run.init={run_dir}", "run.loss=softmax"]
+    words += ["run.reference_accounting=online"]
     assert main([*TINY, *words, "--run_dir", str(tmp_path)]) == 0
     pair, summary = price(towers_of(run_dir)).pair, summary_of(tmp_path)
     assert summary["flops"]["reference_score"] == summary["flops"]["learner_score"] == 3 * 2 * 16 * pair
