@@ -190,7 +190,8 @@ class _BlockLoss(torch.autograd.Function):
             ctx.offset = name == "sigmoid"
         else:
             (total,) = world.add(total)
-        return total / count
+        loss: Tensor = total / count
+        return loss
 
     @staticmethod
     @once_differentiable
