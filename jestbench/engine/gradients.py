@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -74,14 +75,15 @@ class Gradients:
 
 
 class _Towers(nn.Module):
-    """The towers of a model as one module, whose forward pass runs a function that embeds with them.
+    """The weights of a model's towers as one module, whose forward pass runs a function that embeds with them.
 
-    Scale and bias stay out: their gradient is that of the loss, which every process computes whole.
+    Scale and bias stay out: their gradient is that of the loss, which every process computes whole. Buffers stay out,
+    too: they are constants, which DDP would broadcast in each step.
     """
 
     def __init__(self, model: TwoTowers) -> None:
         super().__init__()
-        self.image, self.text = model.image, model.text
+        self.weights = nn.ParameterList([*model.image.parameters(), *model.text.parameters()])
 
     def forward(self, run: Callable[[], _Embedded]) -> _Embedded:
         return run()
@@ -101,9 +103,10 @@ class AveragedGradients(Gradients):
     def __init__(self, model: TwoTowers, world: World, views: Collection[View]) -> None:
         super().__init__(model)
         self.world = world
+        # Of the patch embedding's gradient, the smallest of all, which a convolution returns in channels last.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self._towers = DistributedDataParallel(
             _Towers(model),
-            broadcast_buffers=False,  # constants
             gradient_as_bucket_view=True,
             find_unused_parameters=_may_leave_unused(model, views),
         )
