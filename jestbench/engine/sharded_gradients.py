@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from jestbench.engine.gradients import CarryOn, Gradients
+from jestbench.batch import View
+from jestbench.engine.gradients import CarryOn, Embed, Gradients
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
-
-_Embedded = TypeVar("_Embedded")
 
 
 class ShardedGradients(Gradients):
@@ -67,7 +66,7 @@ class ShardedGradients(Gradients):
             super().backward(loss, carry_on)
         self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
 
-    def embed(self, run: Callable[[], _Embedded], last: bool = True) -> _Embedded:
+    def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """As in the base; the processes meet in each pass, forward and backward."""
         with self.world.waiting("an all-gather of weights"):
             return run()
