@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,28 @@ class Gradients:
         optimizer.load_state_dict(state["optimizer"])
 
 
+class SharedGradients(Gradients):
+    """Gradients of several processes.
+
+    Args:
+        model: the model in training; the same weights on every process.
+        world: the processes.
+    """
+
+    collective: ClassVar[str]
+    """What the processes wait in while the backward pass goes on, for messages."""
+
+    def __init__(self, model: TwoTowers, world: World) -> None:
+        super().__init__(model)
+        self.world = world
+
+    def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
+        """As in the base, for all processes together; scale and bias, whose gradient each process has, stay equal."""
+        with self.world.waiting(self.collective):
+            super().backward(loss, carry_on)
+        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
+
+
 class _Weights(nn.Module):
     """Weights of a model's towers as one module, whose forward pass runs a function that embeds with them.
 
@@ -108,7 +130,7 @@ class _Tied(torch.autograd.Function):
         return (*gradients, *(None,) * ctx.count)
 
 
-class AveragedGradients(Gradients):
+class AveragedGradients(SharedGradients):
     """Gradients of towers that every process holds whole, averaged while the backward pass goes on (DDP).
 
     A parameter that has no gradient on any process stays without, so that AdamW leaves it alone.
@@ -119,11 +141,13 @@ class AveragedGradients(Gradients):
         views: that the model is trained under.
     """
 
+    collective = "an all-reduce of gradients"
+
     def __init__(self, model: TwoTowers, world: World, views: Collection[View]) -> None:
-        super().__init__(model)
+        super().__init__(model, world)
         # Of the patch embedding's gradient, the smallest of all, which a convolution returns in channels last.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        self.world, self._trained = world, _trained_by(model, views)
+        self._trained = _trained_by(model, views)
         every = frozenset[str]().union(*self._trained.values())
         self._held = {name: value for name, value in model.named_parameters() if name in every}
         # A process may have no pair of the view that trains a weight.
@@ -141,12 +165,10 @@ class AveragedGradients(Gradients):
         return embedded
 
     def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
-        """As in the base, for all processes together."""
-        with self.world.waiting("an all-reduce of gradients"):
-            super().backward(loss, carry_on)
+        """As in the base; what no process has run has no gradient."""
+        super().backward(loss, carry_on)
         for name in self._held.keys() - self._now:
             self._held[name].grad = None
-        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
 
 
 def _trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
