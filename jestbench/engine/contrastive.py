@@ -109,7 +109,7 @@ class Contrastive(Objective):
         cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
             own = learner.gradients.embed(partial(self._embed, learner, held, seed), held.views)
-            image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
+            image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
@@ -118,7 +118,7 @@ class Contrastive(Objective):
             group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each)
+        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int) -> bool:
@@ -127,18 +127,11 @@ class Contrastive(Objective):
 
     def _held(self, learner: Learner, batch: Batch) -> _Held:
         """What this process embeds of a sub-batch."""
-        world, count = learner.world, len(batch)
-        rank_K = torch.arange(count) % world.size
-        pieces = self.pieces(rank_K, world, learner.gradients.even)
+        pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
         own = batch.own
         parts = [own.take(index) if len(index) else learner.model.stand_in(own.images_BCHW) for _, index in pieces]
-        return _Held(
-            pieces,
-            parts,
-            [view for view, _ in self._parts(count)],
-            (rank_K == world.rank).nonzero().flatten(),
-            self._cached(count),
-        )
+        views = [view for view, _ in self._parts(len(batch))]
+        return _Held(pieces, parts, views, batch.rows, self._cached(len(batch)))
 
     def _embed(self, learner: Learner, held: _Held, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""

@@ -73,7 +73,7 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     device = arithmetic.device
     if device.type != "cuda":
         return MicroBatches()
-    model = run.training.build(run, tokenizer).to(device)
+    model = arithmetic.placed(run.training.build(run, tokenizer))
     size = arithmetic.world.size
     # Of sharded towers a process has its part, and whole weights where it scores.
     copies = COPIES / size + 1 if run.shard and size > 1 else COPIES

@@ -121,7 +121,7 @@ class Learner(Actor):
         Raises:
             ValueError: the towers cannot be sharded here.
         """
-        self.model = model.to(arithmetic.device)
+        self.model = arithmetic.placed(model)
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
@@ -157,7 +157,7 @@ class Learner(Actor):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
-        image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
+        image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=self.forecast(len(batch)))
 
