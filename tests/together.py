@@ -64,6 +64,12 @@ ARMS: dict[str, list[str]] = {
         REFERENCE,
         'scorer/model.image_options={"embed_dim": 16, "depth": 1, "num_heads": 2}',
     ],
+    "sharded": [
+        *policy("active_clip"),
+        *("run.shard=True", "run.train_microbatch=5", "run.batch_size=15", "evaluate.points=3"),
+        'scorer/model.image_options={"embed_dim": 16, "depth": 1, "num_heads": 2}',
+        REFERENCE,
+    ],
     "cappy": [*policy("cappy"), 'run.scorer=("gin/run/tiny_cappy.gin", "run.budget=2e9")'],
     "cascade": [
         *policy("cascade_jest"),

@@ -127,7 +127,8 @@ class Learner(Actor):
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
         self.micro = micro or MicroBatches()
         self.schedule = optimizer
-        self.gradients = self._gradients(shard)
+        with self.world.waiting("a broadcast of weights"):
+            self.gradients = self._gradients(shard)
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0

@@ -97,11 +97,8 @@ class World:
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """All-reduce small tensors of one type and device to their mean over the processes, in place."""
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _waiting("an all-reduce"):
-            dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor) / self.size)
+        for tensor, total in zip(tensors, self.add(*tensors), strict=True):
+            tensor.copy_(total / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.

@@ -812,7 +812,24 @@ PAGE = (
     ),
 )
 
+PROCESSES: tuple[Mutant, ...] = (
+    Mutant(
+        "a weight that no process runs has a gradient of 0, and decays",
+        "jestbench/engine/gradients.py",
+        "            self._held[name].grad = None\n",
+        "            pass\n",
+        "tests/parallel/test_gradients.py",
+    ),
+    Mutant(
+        "a stand-in pair is trained on",
+        "jestbench/engine/contrastive.py",
+        "if len(row_P) else torch.zeros_like(own)",
+        "if len(row_P) else torch.ones_like(own)",
+        "tests/parallel/test_gradients.py",
+    ),
+)
+
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE, *PROCESSES),
 )
