@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_another_number_of_workers():
         source.load_state_dict(state)
         assert_same(source.at(3), of_workers(0).at(3))
         if workers:
-            assert source.counts(4)["time/data_wait"] >= state["processes"][0]["waited"] > 0
+            assert source.counts(4)["time/data_wait"] >= state["waited"] > 0
         source.close()
 
 
@@ -122,7 +122,7 @@ def test_a_killed_worker_is_replaced_and_counted():
                 os.kill(source.pids[0], signal.SIGKILL)
             assert_same(batch, plain.at(step))
         assert source.counts(4)["data/worker_restarts"] == 2
-        assert source.state_dict()["processes"][0]["restarts"] == 2
+        assert source.state_dict()["restarts"] == 2
     finally:
         source.close()
 
