@@ -129,6 +129,11 @@ class Batch:
         """Positions of the pairs that this process holds, ascending."""
         return torch.arange(len(self))
 
+    @property
+    def rank_B(self) -> Tensor:
+        """Rank of the process that holds each pair."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
     def collect(self, own_PX: Tensor) -> Tensor:
         """The rows ``[B, …]`` of all pairs, gathered from the processes that hold the pairs; without gradient."""
         return own_PX

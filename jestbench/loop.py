@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, Selection, split_counts
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.budget import BELOW_ONE, Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.data.pairs import Pairs

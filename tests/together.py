@@ -219,10 +219,8 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
         alone = gradients(World(), whole, model, tokenizer, options)
         together = gradients(world, shared(whole, world), model, tokenizer, options)
         assert alone.keys() == together.keys(), options
-        # Positions and kernels are resized in fp32, whatever the model is in.
-        close = {"rtol": 1e-9, "atol": 1e-12} if mix is plain else {"rtol": 2e-5, "atol": 1e-7}
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, **close, msg=f"{name} {options}")
+            torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} {options}")
 
 
 def main() -> None:

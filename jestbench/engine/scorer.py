@@ -51,7 +51,8 @@ class Scorer:
         found = [actor.score(batch) for role, actor in self.actors.items() if role in needs]
         device = next((part.device for part in found), torch.device("cpu"))
         values = {name: column.to(device) for name, column in columns.items()}
-        scores = Scores.joined([*found, *([Scores(values=values)] if values else [])], len(batch), self.loss)
+        parts = [*found, *([Scores(values=values)] if values else [])]
+        scores = Scores.joined(parts, len(batch), self.loss, distributed.world())
         given: dict[str, Any] = {}
         if found and self.equal != "negative":
             group_B = equal_groups(batch.image_key_B, batch.text_key_B).to(device)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
 from jestbench.parallel.stop import end_with
@@ -91,28 +91,17 @@ class World:
             dist.all_to_all_single(came, rows_PX.contiguous(), list(from_each), list(to_each))
         return came
 
-    def share_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
-        """All-reduce gradients: sum the parts that come from each process's own rows.
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """Inside this context torch's own collectives are waited in: an error names the processes that are missing."""
+        return _waiting(what)
 
-        Args:
-            parameters: all parameters of a model; one without a gradient on every process stays without.
-            whole: the parameters of the loss itself, whose full gradient every process holds: it is averaged.
-        """
-        if self.size == 1:
-            return
-        held = [parameter for parameter in parameters if parameter.requires_grad]
-        there = torch.tensor([float(parameter.grad is not None) for parameter in held], device=held[0].device)
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """All-reduce small tensors of one type and device to their mean over the processes, in place."""
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _waiting("an all-reduce"):
-            dist.all_reduce(there)
-        used = [parameter for parameter, count in zip(held, there.tolist(), strict=True) if count]
-        grads = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in used]
-        flat = torch.cat([grad.flatten().to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
-        with _waiting("an all-reduce of gradients"):
             dist.all_reduce(flat)
-        entire = {id(parameter) for parameter in whole}
-        for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
-            value = summed / self.size if id(parameter) in entire else summed
-            parameter.grad = value.view_as(parameter).to(parameter.dtype)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor) / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -151,6 +140,28 @@ class World:
         with _waiting("an all-reduce"):
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
+
+    def share(self, count: int) -> slice:
+        """This process's share of consecutive rows, ⌈count/size⌉ of them; those of the last processes may be empty."""
+        most = -(-count // self.size)
+        return slice(min(count, self.rank * most), min(count, (self.rank + 1) * most))
+
+    def gather(self, own_X: Tensor) -> Tensor:
+        """All-gather tensors of one shape: ``[size, …]`` in the order of ranks, the same bits on every process."""
+        parts: Tensor = own_X.new_empty(self.size, *own_X.shape)
+        with _waiting("an all-gather"):
+            dist.all_gather(list(parts.unbind()), own_X.detach().contiguous())
+        return parts
+
+    def add(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """All-reduce: the sums over all processes, of tensors of one number format, by one collective."""
+        if self.size == 1:
+            return own
+        flat = torch.cat([part.detach().flatten() for part in own])
+        with _waiting("an all-reduce"):
+            dist.all_reduce(flat)
+        sums = flat.split([part.numel() for part in own])
+        return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
 
     def everybodys(self, value: _T) -> list[_T]:
         """All-gather a picklable value of each process, in the order of ranks."""

@@ -66,9 +66,10 @@ class Placement:
         return gathered[to_device(self._place_B, own_PX.device)]
 
     def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
-        """As ``collect``, with a gradient: backward returns the gradient of the own rows.
+        """As ``collect``, with a gradient: backward returns n times the gradient of the own rows, of n processes.
 
-        Every process holds the whole gradient by all rows, so the backward pass neither sums nor scales gradients.
+        Every process holds the whole gradient by all rows. The parts of a parameter's gradient that come from each
+        process's own rows are to be summed, and torch's engines average the gradients of all processes.
         """
         if self.world.size == 1:
             return own_PX
@@ -143,9 +144,9 @@ class _Collected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own_PX: Tensor, placement: Placement) -> Tensor:
-        ctx.index = to_device(placement.rows, own_PX.device)
+        ctx.index, ctx.size = to_device(placement.rows, own_PX.device), placement.world.size
         return placement.collect(own_PX)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.index], None
+        return gradients[0][ctx.index] * ctx.size, None

@@ -56,6 +56,11 @@ class SharedBatch(Batch):
         """Positions of this process's own rows in the whole batch, ascending."""
         return self.placement.rows
 
+    @property
+    def rank_B(self) -> Tensor:
+        """Rank of the process that holds each pair."""
+        return self.placement.rank_B
+
     def collect(self, own_PX: Tensor) -> Tensor:
         """All-gather the rows of all processes: ``[B, …]`` in the order of their positions, without gradient."""
         return self.placement.collect(own_PX)
