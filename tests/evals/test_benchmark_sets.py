@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import tar_of
 from PIL import Image
-from thread_worlds import together
+from thread_world import by_threads
 
 from jestbench.batch import DataError
 from jestbench.config.resolve import resolve
@@ -134,7 +134,7 @@ def test_processes_read_a_set_in_shares(tmp_path, monkeypatch):
     wanted, once = metrics(World()), Counter(decoded)
     for size in (2, 4):
         decoded.clear()
-        assert together(size, metrics) == [pytest.approx(wanted, abs=1e-6)] * size
+        assert by_threads(size, metrics) == [pytest.approx(wanted, abs=1e-6)] * size
         assert Counter(decoded) == once, "every image is read by one process"
 
 

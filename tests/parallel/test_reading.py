@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import files_of, jpeg, write_numbered_shards
-from thread_worlds import together
+from thread_world import by_threads
 from torch import Tensor
 
 from jestbench import seeds
@@ -79,7 +79,7 @@ def test_rows_move_to_who_holds_them_next(size: int, shape: tuple[int, ...]) -> 
         assert torch.equal(moved, whole[index_K][to.rows])
         return placement.collect(own), to.collect(moved), to.rows
 
-    for collected, taken, _ in (found := together(size, exchanged)):
+    for collected, taken, _ in (found := by_threads(size, exchanged)):
         assert torch.equal(collected, whole)
         assert torch.equal(taken, whole[index_K])
     assert sorted(i for *_, rows in found for i in rows.tolist()) == list(range(11))
@@ -94,7 +94,7 @@ def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows() -> None:
         (placement.collect_with_gradient(own) * weight_BD).sum().backward()
         return torch.equal(own.grad, weight_BD[placement.rows])
 
-    assert together(2, gradient) == [True, True]
+    assert by_threads(2, gradient) == [True, True]
 
 
 # What is read
@@ -142,10 +142,10 @@ def read(make: Make, world: World, steps: range, state: Any = None) -> Reading:
 def assert_same_order(make: Make, steps: int, cut: int, sizes: tuple[int, ...] = SIZES) -> list[Reading]:
     """Read by any number of processes; stopped by one number, gone on with by another one."""
     alone = read(make, World(), range(steps))
-    before = together(3, lambda world: read(make, world, range(cut)))
+    before = by_threads(3, lambda world: read(make, world, range(cut)))
     for size in sizes:
-        found = together(size, lambda world: read(make, world, range(steps)))
-        later = together(size, lambda world: read(make, world, range(cut, steps), before[0].state))
+        found = by_threads(size, lambda world: read(make, world, range(steps)))
+        later = by_threads(size, lambda world: read(make, world, range(cut, steps), before[0].state))
         for whole, part, stopped in zip(found, later, [before[0]] * size, strict=True):
             alone.same(whole)
             alone.same(
@@ -183,7 +183,7 @@ def test_too_much_damage_is_the_damage_of_all(tmp_path: Path) -> None:
             [source.at(step) for step in range(40)]
         return f"{source.tally.summed} {raised.value}"
 
-    assert together(3, failure) == [failure(World())] * 3, "on every process at once, with the same numbers"
+    assert by_threads(3, failure) == [failure(World())] * 3, "on every process at once, with the same numbers"
 
 
 def test_a_mixture_of_which_a_process_holds_one_split_alone(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_candidates_are_read_and_scored_by_one_process_each(tmp_path: Path, monk
     monkeypatch.setattr(file_pairs, "decode", counted)
     for size in SIZES:
         decoded.clear()
-        for found in together(size, lambda world: read(make, world, range(4))):
+        for found in by_threads(size, lambda world: read(make, world, range(4))):
             alone.same(found)
         # Two passes over the candidates: a pair is read once for its score, and once for each time that it is drawn.
         assert sum(decoded.values()) == 48 + 4 * 6
@@ -238,8 +238,8 @@ def test_candidates_are_read_and_scored_by_one_process_each(tmp_path: Path, monk
     def gone_on(world: World) -> Reading:
         return read(make, world, range(2, 4), state)
 
-    state = together(3, lambda world: read(make, world, range(2)))[0].state
-    for found in (*together(2, gone_on), gone_on(World())):  # what was remembered is lost: read again
+    state = by_threads(3, lambda world: read(make, world, range(2)))[0].state
+    for found in (*by_threads(2, gone_on), gone_on(World())):  # what was remembered is lost: read again
         assert found.keys == alone.keys[2:]
 
 
@@ -305,7 +305,7 @@ def test_every_shard_is_opened_by_one_process_and_every_pair_decoded_once(
     logs = []
     for size in (1, 2, 3):
         opened.clear(), decoded.clear()
-        together(size, lambda world: read(lambda w: StreamBatches(shards, 10, world=w), world, range(12)))
+        by_threads(size, lambda world: read(lambda w: StreamBatches(shards, 10, world=w), world, range(12)))
         logs.append((Counter(opened), Counter(decoded)))
     assert logs[0] == logs[1] == logs[2]
 
@@ -319,4 +319,4 @@ def test_too_much_damage_in_a_stream_is_the_damage_of_all(shards: Shards) -> Non
             [source.at(step) for step in range(99)]
         return f"{source._step} {raised.value}"
 
-    assert together(3, failure) == [failure(World())] * 3, "in the same step, with the same numbers"
+    assert by_threads(3, failure) == [failure(World())] * 3, "in the same step, with the same numbers"
