@@ -78,6 +78,14 @@ ARMS: dict[str, list[str]] = {
         "run.super_batch_size=20",
         "cascade.candidates=3",
     ],
+    "ranked": [
+        *policy("jest"),
+        REFERENCE,
+        "run.split='pool[top=0.5, by=reference]'",
+        "synthetic.pool=70",
+        "run.batch_size=8",
+        "run.super_batch_size=20",
+    ],
     "weights": [
         *policy("grad_norm"),
         "run.split={'pool': 0.8, 'curated': 0.2}",

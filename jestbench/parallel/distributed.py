@@ -73,10 +73,7 @@ class World:
         padded: Tensor = own_PX.new_zeros(most, *own_PX.shape[1:])
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
-        parts = [torch.empty_like(sent) for _ in range(self.size)]
-        with _waiting("an all-gather"):
-            dist.all_gather(parts, sent)
-        return parts
+        return list(self.gather(sent).unbind())
 
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
