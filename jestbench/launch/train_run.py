@@ -243,6 +243,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
         status = train(resolved, stages, progress, allowance, recorder)
+        recorder.checkpoints.settle()
     with STOP.ending("after"):
         _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
@@ -258,7 +259,7 @@ def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtS
         with STOP.ending("after"):
             try:
                 _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
-            except OSError as second:  # the first error is the one that the user is to mend
+            except (OSError, DataError) as second:  # the first error is the one that the user is to mend
                 print(f"warning: while the run ended: {second}", file=sys.stderr)
         raise
 
@@ -271,6 +272,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
             # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
             closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
         closing.callback(stages.super_batches.close)
+        closing.callback(recorder.checkpoints.close)
         closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
         recorder.write_chosen()
         summary |= _write_summary(recorder, progress, status, known)
