@@ -186,6 +186,11 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             raise
 
 
+def begun_as(resolved: Resolved) -> str:
+    """The name under which the folder of an arm is kept for processes that torchrun starts again."""
+    return f"run_dir/{resolved.config_hash}/{resolved.run.seed}"
+
+
 @contextmanager
 def _held_by_all(run_dir: Path) -> Iterator[None]:
     """Hold a run folder, by rank 0, for all ranks."""
@@ -206,7 +211,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     with STOP.ending("after"):  # half a folder would not be taken for this run's
         going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if role == "arm":
-        distributed.remember("run_dir", str(run_dir))
+        distributed.remember(begun_as(resolved), str(run_dir))
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
