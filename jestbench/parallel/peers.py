@@ -82,16 +82,16 @@ class Peers:
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
+        connected = _connected(rank, size)
+        self.of_all_groups = prefixed("jestbench", connected)
         with self.joining():
-            connected = _connected(rank, size)
-            self.of_all_groups = prefixed("jestbench", connected)
             self.number = self._agreed()
-            own = f"jestbench/group{self.number}"
-            self.store = prefixed(own, connected)
-            self._begun, self._firsts, self._contexts = 0, 0, 0
-            self._closed = threading.Event()
-            # A client of its own: one that waits keeps other threads out.
-            self._beats = prefixed(own, _connected(rank, size))
+        own = f"jestbench/group{self.number}"
+        self.store = prefixed(own, connected)
+        self._begun, self._firsts, self._contexts = 0, 0, 0
+        self._closed = threading.Event()
+        # A client of its own: one that waits keeps other threads out.
+        self._beats = prefixed(own, _connected(rank, size))
         threading.Thread(target=self._beat, name="jestbench-beat", daemon=True).start()
 
     def _agreed(self) -> int:
