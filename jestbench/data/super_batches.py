@@ -26,6 +26,7 @@ from jestbench.data.pairs import IndexedPairs
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
 
 Leave = Callable[[Tensor, int], Tensor]
@@ -114,7 +115,7 @@ class SuperBatchSource(ABC):
             return batch
         if self.whole:
             batch = replace(batch.take(self.world.rows(self.size)), passes=batch.passes, counts=batch.counts)
-        return SharedBatch.of(batch, self.size, self.world)
+        return SharedBatch.of(batch, Placement.in_turns(self.size, self.world))
 
     def counts(self, step: int) -> dict[str, float]:
         """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs."""

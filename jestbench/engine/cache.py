@@ -75,6 +75,7 @@ class Cache:
             "preprocessing": pairs.preprocessing,
             "device": arithmetic.device.type,
             "bf16": arithmetic.bf16,
+            **({"fp64": True} if arithmetic.fp64 else {}),
             "block": block,
             "dtype": self.dtype,
             "versions": {name: version(name) for name in ("torch", *model.libraries)},

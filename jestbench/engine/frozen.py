@@ -67,7 +67,7 @@ class RowContent(ABC):
             example: its first pair is what prices are traced on.
             view: that the model is run under.
         """
-        self.model, self.view = model.to(arithmetic.device).eval().requires_grad_(False), view
+        self.model, self.view = arithmetic.placed(model).eval().requires_grad_(False), view
         self.arithmetic, self.price = arithmetic, Price.of(self.model, self.model.tokenized(example), view)
 
     @abstractmethod
@@ -146,6 +146,8 @@ class FrozenActor(Actor):
         self._store_dir, remembers = store_dir, accounting != "online"
         for name, width in content.widths.items():
             dtype: Stored = self.cache.dtype if width > 1 else "float32"
+            if content.arithmetic.fp64 and dtype == "float32":
+                dtype = "float64"
             if self.cache.folder is not None:
                 self._rows[name] = self.cache.shared(name, width, dtype)
             elif remembers:
@@ -175,7 +177,7 @@ class FrozenActor(Actor):
             name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
             for name, key_P in own_keys.items()
         }
-        rows = {name: self.world.collect(to_device(row_PD, device), len(batch)) for name, row_PD in found.items()}
+        rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
+from jestbench.model.encoders import at_least_fp32
 
-Stored = Literal["float32", "float16"]
+Stored = Literal["float32", "float16", "float64"]
 Keys = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 WRITE_SECONDS = 600.0
 """How long a run waits for another one that is writing, before it goes on without."""
@@ -93,6 +94,7 @@ class Rows:
     def __init__(self, width: int, dtype: Stored = "float32") -> None:
         self.width, self.dtype = width, np.dtype(dtype)
         self._rounded = getattr(torch, dtype)
+        self._handed = np.result_type(self.dtype, np.float32)  # type in which rows are handed out
 
     def __len__(self) -> int:
         return 0
@@ -107,13 +109,13 @@ class Rows:
         return torch.arange(len(key_B))
 
     def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        """Rows ``[B, width]`` in fp32, and how many of them were computed now.
+        """Rows ``[B, width]`` in fp32 (or fp64), and how many of them were computed now.
 
         Args:
             key_B: may hold a key twice.
             compute: positions → their rows.
         """
-        return compute(torch.arange(len(key_B))).to(self._rounded).float(), len(key_B)
+        return at_least_fp32(compute(torch.arange(len(key_B))).to(self._rounded)), len(key_B)
 
     def close(self, remove: bool) -> None:
         """Close the files; ``remove`` is true when the run has finished."""
@@ -156,7 +158,7 @@ class KeptRows(Rows):
         self._add(key_N.numpy(), row_ND.detach().to(self._rounded).cpu().numpy())
 
     def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        """Rows ``[B, width]`` in fp32, and how many of them were computed now: each distinct key once."""
+        """Rows ``[B, width]`` in fp32 (or fp64), and how many of them were computed now: each distinct key once."""
         key_N = key_B.numpy()
         row_N = self._find(key_N)
         lacking = np.flatnonzero(row_N < 0)
@@ -168,8 +170,8 @@ class KeptRows(Rows):
         new = compute(torch.from_numpy(position)).detach().to(self._rounded).cpu()
         self._add(key_N[position], new.numpy())
         if len(position) == len(key_N):
-            return new.float(), len(position)
-        out = np.empty((len(key_N), self.width), np.float32)
+            return at_least_fp32(new), len(position)
+        out = np.empty((len(key_N), self.width), self._handed)
         known = np.flatnonzero(row_N >= 0)
         out[known] = self._take(row_N[known])
         rank = np.empty_like(order)
@@ -209,7 +211,7 @@ class RunRows(KeptRows):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        taken: Floats = np.take(self._rows, row_N, axis=0).astype(np.float32, copy=False)
+        taken: Floats = np.take(self._rows, row_N, axis=0).astype(self._handed, copy=False)
         return taken
 
     def _open(self, count: int) -> None:

@@ -159,7 +159,8 @@ class SharedRows(KeptRows):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        return self._records["row"][row_N].astype(np.float32, copy=False)
+        taken: Floats = self._records["row"][row_N].astype(self._handed, copy=False)
+        return taken
 
     def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
         self._written()

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from jestbench.batch import DataError
 from jestbench.config.log import WandB
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import Wrapped

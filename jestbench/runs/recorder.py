@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, Selection
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
