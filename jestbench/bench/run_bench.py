@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jestbench.bench import data, gpu, paper, selection, train
+from jestbench.bench import checkpointing, data, gpu, paper, selection, train
 from jestbench.bench.timing import MissingPeer
 from jestbench.disk import command_name, user_path
 
@@ -19,6 +19,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "selection": ("the joint draw", f"{selection.__doc__}\n{paper.__doc__}"),
     "data": ("pairs from shards", data.__doc__ or ""),
     "train": ("the training step, against open_clip's", train.__doc__ or ""),
+    "checkpoint": ("how long a checkpoint stops a step", checkpointing.__doc__ or ""),
     "gpu": ("all that a GPU is needed for, in one call", gpu.__doc__ or ""),
 }
 """Kind of benchmark → one line of help, and its description."""
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     paper.PaperPlan.add_arguments(at_scale)
     data.DataPlan.add_arguments(made["data"])
     train.TrainPlan.add_arguments(made["train"])
+    checkpointing.CheckpointPlan.add_arguments(made["checkpoint"])
     gpu.GpuPlan.add_arguments(made["gpu"])
     for kind in made.values():
         kind.add_argument("--json", type=user_path, metavar="FILE", help="also write the numbers here")
@@ -71,6 +73,9 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if arguments.kind == "train":
         report = train.measure(train.TrainPlan.of(arguments))
         return report, train.table(report)
+    if arguments.kind == "checkpoint":
+        report = checkpointing.measure(checkpointing.CheckpointPlan.of(arguments))
+        return report, checkpointing.table(report)
     if arguments.kind == "gpu":
         report = gpu.measure(gpu.GpuPlan.of(arguments), partial(_save, arguments.json))
         return report, gpu.table(report)

@@ -187,6 +187,11 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             raise
 
 
+def begun_as(resolved: Resolved) -> str:
+    """The name under which the folder of an arm is kept for processes that torchrun starts again."""
+    return f"run_dir/{resolved.config_hash}/{resolved.run.seed}"
+
+
 @contextmanager
 def _held_by_all(run_dir: Path) -> Iterator[None]:
     """Hold a run folder, by rank 0, for all ranks."""
@@ -207,7 +212,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     with STOP.ending("after"):  # half a folder would not be taken for this run's
         going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if role == "arm":
-        distributed.remember("run_dir", str(run_dir))
+        distributed.remember(begun_as(resolved), str(run_dir))
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
@@ -244,6 +249,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
         status = train(resolved, stages, progress, allowance, recorder)
+        recorder.checkpoints.settle()
     with STOP.ending("after"):
         _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
@@ -259,7 +265,7 @@ def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtS
         with STOP.ending("after"):
             try:
                 _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
-            except OSError as second:  # the first error is the one that the user is to mend
+            except (OSError, DataError) as second:  # the first error is the one that the user is to mend
                 print(f"warning: while the run ended: {second}", file=sys.stderr)
         raise
 
@@ -272,6 +278,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
             # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
             closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
         closing.callback(stages.super_batches.close)
+        closing.callback(recorder.checkpoints.close)
         closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
         recorder.write_chosen()
         summary |= _write_summary(recorder, progress, status, known)

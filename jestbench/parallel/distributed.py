@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
+from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, say_gone, served_by_torchrun
 from jestbench.parallel.stop import end_with
 
 _T = TypeVar("_T")
@@ -206,16 +206,17 @@ def alone() -> Iterator[None]:
 
 
 def remember(name: str, value: str) -> None:
-    """Keep a text for the next attempt of torchrun (``--max-restarts``); without torchrun it is forgotten."""
+    """Keep a text for the processes that torchrun starts next in place of these; without torchrun it is forgotten."""
     if _peers is not None and _peers.rank == 0:
-        _peers.of_all_attempts.set(name, value)
+        _peers.of_all_groups.set(name, f"{_peers.number} {value}")
 
 
 def remembered(name: str) -> str | None:
-    """The text that an earlier attempt of torchrun has kept; ``None`` in the first attempt, and where it kept none."""
-    if _peers is None or not attempt() or not _peers.of_all_attempts.check([name]):
+    """The text that an earlier group of processes of torchrun has kept; ``None`` where there is none."""
+    if _peers is None or not _peers.of_all_groups.check([name]):
         return None
-    return str(_peers.of_all_attempts.get(name).decode())
+    number, _, value = _peers.of_all_groups.get(name).decode().partition(" ")
+    return None if int(number) == _peers.number else str(value)
 
 
 @contextmanager
@@ -226,29 +227,34 @@ def started() -> Iterator[World]:
         LostProcess: the processes do not find each other, or another one has failed first.
     """
     global _peers  # state of the process, as the process group is in torch.distributed
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    # One process alone joins no group, but goes on where more processes of the same torchrun were.
+    if _peers is not None or dist.is_initialized() or (size == 1 and not served_by_torchrun()):
         with nullcontext() if _peers is None else _peers.one_reason():
             yield world()
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with(os.getppid(), say_gone)
-    _peers = _joined(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    _peers = _joined(int(os.environ["RANK"]), size)
     try:
         with _peers.one_reason():
             yield world()
-        dist.destroy_process_group()
+        if size > 1:
+            dist.destroy_process_group()
     finally:
         _peers.close()
         _peers = None
 
 
 def _joined(rank: int, size: int) -> Peers:
+    if size == 1:
+        return Peers(rank, size)
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    peers, hook = Peers(rank, size), sys.excepthook
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    backend, hook = "cpu:gloo,cuda:nccl" if cuda else "gloo", sys.excepthook
     try:
+        peers = Peers(rank, size)
         with peers.joining():
             dist.init_process_group(backend, store=peers.store, rank=rank, world_size=size, timeout=PATIENCE)
     except RuntimeError as error:
