@@ -167,7 +167,10 @@ class FrozenActor(Actor):
             name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
             for name, key_P in own_keys.items()
         }
-        rows = {name: self.world.collect(to_device(row_PD, device), len(batch)) for name, row_PD in found.items()}
+        rows = {
+            name: self.world.collect(to_device(row_PD, device), len(batch), "embeddings")
+            for name, row_PD in found.items()
+        }
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:

@@ -142,7 +142,7 @@ class Learner(Actor):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
-        image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
+        image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch), "embeddings") for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=self.forecast(len(batch)))
 

@@ -152,7 +152,7 @@ class Evaluator:
                 own = index_N[world.rows(len(index_N))]
                 parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
                 none = torch.empty(0, model.width, device=device)
-                found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
+                found.append(world.collect(torch.cat([none, *parts]), len(index_N), "evaluation"))
         keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)

@@ -21,6 +21,7 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
+from jestbench.launch.exchange_forecast import sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
@@ -346,7 +347,8 @@ def price_table(resolved: Resolved) -> str:
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, charges, taken)
     lines += [_to_pay(resolved, price, charges, steps, once)]
-    return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+    lines += [sent_line(resolved, stages), *_pair_lines(stages), *_closed_form_lines(resolved, stages)]
+    return "\n".join(lines)
 
 
 def factor_to_pay(price: StepPrice, charges: Charges, steps: int, once: int, pretrained: int) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
 from jestbench.parallel.stop import end_with
+from jestbench.parallel.traffic import TRAFFIC, Traded, gathered, pickled, reduced
 
 _T = TypeVar("_T")
 
@@ -49,7 +50,7 @@ class World:
         """Positions of this process's own rows among ``count`` rows."""
         return torch.arange(self.rank, count, self.size)
 
-    def collect(self, own_PX: Tensor, count: int) -> Tensor:
+    def collect(self, own_PX: Tensor, count: int, purpose: Traded = "bookkeeping") -> Tensor:
         """All-gather the rows of all processes: ``[count, …]`` in the order of their positions, without gradient."""
         if self.size == 1:
             return own_PX
@@ -58,7 +59,7 @@ class World:
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        with _waiting("an all-gather"):
+        with _waiting("an all-gather", purpose, gathered(sent.nbytes, self.size)):
             dist.all_gather(parts, sent)
         return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
 
@@ -89,7 +90,8 @@ class World:
         sent = own_PX[torch.cat(outgoing)].flatten(1).contiguous()
         from_each = [int((mine % self.size == rank).sum()) for rank in range(self.size)]
         came = sent.new_empty(len(mine), sent.shape[1])
-        with _waiting("an all-to-all"):
+        away = len(sent) - len(outgoing[self.rank])
+        with _waiting("an all-to-all", "chosen_pairs", away * sent[:1].nbytes):
             dist.all_to_all_single(came, sent, from_each, [len(part) for part in outgoing])
         place = torch.argsort(mine % self.size, stable=True).to(came.device)
         ordered = torch.empty_like(came)
@@ -108,12 +110,12 @@ class World:
             return
         held = [parameter for parameter in parameters if parameter.requires_grad]
         there = torch.tensor([float(parameter.grad is not None) for parameter in held], device=held[0].device)
-        with _waiting("an all-reduce"):
+        with _waiting("an all-reduce", "bookkeeping", reduced(there.nbytes, self.size)):
             dist.all_reduce(there)
         used = [parameter for parameter, count in zip(held, there.tolist(), strict=True) if count]
         grads = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in used]
         flat = torch.cat([grad.flatten().to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
-        with _waiting("an all-reduce of gradients"):
+        with _waiting("an all-reduce of gradients", "weight_gradients", reduced(flat.nbytes, self.size)):
             dist.all_reduce(flat)
         entire = {id(parameter) for parameter in whole}
         for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
@@ -154,7 +156,7 @@ class World:
         if self.size == 1:
             return flag
         said = torch.tensor(int(flag))
-        with _waiting("an all-reduce"):
+        with _waiting("an all-reduce", "bookkeeping", reduced(said.nbytes, self.size)):
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
@@ -163,7 +165,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _waiting("an all-gather"):
+        with _waiting("an all-gather", "bookkeeping", gathered(pickled(value), self.size)):
             dist.all_gather_object(values, value)
         return values
 
@@ -174,7 +176,9 @@ class World:
 
     def _told(self, value: _T) -> _T:
         told: list[Any] = [value]
-        with _waiting("a broadcast"):
+        # Counted where it begins, though in a tree other ranks pass it on.
+        sent = gathered(pickled(value), self.size) if self.first_of_all else 0
+        with _waiting("a broadcast", "bookkeeping", sent):
             dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
@@ -186,7 +190,7 @@ class _Collected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own_KD: Tensor, count: int, world: World) -> Tensor:
         ctx.index = world.rows(count).to(own_KD.device)
-        return world.collect(own_KD, count)
+        return world.collect(own_KD, count, "embeddings")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -197,8 +201,11 @@ _alone = False
 _peers: Peers | None = None  # of the process group that ``started`` has joined
 
 
-def _waiting(what: str) -> AbstractContextManager[None]:
-    return nullcontext() if _peers is None else _peers.waiting(what)
+@contextmanager
+def _waiting(what: str, purpose: Traded, sent: int) -> Iterator[None]:
+    """Wait in a collective: a lost process is named, and the bytes that this process sends are counted."""
+    with TRAFFIC.collective(purpose, sent), nullcontext() if _peers is None else _peers.waiting(what):
+        yield
 
 
 def world() -> World:
