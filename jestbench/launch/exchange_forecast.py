@@ -1,13 +1,13 @@
-"""Forecasts the bytes that each process of a run sends in a step, by purpose; the formulas stand in docs/scale.md."""
+"""Forecasts the bytes that each process of a run sends in a step, by purpose; docs/scale.md derives the formulas."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from jestbench.batch import Batch
 from jestbench.config.run import Resolved
 from jestbench.engine.actor import Actor
 from jestbench.engine.learner import Learner
@@ -16,57 +16,73 @@ from jestbench.parallel.traffic import TRADED, Traded, gathered, reduced
 
 SHOWN = 8
 """Number of processes that a command of one process prints the forecast for."""
-_FLOAT, _INT = 4, 8
+_FLOAT, _INDEX = 4, 8
 
 
-def row_bytes(tensors: Sequence[Tensor]) -> int:
+@dataclass(frozen=True)
+class Sizes:
+    """What the bytes that a step sends depend on.
+
+    Attributes:
+        super_batch: B, pairs of a super-batch.
+        batch: b, pairs that are trained on.
+        score: bytes of what the policy reads of one pair: embeddings, grades.
+        loss: bytes of one pair's embeddings in the losses of all models in training.
+        pair: bytes of one pair's image and token ids.
+        description: bytes of one pair's keys, marks and columns.
+        weights: bytes of the trainable weights, whose gradients are reduced.
+        sums: bytes of the sums over strips of similarities that a selection gathers of one pair.
+    """
+
+    super_batch: int
+    batch: int
+    score: int
+    loss: int
+    pair: int
+    description: int
+    weights: int
+    sums: int
+
+    @classmethod
+    def of(cls, resolved: Resolved, stages: Stages) -> Sizes:
+        """Take the sizes of a run from its stages, which one process has built."""
+        needs = resolved.policy.needs
+        example = stages.learner.model.tokenized(stages.pairs.example())
+        scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
+        trained = {id(one): one for one in (stages.learner, *scored) if isinstance(one, Learner)}.values()
+        return cls(
+            resolved.draw_size,
+            resolved.run.batch_size,
+            score=sum(map(_score_bytes, scored)),
+            loss=sum(map(_score_bytes, trained)),
+            pair=_row_bytes([example.images_BCHW, *example.token_ids.values()]),
+            description=_row_bytes([*example.keys, *example.marks.values(), *example.columns.values()]),
+            weights=sum(w.nbytes for one in trained for w in one.model.parameters() if w.requires_grad),
+            sums=0,
+        )
+
+    def sent(self, processes: int) -> dict[Traded, int]:
+        """Bytes that each of ``processes`` processes sends in a step, by purpose.
+
+        Not in it: evaluation, checkpoints, words of captions, and what a cascade reads.
+        """
+        own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, self.batch))
+        sent = dict.fromkeys(TRADED, 0)
+        sent["embeddings"] = gathered(own_B * self.score + own_K * self.loss, processes)
+        sent["chosen_pairs"] = round(self.batch * (processes - 1) / processes**2 * self.pair)
+        sent["strip_sums"] = gathered(own_B * self.sums, processes)
+        sent["weight_gradients"] = reduced(self.weights, processes)
+        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * self.batch, processes)
+        return sent
+
+
+def _row_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of one row of all these tensors."""
     return sum(tensor[:1].nbytes for tensor in tensors)
 
 
-def moved_rows(count: int, processes: int) -> float:
-    """Chosen rows that leave each process, in expectation, where the places of the chosen are independent of ranks."""
-    return count * (processes - 1) / processes**2
-
-
-def sent_bytes(resolved: Resolved, stages: Stages, processes: int) -> dict[Traded, int]:
-    """Bytes that each of ``processes`` processes sends in a step, by purpose.
-
-    Gradients are those of all trainable weights. Not in it: evaluation, words of captions, and what a cascade reads.
-
-    Args:
-        resolved: the run.
-        stages: its stages, of one process.
-        processes: their number.
-    """
-    needs, count = resolved.policy.needs, resolved.run.batch_size
-    example = stages.learner.model.tokenized(stages.pairs.example())
-    scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
-    trained = [stages.learner, *(a for a in scored if isinstance(a, Learner) and a is not stages.learner)]
-    own_B, own_K = (-(-rows // processes) for rows in (resolved.draw_size, count))
-    sent = dict.fromkeys(TRADED, 0)
-    sent["embeddings"] = gathered(own_B * sum(map(_score_bytes, scored)), processes)
-    sent["embeddings"] += gathered(own_K * sum(map(_score_bytes, trained)), processes)
-    sent["chosen_pairs"] = round(moved_rows(count, processes) * row_bytes(_pair(example)))
-    for learner in trained:
-        sent["weight_gradients"] += reduced(weight_bytes(learner), processes)
-    described = [example.image_key_B, example.text_key_B, *example.marks.values(), *example.columns.values()]
-    sent["bookkeeping"] = gathered(own_B * row_bytes(described) + _INT * count, processes)
-    return sent
-
-
-def weight_bytes(learner: Learner) -> int:
-    """Bytes of a model's trainable weights, which are those of its gradient."""
-    return sum(weight.nbytes for weight in learner.model.parameters() if weight.requires_grad)
-
-
-def _pair(example: Batch) -> list[Tensor]:
-    """What moves with a pair: its image and its token ids."""
-    return [example.images_BCHW, *example.token_ids.values()]
-
-
 def _score_bytes(actor: Actor) -> int:
-    """Bytes of what a policy reads of one pair: two embeddings, or one grade."""
+    """Bytes of what an actor gives of one pair: two embeddings, or one grade."""
     return _FLOAT * (2 * actor.width or 1)
 
 
@@ -74,6 +90,6 @@ def sent_line(resolved: Resolved, stages: Stages) -> str:
     """A line on the bytes that are sent a step: by each process of torchrun, or of ``SHOWN`` processes."""
     number = int(os.environ.get("WORLD_SIZE", "1"))
     processes = number if number > 1 else SHOWN
-    sent = sent_bytes(resolved, stages, processes)
+    sent = Sizes.of(resolved, stages).sent(processes)
     parts = ", ".join(f"{name.replace('_', ' ')} {sent[name]:,}" for name in TRADED if sent[name])
     return f"each of {processes} processes sends {sum(sent.values()):,} bytes a step: {parts}"

@@ -21,7 +21,7 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
-from jestbench.launch.exchange_forecast import sent_line
+from jestbench.launch.exchange_forecast import Sizes, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
@@ -98,6 +98,11 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
     few = min(least_draw(run.split), resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
         return build_stages(replace(resolved, run=run), data, castings, Path(folder), few), data
+
+
+def sizes(resolved: Resolved) -> Sizes:
+    """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
+    return Sizes.of(resolved, _built_on(resolved)[0])
 
 
 def _one(stages: Stages) -> Batch:

@@ -202,7 +202,7 @@ _peers: Peers | None = None  # of the process group that ``started`` has joined
 
 
 @contextmanager
-def _waiting(what: str, purpose: Traded, sent: int) -> Iterator[None]:
+def _waiting(what: str, purpose: Traded = "bookkeeping", sent: int = 0) -> Iterator[None]:
     """Wait in a collective: a lost process is named, and the bytes that this process sends are counted."""
     with TRAFFIC.collective(purpose, sent), nullcontext() if _peers is None else _peers.waiting(what):
         yield

@@ -53,19 +53,21 @@ class Traffic:
 
     Attributes:
         sent: bytes, by purpose.
+        calls: number of collectives.
         seconds: between the begin and the end of each collective's call. On a GPU the host does not wait for the
             collectives that it queues.
     """
 
     def __init__(self) -> None:
         self.sent = dict.fromkeys(TRADED, 0)
-        self.seconds = 0.0
+        self.calls, self.seconds = 0, 0.0
         self._before: dict[str, float] = {}
 
     @contextmanager
     def collective(self, purpose: Traded, sent: int) -> Iterator[None]:
         """Count a collective, and the seconds inside this context."""
         self.sent[purpose] += sent
+        self.calls += 1
         begin = time.perf_counter()
         try:
             yield
@@ -77,10 +79,11 @@ class Traffic:
         self.sent["weight_gradients"] += reduced(sum(each.nbytes for each in parameters), size)
 
     def since_last(self) -> dict[str, float]:
-        """Bytes by purpose and ``seconds`` since the last call."""
-        now = {**self.sent, "seconds": self.seconds}
+        """Bytes by purpose, ``calls`` and ``seconds`` since the last time."""
+        now: dict[str, float] = {"calls": self.calls, "seconds": self.seconds}
+        now.update((str(purpose), sent) for purpose, sent in self.sent.items())
         since = {name: value - self._before.get(name, 0) for name, value in now.items()}
-        self._before = dict(now)
+        self._before = now
         return since
 
 
