@@ -38,8 +38,7 @@ from jestbench.launch import forecast
 from jestbench.parallel.traffic import TRADED, Traded
 from jestbench.runs.folder import RunFolder
 
-ARMS = ("uniform", "jest")
-IN_STEPS = tuple(name for name in TRADED if name != "evaluation")
+IN_STEPS: tuple[Traded, ...] = tuple(name for name in TRADED if name != "evaluation")
 WARM = 3
 """First steps of a run that are not counted: they wake threads and touch memory."""
 MIB = 2**20
@@ -52,6 +51,7 @@ class ScalePlan(timing.Plan):
     rounds: int = timing.option(3, "of each arm and number of processes")
     steps: int = timing.option(20, "of a run that are timed")
     processes: int = timing.option(2, "beside one")
+    arms: tuple[str, ...] = timing.option(("uniform", "jest"), "of gin/policy")
     batch: int = timing.option(64, "b of a process; B is five times as large")
 
 
@@ -69,7 +69,7 @@ class Took:
 
     seconds: float
     waits: float
-    sent: dict[Traded, float]
+    sent: Mapping[Traded, float]
     calls: float
     memory: int
 
@@ -114,7 +114,9 @@ def _run(arm: str, processes: int, plan: ScalePlan, folder: Path) -> Took:
     rows = [row for row in RunFolder(run_dir).read_rows()[0] if row["step"] >= WARM]
     each = [after["time/seconds"] - before["time/seconds"] for before, after in itertools.pairwise(rows)]
     rows = rows[1:]
-    sent = {name: statistics.mean(row.get(f"exchange/{name}", 0.0) for row in rows) for name in IN_STEPS}
+    sent: Mapping[Traded, float] = {
+        name: statistics.mean(row.get(f"exchange/{name}", 0.0) for row in rows) for name in IN_STEPS
+    }
     waits, calls = (
         statistics.median(row.get(f"exchange/{name}", 0.0) for row in rows) for name in ("seconds", "calls")
     )
@@ -143,11 +145,11 @@ def measure(plan: ScalePlan) -> dict[str, Any]:
         folder = Path(name)
         reading = _reading(folder)
         link = json.loads(_started(plan.processes, ["jestbench.bench.scale_link"], folder)[0])
-        took: dict[tuple[str, int], list[Took]] = {(arm, n): [] for arm in ARMS for n in (1, plan.processes)}
+        took: dict[tuple[str, int], list[Took]] = {(arm, n): [] for arm in plan.arms for n in (1, plan.processes)}
         for _ in range(plan.rounds):
             for (arm, processes), runs in took.items():
                 runs.append(_run(arm, processes, plan, folder))
-        for arm in ARMS:
+        for arm in plan.arms:
             choice = step_parts.parts(arm, plan.steps, plan.batch)["choice"] / 1e3
             found[arm] = _of_arm(plan, link, took[arm, 1], took[arm, plan.processes], choice)
             found[arm]["sent, forecast"] = _forecast(arm, plan)
