@@ -53,12 +53,12 @@ def test_a_miniature_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert "≤ 1.25" in printed
 
 
-def test_four_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["evaluation"])
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    for kind in ("selection", "data", "train", "gpu"):
+    for kind in ("selection", "data", "train", "scale", "gpu"):
         assert kind in refusal
         with pytest.raises(SystemExit) as ended:
             main([kind, "--help"])
