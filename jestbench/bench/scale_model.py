@@ -14,7 +14,7 @@ import torch
 from jestbench.bench.paper import LEARNER, PaperPlan
 from jestbench.launch.exchange_forecast import Sizes
 from jestbench.model.tokenizer import Tokenizer, train_bpe
-from jestbench.parallel.traffic import TRADED, Traded
+from jestbench.parallel.traffic import TRADED, Joined, Traded
 
 GB = 1e9
 PARTS = ("scoring", "choice", "training", "loss", "exchange")
@@ -107,13 +107,15 @@ def paper_sizes(selects: bool) -> Sizes:
     side = LEARNER.image_size
     return Sizes(
         super_batch=plan.size if selects else plan.count,
-        batch=plan.count,
+        parts=(plan.count,),
         score=2 * 2 * 4 * plan.width if selects else 0,
-        loss=2 * 4 * plan.width,
+        losses=(4 * plan.width,),
+        loss="sigmoid",
         pair=3 * side * side + 8 * plan.tokens,
         description=16,
         weights=4 * weights,
-        sums=0,
+        # One gather of both models' diagonals, and one of rows and columns of both after each chunk but the last.
+        joined=Joined(rows=4 * (2 + 4 * (plan.chunks - 1))) if selects else Joined(),
     )
 
 
@@ -130,21 +132,20 @@ def forecast(sizes: Sizes, processes: int, gpu: Gpu, scored: float) -> Forecast:
         gpu: what one of them does.
         scored: forward passes of a pair of the super-batch: 1 with a reference whose rows are known, 0 for uniform.
     """
-    own_B, own_K = sizes.super_batch / processes, sizes.batch / processes
+    batch = sum(sizes.parts)
+    own_B, own_K = sizes.super_batch / processes, batch / processes
     sent, rate = sizes.sent(processes), gpu.near if processes <= gpu.machine else gpu.far
     plan = PaperPlan()
     seconds = {
         "scoring": scored * own_B / gpu.score,
-        "choice": gpu.draw * (sizes.super_batch * sizes.batch) / (plan.size * plan.count) / processes
-        if scored
-        else 0.0,
+        "choice": gpu.draw * (sizes.super_batch * batch) / (plan.size * plan.count) / processes if scored else 0.0,
         "training": own_K / (gpu.train if own_K <= gpu.whole else gpu.retrain),
-        "loss": gpu.loss * (sizes.batch / plan.count) ** 2 / processes,
+        "loss": gpu.loss * (batch / plan.count) ** 2 / processes,
         "exchange": sum(sent.values()) / rate,
     }
     memory = {
         "weights": 4.0 * sizes.weights,  # with the gradient and Adam's two moments
-        "embeddings": float(sizes.super_batch * sizes.score + 2 * sizes.batch * sizes.loss),
+        "embeddings": float(sizes.super_batch * sizes.score + 2 * batch * 2 * sum(sizes.losses)),
         "activations": min(own_K, gpu.whole) * gpu.activations,
     }
     return Forecast(seconds, sent, memory, own_B * sizes.pair, own_B / sum(seconds.values()))

@@ -126,12 +126,13 @@ class Evaluator:
     def __call__(self, learner: Learner) -> Evaluation:
         """Metrics ``eval/…`` on the split and on the sets, the passes that they cost, and each example's results."""
         learner.model.eval()
-        found = self.on_split(learner)
-        metrics, passes, results = found.metrics, found.passes, found.results
-        for one in self.sets:
-            more = one(learner)
-            metrics, passes = {**metrics, **more.metrics}, passes + more.passes
-            results = Results({**results.rankings, **more.results.rankings})
+        with learner.gradients.whole():
+            found = self.on_split(learner)
+            metrics, passes, results = found.metrics, found.passes, found.results
+            for one in self.sets:
+                more = one(learner)
+                metrics, passes = {**metrics, **more.metrics}, passes + more.passes
+                results = Results({**results.rankings, **more.results.rankings})
         return Evaluation(metrics, passes, results)
 
     def on_split(self, subject: EmbeddingModel) -> Evaluation:
@@ -152,7 +153,7 @@ class Evaluator:
                 own = index_N[world.rows(len(index_N))]
                 parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
                 none = torch.empty(0, model.width, device=device)
-                found.append(world.collect(torch.cat([none, *parts]), len(index_N), "evaluation"))
+                found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
         keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)

@@ -1,4 +1,4 @@
-"""Forecasts the bytes that each process of a run sends in a step, by purpose; docs/scale.md derives the formulas."""
+"""Forecasts the bytes that each process of a run sends in a step, by purpose; docs/scale.md has the formulas."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
-from jestbench.config.run import Resolved
+from jestbench.batch import split_counts
+from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
+from jestbench.engine.gradients import weight_bytes
 from jestbench.engine.learner import Learner
 from jestbench.loop import Stages
-from jestbench.parallel.traffic import TRADED, Traded, gathered, reduced
+from jestbench.parallel.traffic import TRADED, Joined, Traded, gathered, reduced
+from jestbench.select.losses import LossName
 
 SHOWN = 8
 """Number of processes that a command of one process prints the forecast for."""
@@ -25,55 +29,77 @@ class Sizes:
 
     Attributes:
         super_batch: B, pairs of a super-batch.
-        batch: b, pairs that are trained on.
+        parts: pairs that are trained on, b in all, by the views of the mix.
         score: bytes of what the policy reads of one pair: embeddings, grades.
-        loss: bytes of one pair's embeddings in the losses of all models in training.
+        losses: bytes of one embedding of each model in training.
+        loss: which one.
         pair: bytes of one pair's image and token ids.
         description: bytes of one pair's keys, marks and columns.
-        weights: bytes of the trainable weights, whose gradients are reduced.
-        sums: bytes of the sums over strips of similarities that a selection gathers of one pair.
+        weights: bytes of the trainable weights of all towers.
+        joined: what a selection joins.
     """
 
     super_batch: int
-    batch: int
+    parts: tuple[int, ...]
     score: int
-    loss: int
+    losses: tuple[int, ...]
+    loss: LossName
     pair: int
     description: int
     weights: int
-    sums: int
+    joined: Joined
 
     @classmethod
-    def of(cls, resolved: Resolved, stages: Stages) -> Sizes:
+    def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> Sizes:
         """Take the sizes of a run from its stages, which one process has built."""
-        needs = resolved.policy.needs
+        run, needs = resolved.run, resolved.policy.needs
         example = stages.learner.model.tokenized(stages.pairs.example())
         scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
         trained = {id(one): one for one in (stages.learner, *scored) if isinstance(one, Learner)}.values()
         return cls(
             resolved.draw_size,
-            resolved.run.batch_size,
+            split_counts(run.batch_size, [share for share, _ in run.mix]),
             score=sum(map(_score_bytes, scored)),
-            loss=sum(map(_score_bytes, trained)),
+            losses=tuple(_FLOAT * one.width for one in trained),
+            loss=run.loss,
             pair=_row_bytes([example.images_BCHW, *example.token_ids.values()]),
             description=_row_bytes([*example.keys, *example.marks.values(), *example.columns.values()]),
-            weights=sum(w.nbytes for one in trained for w in one.model.parameters() if w.requires_grad),
-            sums=0,
+            weights=sum(weight_bytes(one.model) for one in trained),
+            joined=joined,
         )
 
     def sent(self, processes: int) -> dict[Traded, int]:
         """Bytes that each of ``processes`` processes sends in a step, by purpose.
 
-        Not in it: evaluation, checkpoints, words of captions, and what a cascade reads.
+        Not in it: evaluation, checkpoints, words of captions, what a cascade and twins read, weights that are spread
+        (``run.shard``).
         """
-        own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, self.batch))
+        batch = sum(self.parts)
+        own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, batch))
         sent = dict.fromkeys(TRADED, 0)
-        sent["embeddings"] = gathered(own_B * self.score + own_K * self.loss, processes)
-        sent["chosen_pairs"] = round(self.batch * (processes - 1) / processes**2 * self.pair)
-        sent["strip_sums"] = gathered(own_B * self.sums, processes)
+        sent["embeddings"] = gathered(own_B * self.score + own_K * 2 * sum(self.losses), processes)
+        moved = sum(_moved(part, self.super_batch, processes) for part in self.parts)
+        sent["chosen_pairs"] = round(moved * self.pair)
+        sent["strip_sums"] = self.joined.sent(own_B, processes)
+        sums = 0 if self.loss == "sigmoid" else 2 * _FLOAT  # each row's and each column's: log-sum-exp, own logit
+        for embedding in self.losses:
+            loss = Joined(embedding + sums, batch * sums, batch * embedding + 3 * _FLOAT)
+            sent["loss_gradients"] += loss.sent(own_K, processes)
         sent["weight_gradients"] = reduced(self.weights, processes)
-        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * self.batch, processes)
+        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * batch, processes)
         return sent
+
+
+def _moved(part: int, super_batch: int, processes: int) -> float:
+    """Rows that leave a process, in expectation: those of a part that it holds beyond its share of ⌈part/n⌉ rows.
+
+    How many of the part it holds is hypergeometric, as the choice does not depend on who holds a pair.
+    """
+    from scipy.stats import hypergeom  # here alone: scipy's distributions take a second to import
+
+    held = np.arange(part + 1)
+    chance = hypergeom.pmf(held, super_batch, -(-super_batch // processes), part)
+    return float((np.maximum(0, held - -(-part // processes)) * chance).sum())
 
 
 def _row_bytes(tensors: Iterable[Tensor]) -> int:
@@ -86,10 +112,10 @@ def _score_bytes(actor: Actor) -> int:
     return _FLOAT * (2 * actor.width or 1)
 
 
-def sent_line(resolved: Resolved, stages: Stages) -> str:
+def sent_line(sizes: Sizes) -> str:
     """A line on the bytes that are sent a step: by each process of torchrun, or of ``SHOWN`` processes."""
     number = int(os.environ.get("WORLD_SIZE", "1"))
     processes = number if number > 1 else SHOWN
-    sent = Sizes.of(resolved, stages).sent(processes)
+    sent = sizes.sent(processes)
     parts = ", ".join(f"{name.replace('_', ' ')} {sent[name]:,}" for name in TRADED if sent[name])
     return f"each of {processes} processes sends {sum(sent.values()):,} bytes a step: {parts}"

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.disk import cache_root, digest, read_object, write_json
 from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.cache import fingerprint
@@ -44,6 +44,7 @@ def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[st
         "unseen": digest(evaluator.unseen_N.tobytes()),
         "device": arithmetic.device.type,
         "bf16": arithmetic.bf16,
+        **({"fp64": True} if arithmetic.fp64 else {}),
         "torch": version("torch"),
     }
     path = cache_root() / "evaluations" / f"{digest(json.dumps(described, sort_keys=True))}.json"

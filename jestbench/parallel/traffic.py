@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -48,6 +49,25 @@ def pickled(value: object) -> int:
     return len(pickle.dumps(value))
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What one process computes alone, and several would share out and join: bytes of what each of them sends.
+
+    Attributes:
+        rows: of each row that a process computes.
+        terms: of sums to which every process contributes, gathered from each of them.
+        sums: of sums that are reduced.
+    """
+
+    rows: int = 0
+    terms: int = 0
+    sums: int = 0
+
+    def sent(self, own: int, size: int) -> int:
+        """Bytes that each of ``size`` processes sends, which computes ``own`` rows."""
+        return gathered(own * self.rows + self.terms, size) + reduced(self.sums, size)
+
+
 class Traffic:
     """The bytes that this process has sent, and the seconds that its host has waited in collectives.
 
@@ -62,11 +82,27 @@ class Traffic:
         self.sent = dict.fromkeys(TRADED, 0)
         self.calls, self.seconds = 0, 0.0
         self._before: dict[str, float] = {}
+        self._purpose: Traded | None = None
+        self._alone = Joined()
+
+    @contextmanager
+    def sending(self, purpose: Traded) -> Iterator[None]:
+        """Inside this context all collectives serve this purpose."""
+        before, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = before
 
     @contextmanager
     def collective(self, purpose: Traded, sent: int) -> Iterator[None]:
-        """Count a collective, and the seconds inside this context."""
-        self.sent[purpose] += sent
+        """Count a collective, and the seconds inside this context.
+
+        Args:
+            purpose: where none was named around it (``sending``).
+            sent: bytes that this process sends.
+        """
+        self.sent[self._purpose or purpose] += sent
         self.calls += 1
         begin = time.perf_counter()
         try:
@@ -74,9 +110,18 @@ class Traffic:
         finally:
             self.seconds += time.perf_counter() - begin
 
-    def reduce_gradients(self, parameters: list[Tensor], size: int) -> None:
-        """Count an all-reduce of these parameters' gradients that torch makes by itself."""
-        self.sent["weight_gradients"] += reduced(sum(each.nbytes for each in parameters), size)
+    def computed_alone(
+        self, rows: Sequence[Tensor] = (), terms: Sequence[Tensor] = (), sums: Sequence[Tensor] = ()
+    ) -> None:
+        """Note what one process has computed of ``Joined``."""
+        rest = (sum(each.nbytes for each in part) for part in (terms, sums))
+        more = Joined(sum(each[:1].nbytes for each in rows), *rest)
+        self._alone = Joined(*(map(sum, zip(astuple(self._alone), astuple(more), strict=True))))
+
+    def since_alone(self) -> Joined:
+        """What this process has computed alone since the last time."""
+        found, self._alone = self._alone, Joined()
+        return found
 
     def since_last(self) -> dict[str, float]:
         """Bytes by purpose, ``calls`` and ``seconds`` since the last time."""
