@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -12,10 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import ROOT, final_model, rows_of, small_world, summary_of
 
+from jestbench.disk import write_json
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.hold_folder import HOLDER, LOCK, RunFolderError, held
+from jestbench.storage import StorageError
 
 SCRIPT = ROOT / "tools" / "sbatch_example.sh"
 FAKES = {
@@ -111,6 +117,23 @@ def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     assert "the run folder mine is not seen by 1 of 2 processes (on " in done.stderr
     assert "JESTBENCH_CACHE" in done.stderr
     assert not any(path.is_file() for path in tmp_path.rglob("machine?/mine/*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_refused_by_name(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"keeps no file locks.*mount it with locks .*or choose another --run_dir"):
+        held(tmp_path / "run").__enter__()
+
+
+def test_a_folder_whose_lock_has_outlived_its_machine_says_what_to_remove(tmp_path: Path) -> None:
+    with FileLock(tmp_path / LOCK):
+        write_json(tmp_path / HOLDER, {"process": 1, "machine": "node7", "since": "yesterday"})
+        with pytest.raises(RunFolderError, match=r"in use by process 1 on node7, .* remove .*\.lock\)"):
+            held(tmp_path).__enter__()
 
 
 def finish(words: Sequence[str | Path], environment: dict[str, str]) -> None:
