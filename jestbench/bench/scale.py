@@ -5,8 +5,10 @@ thread a process; b and B grow with the number of processes. The world is the pl
 
 * efficiency: median seconds of a step of one process ÷ those of all processes; 1 is ideal. A process computes as much,
   but for the similarities: each row is compared with the pairs of all processes.
-* forecast: the efficiency by the cost model of docs/scale.md, from one process's step and its choice, and a link
-  measured here between as many processes.
+* apart: the same for as many runs of one process side by side, which exchange nothing: what the machine's memory and
+  cores lose by themselves.
+* forecast: the efficiency by the cost model of docs/scale.md, from the step apart, the choice of one process, and a
+  link measured here between as many processes.
 * sent: bytes that a process sends a step, by purpose, counted; beside them what ``--price`` forecasts.
 * waits: seconds a step that a process's host spends in collectives, which is also where it waits for a slower one.
   Gradients that torch reduces during the backward pass are not in it.
@@ -24,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,21 @@ class Took:
     memory: int
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """An arm's runs, one a round.
+
+    Attributes:
+        alone: by one process.
+        apart: seconds of a step, of runs of one process side by side.
+        together: by all processes.
+    """
+
+    alone: list[Took] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
+    together: list[Took] = field(default_factory=list)
+
+
 def words(arm: str, processes: int, plan: ScalePlan) -> list[str]:
     """Words of ``tools/run.py`` that run an arm by so many processes: gin files, then bindings."""
     policy = GIN / "policy" / f"{arm}.gin"
@@ -94,7 +112,7 @@ def _started(processes: int, module: Sequence[str], folder: Path) -> tuple[str, 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path, "JESTBENCH_CACHE": str(folder / "cache")}
-    with (folder / "printed").open("w+") as out, (folder / "errors").open("w+") as errors:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen([*torchrun, *module], env=os.environ | own, stdout=out, stderr=errors)
         _, status, usage = os.wait4(child.pid, 0)  # with the processes that it has waited for itself
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -108,7 +126,7 @@ def _started(processes: int, module: Sequence[str], folder: Path) -> tuple[str, 
 
 def _run(arm: str, processes: int, plan: ScalePlan, folder: Path) -> Took:
     """Run an arm; what its steps took."""
-    run_dir = folder / f"{arm}{processes}-{len(list(folder.iterdir()))}"
+    run_dir = Path(tempfile.mkdtemp(dir=folder)) / arm
     command = ["jestbench", "run", *words(arm, processes, plan), "--run_dir", str(run_dir)]
     _, memory = _started(processes, command, folder)
     rows = [row for row in RunFolder(run_dir).read_rows()[0] if row["step"] >= WARM]
@@ -121,6 +139,13 @@ def _run(arm: str, processes: int, plan: ScalePlan, folder: Path) -> Took:
         statistics.median(row.get(f"exchange/{name}", 0.0) for row in rows) for name in ("seconds", "calls")
     )
     return Took(statistics.median(each), waits, sent, calls, memory)
+
+
+def _apart(arm: str, plan: ScalePlan, folder: Path) -> float:
+    """Seconds of a step of runs of one process, as many side by side as ``plan.processes``; their mean."""
+    with ThreadPoolExecutor(plan.processes) as pool:
+        runs = pool.map(lambda _: _run(arm, 1, plan, folder), range(plan.processes))
+        return statistics.mean(run.seconds for run in runs)
 
 
 def _forecast(arm: str, plan: ScalePlan) -> dict[Traded, int]:
@@ -145,41 +170,37 @@ def measure(plan: ScalePlan) -> dict[str, Any]:
         folder = Path(name)
         reading = _reading(folder)
         link = json.loads(_started(plan.processes, ["jestbench.bench.scale_link"], folder)[0])
-        took: dict[tuple[str, int], list[Took]] = {(arm, n): [] for arm in plan.arms for n in (1, plan.processes)}
+        rounds = {arm: Rounds() for arm in plan.arms}
         for _ in range(plan.rounds):
-            for (arm, processes), runs in took.items():
-                runs.append(_run(arm, processes, plan, folder))
-        for arm in plan.arms:
+            for arm, took in rounds.items():
+                took.alone.append(_run(arm, 1, plan, folder))
+                took.apart.append(_apart(arm, plan, folder))
+                took.together.append(_run(arm, plan.processes, plan, folder))
+        for arm, took in rounds.items():
             choice = step_parts.parts(arm, plan.steps, plan.batch)["choice"] / 1e3
-            found[arm] = _of_arm(plan, link, took[arm, 1], took[arm, plan.processes], choice)
-            found[arm]["sent, forecast"] = _forecast(arm, plan)
+            found[arm] = _of_arm(plan, link, took, choice) | {"sent, forecast": _forecast(arm, plan)}
     facts = timing.machine(load, versions=timing.versions("torch"))
     return {"machine": facts, "plan": asdict(plan), "link": link, "reading": reading, "arms": found}
 
 
-def _of_arm(
-    plan: ScalePlan, link: Mapping[str, float], alone: Sequence[Took], together: Sequence[Took], choice: float
-) -> dict[str, Any]:
-    """Numbers of an arm, from its runs by one process and by all."""
-    one, all_of_them = [run.seconds for run in alone], [run.seconds for run in together]
-    sent = {name: statistics.mean(run.sent[name] for run in together) for name in IN_STEPS}
+def _of_arm(plan: ScalePlan, link: Mapping[str, float], took: Rounds, choice: float) -> dict[str, Any]:
+    """Numbers of an arm."""
+    one, several = ([run.seconds for run in runs] for runs in (took.alone, took.together))
+    sent = {name: statistics.mean(run.sent[name] for run in took.together) for name in IN_STEPS}
+    calls = statistics.median(run.calls for run in took.together)
     step = scale_model.step_seconds(
-        statistics.median(one),
-        choice,
-        plan.processes,
-        calls=statistics.median(run.calls for run in together),
-        sent=sum(sent.values()),
-        link=link,
+        statistics.median(took.apart), choice, plan.processes, calls=calls, sent=sum(sent.values()), link=link
     )
     return {
-        "seconds": {"1": one, str(plan.processes): all_of_them},
-        "efficiency": timing.ratio_and_range(one, all_of_them),
+        "seconds": {"one": one, "apart": took.apart, "together": several},
+        "efficiency": timing.ratio_and_range(one, several),
+        "apart": timing.ratio_and_range(one, took.apart),
         "efficiency, forecast": statistics.median(one) / step,
         "choice, seconds": choice,
-        "waits, seconds": [run.waits for run in together],
-        "calls": statistics.median(run.calls for run in together),
+        "waits, seconds": [run.waits for run in took.together],
+        "calls": calls,
         "sent": sent,
-        "memory": {"1": max(run.memory for run in alone), str(plan.processes): max(run.memory for run in together)},
+        "memory": {name: max(run.memory for run in getattr(took, name)) for name in ("alone", "together")},
     }
 
 
@@ -195,14 +216,15 @@ def table(report: Mapping[str, Any]) -> str:
         f"reading: {report['reading']:,.0f} pairs/s a core",
     ]
     for arm, found in report["arms"].items():
-        one, many = (statistics.median(found["seconds"][n]) for n in ("1", str(processes)))
-        ratio, memory = found["efficiency"], [found["memory"][n] / MIB for n in ("1", str(processes))]
+        one, apart, many = (statistics.median(seconds) * 1e3 for seconds in found["seconds"].values())
+        ratio, memory = found["efficiency"], [size / MIB for size in found["memory"].values()]
         lines += [
             "",
             f"{arm}",
-            f"  step                 {one * 1e3:.1f} ms by one process, {many * 1e3:.1f} ms by {processes}",
+            f"  step                 {one:.1f} ms by one process, {apart:.1f} ms by {processes} apart, "
+            f"{many:.1f} ms by {processes} together",
             f"  efficiency           {ratio['value']:.2f}, rounds {ratio['low']:.2f} to {ratio['high']:.2f} "
-            f"(forecast {found['efficiency, forecast']:.2f})",
+            f"(forecast {found['efficiency, forecast']:.2f}; apart {found['apart']['value']:.2f})",
             f"  waits of the host    {statistics.median(found['waits, seconds']) * 1e3:.1f} ms a step in "
             f"{found['calls']:.0f} collectives",
             f"  memory of a process  {memory[0]:,.0f} MiB by one, {memory[1]:,.0f} MiB by {processes}",
