@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from jestbench.batch import View
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.distributed import World
-from jestbench.parallel.traffic import reduced
 
 _Embedded = TypeVar("_Embedded")
 CarryOn = Callable[[], None]
@@ -74,12 +73,6 @@ class Gradients:
         optimizer.load_state_dict(state["optimizer"])
 
 
-def weight_bytes(model: TwoTowers) -> int:
-    """Bytes of the weights of both towers that are trained, and of their gradient."""
-    towers = (model.image, model.text)
-    return sum(weight.nbytes for tower in towers for weight in tower.parameters() if weight.requires_grad)
-
-
 class _Towers(nn.Module):
     """The towers of a model as one module, whose forward pass runs a function that embeds with them.
 
@@ -108,7 +101,6 @@ class AveragedGradients(Gradients):
     def __init__(self, model: TwoTowers, world: World, views: Collection[View]) -> None:
         super().__init__(model)
         self.world = world
-        self._sent = reduced(weight_bytes(model), world.size)
         self._towers = DistributedDataParallel(
             _Towers(model),
             broadcast_buffers=False,  # constants
@@ -126,7 +118,7 @@ class AveragedGradients(Gradients):
 
     def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
         """As in the base, for all processes together."""
-        with self.world.waiting("an all-reduce of gradients", self._sent):
+        with self.world.waiting("an all-reduce of gradients"):
             super().backward(loss, carry_on)
         self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
 

@@ -24,7 +24,7 @@ from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.parallel.traffic import TRAFFIC
+from jestbench.parallel.traffic import TRAFFIC, reduced
 from jestbench.select.given import Trained
 from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
@@ -51,6 +51,12 @@ class RolePurposes:
 
 LEARNER = RolePurposes("learner", "learner", "learner_score", "learner_train")
 ONLINE = RolePurposes("online", "online scorer", "scorer_score", "scorer_train", 1)
+
+
+def weight_bytes(model: TwoTowers) -> int:
+    """Bytes of the weights of both towers that are trained, and of their gradient."""
+    towers = (model.image, model.text)
+    return sum(weight.nbytes for tower in towers for weight in tower.parameters() if weight.requires_grad)
 
 
 class Objective(ABC):
@@ -132,6 +138,8 @@ class Learner(Actor):
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0
+        # FSDP sends other bytes, which are not counted.
+        self._sent = 0 if shard else reduced(weight_bytes(self.model), self.world.size)
 
     def _gradients(self, shard: bool) -> Gradients:
         """How the gradients of all processes come together."""
@@ -248,6 +256,7 @@ class Learner(Actor):
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.backward(loss, carry_on)
+        TRAFFIC.sent["weight_gradients"] += self._sent
         measured = Measured(loss, self.gradients.clip(self.schedule.clip or math.inf))
         self._pending = measured
         if measured.deferred:

@@ -12,8 +12,7 @@ from torch import Tensor
 from jestbench.batch import split_counts
 from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
-from jestbench.engine.gradients import weight_bytes
-from jestbench.engine.learner import Learner
+from jestbench.engine.learner import Learner, weight_bytes
 from jestbench.loop import Stages
 from jestbench.parallel.traffic import TRADED, Joined, Traded, gathered, reduced
 from jestbench.select.losses import LossName

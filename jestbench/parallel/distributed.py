@@ -74,10 +74,7 @@ class World:
         padded: Tensor = own_PX.new_zeros(most, *own_PX.shape[1:])
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
-        parts = [torch.empty_like(sent) for _ in range(self.size)]
-        with _counted("an all-gather", gathered(sent.nbytes, self.size)):
-            dist.all_gather(parts, sent)
-        return parts
+        return list(self.gather(sent).unbind())
 
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
@@ -92,23 +89,14 @@ class World:
             dist.all_to_all_single(came, rows_PX.contiguous(), list(from_each), list(to_each))
         return came
 
-    def waiting(self, what: str, sent: int = 0) -> AbstractContextManager[None]:
-        """Inside this context torch's own collectives are waited in: an error names the processes that are missing.
-
-        Args:
-            what: the collectives.
-            sent: bytes of gradients by weights that this process sends in them.
-        """
-        TRAFFIC.sent["weight_gradients"] += sent
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """Inside this context torch's own collectives are waited in: an error names the processes that are missing."""
         return _waiting(what)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """All-reduce small tensors of one type and device to their mean over the processes, in place."""
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _counted("an all-reduce", reduced(flat.nbytes, self.size)):
-            dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor) / self.size)
+        for tensor, total in zip(tensors, self.add(*tensors), strict=True):
+            tensor.copy_(total / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -156,7 +144,7 @@ class World:
     def gather(self, own_X: Tensor) -> Tensor:
         """All-gather tensors of one shape: ``[size, …]`` in the order of ranks, the same bits on every process."""
         parts: Tensor = own_X.new_empty(self.size, *own_X.shape)
-        with _counted("an all-gather", gathered(own_X.nbytes, self.size), "strip_sums"):
+        with _counted("an all-gather", gathered(own_X.nbytes, self.size)):
             dist.all_gather(list(parts.unbind()), own_X.detach().contiguous())
         return parts
 
@@ -166,7 +154,7 @@ class World:
             TRAFFIC.computed_alone(sums=own)
             return own
         flat = torch.cat([part.detach().flatten() for part in own])
-        with _counted("an all-reduce", reduced(flat.nbytes, self.size), "strip_sums"):
+        with _counted("an all-reduce", reduced(flat.nbytes, self.size)):
             dist.all_reduce(flat)
         sums = flat.split([part.numel() for part in own])
         return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
