@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +16,13 @@ from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
 from jestbench.engine.learner import Learner, weight_bytes
 from jestbench.loop import Stages
-from jestbench.parallel.traffic import TRADED, Joined, Traded, gathered, reduced
+from jestbench.parallel.traffic import TRADED, TRAFFIC, Joined, Traded, gathered, reduced
 from jestbench.select.losses import LossName
 
 SHOWN = 8
 """Number of processes that a command of one process prints the forecast for."""
 _FLOAT, _INDEX = 4, 8
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,17 @@ class Sizes:
 
     @classmethod
     def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> Sizes:
-        """Take the sizes of a run from its stages, which one process has built."""
+        """Take the sizes of a run.
+
+        Args:
+            resolved: the run.
+            stages: its stages, which one process has built.
+            joined: in the forecast of its selection, whose embeddings are as narrow as one common divisor allows.
+        """
         run, needs = resolved.run, resolved.policy.needs
         example = stages.learner.model.tokenized(stages.pairs.example())
         scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
+        divisor = math.gcd(*(actor.width for actor in scored)) or 1
         trained = {id(one): one for one in (stages.learner, *scored) if isinstance(one, Learner)}.values()
         return cls(
             resolved.draw_size,
@@ -64,7 +74,8 @@ class Sizes:
             pair=_row_bytes([example.images_BCHW, *example.token_ids.values()]),
             description=_row_bytes([*example.keys, *example.marks.values(), *example.columns.values()]),
             weights=sum(weight_bytes(one.model) for one in trained),
-            joined=joined,
+            # Gradients by embeddings alone depend on the width, and they are summed.
+            joined=replace(joined, sums=joined.sums * divisor),
         )
 
     def sent(self, processes: int) -> dict[Traded, int]:
@@ -87,6 +98,12 @@ class Sizes:
         sent["weight_gradients"] = reduced(self.weights, processes)
         sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * batch, processes)
         return sent
+
+
+def joined_in(forecast: Callable[[], _T]) -> tuple[_T, Joined]:
+    """What a forecast returns, and what processes would join of what it computes."""
+    TRAFFIC.since_alone()
+    return forecast(), TRAFFIC.since_alone()
 
 
 def _moved(part: int, super_batch: int, processes: int) -> float:

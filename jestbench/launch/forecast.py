@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
-from jestbench.launch.exchange_forecast import Sizes, sent_line
+from jestbench.launch.exchange_forecast import Sizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
 from jestbench.model.views import check
-from jestbench.parallel.traffic import TRAFFIC, Joined
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
@@ -49,7 +48,6 @@ class StepPrice:
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
         unselected: FLOPs of a step before ``run.select_from``, in which nothing is scored.
-        joined: what a selection joins where several processes share it out.
     """
 
     flops: dict[Purpose, int]
@@ -58,7 +56,6 @@ class StepPrice:
     first_sight: int = 0
     cascade_pair: int = 0
     unselected: int = 0
-    joined: Joined = field(default_factory=Joined)
 
     @property
     def total(self) -> int:
@@ -73,8 +70,8 @@ def _by_purpose(passes: Iterable[Pass]) -> dict[Purpose, int]:
     return flops
 
 
-def _selection(resolved: Resolved, stages: Stages) -> tuple[Pass, Joined]:
-    """The similarity products of one selection at full size, counted by the same meter, and what processes would join.
+def _selection_passes(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+    """The similarity products of one selection at full size, counted by the same meter.
 
     The policy chooses among random scores. Products are linear in the width, so the actors' widths over
     their common divisor suffice (1 where all widths are equal).
@@ -84,11 +81,8 @@ def _selection(resolved: Resolved, stages: Stages) -> tuple[Pass, Joined]:
     divisor = math.gcd(*(actor.width for actor in actors)) or 1
     scores = Scores.joined((actor.imagined(size, divisor, random) for actor in actors), size, resolved.run.loss)
     scores = imagined(resolved.policy, scores, random)
-    TRAFFIC.since_alone()
     choose(resolved.policy, scores, resolved.run.batch_size, random, initial_state(resolved.policy))
-    joined = TRAFFIC.since_alone()
-    # Of what is joined, gradients by embeddings alone depend on the width, and they are summed.
-    return Pass("pairwise", scores.meter.macs * divisor, "selection"), replace(joined, sums=joined.sums * divisor)
+    return (Pass("pairwise", scores.meter.macs * divisor, "selection"),)
 
 
 def step_price(resolved: Resolved) -> StepPrice:
@@ -109,7 +103,7 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
 def sizes(resolved: Resolved) -> Sizes:
     """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
     stages, _ = _built_on(resolved)
-    return Sizes.of(resolved, stages, step_price_of(resolved, stages).joined)
+    return Sizes.of(resolved, stages, joined_in(lambda: step_price_of(resolved, stages))[1])
 
 
 def _one(stages: Stages) -> Batch:
@@ -127,10 +121,9 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     towers = sum(item.macs for item in (*each, *once) if item.purpose not in ("pairwise", "recompute"))
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
     uniform = flops_of(learner.objective.plain().passes(learner, batch_size))
-    selection, joined = _selection(resolved, stages)
-    spent = _by_purpose([*each, *once, selection])
+    spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
     unselected = flops_of(learner.forecast_update(batch_size))
-    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected, joined)
+    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -315,7 +308,7 @@ def _pair_lines(stages: Stages) -> list[str]:
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     stages, data = _built_on(resolved)
-    price = step_price_of(resolved, stages)
+    price, joined = joined_in(lambda: step_price_of(resolved, stages))
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
@@ -360,12 +353,8 @@ def price_table(resolved: Resolved) -> str:
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, charges, taken)
     lines += [_to_pay(resolved, price, charges, steps, once)]
-    lines += [
-        sent_line(Sizes.of(resolved, stages, price.joined)),
-        *_pair_lines(stages),
-        *_closed_form_lines(resolved, stages),
-    ]
-    return "\n".join(lines)
+    lines.append(sent_line(Sizes.of(resolved, stages, joined)))
+    return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
 def factor_to_pay(price: StepPrice, charges: Charges, steps: int, once: int, pretrained: int) -> float:

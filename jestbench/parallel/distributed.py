@@ -253,10 +253,10 @@ def started() -> Iterator[World]:
 
 
 def _joined(rank: int, size: int) -> Peers:
-    cuda = torch.cuda.is_available()
+    # A run on the CPU may have more processes than the machine has GPUs; one on GPUs refuses (``Arithmetic.of``).
+    cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda:
-        # A run on the CPU may have more processes than the machine has GPUs; one on GPUs refuses (``Arithmetic.of``).
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     peers, hook = Peers(rank, size), sys.excepthook
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
