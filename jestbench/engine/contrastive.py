@@ -27,6 +27,7 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.given import equal_groups
 from jestbench.select.losses import LOSSES, Each, EqualPairs, EqualRule, LossName
 
@@ -118,7 +119,8 @@ class Contrastive(Objective):
             group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
+        with TRAFFIC.sending("loss_gradients"):
+            loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int) -> bool:

@@ -24,6 +24,7 @@ from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.losses import LossName
 from jestbench.select.scores import NonFiniteScore, Role, Scores
 
@@ -177,7 +178,8 @@ class FrozenActor(Actor):
             name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
             for name, key_P in own_keys.items()
         }
-        rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
+        with TRAFFIC.sending("embeddings"):
+            rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:

@@ -24,7 +24,7 @@ from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-PHYSICAL = ("time/", "cache/hits", "data/decoded")
+PHYSICAL = ("time/", "cache/hits", "data/decoded", "exchange/")
 """What depends on who computes, and on what lies in caches."""
 
 
