@@ -23,6 +23,7 @@ from jestbench.model.towers import Model
 from jestbench.parallel import distributed
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
 from jestbench.select import Scores
 from jestbench.select.contract import PolicyError, PolicyFailure
@@ -76,7 +77,7 @@ def batch_of(count: int, tokenizer: Tokenizer) -> Batch:
 
 
 def shared(batch: Batch, world: World) -> SharedBatch:
-    return SharedBatch.of(batch.take(world.rows(len(batch))), len(batch), world)
+    return SharedBatch.of(batch.take(world.rows(len(batch))), Placement.in_turns(len(batch), world))
 
 
 def same(one: Batch, other: Batch, captions: bool = True) -> None:
@@ -100,7 +101,8 @@ def check_batches(world: World, tokenizer: Tokenizer) -> None:
             index = torch.randperm(count, generator=generator)[:taken]
             chosen = spread.take(index)
             assert len(chosen) == taken
-            same(chosen.own, whole.take(index).take(world.rows(taken)), captions=False)
+            assert sorted(i for rows in world.everybodys(chosen.rows.tolist()) for i in rows) == list(range(taken))
+            same(chosen.own, whole.take(index).take(chosen.rows), captions=False)
             same(spread.everywhere(index), whole.take(index))
 
 

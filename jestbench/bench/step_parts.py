@@ -21,7 +21,7 @@ from jestbench import seeds
 from jestbench.bench import timing
 from jestbench.bench.arms import GIN, tiny_stands
 from jestbench.config.resolve import resolve
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.engine.rows import RunRows
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import stand_ins

@@ -15,7 +15,8 @@ from jestbench.config.gin_edge import Binding, bare_name, filled_in, macros_in, 
 from jestbench.config.grammar import read_binding
 from jestbench.config.identity import defaults
 from jestbench.config.operative import plain
-from jestbench.config.run import ConfigError, Inherited, Run
+from jestbench.config.resolved import Inherited
+from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.disk import shown
 

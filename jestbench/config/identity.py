@@ -12,7 +12,8 @@ from typing import Any
 from jestbench.config.arm_parameters import is_of_the_arm
 from jestbench.config.operative import plain
 from jestbench.config.registry import CONFIGURABLES, PRETRAINED
-from jestbench.config.run import ReadFolder, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ReadFolder
 from jestbench.data.splits import roles_in
 from jestbench.disk import digest
 from jestbench.parallel.arithmetic import NumberFormat

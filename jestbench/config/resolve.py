@@ -7,13 +7,13 @@ are errors here: a binding, a scope or a macro that the run never uses, a bare w
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jestbench.config.arm_parameters import BUDGETS
+from jestbench.config.build_run import build_run, place
 from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
-from jestbench.config.gin_edge import Binding, Snapshot, bound, build, snapshot
+from jestbench.config.gin_edge import Binding
 from jestbench.config.grammar import (
     COMMAND_LINE,
     IMPORTED,
@@ -27,84 +27,16 @@ from jestbench.config.grammar import (
 from jestbench.config.hand_over import handed_over, take_over
 from jestbench.config.identity import arm_hash, identity_of
 from jestbench.config.operative import check_used, flat_config
-from jestbench.config.registered import policy_class, policy_classes
-from jestbench.config.registry import PRETRAINED, configurables, fields_of, fits, shown_type
-from jestbench.config.run import ConfigError, Inherited, ReadFolder, Resolved, Run
+from jestbench.config.registered import policy_classes
+from jestbench.config.registry import PRETRAINED, configurables
+from jestbench.config.resolved import Inherited, Resolved
+from jestbench.config.run import ConfigError, ReadFolder, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.part_pairs import HALVES
 from jestbench.disk import PROJECT, shown
 from jestbench.engine.casting import Casting
 from jestbench.parallel.arithmetic import number_format
 from jestbench.select.remembering import check_needs, takes_all
-
-
-def _build(bindings: Sequence[Binding]) -> tuple[Run, str, Snapshot]:
-    """The run that bindings stand for, its policy built; the policy's name; and what gin held.
-
-    Raises:
-        ConfigError: a required value is missing, or a constructor refused one.
-    """
-    required = [
-        field.name
-        for field in dataclasses.fields(Run)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    keys = {binding.key for binding in bindings}
-    for name in required:
-        if f"run.{name}" not in keys:
-            raise ConfigError(f"run.{name} is required: bind it in a gin file or as run.{name}=… on the command line")
-    try:
-        with bound(bindings):
-            run: Run = build("run")
-            asked = run.policy if isinstance(run.policy, str) else None
-            if asked is not None:
-                policy_class(asked)  # refuses an unknown name with the nearest; gin would name its own selectors
-                run = dataclasses.replace(run, policy=build(asked))
-            elif isinstance(run.policy, type):
-                run = dataclasses.replace(run, policy=run.policy())
-            held = snapshot()
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise ConfigError(_constructor_message(error, bindings)) from error
-    _check_built(run, bindings)
-    known = policy_classes()
-    names = [name for name, cls in known.items() if type(run.policy) is cls]
-    if not names:
-        raise ConfigError(
-            f"{_place('run.policy', bindings)}run.policy = {type(run.policy).__name__} is no registered policy; "
-            f"there are {', '.join(known)}"
-        )
-    _check_chunks(run, asked or names[0], bindings)
-    return run, asked or names[0], held
-
-
-def _place(key: str, bindings: Sequence[Binding]) -> str:
-    return next((f"{binding.where}: " for binding in reversed(bindings) if binding.key == key), "")
-
-
-def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
-    """Types of what ``@references`` brought, which cannot be seen before they are built.
-
-    Raises:
-        ConfigError: naming the parameter and where it is bound.
-    """
-    names = {cls: name for name, cls in configurables().items()}
-    for part in (run, *(getattr(run, field.name) for field in dataclasses.fields(run))):
-        owner = names.get(type(part))
-        if owner is None or not dataclasses.is_dataclass(part):
-            continue
-        for name, hint in fields_of(type(part)).items():
-            value, key = getattr(part, name), f"{owner}.{name}"
-            if key == "run.policy":
-                continue
-            if isinstance(value, type):
-                built = next((known for cls, known in names.items() if issubclass(value, cls)), value.__name__)
-                raise ConfigError(f"{_place(key, bindings)}{key} is not built: write @{built}()")
-            if not fits(value, hint):
-                raise ConfigError(
-                    f"{_place(key, bindings)}{key} must be of type {shown_type(hint)}, got {type(value).__name__}"
-                )
 
 
 def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
@@ -115,39 +47,10 @@ def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
     """
     if run.augment is not None and run.step_needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
-            f"{_place('run.augment', bindings)}run.augment with run.reference_accounting = "
+            f"{place('run.augment', bindings)}run.augment with run.reference_accounting = "
             f"{run.reference_accounting!r}: what is remembered of one crop would be asked about another; set "
             "run.reference_accounting = 'online' (each crop is scored and charged), or leave run.augment out"
         )
-
-
-def _check_chunks(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
-    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks.
-
-    Raises:
-        ConfigError: the message names the most.
-    """
-    chunks, key = getattr(run.policy, "chunks", None), f"{policy}.chunks"
-    usual = getattr(type(run.policy), "chunks", None)  # of a dataclass: the default
-    if isinstance(chunks, int) and chunks > run.batch_size and chunks != usual:
-        raise ConfigError(
-            f"{_place(key, bindings)}{key} = {chunks} chunks of run.batch_size = {run.batch_size} pairs: a chunk "
-            f"holds at least one pair, so at most {run.batch_size}"
-        )
-
-
-def _constructor_message(error: Exception, bindings: Sequence[Binding]) -> str:
-    """A constructor's message, with the places where the parameters that it names were bound."""
-    message, _, call = str(error).partition("\n  In call to configurable ")
-    message = " ".join(message.split())
-    owner = call.split("'")[1] if "'" in call else "run"
-    last = {binding.key: binding for binding in bindings}
-    words = re.findall(r"[\w.]+", message)
-    named = [last[key] for word in dict.fromkeys(words) for key in (word, f"{owner}.{word}") if key in last]
-    named += [b for b in last.values() if b.name == owner and isinstance(b.value, str) and repr(b.value) in message]
-    places = "; ".join(dict.fromkeys(f"{binding.key} is set at {binding.where}" for binding in named))
-    prefix = "" if re.match(r"\w+\.\w+|give |no policy", message) else f"{owner}: "
-    return f"{prefix}{message}" + (f" ({places})" if places else "")
 
 
 def resolve(
@@ -185,7 +88,7 @@ def resolve(
     """
     read = _read(files, bindings, beside, origin)
     read, inherited = take_over(read, Path(files[0]), len(bindings), handed) if handed else (read, Inherited())
-    run, name, held = _build(read)
+    run, name, held = build_run(read)
     _check_augment(run, read)
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
@@ -220,7 +123,7 @@ def _init_folder(run: Run, bindings: Sequence[Binding]) -> Path | None:
     """
     if run.model.freeze and run.init is None and not run.model.pretrained:
         raise ConfigError(
-            f"{_place('model.freeze', bindings)}model.freeze = {run.model.freeze!r} keeps the weights of an image "
+            f"{place('model.freeze', bindings)}model.freeze = {run.model.freeze!r} keeps the weights of an image "
             "tower, and these are random: bind run.init, or set model.pretrained = True"
         )
     if not isinstance(run.init, str):
@@ -245,7 +148,7 @@ def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None
     check_needs(run.policy)
     if run.policy.needs and not run.training.selects:
         raise ConfigError(
-            f"{_place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "
+            f"{place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "
             f"policy {policy!r} selects: bind run.policy to uniform"
         )
 
@@ -438,9 +341,9 @@ def _check_frozen(
     """
     # Both halves of a twin come from one run file, so checking one of them is enough.
     models = [_training_of(run, role, stands[0], recorded) for role, stands in stands_on.items() if role in run.needs]
-    where = _place("run.loss", bindings).removesuffix(": ") or "the default"
+    where = place("run.loss", bindings).removesuffix(": ") or "the default"
     if refused := other_loss(run, models, where):
-        raise ConfigError(_place("run.reference", bindings) + refused)
+        raise ConfigError(place("run.reference", bindings) + refused)
     split = calibrated_on(run, models)
     names = {cls: name for name, cls in configurables().items()}
     return (*calibration_warnings(run, models, split), *data_warnings(run, models, names)), split
@@ -456,7 +359,7 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
     read_back = recorded(stand)
     try:  # without the frozen models that it needs itself: they may be gone
         read = _read([str(read_back.operative)], (), None, COMMAND_LINE)
-        found: Run | None = _build(read)[0]
+        found: Run | None = build_run(read)[0]
     except ConfigError:
         found = None
     file = (shown(read_back.operative),) if found is not None else ()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from jestbench.batch import COLUMN, FULL, Mix, View, mix_of
 from jestbench.config.log import Log, WandB
-from jestbench.cost.budget import Allowance, Budget, Pretrained
+from jestbench.cost.budget import Allowance, Budget
 from jestbench.data.augment import RandomResizedCrop
 from jestbench.data.cascade import Cascade
 from jestbench.data.loader import Loader
@@ -23,13 +23,11 @@ from jestbench.engine.contrastive import ContrastiveTraining
 from jestbench.engine.frozen import Accounting
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.regression import Regression
-from jestbench.engine.start import Start
 from jestbench.evals.evaluate import Evaluate
 from jestbench.model.towers import Model
 from jestbench.parallel.arithmetic import Precision
 from jestbench.select.losses import EqualRule, LossName
 from jestbench.select.policy import Policy
-from jestbench.select.remembering import takes_all
 from jestbench.select.scores import ROLES, Role
 
 
@@ -121,10 +119,14 @@ class Run:
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once; ``auto``: the largest power of two that the GPU has memory for,
             found at the start; 4,096 on a CPU.
-        train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
-            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all. ``auto``:
-            all where the GPU has memory for them, else the largest power of two. What is found is charged, stands in
-            ``summary.json`` (``data.microbatches``) and in checkpoints, and is no part of the arm.
+        train_microbatch: pairs of the whole run that hold activations at once in training, m; each of n processes holds
+            ⌈m/n⌉ of them. More pairs are embedded twice (cached gradients: the loss stays one over all b pairs, the
+            update is the same). ``None``: all. ``auto``: all where the GPUs have memory for them, else n times the
+            largest power of two. What is found is charged, stands in ``summary.json`` (``data.microbatches``) and in
+            checkpoints, and is no part of the arm.
+        shard: whether each of several processes holds a part of the towers' weights, gradients and optimizer state
+            (FSDP2), gathered block by block as they are needed. One process runs as without. A locked image tower
+            (``model.freeze``) stays whole. Checkpoints are the same with and without.
         compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
             budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
@@ -181,6 +183,7 @@ class Run:
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | Literal["auto"] | None = None
+    shard: bool = False
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)
@@ -362,127 +365,3 @@ class Run:
             )
         own = tuple(int(rung) + added for rung in rungs)
         return Allowance(int(self.budget) + added - taken, None, None, taken, added, own, cooldown)
-
-
-@dataclass(frozen=True)
-class Inherited:
-    """What a run took over from the run that stands on it.
-
-    Attributes:
-        taken: parameters that the includes of its file bind otherwise, or leave at a default: the value taken over.
-        kept: parameters that its file itself binds otherwise: the file's value, and the other run's.
-    """
-
-    taken: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    def described(self) -> tuple[list[str], list[str]]:
-        """What was taken over and what was kept, a text for each parameter."""
-        kept = [f"{key} = {own!r} (the arm's is {other!r})" for key, (own, other) in self.kept.items()]
-        return [f"{key} = {value!r}" for key, value in self.taken.items()], kept
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A run with the text that it came from.
-
-    Attributes:
-        run: the run itself; its policy is an object.
-        policy_name: the registered name.
-        config: the bindings as parsed, as gin text.
-        operative: the bindings as used, as gin text; starts the same run again.
-        flat: the operative configuration, full parameter name → value.
-        config_hash: of the arm: the operative configuration without seed, label, logging and paths.
-        frontier_hash: the same without budget and schedule: what separate runs and ladders of one curve share.
-        stands_on: by role, the runs whose models fill it: to be trained on demand, or the folder of a finished one. Two
-            under ``run.twin``, by the half of the split that each is trained on.
-        warnings: what is doubtful about the configuration.
-        inherited: what it took over from the run that stands on it.
-        calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
-        init_folder: the run folder that ``run.init`` names; ``None`` where it names none.
-        start: what training begins from, once it is loaded (``launch.stands.begun``).
-    """
-
-    run: Run
-    policy_name: str
-    config: str
-    operative: str
-    flat: Mapping[str, Any]
-    config_hash: str
-    frontier_hash: str
-    stands_on: Mapping[Pretrained, tuple[Resolved | Path, ...]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    inherited: Inherited = field(default_factory=Inherited)
-    calibrated_on: str | None = None
-    init_folder: Path | None = None
-    start: Start | None = None
-
-    @property
-    def policy(self) -> Policy:
-        """The policy, as an object."""
-        assert not isinstance(self.run.policy, str)
-        return self.run.policy
-
-    @property
-    def scored_by(self) -> dict[Pretrained, tuple[Resolved | Path, ...]]:
-        """What the run stands on, without a reference that its budget adds and nothing scores with."""
-        return {role: stands for role, stands in self.stands_on.items() if role in self.run.needs}
-
-    @property
-    def below(self) -> tuple[Resolved, ...]:
-        """The runs in ``stands_on`` that are to be trained on demand."""
-        return tuple(stand for stands in self.stands_on.values() for stand in stands if isinstance(stand, Resolved))
-
-    @property
-    def draw_size(self) -> int:
-        """Pairs drawn a step: B, or b for a policy that takes all pairs of a super-batch."""
-        return self.run.batch_size if takes_all(self.policy) else self.run.super_batch_size
-
-    @property
-    def stated_flops(self) -> dict[str, int | None]:
-        """FLOPs of the training of other libraries' models that the run scores with, by role; ``None`` if unknown."""
-        found: dict[str, int | None] = {}
-        for role, casting in self.run.castings.items():
-            found |= casting.stated_flops() if role in self.run.needs else {}
-        return found
-
-    @property
-    def added_flops(self) -> int:
-        """FLOPs that ``budget.adds`` adds to the run's own budget: what the reference's training is configured to cost.
-
-        Raises:
-            ConfigError: the reference's run has no budget in FLOPs.
-        """
-        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
-
-    @property
-    def candidates(self) -> int:
-        """Pairs that a step considers: those that it draws, or the candidates that a cascade draws them from."""
-        return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
-
-
-def pretraining_flops(resolved: Resolved) -> int:
-    """What training the reference of a run is configured to cost, with the references that it needs itself.
-
-    Raises:
-        ConfigError: no FLOPs are configured, so that the cost is not known before it is trained.
-    """
-    if (casting := resolved.run.castings.get("reference")) is not None:
-        stated = casting.stated_flops().get("reference")
-        if stated is None:
-            raise ConfigError(
-                f"budget.adds needs to know what the training of {casting.label} took: state it in pretrain_flops of "
-                "what run.reference binds"
-            )
-        return stated
-    total = 0
-    for stand in resolved.stands_on.get("reference", ()) or (None,):
-        if not isinstance(stand, Resolved) or stand.run.budget is None:
-            raise ConfigError(
-                "budget.adds needs to know what the reference's training costs: bind run.reference to a run file "
-                "whose run.budget is in FLOPs (gin/run/reference.gin)"
-            )
-        total += int(stand.run.budget) + stand.added_flops
-        if "reference" in stand.run.needs and "reference" not in stand.run.limit.includes:
-            total += pretraining_flops(stand)
-    return total

@@ -51,7 +51,8 @@ class Scorer:
         found = [actor.score(batch) for role, actor in self.actors.items() if role in needs]
         device = next((part.device for part in found), torch.device("cpu"))
         values = {name: column.to(device) for name, column in columns.items()}
-        scores = Scores.joined([*found, *([Scores(values=values)] if values else [])], len(batch), self.loss)
+        parts = [*found, *([Scores(values=values)] if values else [])]
+        scores = Scores.joined(parts, len(batch), self.loss, distributed.world())
         given: dict[str, Any] = {}
         if found and self.equal != "negative":
             group_B = equal_groups(batch.image_key_B, batch.text_key_B).to(device)
@@ -83,7 +84,7 @@ def _words(batch: Batch) -> Tensor:
     """
     if not batch.own.captions and len(batch.own):
         raise DataError("the policy needs 'captions', and these pairs come without")
-    world, own_PL = distributed.world(), word_ids(batch.own.captions)
-    longest = max(world.everybodys(own_PL.shape[1]))
+    own_PL = word_ids(batch.own.captions)
+    longest = max(distributed.world().everybodys(own_PL.shape[1]))
     padded_PL = F.pad(own_PL, (0, longest - own_PL.shape[1]), value=NO_WORD)
-    return world.collect(padded_PL, len(batch))
+    return batch.collect(padded_PL)

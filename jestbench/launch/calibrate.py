@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset

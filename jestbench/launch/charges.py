@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jestbench.batch import Batch, DataError, Pass
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.fetch import Positions
 from jestbench.data.super_batches import EpochPlan, StepPlan

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.disk import shown
 from jestbench.launch.data_report import eval_sets
 from jestbench.launch.forecast import StepPrice

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.data.damage import listed
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.sources.source import Fetched, Source

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.batch import DataError
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.splits import unranked

@@ -11,7 +11,7 @@ from typing import Any
 
 from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES

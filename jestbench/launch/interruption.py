@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jestbench.batch import DataError
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.summary import ScheduleRecord, Summary

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.damage import Tally

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.disk import cache_root, digest, read_object, write_json
 from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.cache import fingerprint

@@ -10,7 +10,8 @@ from typing import Any
 
 from jestbench import seeds
 from jestbench.config.log import Log
-from jestbench.config.run import ConfigError, Resolved, Run
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Budget
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jestbench.config.run import ConfigError, Resolved, Run
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError, Run
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.stream import Stream
 from jestbench.data.splits import split_of

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from jestbench.config.fitting import check_loss
-from jestbench.config.run import ConfigError, Resolved, Run
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
 from jestbench.data.cascade import CascadePlan

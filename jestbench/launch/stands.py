@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jestbench.batch import DataError
 from jestbench.config.registry import PRETRAINED
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.batch import DataError
-from jestbench.config.run import Recorded, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import Recorded
 from jestbench.disk import LEFTOVERS, write_json, write_text
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.environment import environment

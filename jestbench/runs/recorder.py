@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, Selection
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.budget import Allowance
 from jestbench.cost.ledger import Ledger
 from jestbench.cost.tracing import FLOPS_PER_MAC
@@ -336,7 +336,7 @@ class Recorder:
         self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
 
         def fill(folder: Path) -> None:
-            save_model(folder, weights, self.resolved.run, self.stages.learner.model, self.world.size)
+            save_model(folder, weights, self.resolved.run, self.stages.learner.model)
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)

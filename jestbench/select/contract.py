@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Selection
+from jestbench.parallel.peers import LostProcess
 from jestbench.select.scores import NonFiniteScore, ScoreError, Scores
 
 MAX_WEIGHT = 1e12
@@ -157,7 +158,8 @@ def shown_value(value: object) -> str:
 def blamed(name: str, scores: Scores | None = None) -> Iterator[None]:
     """Turn what goes wrong inside a policy's own code into an error that names the policy.
 
-    A score that is not finite passes through where the models themselves have diverged.
+    A score that is not finite passes through where the models themselves have diverged, and so does the loss of another
+    process, which shares the scores' work.
 
     Args:
         name: of the policy.
@@ -170,7 +172,7 @@ def blamed(name: str, scores: Scores | None = None) -> Iterator[None]:
     before = _settings()
     try:
         yield
-    except PolicyError:
+    except (PolicyError, LostProcess):
         raise
     except ScoreError as error:
         if not isinstance(error, NonFiniteScore):

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores, unequal
-from jestbench.select.strips import Meter, strip, strip_sums
+from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores
+from jestbench.select.shares import joined
+from jestbench.select.strips import strip, strip_sums, unequal
 from jestbench.select.tiles import tiles
 
 NOISE_BYTES = 64 * 2**20
@@ -138,20 +139,21 @@ class _Running:
         self.row_B = model.image_BD.new_full((len(model),), empty)
         self.column_B = model.image_BD.new_full((len(model),), empty)
 
-    def extend(self, index_C: Tensor) -> None:
-        """Add the strips of a chunk."""
+    def strips(self, index_C: Tensor, share: slice) -> Iterator[Tensor]:
+        """The sums of a chunk's two strips over a share of the rows, ``[P]`` each: of the images, then of the texts."""
         model, scores = self.model, self.scores
-        rows_B = strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)
-        columns_B = strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)
-        for sums_B, left_BD, right_BD in (
-            (rows_B, model.image_BD, model.text_BD),
-            (columns_B, model.text_BD, model.image_BD),
-        ):
-            self._without_equal(sums_B, left_BD, right_BD, index_C)
-        join = torch.add if scores.loss == "sigmoid" else torch.logaddexp
+        for left_BD, right_BD in ((model.image_BD, model.text_BD), (model.text_BD, model.image_BD)):
+            sums_P = strip_sums(left_BD[share], right_BD.index_select(0, index_C), model, scores.loss)
+            scores.meter.add(len(left_BD), len(index_C), left_BD.shape[1], own=len(sums_P))
+            self._without_equal(sums_P, left_BD, right_BD, index_C, share)
+            yield sums_P
+
+    def extend(self, rows_B: Tensor, columns_B: Tensor) -> None:
+        """Add the sums of a chunk."""
+        join = torch.add if self.scores.loss == "sigmoid" else torch.logaddexp
         self.row_B, self.column_B = join(self.row_B, rows_B), join(self.column_B, columns_B)
 
-    def _without_equal(self, sums_B: Tensor, left_BD: Tensor, right_BD: Tensor, index_C: Tensor) -> None:
+    def _without_equal(self, sums_P: Tensor, left_BD: Tensor, right_BD: Tensor, index_C: Tensor, share: slice) -> None:
         """Compute the sums anew of the rows that have an equal pair in the chunk: its terms are masked, or positives.
 
         Not charged: these rows' products are among those of the whole strip.
@@ -160,15 +162,15 @@ class _Running:
         if scores.group_B is None:
             return
         has_B = torch.isin(scores.group_B, scores.group_B[index_C]).index_fill_(0, index_C, False)
-        index_R = has_B.nonzero().flatten()
-        for rows in tiles(len(index_R), len(index_C), left_BD):
-            index_P = index_R[rows]
-            logits_PC = strip(left_BD[index_P], right_BD[index_C], model, scores.loss, Meter())
-            equal_PC = scores.equal_of(index_P, index_C)
-            assert equal_PC is not None
-            logits_PC = unequal(logits_PC, equal_PC, scores.equal)
+        place_R = has_B[share].nonzero().flatten()
+        for rows in tiles(len(place_R), len(index_C), left_BD):
+            index_R = place_R[rows] + share.start
+            logits_RC = strip(left_BD[index_R], right_BD[index_C], model, scores.loss)
+            equal_RC = scores.equal_of(index_R, index_C)
+            assert equal_RC is not None
+            logits_RC = unequal(logits_RC, equal_RC, scores.equal)
             sigmoid = scores.loss == "sigmoid"
-            sums_B[index_P] = F.softplus(logits_PC).sum(1) if sigmoid else logits_PC.logsumexp(1)
+            sums_P[place_R[rows]] = F.softplus(logits_RC).sum(1) if sigmoid else logits_RC.logsumexp(1)
 
     def term_B(self) -> Tensor:
         """The summand of each pair's logit that comes from S; none where all of S is masked, as for an empty S."""
@@ -198,11 +200,14 @@ class JointLogits:
         ScoreError: the scores hold neither learner nor reference; or equal pairs are positives under the softmax loss.
 
     Two equal pairs (``Scores.group_B``) are no negatives of each other: their terms are masked, or have the label +1.
+
+    Several processes (``Scores.world``) each sum a share of the rows; one all-gather a chunk joins all models' sums.
     """
 
     def __init__(self, scores: Scores) -> None:
         scores.equal_of(*torch.zeros(2, 0, dtype=torch.int64))
         self.diagonal_B = scores.learnability_B("own")
+        self._world = scores.world
         self._running = [_Running(sign, model, scores) for sign, model in scores.contrast()]
         self._drawn_B = torch.zeros(len(scores), dtype=torch.bool, device=self.diagonal_B.device)
         self._empty = True
@@ -211,8 +216,12 @@ class JointLogits:
         """Add these pairs to S, which the logits are conditioned on."""
         if not len(index_C):
             return
-        for running in self._running:
-            running.extend(index_C)
+        size = len(self.diagonal_B)
+        share = self._world.share(size)
+        own = [sums_P for running in self._running for sums_P in running.strips(index_C, share)]
+        sums, _ = joined(self._world, size, own)
+        for running, rows_B, columns_B in zip(self._running, sums[::2], sums[1::2], strict=True):
+            running.extend(rows_B, columns_B)
         self._empty = False
 
     def exclude(self, index_C: Tensor) -> None:

@@ -7,6 +7,10 @@ together with its gradients, in memory linear in K: the same values and gradient
 the shape alone, never on the device or on free memory. The block form of the softmax loss makes its logits twice, since
 no row's gradient can be computed before the denominators of all columns are; it is charged what the dense form is
 (``Contrastive.passes``).
+
+Several processes that hold the same embeddings share a loss out, in blocks whatever its size: each computes the rows of
+its share against all columns, and value, gradients and each pair's own losses are summed over the processes, so that
+every process ends with the whole.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jestbench.parallel.distributed import World
+from jestbench.select.shares import joined
 from jestbench.select.tiles import tile_bytes
 
 LossName = Literal["sigmoid", "softmax"]
@@ -62,7 +68,10 @@ DENSE_BYTES = 64 * 2**20
 """Largest matrix of logits of which the dense form is computed: 4096 pairs in fp32."""
 
 BLOCKS = 16
-"""Least number of blocks, so that a block and its temporary copies stay far below one matrix of logits."""
+"""Least number of blocks, so that a block and its temporary copies stay far below one matrix of logits; blocks of less
+than ``DENSE_BYTES / BLOCKS`` are not cut further."""
+
+_ALONE = World()
 
 
 def sigmoid_loss(
@@ -73,14 +82,15 @@ def sigmoid_loss(
     weight_K: Tensor | None = None,
     equal: EqualPairs | None = None,
     each: Each | None = None,
+    world: World = _ALONE,
 ) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): (1/K)·Σ_ij M_ij.
 
     M_ii = softplus(−u_ii), M_ij = softplus(u_ij) for i ≠ j, with u_ij = t·⟨x_i, y_j⟩ + b₀.
-    A weight acts on the pair's row and column: M_ij counts ½(w_i + w_j) times.
+    A weight acts on the pair's row and column: M_ij counts ½(w_i + w_j) times. ``world`` shares the loss out.
     """
-    if _in_blocks(image_KD):
-        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K, equal, each)
+    if world.size > 1 or _in_blocks(image_KD):
+        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K, equal, each, world)
     logits_KK = scale * (image_KD @ text_KD.T) + bias
     sign_KK = 1 - 2 * torch.eye(len(logits_KK), device=logits_KK.device)
     if equal is not None and equal.rule == "positive":
@@ -103,19 +113,20 @@ def softmax_loss(
     weight_K: Tensor | None = None,
     equal: EqualPairs | None = None,
     each: Each | None = None,
+    world: World = _ALONE,
 ) -> Tensor:
     """CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020).
 
     The offset cancels in a softmax and is not used. A weight multiplies the two cross-entropies of
-    its pair (its row and its column); the denominators stay unweighted.
+    its pair (its row and its column); the denominators stay unweighted. ``world`` shares the loss out.
     """
-    if _in_blocks(image_KD):
-        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K, equal, each)
+    if world.size > 1 or _in_blocks(image_KD):
+        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K, equal, each, world)
     del bias
     logits_KK = scale * (image_KD @ text_KD.T)
     target_K = torch.arange(len(logits_KK), device=logits_KK.device)
     if equal is not None and equal.rule == "positive":
-        target_KK = equal.of(slice(None)).fill_diagonal_(True) / equal.size_K()[:, None]
+        target_KK = equal.of(slice(None)).fill_diagonal_(True) / equal.size_K()[:, None].to(logits_KK.dtype)
         sides = [-(F.log_softmax(side_KK, 1) * target_KK).sum(1) for side_KK in (logits_KK, logits_KK.T)]
     else:
         if equal is not None:
@@ -142,11 +153,12 @@ def _block_loss(
     weight_K: Tensor | None,
     equal: EqualPairs | None,
     each: Each | None,
+    world: World,
 ) -> Tensor:
     """A loss in blocks; weights are constants."""
     inputs = (image_KD, text_KD, scale, bias)
     sloped = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
-    loss: Tensor = _BlockLoss.apply(*inputs, (weight_K, equal, each), name, sloped)
+    loss: Tensor = _BlockLoss.apply(*inputs, (weight_K, equal, each, world), name, sloped)
     return loss
 
 
@@ -155,13 +167,13 @@ class _BlockLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, *more: Any) -> Tensor:
-        (weight_K, equal, each), name, sloped = more
-        scaled_KD, count = scale * image_KD, len(image_KD)
-        total = scaled_KD.new_zeros(())
-        gradients = by_image_KD, by_text_KD, by_scale, by_bias = [
+        terms, name, sloped = more
+        world, scaled_KD, count = terms[-1], scale * image_KD, len(image_KD)
+        share, total = world.share(count), scaled_KD.new_zeros(())
+        by_image_KD, by_text_KD, by_scale, by_bias = [
             torch.zeros_like(part, dtype=image_KD.dtype) for part in (image_KD, text_KD, scale, bias)
         ]
-        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, weight_K, sloped, equal, each):
+        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, sloped, *terms):
             total += value
             if slope_RK is None:
                 continue
@@ -170,11 +182,16 @@ class _BlockLoss(torch.autograd.Function):
             by_text_KD.addmm_(slope_RK.T, scaled_KD[rows])
             del slope_RK  # else it lives on beside the next one
         if sloped:
-            by_scale += (image_KD * by_image_KD).sum()
+            by_scale += (image_KD[share] * by_image_KD[share]).sum()
             by_image_KD *= scale
-            ctx.save_for_backward(*(part.div_(count) for part in gradients))
+            total, by_text_KD, by_scale, by_bias = world.add(total, by_text_KD, by_scale, by_bias)
+            by_image_KD = joined(world, count, [by_image_KD[share]])[0][0]
+            ctx.save_for_backward(*(part.div_(count) for part in (by_image_KD, by_text_KD, by_scale, by_bias)))
             ctx.offset = name == "sigmoid"
-        return total / count
+        else:
+            (total,) = world.add(total)
+        mean: Tensor = total / count
+        return mean
 
     @staticmethod
     @once_differentiable
@@ -187,25 +204,26 @@ Block = tuple[slice, Tensor, Tensor | None]
 """Rows, their part of the summed loss, and the derivative of the sum by their logits ``[R, K]`` where asked for."""
 
 
-def _row_blocks(scaled_KD: Tensor) -> Iterator[slice]:
-    """Blocks of rows: their number depends on the shape and on the type of device alone."""
-    count = len(scaled_KD)
-    fitting = tile_bytes(scaled_KD.device) // (count * scaled_KD.element_size())
-    height = max(1, min(fitting, -(-count // BLOCKS)))
-    return (slice(start, min(count, start + height)) for start in range(0, count, height))
+def _row_blocks(scaled_KD: Tensor, share: slice) -> Iterator[slice]:
+    """Blocks of a share of the rows: their number depends on the shape and on the type of device alone."""
+    row_bytes = len(scaled_KD) * scaled_KD.element_size()
+    least = max(-(-(share.stop - share.start) // BLOCKS), DENSE_BYTES // BLOCKS // row_bytes)
+    height = max(1, min(tile_bytes(scaled_KD.device) // row_bytes, least))
+    return (slice(start, min(share.stop, start + height)) for start in range(share.start, share.stop, height))
 
 
 def _sigmoid_blocks(
     scaled_KD: Tensor,
     text_KD: Tensor,
     bias: Tensor,
-    weight_K: Tensor | None,
     sloped: bool,
+    weight_K: Tensor | None,
     equal: EqualPairs | None,
     each: Each | None,
+    world: World,
 ) -> Iterator[Block]:
     row_K, column_K = (scaled_KD.new_zeros(len(scaled_KD)) for _ in range(2))
-    for rows in _row_blocks(scaled_KD):
+    for rows in _row_blocks(scaled_KD, world.share(len(scaled_KD))):
         signed_RK = torch.addmm(bias.to(scaled_KD.dtype), scaled_KD[rows], text_KD.T)
         own_R = signed_RK[:, rows].diagonal()
         own_R.neg_()
@@ -232,6 +250,7 @@ def _sigmoid_blocks(
         yield rows, value, signed_RK if factor_RK is None else signed_RK.mul_(factor_RK)
         del signed_RK, own_R
     if each is not None:
+        row_K, column_K = world.add(row_K, column_K)
         each.append((row_K, column_K))
 
 
@@ -239,10 +258,11 @@ def _softmax_blocks(
     scaled_KD: Tensor,
     text_KD: Tensor,
     bias: Tensor,
-    weight_K: Tensor | None,
     sloped: bool,
+    weight_K: Tensor | None,
     equal: EqualPairs | None,
     each: Each | None,
+    world: World,
 ) -> Iterator[Block]:
     masked = equal if equal is not None and equal.rule == "masked" else None
     positive = equal if equal is not None and equal.rule == "positive" else None
@@ -251,13 +271,13 @@ def _softmax_blocks(
         logits_RK = scaled_KD[rows] @ text_KD.T
         return logits_RK if masked is None else logits_RK.masked_fill_(masked.of(rows), -torch.inf)
 
-    count = len(scaled_KD)
+    count, share = len(scaled_KD), world.share(len(scaled_KD))
     lse_row_K, lse_column_K = (scaled_KD.new_full((count,), -torch.inf) for _ in range(2))
     own_K = (scaled_KD * text_KD).sum(1)
     # Each pair's mean logit over its positives, in its row and in its column.
     aim_row_K, aim_column_K = (own_K, own_K) if positive is None else (torch.zeros_like(own_K) for _ in range(2))
     size_K = None if positive is None else positive.size_K()
-    for rows in _row_blocks(scaled_KD):
+    for rows in _row_blocks(scaled_KD, share):
         logits_RK = logits(rows)
         lse_row_K[rows] = logits_RK.logsumexp(1)
         lse_column_K = torch.logaddexp(lse_column_K, logits_RK.logsumexp(0))
@@ -266,11 +286,15 @@ def _softmax_blocks(
             aim_row_K[rows] = logits_RK.sum(1)
             aim_column_K += logits_RK.sum(0)
         del logits_RK
+    if world.size > 1:
+        own, partial = [lse_row_K[share], aim_row_K[share]], [lse_column_K, aim_column_K]
+        (lse_row_K, aim_row_K), (lse_nK, aim_nK) = joined(world, count, own, partial)
+        lse_column_K, aim_column_K = lse_nK.logsumexp(0), aim_row_K if positive is None else aim_nK.sum(0)
     if each is not None:
         each.append((lse_row_K - aim_row_K, lse_column_K - aim_column_K))
     weight_K = torch.ones_like(lse_row_K) if weight_K is None else weight_K
     loss_K = weight_K * (lse_row_K - aim_row_K + lse_column_K - aim_column_K) / 2
-    for rows in _row_blocks(scaled_KD):
+    for rows in _row_blocks(scaled_KD, share):
         value = loss_K[rows].sum()
         if not sloped:
             yield rows, value, None

@@ -132,6 +132,8 @@ def choose(
             selection = checked(name, found, scores, count)
             check_memory(policy, selection.memory, len(scores))
     except PolicyError as raised:
+        if scores.world.size > 1:  # the others may wait in a collective of the scores: they end because this one ends
+            raise
         error = raised
     return _agreed(selection, error)
 

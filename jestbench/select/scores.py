@@ -7,12 +7,13 @@ Notation (Evans et al. 2024, arXiv 2406.17711):
 * softmax logits: a_ij = t·⟨x_i, y_j⟩.
 
 A B×B matrix is never held in memory: a quantity of all pairs of pairs is computed in tiles
-(``select/tiles.py``).
+(``select/tiles.py``). Several processes share such a quantity out (``Scores.world``): each computes its share, and an
+all-gather gives every process the same bits, so that all draw the same indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -21,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import Pass
+from jestbench.parallel.distributed import World
 from jestbench.select.given import Moment
 from jestbench.select.losses import Equal, LossName
-from jestbench.select.strips import Meter, strip
+from jestbench.select.shares import joined
+from jestbench.select.strips import Meter, own_logits, strip, unequal
 from jestbench.select.tiles import exact_products, tiles
 
 Side = Literal["learner", "reference", "online"]
@@ -132,6 +135,8 @@ class Scores:
             other in any score. ``None``: all pairs are negatives of each other.
         equal: what equal pairs are instead: ``masked``, in no sum and no denominator; or ``positive``, label +1 for
             sigmoid; the scores of softmax refuse it.
+        world: the processes that hold these same scores and share their B×B work out: all of them ask for the same
+            quantities, in the same order. By default this process alone.
     """
 
     learner: Embeddings | None = None
@@ -149,6 +154,7 @@ class Scores:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     group_B: Tensor | None = None
     equal: Equal = "masked"
+    world: World = field(default_factory=World, repr=False)
 
     def __post_init__(self) -> None:
         if self.loss not in ("sigmoid", "softmax"):
@@ -192,13 +198,14 @@ class Scores:
         return {side: part for side, part in held.items() if part is not None}
 
     @classmethod
-    def joined(cls, parts: Iterable[Scores], size: int, loss: LossName) -> Scores:
+    def joined(cls, parts: Iterable[Scores], size: int, loss: LossName, world: World | None = None) -> Scores:
         """Join the scores of several models for one super-batch.
 
         Args:
             parts: the scores of each model alone, with their passes.
             size: B.
             loss: which pair losses the scores are differences of.
+            world: the processes that score this super-batch together; ``None`` is this process alone.
         """
         found: dict[Side, Embeddings] = {}
         values: dict[str, Tensor] = {}
@@ -210,7 +217,8 @@ class Scores:
             passes += part.model_passes
             unseen += part.unseen
         models = (found.get("learner"), found.get("reference"), found.get("online"))
-        return cls(*models, values=values, size=size, loss=loss, model_passes=passes, unseen=unseen)
+        world = world or World()
+        return cls(*models, values=values, size=size, loss=loss, model_passes=passes, unseen=unseen, world=world)
 
     @classmethod
     def of(cls, role: Role, model: Embeddings) -> Scores:
@@ -286,22 +294,29 @@ class Scores:
         """Cosines of the images at R with the texts at C, ``[R, C]``, charged; ``None`` is every pair.
 
         This is the way for a policy to similarities of its own: a product of embeddings that it computes without the
-        scores is charged to nobody, and the conformance suite refuses it.
+        scores is charged to nobody, and the conformance suite refuses it. Several processes share the longer side out.
         """
         model = self.side(side)
         image_RD = model.image_BD if index_R is None else model.image_BD[index_R]
         text_CD = model.text_BD if index_C is None else model.text_BD[index_C]
-        self.meter.add(len(image_RD), len(text_CD), image_RD.shape[1])
+        wide = len(text_CD) > len(image_RD)
+        long_XD, short_YD = (text_CD, image_RD) if wide else (image_RD, text_CD)
+        share = self.world.share(len(long_XD))
+        self.meter.add(len(long_XD), len(short_YD), image_RD.shape[1], own=share.stop - share.start)
         with exact_products(image_RD.device):
-            return image_RD @ text_CD.T
+            if self.world.size == 1:
+                return image_RD @ text_CD.T
+            (long_XY,), _ = joined(self.world, len(long_XD), [long_XD[share] @ short_YD.T])
+            return long_XY.T if wide else long_XY
 
     def own_cosine_B(self, side: Side) -> Tensor:
         """c_ii: the cosine of each pair's image with its own text."""
-        return _own_logit_B(replace(self.side(side), scale=1.0, bias=0.0), "softmax", self.meter)
+        (own_P,) = self._own([replace(self.side(side), scale=1.0, bias=0.0)])
+        return joined(self.world, len(self), [own_P])[0][0]
 
     def own_logit_B(self, side: Side) -> Tensor:
         """u_ii: the logit of each pair with itself."""
-        return _own_logit_B(self.side(side), self.loss, self.meter)
+        return joined(self.world, len(self), self._own([self.side(side)]))[0][0]
 
     def pair_loss_B(self, side: Side, kind: PairLoss = "own") -> Tensor:
         """Each pair's loss under one model.
@@ -314,19 +329,26 @@ class Scores:
         Returns:
             ``[B]``, at least fp32.
         """
-        embeddings = self.side(side)
-        own_B = _own_logit_B(embeddings, self.loss, self.meter)
+        return self._pair_losses([self.side(side)], kind)[0]
+
+    def _pair_losses(self, models: Sequence[Embeddings], kind: PairLoss) -> list[Tensor]:
+        """``pair_loss_B`` of several models, by one all-gather."""
+        own = self._own(models)
         if kind == "own":
-            return F.softplus(-own_B) if self.loss == "sigmoid" else -own_B
-        rows_B, columns_B = self._reduce(embeddings)
-        return (rows_B + columns_B) / 2 - own_B
+            owns, _ = joined(self.world, len(self), own)
+            return [F.softplus(-own_B) if self.loss == "sigmoid" else -own_B for own_B in owns]
+        rows, columns = zip(*(self._reduce(model) for model in models), strict=True)
+        found, rows_nB = joined(self.world, len(self), [*own, *columns], rows)
+        parts = zip(found[: len(own)], found[len(own) :], map(self._sum, rows_nB), strict=True)
+        return [(rows_B + columns_B) / 2 - own_B for own_B, columns_B, rows_B in parts]
 
     def learnability_B(self, kind: PairLoss = "own") -> Tensor:
         """ℓ(learner) − ℓ(reference) of each pair; with only one of the two models, its term alone."""
-        terms = [sign * self.pair_loss_B("learner" if sign > 0 else "reference", kind) for sign, _ in self.contrast()]
-        if not terms:
+        both = self.contrast()
+        if not both:
             raise ScoreError("the scores hold neither learner nor reference: name them in the policy's needs")
-        return torch.stack(terms).sum(0)
+        losses = self._pair_losses([model for _, model in both], kind)
+        return torch.stack([sign * loss_B for (sign, _), loss_B in zip(both, losses, strict=True)]).sum(0)
 
     def gradient_norm_B(self, side: Side) -> Tensor:
         """Norm of the gradient of the super-batch's loss with respect to each pair's two embeddings.
@@ -344,30 +366,45 @@ class Scores:
         """
         model = self.side(side)
         image_BD, text_BD, size = model.image_BD, model.text_BD, len(model)
-        lse_rows_B, lse_columns_B = self._reduce(model) if self.loss == "softmax" else (None, None)
-        by_image_BD, by_text_BD = torch.zeros_like(image_BD), torch.empty_like(text_BD)
-        for tile in tiles(size, size, image_BD):
+        share = self.world.share(size)
+        lse_rows_B = lse_columns_P = None
+        if self.loss == "softmax":
+            rows_B, lse_columns_P = self._reduce(model)
+            lse_rows_B = self._sum(joined(self.world, size, [], [rows_B])[1][0])
+        self.meter.add(3 * size, size, image_BD.shape[1], own=3 * (share.stop - share.start))
+        by_image_BD, by_text_PD = torch.zeros_like(image_BD), torch.empty_like(text_BD[share])
+        for tile in tiles(share, size, image_BD):
+            place = _within(tile, share)
             slope_BT, equal_BT = self._strip(model, tile)
-            if lse_rows_B is None or lse_columns_B is None:
+            if lse_rows_B is None or lse_columns_P is None:
                 slope_BT = slope_BT.sigmoid_()
                 if equal_BT is not None and self.equal == "positive":
                     slope_BT = torch.where(equal_BT, -slope_BT, slope_BT)
             else:
                 over_rows_BT = (slope_BT - lse_rows_B[:, None]).exp_()
-                slope_BT = (slope_BT - lse_columns_B[tile]).exp_().add_(over_rows_BT).div_(2)
+                slope_BT = (slope_BT - lse_columns_P[place]).exp_().add_(over_rows_BT).div_(2)
             slope_BT[tile].diagonal().sub_(1)
-            self.meter.add(2 * size, slope_BT.shape[1], image_BD.shape[1])
             with exact_products(image_BD.device):
                 by_image_BD.addmm_(slope_BT, text_BD[tile])
-                by_text_BD[tile] = slope_BT.T @ image_BD
-        return abs(model.scale) / size * (by_image_BD.square().sum(1) + by_text_BD.square().sum(1)).sqrt()
+                by_text_PD[place] = slope_BT.T @ image_BD
+        (by_image_BD,) = self.world.add(by_image_BD)
+        square_P = by_image_BD[share].square().sum(1) + by_text_PD.square().sum(1)
+        return joined(self.world, size, [abs(model.scale) / size * square_P.sqrt()])[0][0]
+
+    def _own(self, models: Iterable[Embeddings]) -> list[Tensor]:
+        """u_ii (sigmoid) or a_ii of this process's share of the pairs under each model, charged."""
+        share = self.world.share(len(self))
+        own = [own_logits(model.image_BD[share], model.text_BD[share], model, self.loss) for model in models]
+        for model in models:
+            self.meter.add(len(self), 1, model.image_BD.shape[1], own=share.stop - share.start)
+        return own
 
     def _strip(self, model: Embeddings, tile: slice) -> tuple[Tensor, Tensor | None]:
         """The logits of all images against the texts of a tile, and which of them are of two equal pairs.
 
         Their logits are −∞, or change sign where equal pairs are positives of each other.
         """
-        logits_BT = strip(model.image_BD, model.text_BD[tile], model, self.loss, self.meter)
+        logits_BT = strip(model.image_BD, model.text_BD[tile], model, self.loss)
         everyone_B = torch.arange(len(self), device=logits_BT.device)
         equal_BT = self.equal_of(everyone_B, everyone_B[tile])
         if equal_BT is None:
@@ -375,34 +412,34 @@ class Scores:
         equal_BT[tile].fill_diagonal_(False)
         return unequal(logits_BT, equal_BT, self.equal), equal_BT
 
-    def _reduce(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
-        """Σ softplus(u) or LSE of a over each row and over each column, tile by tile."""
-        size = len(embeddings)
-        columns_B = embeddings.image_BD.new_empty(size)
-        rows_B = embeddings.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
-        for tile in tiles(size, size, embeddings.image_BD):
-            logits, _ = self._strip(embeddings, tile)
+    def _reduce(self, model: Embeddings) -> tuple[Tensor, Tensor]:
+        """Σ softplus(u) or LSE of a, tile by tile over this process's share of the columns, charged.
+
+        Returns:
+            The terms of every row over the share's columns, ``[B]``, and the sums of the share's columns, ``[P]``.
+        """
+        size, share = len(model), self.world.share(len(model))
+        self.meter.add(size, size, model.image_BD.shape[1], own=share.stop - share.start)
+        columns_P = model.image_BD.new_empty(share.stop - share.start)
+        rows_B = model.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
+        for tile in tiles(share, size, model.image_BD):
+            logits, _ = self._strip(model, tile)
             if self.loss == "sigmoid":
                 terms = F.softplus(logits)
                 rows_B += terms.sum(1)
-                columns_B[tile] = terms.sum(0)
+                columns_P[_within(tile, share)] = terms.sum(0)
             else:
                 rows_B = torch.logaddexp(rows_B, logits.logsumexp(1))
-                columns_B[tile] = logits.logsumexp(0)
-        return rows_B, columns_B
+                columns_P[_within(tile, share)] = logits.logsumexp(0)
+        return rows_B, columns_P
+
+    def _sum(self, terms_nB: Tensor) -> Tensor:
+        """The sums of rows, or their LSE, over the terms of all processes."""
+        if len(terms_nB) == 1:
+            return terms_nB[0]
+        return terms_nB.sum(0) if self.loss == "sigmoid" else terms_nB.logsumexp(0)
 
 
-def unequal(logits_RC: Tensor, equal_RC: Tensor, equal: Equal) -> Tensor:
-    """Logits whose equal pairs are masked, −∞; or, as positives of the sigmoid loss, of the other sign."""
-    if equal == "masked":
-        return logits_RC.masked_fill(equal_RC, -torch.inf)
-    return torch.where(equal_RC, -logits_RC, logits_RC)
-
-
-def _own_logit_B(model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    meter.add(len(model), 1, model.image_BD.shape[1])
-    own_B = model.image_BD.new_empty(len(model))
-    for rows in tiles(len(model), model.image_BD.shape[1], model.image_BD):
-        own_B[rows] = (model.image_BD[rows] * model.text_BD[rows]).sum(1)
-    own_B *= model.scale
-    return own_B + model.bias if loss == "sigmoid" else own_B
+def _within(part: slice, whole: slice) -> slice:
+    """A part of a slice, as positions in it."""
+    return slice(part.start - whole.start, part.stop - whole.start)

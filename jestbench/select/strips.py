@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jestbench.select import kernels
-from jestbench.select.losses import LossName
+from jestbench.select.losses import Equal, LossName
 from jestbench.select.tiles import exact_products, tiles
 
 if TYPE_CHECKING:
@@ -31,41 +31,68 @@ LOG2_E = math.log2(math.e)
 
 
 class Meter:
-    """Counts the multiply-adds of similarity products, so that selection is charged like any pass."""
+    """Counts the multiply-adds of similarity products, so that selection is charged like any pass.
+
+    Attributes:
+        macs: of all processes together, which are charged: the same for any number of processes.
+        own_macs: those that this process has computed.
+    """
 
     def __init__(self) -> None:
-        self.macs = 0
+        self.macs = self.own_macs = 0
 
-    def add(self, rows: int, columns: int, width: int) -> None:
-        """Charge a ``rows × columns`` product over ``width`` dimensions."""
+    def add(self, rows: int, columns: int, width: int, own: int | None = None) -> None:
+        """Charge a ``rows × columns`` product over ``width`` dimensions.
+
+        Args:
+            rows: rows of the whole product.
+            columns: its columns.
+            width: D.
+            own: rows that this process computes; ``None`` is all.
+        """
         self.macs += rows * columns * width
+        self.own_macs += (rows if own is None else own) * columns * width
 
 
-def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
+def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
     """Logits ``[B, C]`` of all rows against some columns, under the model's multiplier and offset.
 
-    Computed in the embeddings' own precision, whatever autocast the caller is in.
+    Computed in the embeddings' own precision, whatever autocast the caller is in. The caller charges it.
     """
-    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
     offset = left_BD.new_full((), model.bias if loss == "sigmoid" else 0.0)
     with exact_products(left_BD.device):
         return torch.addmm(offset, left_BD, right_CD.T, alpha=model.scale)
 
 
-def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName, meter: Meter) -> Tensor:
-    """Σ softplus(u) (sigmoid) or the LSE of a (softmax) over each row of a strip, ``[B]``.
+def own_logits(image_PD: Tensor, text_PD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
+    """The logit of each pair with itself, ``[P]``; the caller charges it."""
+    own_P = image_PD.new_empty(len(image_PD))
+    for rows in tiles(len(own_P), image_PD.shape[1], image_PD):
+        own_P[rows] = (image_PD[rows] * text_PD[rows]).sum(1)
+    own_P *= model.scale
+    return own_P + model.bias if loss == "sigmoid" else own_P
+
+
+def unequal(logits_RC: Tensor, equal_RC: Tensor, equal: Equal) -> Tensor:
+    """Logits whose equal pairs are masked, −∞; or, as positives of the sigmoid loss, of the other sign."""
+    if equal == "masked":
+        return logits_RC.masked_fill(equal_RC, -torch.inf)
+    return torch.where(equal_RC, -logits_RC, logits_RC)
+
+
+def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
+    """Σ softplus(u) (sigmoid) or the LSE of a (softmax) over each row of a strip, ``[B]``; the caller charges it.
 
     Computed in tiles of whole rows, so that the strip is never in memory, in the embeddings' own precision. On a GPU
     the host never waits for it.
     """
-    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])
     if kernels.usable(left_BD):
         offset = model.bias if loss == "sigmoid" else 0.0
         return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
     sums_B = left_BD.new_empty(len(left_BD))
     for rows in tiles(len(left_BD), len(right_CD), left_BD):
         if left_BD.is_cuda:
-            sums_B[rows] = _row_sums(strip(left_BD[rows], right_CD, model, loss, Meter()), loss)
+            sums_B[rows] = _row_sums(strip(left_BD[rows], right_CD, model, loss), loss)
             continue
         start = rows.start
         for blocks in _blocks(left_BD[rows]):

@@ -25,17 +25,18 @@ def tile_bytes(device: torch.device) -> int:
     return min(TILE_BYTES["cuda"], torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)
 
 
-def tiles(columns: int, rows: int, like: Tensor) -> Iterator[slice]:
+def tiles(columns: int | slice, rows: int, like: Tensor) -> Iterator[slice]:
     """Slices over ``columns`` such that a tile of ``rows`` × slice has at most ``tile_bytes`` (or is one wide).
 
     Args:
-        columns: the whole extent that is sliced.
+        columns: the whole extent that is sliced, or a share of it.
         rows: the other extent of each tile.
         like: a tensor of the tiles' number format and device.
     """
     width = max(1, tile_bytes(like.device) // max(1, rows * like.element_size()))
-    for start in range(0, columns, width):
-        yield slice(start, min(columns, start + width))
+    share = columns if isinstance(columns, slice) else slice(0, columns)
+    for start in range(share.start, share.stop, width):
+        yield slice(start, min(share.stop, start + width))
 
 
 @contextmanager

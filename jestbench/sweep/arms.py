@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.config import resolve
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.disk import nearest_or_all
 from jestbench.evals.measure import embedding_measures
 from jestbench.launch import command

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jestbench.config import grammar, resolve
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.launch import command
 
 GIN = Path(__file__).resolve().parents[2] / "gin"

@@ -10,7 +10,8 @@ from helpers import summary_of
 
 from jestbench.compare.analysis import analyse
 from jestbench.config import resolve
-from jestbench.config.run import ConfigError, Resolved
+from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.launch.command import main
 from jestbench.runs.open_folder import recorded
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jestbench.batch import Batch
 from jestbench.config.grammar import PROJECT
 from jestbench.config.resolve import resolve
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import (
     FLOPS_PER_MAC,

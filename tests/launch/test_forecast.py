@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jestbench.config import resolve
-from jestbench.config.run import Resolved
+from jestbench.config.resolved import Resolved
 from jestbench.launch import charges, forecast
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main

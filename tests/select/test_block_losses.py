@@ -114,7 +114,7 @@ def test_memory_is_a_small_part_of_the_dense_forms(loss: str, weighted: bool) ->
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 1), (16, 16), (1000, 16)])
-def test_blocks_cover_every_row_once(count: int, least: int) -> None:
-    rows = list(losses._row_blocks(torch.ones(count, 2)))
+def test_blocks_cover_every_row_once(count: int, least: int, blocks: None) -> None:
+    rows = list(losses._row_blocks(torch.ones(count, 2), slice(0, count)))
     assert list(itertools.chain.from_iterable(range(count)[part] for part in rows)) == list(range(count))
     assert len(rows) >= least

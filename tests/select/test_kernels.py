@@ -24,7 +24,7 @@ import torch
 from jestbench import Embeddings
 from jestbench.select import kernels
 from jestbench.select.kernels import row_sums
-from jestbench.select.strips import Meter, strip_sums
+from jestbench.select.strips import strip_sums
 from jestbench.select.tiles import TILE_BYTES
 kernels.COLUMNS, kernels.ELEMENTS, TILE_BYTES["cpu"] = 64, 128, 4 * 130 * 20  # several steps and tiles
 generator = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ for rows, columns, width, scale, bias in ((5, 1, 3, 3.0, -2.0), (70, 65, 40, 10.
     left, right = (torch.randn(n, width, generator=generator) / width**0.5 for n in (rows, columns))
     for loss in ("sigmoid", "softmax"):
         model = Embeddings(left, left, scale, bias)
-        plain = strip_sums(left, right, model, loss, Meter())
+        plain = strip_sums(left, right, model, loss)
         fused = row_sums(left, right, scale, bias if loss == "sigmoid" else 0.0, loss)
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 print("equal")

@@ -38,7 +38,7 @@ from jestbench.select.draws import (
 )
 from jestbench.select.losses import LOSSES
 from jestbench.select.scores import ScoreError
-from jestbench.select.strips import Meter, strip_sums
+from jestbench.select.strips import strip_sums
 from jestbench.select.tiles import tiles
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example_open_clip_loop.py"
@@ -235,7 +235,7 @@ def test_strips_keep_small_terms_and_survive_large_ones(
     # Cosines that are multiples of 2^-10, so that the logits are exact and what is compared is the sum alone.
     cosine_BC = torch.randint(-1024, 1025, (7, columns), generator=generator) / 1024
     model = Embeddings(torch.eye(7, dtype=dtype), torch.eye(7, dtype=dtype), scale, bias)
-    found_B = strip_sums(torch.eye(7, dtype=dtype), cosine_BC.T.to(dtype).contiguous(), model, loss, Meter())
+    found_B = strip_sums(torch.eye(7, dtype=dtype), cosine_BC.T.to(dtype).contiguous(), model, loss)
     logit_BC = scale * cosine_BC.double().numpy() + (bias if loss == "sigmoid" else 0.0)
     terms_BC = np.logaddexp(0, logit_BC) if loss == "sigmoid" else logit_BC
     wanted_B = terms_BC.sum(1) if loss == "sigmoid" else np.logaddexp.reduce(logit_BC, axis=1)

@@ -1,0 +1,77 @@
+"""Several processes of a run as threads of this one: their collectives by barriers, what they send counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from jestbench.parallel.distributed import World
+
+_T = TypeVar("_T")
+
+
+class Hub:
+    """Where the threads of one run lay down what they send."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier, self.sent = threading.Barrier(size, timeout=60), [torch.empty(0)] * size
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """A process that is a thread.
+
+    Attributes:
+        hub: shared by all threads.
+        counts: collectives by kind, and the bytes that this process has sent.
+    """
+
+    hub: Hub = field(default_factory=lambda: Hub(1), repr=False)
+    counts: dict[str, int] = field(default_factory=lambda: {"gather": 0, "add": 0, "bytes": 0})
+
+    def gather(self, own_X: Tensor) -> Tensor:
+        """As ``World.gather``."""
+        return self._collected("gather", own_X)
+
+    def add(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """As ``World.add``, in the order of ranks."""
+        if self.size == 1:
+            return own
+        flat = torch.cat([part.detach().flatten() for part in own])
+        sums = self._collected("add", flat).sum(0).split([part.numel() for part in own])
+        return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
+
+    def _collected(self, kind: str, own_X: Tensor) -> Tensor:
+        self.counts[kind] += 1
+        self.counts["bytes"] += own_X.numel() * own_X.element_size()
+        self.hub.sent[self.rank] = own_X.detach().clone()
+        self.hub.barrier.wait()
+        assert len({(part.shape, part.dtype) for part in self.hub.sent}) == 1, "processes send tensors of one shape"
+        found = torch.stack(self.hub.sent)
+        self.hub.barrier.wait()
+        return found
+
+
+def by_threads(size: int, work: Callable[[ThreadWorld], _T]) -> list[_T]:
+    """What each of several processes returns, in the order of ranks; the first failure is raised."""
+    hub = Hub(size)
+
+    def guarded(rank: int) -> _T:
+        try:
+            return work(ThreadWorld(rank, size, hub))
+        except BaseException:
+            hub.barrier.abort()  # nobody waits for a thread that has failed
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        ran = [pool.submit(guarded, rank) for rank in range(size)]
+    failed = [error for one in ran if (error := one.exception()) is not None]
+    if failed:
+        raise next((error for error in failed if not isinstance(error, threading.BrokenBarrierError)), failed[0])
+    return [one.result() for one in ran]
