@@ -200,6 +200,6 @@ class Actor(ABC):
 
 
 def imagined_embeddings(role: Role, count: int, width: int, random: torch.Generator) -> Scores:
-    """Random embeddings of ``count`` pairs in a role."""
+    """Random embeddings of ``count`` pairs in a role, whose products are charged and not computed."""
     image_BD, text_BD = (torch.randn(count, width, generator=random) / 10 for _ in range(2))
-    return Scores.of(role, Embeddings(image_BD, text_BD))
+    return Scores.of(role, Embeddings(image_BD, text_BD, imagined=True))

@@ -7,7 +7,7 @@ embeddings; then one micro-batch at a time with gradient, to backpropagate that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from jestbench.engine.casting import Setting, Training, check_training, fitted, 
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.gradients import CarryOn
 from jestbench.engine.learner import Learner, Objective
+from jestbench.engine.libraries import library_towers
+from jestbench.engine.locked_images import LockedImages
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
@@ -131,7 +133,10 @@ class Contrastive(Objective):
         """What this process embeds of a sub-batch."""
         pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
         own = batch.own
-        parts = [own.take(index) if len(index) else learner.model.stand_in(own.images_BCHW) for _, index in pieces]
+        parts = [
+            learner.prepared(own.take(index)) if len(index) else learner.model.stand_in(own.images_BCHW)
+            for _, index in pieces
+        ]
         views = [view for view, _ in self._parts(len(batch))]
         return _Held(pieces, parts, views, batch.rows, self._cached(len(batch)))
 
@@ -232,13 +237,12 @@ class Contrastive(Objective):
         if self.reruns is None and not self._cached(count):
             return
         # As one process runs them: the charge depends on no number of processes.
-        prices = learner.prices
         pieces = [(view, len(index)) for view, index in self.pieces(torch.zeros(count, dtype=torch.int64), World())]
         if self.reruns is not None:
             again = sum(self.reruns[view].pairs(size) for view, size in pieces)
             yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
         if self._cached(count):
-            forward = sum(prices[view].pairs(size) for view, size in pieces)
+            forward = sum(learner.forward_macs(view, size) for view, size in pieces)
             trained = sum(learner.training_macs(view, size) for view, size in pieces)
             whole = sum(learner.training_macs(view, size) for view, size in self._parts(count))
             # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
@@ -265,8 +269,12 @@ class ContrastiveTraining(Training):
         """The two towers in training."""
         run, example = setting.run, setting.example
         start, tokenizer = setting.start, setting.pairs.tokenizer
-        built = self.build(run, tokenizer) if start is None else start.build(run.model, tokenizer, run.loss, run.seed)
-        model = built.to(setting.arithmetic.device)
+        with setting.arithmetic.building():
+            if start is None:
+                built = self.build(run, tokenizer)
+            else:
+                built = start.build(run.model, tokenizer, run.loss, run.seed)
+        model = setting.arithmetic.placed(built)
         check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)
         scored = fitted(*run.view_of("learner"), model)
@@ -278,8 +286,11 @@ class ContrastiveTraining(Training):
         objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()
+        images = _remembered(setting, model, prices[FULL], {scored, *trained}) if run.remember_images else None
         return Learner(
-            model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro, shard=run.shard
+            *(model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro),
+            shard=run.shard,
+            images=images,
         )
 
     def loss(self, run: Run) -> LossName:
@@ -289,4 +300,26 @@ class ContrastiveTraining(Training):
     @classmethod
     def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
         """Two towers, with random weights."""
+        if "library" in described:
+            return library_towers(described["library"], tokenizer)
         return shape_of(described).build(tokenizer, described["loss"], seed=0)
+
+
+def _remembered(setting: Setting, model: TwoTowers, price: Price, views: Collection[View]) -> LockedImages:
+    """The images of a locked tower, each embedded once.
+
+    Raises:
+        ValueError: a setting of the run makes an image's embedding another one from pass to pass.
+    """
+    run = setting.run
+    reasons = {
+        "model.freeze is not set, and a tower in training embeds an image anew in each pass": not model.locked,
+        "run.augment makes another image of it in each step": run.augment is not None,
+        "a view (run.train_views, run.score_view) embeds it otherwise": not all(view.full_image for view in views),
+        "run.shard spreads the tower over processes": run.shard,
+    }
+    for reason, there in reasons.items():
+        if there:
+            raise ValueError(f"run.remember_images: {reason}: leave one of them out")
+    block, store_dir = setting.micro.score, setting.store_dir
+    return LockedImages(model, setting.arithmetic, price, run.reference_accounting, store_dir, block)

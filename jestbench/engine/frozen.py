@@ -30,7 +30,11 @@ from jestbench.select.scores import NonFiniteScore, Role, Scores
 
 Accounting = Literal["online", "first_sight", "amortised"]
 RowName = Literal["image", "text", "pair"]
-PURPOSES: Mapping[Role, Purpose] = {"reference": "reference_score", "scorer": "scorer_score"}
+PURPOSES: Mapping[Role, Purpose] = {
+    "reference": "reference_score",
+    "scorer": "scorer_score",
+    "learner": "learner_score",  # of a locked image tower
+}
 
 
 def keys_of(name: RowName, image_key_B: Tensor, text_key_B: Tensor) -> Tensor:

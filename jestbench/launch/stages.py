@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from jestbench.config.fitting import check_loss
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError, Run
@@ -41,6 +43,7 @@ def build_stages(
     store_dir: Path,
     draw_size: int | None = None,
     rank: Rank | None = None,
+    shapes: bool = False,
 ) -> Stages:
     """Build all stages.
 
@@ -51,6 +54,7 @@ def build_stages(
         store_dir: folder for the rows of frozen models during the run.
         draw_size: pairs a step; ``None`` is the run's own number (``--check`` sets a smaller one).
         rank: gives the own scores that the split takes a top by; ``None``: as ``split_of``.
+        shapes: models have no values (they are on ``meta``); prices need none.
 
     Raises:
         ValueError: the configuration cannot be built.
@@ -58,6 +62,8 @@ def build_stages(
     """
     run = resolved.run
     setting = setting_of(run, data, store_dir, rank, resolved.start)
+    if shapes:
+        setting = replace(setting, arithmetic=replace(setting.arithmetic, device=torch.device("meta")))
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}

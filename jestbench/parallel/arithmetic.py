@@ -87,6 +87,10 @@ class Arithmetic:
         """The model on the device, in float64 where the run is."""
         return model.to(self.device, torch.float64) if self.fp64 else model.to(self.device)
 
+    def building(self) -> AbstractContextManager[object]:
+        """Where models are built, before they are moved: on the CPU, or on ``meta``, where they have no values."""
+        return self.device if self.device.type == "meta" else nullcontext()
+
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""
         if not self.bf16:

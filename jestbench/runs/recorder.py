@@ -139,7 +139,7 @@ class Recorder:
                 yield
         except PolicyError as error:
             progress.seconds = seconds
-            trained = self.stages.learner.mark() != marks[1]  # it cannot be undone
+            trained = self.stages.learner.mark()[0] != marks[1][0]  # it cannot be undone
             for part, mark in zip(parts, marks, strict=True):
                 part.rewind(mark)
             raise self._blamed(error, progress, trained) from error.__cause__
