@@ -398,9 +398,9 @@ class FrozenActor(Actor):
         """Print the size of the shared cache, close the stores, and remove the files of a run that has finished."""
         if said := self.describe_cache():
             print(said, file=sys.stderr)
-        for store in (*self._rows.values(), *self._charged_keys.values()):
-            store.close(remove)
         if remove and self.world.first_of_all:
             for name, files in self._earlier.items():
                 for *of, _ in files:
                     self._file(name, *of).unlink(missing_ok=True)
+        for store in (*self._rows.values(), *self._charged_keys.values()):  # the last one removes the folder
+            store.close(remove)
