@@ -55,11 +55,12 @@ def rows_at(rows_BX: Tensor, index_K: Tensor, at: slice | None = None) -> Tensor
 
     Args:
         rows_BX: any number of rows.
-        index_K: positions, on the CPU.
+        index_K: positions.
         at: ``index_slice(index_K)``.
     """
     if at is not None:
         return rows_BX[at]
+    index_K = index_K.to(rows_BX.device)
     # A gather of whole rows is a copy of memory only where each row lies in one piece, as images of channels last do.
     last = rows_BX.ndim == 4 and rows_BX.is_contiguous(memory_format=torch.channels_last)
     plain = rows_BX.permute(0, 2, 3, 1) if last else rows_BX
@@ -123,6 +124,24 @@ class Batch:
         """The pairs that this process holds: all of them, unless several processes share the batch."""
         return self
 
+    @property
+    def rows(self) -> Tensor:
+        """Positions of the pairs that this process holds, ascending."""
+        return torch.arange(len(self))
+
+    @property
+    def rank_B(self) -> Tensor:
+        """Rank of the process that holds each pair."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    def collect(self, own_PX: Tensor) -> Tensor:
+        """The rows ``[B, …]`` of all pairs, gathered from the processes that hold the pairs; without gradient."""
+        return own_PX
+
+    def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
+        """As ``collect``, with a gradient: backward returns the gradient of this process's rows."""
+        return own_PX
+
     def everywhere(self, index_P: Tensor) -> Batch:
         """The pairs at a few positions, gathered on every process that shares the batch."""
         return self.take(index_P)
@@ -142,8 +161,14 @@ class Batch:
                 "set the model's tokenizer"
             ) from None
 
-    def take(self, index_K: Tensor) -> Batch:
-        """The pairs at these positions of the super-batch, in this order."""
+    def take(self, index_K: Tensor, parts: Sequence[int] = ()) -> Batch:
+        """The pairs at these positions of the super-batch, in this order.
+
+        Args:
+            index_K: the positions.
+            parts: lengths of consecutive parts of these pairs, of which every process that shares the batch is to hold
+                its share; empty: all are one part.
+        """
         index_K = index_K.cpu()
         at = index_slice(index_K)
         return Batch(

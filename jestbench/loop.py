@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, Selection
+from jestbench.batch import Batch, Selection, split_counts
 from jestbench.config.resolved import Resolved
 from jestbench.cost.budget import BELOW_ONE, Allowance
 from jestbench.cost.ledger import Ledger
@@ -103,7 +103,7 @@ def train(resolved: Resolved, stages: Stages, progress: Progress, allowance: All
             batch = turn.draw()
             scores = turn.score(batch)
             selection = turn.select(scores)
-            chosen = batch.take(selection.index_K)
+            chosen = turn.take(batch, selection)
             update = turn.update(chosen, selection)
             progress.ledger.charge((*batch.passes, *scores.passes, *update.passes))
             turn.keep(batch, selection, chosen, update)
@@ -168,6 +168,11 @@ class Turn:
         if not self.selects:
             return Selection(uniform_draw(len(scores), run.batch_size, generator), state=before)
         return choose(self.resolved.policy, scores, run.batch_size, generator, before, run.patience)
+
+    def take(self, batch: Batch, selection: Selection) -> Batch:
+        """The chosen pairs; of each part that is trained under a view of its own, every process holds its share."""
+        shares = [share for share, _ in self.resolved.run.mix]
+        return batch.take(selection.index_K, split_counts(len(selection.index_K), shares))
 
     def update(self, chosen: Batch, selection: Selection) -> Update:
         """The optimizer steps on the chosen pairs."""

@@ -24,6 +24,7 @@ from jestbench.model.towers import Model
 from jestbench.parallel import distributed
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
 from jestbench.select import Scores
 from jestbench.select.contract import PolicyError, PolicyFailure
@@ -116,7 +117,7 @@ def batch_of(count: int, tokenizer: Tokenizer) -> Batch:
 
 
 def shared(batch: Batch, world: World) -> SharedBatch:
-    return SharedBatch.of(batch.take(world.rows(len(batch))), len(batch), world)
+    return SharedBatch.of(batch.take(world.rows(len(batch))), Placement.in_turns(len(batch), world))
 
 
 def same(one: Batch, other: Batch, captions: bool = True) -> None:
@@ -140,7 +141,8 @@ def check_batches(world: World, tokenizer: Tokenizer) -> None:
             index = torch.randperm(count, generator=generator)[:taken]
             chosen = spread.take(index)
             assert len(chosen) == taken
-            same(chosen.own, whole.take(index).take(world.rows(taken)), captions=False)
+            assert sorted(i for rows in world.everybodys(chosen.rows.tolist()) for i in rows) == list(range(taken))
+            same(chosen.own, whole.take(index).take(chosen.rows), captions=False)
             same(spread.everywhere(index), whole.take(index))
 
 
@@ -216,10 +218,8 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
         alone = gradients(World(), whole, model, tokenizer, options)
         together = gradients(world, shared(whole, world), model, tokenizer, options)
         assert alone.keys() == together.keys(), options
-        # Positions and kernels are resized in fp32, whatever the model is in.
-        close = {"rtol": 1e-9, "atol": 1e-12} if mix is plain else {"rtol": 2e-5, "atol": 1e-7}
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, **close, msg=f"{name} {options}")
+            torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} {options}")
 
 
 def main() -> None:

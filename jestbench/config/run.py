@@ -113,15 +113,20 @@ class Run:
             trained under, under one loss; empty for the full view.
         score_view: the view that the learner is scored under; ``None`` is full.
         reference_view: the view that the reference is scored under.
-        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; the format that it is on the machine is part of
-            the arm.
+        precision: ``auto`` is bf16 autocast on CUDA and fp32 on CPUs; ``fp64`` is for checks, such as that of several
+            processes against one (sums in another order then differ in the last of 16 digits). The format that it is on
+            the machine is part of the arm.
         device: ``auto`` is CUDA where there is one.
         microbatch: pairs that a tower scores at once; ``auto``: the largest power of two that the GPU has memory for,
             found at the start; 4,096 on a CPU.
-        train_microbatch: pairs that hold activations at once in training; more of them are embedded twice
-            (cached gradients: the loss stays one over all b pairs, the update is the same). ``None``: all. ``auto``:
-            all where the GPU has memory for them, else the largest power of two. What is found is charged, stands in
-            ``summary.json`` (``data.microbatches``) and in checkpoints, and is no part of the arm.
+        train_microbatch: pairs of the whole run that hold activations at once in training, m; each of n processes holds
+            ⌈m/n⌉ of them. More pairs are embedded twice (cached gradients: the loss stays one over all b pairs, the
+            update is the same). ``None``: all. ``auto``: all where the GPUs have memory for them, else n times the
+            largest power of two. What is found is charged, stands in ``summary.json`` (``data.microbatches``) and in
+            checkpoints, and is no part of the arm.
+        shard: whether each of several processes holds a part of the towers' weights, gradients and optimizer state
+            (FSDP2), gathered block by block as they are needed. One process runs as without. A locked image tower
+            (``model.freeze``) stays whole. Checkpoints are the same with and without.
         compile: whether the models in training run blocks compiled by ``torch.compile``; ``auto``: on CUDA for
             budgets of at least 1e17 FLOPs, which pay back the time that compiling takes.
         grad_checkpointing: keep one activation a block and run the blocks again in the backward pass.
@@ -178,6 +183,7 @@ class Run:
     log: Log = field(default_factory=Log)
     wandb: WandB = field(default_factory=WandB)
     train_microbatch: int | Literal["auto"] | None = None
+    shard: bool = False
     grad_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"
     loader: Loader = field(default_factory=Loader)

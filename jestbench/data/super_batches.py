@@ -26,6 +26,7 @@ from jestbench.data.pairs import IndexedPairs
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
 
 Leave = Callable[[Tensor, int], Tensor]
@@ -114,7 +115,7 @@ class SuperBatchSource(ABC):
             return batch
         if self.whole:
             batch = replace(batch.take(self.world.rows(self.size)), passes=batch.passes, counts=batch.counts)
-        return SharedBatch.of(batch, self.size, self.world)
+        return SharedBatch.of(batch, Placement.in_turns(self.size, self.world))
 
     def counts(self, step: int) -> dict[str, float]:
         """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs."""
@@ -132,8 +133,21 @@ class SuperBatchSource(ABC):
         return {"processes": self.world.everybodys(self.mark())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of as many processes, with any number of workers."""
-        self.rewind(state["processes"][self.world.rank])
+        """Go on from a checkpoint of any number of processes, with any number of workers."""
+        marks = state["processes"]
+        if len(marks) == self.world.size or self.whole:
+            self.rewind(marks[self.world.rank % len(marks)])
+            return
+        # Counts are summed over processes: rank 0 takes over all of them.
+        tallies = [mark["tally"] for mark in marks]
+        summed = Counter[str]()
+        for tally in tallies:
+            summed.update(tally["summed"])
+        if not self.world.first_of_all:
+            summed = Counter(dict.fromkeys(summed, 0))
+        examples = {kind: one for tally in reversed(tallies) for kind, one in tally["examples"].items()}
+        restarts = sum(mark["restarts"] for mark in marks) if self.world.first_of_all else 0
+        self.rewind({**marks[0], "restarts": restarts, "tally": {"summed": dict(summed), "examples": examples}})
 
     def mark(self) -> dict[str, Any]:
         """The state of this process."""

@@ -17,7 +17,8 @@ import torch
 from jestbench.batch import View
 from jestbench.data.pairs import Pairs
 from jestbench.disk import cache_root, digest, hashed, write_json
-from jestbench.engine.rows import SharedRows, Stored
+from jestbench.engine.rows import Stored
+from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
 from jestbench.parallel.arithmetic import Arithmetic
 
@@ -74,6 +75,7 @@ class Cache:
             "preprocessing": pairs.preprocessing,
             "device": arithmetic.device.type,
             "bf16": arithmetic.bf16,
+            **({"fp64": True} if arithmetic.fp64 else {}),
             "block": block,
             "dtype": self.dtype,
             "versions": {name: version(name) for name in ("torch", *model.libraries)},

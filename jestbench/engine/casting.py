@@ -161,7 +161,7 @@ class FrozenCasting(Casting):
         )
         content = self.content(self.model, arithmetic, setting.example, view)
         options = run.reference_accounting, setting.store_dir, setting.micro.score
-        return FrozenActor(self.role, content, *options, bound, self.mix, self.role in run.ranks)
+        return FrozenActor(self.role, content, *options, bound, self.mix)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, View, split_counts
+from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, View, index_slice, split_counts
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.engine.casting import Setting, Training, check_training, fitted, shape_of
 from jestbench.engine.embedding_rows import EmbeddingRows
-from jestbench.engine.learner import CarryOn, Learner, Objective
+from jestbench.engine.gradients import CarryOn
+from jestbench.engine.learner import Learner, Objective
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
@@ -35,6 +35,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class _Held:
+    """What one process embeds of a sub-batch.
+
+    Attributes:
+        pieces: view, and positions among the process's rows, which are empty for a stand-in pair.
+        parts: the pairs of each piece.
+        row_P: positions of the process's rows in the sub-batch.
+        cached: whether each piece is embedded twice (cached gradients).
+    """
+
+    pieces: list[tuple[View, Tensor]]
+    parts: list[Batch]
+    row_P: Tensor
+    cached: bool
+
+    @property
+    def real(self) -> Tensor | None:
+        """Positions of the process's rows among all that is embedded; ``None`` where there is no stand-in."""
+        if all(len(index) for _, index in self.pieces):
+            return None
+        own = [torch.full((max(1, len(index)),), len(index) > 0) for _, index in self.pieces]
+        return torch.cat(own).nonzero().flatten()
+
+
+@dataclass(frozen=True)
 class Contrastive(Objective):
     """The loss over the concatenated embeddings of a batch.
 
@@ -44,7 +69,7 @@ class Contrastive(Objective):
         name: of the loss.
         mix: the views that a batch is trained under.
         reruns: activation checkpointing: what the backward pass runs again, by view of the mix; ``None`` is none.
-        microbatch: pairs that hold activations at once (cached gradients); ``None`` is all.
+        microbatch: pairs that hold activations at once, in all processes together (cached gradients); ``None`` is all.
         equal: what pairs of one image or one caption are to each other: ``run.equal``.
         listened: whether each pair's own losses are handed out (``trained_losses`` in the policy's needs).
     """
@@ -79,10 +104,10 @@ class Contrastive(Objective):
     ) -> tuple[Tensor, CarryOn | None]:
         """The loss of a sub-batch; with cached gradients, what carries its gradient on into the towers."""
         model, world, count = learner.model, learner.world, len(batch)
-        cached = self._cached(count, world)
+        cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
-            own = self._embed(learner, batch.own, count, seed)
-            image_KD, text_KD = (world.collect_with_gradient(part_PD, count) for part_PD in own)
+            own = learner.gradients.embed(partial(self._embed, learner, held, seed))
+            image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
@@ -92,69 +117,84 @@ class Contrastive(Objective):
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
         loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
-        return loss, partial(self._carry_on, learner, batch.own, image_KD, text_KD, seed) if cached else None
+        return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
 
-    def _cached(self, count: int, world: World) -> bool:
-        """Whether a process's share of so many pairs is more than a micro-batch."""
-        return self.microbatch is not None and -(-count // world.size) > self.microbatch
+    def _cached(self, count: int) -> bool:
+        """Whether so many pairs are more than a micro-batch."""
+        return self.microbatch is not None and count > self.microbatch
 
-    def _embed(self, learner: Learner, own: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _held(self, learner: Learner, batch: Batch) -> _Held:
+        """What this process embeds of a sub-batch."""
+        pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
+        own = batch.own
+        parts = [own.take(index) if len(index) else learner.model.stand_in(own.images_BCHW) for _, index in pieces]
+        return _Held(pieces, parts, batch.rows, self._cached(len(batch)))
+
+    def _embed(self, learner: Learner, held: _Held, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
-        pieces = self.pieces(count, learner.world)
         # Without cached gradients the backward pass comes after the last piece.
-        slots = 2 if self._cached(count, learner.world) else len(pieces)
-        feed = learner.feed([own.take(index) for _, index in pieces], slots)
-        embedded = [
-            self._embed_piece(learner, part, count, seed, position, view)
-            for position, ((view, _), part) in enumerate(zip(pieces, feed, strict=True))
-        ]
-        if len(embedded) == 1:
+        feed = learner.feed(held.parts, 2 if held.cached else len(held.parts))
+        embedded = [self._embed_piece(learner, part, held, seed, position) for position, part in enumerate(feed)]
+        if len(embedded) == 1 and held.real is None:
             return embedded[0]
-        return torch.cat([image for image, _ in embedded]), torch.cat([text for _, text in embedded])
+        image_PD, text_PD = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        if held.real is None:
+            return image_PD, text_PD
+        real = to_device(held.real, image_PD.device)
+        return image_PD[real], text_PD[real]
 
     def _embed_piece(
-        self, learner: Learner, piece: Batch, count: int, seed: int, position: int, view: View
+        self, learner: Learner, piece: Batch, held: _Held, seed: int, position: int
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of one piece. Each has a seed of its own: drop path drops the same in both passes."""
         world = learner.world
-        if position == 0 or self._cached(count, world):
+        if position == 0 or held.cached:
             place = position * world.size + world.rank
             torch.manual_seed(seeds.derive(seed, "update", place) if place else seed)
         checkpointed = self.reruns is not None and torch.is_grad_enabled()
         with learner.arithmetic.autocast(), learner.model.checkpointing(checkpointed):
-            embedded: tuple[Tensor, Tensor] = learner.model(piece, view)
+            embedded: tuple[Tensor, Tensor] = learner.model(piece, held.pieces[position][0])
         return embedded
 
-    def _carry_on(self, learner: Learner, own: Batch, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
+    def _carry_on(self, learner: Learner, held: _Held, image_KD: Tensor, text_KD: Tensor, seed: int) -> None:
         """Backpropagate the gradient of the embeddings through the towers, one micro-batch at a time."""
         assert image_KD.grad is not None
         assert text_KD.grad is not None
-        count, pieces = len(image_KD), self.pieces(len(image_KD), learner.world)
-        feed = learner.feed([own.take(index) for _, index in pieces])
-        for position, ((view, index), part) in enumerate(zip(pieces, feed, strict=True)):
-            embedded: tuple[Tensor, ...] = self._embed_piece(learner, part, count, seed, position, view)
-            row_P = learner.world.rows(count)[index]
-            rows = slice(int(row_P[0]), int(row_P[-1]) + 1, learner.world.size)
-            gradients: tuple[Tensor, ...] = image_KD.grad[rows], text_KD.grad[rows]
+        for position, part in enumerate(learner.feed(held.parts)):
+            run = partial(self._embed_piece, learner, part, held, seed, position)
+            embedded: tuple[Tensor, ...] = learner.gradients.embed(run, last=position + 1 == len(held.parts))
+            row_P = held.row_P[held.pieces[position][1]]
+            at = index_slice(row_P) or to_device(row_P, image_KD.device)
+            # Times the number of processes as in World.collect_with_gradient; a stand-in's gradient is 0.
+            gradients: tuple[Tensor, ...] = tuple(
+                gradient_KD[at] * learner.world.size if len(row_P) else torch.zeros_like(own)
+                for gradient_KD, own in zip((image_KD.grad, text_KD.grad), embedded, strict=True)
+            )
             if learner.model.locked:  # no gradient passes through its images
                 embedded, gradients = embedded[1:], gradients[1:]
             torch.autograd.backward(embedded, gradients)
 
-    def pieces(self, count: int, world: World) -> list[tuple[View, Tensor]]:
-        """The micro-batches that a process embeds, none empty: view, and positions among the process's rows.
+    def pieces(self, rank_K: Tensor, world: World, even: bool = False) -> list[tuple[View, Tensor]]:
+        """The micro-batches that a process embeds: view, and positions among the process's rows.
+
+        An empty index stands for one stand-in pair, so that a process takes part in collectives of a backward pass.
 
         Args:
-            count: pairs of the whole sub-batch; every process has its share of each part of the mix.
+            rank_K: which rank holds each pair of the sub-batch.
             world: the processes; its rank is the process whose pieces are returned.
+            even: whether each process has as many pieces of each view as any other one.
         """
-        own = world.rows(count)
-        limit = self.microbatch if self.microbatch is not None and self._cached(count, world) else count
-        ends = list(accumulate(split_counts(count, [share for share, _ in self.mix])))
-        pieces = []
-        for (_, view), start, end in zip(self.mix, (0, *ends), ends, strict=False):
-            index = ((own >= start) & (own < end)).nonzero().flatten()
-            pieces += [(view, part) for part in index.split(limit) if len(part)]
-        return pieces
+        count, position_K = len(rank_K), (rank_K == world.rank).cumsum(0) - 1
+        limit = -(-self.microbatch // world.size) if self.microbatch is not None and self._cached(count) else count
+        sizes = split_counts(count, [share for share, _ in self.mix])
+        pieces, none = list[tuple[View, Tensor]](), torch.empty(0, dtype=torch.int64)
+        for (_, view), position_S, rank_S in zip(self.mix, position_K.split(sizes), rank_K.split(sizes), strict=True):
+            index = position_S[rank_S == world.rank]
+            parts = [part for part in index.split(limit) if len(part)]
+            most = -(-int(rank_S.bincount().max()) // limit) if even and len(rank_S) else 0
+            pieces += [(view, part) for part in (*parts, *[none] * (most - len(parts)))]
+        trained = (view for (_, view), size in zip(self.mix, sizes, strict=True) if size)
+        return pieces or [(next(trained), none)]
 
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
@@ -181,15 +221,15 @@ class Contrastive(Objective):
 
     def _recompute_passes(self, learner: Learner, count: int) -> Iterator[Pass]:
         """What the towers do beyond one forward and one backward pass over ``count`` pairs."""
-        prices, world = learner.prices, learner.world
-        if self.reruns is None and not self._cached(count, world):
+        if self.reruns is None and not self._cached(count):
             return
-        everyone = [replace(world, rank=rank) for rank in range(world.size)]
-        pieces = [(view, len(index)) for one in everyone for view, index in self.pieces(count, one)]
+        # As one process runs them: the charge depends on no number of processes.
+        prices = learner.prices
+        pieces = [(view, len(index)) for view, index in self.pieces(torch.zeros(count, dtype=torch.int64), World())]
         if self.reruns is not None:
             again = sum(self.reruns[view].pairs(size) for view, size in pieces)
             yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
-        if self._cached(count, world):
+        if self._cached(count):
             forward = sum(prices[view].pairs(size) for view, size in pieces)
             trained = sum(learner.training_macs(view, size) for view, size in pieces)
             sizes = split_counts(count, [share for share, _ in self.mix])
@@ -231,7 +271,9 @@ class ContrastiveTraining(Training):
         objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()
-        return Learner(model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro)
+        return Learner(
+            model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro, shard=run.shard
+        )
 
     def loss(self, run: Run) -> LossName:
         """The run's loss, ``run.loss``."""

@@ -79,7 +79,6 @@ class EmbeddingRows(RowContent):
         self, actor: FrozenActor, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read
     ) -> Tensor:
         """Cosines ``[P, 1]`` of candidates; each that lacks an embedding is read once, a damaged one gives NaN."""
-        cosine_P1 = torch.full((len(position_P), 1), torch.nan)
         intact = torch.arange(len(position_P))
         while True:
             image_key, text_key, position = image_key_P[intact], text_key_P[intact], position_P[intact]
@@ -91,8 +90,9 @@ class EmbeddingRows(RowContent):
             # Another candidate may hold the text or image that a damaged pair was read for: look again without it.
             intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
         image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source.texts)
-        # In float64 the order of the sum cannot show after rounding.
-        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).float().cpu()
+        cosine_P1 = torch.full((len(position_P), 1), torch.nan, dtype=image_PD.dtype)
+        # In float64 the order of the sum cannot show after rounding to fp32.
+        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).to(image_PD.dtype).cpu()
         return cosine_P1
 
 

@@ -24,7 +24,7 @@ def on_device(
     """Each piece with its images and token ids on the device; valid until the next one is asked for.
 
     Args:
-        pieces: pairs in host memory.
+        pieces: pairs in host memory; images that lie on the device already are not copied.
         device: of the models; on a CPU the pieces are returned as they are.
         tokenizer: whose token ids are brought; ``None`` for an image tower alone.
         keys: whether the images' keys are brought, too.
@@ -32,7 +32,7 @@ def on_device(
     """
     if device.type != "cuda":
         yield from pieces
-    elif len(pieces) < 2:
+    elif len(pieces) < 2 or pieces[0].images_BCHW.is_cuda:
         yield from (_brought(piece, to_device(piece.images_BCHW, device), device, tokenizer, keys) for piece in pieces)
     else:
         yield from _in_turns(pieces, device, tokenizer, keys, slots)

@@ -34,7 +34,7 @@ class MicroBatches:
 
     Attributes:
         score: when scoring.
-        train: when training; ``None`` is the whole sub-batch.
+        train: when training, in all processes together; ``None`` is the whole sub-batch.
         found: whether one of the two was measured, not bound.
     """
 
@@ -73,7 +73,7 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     device = arithmetic.device
     if device.type != "cuda":
         return MicroBatches()
-    model = run.training.build(run, tokenizer).to(device)
+    model = arithmetic.placed(run.training.build(run, tokenizer))
     held = COPIES * sum(part.nbytes for part in model.parameters()) * (1 + len(run.needs))
     views = {*(view for _, view in run.mix), run.view_of("learner")[1], run.view_of("reference")[1]}
 
@@ -86,7 +86,8 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
         room = int(FOR_ACTIVATIONS * free_bytes(device)) - held
         share = -(-run.batch_size // arithmetic.world.size)
         at_once = _largest(partial(peak, True), room, share)
-        return MicroBatches(_largest(partial(peak, False), room), None if at_once >= share else at_once)
+        trained = None if at_once >= share else at_once * arithmetic.world.size
+        return MicroBatches(_largest(partial(peak, False), room), trained)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             'run.microbatch or run.train_microbatch = "auto": the GPU has no memory for a single pair: take a smaller '

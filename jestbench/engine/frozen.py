@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from jestbench.batch import FULL, FULL_MIX, Batch, Mix, Pass, Purpose, View
+from jestbench.batch import FULL, FULL_MIX, Batch, DataError, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
+from jestbench.disk import shown
 from jestbench.engine.actor import Actor, EmbeddingModel, Met, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
-from jestbench.engine.rows import KeyIndex, Rows, RunRows, SharedRows, Stored, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows, Stored, pair_key_B
+from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
@@ -65,7 +67,7 @@ class RowContent(ABC):
             example: its first pair is what prices are traced on.
             view: that the model is run under.
         """
-        self.model, self.view = model.to(arithmetic.device).eval().requires_grad_(False), view
+        self.model, self.view = arithmetic.placed(model).eval().requires_grad_(False), view
         self.arithmetic, self.price = arithmetic, Price.of(self.model, self.model.tokenized(example), view)
 
     @abstractmethod
@@ -105,7 +107,10 @@ class FrozenActor(Actor):
     What is *computed* is a row that no store holds: with a shared cache the rows of all runs are reused, whatever the
     accounting; without one those of this run are, except under ``online``, which computes every row each time.
 
-    Each process of a run keeps the rows that it has computed itself, and all keys that the run has encountered.
+    Each process of a run keeps the rows that it has computed itself, in a file of its own. All keys that the run has
+    encountered are kept apart from them, by every process alike, and rank 0 writes them: what is charged depends on no
+    number of processes. A run that goes on with another number shares out the files of rows; a row that is in none of
+    them is computed again, and not charged again.
 
     Args:
         role: ``reference`` or ``scorer``.
@@ -115,7 +120,6 @@ class FrozenActor(Actor):
         microbatch: examples that a tower sees at once.
         cache: the shared rows, where there are any.
         mix: the views that the model was trained under.
-        apart: keys are charged whose rows are not computed here, so they are kept apart from the rows.
     """
 
     remembers = True
@@ -129,7 +133,6 @@ class FrozenActor(Actor):
         microbatch: int,
         cache: Bound | None = None,
         mix: Mix = FULL_MIX,
-        apart: bool = False,
     ) -> None:
         self.role, self.content, self.width, self.view = role, content, content.width, content.view
         self.trained_under = frozenset(own_terms(view, content.model) for _, view in mix)
@@ -137,22 +140,29 @@ class FrozenActor(Actor):
         self.purpose, self.world = PURPOSES[role], content.arithmetic.world
         self.hits = 0
         self._rows: dict[str, Rows] = {}
-        self._met: dict[str, RunRows] = {}
-        self._files: dict[str, RunRows] = {}
+        self._own: dict[str, RunRows] = {}  # of the rows, those in files of this process
+        self._charged_keys: dict[str, RunRows] = {}
+        self._earlier: dict[str, list[list[int]]] = {}  # files of other numbers of processes: rank, number, rows
+        self._store_dir, remembers = store_dir, accounting != "online"
         for name, width in content.widths.items():
             dtype: Stored = self.cache.dtype if width > 1 else "float32"
+            if content.arithmetic.fp64 and dtype == "float32":
+                dtype = "float64"
             if self.cache.folder is not None:
                 self._rows[name] = self.cache.shared(name, width, dtype)
-            elif accounting == "online":
+            elif remembers:
+                file = self._file(name, self.world.rank, self.world.size)
+                self._rows[name] = self._own[name] = RunRows(file, width, dtype)
+            else:
                 self._rows[name] = Rows(width, dtype)
-            if accounting != "online":
-                path = store_dir / f"{self.purpose}-{name}.bin"
-                if name not in self._rows and (self.world.size > 1 or apart):
-                    self._rows[name] = self._files[f"own {name}"] = RunRows(path.with_suffix(".own.bin"), width, dtype)
-                met = RunRows(path, width, dtype) if name not in self._rows else RunRows(path, 0)
-                self._rows.setdefault(name, met)
-                self._met[name] = self._files[name] = met
+            if remembers:
+                self._charged_keys[name] = RunRows(self._file(name), 0, writes=self.world.first_of_all)
         self.cache.describe()
+
+    def _file(self, name: str, *of: int) -> Path:
+        """The file of the keys charged, or that of the rows of one process (``of`` its rank, and their number)."""
+        process = "of".join(map(str, of))
+        return self._store_dir / ".".join(part for part in (f"{self.purpose}-{name}", process, "bin") if part)
 
     def score(self, batch: Batch) -> Scores:
         """Scores of a super-batch, and the passes that they cost."""
@@ -167,7 +177,7 @@ class FrozenActor(Actor):
             name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
             for name, key_P in own_keys.items()
         }
-        rows = {name: self.world.collect(to_device(row_PD, device), len(batch)) for name, row_PD in found.items()}
+        rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
@@ -290,12 +300,12 @@ class FrozenActor(Actor):
 
     def _sighted(self, name: str, key_B: Tensor) -> int:
         """How many rows are charged now: all, or one per distinct key that this run encounters for the first time."""
-        met = self._met.get(name)
-        if met is None:
+        charged = self._charged_keys.get(name)
+        if charged is None:
             return len(key_B)
-        new = met.missing(key_B)
-        if met is not self._rows[name]:
-            met.add(key_B[new], torch.empty(len(new), 0))
+        new = charged.missing(key_B)
+        if len(new):
+            charged.add(key_B[new], torch.empty(len(new), 0))
         return len(new)
 
     def _passes(self, counts: Mapping[RowName, int]) -> tuple[Pass, ...]:
@@ -316,28 +326,54 @@ class FrozenActor(Actor):
         return {"cache/hits": self.hits} | (failures if self.cache.folder is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows each store of each process holds, and the counters; t and b₀ where they were fitted."""
-        for store in self._files.values():
-            store.saved()
-        fitted = {"calibrated": self.calibrated[0]} if self.calibrated else {}
-        return {"processes": self.world.everybodys(self.mark()), **fitted}
+        """How many keys were charged, how many rows each file holds, and the counters; t and b₀ where fitted."""
+        own = {name: store.saved() for name, store in self._own.items()}
+        each = self.world.everybodys((own, self.hits))
+        files = {name: [[rank, len(each), held[name]] for rank, (held, _) in enumerate(each)] for name in own}
+        return {
+            "charged": {name: store.saved() for name, store in self._charged_keys.items()},
+            "rows": {name: [*self._earlier.get(name, ()), *files[name]] for name in own},
+            "hits": sum(hits for _, hits in each),
+            "amortised_macs": self.amortised_macs,
+            **({"calibrated": self.calibrated[0]} if self.calibrated else {}),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: rows past it are cut."""
+        """Go on from a checkpoint of any number of processes: what was stored after it is cut.
+
+        Raises:
+            DataError: the file of the keys charged has lost some, so that they would be charged again.
+        """
         if "calibrated" in state:
             self._rescale(state["calibrated"])
-        self.rewind(state["processes"][self.world.rank])
+        rank, size = self.world.rank, self.world.size
+        for name, charged in self._charged_keys.items():
+            if charged.load(count := state["charged"][name]) < count:
+                raise DataError(
+                    f"{shown(charged.path)} holds fewer than the checkpoint's {count} keys, by which pairs are charged "
+                    "once: bring the file back, or start the run anew in another --run_dir"
+                )
+        for name, store in self._own.items():
+            files = state["rows"][name]
+            self._earlier[name] = [file for file in files if file[1] != size]
+            taken = [(self._file(name, *of), count) for *of, count in self._earlier[name][rank::size]]
+            store.load(sum(count for *of, count in files if of == [rank, size]), taken)
+        self.hits = 0 if rank else state["hits"]
+        self.amortised_macs = state["amortised_macs"]
 
-    def mark(self) -> dict[str, int]:
-        """How many rows each store of this process holds, and the counters."""
-        rows = {name: len(store) for name, store in self._files.items()}
-        return rows | {"hits": self.hits, "amortised_macs": self.amortised_macs}
+    def _stores(self) -> list[RunRows]:
+        """The stores that a run goes back in."""
+        return [*self._charged_keys.values(), *self._own.values()]
 
-    def rewind(self, mark: Mapping[str, int]) -> None:
+    def mark(self) -> tuple[list[int], int, int]:
+        """How many rows this process holds of each store, and the counters."""
+        return [len(store) for store in self._stores()], self.hits, self.amortised_macs
+
+    def rewind(self, mark: tuple[list[int], int, int]) -> None:
         """Go back to a mark: the rows added since are cut."""
-        for name, store in self._files.items():
-            store.restore(mark[name])
-        self.hits, self.amortised_macs = mark["hits"], mark["amortised_macs"]
+        counts, self.hits, self.amortised_macs = mark
+        for store, count in zip(self._stores(), counts, strict=True):
+            store.rewind(count)
 
     def describe_cache(self) -> str:
         """What the shared cache holds, for people; empty where there is none."""
@@ -352,5 +388,9 @@ class FrozenActor(Actor):
         """Print the size of the shared cache, close the stores, and remove the files of a run that has finished."""
         if said := self.describe_cache():
             print(said, file=sys.stderr)
-        for store in {id(store): store for store in (*self._rows.values(), *self._files.values())}.values():
+        for store in (*self._rows.values(), *self._charged_keys.values()):
             store.close(remove)
+        if remove and self.world.first_of_all:
+            for name, files in self._earlier.items():
+                for *of, _ in files:
+                    self._file(name, *of).unlink(missing_ok=True)

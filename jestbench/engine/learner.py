@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.engine.actor import Actor, Update
 from jestbench.engine.feed import on_device
 from jestbench.engine.fit_memory import MicroBatches
+from jestbench.engine.gradients import AveragedGradients, CarryOn, Gradients
 from jestbench.engine.measured import Measured
 from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
@@ -26,9 +27,6 @@ from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.select.given import Trained
 from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
-
-CarryOn = Callable[[], None]
-"""Brings the gradient from where the loss's graph ends on to the parameters."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,7 @@ class Learner(Actor):
         view: View = FULL,
         micro: MicroBatches | None = None,
         part: RolePurposes = LEARNER,
+        shard: bool = False,
     ) -> None:
         """Set a model up for training.
 
@@ -117,16 +116,31 @@ class Learner(Actor):
             view: the view that the model scores under.
             micro: pairs in one forward pass; ``None`` is 4,096 when scoring, and the whole sub-batch in training.
             part: the part that the model plays in the run.
+            shard: whether several processes hold a part of the towers and of the optimizer's state each.
+
+        Raises:
+            ValueError: the towers cannot be sharded here.
         """
-        self.model = model.to(arithmetic.device)
+        self.model = arithmetic.placed(model)
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
         self.micro = micro or MicroBatches()
         self.schedule = optimizer
+        self.gradients = self._gradients(shard)
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0
+
+    def _gradients(self, shard: bool) -> Gradients:
+        """How the gradients of all processes come together."""
+        if self.world.size == 1:
+            return Gradients(self.model)
+        if not shard:
+            return AveragedGradients(self.model, self.world, self.trained_under)
+        from jestbench.engine.sharded_gradients import ShardedGradients  # a second of imports
+
+        return ShardedGradients(self.model, self.arithmetic, self.schedule)
 
     @property
     def price(self) -> Price:
@@ -137,12 +151,12 @@ class Learner(Actor):
         """Scores of a super-batch, in eval mode, without gradient, under training's autocast."""
         model, own = self.model.eval(), batch.own
         image, text = [], []
-        with torch.no_grad(), self.arithmetic.autocast():
+        with self.gradients.whole(), torch.no_grad(), self.arithmetic.autocast():
             for part in self.feed([own.take(index) for index in torch.arange(len(own)).split(self.micro.score)]):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
-        image_BD, text_BD = (self.world.collect(torch.cat(parts), len(batch)) for parts in (image, text))
+        image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=self.forecast(len(batch)))
 
@@ -231,13 +245,8 @@ class Learner(Actor):
             self._pending = Measured(loss, loss)
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if carry_on is not None:
-            carry_on()
-        self.world.share_gradients(self.model.parameters(), (self.model.log_scale, self.model.bias))
-        clip = self.schedule.clip or math.inf
-        # One call for all parameters: on a CPU the loop over them takes longer than the arithmetic of a small model.
-        measured = Measured(loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True))
+        self.gradients.backward(loss, carry_on)
+        measured = Measured(loss, self.gradients.clip(self.schedule.clip or math.inf))
         self._pending = measured
         if measured.deferred:
             self.optimizer.found_inf = measured.unusable  # the fused kernel changes nothing where it is 1
@@ -257,13 +266,12 @@ class Learner(Actor):
         """
         self._settled()
         found = {"micro": self.micro.state_dict()} if self.micro.found else {}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **found}
+        return self.gradients.state_dict(self.optimizer) | found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
         self._pending = None
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.gradients.load_state_dict(state, self.optimizer)
         if self.micro.found:  # the numbers of the run's start: on another GPU, too, a resumed run charges the same
             self.micro = MicroBatches(**state["micro"])
             self.objective = self.objective.limited(self.micro.train)

@@ -50,7 +50,7 @@ class OnlineScorer(Casting):
             model.compile_blocks()
         own, micro = run.optimizer, replace(setting.micro, found=False)  # its own objective is never split
         optimizer = replace(self.optimizer, schedule=own.schedule, rungs=own.rungs, cooldown=own.cooldown)
-        return Learner(model, objective, optimizer, arithmetic, prices, view, micro, ONLINE)
+        return Learner(model, objective, optimizer, arithmetic, prices, view, micro, ONLINE, run.shard)
 
     def towers(self, learner: Model, built: TwoTowers) -> Model:
         """The shape of its towers.

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from torch import nn
 
 from jestbench.model.towers import TwoTowers
 
@@ -99,14 +100,21 @@ class Optimizer:
             left = (1 + math.cos(math.pi * min(1.0, (position - self.warmup) / (1 - self.warmup)))) / 2
         return self.learning_rate * (self.final + (1 - self.final) * left)
 
-    def build(self, model: TwoTowers) -> torch.optim.AdamW:
-        """AdamW in one kernel, over two groups: matrices decay, the rest does not."""
+    def groups(self, model: TwoTowers) -> list[tuple[float, list[nn.Parameter]]]:
+        """The parameters in training by their weight decay: matrices decay, the rest does not."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         matrices = [p for n, p in named if p.ndim >= 2 and not n.endswith(NOT_MATRICES)]
         ids = {id(p) for p in matrices}
-        rest = [p for _, p in named if id(p) not in ids]
+        return [(self.weight_decay, matrices), (0.0, [p for _, p in named if id(p) not in ids])]
+
+    def build(self, model: TwoTowers) -> torch.optim.AdamW:
+        """AdamW in one kernel a group; whole and sharded parameters are groups apart, as no kernel takes both."""
         return torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            [
+                {"params": [p for p in group if type(p) is kind], "weight_decay": decay}
+                for decay, group in self.groups(model)
+                for kind in dict.fromkeys(map(type, group))
+            ],
             lr=self.learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,

@@ -194,7 +194,7 @@ class GradedObjective(Objective):
         examples = graded(captions_of(batch), self.regression, seed)
         torch.manual_seed(seed)
         grade_E = self.grade(learner, batch, examples)
-        loss_E = F.mse_loss(grade_E, to_device(examples.label_E, grade_E.device), reduction="none")
+        loss_E = F.mse_loss(grade_E, to_device(examples.label_E, grade_E.device).to(grade_E.dtype), reduction="none")
         if weight_K is not None:
             loss_E = loss_E * to_device(weight_K[examples.image_E.to(weight_K.device)], loss_E.device)
         return examples.mean_of_kinds(loss_E), None

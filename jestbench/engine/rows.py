@@ -1,4 +1,4 @@
-"""Stores of float rows by 64-bit key: for one run, or shared by all runs on a machine.
+"""Stores of float rows by 64-bit key, for one run (those of all runs on a machine: ``engine/shared_rows.py``).
 
 A key is the content hash of an image or of a caption, or of both (``pair_key_B``): an image with another caption has
 another pair key, and never fetches the row of the first pair.
@@ -6,39 +6,29 @@ another pair key, and never fetches the row of the first pair.
 
 from __future__ import annotations
 
-import errno
-import mmap
-import os
-import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import DataError
-from jestbench.disk import write_all
+from jestbench.model.encoders import at_least_fp32
 
-Stored = Literal["float32", "float16"]
+Stored = Literal["float32", "float16", "float64"]
 Keys = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
-HEADER = 64
-"""Bytes before the first record: ``MAGIC``, and the digest of all that the rows depend on besides their keys."""
-MAGIC = b"jestbench rows 1"
-LOCK_SECONDS = 20.0
 WRITE_SECONDS = 600.0
 """How long a run waits for another one that is writing, before it goes on without."""
-VERIFIED_AT_ONCE = WRITTEN_AT_ONCE = 8192
+WRITTEN_AT_ONCE = 8192
 BEHIND = 2
 """Additions to a run's own rows that may be unwritten when the next one comes."""
 
@@ -81,6 +71,10 @@ class KeyIndex:
         if len(keys):
             self._runs.append((keys, rows))
 
+    def cut(self, count: int) -> None:
+        """Forget the keys whose row numbers are not below a count."""
+        self._runs = [(keys[kept], rows[kept]) for keys, rows in self._runs if (kept := rows < count).any()]
+
     def sight(self, key_N: Keys) -> int:
         """Add keys; return how many of them were unknown, each counted once."""
         before = len(self)
@@ -100,6 +94,7 @@ class Rows:
     def __init__(self, width: int, dtype: Stored = "float32") -> None:
         self.width, self.dtype = width, np.dtype(dtype)
         self._rounded = getattr(torch, dtype)
+        self._handed = np.result_type(self.dtype, np.float32)  # type in which rows are handed out
 
     def __len__(self) -> int:
         return 0
@@ -114,27 +109,20 @@ class Rows:
         return torch.arange(len(key_B))
 
     def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        """Rows ``[B, width]`` in fp32, and how many of them were computed now.
+        """Rows ``[B, width]`` in fp32 (or fp64), and how many of them were computed now.
 
         Args:
             key_B: may hold a key twice.
             compute: positions → their rows.
         """
-        return compute(torch.arange(len(key_B))).to(self._rounded).float(), len(key_B)
-
-    def saved(self) -> int:
-        """What a checkpoint keeps."""
-        return 0
-
-    def restore(self, count: int) -> None:
-        """Go back to the rows that a checkpoint recorded."""
+        return at_least_fp32(compute(torch.arange(len(key_B))).to(self._rounded)), len(key_B)
 
     def close(self, remove: bool) -> None:
         """Close the files; ``remove`` is true when the run has finished."""
 
 
-class _Kept(Rows):
-    """Rows that are found again: what the two stores have in common. A thread writes behind."""
+class KeptRows(Rows):
+    """Rows that are found again: what ``RunRows`` and ``SharedRows`` have in common. A thread writes behind."""
 
     def __init__(self, width: int, dtype: Stored = "float32") -> None:
         super().__init__(width, dtype)
@@ -170,7 +158,7 @@ class _Kept(Rows):
         self._add(key_N.numpy(), row_ND.detach().to(self._rounded).cpu().numpy())
 
     def fetch(self, key_B: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        """Rows ``[B, width]`` in fp32, and how many of them were computed now: each distinct key once."""
+        """Rows ``[B, width]`` in fp32 (or fp64), and how many of them were computed now: each distinct key once."""
         key_N = key_B.numpy()
         row_N = self._find(key_N)
         lacking = np.flatnonzero(row_N < 0)
@@ -182,8 +170,8 @@ class _Kept(Rows):
         new = compute(torch.from_numpy(position)).detach().to(self._rounded).cpu()
         self._add(key_N[position], new.numpy())
         if len(position) == len(key_N):
-            return new.float(), len(position)
-        out = np.empty((len(key_N), self.width), np.float32)
+            return at_least_fp32(new), len(position)
+        out = np.empty((len(key_N), self.width), self._handed)
         known = np.flatnonzero(row_N >= 0)
         out[known] = self._take(row_N[known])
         rank = np.empty_like(order)
@@ -192,22 +180,29 @@ class _Kept(Rows):
         return torch.from_numpy(out), len(position)
 
 
-class RunRows(_Kept):
+class RunRows(KeptRows):
     """Rows of one run, in memory and in an append-only file.
 
     The file makes a resumed run exact: an embedding recomputed in another batch may differ in its last bit. Rows
     written after the checkpoint are cut off. ``saved`` waits for the thread that writes. With ``width`` 0 the store
     records only which keys the run has encountered.
+
+    Args:
+        path: the file.
+        width: floats per row.
+        dtype: of the floats.
+        writes: whether this process writes the file; a file of rows that all processes have alike is written by one.
     """
 
-    def __init__(self, path: Path, width: int, dtype: Stored = "float32") -> None:
+    def __init__(self, path: Path, width: int, dtype: Stored = "float32", writes: bool = True) -> None:
         super().__init__(width, dtype)
-        self.path = path
+        self.path, self._writes = path, writes
         self._record = np.dtype([("key", "<i8"), ("row", self.dtype, (width,))])
         self._index = KeyIndex()
         self._rows = np.empty((1024, width), self.dtype)
+        self._unfiled = 0  # rows in memory that other files hold
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file: IO[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -216,11 +211,17 @@ class RunRows(_Kept):
         return self._index.find(key_N)
 
     def _take(self, row_N: Keys) -> Floats:
-        taken: Floats = np.take(self._rows, row_N, axis=0).astype(np.float32, copy=False)
+        taken: Floats = np.take(self._rows, row_N, axis=0).astype(self._handed, copy=False)
         return taken
 
-    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        self._written(BEHIND)
+    def _open(self, count: int) -> None:
+        """Open the file, of which the first ``count`` rows stay: others are those of a run that was killed."""
+        if self._writes:
+            self._file = self.path.open("ab")
+            self._file.truncate(count * self._record.itemsize)
+
+    def _hold(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+        """Keep rows of new keys in memory; return where they are kept."""
         start, end = len(self), len(self) + len(key_N)
         if end > len(self._rows):
             more = np.empty((max(end, 2 * len(self._rows)), self.width), self.dtype)
@@ -228,219 +229,77 @@ class RunRows(_Kept):
             self._rows = more
         self._rows[start:end] = row_ND
         self._index.add(key_N, np.arange(start, end))
-        self._writing.append(self._writer.submit(self._write, key_N, self._rows[start:end]))
+        return self._rows[start:end]
+
+    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        self._written(BEHIND)
+        held = self._hold(key_N, row_ND)
+        if self._file is None:
+            self._open(0)
+        if self._file is not None:
+            self._writing.append(self._writer.submit(self._write, key_N, held))
 
     def _write(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
+        assert self._file is not None
         for start in range(0, len(key_N), WRITTEN_AT_ONCE):
             part = slice(start, start + WRITTEN_AT_ONCE)
             records = np.empty(len(key_N[part]), self._record)
             records["key"], records["row"] = key_N[part], row_ND[part]
             self._file.write(records.view(np.uint8).data)
 
-    def restore(self, count: int) -> None:
-        """Go back to the first ``count`` rows of the file.
+    def load(self, count: int, others: Sequence[tuple[Path, int]] = ()) -> int:
+        """Go back to the first ``count`` rows of the file; a process that holds none yet reads them.
 
-        Raises:
-            DataError: the file holds fewer.
+        Args:
+            count: rows that a checkpoint recorded.
+            others: files of rows to hold beside them, which other processes have written, and their counts.
+
+        Returns:
+            How many rows of this file are held: fewer than ``count`` where the file has lost some.
         """
+        if len(self):  # it has read or written them itself, and the disk of another machine may lag behind
+            self.rewind(count + self._unfiled)
+            return len(self) - self._unfiled
+        found = self._read(self.path, count)
+        self._open(found)
+        for path, number in others:
+            self._read(path, number)
+        self._unfiled = len(self) - found
+        return found
+
+    def _read(self, path: Path, count: int) -> int:
+        """Hold the first ``count`` rows of a file, but those of known keys; return how many of them it has."""
+        try:
+            records = np.fromfile(path, self._record, count)
+        except FileNotFoundError:
+            return 0
+        key_N = np.ascontiguousarray(records["key"])
+        new = np.unique(key_N, return_index=True)[1]
+        new = np.sort(new[self._find(key_N[new]) < 0])
+        self._hold(key_N[new], records["row"][new])
+        return len(records)
+
+    def rewind(self, count: int) -> None:
+        """Go back to the first ``count`` rows in memory: those added since are cut from the file."""
         self._written()
-        self._file.close()
-        if self.path.stat().st_size < count * self._record.itemsize:
-            raise DataError(f"{self.path} is shorter than its checkpoint says; start the run anew")
-        with self.path.open("r+b") as file:
-            file.truncate(count * self._record.itemsize)
-        records = np.fromfile(self.path, dtype=self._record)
-        self._index = KeyIndex()
-        self._index.add(np.ascontiguousarray(records["key"]), np.arange(len(records)))
-        self._rows = np.ascontiguousarray(records["row"])
-        self._file = self.path.open("ab")
+        if count < len(self):
+            self._index.cut(count)
+            if self._file is not None:
+                self._file.truncate((count - self._unfiled) * self._record.itemsize)
 
     def saved(self) -> int:
-        """How many rows there are, all of them brought to the file."""
+        """How many rows the file holds, all of them brought there."""
         self._written()
-        self._file.flush()
-        return len(self)
+        if self._file is not None:
+            self._file.flush()
+        return len(self) - self._unfiled
 
     def close(self, remove: bool) -> None:
         """Close, and remove the file of a run that has finished."""
         self._writer.shutdown(cancel_futures=remove)
-        self._file.close()
-        if remove:
+        if self._file is not None:
+            self._file.close()
+        if remove and self._writes:
             self.path.unlink(missing_ok=True)
             with suppress(OSError):  # other stores lie there
                 self.path.parent.rmdir()
-
-
-class SharedRows(_Kept):
-    """Rows that outlive a run, memory-mapped, read and appended to by any number of processes at once.
-
-    One file: a header with ``digest``, then records of key, row and checksum. A process appends under the file lock;
-    a partial record that a killed writer left is overwritten, and a record whose checksum does not match is skipped.
-    One addition at most is unwritten, and every look at the file waits for it.
-    The store never stops a run: disk errors and damage are counted in ``failures``, the first one is printed as a
-    warning, and the run goes on without the affected rows.
-
-    Args:
-        path: the file, created where there is none.
-        width: floats per row.
-        dtype: of the floats in the file.
-        digest: 32 bytes that identify all that the rows depend on besides their keys.
-    """
-
-    def __init__(self, path: Path, width: int, dtype: Stored, digest: bytes) -> None:
-        super().__init__(width, dtype)
-        self.path, self._failures = path, 0
-        padding = -(width * self.dtype.itemsize) % 4
-        fields = [("key", "<i8"), ("row", self.dtype.newbyteorder("<"), (width,)), ("pad", "u1", (padding,))]
-        self._record = np.dtype([*fields, ("check", "<u4")])
-        self._header = (MAGIC + digest).ljust(HEADER, b"\0")
-        self._lock = FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
-        words = torch.arange(1, self._record.itemsize // 4)
-        self._start = np.uint64(seeds.GOLDEN % (1 << 64))
-        self._odd: npt.NDArray[np.uint64] = (seeds.mixed(words * seeds.GOLDEN) | 1).numpy().view(np.uint64)
-        self._descriptor = -1
-        self._writable = False
-        self._forget()
-        try:
-            self._open()
-            self._look()
-        except (OSError, Timeout) as error:
-            self._fail(f"cannot be used ({error})")
-
-    def __len__(self) -> int:
-        self._written()
-        return len(self._index)
-
-    @property
-    def failures(self) -> int:
-        """How often rows could not be read or written."""
-        self._written()
-        return self._failures
-
-    @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
-
-    def _forget(self) -> None:
-        self._index, self._count = KeyIndex(), 0
-        self._records = np.empty(0, self._record)
-
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._lock:
-                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-                if self.size < HEADER:  # new, or cut so short that nothing is left
-                    os.ftruncate(self._descriptor, 0)
-                    write_all(self._descriptor, self._header, 0)
-                self._writable = True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            self._descriptor = os.open(self.path, os.O_RDONLY)  # another's cache may still be read
-        if os.pread(self._descriptor, HEADER, 0) != self._header:
-            self._let_go()
-            raise OSError("its header names another model, view or preprocessing")
-
-    def _let_go(self) -> None:
-        self._writable = False
-        self._forget()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    def _fail(self, what: str) -> None:
-        """Count a failure, and print a warning at the first one."""
-        self._failures += 1
-        if self._failures == 1:
-            print(f"warning: the cache {self.path} {what}; the run goes on without", file=sys.stderr)
-
-    def _whole(self) -> int:
-        return max(0, self.size - HEADER) // self._record.itemsize
-
-    def _look(self) -> None:
-        """Take notice of what the file has gained, or lost, since the last look."""
-        if self._whole() < self._count:
-            self._forget()  # before anything is read: a page behind the end of the file would kill the process
-            self._fail("has been cut while in use")
-        if self._whole() > self._count:
-            # Under the lock no process is in the middle of writing a record.
-            with self._lock if self._writable else nullcontext():
-                self._read()
-
-    def _read(self) -> None:
-        """Map the file anew, and index its new records; the lock is held."""
-        count = self._whole()
-        if count == self._count:
-            return
-        length = HEADER + count * self._record.itemsize
-        mapped = mmap.mmap(self._descriptor, length, access=mmap.ACCESS_READ)
-        self._records = np.frombuffer(mapped, self._record, count, HEADER)
-        damaged = 0
-        for start in range(self._count, count, VERIFIED_AT_ONCE):
-            part = self._records[start : min(count, start + VERIFIED_AT_ONCE)]
-            good = self._checks(part) == part["check"]
-            damaged += int((~good).sum())
-            self._index.add(part["key"][good], start + np.flatnonzero(good))
-        self._count = count
-        if damaged:
-            self._fail(f"holds {damaged} damaged rows, which are computed anew")
-
-    def _checks(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
-        """Checksum of each record: a multilinear hash of its words; that of an empty page is not 0."""
-        words = np.frombuffer(records.tobytes(), "<u4").reshape(len(records), self._record.itemsize // 4)[:, :-1]
-        summed: npt.NDArray[np.uint64] = (words * self._odd).sum(1, dtype=np.uint64) + self._start
-        checks: npt.NDArray[np.uint32] = (summed >> np.uint64(32)).astype(np.uint32)
-        return checks
-
-    def _find(self, key_N: Keys) -> Keys:
-        self._written()
-        if self._descriptor >= 0:
-            try:
-                self._look()
-            except (OSError, ValueError, Timeout) as error:
-                self._fail(f"cannot be read on ({error})")
-        return self._index.find(key_N)
-
-    def _take(self, row_N: Keys) -> Floats:
-        return self._records["row"][row_N].astype(np.float32, copy=False)
-
-    def _add(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        self._written()
-        self._writing.append(self._writer.submit(self._write, key_N, row_ND.copy()))  # the caller goes on with its own
-
-    def _write(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        finite = np.isfinite(row_ND).all(1)  # a non-finite row ends this run, and must not reach later runs
-        if not self._writable or not finite.any():
-            return
-        try:
-            with self._lock:
-                self._read()
-                new = finite & (self._index.find(key_N) < 0)  # another process may have been faster
-                if new.any():
-                    self._append(key_N[new], row_ND[new])
-                    self._read()
-        except (OSError, ValueError, Timeout) as error:
-            self._writable = isinstance(error, Timeout)
-            self._fail(f"cannot be written to ({error})")
-
-    def _append(self, key_N: Keys, row_ND: npt.NDArray[np.floating[Any]]) -> None:
-        records = np.zeros(len(key_N), self._record)
-        records["key"], records["row"] = key_N, row_ND
-        records["check"] = self._checks(records)
-        end = HEADER + self._whole() * self._record.itemsize
-        try:
-            if self.size < HEADER:
-                write_all(self._descriptor, self._header, 0)
-            elif self.size > end:
-                os.ftruncate(self._descriptor, end)
-            write_all(self._descriptor, records.tobytes(), end)
-        except OSError:
-            os.ftruncate(self._descriptor, end)
-            raise
-
-    def close(self, remove: bool) -> None:
-        """Let go of the file, which stays."""
-        self._writer.shutdown()
-        self._let_go()

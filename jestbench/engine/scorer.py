@@ -84,7 +84,7 @@ def _words(batch: Batch) -> Tensor:
     """
     if not batch.own.captions and len(batch.own):
         raise DataError("the policy needs 'captions', and these pairs come without")
-    world, own_PL = distributed.world(), word_ids(batch.own.captions)
-    longest = max(world.everybodys(own_PL.shape[1]))
+    own_PL = word_ids(batch.own.captions)
+    longest = max(distributed.world().everybodys(own_PL.shape[1]))
     padded_PL = F.pad(own_PL, (0, longest - own_PL.shape[1]), value=NO_WORD)
-    return world.collect(padded_PL, len(batch))
+    return batch.collect(padded_PL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,5 +135,6 @@ class TwinActor(Actor):
         """Close both stores, and remove their files when the run has finished."""
         for model in self.trained:
             model.close(remove)
-        if remove and self.store_dir.is_dir() and not any(self.store_dir.iterdir()):
-            self.store_dir.rmdir()
+        if remove:
+            with suppress(OSError):  # other stores lie there, or another process has removed it
+                self.store_dir.rmdir()

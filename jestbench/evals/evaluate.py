@@ -126,12 +126,13 @@ class Evaluator:
     def __call__(self, learner: Learner) -> Evaluation:
         """Metrics ``eval/…`` on the split and on the sets, the passes that they cost, and each example's results."""
         learner.model.eval()
-        found = self.on_split(learner)
-        metrics, passes, results = found.metrics, found.passes, found.results
-        for one in self.sets:
-            more = one(learner)
-            metrics, passes = {**metrics, **more.metrics}, passes + more.passes
-            results = Results({**results.rankings, **more.results.rankings})
+        with learner.gradients.whole():
+            found = self.on_split(learner)
+            metrics, passes, results = found.metrics, found.passes, found.results
+            for one in self.sets:
+                more = one(learner)
+                metrics, passes = {**metrics, **more.metrics}, passes + more.passes
+                results = Results({**results.rankings, **more.results.rankings})
         return Evaluation(metrics, passes, results)
 
     def on_split(self, subject: EmbeddingModel) -> Evaluation:

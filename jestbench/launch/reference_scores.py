@@ -44,6 +44,7 @@ def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[st
         "unseen": digest(evaluator.unseen_N.tobytes()),
         "device": arithmetic.device.type,
         "bf16": arithmetic.bf16,
+        **({"fp64": True} if arithmetic.fp64 else {}),
         "torch": version("torch"),
     }
     path = cache_root() / "evaluations" / f"{digest(json.dumps(described, sort_keys=True))}.json"

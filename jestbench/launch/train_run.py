@@ -123,7 +123,7 @@ def _trained(resolved: Resolved, folder: Path, role: RunKind) -> Status:
     def train_anew_if_foreign() -> Status:
         try:
             return train_run(resolved, folder, True, role)
-        except ForeignCheckpoint:  # half trained by another version, or by more or fewer processes
+        except ForeignCheckpoint:  # half trained by another version
             distributed.world().first(lambda: shutil.rmtree(folder))
             return train_run(resolved, folder, True, role)
 
@@ -212,7 +212,6 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
     folder = RunFolder(run_dir)
-    store_dir = folder.row_stores / (f"process{world.rank}" if world.size > 1 else "")
     try:
         world.in_turn(resolved.run.data.prepare)
         folders = ensure_pretrained(resolved)
@@ -220,7 +219,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         pretrain = pretrain_flops(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
-            stages = _stages(resolved, folders, store_dir)
+            stages = _stages(resolved, folders, folder.row_stores)
             check_affordable(resolved, stages, allowance)
         newest = _reached(run_dir) if going_on else None
         place = None if newest is None else Place.of(newest)
@@ -301,14 +300,14 @@ def _reached(run_dir: Path) -> Path | None:
 
     Raises:
         DataError: there are checkpoints, and none is whole.
-        ForeignCheckpoint: another version wrote it, or another number of processes.
+        ForeignCheckpoint: another version wrote it.
     """
     world, folder = distributed.world(), RunFolder(run_dir)
 
     def look() -> Path | None:
         newest = folder.newest_checkpoint()
         if newest is not None and is_described(newest):
-            check_format(newest, world.size)
+            check_format(newest)
         found, passed = newest_whole(run_dir)
         for line in (*(f"checkpoint passed over: {one}" for one in passed), *folder.read_rows()[1]):
             print(f"warning: {line}", file=sys.stderr)

@@ -92,7 +92,8 @@ class ForeignImage(nn.Module):
 
     def forward(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
         """Preprocess on the device, and run; the view is the full one."""
-        return self.encode(self.net, self.preprocessing(images_BCHW))
+        pixels = self.preprocessing(images_BCHW)
+        return self.encode(self.net, pixels.to(next(self.net.parameters()).dtype))
 
 
 class ForeignText(nn.Module):

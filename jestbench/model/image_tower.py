@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -45,6 +44,19 @@ def resized(images_BCHW: Tensor, resolution: tuple[int, int]) -> Tensor:
         # A half is rounded up, and what floats make a little less than a half is one.
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).add_(0.501).floor_()
     return pixels.to(torch.uint8)
+
+
+def _resized_positions(pos_1NW: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
+    """Position embeddings of another grid, by antialiased bicubic interpolation; those of ``prefix`` tokens stay.
+
+    timm's ``resample_abs_pos_embed`` does the same in fp32 alone.
+    """
+    if tuple(old) == tuple(new):
+        return pos_1NW
+    grid_1WHW = at_least_fp32(pos_1NW[:, prefix:]).reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid_1WHW = F.interpolate(grid_1WHW, new, mode="bicubic", antialias=True)
+    patches_1NW = grid_1WHW.flatten(2).transpose(1, 2).to(pos_1NW.dtype)
+    return torch.cat([pos_1NW[:, :prefix], patches_1NW], dim=1) if prefix else patches_1NW
 
 
 def _pooled_width(backbone: nn.Module, size: tuple[int, int]) -> int:
@@ -122,7 +134,7 @@ class ImageTower(nn.Module):
                 setattr(self, name, values[0])
             else:
                 self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-        self._resize: dict[tuple[int, torch.device], Tensor] = {}
+        self._resize: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def averages(self) -> bool:
@@ -199,17 +211,18 @@ class ImageTower(nn.Module):
         matrix = self._resize_matrix(patch_size)
         place = weight.device.type
         with torch.autocast(place if torch.amp.is_autocast_available(place) else "cpu", enabled=False):
-            exact = at_least_fp32(weight)
-            flat = exact.flatten(2) @ matrix.to(exact.dtype)
+            flat = at_least_fp32(weight).flatten(2) @ matrix
         return flat.reshape(*weight.shape[:2], patch_size, patch_size).to(weight.dtype)
 
     def _resize_matrix(self, patch_size: int) -> Tensor:
-        """The pseudo-inverse for a patch size, computed once per device."""
+        """The pseudo-inverse for a patch size, computed once per device and type."""
         embed = self.backbone.patch_embed
-        place = (patch_size, embed.proj.weight.device)
+        weight: Tensor = embed.proj.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        place = (patch_size, weight.device, dtype)
         if place not in self._resize:
             with torch.inference_mode(False):
-                self._resize[place] = resize_matrix(tuple(embed.patch_size), patch_size).to(place[1])
+                self._resize[place] = resize_matrix(tuple(embed.patch_size), patch_size, dtype).to(weight.device)
         return self._resize[place]
 
     def prepare(self, view: View) -> None:
@@ -220,11 +233,11 @@ class ImageTower(nn.Module):
     def _with_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Timm's ``_pos_embed``, with the positions interpolated to the grid."""
         backbone = self.backbone
-        positions = resample_abs_pos_embed(
+        positions = _resized_positions(
             backbone.pos_embed,
-            new_size=list(grid),
-            old_size=list(backbone.patch_embed.grid_size),
-            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
+            backbone.patch_embed.grid_size,
+            grid,
+            0 if backbone.no_embed_class else backbone.num_prefix_tokens,
         )
         if backbone.no_embed_class:
             x = x + positions

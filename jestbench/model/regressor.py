@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.cost.tracing import forward_macs
+from jestbench.model.encoders import at_least_fp32
 from jestbench.model.image_tower import ImageTower
 from jestbench.model.text_tower import TextTower
 from jestbench.model.tokenizer import Tokenizer
@@ -64,9 +65,9 @@ class Regressor(TwoTowers):
             return cls(towers.image, towers.text, tokenizer, hidden)
 
     def grade(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        """Grades g ``[B]`` of pairs of normalised embeddings, in fp32 whatever autocast the caller is in."""
+        """Grades g ``[B]`` of pairs of normalised embeddings, in fp32 (or fp64) whatever autocast the caller is in."""
         with torch.autocast(image_BD.device.type, enabled=False):
-            return torch.sigmoid(self.head(image_BD.float(), text_BD.float(), self.scale, self.bias))
+            return torch.sigmoid(self.head(at_least_fp32(image_BD), at_least_fp32(text_BD), self.scale, self.bias))
 
     def score(self, batch: Batch) -> Tensor:
         """Grades g ``[B]`` of the pairs of a batch.

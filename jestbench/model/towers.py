@@ -13,7 +13,7 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.layers import HybridEmbed
-from torch import nn
+from torch import Tensor, nn
 
 from jestbench import seeds
 from jestbench.batch import Batch, View
@@ -89,6 +89,17 @@ class TwoTowers(Encoders):
         if not self.brings_tokenizer or self.tokenizer in batch.token_ids or not batch.captions:
             return batch
         return replace(batch, token_ids={**batch.token_ids, self.tokenizer: self.tokens.encode(batch.captions)})
+
+    def stand_in(self, images_BCHW: Tensor) -> Batch:
+        """One pair of no data set, for a pass of a process that has no pairs.
+
+        Args:
+            images_BCHW: any number of images, whose size the pair's image has.
+        """
+        token_1L = torch.full((1, self.text_length), int(self.tokens.pad_id == 0))  # a text of padding has no embedding
+        key_1 = torch.zeros(1, dtype=torch.int64)
+        image_1CHW = torch.zeros(1, *images_BCHW.shape[1:], dtype=torch.uint8)
+        return Batch(image_1CHW, {self.tokenizer: token_1L}, key_1, key_1)
 
     def train(self, mode: bool = True) -> TwoTowers:
         """Set both towers to train mode; a locked image tower stays in eval mode (Zhai et al. 2022, LiT)."""

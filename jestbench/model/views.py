@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import PatchEmbed, resample_patch_embed
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -127,22 +128,25 @@ def _check_backbone(view: View, backbone: VisionTransformer) -> None:
 
 
 @lru_cache(maxsize=32)
-def resize_matrix(old: tuple[int, int], new: int) -> Tensor:
+def resize_matrix(old: tuple[int, int], new: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """FlexiViT's pseudo-inverse: ``kernel.flatten() @ matrix`` is the kernel for patches of ``new`` px.
 
-    timm's resizing is linear in the kernel, so the matrix is its result for the unit kernels.
+    Resizing is linear in the patch: the unit patches, resized, are the matrix whose pseudo-inverse it is. timm's own
+    ``resample_patch_embed`` computes it in fp32 alone.
 
     Args:
         old: height and width of the tower's own patch, pixels.
         new: side of the view's patch, pixels.
+        dtype: of the matrix, and of its computation.
 
     Returns:
-        fp32 ``[old pixels, new pixels]`` on the CPU.
+        ``[old pixels, new pixels]`` on the CPU.
     """
     pixels = old[0] * old[1]
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        units = torch.eye(pixels, dtype=torch.float32).reshape(pixels, 1, *old)
-        matrix: Tensor = resample_patch_embed(units, [new, new]).reshape(pixels, new * new)
+        units = torch.eye(pixels, dtype=dtype).reshape(pixels, 1, *old)
+        resized = F.interpolate(units, (new, new), mode="bicubic", antialias=True).reshape(pixels, new * new)
+        matrix: Tensor = torch.linalg.pinv(resized.T.contiguous()).contiguous()
     return matrix
 
 

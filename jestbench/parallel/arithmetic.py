@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 
-Precision = Literal["auto", "fp32", "bf16"]
-NumberFormat = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp64"]
+NumberFormat = Literal["fp32", "bf16", "fp64"]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def number_format(device: str, precision: Precision) -> NumberFormat:
@@ -32,17 +33,20 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The device that models run on, their autocast, and the processes that share the work.
+    """The device that models run on, their number format, and the processes that share the work.
 
     Attributes:
         device: a torch device.
         bf16: towers run under bf16 autocast; embeddings and everything after them stay fp32.
         world: the processes, each with its own rows of a batch.
+        fp64: towers and everything after them are float64, for checks: several orders of summation then agree to some
+            twelve digits. Weights that are loaded from a run folder were rounded to fp32.
     """
 
     device: torch.device
     bf16: bool
     world: World = field(default_factory=World)
+    fp64: bool = False
 
     @classmethod
     def of(cls, device: str, precision: Precision) -> Arithmetic:
@@ -68,7 +72,12 @@ class Arithmetic:
                     "bind run.device = 'cuda', of which each process takes its own"
                 )
             resolved = torch.device("cuda", torch.cuda.current_device())
-        return cls(resolved, number_format(resolved.type, precision) == "bf16", world)
+        used = number_format(resolved.type, precision)
+        return cls(resolved, used == "bf16", world, used == "fp64")
+
+    def placed(self, model: _Module) -> _Module:
+        """The model on the device, in float64 where the run is."""
+        return model.to(self.device, torch.float64) if self.fp64 else model.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""

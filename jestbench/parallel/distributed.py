@@ -1,8 +1,8 @@
 """Several processes that share one run, as torchrun starts them.
 
-Every process holds every ``size``-th pair of a super-batch: rank r holds the rows r, r + size, r + 2·size …, its *own*
-rows. Each process runs the models over its own rows alone; embeddings, keys and marks are all-gathered, so that a
-policy reads the whole super-batch and makes the choice that one process would make. The chosen pairs then move to the
+Every process holds some pairs of a super-batch, its *own* rows (``placement.py``). Each process runs the models over
+its own rows alone; embeddings, keys and marks are all-gathered, so that a policy reads the whole super-batch and makes
+the choice that one process would make. The chosen pairs then move to the
 processes that train on them. The costs charged, the random draws and the logs do not depend on the number of
 processes; only the order in which sums of floats are rounded does.
 
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, attempt, say_gone
 from jestbench.parallel.stop import end_with
@@ -46,79 +46,62 @@ class World:
         return self.rank == 0
 
     def rows(self, count: int) -> Tensor:
-        """Positions of this process's own rows among ``count`` rows."""
+        """Positions of this process's share of ``count`` rows that are dealt out in turns."""
         return torch.arange(self.rank, count, self.size)
 
     def collect(self, own_PX: Tensor, count: int) -> Tensor:
-        """All-gather the rows of all processes: ``[count, …]`` in the order of their positions, without gradient."""
+        """All-gather rows that are dealt out in turns: ``[count, …]`` in the order of their positions, no gradient."""
         if self.size == 1:
             return own_PX
-        most = -(-count // self.size)
+        parts = self._parts(own_PX, -(-count // self.size))
+        return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
+
+    def gathered(self, own_PX: Tensor, counts: Sequence[int]) -> Tensor:
+        """All-gather the rows of all processes, one process after the other, without gradient.
+
+        Args:
+            own_PX: this process's rows; everything but their number is the same on every process.
+            counts: how many rows each process has.
+        """
+        if self.size == 1:
+            return own_PX
+        parts = zip(self._parts(own_PX, max(counts)), counts, strict=True)
+        return torch.cat([part[:count] for part, count in parts]).to(own_PX.dtype)
+
+    def _parts(self, own_PX: Tensor, most: int) -> list[Tensor]:
+        """The rows of each process, filled up to ``most`` of them."""
         padded: Tensor = own_PX.new_zeros(most, *own_PX.shape[1:])
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
         parts = [torch.empty_like(sent) for _ in range(self.size)]
         with _waiting("an all-gather"):
             dist.all_gather(parts, sent)
-        return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
+        return parts
 
-    def collect_with_gradient(self, own_KD: Tensor, count: int) -> Tensor:
-        """As ``collect``, with a gradient: backward returns the gradient of the own rows.
-
-        Every process computes the same loss from all rows, so the backward pass neither sums nor scales gradients.
-        """
-        if self.size == 1:
-            return own_KD
-        collected: Tensor = _Collected.apply(own_KD, count, self)
-        return collected
-
-    def exchange(self, own_PX: Tensor, index_K: Tensor) -> Tensor:
-        """Take rows by position, and send each to the process that holds it in the result (all-to-all).
+    def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
+        """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
 
         Args:
-            own_PX: this process's own rows of a tensor that is spread over the processes.
-            index_K: positions in the whole tensor, the same on every process; the rows of the result are spread over
-                the processes in the same way.
-
-        Returns:
-            This process's own rows of the result, in their order.
+            rows_PX: the rows to send, in the order of the ranks that they go to.
+            to_each: how many of them go to each process.
+            from_each: how many rows come from each process.
         """
-        wanted = [index_K[rank :: self.size] for rank in range(self.size)]
-        mine = wanted[self.rank]
-        outgoing = [part[part % self.size == self.rank] // self.size for part in wanted]
-        sent = own_PX[torch.cat(outgoing)].flatten(1).contiguous()
-        from_each = [int((mine % self.size == rank).sum()) for rank in range(self.size)]
-        came = sent.new_empty(len(mine), sent.shape[1])
+        came = rows_PX.new_empty(sum(from_each), *rows_PX.shape[1:])
         with _waiting("an all-to-all"):
-            dist.all_to_all_single(came, sent, from_each, [len(part) for part in outgoing])
-        place = torch.argsort(mine % self.size, stable=True).to(came.device)
-        ordered = torch.empty_like(came)
-        ordered[place] = came
-        moved: Tensor = ordered.unflatten(1, own_PX.shape[1:])
-        return moved
+            dist.all_to_all_single(came, rows_PX.contiguous(), list(from_each), list(to_each))
+        return came
 
-    def share_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
-        """All-reduce gradients: sum the parts that come from each process's own rows.
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """Inside this context torch's own collectives are waited in: an error names the processes that are missing."""
+        return _waiting(what)
 
-        Args:
-            parameters: all parameters of a model; one without a gradient on every process stays without.
-            whole: the parameters of the loss itself, whose full gradient every process holds: it is averaged.
-        """
-        if self.size == 1:
-            return
-        held = [parameter for parameter in parameters if parameter.requires_grad]
-        there = torch.tensor([float(parameter.grad is not None) for parameter in held], device=held[0].device)
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """All-reduce small tensors of one type and device to their mean over the processes, in place."""
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _waiting("an all-reduce"):
-            dist.all_reduce(there)
-        used = [parameter for parameter, count in zip(held, there.tolist(), strict=True) if count]
-        grads = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in used]
-        flat = torch.cat([grad.flatten().to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
-        with _waiting("an all-reduce of gradients"):
             dist.all_reduce(flat)
-        entire = {id(parameter) for parameter in whole}
-        for parameter, summed in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
-            value = summed / self.size if id(parameter) in entire else summed
-            parameter.grad = value.view_as(parameter).to(parameter.dtype)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor) / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -200,19 +183,6 @@ class World:
             dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
-
-
-class _Collected(torch.autograd.Function):
-    """``World.collect``, whose backward pass takes the own rows of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, own_KD: Tensor, count: int, world: World) -> Tensor:
-        ctx.index = world.rows(count).to(own_KD.device)
-        return world.collect(own_KD, count)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.index], None, None
 
 
 _alone = False

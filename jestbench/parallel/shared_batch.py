@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -17,38 +19,55 @@ class SharedBatch(Batch):
 
     ``images_BCHW``, ``token_ids`` and ``captions`` hold this process's own rows; keys, marks and columns hold the rows
     of all processes, and length and positions refer to the whole batch.
+
+    Attributes:
+        placement: which process holds each row.
+        device: that images are brought to when pairs are taken, and through which they move.
     """
 
-    size: int = 0
-    world: World = field(default_factory=World)
+    placement: Placement = field(default_factory=lambda: Placement.in_turns(0, World()))
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         Batch(self.images_BCHW, self.token_ids, self.image_key_B[self.rows], self.text_key_B[self.rows])
 
     @classmethod
-    def of(cls, own: Batch, size: int, world: World) -> SharedBatch:
+    def of(cls, own: Batch, placement: Placement, device: str = "cpu") -> SharedBatch:
         """Build the batch from each process's own rows."""
         return cls(
             images_BCHW=own.images_BCHW,
             token_ids=own.token_ids,
-            image_key_B=world.collect(own.image_key_B, size),
-            text_key_B=world.collect(own.text_key_B, size),
-            marks={name: world.collect(mark, size) for name, mark in own.marks.items()},
+            image_key_B=placement.collect(own.image_key_B),
+            text_key_B=placement.collect(own.text_key_B),
+            marks={name: placement.collect(mark) for name, mark in own.marks.items()},
             captions=own.captions,
-            columns={name: world.collect(column, size) for name, column in own.columns.items()},
+            columns={name: placement.collect(column) for name, column in own.columns.items()},
             passes=own.passes,
             counts=own.counts,
-            size=size,
-            world=world,
+            placement=placement,
+            device=device,
         )
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.placement)
 
     @property
     def rows(self) -> Tensor:
-        """Positions of this process's own rows in the whole batch."""
-        return self.world.rows(self.size)
+        """Positions of this process's own rows in the whole batch, ascending."""
+        return self.placement.rows
+
+    @property
+    def rank_B(self) -> Tensor:
+        """Rank of the process that holds each pair."""
+        return self.placement.rank_B
+
+    def collect(self, own_PX: Tensor) -> Tensor:
+        """All-gather the rows of all processes: ``[B, …]`` in the order of their positions, without gradient."""
+        return self.placement.collect(own_PX)
+
+    def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
+        """As ``collect``, with a gradient: backward returns the gradient of the own rows."""
+        return self.placement.collect_with_gradient(own_PX)
 
     @property
     def own(self) -> Batch:
@@ -63,25 +82,26 @@ class SharedBatch(Batch):
             columns={name: column[self.rows] for name, column in self.columns.items()},
         )
 
-    def take(self, index_K: Tensor) -> SharedBatch:
-        """The pairs at these positions, the same on every process; each row moves to the process that holds it next."""
+    def take(self, index_K: Tensor, parts: Sequence[int] = ()) -> SharedBatch:
+        """The pairs at these positions, the same on every process; as few as balance allows change their process."""
         index_K = index_K.cpu()
+        to = self.placement.taken(index_K, parts)
         return SharedBatch(
-            images_BCHW=self.world.exchange(self.images_BCHW, index_K),
-            token_ids={name: self.world.exchange(ids, index_K) for name, ids in self.token_ids.items()},
+            images_BCHW=self.placement.exchange(self.images_BCHW, index_K, to, torch.device(self.device)),
+            token_ids={name: self.placement.exchange(ids, index_K, to) for name, ids in self.token_ids.items()},
             image_key_B=self.image_key_B[index_K],
             text_key_B=self.text_key_B[index_K],
             marks={name: mark[index_K] for name, mark in self.marks.items()},
             columns={name: column[index_K] for name, column in self.columns.items()},
-            size=len(index_K),
-            world=self.world,
+            placement=to,
+            device=self.device,
         )
 
     def everywhere(self, index_P: Tensor) -> Batch:
         """The pairs at a few positions, captions included, gathered on every process."""
-        size, rank = self.world.size, self.world.rank
-        held = index_P[index_P % size == rank]
-        parts = self.world.everybodys((held, self.own.take(held // size)))
+        world = self.placement.world
+        held = index_P[self.placement.rank_B[index_P] == world.rank]
+        parts = world.everybodys((held, self.own.take(self.placement.local_B[held])))
         place_P = torch.cat([positions for positions, _ in parts]).argsort()[index_P.argsort().argsort()]
         batches = [batch for _, batch in parts]
         return Batch(

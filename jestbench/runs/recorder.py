@@ -336,7 +336,7 @@ class Recorder:
         self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
 
         def fill(folder: Path) -> None:
-            save_model(folder, weights, self.resolved.run, self.stages.learner.model, self.world.size)
+            save_model(folder, weights, self.resolved.run, self.stages.learner.model)
             torch.save(state, folder / STATE)
 
         place = Place(progress.step, progress.rungs, progress.branch)

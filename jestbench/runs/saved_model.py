@@ -30,17 +30,16 @@ BRINGS = "brings_tokenizer"
 
 
 class ForeignCheckpoint(DataError):
-    """A checkpoint was written by another version of this package, or by another number of processes."""
+    """A checkpoint was written by another version of this package."""
 
 
-def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, model: TwoTowers, processes: int) -> None:
+def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, model: TwoTowers) -> None:
     """Write the weights of a model into a checkpoint, and the description that they are read back by."""
     tokenizer = model.tokens
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(tensors, checkpoint / WEIGHTS)
     description = {
         "format": FORMAT,
-        "processes": processes,
         "model": asdict(run.model),
         "loss": run.loss,
         "tokenizer": tokenizer.definition,
@@ -60,7 +59,7 @@ def _description(checkpoint: Path) -> dict[str, Any]:
         DataError: it cannot be read, or another version wrote it.
     """
     found = read_object(checkpoint / DESCRIPTION) or {}
-    names = ("format", "processes", "model", "loss", "tokenizer", "length", "pad", "end", "train_views", "kind")
+    names = ("format", "model", "loss", "tokenizer", "length", "pad", "end", "train_views", "kind")
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
@@ -78,8 +77,8 @@ def is_described(checkpoint: Path) -> bool:
         return False
 
 
-def check_format(checkpoint: Path, processes: int) -> None:
-    """Refuse a checkpoint that another version wrote, or another number of processes.
+def check_format(checkpoint: Path) -> None:
+    """Refuse a checkpoint that another version wrote.
 
     Raises:
         ForeignCheckpoint: naming it.
@@ -92,12 +91,6 @@ def check_format(checkpoint: Path, processes: int) -> None:
         raise ForeignCheckpoint(
             f"{checkpoint} was written by another version of jestbench and cannot be gone on from: start the run anew "
             "in another --run_dir"
-        )
-    wrote = described["processes"]
-    if wrote != processes:
-        raise ForeignCheckpoint(
-            f"{checkpoint} was written by {wrote} processes, and this run has {processes}: go on with as many "
-            f"(torchrun --nproc_per_node {wrote})"
         )
 
 

@@ -190,8 +190,8 @@ class _BlockLoss(torch.autograd.Function):
             ctx.offset = name == "sigmoid"
         else:
             (total,) = world.add(total)
-        loss: Tensor = total / count
-        return loss
+        mean: Tensor = total / count
+        return mean
 
     @staticmethod
     @once_differentiable

@@ -55,6 +55,7 @@ def test_the_hash_changes_with_the_number_format_that_auto_is(monkeypatch: pytes
     on_cpu, bound = digest(), digest("run.precision=bf16")
     assert bound != on_cpu
     assert digest("run.precision=fp32") == on_cpu
+    assert digest("run.precision=fp64") not in (on_cpu, bound)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert digest("run.device=cpu", "run.reference=('gin/run/tiny_reference.gin','run.device=cpu')") == on_cpu
     assert len({on_cpu, bound, digest()}) == 3, "the reference of the first two is trained on the CPU"

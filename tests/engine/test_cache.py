@@ -27,11 +27,12 @@ from jestbench.batch import FULL, Batch, View
 from jestbench.config import resolve
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.synthetic import Synthetic
-from jestbench.engine import rows
+from jestbench.engine import shared_rows
 from jestbench.engine.cache import Bound, Cache, fingerprint
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
-from jestbench.engine.rows import HEADER, KeyIndex, Rows, RunRows, SharedRows, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows, pair_key_B
+from jestbench.engine.shared_rows import HEADER, SharedRows
 from jestbench.launch.command import main
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
@@ -425,13 +426,13 @@ def test_cold_warm_and_broken_caches_write_the_same_run(train, tmp_path, monkeyp
     before = len(encoded)
     warm, with_cache = train(*use)
     assert len(encoded) == before, "a warm cache runs no reference"
-    write = rows.write_all
+    write = shared_rows.write_all
 
     def full(descriptor: int, content: bytes, offset: int) -> None:
         write(descriptor, content[: len(content) // 2], offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(rows, "write_all", full)
+    monkeypatch.setattr(shared_rows, "write_all", full)
     broken, _ = train(charged, "run.cache=@cache()", f"cache.folder={tmp_path / 'full'}")
     assert lasting(cold) == lasting(warm) == lasting(broken)
     assert broken[-1]["cache/failures"] > 0 == warm[-1]["cache/failures"]

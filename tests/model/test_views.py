@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import summary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +110,22 @@ def test_the_kernel_and_its_gradient_are_timms(tokenizer: Tokenizer, patch: int)
     (got,) = torch.autograd.grad((ours * seen).sum(), weight)
     (expected,) = torch.autograd.grad((timms * seen).sum(), weight)
     assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_a_float64_tower_resizes_kernels_and_positions_in_float64(tokenizer: Tokenizer) -> None:
+    """FlexiViT's aim, met exactly for a larger patch: a resized patch under the resized kernel gives what it gave."""
+    tower, random = towers(tokenizer).double().image, torch.Generator().manual_seed(0)
+    patches = torch.randn(5, 3, PATCH, PATCH, dtype=torch.float64, generator=random)
+    weight = tower.backbone.patch_embed.proj.weight
+    larger = F.interpolate(patches, (2 * PATCH, 2 * PATCH), mode="bicubic", antialias=True)
+    seen = torch.einsum("bcxy,wcxy->bw", larger, tower._kernel(2 * PATCH))
+    torch.testing.assert_close(seen, torch.einsum("bcxy,wcxy->bw", patches, weight), rtol=1e-12, atol=1e-12)
+
+    level = 1 + 1e-10  # fp32 rounds it to 1
+    torch.nn.init.constant_(tower.backbone.pos_embed, level)
+    grid = SIZE // PATCH // 2
+    placed = tower._with_positions(torch.zeros(1, grid**2, WIDTH, dtype=torch.float64), (grid, grid))[:, -(grid**2) :]
+    torch.testing.assert_close(placed, torch.full_like(placed, level), rtol=1e-14, atol=0)
 
 
 def test_the_full_view_is_the_plain_path_to_the_last_bit(tokenizer: Tokenizer) -> None:

@@ -38,5 +38,13 @@ def test_one_process_may_name_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_number_format_is_that_of_the_arithmetic(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     for device in ("auto", "cpu", *("cuda", "cuda:0") * there):
-        for precision in ("auto", "fp32", "bf16"):
-            assert (number_format(device, precision) == "bf16") == Arithmetic.of(device, precision).bf16
+        for precision in ("auto", "fp32", "bf16", "fp64"):
+            found, used = Arithmetic.of(device, precision), number_format(device, precision)
+            assert (found.bf16, found.fp64) == (used == "bf16", used == "fp64")
+
+
+def test_a_model_is_float64_where_the_run_is_and_is_left_as_it_is_elsewhere() -> None:
+    image, text = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()
+    plain = Arithmetic.of("cpu", "fp32")
+    assert [plain.placed(part).weight.dtype for part in (image, text)] == [torch.float32, torch.float64]
+    assert Arithmetic.of("cpu", "fp64").placed(image).weight.dtype == torch.float64

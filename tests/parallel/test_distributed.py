@@ -149,9 +149,8 @@ def wait_for(run_dir: Path, reached: Callable[[Place], bool]) -> Place:
 
 
 def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(ROOT)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     straight, killed = start(whole), start(cut)
     wait_for(cut, lambda place: place.step >= 5)
@@ -164,9 +163,6 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     stopped.send_signal(signal.SIGINT)
     stopped.communicate(timeout=120)
     assert json.loads((cut / "summary.json").read_text())["status"] == "interrupted"
-
-    assert command.main([*together.command("jest", cut), *LONG, "--resume"]) == 3
-    assert "was written by 2 processes, and this run has 1" in capsys.readouterr().err
 
     last = start(cut, "--resume")
     assert last.wait(300) == 0, last.communicate()[1]
