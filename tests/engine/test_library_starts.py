@@ -180,7 +180,7 @@ def test_it_leaves_to_open_clip(run_dir: Path, tmp_path: Path, capsys: pytest.Ca
         found = net.eval().encode_image(torch.stack([prepare(image) for image in images]), normalize=True)
         torch.testing.assert_close(found, trained.encode_image(uint8_of(images)), rtol=0, atol=1e-5)
         torch.testing.assert_close(net.encode_text(ids, normalize=True), trained.encode_text(TEXTS), rtol=0, atol=1e-5)
-    assert float(net.logit_scale) == pytest.approx(float(trained.model.log_scale))
+    assert net.logit_scale.item() == pytest.approx(trained.model.log_scale.item())
     assert "run by open_clip: our text towers have no class token" in (out / "README.md").read_text(encoding="utf-8")
 
 

@@ -224,7 +224,7 @@ LOCKED = ["run.init=@open_clip()", "model.freeze=image", "run.remember_images=Tr
         (["run.init=empty"], "holds no finished run to begin from", 3),
         (["run.remember_images=True"], "run.remember_images: model.freeze is not set", 2),
         ([*LOCKED, "run.train_views=((1.0, @view()),)", "view.keep=0.5"], "run.remember_images: a view", 2),
-        ([*LOCKED, "run.augment=@augment()"], "run.remember_images: run.augment makes another image", 2),
+        ([*LOCKED, "run.augment=@random_resized_crop()"], "run.remember_images: run.augment makes another image", 2),
     ],
 )
 def test_what_cannot_begin_is_refused(
