@@ -85,14 +85,14 @@ def test_rows_move_to_who_holds_them_next(size: int, shape: tuple[int, ...]) -> 
     assert sorted(i for *_, rows in found for i in rows.tolist()) == list(range(11))
 
 
-def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows() -> None:
+def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows_times_the_processes() -> None:
     rank_B, weight_BD = torch.tensor([1, 1, 0, 1, 0]), torch.arange(10.0).view(5, 2)
 
     def gradient(world: World) -> bool:
         placement = Placement(rank_B, world)
         own = torch.ones(len(placement.rows), 2, requires_grad=True)
         (placement.collect_with_gradient(own) * weight_BD).sum().backward()
-        return torch.equal(own.grad, weight_BD[placement.rows])
+        return torch.equal(own.grad, 2 * weight_BD[placement.rows])
 
     assert by_threads(2, gradient) == [True, True]
 
