@@ -112,18 +112,19 @@ class Actor(ABC):
         return self.forecast(len(image_key_B))
 
     def own_loss(
-        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read, own_P: Tensor | None = None
     ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """The loss of each pair by itself, which a cascade draws by, and the passes that it cost.
+        """The loss of each pair by itself, which a cascade draws by, and the passes that all of them cost.
 
         Args:
             loss: whose pair loss.
             image_key_C: of C candidates.
             text_key_C: theirs.
             read: called only for pairs whose scores are nowhere to be found.
+            own_P: positions of the pairs whose loss this process computes; ``None``: all.
 
         Returns:
-            ``[C]``, float64 on the CPU; infinite where a pair is damaged.
+            ``[P]``, float64 on the CPU; infinite where a pair is damaged.
 
         Raises:
             ValueError: this kind of actor scores no pair by its keys.

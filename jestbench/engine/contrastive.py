@@ -29,6 +29,7 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.given import equal_groups
 from jestbench.select.losses import LOSSES, Each, EqualPairs, EqualRule, LossName
 
@@ -43,12 +44,14 @@ class _Held:
     Attributes:
         pieces: view, and positions among the process's rows, which are empty for a stand-in pair.
         parts: the pairs of each piece.
+        views: under which some process embeds pairs of the sub-batch.
         row_P: positions of the process's rows in the sub-batch.
         cached: whether each piece is embedded twice (cached gradients).
     """
 
     pieces: list[tuple[View, Tensor]]
     parts: list[Batch]
+    views: list[View]
     row_P: Tensor
     cached: bool
 
@@ -108,7 +111,7 @@ class Contrastive(Objective):
         model, world, count = learner.model, learner.world, len(batch)
         cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
-            own = learner.gradients.embed(partial(self._embed, learner, held, seed))
+            own = learner.gradients.embed(partial(self._embed, learner, held, seed), held.views)
             image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
@@ -118,7 +121,8 @@ class Contrastive(Objective):
             group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
+        with TRAFFIC.sending("loss_gradients"):
+            loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int) -> bool:
@@ -133,7 +137,8 @@ class Contrastive(Objective):
             learner.prepared(own.take(index)) if len(index) else learner.model.stand_in(own.images_BCHW)
             for _, index in pieces
         ]
-        return _Held(pieces, parts, batch.rows, self._cached(len(batch)))
+        views = [view for view, _ in self._parts(len(batch))]
+        return _Held(pieces, parts, views, batch.rows, self._cached(len(batch)))
 
     def _embed(self, learner: Learner, held: _Held, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
@@ -167,7 +172,7 @@ class Contrastive(Objective):
         assert text_KD.grad is not None
         for position, part in enumerate(learner.feed(held.parts)):
             run = partial(self._embed_piece, learner, part, held, seed, position)
-            embedded: tuple[Tensor, ...] = learner.gradients.embed(run, last=position + 1 == len(held.parts))
+            embedded: tuple[Tensor, ...] = learner.gradients.embed(run, held.views, position + 1 == len(held.parts))
             row_P = held.row_P[held.pieces[position][1]]
             at = index_slice(row_P) or to_device(row_P, image_KD.device)
             # Times the number of processes as in World.collect_with_gradient; a stand-in's gradient is 0.
@@ -191,15 +196,20 @@ class Contrastive(Objective):
         """
         count, position_K = len(rank_K), (rank_K == world.rank).cumsum(0) - 1
         limit = -(-self.microbatch // world.size) if self.microbatch is not None and self._cached(count) else count
-        sizes = split_counts(count, [share for share, _ in self.mix])
-        pieces, none = list[tuple[View, Tensor]](), torch.empty(0, dtype=torch.int64)
-        for (_, view), position_S, rank_S in zip(self.mix, position_K.split(sizes), rank_K.split(sizes), strict=True):
+        parts_of = self._parts(count)
+        sizes, none = [size for _, size in parts_of], torch.empty(0, dtype=torch.int64)
+        pieces = list[tuple[View, Tensor]]()
+        for (view, _), position_S, rank_S in zip(parts_of, position_K.split(sizes), rank_K.split(sizes), strict=True):
             index = position_S[rank_S == world.rank]
             parts = [part for part in index.split(limit) if len(part)]
-            most = -(-int(rank_S.bincount().max()) // limit) if even and len(rank_S) else 0
+            most = -(-int(rank_S.bincount().max()) // limit) if even else 0
             pieces += [(view, part) for part in (*parts, *[none] * (most - len(parts)))]
-        trained = (view for (_, view), size in zip(self.mix, sizes, strict=True) if size)
-        return pieces or [(next(trained), none)]
+        return pieces or [(parts_of[0][0], none)]
+
+    def _parts(self, count: int) -> list[tuple[View, int]]:
+        """The parts of the mix that hold pairs: view, and number of pairs."""
+        sizes = split_counts(count, [share for share, _ in self.mix])
+        return [(view, size) for (_, view), size in zip(self.mix, sizes, strict=True) if size]
 
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
@@ -210,15 +220,13 @@ class Contrastive(Objective):
         (``select/losses.py``) are not among it: like the attention products of a fused backward pass they belong to the
         three forward passes that a training pass is charged.
         """
-        sizes = split_counts(count, [share for share, _ in self.mix])
         towers = tuple(
             Pass(
                 learner.part.train,
                 learner.training_macs(view, size),
                 f"{learner.part.name}, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
             )
-            for size, (_, view) in zip(sizes, self.mix, strict=True)
-            if size
+            for view, size in self._parts(count)
         )
         logits = count * count * learner.width
         pairwise = Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}")
@@ -236,8 +244,7 @@ class Contrastive(Objective):
         if self._cached(count):
             forward = sum(learner.forward_macs(view, size) for view, size in pieces)
             trained = sum(learner.training_macs(view, size) for view, size in pieces)
-            sizes = split_counts(count, [share for share, _ in self.mix])
-            whole = sum(learner.training_macs(view, size) for size, (_, view) in zip(sizes, self.mix, strict=True))
+            whole = sum(learner.training_macs(view, size) for view, size in self._parts(count))
             # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
             yield Pass(
                 "recompute",

@@ -25,6 +25,7 @@ from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.traffic import TRAFFIC, reduced
 from jestbench.select.given import Trained
 from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
@@ -51,6 +52,12 @@ class RolePurposes:
 
 LEARNER = RolePurposes("learner", "learner", "learner_score", "learner_train")
 ONLINE = RolePurposes("online", "online scorer", "scorer_score", "scorer_train", 1)
+
+
+def weight_bytes(model: TwoTowers) -> int:
+    """Bytes of the weights of both towers that are trained, and of their gradient."""
+    towers = (model.image, model.text)
+    return sum(weight.nbytes for tower in towers for weight in tower.parameters() if weight.requires_grad)
 
 
 class Objective(ABC):
@@ -130,10 +137,13 @@ class Learner(Actor):
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
         self.micro, self.images = micro or MicroBatches(), images
         self.schedule = optimizer
-        self.gradients = self._gradients(shard)
+        with self.world.waiting("a broadcast of weights"):
+            self.gradients = self._gradients(shard)
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0
+        # FSDP sends other bytes, which are not counted.
+        self._sent = 0 if shard else reduced(weight_bytes(self.model), self.world.size)
 
     def _gradients(self, shard: bool) -> Gradients:
         """How the gradients of all processes come together."""
@@ -160,7 +170,8 @@ class Learner(Actor):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
-        image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
+        with TRAFFIC.sending("embeddings"):
+            image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=(*self._images_of(batch, self.part.score), *self.forecast(len(batch))))
 
@@ -285,6 +296,7 @@ class Learner(Actor):
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.backward(loss, carry_on)
+        TRAFFIC.sent["weight_gradients"] += self._sent
         measured = Measured(loss, self.gradients.clip(self.schedule.clip or math.inf))
         self._pending = measured
         if measured.deferred:

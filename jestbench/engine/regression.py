@@ -66,6 +66,7 @@ class Regression(Training):
         "evaluate.sets": "evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades",
         "train_views": "run.train_views are for the contrastive loss: a run with run.objective has the full view",
         "grad_checkpointing": "run.grad_checkpointing: a run with an objective of its own cannot save memory that way",
+        "shard": "run.shard: a pair scorer is trained by one process, which has nothing to share",
         "train_microbatch": "run.train_microbatch: a run with an objective of its own cannot save memory that way",
     }
 

@@ -254,7 +254,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--resume needs the run's folder: --run_dir DIR")
     with distributed.started() as world:
         # A run that torchrun starts again goes on by itself, in the folder that it has begun in.
-        begun = world.first(lambda: distributed.remembered("run_dir"))
+        begun = world.first(lambda: distributed.remembered(train_run.begun_as(resolved)))
         own = Path(begun) if begun else arguments.run_dir
         run_dir = world.first(lambda: own or new_run_dir(resolved.run.arm, resolved.run.seed))
         status = train_run.train_run(resolved, run_dir, arguments.resume or begun is not None)

@@ -21,6 +21,7 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
+from jestbench.launch.exchange_forecast import Sizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
@@ -96,6 +97,12 @@ def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
     few = min(least_draw(run.split), resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
         return build_stages(replace(resolved, run=run), data, castings, Path(folder), few, shapes=True), data
+
+
+def sizes(resolved: Resolved) -> Sizes:
+    """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
+    stages, _ = _built_on(resolved)
+    return Sizes.of(resolved, stages, joined_in(lambda: step_price_of(resolved, stages))[1])
 
 
 def _one(stages: Stages) -> Batch:
@@ -313,7 +320,7 @@ def _pair_lines(stages: Stages) -> list[str]:
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     stages, data = _built_on(resolved)
-    price = step_price_of(resolved, stages)
+    price, joined = joined_in(lambda: step_price_of(resolved, stages))
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
@@ -358,6 +365,7 @@ def price_table(resolved: Resolved) -> str:
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, charges, taken)
     lines += [_to_pay(resolved, price, charges, steps, once)]
+    lines.append(sent_line(Sizes.of(resolved, stages, joined)))
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 

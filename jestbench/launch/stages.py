@@ -144,11 +144,11 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     plain = run.augment is None and run.cascade is None and not isinstance(run.policy, LeavingPolicy)
     if isinstance(pairs, StreamPairs) and plain:
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
-    plan = plan_of(run, pairs, size, actors)
+    plan = plan_of(run, pairs, size, actors, world)
     return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
 
 
-def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> StepPlan:
+def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor], world: World | None = None) -> StepPlan:
     """The plan of the super-batches that a run draws from an indexed split; raises as ``source``."""
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
@@ -164,7 +164,7 @@ def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> 
             actor = actors[run.cascade.role]
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
-        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss, world)
     if leaves:
         name = type(run.policy).__name__
         whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")

@@ -32,11 +32,12 @@ from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.parallel.locks import locked
+from jestbench.parallel.shared_disk import check_shared
 from jestbench.parallel.stop import STOP
 from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.hold_folder import held
+from jestbench.runs.hold_folder import HOLDER, held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
@@ -84,8 +85,9 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
                 if _trained(_beside(stand, resolved), folder, role) == "interrupted":
                     raise KeyboardInterrupt
-    if not RunFolder(folder).has_finished():
+    if not _finished(folder):
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
+    check_shared(RunFolder(folder).summary_json, world, f"the {role} in")
     return folder
 
 
@@ -187,12 +189,18 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
             raise
 
 
+def begun_as(resolved: Resolved) -> str:
+    """The name under which the folder of an arm is kept for processes that torchrun starts again."""
+    return f"run_dir/{resolved.config_hash}/{resolved.run.seed}"
+
+
 @contextmanager
 def _held_by_all(run_dir: Path) -> Iterator[None]:
     """Hold a run folder, by rank 0, for all ranks."""
     world, stack = distributed.world(), ExitStack()
     world.first(lambda: stack.enter_context(held(run_dir)))
     with stack:
+        check_shared(run_dir / HOLDER, world, "the run folder")
         yield
 
 
@@ -207,7 +215,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     with STOP.ending("after"):  # half a folder would not be taken for this run's
         going_on = world.first(lambda: open_folder(resolved, run_dir, resume))
     if role == "arm":
-        distributed.remember("run_dir", str(run_dir))
+        distributed.remember(begun_as(resolved), str(run_dir))
     STOP.check()
     if going_on and world.first(lambda: _has_ended(run_dir)):
         return "finished"
@@ -244,6 +252,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
         status = train(resolved, stages, progress, allowance, recorder)
+        recorder.checkpoints.settle()
     with STOP.ending("after"):
         _end(recorder, progress, status, known)
     world.first(lambda: None)  # every rank waits until rank 0 has written the summary
@@ -259,7 +268,7 @@ def _ended_when_it_fails(recorder: Recorder, progress: Progress, known: KnownAtS
         with STOP.ending("after"):
             try:
                 _end(recorder, progress, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", known)
-            except OSError as second:  # the first error is the one that the user is to mend
+            except (OSError, DataError) as second:  # the first error is the one that the user is to mend
                 print(f"warning: while the run ended: {second}", file=sys.stderr)
         raise
 
@@ -272,6 +281,7 @@ def _end(recorder: Recorder, progress: Progress, status: Ending, known: KnownAtS
             # The rows of a ladder stay: more rungs may be appended, and what was charged must be charged once.
             closing.callback(actor.close, status == "finished" and not recorder.allowance.rungs)
         closing.callback(stages.super_batches.close)
+        closing.callback(recorder.checkpoints.close)
         closing.callback(lambda: recorder.metrics.close(summary, failed=status == "failed"))
         recorder.write_chosen()
         summary |= _write_summary(recorder, progress, status, known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -70,6 +72,12 @@ class Arithmetic:
                 raise ValueError(
                     f"run.device = {device!r} would put all {world.size} processes of torchrun on one GPU: "
                     "bind run.device = 'cuda', of which each process takes its own"
+                )
+            here, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if here >= found:
+                raise ValueError(
+                    f"run.device = {device!r}: process {here} of {socket.gethostname()} finds {found} GPUs there: "
+                    f"start at most {found} processes a machine (torchrun --nproc_per_node {found}), or run on 'cpu'"
                 )
             resolved = torch.device("cuda", torch.cuda.current_device())
         used = number_format(resolved.type, precision)

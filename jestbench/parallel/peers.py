@@ -8,6 +8,7 @@ import queue
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -43,9 +44,8 @@ def _connected(rank: int, size: int) -> Any:
         LostProcess: the other processes, or torchrun, do not answer.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        own = rank == 0 and not served
+        own = rank == 0 and not served_by_torchrun()
         return dist.TCPStore(host, port, size, own, PATIENCE, False, multi_tenant=True)  # type: ignore[attr-defined]
     except RuntimeError as error:
         raise LostProcess(
@@ -54,36 +54,76 @@ def _connected(rank: int, size: int) -> Any:
         ) from error
 
 
-def attempt() -> int:
-    """How often torchrun has started the processes of this run again (``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def served_by_torchrun() -> bool:
+    """Whether torchrun serves the store, which then outlives the processes of this run."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 class Peers:
     """The processes of a run as one of them sees them, through the store.
 
-    torchrun serves one store for all attempts of ``--max-restarts``. Each attempt has keys of its own there: under
-    those of the attempt before, processes would find addresses of processes that are gone, and wait for those.
+    torchrun serves one store for all groups of processes that it starts, one after the other (``--max-restarts``, nodes
+    that come and go). Each group has keys of its own there: under those of the group before, processes would find
+    addresses of processes that are gone, and wait for those.
 
     Args:
         rank: of this process.
         size: number of processes.
 
     Attributes:
-        store: keys of this attempt.
-        of_all_attempts: keys that a later attempt finds again.
+        number: of this group; no other one of the store has it.
+        store: keys of this group.
+        of_all_groups: keys that a later group finds again.
+
+    Raises:
+        LostProcess: the processes do not find each other.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        connected, own = _connected(rank, size), f"jestbench/attempt{attempt()}"
         prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
-        self.store, self.of_all_attempts = prefixed(own, connected), prefixed("jestbench", connected)
+        connected = _connected(rank, size)
+        self.of_all_groups = prefixed("jestbench", connected)
+        with self.joining():
+            self.number = self._agreed()
+        own = f"jestbench/group{self.number}"
+        self.store = prefixed(own, connected)
         self._begun, self._firsts, self._contexts = 0, 0, 0
         self._closed = threading.Event()
         # A client of its own: one that waits keeps other threads out.
         self._beats = prefixed(own, _connected(rank, size))
         threading.Thread(target=self._beat, name="jestbench-beat", daemon=True).start()
+
+    def _agreed(self) -> int:
+        """The number of this group of processes, which rank 0 draws and gives to each process that asks for it.
+
+        torchrun's count of restarts does not identify a group: each agent counts for itself, and does not count a
+        restart for a node that has come or gone.
+
+        Raises:
+            LostProcess: rank 0, or another process, has not come within ``PATIENCE``.
+        """
+        store, own, end = self.of_all_groups, uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+        number, missing = (0, [0]) if self.rank else (int(store.add("groups", 1)), list(range(1, self.size)))
+        if self.rank:
+            store.set(f"asks/{self.rank}", own)
+        while missing:
+            if time.monotonic() > end:
+                absent = " and ".join(f"process {rank}" for rank in missing)
+                raise LostProcess(
+                    f"process {self.rank} has waited {_shown(PATIENCE)} for {absent} of {self.size} to join"
+                )
+            if self.rank == 0:
+                # What a process of an earlier group has asked may still stand there, until that of this group asks.
+                for rank in missing:
+                    if store.check([f"asks/{rank}"]):
+                        store.set(f"number/{store.get(f'asks/{rank}').decode()}", str(number))
+                missing = [rank for rank in missing if not store.check([f"joined/{number}/{rank}"])]
+            elif store.check([f"number/{own}"]):
+                number, missing = int(store.get(f"number/{own}")), []
+                store.set(f"joined/{number}/{self.rank}", "")
+            time.sleep(0.01)
+        return number
 
     def close(self) -> None:
         """Give no more signs of life."""

@@ -98,7 +98,7 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
 
 
 def _write(run: RunFolder, final: Path, fill: Callable[[Path], None], keep: int) -> Path:
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    run.checkpoints.mkdir(exist_ok=True)  # never the run's folder: it may have been mounted
     with whole(final) as partial:
         partial.mkdir()
         fill(partial)

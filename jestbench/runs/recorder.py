@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +24,10 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
 from jestbench.parallel.stop import STOP
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
+from jestbench.runs.checkpoint_writer import CheckpointWriter
 from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
@@ -37,7 +37,6 @@ from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
-from jestbench.storage import check_space, storage_error
 
 if TYPE_CHECKING:
     from jestbench.loop import Progress, Stages
@@ -92,14 +91,6 @@ class KnownAtStart:
     warnings: Sequence[str]
 
 
-def bytes_of(state: Any) -> int:
-    """Bytes of all tensors in a state."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
-    return sum(map(bytes_of, parts))
-
-
 def diagnostics(batch: Batch, selection: Selection) -> dict[str, float]:
     """Share of the marked pairs (noisy, curated …) among the chosen and in the super-batch."""
     index_K = selection.index_K.cpu()
@@ -131,7 +122,9 @@ class Recorder:
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self.data_counts: Mapping[str, float] = {}
+        self._exchanged_at = 0
         self.chosen = Chosen(resolved.run.log.chosen)
+        self.checkpoints = CheckpointWriter(run_dir, self.world)
 
     @contextmanager
     def clock(self, progress: Progress) -> Iterator[None]:
@@ -162,6 +155,7 @@ class Recorder:
 
         It is written now, but for a hang, and where the step has ``trained`` the learner already.
         """
+        self.checkpoints.settle()
         newest = self.world.first(RunFolder(self.run_dir).newest_checkpoint)
         if not trained and not isinstance(error, PolicyHang):
             newest = self.save(progress)
@@ -183,13 +177,21 @@ class Recorder:
         """Evaluate the untrained model and write a first checkpoint; neither when resuming, even from step 0."""
         if self.world.first(RunFolder(self.run_dir).newest_checkpoint) is None:
             self.metrics.write(self._row(progress, self._evaluate(progress)))
-            self.save(progress)
+            self.save(progress)  # waited for: a disk that refuses the first one is found before any step
         self._agree_to_stop()
         self._turn(progress)
+        TRAFFIC.since_last()
+        self._exchanged_at = progress.step
 
     def _agree_to_stop(self) -> None:
-        """Read whether a process of the run was asked to stop; once, so that a run that stops writes its checkpoint."""
-        self.stop_asked = self.stop_asked or self.world.any(STOP.asked)
+        """Read whether a process of the run was asked to stop; once, so that a run that stops writes its checkpoint.
+
+        Raises:
+            StorageError: the checkpoint that is being written cannot be written.
+        """
+        if not self.stop_asked and self.world.any(STOP.asked or self.checkpoints.failed):
+            self.checkpoints.settle()
+            self.stop_asked = True
 
     def step(
         self,
@@ -233,7 +235,7 @@ class Recorder:
         whole = self.allowance.share(progress.ledger, progress.step, progress.pairs_seen, -1)
         self.metrics.progress(whole, progress.pairs_seen, progress.ledger.total, progress.seconds)
         if self.stop_asked or checkpointed:
-            self.save(progress)
+            self.save(progress, behind=not self.stop_asked and after < 1)
         if not self.stop_asked:
             self._turn(progress)
 
@@ -248,7 +250,7 @@ class Recorder:
         while allowance.rungs and not progress.ended(allowance):
             share = progress.share(allowance)
             if progress.branch is None and share >= 1 - allowance.cooldown:
-                self.save(progress)
+                self.save(progress, behind=True)
                 progress.branch = progress.step
             elif progress.branch is not None and share >= 1:
                 self._leave(progress)
@@ -258,6 +260,7 @@ class Recorder:
     def _leave(self, progress: Progress) -> None:
         """Go back to where the branch left the trunk, with the rung behind and what the branch spent on record."""
         assert progress.branch is not None
+        self.checkpoints.settle()
         left, back = (Place(progress.branch, rungs) for rungs in (progress.rungs, progress.rungs + 1))
         checkpoints, spent = RunFolder(self.run_dir).checkpoints, progress.rung_flops + progress.ledger.with_evaluation
 
@@ -295,14 +298,15 @@ class Recorder:
         return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
-        found = self.stages.evaluator(self.stages.learner)
+        with TRAFFIC.sending("evaluation"):
+            found = self.stages.evaluator(self.stages.learner)
         progress.ledger.charge(found.passes)
         self.final, self.results = dict(found.metrics), found.results
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        counts = self._count_data(progress)
+        exchanged, counts = self._exchange(progress.step), self._count_data(progress)
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -314,10 +318,20 @@ class Recorder:
             **({"flops/rungs": progress.rung_flops} if self.allowance.rungs else {}),
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
+            **exchanged,
             **counts,
             **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
+
+    def _exchange(self, step: int) -> dict[str, float]:
+        """``exchange/…``: bytes that a process has sent a step since the last row, and seconds that its host waited."""
+        steps, self._exchanged_at = step - self._exchanged_at, step
+        if self.world.size == 1 or steps < 1:
+            return {}
+        processes = self.world.size * steps
+        mean = {name: each / processes for name, each in self.world.summed(TRAFFIC.since_last()).items()}
+        return {f"exchange/{name}": round(each, 6 if name == "seconds" else 1) for name, each in mean.items()}
 
     def _count_data(self, progress: Progress) -> dict[str, float]:
         """The counts of the data so far, of which some are kept for the summary."""
@@ -325,33 +339,22 @@ class Recorder:
         self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
         return counts
 
-    def save(self, progress: Progress) -> Path:
-        """Write a checkpoint; return its folder."""
+    def save(self, progress: Progress, behind: bool = False) -> Path:
+        """Write a checkpoint, ``behind`` while training goes on (``CheckpointWriter.write``); return its folder."""
+        place = Place(progress.step, progress.rungs, progress.branch)
+        if behind and self.checkpoints.begun(place):
+            return RunFolder(self.run_dir).checkpoints / place.name
         # Every process flushes its row stores to disk before rank 0 writes how many rows they hold.
         with self._named(progress):
             state = {name: part.state_dict() for name, part in self._stateful(progress).items()} | {"final": self.final}
         state["data"] = self._data()
-        weights = state["learner"].pop("model")
 
-        self.world.first(lambda: self._check_disk(bytes_of(weights) + bytes_of(state)))
-
-        def fill(folder: Path) -> None:
+        def fill(folder: Path, state: dict[str, Any]) -> None:
+            weights = state["learner"].pop("model")
             save_model(folder, weights, self.resolved.run, self.stages.learner.model)
             torch.save(state, folder / STATE)
 
-        place = Place(progress.step, progress.rungs, progress.branch)
-        with STOP.ending("after"):
-            return self.world.first(lambda: checkpoint.write(self.run_dir, place, fill))
-
-    def _check_disk(self, needed: int) -> None:
-        """Look for the run's folder, and for space in it, before a checkpoint is begun.
-
-        Raises:
-            StorageError: the folder is gone (what is mounted there otherwise must not be written to), or it is full.
-        """
-        if not RunFolder(self.run_dir).metrics_jsonl.exists():
-            raise storage_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir)))
-        check_space(self.run_dir, needed, "the next checkpoint")
+        return self.checkpoints.write(place, state, fill, behind)
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""

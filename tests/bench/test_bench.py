@@ -53,17 +53,28 @@ def test_a_miniature_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert "≤ 1.25" in printed
 
 
-def test_four_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["evaluation"])
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    for kind in ("selection", "data", "train", "gpu"):
+    for kind in ("selection", "data", "train", "checkpoint", "scale", "gpu"):
         assert kind in refusal
         with pytest.raises(SystemExit) as ended:
             main([kind, "--help"])
         assert ended.value.code == 0
         assert "--json" in capsys.readouterr().out
+
+
+def test_a_checkpoint_behind_is_copied_written_and_left_to_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "bench.json"
+    assert main(["checkpoint", "--millions", "0.01", "--rounds", "2", "--json", str(report)]) == 0
+    (found,) = json.loads(report.read_text())["states"].values()
+    assert found["bytes"] == 12 * 10_000
+    assert all(found[name] > 0 for name in ("waited for", "behind", "copy"))
+    assert "seconds, medians" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["data", "train"])

@@ -141,6 +141,42 @@ def test_what_cannot_be_written_behind_is_raised_before_a_checkpoint_counts_on_i
         store.saved()
 
 
+def test_rows_go_back_and_are_read_again_with_those_of_other_processes(tmp_path):
+    one, two = (RunRows(tmp_path / f"{name}.bin", WIDTH) for name in ("one", "two"))
+    for store, keys in ((one, [1, 2, 3]), (one, [4, 5]), (two, [3, 7, 8])):
+        fetch(store, keys)
+    assert [one.saved(), two.saved()] == [5, 3]
+    one.rewind(3)
+    assert (fetch(one, [1, 2, 3]), fetch(one, [4, 6])) == (0, 2)
+    assert one.saved() == 5
+    fetch(one, [9])  # after a checkpoint of 5 rows
+    one.close(remove=False)
+
+    again = RunRows(tmp_path / "one.bin", WIDTH)
+    assert again.load(5, [(tmp_path / "two.bin", 2), (tmp_path / "lost.bin", 4)]) == 5
+    assert fetch(again, [1, 2, 3, 4, 6, 7]) == 0
+    assert fetch(again, [8, 9]) == 2, "those behind the counts of the checkpoint"
+    assert again.saved() == 7, "no row of another file is written twice"
+    assert again.load(5) == 5
+    assert fetch(again, [6, 7, 8]) == 1, "a process that goes back keeps what it has read of others"
+    again.close(remove=True)
+    assert not again.path.exists()
+    assert two.path.exists()
+
+
+def test_rows_of_a_run_that_was_killed_before_its_first_checkpoint_are_overwritten(tmp_path):
+    before = RunRows(tmp_path / "run.bin", WIDTH)
+    fetch(before, [1, 2])
+    before.close(remove=False)
+    with (tmp_path / "run.bin").open("ab") as file:
+        file.write(b"torn")
+    anew = RunRows(tmp_path / "run.bin", WIDTH)
+    assert fetch(anew, [3]) == 1
+    assert anew.saved() == 1
+    assert RunRows(tmp_path / "run.bin", WIDTH).load(1) == 1
+    assert (tmp_path / "run.bin").stat().st_size == 8 + 4 * WIDTH
+
+
 def test_an_index_grows_by_merging_what_it_holds():
     index, keys = KeyIndex(), np.random.default_rng(0).permutation(20_000).astype(np.int64)
     for start in range(0, len(keys), 1500):

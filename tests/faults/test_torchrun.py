@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from fault_rows import fault
-from helpers import ROOT, outcome, own_surroundings, small_world, summary_of
+from forked import free_port
+from helpers import ROOT, outcome, own_surroundings, rows_of, small_world, summary_of
 
+from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 
 UNIFORM = [
@@ -144,6 +146,38 @@ def test_processes_end_with_their_torchrun(tmp_path: Path) -> None:
         assert time.monotonic() < end, "orphans"
         time.sleep(0.05)
     assert "ends because torchrun has ended" in said
+
+
+@fault(
+    "processes",
+    "a machine leaves a run of several (torchrun with `--nnodes 1:2`)",
+    "the others go on by themselves",
+    "time",
+)
+@pytest.mark.parametrize("leaving", ["agent", "rank"])
+def test_a_run_goes_on_without_a_node(tmp_path: Path, leaving: str) -> None:
+    """Two agents on one machine: the second one is killed with its process, or its process alone."""
+    run_dir, port = tmp_path / "run", free_port()
+    head = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3"]
+    head += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_conf=last_call_timeout=3"]
+    words = [*UNIFORM, "budget.steps=120", "run.checkpoints=60", "--run_dir", str(run_dir)]
+    agents = [started([*head, str(ROOT / "tools" / "run.py"), *words]) for _ in range(2)]
+    end = time.monotonic() + 150
+    while (newest := RunFolder(run_dir).newest_checkpoint()) is None or Place.of(newest).step < 4:
+        assert time.monotonic() < end, [agent.poll() for agent in agents]
+        time.sleep(0.05)
+    children = children_of(agents[1].pid)
+    for process in [agents[1].pid, *children] if leaving == "agent" else children:
+        os.kill(process, signal.SIGKILL)
+    said = [ended(agent) for agent in agents]
+    assert summary_of(run_dir)["status"] == "finished", said
+    assert [row["step"] for row in rows_of(run_dir)] == list(range(121))
+
+
+def children_of(parent: int) -> list[int]:
+    """Processes that a process has started."""
+    found = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in found.read_text().split()] if found.exists() else []
 
 
 def running(run_dir: Path) -> list[int]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch.distributed as dist
 from forked import ranks
 from helpers import ROOT, own_surroundings, rows_of, small_world, summary_of
+from photos import write_numbered_shards
 
 from jestbench.data.super_batches import SuperBatchSource
 from jestbench.launch.command import main
@@ -33,7 +35,7 @@ TINY = [
     ),
     *("evaluate.points=3", "wandb.mode=disabled", "log.chosen=True"),
 ]
-PHYSICAL = ("time/", "cache/hits", "data/decoded")
+PHYSICAL = ("time/", "cache/hits", "data/decoded", "exchange/")
 """What depends on who computes."""
 
 
@@ -44,23 +46,23 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def stop_at(step: int | None) -> None:
-    """In a forked process: ask it to stop as the super-batch of a step is asked for."""
+def signal_at(step: int | None, number: int = signal.SIGTERM) -> None:
+    """In a forked process: send it a signal as the super-batch of a step is asked for."""
     at = SuperBatchSource.at
 
-    def asking(self: SuperBatchSource, asked: int) -> Any:
+    def sending(self: SuperBatchSource, asked: int) -> Any:
         if asked == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return at(self, asked)
 
-    SuperBatchSource.at = asking  # type: ignore[method-assign]
+    SuperBatchSource.at = sending  # type: ignore[method-assign]
 
 
 def go_on(words: Sequence[str], run_dir: Path, size: int, logs: Path, stop: int | None = None) -> None:
     """Begin a run or go on with it, by so many processes, to its end or to a request to stop at a step."""
 
     def work(rank: int) -> int:
-        stop_at(stop)
+        signal_at(stop)
         return main([*words, "--run_dir", str(run_dir), "--resume"])
 
     run = ranks(size, work, logs)
@@ -123,3 +125,57 @@ def test_a_run_of_two_goes_on_alone_and_by_two_again(whole: Path, tmp_path: Path
     assert_same_choices_and_charges(run_dir, whole)
     assert hits_a_step(whole)[4:] == [48] * (STEPS - 4), "24 pairs' images and texts"
     assert all(0 < hits < 48 for hits in hits_a_step(run_dir)[6:8])
+
+
+def test_a_restart_by_torchrun_may_have_one_process_fewer(whole: Path, tmp_path: Path) -> None:
+    """Through one store, as torchrun serves it to all that it starts; the last one is alone, and needs no --resume."""
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    elastic = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    words = [*TINY, "--run_dir", str(tmp_path / "run")]
+
+    def dying(rank: int) -> int:
+        signal_at(7 if rank == 1 else None, signal.SIGKILL)
+        return main(words)
+
+    both = ranks(2, dying, tmp_path / "two", **elastic)
+    assert [one.wait(60) for one in both] == [1, -signal.SIGKILL], both[0].said
+    # Agents of torchrun count restarts each for itself: what they count may differ.
+    (alone,) = ranks(1, lambda rank: main(words), tmp_path / "one", **elastic, TORCHELASTIC_RESTART_COUNT="0")
+    assert alone.wait(60) == 0, alone.said
+    assert_same_choices_and_charges(tmp_path / "run", whole)
+
+
+KINDS: dict[str, list[str]] = {
+    "uniform": ["run.policy=uniform", "run.arm=uniform", "run.super_batch_size=8"],
+    "jest": ["--gin_file", str(ROOT / "gin/policy/jest.gin")],
+    "twin": [
+        *("--gin_file", str(ROOT / "gin/policy/rho_loss_twin.gin")),
+        f'run.reference=("{ROOT}/gin/run/tiny_irreducible.gin", "run.budget=1e9", "run.split=pool")',
+    ],
+    "cascade": [
+        *("--gin_file", str(ROOT / "gin/policy/cascade_jest.gin")),
+        *("run.super_batch_size=16", "cascade.candidates=3"),
+    ],
+    "leaving": ["--gin_file", str(ROOT / "gin/policy/infobatch.gin"), "run.super_batch_size=8"],
+    "memory": ["--gin_file", str(ROOT / "gin/policy/jest_repetition.gin")],
+    "stream": [
+        *("--gin_file", str(ROOT / "gin/policy/hard_learner.gin"), "run.data=@stream()", "stream.lanes=4"),
+        *("stream.shards='pipe:cat $SHARDS/{000..004}.tar'", "stream.beside=@synthetic()", "stream.image_size=16"),
+    ],
+}
+"""By what differs from ``TINY``."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_four_goes_on_by_two_by_three_and_alone(kind: str, tmp_path: Path) -> None:
+    write_numbered_shards(tmp_path, [40, 9, 30, 25, 12])
+    more = [word.replace("$SHARDS", str(tmp_path)) for word in KINDS[kind]]
+    files = [word for pair in itertools.pairwise(more) if pair[0] == "--gin_file" for word in pair]
+    words = [*TINY[:2], *(files or TINY[2:4]), *TINY[4:], *(word for word in more if word not in files)]
+    words.append("run.precision=fp64")  # where sums in another order do not change a choice
+    run_dir, whole_dir = tmp_path / "run", tmp_path / "whole"
+    go_on(words, whole_dir, 1, tmp_path / "logs")  # before the others: it leaves the references in the cache
+    for size, stop in ((4, 2), (2, 5), (3, 8), (1, None)):
+        go_on(words, run_dir, size, tmp_path / f"by{size}", stop)
+    assert_same_choices_and_charges(run_dir, whole_dir)

@@ -22,6 +22,7 @@ from jestbench.evals.evaluate import Evaluator
 from jestbench.launch.command import main
 from jestbench.loop import Progress
 from jestbench.runs import open_folder
+from jestbench.runs.checkpoint_writer import CheckpointWriter
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Jsonl
 from jestbench.runs.recorder import Recorder
@@ -244,10 +245,13 @@ def snapshots(command: Sequence[str], run_dir: Path, into: Path) -> list[Path]:
     """
     taken: list[Path] = []
     seen: list[Progress] = []
+    writing: list[CheckpointWriter] = []
     behind, last = 0, b""
 
     def take(name: str) -> None:
         nonlocal behind, last
+        for writer in writing:
+            writer.settle()  # a folder that changes cannot be copied; kills within it are those of tests/faults
         done = seen[-1].rungs if seen else 0
         behind += done > 1
         state = repr(sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in run_dir.rglob("*")))
@@ -260,17 +264,23 @@ def snapshots(command: Sequence[str], run_dir: Path, into: Path) -> list[Path]:
     def watched(owner: type, name: str) -> Callable[..., Any]:
         method = getattr(owner, name)
 
-        def call(self: Any, *arguments: Any) -> Any:
+        def call(self: Any, *arguments: Any, **named: Any) -> Any:
             take(f"before-{name}")
-            found = method(self, *arguments)
+            found = method(self, *arguments, **named)
             take(f"after-{name}")
             return found
 
         return call
 
     start = Recorder.start
+
+    def begin(self: Recorder, progress: Progress) -> None:
+        seen.append(progress)
+        writing.append(self.checkpoints)
+        start(self, progress)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "start", lambda self, progress: seen.append(progress) or start(self, progress))
+        patch.setattr(Recorder, "start", begin)
         for name, owner in EVENTS.items():
             patch.setattr(owner, name, watched(owner, name))
         assert main([*command, "--run_dir", str(run_dir)]) == 0
