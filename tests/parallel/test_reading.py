@@ -37,7 +37,7 @@ from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
 
 SIZES = (2, 3, 4)
-PHYSICAL = ("time/", "data/decoded")
+PHYSICAL = ("time/", "data/decoded", "exchange/")
 Make = Callable[[World], SuperBatchSource]
 
 
