@@ -31,8 +31,9 @@ from jestbench.runs.folder import RunFolder
 from jestbench.select.given import GIVEN
 
 ROOT = Path(__file__).resolve().parent.parent
-PHYSICAL = ("time/", "cache/", "exchange/", "data/decoded", "train/scale")
-"""What depends on who computes, and on what lies in caches; the scale is that of the weights, which are compared."""
+PHYSICAL = ("time/", "cache/", "exchange/", "data/decoded", "train/scale", "select/overlap_top")
+"""What depends on who computes, and on what lies in caches; the scale is that of the weights, which are compared, and
+equal pairs tie at the border of the top."""
 LEDGER = ("flops/", "pairs/", "step", "data/", "ladder/")
 EXACT = (*LEDGER, "select/share", "memory/", "train/equal_pairs")
 FIRST = 10
