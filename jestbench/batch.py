@@ -88,6 +88,8 @@ class Batch:
         columns: name → float32 ``[B]``: finite numbers that came with the pairs, and reach policies that need them.
         passes: the cost of choosing these pairs among more candidates (a cascade); empty otherwise.
         counts: events while these pairs were read, name → number (``read``, ``damaged``).
+        image_rows_BD: remembered embeddings of the images, under a locked tower; ``None``: the images are to be
+            embedded.
     """
 
     images_BCHW: Tensor
@@ -99,6 +101,7 @@ class Batch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     passes: tuple[Pass, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
+    image_rows_BD: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.images_BCHW), len(self.image_key_B), len(self.text_key_B)}

@@ -25,6 +25,10 @@ _GONE = dict.fromkeys(
     (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
     "the disk, or the folder on it, does not answer or is gone",
 )
+_LOCKLESS = dict.fromkeys(
+    (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),
+    "the disk keeps no file locks, without which two runs could write one folder",
+)
 _TORCH = ("PytorchStreamWriter", "inline_container", "iostream")
 """Words of torch where a file cannot be written."""
 _PROBE = 1 << 16
@@ -37,7 +41,7 @@ class StorageError(DataError):
 
 def is_of_the_disk(error: BaseException) -> bool:
     """Whether an error is one that ``storage_error`` explains."""
-    return isinstance(error, OSError) and error.errno in _FULL | _REFUSED | _GONE
+    return isinstance(error, OSError) and error.errno in _FULL | _REFUSED | _GONE | _LOCKLESS
 
 
 def storage_error(error: OSError, path: Path | None = None) -> StorageError:
@@ -49,7 +53,7 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError:
     """
     place = path if error.filename is None else Path(os.fsdecode(error.filename))
     where = "" if place is None else f"{shown(place)}: "
-    cause = (_FULL | _REFUSED | _GONE).get(error.errno or 0, error.strerror or str(error))
+    cause = (_FULL | _REFUSED | _GONE | _LOCKLESS).get(error.errno or 0, error.strerror or str(error))
     if error.errno == errno.ENOSPC and place is not None and (free := _free(place)) is not None:
         cause += f" ({free / 2**20:,.1f} MiB free)"
     in_cache = place is not None and place.absolute().is_relative_to(cache_root().absolute())
@@ -58,6 +62,8 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError:
         way = f"free space there, or {other}, and go on with --resume"
     elif error.errno in _REFUSED:
         way = f"give this user the right to write there, or {other}"
+    elif error.errno in _LOCKLESS:
+        way = f"mount it with locks (NFS: with its lock manager; Lustre: -o flock), or {other}"
     else:
         way = f"bring it back (mount it again) and go on with --resume, or {other}"
     return StorageError(f"{where}{cause}: {way}")

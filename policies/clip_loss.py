@@ -6,6 +6,7 @@ sums, under the reference's embeddings of random batches, averaged over several;
 alone scores, so that the choice does not depend on the learner.
 Departures: the share is taken of each super-batch, not of the whole pool at once, the random batches are parts of it,
 and the sub-batch is drawn uniformly among the pairs that pass.
+Several processes share each random batch out, by one all-gather a batch.
 """
 
 from __future__ import annotations

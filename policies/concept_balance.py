@@ -3,7 +3,8 @@
 Source: CABS-DM (arXiv 2511.20643): greedy; h(i) = 1/|C_i| · Σ over the concepts c of pair i with n_c < t_c of (t_c −
 n_c)/t_c + 1/F_c, where n_c counts c in the sub-batch so far, t_c is a cap and F_c the global frequency.
 Departures: concepts are the words of the caption, instead of a detector's tags; F_c counts the super-batches so far,
-this one among them; the cap is one number for all words; ties are broken at random.
+this one among them; the cap is one number for all words; ties are broken at random. Several processes each do all of
+this work, which grows with the words alone.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Source: B3 (arXiv 2505.11293), which makes batches of communities of a teacher's
 left out as false negatives. The form for a super-batch is ours: repeat, until there are ``count`` pairs: a seed i
 uniform among the rest, then its neighbours of ranks p … p + m − 1 by (c_ij + c_ji)/2.
 Departures: ranks are among the pairs of the super-batch that are not chosen yet; where fewer are left, the last m.
+Several processes share each seed's cosines out, by two all-gathers a seed.
 """
 
 from __future__ import annotations

@@ -39,6 +39,10 @@ COCA: dict[str, Any] = CLIP | {
     "text_cfg": CLIP["text_cfg"] | {"embed_cls": True, "output_tokens": True},
 }
 """A CoCa, whose text tower has a class token."""
+RESNET: dict[str, Any] = CLIP | {
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+}
+"""CLIP's ResNet (RN50, with one bottleneck a stage): batch normalisation, attention pooling over the grid."""
 MEAN, STD = [0.4, 0.45, 0.5], [0.3, 0.25, 0.2]
 WORDS = "a photo of the red blue green cat dog bird on under big small old new".split()
 TEXTS = ["a photo of a cat", "the big red dog", "a small blue bird under the old dog, " * 9, ""]
@@ -77,7 +81,7 @@ def open_clip_folder(folder: Path, seed: int = 0, config: dict[str, Any] = CLIP,
     return folder
 
 
-def clip_folder(folder: Path) -> Path:
+def clip_folder(folder: Path, activation: str = "quick_gelu") -> Path:
     """A ``CLIPModel`` with tokenizer and image processor, by ``save_pretrained``."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
@@ -95,7 +99,7 @@ def clip_folder(folder: Path) -> Path:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     end = ids["<|endoftext|>"]
     text = shape | {"vocab_size": len(ids), "max_position_embeddings": 16, "eos_token_id": end, "bos_token_id": end - 1}
-    vision = shape | {"image_size": 40, "patch_size": 8}
+    vision = shape | {"image_size": 40, "patch_size": 8, "hidden_act": activation}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)).save_pretrained(folder)
@@ -132,6 +136,7 @@ def siglip_folder(folder: Path, flexible: bool = False) -> Path:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
+        padding_side="right",  # as released; the class of transformers for Siglip2 pads on the left by default
         model_input_names=["input_ids"],
     )
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -71,8 +71,8 @@ def rows_of(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what the clock says."""
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    """Rows without what depends on the clock, and on the processes that share a run."""
+    return [{key: value for key, value in row.items() if not key.startswith(("time/", "exchange/"))} for row in rows]
 
 
 def summary_of(run_dir: str | Path) -> dict[str, Any]:

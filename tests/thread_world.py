@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from jestbench.parallel.distributed import World
 
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 
 class Hub:
@@ -21,6 +22,7 @@ class Hub:
 
     def __init__(self, size: int) -> None:
         self.barrier, self.sent = threading.Barrier(size, timeout=60), [torch.empty(0)] * size
+        self.values: list[Any] = [None] * size
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ class ThreadWorld(World):
         flat = torch.cat([part.detach().flatten() for part in own])
         sums = self._collected("add", flat).sum(0).split([part.numel() for part in own])
         return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
+
+    def everybodys(self, value: _V) -> list[_V]:
+        """As ``World.everybodys``; nothing is copied."""
+        self.hub.values[self.rank] = value
+        self.hub.barrier.wait()
+        found = list(self.hub.values)
+        self.hub.barrier.wait()
+        return found
+
+    def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
+        """As ``World.sent``."""
+        came = [part.split(list(sizes))[self.rank] for part, sizes in self.everybodys((rows_PX, to_each))]
+        assert [len(part) for part in came] == list(from_each)
+        return torch.cat(came)
 
     def _collected(self, kind: str, own_X: Tensor) -> Tensor:
         self.counts[kind] += 1

@@ -1,10 +1,9 @@
-"""Started by torchrun from test_distributed: what processes exchange is checked, then several arms are run."""
+"""What the processes of test_distributed do: they check what they exchange, or run an arm."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -55,46 +54,7 @@ ARMS: dict[str, list[str]] = {
         "run.grad_checkpointing=True",
         "run.microbatch=8",
     ],
-    "twin": [
-        *policy("rho_loss_twin"),
-        'run.reference=("gin/run/tiny_irreducible.gin", "run.budget=2e9", "run.split=pool")',
-    ],
-    "online": [
-        *policy("active_clip"),
-        REFERENCE,
-        'scorer/model.image_options={"embed_dim": 16, "depth": 1, "num_heads": 2}',
-    ],
-    "cappy": [*policy("cappy"), 'run.scorer=("gin/run/tiny_cappy.gin", "run.budget=2e9")'],
-    "cascade": [
-        *policy("cascade_jest"),
-        REFERENCE,
-        "run.batch_size=8",
-        "run.super_batch_size=20",
-        "cascade.candidates=3",
-    ],
-    "weights": [
-        *policy("grad_norm"),
-        "run.split={'pool': 0.8, 'curated': 0.2}",
-        "synthetic.columns=('similarity',)",
-    ],
-    "leaving": [*policy("infobatch"), "synthetic.pool=70", "run.batch_size=15"],
-    "words": [*policy("concept_balance"), "run.super_batch_size=67", "run.equal=masked"],
-    "penalty": [
-        *policy("jest_repetition"),
-        REFERENCE,
-        "synthetic.pool=70",
-        "run.super_batch_size=64",
-        "run.select_from=0.3",
-    ],
-    "stream": [
-        *("--gin_file", "$STREAM"),
-        *policy("hard_learner"),
-        "run.batch_size=5",
-        "run.super_batch_size=10",
-        *LADDER,
-    ],
     "ladder": [*policy("jest"), REFERENCE, "run.batch_size=8", "run.super_batch_size=24", *LADDER],
-    "shared_cache": [*policy("easy_reference"), REFERENCE, "run.cache=@cache()", "run.reference_accounting=online"],
 }
 
 
@@ -222,21 +182,17 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
             torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} {options}")
 
 
-def main() -> None:
+def check_all(folder: Path) -> int:
+    """All checks by the processes of a group; exit status 0 unless one of them fails."""
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
     tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
     with distributed.started() as world:
         assert world.size > 1
         check_batches(world, tokenizer)
         check_agreement(world)
         check_gradients(world, tokenizer)
-        for arm in sys.argv[2:]:
-            assert run_command(command(arm, folder / arm)) == 0, arm
         refused = ["run.batch_size=1", "run.super_batch_size=8"]
-        # Both refuse it; who comes second ends because the other has failed.
-        assert run_command([*command("jest", folder / "refused"), *refused]) == (1 if world.rank else 2)
-
-
-if __name__ == "__main__":
-    main()
+        # All refuse it; who comes later ends because another has failed.
+        assert run_command([*command("jest", folder / "refused"), *refused]) in (1, 2)
+        world.everybodys(None)  # rank 0, which serves the store, stays until all have ended the run
+    return 0

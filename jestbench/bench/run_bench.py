@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jestbench.bench import checkpointing, data, gpu, paper, selection, train
+from jestbench.bench import checkpointing, data, gpu, paper, scale, scale_model, selection, train
 from jestbench.bench.timing import MissingPeer
 from jestbench.disk import command_name, user_path
 
@@ -20,6 +20,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "data": ("pairs from shards", data.__doc__ or ""),
     "train": ("the training step, against open_clip's", train.__doc__ or ""),
     "checkpoint": ("how long a checkpoint stops a step", checkpointing.__doc__ or ""),
+    "scale": ("one run by several processes", f"{scale.__doc__}\n{scale_model.__doc__}"),
     "gpu": ("all that a GPU is needed for, in one call", gpu.__doc__ or ""),
 }
 """Kind of benchmark → one line of help, and its description."""
@@ -59,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     data.DataPlan.add_arguments(made["data"])
     train.TrainPlan.add_arguments(made["train"])
     checkpointing.CheckpointPlan.add_arguments(made["checkpoint"])
+    scale.ScalePlan.add_arguments(made["scale"])
+    made["scale"].add_argument("--paper", action="store_true", help="measure nothing; the cost model on 8 and 64 GPUs")
     gpu.GpuPlan.add_arguments(made["gpu"])
     for kind in made.values():
         kind.add_argument("--json", type=user_path, metavar="FILE", help="also write the numbers here")
@@ -79,6 +82,11 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if arguments.kind == "gpu":
         report = gpu.measure(gpu.GpuPlan.of(arguments), partial(_save, arguments.json))
         return report, gpu.table(report)
+    if arguments.kind == "scale":
+        if arguments.paper:
+            return {}, scale_model.table()
+        report = scale.measure(scale.ScalePlan.of(arguments))
+        return report, scale.table(report)
     if arguments.paper:
         report = paper.measure(replace(paper.PaperPlan.of(arguments), threads=arguments.threads))
         return report, paper.table(report)

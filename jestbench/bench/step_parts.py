@@ -33,15 +33,16 @@ from jestbench.select.scores import Scores
 ARMS = ("jest", "flexi_jest")
 TOWER = {"embed_dim": 64, "depth": 3, "num_heads": 2}
 SHAPE = ("model.image_size=32", "model.patch_size=8", f"model.image_options={TOWER}")
-SIZES = ("run.batch_size=64", "run.super_batch_size=320", "synthetic.pool=8000", "loader.workers=0", "run.device=cpu")
+SIZES = ("synthetic.pool=8000", "loader.workers=0", "run.device=cpu")
 
 
-def parts(arm: str, steps: int) -> dict[str, float]:
-    """Median milliseconds of each part of a step of an arm, by name, and of the whole step."""
+def parts(arm: str, steps: int, batch: int = 64) -> dict[str, float]:
+    """Median milliseconds of each part of a step of an arm, by name, and of the whole step; B is five times b."""
     policy = GIN / "policy" / f"{arm}.gin"
     files = [str(GIN / "run" / "tiny.gin"), str(GIN / "model" / "tiny.gin"), str(policy)]
     words = [word.removeprefix("--") for word in tiny_stands(policy, *SHAPE)]
-    resolved = resolve(files, [*words, *SHAPE, *SIZES])
+    sizes = (f"run.batch_size={batch}", f"run.super_batch_size={5 * batch}")
+    resolved = resolve(files, [*words, *SHAPE, *SIZES, *sizes])
     data, castings = stand_ins(resolved)
     with tempfile.TemporaryDirectory() as folder:
         stages = build_stages(resolved, data, castings, Path(folder))

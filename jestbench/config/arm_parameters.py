@@ -7,7 +7,7 @@ import re
 
 # Not part of an arm: seed, label, logging, paths, and where it runs.
 NOT_THE_ARM = tuple(
-    "run.seed run.arm run.control run.log run.wandb log.* wandb.* *.cache_dir run.device run.checkpoints "
+    "run.seed run.arm run.control run.log run.wandb log.* wandb.* *.cache_dir run.device run.shard run.checkpoints "
     "run.microbatch run.reference run.scorer run.init run.cache run.loader run.patience loader.* cache.mode "
     "cache.folder evaluate.sets stream.patience *.trust_pickle".split()
 )

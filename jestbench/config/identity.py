@@ -100,7 +100,9 @@ def _without_effect(arm: Mapping[str, Any], needs: frozenset[str], whole: bool, 
     if "reference" not in needs | ranks and not cascaded:
         yield from ("run.reference_view", "run.reference_seed", "run.reference_calibrate", "run.twin")
     if not (needs | ranks) & PRETRAINED.keys() and not cascaded:
-        yield from ("run.reference_accounting", "cache.dtype")
+        yield "cache.dtype"
+        if not arm.get("run.remember_images"):
+            yield "run.reference_accounting"
     # A ladder's budget is its last rung; a cosine has no cool-down.
     ladder = any(_unscoped(key) == "optimizer.rungs" for key in arm)
     yield from (key for key in arm if _unscoped(key) == ("run.budget" if ladder else "optimizer.cooldown"))

@@ -147,6 +147,10 @@ class Run:
         init: what training begins from: the folder of a finished run, or a model of another library (``@open_clip()``).
             Its towers, tokenizer, scale and bias take the place of ``model``'s; under ``model.freeze = "image"`` its
             image tower alone. Its FLOPs stand apart. ``None``: random weights.
+        remember_images: whether the embeddings of a locked image tower (``model.freeze``) are kept for the run, as a
+            frozen model's are: each image is embedded once, and charged by ``reference_accounting`` (``online``: in
+            each pass; ``first_sight``: once; ``amortised``: nothing, shown apart). It goes with the full view and
+            without augmentation alone.
     """
 
     policy: Policy | str
@@ -193,6 +197,7 @@ class Run:
     select_from: float = 0.0
     memory_bytes: int = 8 << 30
     init: Casting | str | None = None
+    remember_images: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "super_batch_size", "microbatch", "train_microbatch", "checkpoints"):

@@ -64,16 +64,17 @@ class Price:
         """Measure forward *and* backward by torch's own counter, to judge the 3x convention by.
 
         Args:
-            model: the towers; a copy without values (on ``meta``) is counted, the model stays unchanged.
+            model: the towers; a copy without values is counted, the model stays unchanged.
             batch: its first pair gives the shapes.
             view: the view that the towers are run under.
             checkpointing: whether activation checkpointing is on.
         """
-        ghost = without_values(model).requires_grad_(True)
-        ghost.image.prepare(view)
+        place = model.counted_on
+        ghost = without_values(model, place).requires_grad_(True)
+        ghost.prepare(view)
         image, text = _UnderView(ghost.image, view), _UnderView(ghost.text, view)
-        tokens_1L = batch.tokens(model.tokenizer)[:1].to("meta")
-        images_1CHW, key_1 = batch.images_BCHW[:1].to("meta"), batch.image_key_B[:1].to("meta")
+        tokens_1L = batch.tokens(model.tokenizer)[:1].to(place)
+        images_1CHW, key_1 = batch.images_BCHW[:1].to(place), batch.image_key_B[:1].to(place)
         with ghost.checkpointing(checkpointing):
             spent = counted_macs(text, tokens_1L).training
             two = counted_macs(image, images_1CHW.expand(2, -1, -1, -1), key_1.expand(2)).training

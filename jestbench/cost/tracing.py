@@ -245,13 +245,17 @@ SomeModule = TypeVar("SomeModule", bound=nn.Module)
 def without_values(module: SomeModule, device: str = "meta") -> SomeModule:
     """A copy of a module with its shapes and without the values of its parameters; on ``meta`` without any values.
 
-    Buffers keep their values on other devices: some of them are positions, by which a forward call indexes.
+    Buffers keep their values on other devices: some of them are positions, by which a forward call indexes. Those
+    that have none become zeros.
     """
     memo: dict[int, Any] = {
         id(value): nn.Parameter(torch.empty_like(value, device=device), requires_grad=value.requires_grad)
         for value in module.parameters()
     }
-    memo |= {id(value): value.detach().to(device, copy=True) for value in module.buffers()}
+    memo |= {
+        id(value): torch.zeros_like(value, device=device) if value.is_meta else value.detach().to(device, copy=True)
+        for value in module.buffers()
+    }
     return copy.deepcopy(module, memo)
 
 

@@ -110,12 +110,10 @@ class AugmentedPairs(Wrapped):
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged
 
-    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The batch with its damaged pairs replaced, and the replacements cropped, too."""
-        if not damaged:
-            return batch
-        whole = self.pairs.mended(batch, damaged, index_B % len(self))
-        return self._cropped(whole, torch.tensor([*damaged]), index_B)
+    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The pairs in place of the damaged ones, cropped for the step of the pair that they stand for."""
+        rows, slot_K = self.pairs.replacements(damaged, index_B % len(self)), torch.tensor([*damaged])
+        return self._cropped(rows, torch.arange(len(rows)), index_B[slot_K])
 
     def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
         steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()

@@ -19,6 +19,8 @@ from jestbench.batch import COLUMN, Batch, DataError, Pass
 from jestbench.data.fetch import Positions
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
+from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
 from jestbench.select.draws import gumbel_top_k, top_k
 
 
@@ -69,12 +71,12 @@ class Cascade:
 
 
 class OwnLoss(Protocol):
-    """A function that gives each candidate's loss by key, and reads the pairs whose loss must be computed."""
+    """A function that gives candidates' losses by key, and reads the pairs whose loss must be computed."""
 
     def __call__(
-        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch]
+        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch], own_P: Tensor
     ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """The loss of each candidate, and the passes it cost; ``read`` decodes the pairs at given positions.
+        """The loss of some candidates, and the passes that all cost; ``read`` decodes the pairs at given positions.
 
         A pair that turns out to be damaged, so that ``read`` gives another in its place, has an infinite loss.
         """
@@ -93,13 +95,23 @@ class CascadePlan(StepPlan):
         seed: of the run.
         cascade: how they are drawn.
         score: of the candidates; ``None`` where they are drawn by a column.
+        world: the processes that share the candidates. A pair belongs to one process, by its image's key, whenever it
+            is a candidate: this process alone reads and scores it, and finds its score and embeddings again.
 
     Raises:
         DataError: the split holds fewer pairs than the candidates of one super-batch.
     """
 
-    def __init__(self, pairs: IndexedPairs, size: int, seed: int, cascade: Cascade, score: OwnLoss | None) -> None:
-        self.reads = score is not None
+    def __init__(
+        self,
+        pairs: IndexedPairs,
+        size: int,
+        seed: int,
+        cascade: Cascade,
+        score: OwnLoss | None,
+        world: World | None = None,
+    ) -> None:
+        self.reads, self.world = score is not None, world or World()
         if len(pairs) < cascade.candidates * size:
             raise DataError(
                 f"the split holds {len(pairs)} pairs, fewer than the {cascade.candidates} × {size} candidates of one "
@@ -118,13 +130,15 @@ class CascadePlan(StepPlan):
             return replace(candidates, index_B=index_C[self.cascade.choose(-value_C, self.size, generator)])
         drawn = self.pairs.drawn(self.seed, candidates.epoch)
         image_key_C = torch.from_numpy(drawn.image_key_N[index_C.numpy()])
-        loss_C, passes = self.score(
+        home = Placement(seeds.mixed(image_key_C) % self.world.size, self.world)
+        loss_P, passes = self.score(
             image_key_C,
             drawn.text_key_N[index_C],
             lambda position_N: read(replace(candidates, index_B=index_C[position_N])),
+            home.rows,
         )
-        chosen_B = self.cascade.choose(loss_C, self.size, generator)
-        return replace(candidates, index_B=index_C[chosen_B], passes=passes)
+        chosen_B = self.cascade.choose(home.collect(loss_P), self.size, generator)
+        return replace(candidates, index_B=index_C[chosen_B], passes=passes, placement=home.taken(chosen_B))
 
     def epoch(self, step: int) -> int:
         """Completed passes over the candidates."""

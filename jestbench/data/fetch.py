@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from jestbench.batch import Batch, Pass
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.workers import Workers
+from jestbench.parallel.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,39 @@ class Positions:
         epoch: by which captions are drawn, where images have several.
         index_B: positions in the split.
         passes: what choosing these pairs has cost.
+        placement: the process that reads each pair; ``None`` where this process reads all of them.
     """
 
     epoch: int
     index_B: Tensor
     passes: tuple[Pass, ...] = ()
+    placement: Placement | None = None
+
+    @property
+    def own_P(self) -> Tensor:
+        """Positions of the pairs that this process reads."""
+        return self.index_B if self.placement is None else self.index_B[self.placement.rows]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The pairs of a batch that this process reads, damaged ones not replaced yet.
+
+    Attributes:
+        pairs: the split, as it stands in the epoch.
+        batch: the pairs.
+        damaged: the damage by place among these pairs, in ascending order.
+        positions: of the whole batch.
+    """
+
+    pairs: IndexedPairs
+    batch: Batch
+    damaged: Mapping[int, Any]
+    positions: Positions
+
+    def mended(self) -> Batch:
+        """The pairs with damaged ones replaced, where this process reads all of them."""
+        return self.pairs.mended(self.batch, self.damaged, self.positions.own_P)
 
 
 class Fetch:
@@ -52,17 +81,19 @@ class Fetch:
     def __init__(self, pairs: IndexedPairs, seed: int) -> None:
         self.pairs, self.seed = pairs, seed
 
-    def batch(self, positions: Positions) -> Batch:
-        """The pairs at these positions.
+    def attempt(self, positions: Positions) -> Attempt:
+        """The pairs at these positions that this process reads.
 
         Raises:
             DataError: the data is wrong, or workers were lost again and again.
         """
-        batch = self.pairs.drawn(self.seed, positions.epoch).batch(positions.index_B)
-        return replace(batch, passes=positions.passes)
+        pairs = self.pairs.drawn(self.seed, positions.epoch)
+        return Attempt(pairs, *pairs.attempt(positions.own_P), positions)
 
-    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Batch:
-        """The pairs of a step; ``positions`` may be called for later steps, too, to begin reading ahead.
+    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Attempt:
+        """The pairs of a step that this process reads.
+
+        ``positions`` may be called for later steps, too, to begin reading ahead.
 
         Args:
             step: the step.
@@ -70,9 +101,9 @@ class Fetch:
             last: the last step whose positions are known; ``None`` where all are.
 
         Raises:
-            DataError: as ``batch``.
+            DataError: as ``attempt``.
         """
-        return self.batch(positions(step))
+        return self.attempt(positions(step))
 
     def forget(self) -> None:
         """Drop what was read ahead: the positions of later steps may have changed."""
@@ -117,7 +148,7 @@ class Assembly:
         """Bring a part to its place."""
         images_PCHW = part.images_BCHW
         if self._images_BCHW is None:
-            shape = (len(self.positions.index_B), *images_PCHW.shape[1:])
+            shape = (len(self.positions.own_P), *images_PCHW.shape[1:])
             self._images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
         self._images_BCHW[start : start + len(images_PCHW)].copy_(images_PCHW)
         self._rest[start] = part.rest
@@ -144,7 +175,6 @@ class Assembly:
             marks={key: joined([part["marks"][key] for part in parts]) for key in parts[0]["marks"]},
             columns={key: joined([part["columns"][key] for part in parts]) for key in parts[0]["columns"]},
             captions=tuple(caption for part in parts for caption in part["captions"]),
-            passes=self.positions.passes,
             counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
         )
 
@@ -171,12 +201,12 @@ class WorkerFetch(Fetch):
         )
         self._begun: dict[int, Assembly] = {}
 
-    def batch(self, positions: Positions) -> Batch:
-        """The pairs at these positions."""
+    def attempt(self, positions: Positions) -> Attempt:
+        """The pairs at these positions that this process reads."""
         return self._whole(self._begin(positions))
 
-    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Batch:
-        """The pairs of a step; steps may come in any order, ascending order is the fastest."""
+    def at(self, step: int, positions: Callable[[int], Positions], last: int | None = None) -> Attempt:
+        """The pairs of a step that this process reads; steps may come in any order, ascending order is the fastest."""
         wanted = range(step, (step + self.ahead if last is None else min(last, step + self.ahead)) + 1)
         self._drop([begun for begun in self._begun if begun not in wanted])
         for each in wanted:
@@ -194,18 +224,17 @@ class WorkerFetch(Fetch):
                 future.cancel()
 
     def _begin(self, positions: Positions) -> Assembly:
-        assembly = Assembly(positions, self.pinned)
-        for start in range(0, len(positions.index_B), self.part):
-            task = positions.epoch, positions.index_B[start : start + self.part].numpy()
+        assembly, own_P = Assembly(positions, self.pinned), positions.own_P
+        for start in range(0, len(own_P), self.part):
+            task = positions.epoch, own_P[start : start + self.part].numpy()
             assembly.futures.append(self.workers.submit(task, then=partial(assembly.put, start)))
         return assembly
 
-    def _whole(self, assembly: Assembly) -> Batch:
+    def _whole(self, assembly: Assembly) -> Attempt:
         for future in assembly.futures:
             self.workers.wait(future)
         positions = assembly.positions
-        drawn = self.pairs.drawn(self.seed, positions.epoch)
-        return drawn.mended(assembly.batch(), assembly.damaged, positions.index_B)
+        return Attempt(self.pairs.drawn(self.seed, positions.epoch), assembly.batch(), assembly.damaged, positions)
 
 
 def _decoded(pairs: IndexedPairs, seed: int, task: tuple[int, npt.NDArray[np.int64]]) -> Packed:

@@ -220,7 +220,7 @@ class FilePairs(IndexedPairs):
     def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
         """The pairs at these positions, damaged images left black; and the damage, by its place in the batch.
 
-        Replacements depend on all pairs of a batch, so a worker that decodes a part of a batch cannot choose them.
+        Replacements depend on all pairs of a batch, so who decodes a part of a batch cannot choose them.
         """
         images = np.zeros((len(index_B), self.image_size, self.image_size, 3), dtype=np.uint8)
         damaged = {}
@@ -231,14 +231,12 @@ class FilePairs(IndexedPairs):
                 damaged[slot] = error
         return self._batch(index_B, images), damaged
 
-    def mended(self, batch: Batch, damaged: Mapping[int, DamagedImage], index_B: Tensor) -> Batch:
-        """A batch of the pairs at these positions, its damaged ones replaced.
+    def replacements(self, damaged: Mapping[int, DamagedImage], index_B: Tensor) -> Batch:
+        """The pairs in place of the damaged ones of a batch, in their order.
 
         Raises:
             DataError: the split is exact, or too many pairs are damaged to replace them.
         """
-        if not damaged:
-            return batch
         taken, lost = set(index_B.tolist()), Counter[str]()
         positions, images = [], []
         for slot, error in damaged.items():
@@ -262,8 +260,7 @@ class FilePairs(IndexedPairs):
                     break
             positions.append(position)
         fresh = self._batch(torch.tensor(positions), np.stack(images))
-        counts = {"read": len(index_B) + lost["damaged"], **lost}
-        return replace(with_rows(batch, torch.tensor(list(damaged)), fresh), counts=counts)
+        return replace(fresh, counts={"read": len(index_B) + lost["damaged"], **lost})
 
     def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:
         index = index_B.numpy()
@@ -281,21 +278,6 @@ class FilePairs(IndexedPairs):
             columns=self.columns_at(index),
             counts={"read": len(index), "damaged": 0},
         )
-
-
-def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
-    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
-    batch.images_BCHW[slot_K] = rows.images_BCHW
-    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
-    return replace(
-        batch,
-        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
-        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
-        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
-        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
-        captions=tuple(captions.values()),
-        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
-    )
 
 
 @lru_cache(maxsize=2)

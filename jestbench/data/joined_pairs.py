@@ -16,8 +16,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, split_counts
 from jestbench.data.fetch import Positions
-from jestbench.data.file_pairs import with_rows
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.pairs import IndexedPairs, together
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.disk import digest
 from jestbench.select.scores import Role
@@ -98,23 +97,22 @@ class JoinedPairs(IndexedPairs):
             batches.append(batch)
             slots.append(slot_K)
             damaged |= {int(slot_K[slot]): error for slot, error in lost.items()}
-        return _together(batches).take(torch.cat(slots).argsort()), damaged
+        counts = {} if self.decoded else {"read": len(index_B), "damaged": 0}
+        return replace(together(batches).take(torch.cat(slots).argsort()), counts=counts), damaged
 
-    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The batch with its damaged pairs replaced, each by a pair of its own split."""
-        counts = Counter(batch.counts)
-        if not self.decoded:
-            counts.update({"read": len(batch), "damaged": 0})
+    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The pairs in place of the damaged ones of a batch, each of its own split."""
+        counts, batches, slots = Counter({"read": len(index_B), "damaged": 0}), [], list[int]()
         for part, slot_K, index_K in self._by_part(index_B):
             own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
             if own:
-                taken = batch.take(slot_K)  # may share memory with the batch, which is written below
-                taken = replace(taken, images_BCHW=taken.images_BCHW.clone())
-                whole = part.mended(taken, own, index_K)
-                lost = {name: count for name, count in whole.counts.items() if name.startswith("damaged")}
+                rows = part.replacements(own, index_K)
+                lost = {name: count for name, count in rows.counts.items() if name.startswith("damaged")}
                 counts.update({"read": lost["damaged"], **lost})
-                batch = with_rows(batch, slot_K, whole)
-        return replace(batch, counts=dict(counts))
+                batches.append(rows)
+                slots += slot_K[torch.tensor([*own])].tolist()
+        order = torch.tensor([slots.index(slot) for slot in damaged])
+        return replace(together(batches).take(order), counts=dict(counts))
 
     def _by_part(self, index_B: Tensor) -> Iterator[tuple[IndexedPairs, Tensor, Tensor]]:
         """The splits that a batch has pairs of, the places of these in the batch, and their positions in the split."""
@@ -122,27 +120,6 @@ class JoinedPairs(IndexedPairs):
         for number in np.unique(part_B).tolist():
             slot_K = torch.from_numpy(np.flatnonzero(part_B == number))
             yield self.parts[number], slot_K, index_B[slot_K] - int(self.start_P[number])
-
-
-def _together(batches: Sequence[Batch]) -> Batch:
-    """The pairs of several batches, with what all of them have."""
-    first = batches[0]
-
-    def joined(field: str) -> dict[str, Tensor]:
-        held: list[Mapping[str, Tensor]] = [getattr(batch, field) for batch in batches]
-        return {
-            name: torch.cat([each[name] for each in held]) for name in held[0] if all(name in each for each in held)
-        }
-
-    return Batch(
-        images_BCHW=torch.cat([batch.images_BCHW for batch in batches]) if len(batches) > 1 else first.images_BCHW,
-        token_ids=joined("token_ids"),
-        image_key_B=torch.cat([batch.image_key_B for batch in batches]),
-        text_key_B=torch.cat([batch.text_key_B for batch in batches]),
-        marks=joined("marks"),
-        captions=tuple(caption for batch in batches for caption in batch.captions),
-        columns=joined("columns"),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -139,9 +139,21 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
+    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The pairs in place of the damaged ones of a batch, in their order; the counts are of the whole batch.
+
+        Args:
+            damaged: the damage of ``attempt`` by place in the batch, whoever has read which part of the batch.
+            index_B: positions of the whole batch.
+        """
+        return self.batch(index_B[torch.tensor([*damaged])])
+
     def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
         """The batch of ``attempt``, read at once or put together from parts, with its damaged pairs replaced."""
-        return batch
+        if not damaged:
+            return batch
+        rows = self.replacements(damaged, index_B)
+        return replace(with_rows(batch, torch.tensor([*damaged]), rows), counts=rows.counts)
 
     def example(self) -> Batch:
         """The first pair."""
@@ -155,7 +167,7 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``mended``).
+    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replacements``).
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
@@ -205,6 +217,42 @@ class Wrapped(IndexedPairs):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+
+def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
+    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
+    batch.images_BCHW[slot_K] = rows.images_BCHW
+    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
+    return replace(
+        batch,
+        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
+        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
+        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
+        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
+        captions=tuple(captions.values()),
+        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
+    )
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """The pairs of several batches, with what all of them have."""
+    first = batches[0]
+
+    def joined(field: str) -> dict[str, Tensor]:
+        held: list[Mapping[str, Tensor]] = [getattr(batch, field) for batch in batches]
+        return {
+            name: torch.cat([each[name] for each in held]) for name in held[0] if all(name in each for each in held)
+        }
+
+    return Batch(
+        images_BCHW=torch.cat([batch.images_BCHW for batch in batches]) if len(batches) > 1 else first.images_BCHW,
+        token_ids=joined("token_ids"),
+        image_key_B=torch.cat([batch.image_key_B for batch in batches]),
+        text_key_B=torch.cat([batch.text_key_B for batch in batches]),
+        marks=joined("marks"),
+        captions=tuple(caption for batch in batches for caption in batch.captions),
+        columns=joined("columns"),
+    )
 
 
 @dataclass(frozen=True, eq=False)

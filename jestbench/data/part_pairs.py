@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.pairs import IndexedPairs, Wrapped, together
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -72,34 +72,40 @@ class PartPairs(Wrapped):
         """The pairs at these positions of the part, and which of them are damaged."""
         return self.pairs.attempt(self.index_N[index_B])
 
-    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The batch of ``attempt`` with its damaged pairs replaced, by reading the whole batch anew."""
-        return self.batch(index_B) if damaged else batch
-
     def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions of the part.
+        """The pairs at these positions of the part."""
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
+        """The pairs in place of the damaged ones of a batch.
 
         The whole split may replace a damaged pair by one that does not belong to the part; the next free pair of the
         part is then read instead.
 
         Raises:
-            DataError: reading the whole split failed, or no free pair of the part is left.
+            DataError: the whole split has no replacement, or no free pair of the part is left.
         """
-        positions, counts = index_B.tolist(), Counter[str]()
-        tried = set(positions)
+        positions, counts, rows = index_B.clone(), Counter[str](), dict[int, Batch]()
+        tried, lost = set(index_B.tolist()), dict(damaged)
         while True:
-            batch = self.pairs.batch(self.index_N[torch.tensor(positions, dtype=torch.int64)])
-            counts.update(batch.counts)
-            foreign = (~self.holds(batch.image_key_B)).nonzero().flatten().tolist()
+            if lost:
+                found = self.pairs.replacements(lost, self.index_N[positions])
+                rows |= {slot: found.take(torch.tensor([place])) for place, slot in enumerate(lost)}
+            counts.update(found.counts if lost else {"read": len(index_B), "damaged": 0})
+            foreign = [slot for slot in damaged if not self.holds(rows[slot].image_key_B)]
             if not foreign:
-                return replace(batch, counts=dict(counts))
+                return replace(together([rows[slot] for slot in damaged]), counts=dict(counts))
             for slot in foreign:
-                following = ((positions[slot] + step) % len(self) for step in range(len(self)))
+                following = ((int(positions[slot]) + step) % len(self) for step in range(len(self)))
                 free = next((position for position in following if position not in tried), None)
                 if free is None:
                     raise DataError(f"{self.name}: no pair is left to stand for a damaged one: mend the data")
                 positions[slot] = free
                 tried.add(free)
+            read, again = self.attempt(positions[torch.tensor(foreign)])
+            rows |= {slot: read.take(torch.tensor([place])) for place, slot in enumerate(foreign)}
+            lost = {slot: error for slot, error in lost.items() if slot not in foreign}
+            lost = dict(sorted({**lost, **{foreign[place]: error for place, error in again.items()}}.items()))
 
 
 class HalfPairs(PartPairs):

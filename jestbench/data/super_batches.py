@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,9 +20,9 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
 from jestbench.data.damage import Tally
-from jestbench.data.fetch import Fetch, Positions, WorkerFetch
+from jestbench.data.fetch import Attempt, Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.pairs import IndexedPairs, with_rows
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
@@ -32,21 +32,18 @@ from jestbench.parallel.shared_batch import SharedBatch
 Leave = Callable[[Tensor, int], Tensor]
 """The keys of all pairs ``[N]`` and the epoch that begins → which pairs are left out of it, bool ``[N]``."""
 
-SUMMED = ("data/read", "data/damaged", "data/wordless", "data/worker_restarts")
-"""Counts that are summed over processes, where each process reads only its own rows."""
-
 
 class SuperBatchSource(ABC):
     """The super-batch of each step, spread over the processes of a run.
 
     Args:
         tokenizer: makes the token ids of the batches.
-        tally: counts the pairs that this process reads.
+        tally: counts the pairs that all processes read; it is the same on every process.
         pool: number of pairs to draw from; ``None`` for a stream.
         size: B, pairs of a super-batch.
         world: the processes that share each super-batch.
-        whole: whether every process reads the whole super-batch and keeps its own rows; else it reads only these rows.
-        workers: worker processes that read ahead; ``None`` where this process reads.
+        workers: worker processes that read ahead for this process; ``None`` where it reads itself.
+        device: that the run is on.
     """
 
     def __init__(
@@ -56,17 +53,16 @@ class SuperBatchSource(ABC):
         pool: int | None,
         size: int,
         world: World | None,
-        whole: bool,
         workers: Workers[Any, Any] | None,
+        device: str = "cpu",
     ) -> None:
         self.tokenizer, self.tally, self.pool, self.size = tokenizer, tally, pool, size
-        self.world, self.whole, self.workers = world or World(), whole, workers
+        self.world, self.workers, self.device = world or World(), workers, device
         self._waited, self._restarts = 0.0, 0
-        self._tallies: list[Tally] = [tally]
 
     @property
     def restarts(self) -> int:
-        """Number of workers lost and replaced, including before a resume."""
+        """Number of this process's workers lost and replaced, including before a resume."""
         return self._restarts + (0 if self.workers is None else self.workers.restarts)
 
     @property
@@ -81,10 +77,8 @@ class SuperBatchSource(ABC):
 
     @property
     def damage(self) -> dict[str, tuple[int, str]]:
-        """Of each kind of damage that was read: the count, and the first example; as of the last ``counts``."""
-        examples = {kind: one for tally in reversed(self._tallies) for kind, one in tally.examples.items()}
-        kinds = sum((Counter(tally.kinds) for tally in self._tallies), Counter[str]())
-        return {kind: (int(count), examples.get(kind, "")) for kind, count in kinds.items()}
+        """Of each kind of damage that was read: the count, and the first example."""
+        return {kind: (int(count), self.tally.examples.get(kind, "")) for kind, count in self.tally.kinds.items()}
 
     @property
     def pids(self) -> list[int]:
@@ -109,45 +103,28 @@ class SuperBatchSource(ABC):
             DataError: the data is wrong, too much of it is damaged, or workers were lost again and again.
         """
         begin = time.perf_counter()
-        batch = self._read(step)
+        own, placement = self._read(step)
         self._waited += time.perf_counter() - begin
-        if self.world.size == 1:
-            return batch
-        if self.whole:
-            batch = replace(batch.take(self.world.rows(self.size)), passes=batch.passes, counts=batch.counts)
-        return SharedBatch.of(batch, Placement.in_turns(self.size, self.world))
+        return own if self.world.size == 1 else SharedBatch.of(own, placement, self.device)
 
     def counts(self, step: int) -> dict[str, float]:
         """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs."""
         counts = self._counts(step)
-        if self.workers is not None:
-            counts |= {"time/data_wait": round(self._waited, 6), "data/worker_restarts": self.restarts}
-        if not self.whole:
-            counts |= self.world.summed({name: counts[name] for name in SUMMED if name in counts})
-            if counts.get("data/damaged") and self.world.size > 1:
-                self._tallies = self.world.everybodys(self.tally)
+        each = self.world.everybodys((self.workers is not None, self._waited, self.restarts))
+        if any(reads_ahead for reads_ahead, _, _ in each):
+            waited = max(seconds for _, seconds, _ in each)  # every step waits for the process that waits the longest
+            counts |= {"time/data_wait": round(waited, 6), "data/worker_restarts": sum(lost for *_, lost in each)}
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every process, kept beside the step in a checkpoint; the same with workers and without."""
-        return {"processes": self.world.everybodys(self.mark())}
+        """The state, kept beside the step in a checkpoint; the same for any number of processes and of workers."""
+        each = self.world.everybodys((self._waited, self.restarts))
+        waited, restarts = max(seconds for seconds, _ in each), sum(lost for _, lost in each)
+        return self.mark() | {"waited": waited, "restarts": restarts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of any number of processes, with any number of workers."""
-        marks = state["processes"]
-        if len(marks) == self.world.size or self.whole:
-            self.rewind(marks[self.world.rank % len(marks)])
-            return
-        # Counts are summed over processes: rank 0 takes over all of them.
-        tallies = [mark["tally"] for mark in marks]
-        summed = Counter[str]()
-        for tally in tallies:
-            summed.update(tally["summed"])
-        if not self.world.first_of_all:
-            summed = Counter(dict.fromkeys(summed, 0))
-        examples = {kind: one for tally in reversed(tallies) for kind, one in tally["examples"].items()}
-        restarts = sum(mark["restarts"] for mark in marks) if self.world.first_of_all else 0
-        self.rewind({**marks[0], "restarts": restarts, "tally": {"summed": dict(summed), "examples": examples}})
+        self.rewind({**state, "restarts": state["restarts"] if self.world.first_of_all else 0})
 
     def mark(self) -> dict[str, Any]:
         """The state of this process."""
@@ -165,16 +142,16 @@ class SuperBatchSource(ABC):
             self.workers.close()
 
     @abstractmethod
-    def _read(self, step: int) -> Batch:
-        """The ``whole`` super-batch, or only this process's rows."""
+    def _read(self, step: int) -> tuple[Batch, Placement]:
+        """This process's own rows of the super-batch, and which process holds each row."""
 
     @abstractmethod
     def _counts(self, step: int) -> dict[str, float]:
-        """This process's counts."""
+        """Counts of all processes, the same on each of them."""
 
     @abstractmethod
     def _state_dict(self) -> dict[str, Any]:
-        """The process's own state (tensors, numbers, strings, and lists or dicts of these)."""
+        """The state that is the same on every process (tensors, numbers, strings, and lists or dicts of these)."""
 
     @abstractmethod
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,8 +165,8 @@ class StepPlan(ABC):
         pairs: the split.
         size: B, pairs of a super-batch.
         seed: seed of the run.
-        reads: whether pairs are read to choose positions. Such a plan is computed when its step has come, by every
-            process alike, and every process reads the whole super-batch.
+        reads: whether pairs are read to choose positions. Such a plan is computed when its step has come, by all
+            processes together: each reads its share of these pairs.
     """
 
     reads: bool = False
@@ -291,14 +268,17 @@ class SuperBatches(SuperBatchSource):
         plan: which pairs each step has.
         fetch: reads them; by default in this process.
         world: the processes that share each super-batch; by default this one alone.
+        device: that the run is on.
     """
 
-    def __init__(self, plan: StepPlan, fetch: Fetch | None = None, world: World | None = None) -> None:
+    def __init__(
+        self, plan: StepPlan, fetch: Fetch | None = None, world: World | None = None, device: str = "cpu"
+    ) -> None:
         self.plan, self.fetch = plan, fetch or Fetch(plan.pairs, plan.seed)
         pairs = plan.pairs
         tally = Tally(pairs.name, pairs.max_damaged)
-        super().__init__(pairs.tokenizer, tally, len(pairs), plan.size, world, plan.reads, self.fetch.workers)
-        self.decoded = 0
+        super().__init__(pairs.tokenizer, tally, len(pairs), plan.size, world, self.fetch.workers, device)
+        self._own = Counter[str]()  # of this process, not in the tally yet
 
     @classmethod
     def of(
@@ -311,10 +291,10 @@ class SuperBatches(SuperBatchSource):
         """
         workers = loader.workers_for(plan.pairs.decoded)
         if not workers:
-            return cls(plan, world=world)
+            return cls(plan, None, world, device)
         own = -(-plan.size // (world or World()).size)
         ahead = 0 if plan.reads else loader.pairs_ahead(own, pair_bytes) // own
-        return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world)
+        return cls(plan, WorkerFetch(plan.pairs, plan.seed, workers, loader, ahead, device), world, device)
 
     @property
     def sources(self) -> Mapping[str, EpochPlan]:
@@ -333,32 +313,79 @@ class SuperBatches(SuperBatchSource):
         """Begin the next epoch of the plan where one has ended."""
         self.plan.begin(step, leave)
 
-    def _read(self, step: int) -> Batch:
-        return self._counted(self.fetch.at(step, self._positions, self.plan.known_until(step)))
+    def _read(self, step: int) -> tuple[Batch, Placement]:
+        found = self.fetch.at(step, self._positions, self.plan.known_until(step))
+        assert found.positions.placement is not None
+        return self._mended(found), found.positions.placement
 
     def _positions(self, step: int) -> Positions:
-        positions = self.plan.positions(step, lambda others: self._counted(self.fetch.batch(others)))
-        if self.whole:
-            return positions
-        return replace(positions, index_B=positions.index_B[self.world.rows(self.size)])
+        positions = self.plan.positions(step, self._candidates)
+        return replace(positions, placement=positions.placement or Placement.in_turns(self.size, self.world))
 
-    def _counted(self, batch: Batch) -> Batch:
-        if batch.counts:  # those of files; what was prepared here is whole
-            own = batch.tokens(self.tokenizer.identity)
-            counts = {**batch.counts, "wordless": self.tokenizer.wordless(own)}
-            self.tally.add(counts, self.plan.pairs.examples if batch.counts.get("damaged") else None)
-        self.decoded += len(batch)
+    def _candidates(self, positions: Positions) -> Batch:
+        """Pairs of which a plan chooses, read by this process alone; they are counted with the next step."""
+        batch = self.fetch.attempt(positions).mended()
+        self._own.update({"decoded": len(batch), **batch.counts})
+        if batch.counts:
+            self._own["wordless"] += self.tokenizer.wordless(batch.tokens(self.tokenizer.identity))
         return batch
+
+    def _mended(self, found: Attempt) -> Batch:
+        """This process's pairs, damaged ones replaced as one process would that reads the whole super-batch.
+
+        Which pairs are damaged is gathered. Replacements depend on the positions of the whole super-batch, so every
+        process reads all of them. What was counted is summed over the processes.
+        """
+        batch, placement = found.batch, found.positions.placement
+        assert placement is not None
+        own = self._own
+        own["decoded"] += len(batch)
+        if batch.counts:  # those of files; what was prepared here is whole
+            ids = batch.tokens(self.tokenizer.identity)
+            own.update({**batch.counts, "wordless": self.tokenizer.wordless(_without(ids, [*found.damaged]))})
+        lost = {int(placement.rows[place]): error for place, error in found.damaged.items()}
+        examples = self.plan.pairs.examples if own["damaged"] else {}
+        each = self.world.everybodys((lost, dict(own), examples, (set(batch.marks), set(batch.columns))))
+        self._own = Counter()
+        marks, columns = (set.intersection(*held) for held in zip(*(names for *_, names in each), strict=True))
+        counts = Counter[str]()
+        for _, part, *_ in each:
+            counts.update(part)
+        examples = {kind: one for _, _, part, _ in reversed(each) for kind, one in part.items()}
+        if lost := dict(sorted(item for part, *_ in each for item in part.items())):
+            rows = found.pairs.replacements(lost, found.positions.index_B)
+            counts.update({**rows.counts, "read": rows.counts["read"] - self.size})
+            counts["wordless"] += self.tokenizer.wordless(rows.tokens(self.tokenizer.identity))
+            examples = {**examples, **self.plan.pairs.examples}
+            batch = replace(batch, counts=rows.counts)
+            if found.damaged:
+                places = torch.tensor([*found.damaged])
+                among = torch.searchsorted(torch.tensor([*lost]), placement.rows[places])
+                batch = with_rows(batch, places, rows.take(among))
+        self.tally.add(counts if "read" in counts else {"decoded": counts["decoded"]}, examples)
+        return replace(
+            batch,
+            marks={name: mark for name, mark in batch.marks.items() if name in marks},
+            columns={name: column for name, column in batch.columns.items() if name in columns},
+            passes=found.positions.passes,
+        )
 
     def _counts(self, step: int) -> dict[str, float]:
         counts = {"data/skipped": self.plan.skipped(step), **self.tally.counts(), **self.plan.counts()}
-        return counts | ({"data/decoded": self.decoded} if self.plan.reads else {})
+        decoded = counts.pop("data/decoded", 0)
+        return counts | ({"data/decoded": decoded} if self.plan.reads else {})
 
     def _state_dict(self) -> dict[str, Any]:
-        return {"tally": self.tally.state_dict(), "decoded": self.decoded, "plan": self.plan.state_dict()}
+        return {"tally": self.tally.state_dict(), "plan": self.plan.state_dict()}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.tally.load_state_dict(state["tally"])
-        self.decoded = state["decoded"]
         self.plan.load_state_dict(state["plan"])
         self.fetch.forget()
+
+
+def _without(rows_BX: Tensor, places: Sequence[int]) -> Tensor:
+    """The rows but those at some places."""
+    kept_B = torch.ones(len(rows_BX), dtype=torch.bool)
+    kept_B[torch.tensor(places, dtype=torch.int64)] = False
+    return rows_BX[kept_B] if places else rows_BX

@@ -112,18 +112,19 @@ class Actor(ABC):
         return self.forecast(len(image_key_B))
 
     def own_loss(
-        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read, own_P: Tensor | None = None
     ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """The loss of each pair by itself, which a cascade draws by, and the passes that it cost.
+        """The loss of each pair by itself, which a cascade draws by, and the passes that all of them cost.
 
         Args:
             loss: whose pair loss.
             image_key_C: of C candidates.
             text_key_C: theirs.
             read: called only for pairs whose scores are nowhere to be found.
+            own_P: positions of the pairs whose loss this process computes; ``None``: all.
 
         Returns:
-            ``[C]``, float64 on the CPU; infinite where a pair is damaged.
+            ``[P]``, float64 on the CPU; infinite where a pair is damaged.
 
         Raises:
             ValueError: this kind of actor scores no pair by its keys.
@@ -199,6 +200,6 @@ class Actor(ABC):
 
 
 def imagined_embeddings(role: Role, count: int, width: int, random: torch.Generator) -> Scores:
-    """Random embeddings of ``count`` pairs in a role."""
+    """Random embeddings of ``count`` pairs in a role, whose products are charged and not computed."""
     image_BD, text_BD = (torch.randn(count, width, generator=random) / 10 for _ in range(2))
-    return Scores.of(role, Embeddings(image_BD, text_BD))
+    return Scores.of(role, Embeddings(image_BD, text_BD, imagined=True))

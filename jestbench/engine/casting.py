@@ -118,8 +118,12 @@ class Casting(ABC):
         """
         raise ValueError(f"run.init: {self.label} is no trained model to begin from")
 
-    def stand_in(self) -> Casting:
-        """A casting whose actor has the same shapes, for which nothing is fetched."""
+    def stand_in(self, device: str = "cpu") -> Casting:
+        """A casting whose actor has the same shapes, for which nothing is fetched.
+
+        Args:
+            device: on ``meta`` a model in the place of another need not have any values.
+        """
         return self
 
     def stated_flops(self) -> dict[str, int | None]:
@@ -191,9 +195,9 @@ class TwinCasting(Casting):
         """Those of both."""
         return "/".join(half.identity for half in self.halves)
 
-    def stand_in(self) -> Casting:
+    def stand_in(self, device: str = "cpu") -> Casting:
         """Stand-ins of both."""
-        return TwinCasting(self.role, tuple(half.stand_in() for half in self.halves))
+        return TwinCasting(self.role, tuple(half.stand_in(device) for half in self.halves))
 
     def stated_flops(self) -> dict[str, int | None]:
         """The sum of both, where both are known."""

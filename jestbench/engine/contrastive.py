@@ -7,7 +7,7 @@ embeddings; then one micro-batch at a time with gradient, to backpropagate that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,13 @@ from jestbench.engine.casting import Setting, Training, check_training, fitted, 
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.gradients import CarryOn
 from jestbench.engine.learner import Learner, Objective
+from jestbench.engine.libraries import library_towers
+from jestbench.engine.locked_images import LockedImages
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.given import equal_groups
 from jestbench.select.losses import LOSSES, Each, EqualPairs, EqualRule, LossName
 
@@ -41,12 +44,14 @@ class _Held:
     Attributes:
         pieces: view, and positions among the process's rows, which are empty for a stand-in pair.
         parts: the pairs of each piece.
+        views: under which some process embeds pairs of the sub-batch.
         row_P: positions of the process's rows in the sub-batch.
         cached: whether each piece is embedded twice (cached gradients).
     """
 
     pieces: list[tuple[View, Tensor]]
     parts: list[Batch]
+    views: list[View]
     row_P: Tensor
     cached: bool
 
@@ -106,7 +111,7 @@ class Contrastive(Objective):
         model, world, count = learner.model, learner.world, len(batch)
         cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
-            own = learner.gradients.embed(partial(self._embed, learner, held, seed))
+            own = learner.gradients.embed(partial(self._embed, learner, held, seed), held.views)
             image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
@@ -116,7 +121,8 @@ class Contrastive(Objective):
             group_K = to_device(equal_groups(batch.image_key_B, batch.text_key_B), image_KD.device)
             equal = EqualPairs(group_K, self.equal)
         each = each if self.listened else None
-        loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
+        with TRAFFIC.sending("loss_gradients"):
+            loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
 
     def _cached(self, count: int) -> bool:
@@ -127,8 +133,12 @@ class Contrastive(Objective):
         """What this process embeds of a sub-batch."""
         pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
         own = batch.own
-        parts = [own.take(index) if len(index) else learner.model.stand_in(own.images_BCHW) for _, index in pieces]
-        return _Held(pieces, parts, batch.rows, self._cached(len(batch)))
+        parts = [
+            learner.prepared(own.take(index)) if len(index) else learner.model.stand_in(own.images_BCHW)
+            for _, index in pieces
+        ]
+        views = [view for view, _ in self._parts(len(batch))]
+        return _Held(pieces, parts, views, batch.rows, self._cached(len(batch)))
 
     def _embed(self, learner: Learner, held: _Held, seed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the own rows of a sub-batch, its pieces each under their view, concatenated in order."""
@@ -162,7 +172,7 @@ class Contrastive(Objective):
         assert text_KD.grad is not None
         for position, part in enumerate(learner.feed(held.parts)):
             run = partial(self._embed_piece, learner, part, held, seed, position)
-            embedded: tuple[Tensor, ...] = learner.gradients.embed(run, last=position + 1 == len(held.parts))
+            embedded: tuple[Tensor, ...] = learner.gradients.embed(run, held.views, position + 1 == len(held.parts))
             row_P = held.row_P[held.pieces[position][1]]
             at = index_slice(row_P) or to_device(row_P, image_KD.device)
             # Times the number of processes as in World.collect_with_gradient; a stand-in's gradient is 0.
@@ -186,15 +196,20 @@ class Contrastive(Objective):
         """
         count, position_K = len(rank_K), (rank_K == world.rank).cumsum(0) - 1
         limit = -(-self.microbatch // world.size) if self.microbatch is not None and self._cached(count) else count
-        sizes = split_counts(count, [share for share, _ in self.mix])
-        pieces, none = list[tuple[View, Tensor]](), torch.empty(0, dtype=torch.int64)
-        for (_, view), position_S, rank_S in zip(self.mix, position_K.split(sizes), rank_K.split(sizes), strict=True):
+        parts_of = self._parts(count)
+        sizes, none = [size for _, size in parts_of], torch.empty(0, dtype=torch.int64)
+        pieces = list[tuple[View, Tensor]]()
+        for (view, _), position_S, rank_S in zip(parts_of, position_K.split(sizes), rank_K.split(sizes), strict=True):
             index = position_S[rank_S == world.rank]
             parts = [part for part in index.split(limit) if len(part)]
-            most = -(-int(rank_S.bincount().max()) // limit) if even and len(rank_S) else 0
+            most = -(-int(rank_S.bincount().max()) // limit) if even else 0
             pieces += [(view, part) for part in (*parts, *[none] * (most - len(parts)))]
-        trained = (view for (_, view), size in zip(self.mix, sizes, strict=True) if size)
-        return pieces or [(next(trained), none)]
+        return pieces or [(parts_of[0][0], none)]
+
+    def _parts(self, count: int) -> list[tuple[View, int]]:
+        """The parts of the mix that hold pairs: view, and number of pairs."""
+        sizes = split_counts(count, [share for share, _ in self.mix])
+        return [(view, size) for (_, view), size in zip(self.mix, sizes, strict=True) if size]
 
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What training on ``count`` pairs is charged: the towers and the K×K logits, three times forward.
@@ -205,15 +220,13 @@ class Contrastive(Objective):
         (``select/losses.py``) are not among it: like the attention products of a fused backward pass they belong to the
         three forward passes that a training pass is charged.
         """
-        sizes = split_counts(count, [share for share, _ in self.mix])
         towers = tuple(
             Pass(
                 learner.part.train,
                 learner.training_macs(view, size),
                 f"{learner.part.name}, training on {size} pairs" + (f" under {view.label}" if view != FULL else ""),
             )
-            for size, (_, view) in zip(sizes, self.mix, strict=True)
-            if size
+            for view, size in self._parts(count)
         )
         logits = count * count * learner.width
         pairwise = Pass("pairwise", TRAINING_PASSES * logits, f"loss logits, {count}×{count}")
@@ -224,16 +237,14 @@ class Contrastive(Objective):
         if self.reruns is None and not self._cached(count):
             return
         # As one process runs them: the charge depends on no number of processes.
-        prices = learner.prices
         pieces = [(view, len(index)) for view, index in self.pieces(torch.zeros(count, dtype=torch.int64), World())]
         if self.reruns is not None:
             again = sum(self.reruns[view].pairs(size) for view, size in pieces)
             yield Pass("recompute", again, f"activation checkpointing, {count} pairs")
         if self._cached(count):
-            forward = sum(prices[view].pairs(size) for view, size in pieces)
+            forward = sum(learner.forward_macs(view, size) for view, size in pieces)
             trained = sum(learner.training_macs(view, size) for view, size in pieces)
-            sizes = split_counts(count, [share for share, _ in self.mix])
-            whole = sum(learner.training_macs(view, size) for size, (_, view) in zip(sizes, self.mix, strict=True))
+            whole = sum(learner.training_macs(view, size) for view, size in self._parts(count))
             # Beside the forward pass: a view's patch embedding is resized for each micro-batch, not once.
             yield Pass(
                 "recompute",
@@ -258,8 +269,12 @@ class ContrastiveTraining(Training):
         """The two towers in training."""
         run, example = setting.run, setting.example
         start, tokenizer = setting.start, setting.pairs.tokenizer
-        built = self.build(run, tokenizer) if start is None else start.build(run.model, tokenizer, run.loss, run.seed)
-        model = built.to(setting.arithmetic.device)
+        with setting.arithmetic.building():
+            if start is None:
+                built = self.build(run, tokenizer)
+            else:
+                built = start.build(run.model, tokenizer, run.loss, run.seed)
+        model = setting.arithmetic.placed(built)
         check_training(model, setting, setting.micro.train, run.grad_checkpointing)
         mix = tuple((share, fitted("run.train_views", view, model)) for share, view in run.mix)
         scored = fitted(*run.view_of("learner"), model)
@@ -271,8 +286,11 @@ class ContrastiveTraining(Training):
         objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()
+        images = _remembered(setting, model, prices[FULL], {scored, *trained}) if run.remember_images else None
         return Learner(
-            model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro, shard=run.shard
+            *(model, objective, run.optimizer, setting.arithmetic, prices, scored, setting.micro),
+            shard=run.shard,
+            images=images,
         )
 
     def loss(self, run: Run) -> LossName:
@@ -282,4 +300,26 @@ class ContrastiveTraining(Training):
     @classmethod
     def rebuilt(cls, described: Mapping[str, Any], tokenizer: Tokenizer) -> TwoTowers:
         """Two towers, with random weights."""
+        if "library" in described:
+            return library_towers(described["library"], tokenizer)
         return shape_of(described).build(tokenizer, described["loss"], seed=0)
+
+
+def _remembered(setting: Setting, model: TwoTowers, price: Price, views: Collection[View]) -> LockedImages:
+    """The images of a locked tower, each embedded once.
+
+    Raises:
+        ValueError: a setting of the run makes an image's embedding another one from pass to pass.
+    """
+    run = setting.run
+    reasons = {
+        "model.freeze is not set, and a tower in training embeds an image anew in each pass": not model.locked,
+        "run.augment makes another image of it in each step": run.augment is not None,
+        "a view (run.train_views, run.score_view) embeds it otherwise": not all(view.full_image for view in views),
+        "run.shard spreads the tower over processes": run.shard,
+    }
+    for reason, there in reasons.items():
+        if there:
+            raise ValueError(f"run.remember_images: {reason}: leave one of them out")
+    block, store_dir = setting.micro.score, setting.store_dir
+    return LockedImages(model, setting.arithmetic, price, run.reference_accounting, store_dir, block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class EmbeddingRows(RowContent):
     """Embeddings of images and of texts, and the cosines of pairs."""
 
     noun = "embeddings"
-    scored = ("image", "text")
+    scored: ClassVar[tuple[RowName, ...]] = ("image", "text")
 
     def __init__(self, model: Encoders, arithmetic: Arithmetic, example: Batch, view: View = FULL) -> None:
         super().__init__(model, arithmetic, example, view)

@@ -74,7 +74,10 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     if device.type != "cuda":
         return MicroBatches()
     model = arithmetic.placed(run.training.build(run, tokenizer))
-    held = COPIES * sum(part.nbytes for part in model.parameters()) * (1 + len(run.needs))
+    size = arithmetic.world.size
+    # Of sharded towers a process has its part, and whole weights where it scores.
+    copies = COPIES / size + 1 if run.shard and size > 1 else COPIES
+    held = int(copies * sum(part.nbytes for part in model.parameters())) * (1 + len(run.needs))
     views = {*(view for _, view in run.mix), run.view_of("learner")[1], run.view_of("reference")[1]}
 
     def peak(train: bool, count: int) -> int:
@@ -84,9 +87,9 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
     try:
         peak(True, 1)  # what libraries allocate once is no pair's
         room = int(FOR_ACTIVATIONS * free_bytes(device)) - held
-        share = -(-run.batch_size // arithmetic.world.size)
+        share = -(-run.batch_size // size)
         at_once = _largest(partial(peak, True), room, share)
-        trained = None if at_once >= share else at_once * arithmetic.world.size
+        trained = None if at_once >= share else at_once * size
         return MicroBatches(_largest(partial(peak, False), room), trained)
     except torch.OutOfMemoryError as error:
         raise ValueError(

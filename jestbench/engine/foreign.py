@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +20,11 @@ from jestbench.engine.casting import Casting, FrozenCasting, Setting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.learner import Learner
-from jestbench.engine.start import Start
-from jestbench.model.carry import Tower, carried
+from jestbench.engine.start import CarriedStart, LibraryStart, Start
+from jestbench.model.carried_tokenizer import stand_in
+from jestbench.model.carry import NotCarried, Tower, carried
 from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers
+from jestbench.model.library_towers import LibraryTowers
 
 SAFE = ".safetensors"
 
@@ -36,7 +38,10 @@ class Foreign(Casting):
             ``weights_only``; without it weights are safetensors.
         pretrain_flops: FLOPs that its training took, as its authors state them; ``None``: not known, so that no
             all-in figure of the run is.
+        library: the name that the kind is bound by.
     """
+
+    library: ClassVar[str]
 
     trust_pickle: bool = False
     pretrain_flops: float | None = None
@@ -68,21 +73,37 @@ class Foreign(Casting):
             ForeignError: ours do not include such towers.
         """
 
+    @abstractmethod
+    def files(self, foreign: ForeignTowers) -> dict[str, Any]:
+        """The JSON files, by name, that the library builds the loaded model by (weights and tokenizer are no part)."""
+
+    @classmethod
+    @abstractmethod
+    def at(cls, folder: Path) -> Foreign:
+        """The model of a folder."""
+
     def start(self, untrained: bool = False) -> Start:
-        """The model to begin training from, in our towers.
+        """The model to begin training from: in our towers, or as its library runs it where ours compute another.
 
         Args:
             untrained: as of ``load``.
 
         Raises:
-            ForeignError: our towers do not compute the same.
+            ForeignError: it cannot be run here, or its tokenizer cannot be written into a run folder.
         """
+        flops = self.stated_flops()[self.role]
         try:
             foreign = self.load(untrained).eval()
-            found = carried(foreign, self.towers(foreign))
+            given = foreign.tokens.carried
+            tokenizer = stand_in(foreign.tokens.length) if given is None else given()
+            try:
+                return CarriedStart(self.label, flops, carried(foreign, self.towers(foreign), tokenizer))
+            except NotCarried as error:
+                reason = str(error)
         except ForeignError as error:
             raise ForeignError(f"run.init: {self.label} cannot be trained here: {error}") from error
-        return Start(found, self.label, self.stated_flops()[self.role])
+        source = {"library": self.library, "files": self.files(foreign), "reason": reason}
+        return LibraryStart(self.label, flops, LibraryTowers(foreign, tokenizer, source), foreign.loss)
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """As ``frozen``."""
@@ -92,9 +113,9 @@ class Foreign(Casting):
         """The frozen actor, run whole."""
         return self.actor(setting, self.load())
 
-    def stand_in(self) -> Casting:
-        """The model, from random weights where its own are on a hub."""
-        return _Untrained(self) if self.remote else self
+    def stand_in(self, device: str = "cpu") -> Casting:
+        """The model, from random weights where its own are on a hub; on ``meta`` from none."""
+        return _Untrained(self, device) if self.remote else self
 
     def stated_flops(self) -> dict[str, int | None]:
         """What the model's training took, by role."""
@@ -109,9 +130,15 @@ class Foreign(Casting):
 
 @dataclass(frozen=True)
 class _Untrained(Casting):
-    """A model from random weights, in the place of one that would have to be fetched."""
+    """A model from random weights, in the place of one that would have to be fetched.
+
+    Attributes:
+        model: the other one.
+        device: where it is built; on ``meta`` it has shapes alone.
+    """
 
     model: Foreign
+    device: str = "cpu"
 
     role = "reference"
 
@@ -136,11 +163,14 @@ class _Untrained(Casting):
 
     def start(self) -> Start:
         """The model to begin training from, with random weights."""
-        return self.model.start(untrained=True)
+        with torch.device(self.device):
+            return self.model.start(untrained=True)
 
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
         """The frozen actor, run whole."""
-        return self.model.actor(setting, self.model.load(untrained=True))
+        with torch.device(self.device):
+            model = self.model.load(untrained=True)
+        return self.model.actor(setting, model)
 
 
 def missing_extra(extra: str, package: str) -> ForeignError:

@@ -24,12 +24,17 @@ from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.losses import LossName
 from jestbench.select.scores import NonFiniteScore, Role, Scores
 
 Accounting = Literal["online", "first_sight", "amortised"]
 RowName = Literal["image", "text", "pair"]
-PURPOSES: Mapping[Role, Purpose] = {"reference": "reference_score", "scorer": "scorer_score"}
+PURPOSES: Mapping[Role, Purpose] = {
+    "reference": "reference_score",
+    "scorer": "scorer_score",
+    "learner": "learner_score",  # of a locked image tower
+}
 
 
 def keys_of(name: RowName, image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
@@ -177,7 +182,8 @@ class FrozenActor(Actor):
             name: self.rows(name, key_P, (own.without_images() if name == "text" else own).take)
             for name, key_P in own_keys.items()
         }
-        rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
+        with TRAFFIC.sending("embeddings"):
+            rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
         return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
@@ -210,13 +216,17 @@ class FrozenActor(Actor):
         self.content.rescale(scale, bias)
 
     def own_loss(
-        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read
+        self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read, own_P: Tensor | None = None
     ) -> tuple[Tensor, tuple[Pass, ...]]:
         """As ``Actor.own_loss``."""
         passes = self.own_loss_passes(image_key_C, text_key_C)
-        value_C1 = self.content.pair_rows(self, image_key_C, text_key_C, read)
-        loss_C = self.content.own_loss_C(loss, value_C1[:, 0].cpu().double())
-        return loss_C.masked_fill(loss_C.isnan(), torch.inf), passes
+        own_P = torch.arange(len(image_key_C)) if own_P is None else own_P
+        if not len(own_P):
+            return torch.empty(0, dtype=torch.float64), passes
+        image_key_P, text_key_P = image_key_C[own_P], text_key_C[own_P]
+        value_P1 = self.content.pair_rows(self, image_key_P, text_key_P, lambda index_M: read(own_P[index_M]))
+        loss_P = self.content.own_loss_C(loss, value_P1[:, 0].cpu().double())
+        return loss_P.masked_fill(loss_P.isnan(), torch.inf), passes
 
     def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
         """As ``Actor.own_loss_passes``."""

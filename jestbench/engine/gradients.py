@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jestbench.batch import View
+from jestbench.cost.tracing import without_values
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.distributed import World
 
-_Embedded = TypeVar("_Embedded")
 CarryOn = Callable[[], None]
 """Brings the gradient from where the loss's graph ends on to the parameters."""
+Embed = Callable[[], tuple[Tensor, Tensor]]
+"""Embeds pairs: images and texts."""
 
 
 class Gradients:
@@ -33,11 +35,12 @@ class Gradients:
     def __init__(self, model: TwoTowers) -> None:
         self.model = model
 
-    def embed(self, run: Callable[[], _Embedded], last: bool = True) -> _Embedded:
+    def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """Run a function that embeds pairs with the model.
 
         Args:
             run: called once.
+            views: under which some process embeds pairs of the step.
             last: whether its backward pass is the last one of the step; gradients of the passes before are kept until
                 then.
         """
@@ -73,21 +76,61 @@ class Gradients:
         optimizer.load_state_dict(state["optimizer"])
 
 
-class _Towers(nn.Module):
-    """The towers of a model as one module, whose forward pass runs a function that embeds with them.
+class SharedGradients(Gradients):
+    """Gradients of several processes.
 
-    Scale and bias stay out: their gradient is that of the loss, which every process computes whole.
+    Args:
+        model: the model in training; the same weights on every process.
+        world: the processes.
     """
 
-    def __init__(self, model: TwoTowers) -> None:
+    collective: ClassVar[str]
+    """What the processes wait in while the backward pass goes on, for messages."""
+
+    def __init__(self, model: TwoTowers, world: World) -> None:
+        super().__init__(model)
+        self.world = world
+
+    def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
+        """As in the base, for all processes together; scale and bias, whose gradient each process has, stay equal."""
+        with self.world.waiting(self.collective):
+            super().backward(loss, carry_on)
+        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
+
+
+class _Weights(nn.Module):
+    """Weights of a model's towers as one module, whose forward pass runs a function that embeds with them.
+
+    Scale and bias stay out: their gradient is that of the loss, which every process computes whole. Buffers stay out,
+    too: they are constants, which DDP would broadcast in each step.
+    """
+
+    def __init__(self, weights: Collection[nn.Parameter], partial: bool) -> None:
         super().__init__()
-        self.image, self.text = model.image, model.text
+        self.weights, self.partial = nn.ParameterList(weights), partial
 
-    def forward(self, run: Callable[[], _Embedded]) -> _Embedded:
-        return run()
+    def forward(self, run: Embed) -> tuple[Tensor, Tensor]:
+        image_PD, text_PD = run()
+        return image_PD, _Tied.apply(text_PD, *self.weights) if self.partial else text_PD
 
 
-class AveragedGradients(Gradients):
+class _Tied(torch.autograd.Function):
+    """Embeddings as they are, in whose backward pass every weight takes part, by no gradient.
+
+    DDP waits for each weight. It can look for those that take no part, but goes through the whole graph in each step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, text_PD: Tensor, *weights: Tensor) -> Tensor:
+        ctx.count = len(weights)
+        return text_PD.view_as(text_PD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradients, *(None,) * ctx.count)
+
+
+class AveragedGradients(SharedGradients):
     """Gradients of towers that every process holds whole, averaged while the backward pass goes on (DDP).
 
     A parameter that has no gradient on any process stays without, so that AdamW leaves it alone.
@@ -98,32 +141,42 @@ class AveragedGradients(Gradients):
         views: that the model is trained under.
     """
 
-    def __init__(self, model: TwoTowers, world: World, views: Collection[View]) -> None:
-        super().__init__(model)
-        self.world = world
-        self._towers = DistributedDataParallel(
-            _Towers(model),
-            broadcast_buffers=False,  # constants
-            gradient_as_bucket_view=True,
-            find_unused_parameters=_may_leave_unused(model, views),
-        )
+    collective = "an all-reduce of gradients"
 
-    def embed(self, run: Callable[[], _Embedded], last: bool = True) -> _Embedded:
+    def __init__(self, model: TwoTowers, world: World, views: Collection[View]) -> None:
+        super().__init__(model, world)
+        # Of the patch embedding's gradient, the smallest of all, which a convolution returns in channels last.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        self._trained = _trained_by(model, views)
+        every = frozenset[str]().union(*self._trained.values())
+        self._held = {name: value for name, value in model.named_parameters() if name in every}
+        # A process may have no pair of the view that trains a weight.
+        weights = _Weights(self._held.values(), partial=any(names != every for names in self._trained.values()))
+        self._wrapped = DistributedDataParallel(weights, gradient_as_bucket_view=True)
+        self._now = every
+
+    def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """As in the base; the processes meet in the last backward pass of a step alone."""
         if not torch.is_grad_enabled():
             return run()
-        with nullcontext() if last else self._towers.no_sync():
-            embedded: _Embedded = self._towers(run)
+        self._now = frozenset[str]().union(*(self._trained[view] for view in views))
+        with nullcontext() if last else self._wrapped.no_sync():
+            embedded: tuple[Tensor, Tensor] = self._wrapped(run)
         return embedded
 
     def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
-        """As in the base, for all processes together."""
-        with self.world.waiting("an all-reduce of gradients"):
-            super().backward(loss, carry_on)
-        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
+        """As in the base; what no process has run has no gradient."""
+        super().backward(loss, carry_on)
+        for name in self._held.keys() - self._now:
+            self._held[name].grad = None
 
 
-def _may_leave_unused(model: TwoTowers, views: Collection[View]) -> bool:
-    """Whether a process may compute no gradient of some parameter; DDP then looks for them in each step."""
-    partial = any(view.layers < 1 or view.text_layers < 1 for view in views)
-    return partial or type(model.image.backbone) is not VisionTransformer
+def _trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
+    """The names of the weights that have a gradient under each view, by a backward pass without values."""
+    ghost, found = without_values(model).eval(), {}
+    for view in views:
+        embedded = ghost(ghost.stand_in(torch.empty(0, 3, *ghost.image.resolution)), view)
+        torch.autograd.backward([part.sum() for part in embedded if part.requires_grad])
+        found[view] = frozenset(name for name, value in ghost.named_parameters() if value.grad is not None)
+        ghost.zero_grad(set_to_none=True)
+    return found

@@ -39,6 +39,7 @@ KERNELS: Mapping[int, Kernel] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow's resampling filters."""
 VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 INDEX = "model.safetensors.index.json"
+SHAPES = ("config.json", "preprocessor_config.json", "processor_config.json")
 FILES = ("*.json", f"*{SAFE}", "*.txt", "*.model")
 
 
@@ -54,6 +55,8 @@ class HuggingFaceClip(Foreign):
 
     path: str = ""
     revision: str = "main"
+
+    library = "hugging_face_clip"
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -154,6 +157,16 @@ class HuggingFaceClip(Foreign):
     def towers(self, foreign: ForeignTowers) -> tuple[Tower, Tower]:
         """As ``Foreign.towers``."""
         return transformers_towers(foreign.image.net)
+
+    def files(self, foreign: ForeignTowers) -> dict[str, Any]:
+        """As ``Foreign.files``."""
+        folder = self._folder(patterns=("*.json",))
+        return {name: described(folder / name) for name in SHAPES if (folder / name).is_file()}
+
+    @classmethod
+    def at(cls, folder: Path) -> HuggingFaceClip:
+        """As ``Foreign.at``."""
+        return cls(path=str(folder))
 
     def _net(self, library: Any, folder: Path, kind: str, untrained: bool) -> Any:
         """The library's own model, in float32.

@@ -19,11 +19,13 @@ from jestbench.engine.actor import Actor, Update
 from jestbench.engine.feed import on_device
 from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.gradients import AveragedGradients, CarryOn, Gradients
+from jestbench.engine.locked_images import LockedImages
 from jestbench.engine.measured import Measured
 from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.traffic import TRAFFIC, reduced
 from jestbench.select.given import Trained
 from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
@@ -50,6 +52,12 @@ class RolePurposes:
 
 LEARNER = RolePurposes("learner", "learner", "learner_score", "learner_train")
 ONLINE = RolePurposes("online", "online scorer", "scorer_score", "scorer_train", 1)
+
+
+def weight_bytes(model: TwoTowers) -> int:
+    """Bytes of the weights of both towers that are trained, and of their gradient."""
+    towers = (model.image, model.text)
+    return sum(weight.nbytes for tower in towers for weight in tower.parameters() if weight.requires_grad)
 
 
 class Objective(ABC):
@@ -104,6 +112,7 @@ class Learner(Actor):
         micro: MicroBatches | None = None,
         part: RolePurposes = LEARNER,
         shard: bool = False,
+        images: LockedImages | None = None,
     ) -> None:
         """Set a model up for training.
 
@@ -117,6 +126,7 @@ class Learner(Actor):
             micro: pairs in one forward pass; ``None`` is 4,096 when scoring, and the whole sub-batch in training.
             part: the part that the model plays in the run.
             shard: whether several processes hold a part of the towers and of the optimizer's state each.
+            images: remembered embeddings under a locked image tower; ``None``: each pass embeds its images anew.
 
         Raises:
             ValueError: the towers cannot be sharded here.
@@ -125,12 +135,15 @@ class Learner(Actor):
         self.objective, self.part, self.role, self.width = objective, part, part.role, model.width
         self.view, self.trained_under = view, objective.views
         self.arithmetic, self.world, self.prices = arithmetic, arithmetic.world, prices
-        self.micro = micro or MicroBatches()
+        self.micro, self.images = micro or MicroBatches(), images
         self.schedule = optimizer
-        self.gradients = self._gradients(shard)
+        with self.world.waiting("a broadcast of weights"):
+            self.gradients = self._gradients(shard)
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0
+        # FSDP sends other bytes, which are not counted.
+        self._sent = 0 if shard else reduced(weight_bytes(self.model), self.world.size)
 
     def _gradients(self, shard: bool) -> Gradients:
         """How the gradients of all processes come together."""
@@ -152,13 +165,27 @@ class Learner(Actor):
         model, own = self.model.eval(), batch.own
         image, text = [], []
         with self.gradients.whole(), torch.no_grad(), self.arithmetic.autocast():
-            for part in self.feed([own.take(index) for index in torch.arange(len(own)).split(self.micro.score)]):
+            pieces = [self.prepared(own.take(index)) for index in torch.arange(len(own)).split(self.micro.score)]
+            for part in self.feed(pieces):
                 image_PD, text_PD = model(part, self.view)
                 image.append(image_PD)
                 text.append(text_PD)
-        image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
+        with TRAFFIC.sending("embeddings"):
+            image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
-        return replace(scores, model_passes=self.forecast(len(batch)))
+        return replace(scores, model_passes=(*self._images_of(batch, self.part.score), *self.forecast(len(batch))))
+
+    def prepared(self, own: Batch) -> Batch:
+        """Pairs of this process as they are fed to the model: with their images, or with what is remembered of them."""
+        return own if self.images is None else self.images.embedded(own)
+
+    def _images_of(self, batch: Batch, purpose: Purpose) -> tuple[Pass, ...]:
+        """What the remembered images of a batch are charged now."""
+        if self.images is None:
+            return ()
+        passes = self.images.charge(batch.image_key_B, purpose)
+        self.amortised_macs = self.images.amortised_macs
+        return passes
 
     def feed(self, pieces: Sequence[Batch], slots: int = 2) -> Iterator[Batch]:
         """Pieces of a batch on the device, one after the other (``on_device``)."""
@@ -167,15 +194,22 @@ class Learner(Actor):
         return on_device(pieces, self.arithmetic.device, self.model.tokenizer, keys=keys, slots=slots)
 
     def training_macs(self, view: View, count: int) -> int:
-        """Multiply-adds of training both towers on pairs: three forward passes, of a locked image tower one."""
-        price, locked = self.prices[view], self.model.locked
-        images = price.images(count) * (1 if locked else TRAINING_PASSES)
-        return images + TRAINING_PASSES * count * price.text
+        """Multiply-adds of training both towers on pairs: three forward passes, of a locked image tower one.
+
+        Images that are remembered are charged apart.
+        """
+        passes = TRAINING_PASSES if not self.model.locked else int(self.images is None)
+        return passes * self.prices[view].images(count) + TRAINING_PASSES * count * self.prices[view].text
+
+    def forward_macs(self, view: View, count: int, microbatch: int | None = None) -> int:
+        """Multiply-adds of one forward pass over pairs; images that are remembered are charged apart."""
+        price = self.prices[view]
+        return count * price.text + (price.images(count, microbatch) if self.images is None else 0)
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
-        """What scoring ``count`` pairs is charged."""
+        """What scoring ``count`` pairs is charged, but for images that are remembered (``LockedImages``)."""
         under = "" if self.view == FULL else f" under {self.view.label}"
-        macs = self.prices[self.view].pairs(count, self.micro.score)
+        macs = self.forward_macs(self.view, count, self.micro.score)
         return (Pass(self.part.score, macs, f"{self.part.name}, scoring {count} pairs{under}"),)
 
     def update(self, batch: Batch, weight_K: Tensor | None, position: float, seed: int) -> Update:
@@ -201,15 +235,31 @@ class Learner(Actor):
         measured, rate = self._descend(loss, position, carry_on)
         self.objective.settle(self.model)
         self._updates += 1
-        return Update(measured, rate, self.forecast_update(len(batch)), Trained(*each[0]) if each else None)
+        passes = (*self._images_of(batch, self.part.train), *self.forecast_update(len(batch)))
+        return Update(measured, rate, passes, Trained(*each[0]) if each else None)
 
     def forecast_update(self, count: int) -> tuple[Pass, ...]:
-        """What training on ``count`` pairs is charged."""
+        """What training on ``count`` pairs is charged, but for images that are remembered (``LockedImages``)."""
         return self.objective.passes(self, count)
 
-    def mark(self) -> int:
-        """How many updates there were."""
-        return self._updates
+    def mark(self) -> tuple[int, Any]:
+        """How many updates there were, and the mark of the images that are remembered."""
+        return self._updates, None if self.images is None else self.images.mark()
+
+    def rewind(self, mark: tuple[int, Any]) -> None:
+        """Undo the scoring since a mark: images that were remembered since are not any more."""
+        if self.images is not None:
+            self.images.rewind(mark[1])
+            self.amortised_macs = self.images.amortised_macs
+
+    def counts(self) -> dict[str, int]:
+        """``cache/…`` of the images that are remembered."""
+        return {} if self.images is None else self.images.counts()
+
+    def close(self, remove: bool) -> None:
+        """Close the rows of remembered images."""
+        if self.images is not None:
+            self.images.close(remove)
 
     def _settled(self) -> None:
         """Wait until the last step is known to be finite.
@@ -246,6 +296,7 @@ class Learner(Actor):
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.backward(loss, carry_on)
+        TRAFFIC.sent["weight_gradients"] += self._sent
         measured = Measured(loss, self.gradients.clip(self.schedule.clip or math.inf))
         self._pending = measured
         if measured.deferred:
@@ -259,19 +310,24 @@ class Learner(Actor):
         return measured, rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and the optimizer's state.
+        """Weights and the optimizer's state; what is kept of images that are remembered.
 
         Raises:
             NonFiniteLoss: of the last step.
         """
         self._settled()
-        found = {"micro": self.micro.state_dict()} if self.micro.found else {}
+        found: dict[str, Any] = {"micro": self.micro.state_dict()} if self.micro.found else {}
+        if self.images is not None:
+            found["images"] = self.images.state_dict()
         return self.gradients.state_dict(self.optimizer) | found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._pending = None
         self.gradients.load_state_dict(state, self.optimizer)
+        if self.images is not None:
+            self.images.load_state_dict(state["images"])
+            self.amortised_macs = self.images.amortised_macs
         if self.micro.found:  # the numbers of the run's start: on another GPU, too, a resumed run charges the same
             self.micro = MicroBatches(**state["micro"])
             self.objective = self.objective.limited(self.micro.train)

@@ -57,6 +57,8 @@ class OpenClip(Foreign):
     model: str = ""
     pretrained: str = ""
 
+    library = "open_clip"
+
     def __post_init__(self) -> None:
         together = self.model.startswith((LOCAL, HUB))
         if together and self.pretrained:
@@ -113,8 +115,8 @@ class OpenClip(Foreign):
         except ImportError as error:
             raise missing_extra("open_clip", "open_clip_torch") from error
         config = self._config(open_clip)
-        weights = self._weights()
-        if weights is None and untrained and not self.model.startswith(HUB):
+        weights = None if untrained and self.model.startswith(LOCAL) else self._weights()
+        if weights is None and untrained and not self.model.startswith((LOCAL, HUB)):
             self._tag(open_clip)  # refuses what is none, with nothing fetched
         weights = None if untrained else weights or self._fetched(open_clip)
         net = self._built(open_clip, config, weights)
@@ -138,6 +140,18 @@ class OpenClip(Foreign):
         import open_clip
 
         return open_clip_towers(foreign.image.net, self._config(open_clip))
+
+    def files(self, foreign: ForeignTowers) -> dict[str, Any]:
+        """As ``Foreign.files``."""
+        import open_clip
+
+        net: Any = foreign.image.net
+        return {CONFIG: {"model_cfg": self._config(open_clip), "preprocess_cfg": dict(net.visual.preprocess_cfg)}}
+
+    @classmethod
+    def at(cls, folder: Path) -> OpenClip:
+        """As ``Foreign.at``."""
+        return cls(model=f"{LOCAL}{folder}")
 
     def _config(self, library: Any) -> dict[str, Any]:
         """The library's configuration of the model.
@@ -216,7 +230,11 @@ class OpenClip(Foreign):
             with quietly(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "QuickGELU mismatch")
                 net = library.create_model(
-                    self.model, given, load_weights=weights is not None, pretrained_text=False, weights_only=True
+                    *(self.model, given),
+                    device=torch.get_default_device(),
+                    load_weights=weights is not None,
+                    pretrained_text=False,
+                    weights_only=True,
                 )
         except UserWarning as error:
             raise ForeignError(

@@ -62,9 +62,11 @@ class Regression(Training):
     refuses: ClassVar[Mapping[str, str]] = {
         "init": "run.init: a run with run.objective trains a pair scorer from random weights",
         "model.freeze": "model.freeze is for the contrastive loss: a run with run.objective trains both towers",
+        "remember_images": "run.remember_images is for a locked image tower, and a run with run.objective has none",
         "evaluate.sets": "evaluate.sets are for embeddings: a run with run.objective is evaluated by its grades",
         "train_views": "run.train_views are for the contrastive loss: a run with run.objective has the full view",
         "grad_checkpointing": "run.grad_checkpointing: a run with an objective of its own cannot save memory that way",
+        "shard": "run.shard: a pair scorer is trained by one process, which has nothing to share",
         "train_microbatch": "run.train_microbatch: a run with an objective of its own cannot save memory that way",
     }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from jestbench.engine.gradients import CarryOn, Gradients
+from jestbench.batch import View
+from jestbench.engine.gradients import Embed, SharedGradients
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
 
-_Embedded = TypeVar("_Embedded")
 
-
-class ShardedGradients(Gradients):
+class ShardedGradients(SharedGradients):
     """Gradients of towers of which every process holds a part, reduced to the process that holds the weight.
 
     Weights are gathered block by block in each pass, so every process must pass as often as every other one; where the
@@ -37,11 +36,11 @@ class ShardedGradients(Gradients):
         ValueError: this version of torch cannot shard on this device.
     """
 
-    even = True
+    even, collective = True, "a reduce-scatter of gradients"
 
     def __init__(self, model: TwoTowers, arithmetic: Arithmetic, schedule: Optimizer) -> None:
-        super().__init__(model)
-        self.world, self.schedule = arithmetic.world, schedule
+        super().__init__(model, arithmetic.world)
+        self.schedule = schedule
         # On a CPU, older versions sum the gradients where they are to average them (pytorch issue 162338).
         on_cpu = arithmetic.device.type == "cpu"
         if on_cpu and not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
@@ -61,13 +60,7 @@ class ShardedGradients(Gradients):
         for part in self._parts if on_cpu else ():
             part.set_force_sum_reduction_for_comms(True)
 
-    def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
-        """As in the base, for all processes together."""
-        with self.world.waiting("a reduce-scatter of gradients"):
-            super().backward(loss, carry_on)
-        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
-
-    def embed(self, run: Callable[[], _Embedded], last: bool = True) -> _Embedded:
+    def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """As in the base; the processes meet in each pass, forward and backward."""
         with self.world.waiting("an all-gather of weights"):
             return run()

@@ -20,7 +20,9 @@ from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
 from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
 from jestbench.evals.results import Evaluation, Ranking, Results
+from jestbench.evals.shares import gathered
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.parallel.distributed import World
 
 PER_CLASS = "mean_per_class_recall"
 KEPT_BYTES = 2**30
@@ -137,31 +139,35 @@ class BenchmarkEvaluator:
         return Ranking(array_of(rank_N), array_of(unit_N), key_N, None if log_N is None else array_of(log_N.double()))
 
     def _embed_texts(self, learner: Learner) -> Tensor:
-        model = learner.model.eval()
-        with torch.no_grad(), learner.arithmetic.autocast():
-            parts = self._token_TL.split(self.batch_size)
-            return torch.cat([model.encode_text(part.to(learner.arithmetic.device)) for part in parts])
+        model, arithmetic = learner.model.eval(), learner.arithmetic
+        own = self._token_TL[arithmetic.world.rows(len(self._token_TL))].split(self.batch_size)
+        with torch.no_grad(), arithmetic.autocast():
+            parts = (model.encode_text(part.to(arithmetic.device)) for part in own if len(part))
+            return gathered(parts, len(self._token_TL), learner)
 
     def _embed_images(self, learner: Learner, members: Sequence[Member]) -> Tensor:
-        model = learner.model.eval()
-        with torch.no_grad(), learner.arithmetic.autocast():
-            return torch.cat([model.encode_image(p.to(learner.arithmetic.device)) for p in self._decoded(members)])
+        model, arithmetic = learner.model.eval(), learner.arithmetic
+        with torch.no_grad(), arithmetic.autocast():
+            own = self._decoded(members, arithmetic.world)
+            parts = (model.encode_image(part.to(arithmetic.device)) for part in own)
+            return gathered(parts, len(members), learner)
 
-    def _decoded(self, members: Sequence[Member]) -> Iterator[Tensor]:
-        """Batches ``[P, 3, H, W]`` of uint8 images; kept where all of them fit."""
-        keep = len(members) * 3 * self.resolution**2 <= KEPT_BYTES
+    def _decoded(self, members: Sequence[Member], world: World) -> Iterator[Tensor]:
+        """Batches ``[P, 3, H, W]`` of this process's uint8 images; kept where all of them fit."""
+        own = [members[at] for at in world.rows(len(members)).tolist()]
+        keep = len(own) * 3 * self.resolution**2 <= KEPT_BYTES
         # By identity: the test images and the shots are two tuples that live as long as this object.
         if id(members) in self._kept:
             yield from self._kept[id(members)].split(self.batch_size)
             return
         batches = []
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(members), self.batch_size):
-                images = list(threads.map(self._image, members[start : start + self.batch_size]))
+            for start in range(0, len(own), self.batch_size):
+                images = list(threads.map(self._image, own[start : start + self.batch_size]))
                 batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
                 batches += [batch] if keep else []
                 yield batch
-        if keep:
+        if keep and batches:
             self._kept[id(members)] = torch.cat(batches)
 
     def _image(self, member: Member) -> npt.NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.measure import Measure, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Evaluation, Results
+from jestbench.evals.shares import gathered
 from jestbench.model.tokenizer import Tokenizer
 
 
@@ -149,11 +150,9 @@ class Evaluator:
         found: list[Tensor] = []
         with torch.no_grad(), arithmetic.autocast():
             for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
-                # Each process embeds its own rows (with fewer rows than processes, some ranks embed none).
-                own = index_N[world.rows(len(index_N))]
-                parts = [encode(part) for part in own.split(self.config.batch_size) if len(part)]
-                none = torch.empty(0, model.width, device=device)
-                found.append(world.collect(torch.cat([none, *parts]), len(index_N)))
+                own = index_N[world.rows(len(index_N))].split(self.config.batch_size)
+                parts = (encode(part) for part in own if len(part))
+                found.append(gathered(parts, len(index_N), subject))
         keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)

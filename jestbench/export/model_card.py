@@ -12,8 +12,9 @@ from jestbench.batch import DataError
 from jestbench.compare.noise import influence_SG, logit_ends
 from jestbench.evals.measure import Measure
 from jestbench.evals.results import Examples
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import Model
+from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
@@ -35,12 +36,13 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 """
 
 
-def model_card(run_dir: Path, shape: Model, tokenizer: Tokenizer) -> str:
+def model_card(run_dir: Path, model: TwoTowers, shape: Model, tokenizer: Tokenizer) -> str:
     """Model, data, policy, costs, references and metrics of a run, as Markdown.
 
     Args:
         run_dir: the run folder.
-        shape: of its model.
+        model: its model.
+        shape: of its towers, where they are ours.
         tokenizer: of its model.
 
     Raises:
@@ -51,7 +53,7 @@ def model_card(run_dir: Path, shape: Model, tokenizer: Tokenizer) -> str:
     if summary is None:
         raise DataError(f"{run_dir} holds no summary.json: wait until the run has finished")
     parts = {
-        "Model": _table(_model(shape, tokenizer)),
+        "Model": _table(_model(model, shape, tokenizer)),
         "Training": _table(_training(summary)),
         "What it cost": ["FLOPs, 2 per multiply-add.", "", *_table(_costs(summary))],
         "Evaluation": list(_metrics(folder, summary)),
@@ -67,12 +69,18 @@ def _table(rows: Iterator[tuple[str, str]]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def _model(shape: Model, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    mean, std = shape.normalisation
-    options = f" {dict(shape.image_options)}" if shape.image_options else ""
-    yield "image tower", f"`{shape.image_tower}`{options}, {shape.image_size} px, patch {shape.patch_size} px"
+def _model(model: TwoTowers, shape: Model, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    if isinstance(model, LibraryTowers):
+        prepared = model.image.preprocessing
+        mean, std = list(prepared.mean), list(prepared.std)
+        yield "towers", f"run by {model.source['library']}: {model.source['reason']}"
+        yield "image tower", f"`{type(model.image.backbone).__name__}`, {model.pixels} px"
+    else:
+        mean, std = (list(values) for values in shape.normalisation)
+        options = f" {dict(shape.image_options)}" if shape.image_options else ""
+        yield "image tower", f"`{shape.image_tower}`{options}, {shape.image_size} px, patch {shape.patch_size} px"
+        yield "text tower", f"{shape.text_layers} layers of {shape.text_width}, pooled by `{shape.text_pool}`"
     yield "pixels", f"mean {_numbers(mean)}, standard deviation {_numbers(std)}"
-    yield "text tower", f"{shape.text_layers} layers of {shape.text_width}, pooled by `{shape.text_pool}`"
     yield "tokenizer", f"{tokenizer.vocab_size:,} ids, {tokenizer.length} tokens a text"
     yield "embedding", f"{shape.embed_dim} dimensions"
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from jestbench.config.run import ConfigError
 from jestbench.model.image_tower import ImageTower
 from jestbench.model.library_names import OPEN_CLIP_BLOCK, OPEN_CLIP_TEXT, to_theirs
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.text_tower import Activation, TextPool, TextTower, activation_named
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
@@ -79,6 +80,24 @@ def towers_for_open_clip(
         weights["logit_bias"] = model.bias
     config |= {"vision_cfg": image.config, "text_cfg": text.config}
     return config, {name: value.detach().clone().contiguous() for name, value in weights.items()}
+
+
+def library_for_open_clip(model: LibraryTowers) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Configuration, weights and preprocessing of a model that its own library has run in training.
+
+    The tokenizer is the one beside the configuration, which cleans its texts itself.
+
+    Raises:
+        NotExpressible: the library is another one.
+    """
+    if (found := model.source["files"].get("open_clip_config.json")) is None:
+        raise NotExpressible(
+            f"the model is one of {model.source['library']}, which has run it in training ({model.source['reason']})"
+        )
+    text = {name: value for name, value in found["model_cfg"]["text_cfg"].items() if not name.startswith("tokenizer_")}
+    config = found["model_cfg"] | {"text_cfg": text | {"hf_tokenizer_name": "."}}
+    weights = {name: value.detach().clone().contiguous() for name, value in model.library_weights().items()}
+    return config, weights, found["preprocess_cfg"]
 
 
 def _activation_of(block: Any, act: Any) -> Activation:

@@ -73,19 +73,23 @@ def export(run_dir: Path, out: Path) -> bool:
 
     from jestbench.disk import write_json, write_text
     from jestbench.export.model_card import model_card
-    from jestbench.export.open_clip_towers import towers_for_open_clip
+    from jestbench.export.open_clip_towers import library_for_open_clip, towers_for_open_clip
     from jestbench.export.tokenizer_files import write_tokenizer
+    from jestbench.model.library_towers import LibraryTowers
     from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of
 
     model, shape, tokenizer = towers_of(run_dir).eval(), shape_in(run_dir), tokenizer_of(run_dir)
-    config, weights = towers_for_open_clip(model, shape, tokenizer)
-    mean, std = shape.normalisation
-    preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
+    if isinstance(model, LibraryTowers):
+        config, weights, preprocess = library_for_open_clip(model)
+    else:
+        config, weights = towers_for_open_clip(model, shape, tokenizer)
+        mean, std = shape.normalisation
+        preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
     with _new_folder(out):
         save_file(weights, out / "open_clip_model.safetensors")
         write_json(out / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
         write_tokenizer(out, tokenizer)
-        write_text(out / "README.md", model_card(run_dir, shape, tokenizer))
+        write_text(out / "README.md", model_card(run_dir, model, shape, tokenizer))
         if find_spec("open_clip") is None or find_spec("transformers") is None:
             return False
         _check_opened(out, model, tokenizer)

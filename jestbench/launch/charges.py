@@ -94,9 +94,14 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, 
             raise
         # A stand-in may be smaller than one super-batch.
         return Charges(each, [price.first_sight], before, price.unselected)
-    scoring = [
+    scoring: list[Actor] = [
         actor for role, actor in stages.scorer.actors.items() if actor.remembers and role in resolved.policy.needs
     ]
+    if (images := stages.learner.images) is not None:
+        if "learner" not in resolved.policy.needs and resolved.draw_size > run.batch_size:
+            # Which pairs are chosen, and with them which images are new, no forecast can tell.
+            return Charges(price.total, (), before, price.unselected)
+        scoring.append(images)
     return Charges(each, _sights(plan, scoring, most, before), before, price.unselected)
 
 

@@ -241,7 +241,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from jestbench.launch.stands import with_start
 
         with train_run.building():
-            table = price_table(with_start(rehearse.without_download(resolved)))
+            table = price_table(with_start(rehearse.without_download(resolved, "meta")))
         with _for_a_reader():
             print(table)
         return 0

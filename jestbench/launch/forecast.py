@@ -21,11 +21,11 @@ from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, flops_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
+from jestbench.launch.exchange_forecast import Sizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
-from jestbench.model.views import check
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
@@ -90,13 +90,19 @@ def step_price(resolved: Resolved) -> StepPrice:
 
 
 def _built_on(resolved: Resolved) -> tuple[Stages, Dataset]:
-    """The stages to price a run by, and the data or stand-in that they were built on."""
+    """The stages to price a run by, without values of models, and the data or stand-in that they were built on."""
     resolved = with_start(resolved)
     run = replace(resolved.run, reference_accounting="online", cache=None)
-    data, castings = stand_ins(resolved)
+    data, castings = stand_ins(resolved, "meta")
     few = min(least_draw(run.split), resolved.draw_size)
     with tempfile.TemporaryDirectory() as folder:
-        return build_stages(replace(resolved, run=run), data, castings, Path(folder), few), data
+        return build_stages(replace(resolved, run=run), data, castings, Path(folder), few, shapes=True), data
+
+
+def sizes(resolved: Resolved) -> Sizes:
+    """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
+    stages, _ = _built_on(resolved)
+    return Sizes.of(resolved, stages, joined_in(lambda: step_price_of(resolved, stages))[1])
 
 
 def _one(stages: Stages) -> Batch:
@@ -111,12 +117,25 @@ def step_price_of(resolved: Resolved, stages: Stages) -> StepPrice:
     once = [item for role, found in scoring.items() if actors[role].remembers and not free for item in found]
     each = [item for role, found in scoring.items() if not actors[role].remembers for item in found]
     each += [item for actor in actors.values() for item in actor.forecast_update(batch_size)]
+    images, uniform_images = _locked(resolved, stages), tuple[Pass, ...]()
+    if learner.images is not None:
+        accounting = resolved.run.reference_accounting
+        (each if accounting == "online" else once).extend(images)
+        uniform_images = learner.images.forecast_step(accounting, 0, batch_size)
     towers = sum(item.macs for item in (*each, *once) if item.purpose not in ("pairwise", "recompute"))
     closed = towers / (TRAINING_PASSES * batch_size * learner.price.pair)
-    uniform = flops_of(learner.objective.plain().passes(learner, batch_size))
+    uniform = flops_of([*learner.objective.plain().passes(learner, batch_size), *uniform_images])
     spent = _by_purpose([*each, *once, *_selection_passes(resolved, stages)])
-    unselected = flops_of(learner.forecast_update(batch_size))
+    unselected = flops_of([*learner.forecast_update(batch_size), *uniform_images])
     return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
+
+
+def _locked(resolved: Resolved, stages: Stages) -> tuple[Pass, ...]:
+    """Passes of a locked tower over the images of a step that are new to this run, where they are remembered."""
+    if (images := stages.learner.images) is None:
+        return ()
+    scored = resolved.draw_size if "learner" in resolved.policy.needs else 0
+    return images.forecast_step(resolved.run.reference_accounting, scored, resolved.run.batch_size)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -265,7 +284,7 @@ def cheap_view(resolved: Resolved, model: TwoTowers) -> View | None:
     patch = resolved.run.model.patch_size
     view = resolved.run.score_view or View(patch_size=2 * patch)
     try:
-        view = check(view, model)
+        view = model.checked(view)
     except ValueError:
         return None
     return None if view == FULL else view
@@ -301,7 +320,7 @@ def _pair_lines(stages: Stages) -> list[str]:
 def price_table(resolved: Resolved) -> str:
     """The price of a step as text."""
     stages, data = _built_on(resolved)
-    price = step_price_of(resolved, stages)
+    price, joined = joined_in(lambda: step_price_of(resolved, stages))
     run = resolved.run
     fitted_on, macs = calibrate.forecast(resolved, data, stages)
     pool = stages.super_batches.pool
@@ -346,6 +365,7 @@ def price_table(resolved: Resolved) -> str:
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(resolved, charges, taken)
     lines += [_to_pay(resolved, price, charges, steps, once)]
+    lines.append(sent_line(Sizes.of(resolved, stages, joined)))
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
 
 
@@ -411,7 +431,7 @@ def _epoch_lines(stages: Stages, walked: Mapping[str, Any], steps: int) -> list[
 
 
 def _row(name: str, flops: int, uniform: int) -> str:
-    return f"{name:<18}{flops:>22,}{flops // FLOPS_PER_MAC:>22,}{flops / uniform:>16.3f}"
+    return f"{name:<18}{flops:>22,} {flops // FLOPS_PER_MAC:>21,}{flops / uniform:>16.3f}"
 
 
 def _bought(resolved: Resolved, steps: int, pool: int | None, taken: int) -> str:

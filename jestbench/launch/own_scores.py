@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from jestbench.engine.frozen import FrozenActor
 from jestbench.launch.stages import setting_of
 from jestbench.loop import Progress, Stages
 from jestbench.parallel import distributed
+from jestbench.parallel.placement import Placement
 from jestbench.select.scores import Role
 
 AT_ONCE = 1024
@@ -58,15 +60,7 @@ class OwnScores:
             ConfigError: the model scores no single pairs.
             DataError: too many pairs are damaged, or the cache folder cannot be written.
         """
-
-        def by_one() -> npt.NDArray[np.float64]:
-            with distributed.alone():
-                return self._scores(role, split)
-
-        return distributed.world().first(by_one)
-
-    def _scores(self, role: Role, split: str) -> npt.NDArray[np.float64]:
-        run = self.resolved.run
+        run, world = self.resolved.run, distributed.world()
         casting = self.castings[role] if role in self.castings else run.castings[role]  # type: ignore[index]
         plain = replace(run, split=split, half=None, cascade=None, augment=None, reference_accounting="online")
         with tempfile.TemporaryDirectory() as store:
@@ -77,37 +71,49 @@ class OwnScores:
             kept = replace(run.cache or Cache(), mode="shared")
             bound = kept.bind(actor.content.model, actor.view, setting.arithmetic, pairs, setting.micro.score)
             path = cache_root() / "own_scores" / f"{digest(bound.digest + pairs.fingerprint.encode(), 16)}.npy"
-            if not path.is_file():
-                print(f"scoring the {len(pairs):,} pairs of {pairs.name} by the {role}, once", file=sys.stderr)
+            if world.first(lambda: not path.is_file()):
+                if world.first_of_all:
+                    print(f"scoring the {len(pairs):,} pairs of {pairs.name} by the {role}, once", file=sys.stderr)
                 value_N = -walk(actor, pairs).numpy()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with whole(path) as partial, partial.open("wb") as file:
-                    np.save(file, value_N)
+                world.first(lambda: _save(path, value_N))
             actor.close(remove=True)
-            found: npt.NDArray[np.float64] = np.load(path)
-            return found
+            return world.first(lambda: np.load(path))
+
+
+def _save(path: Path, value_N: npt.NDArray[np.float64]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.save(file, value_N)
 
 
 def walk(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
-    """The own loss −t·cos (or −g) of each pair, float64 ``[N]``, block by block.
+    """The own loss −t·cos (or −g) of each pair, float64 ``[N]``, block by block, the blocks dealt out in turns.
+
+    A block is computed as one process computes it, so that the values are the same for any number of processes.
 
     Raises:
         DataError: too many pairs are damaged.
     """
-    tally, found = Tally(pairs.name, pairs.max_damaged), []
-    done = 0
-    for index_P in torch.arange(len(pairs)).split(min(AT_ONCE, actor.microbatch)):
+    tally, world = Tally(pairs.name, pairs.max_damaged), actor.world
+    size = min(AT_ONCE, actor.microbatch)
+    blocks, found = torch.arange(len(pairs)).split(size), []
+    for start in range(0, len(blocks), world.size):
+        counts = Counter[str]()
+        for index_P in blocks[start + world.rank : start + world.rank + 1]:
 
-        def read(position_M: Tensor, index_P: Tensor = index_P) -> Batch:
-            batch = pairs.batch(index_P[position_M])
-            tally.add(batch.counts, pairs.examples)
-            return batch
+            def read(position_M: Tensor, index_P: Tensor = index_P, counts: Counter[str] = counts) -> Batch:
+                batch = pairs.batch(index_P[position_M])
+                counts.update(batch.counts)
+                return batch
 
-        found.append(actor.own_loss("softmax", *keys_at(pairs, index_P), read)[0])
-        done += len(index_P)
-        if sys.stderr.isatty():
+            found.append(actor.own_loss("softmax", *keys_at(pairs, index_P), read)[0])
+        for part, examples in world.everybodys((counts, dict(pairs.examples))):
+            tally.add(part, examples)
+        done = min((start + world.size) * size, len(pairs))
+        if sys.stderr.isatty() and world.first_of_all:
             print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
-    return torch.cat(found)
+    own = torch.cat([torch.empty(0, dtype=torch.float64), *found])
+    return Placement(torch.arange(len(pairs)) // size % world.size, world).collect(own)
 
 
 def keys_at(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,18 +39,18 @@ from jestbench.select.remembering import remembered_names
 from jestbench.select.scores import NonFiniteScore
 
 
-def without_download(resolved: Resolved) -> Resolved:
-    """The same run with random instead of pretrained weights, which cost the same FLOPs."""
+def without_download(resolved: Resolved, device: str = "cpu") -> Resolved:
+    """The same run with random instead of pretrained weights, which cost the same FLOPs; on ``meta`` with none."""
     run, given = resolved.run, resolved.run.reference
-    own: Any = given.stand_in() if isinstance(given, Casting) else given
+    own: Any = given.stand_in(device) if isinstance(given, Casting) else given
     if isinstance(given, tuple):
-        own = tuple(one.stand_in() if isinstance(one, Casting) else one for one in given)
-    init = run.init.stand_in() if isinstance(run.init, Casting) else run.init
+        own = tuple(one.stand_in(device) if isinstance(one, Casting) else one for one in given)
+    init = run.init.stand_in(device) if isinstance(run.init, Casting) else run.init
     plain = replace(resolved, run=replace(run, model=run.model.without_weights(), reference=own, init=init))
     return replace(
         plain,
         stands_on={
-            role: tuple(without_download(stand) if isinstance(stand, Resolved) else stand for stand in stands)
+            role: tuple(without_download(stand, device) if isinstance(stand, Resolved) else stand for stand in stands)
             for role, stands in plain.stands_on.items()
         },
     )

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from jestbench.config.fitting import check_loss
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError, Run
@@ -41,6 +43,7 @@ def build_stages(
     store_dir: Path,
     draw_size: int | None = None,
     rank: Rank | None = None,
+    shapes: bool = False,
 ) -> Stages:
     """Build all stages.
 
@@ -51,6 +54,7 @@ def build_stages(
         store_dir: folder for the rows of frozen models during the run.
         draw_size: pairs a step; ``None`` is the run's own number (``--check`` sets a smaller one).
         rank: gives the own scores that the split takes a top by; ``None``: as ``split_of``.
+        shapes: models have no values (they are on ``meta``); prices need none.
 
     Raises:
         ValueError: the configuration cannot be built.
@@ -58,6 +62,8 @@ def build_stages(
     """
     run = resolved.run
     setting = setting_of(run, data, store_dir, rank, resolved.start)
+    if shapes:
+        setting = replace(setting, arithmetic=replace(setting.arithmetic, device=torch.device("meta")))
     _check_world(run, setting.arithmetic.world)
     learner = run.training.learner(setting)
     actors: dict[Role, Actor] = {"learner": learner}
@@ -138,11 +144,11 @@ def source(setting: Setting, size: int, actors: Mapping[Role, Actor]) -> SuperBa
     plain = run.augment is None and run.cascade is None and not isinstance(run.policy, LeavingPolicy)
     if isinstance(pairs, StreamPairs) and plain:
         return StreamBatches(replace(pairs.shards, seed=run.seed), size, run.loader, device, world)
-    plan = plan_of(run, pairs, size, actors)
+    plan = plan_of(run, pairs, size, actors, world)
     return SuperBatches.of(plan, run.loader, device, world, setting.example.images_BCHW.nbytes)
 
 
-def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> StepPlan:
+def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor], world: World | None = None) -> StepPlan:
     """The plan of the super-batches that a run draws from an indexed split; raises as ``source``."""
     if run.augment is not None:
         pairs = AugmentedPairs(pairs.indexed("run.augment"), run.augment, run.seed)
@@ -158,7 +164,7 @@ def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor]) -> 
             actor = actors[run.cascade.role]
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
             own_loss = partial(actor.own_loss, run.loss)
-        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss)
+        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss, world)
     if leaves:
         name = type(run.policy).__name__
         whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")

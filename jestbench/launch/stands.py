@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from jestbench.batch import DataError
 from jestbench.config.registry import PRETRAINED
 from jestbench.config.resolved import Resolved
@@ -14,8 +16,9 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
-from jestbench.engine.start import Start
+from jestbench.engine.start import CarriedStart, LibraryStart, Start
 from jestbench.model.carry import Carried
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
@@ -43,7 +46,7 @@ def with_start(resolved: Resolved) -> Resolved:
     if init is None or resolved.start is not None:
         return resolved
     if isinstance(init, Casting):
-        start = init.start()
+        start: Start = init.start()
     else:
         assert folder is not None, "a run folder is found when the run is resolved"
         if not RunFolder(folder).has_finished():
@@ -53,9 +56,13 @@ def with_start(resolved: Resolved) -> Resolved:
         before = (0,) if summary.start is None else (summary.start.flops,)
         spent = (summary.flops_all_in, *before)
         flops = None if None in spent else sum(one or 0 for one in spent)
-        carried = Carried(shape_in(folder), model.state_dict(), tokenizer_of(folder), loss)
-        start = Start(carried, summary.arm or folder.name, flops, str(folder.resolve()))
-    run = replace(resolved.run, model=start.shape(resolved.run.model))
+        named, of = (summary.arm or folder.name, flops), str(folder.resolve())
+        if isinstance(model, LibraryTowers):
+            start = LibraryStart(*named, model, loss, run_dir=of)
+        else:
+            carried = Carried(shape_in(folder), model.state_dict(), tokenizer_of(folder), loss)
+            start = CarriedStart(*named, carried, run_dir=of)
+    run = replace(resolved.run, model=start.shape(resolved.run))
     return replace(resolved, run=run, start=start)
 
 
@@ -68,24 +75,31 @@ def castings_of(folders: Mapping[Pretrained, Sequence[Path]]) -> dict[Pretrained
     return {role: _one_or_twin(role, [trained(role, folder) for folder in found]) for role, found in folders.items()}
 
 
-def stand_ins(resolved: Resolved) -> tuple[Dataset, dict[Pretrained, Casting]]:
-    """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained."""
+def stand_ins(resolved: Resolved, device: str = "cpu") -> tuple[Dataset, dict[Pretrained, Casting]]:
+    """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained.
+
+    Args:
+        resolved: the run.
+        device: where an untrained model is built; on ``meta`` it has no values.
+    """
     data = resolved.run.data
     if not data.is_prepared():
         data = data.stand_in()
     tokenizer = split_of(data, resolved.run.split).tokenizer
     return data, {
-        role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer) for stand in stands])
+        role: _one_or_twin(role, [_as_it_is(role, stand, tokenizer, device) for stand in stands])
         for role, stands in resolved.scored_by.items()
     }
 
 
-def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer) -> FrozenCasting:
+def _as_it_is(role: Pretrained, stand: Resolved | Path, tokenizer: Tokenizer, device: str) -> FrozenCasting:
     """The trained model of a finished run, or the untrained model of a run yet to be trained."""
     if isinstance(stand, Path):
         return trained(role, stand)
     run = stand.run
-    return FrozenCasting(role, run.training.build(run, tokenizer), run.training.content, run.mix)
+    with torch.device(device):
+        model = run.training.build(run, tokenizer)
+    return FrozenCasting(role, model, run.training.content, run.mix)
 
 
 def _one_or_twin(role: Pretrained, models: Sequence[FrozenCasting]) -> Casting:

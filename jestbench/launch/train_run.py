@@ -32,11 +32,12 @@ from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.parallel.locks import locked
+from jestbench.parallel.shared_disk import check_shared
 from jestbench.parallel.stop import STOP
 from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.hold_folder import held
+from jestbench.runs.hold_folder import HOLDER, held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
@@ -84,8 +85,9 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
                 if _trained(_beside(stand, resolved), folder, role) == "interrupted":
                     raise KeyboardInterrupt
-    if not RunFolder(folder).has_finished():
+    if not _finished(folder):
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")
+    check_shared(RunFolder(folder).summary_json, world, f"the {role} in")
     return folder
 
 
@@ -198,6 +200,7 @@ def _held_by_all(run_dir: Path) -> Iterator[None]:
     world, stack = distributed.world(), ExitStack()
     world.first(lambda: stack.enter_context(held(run_dir)))
     with stack:
+        check_shared(run_dir / HOLDER, world, "the run folder")
         yield
 
 

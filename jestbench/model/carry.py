@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from jestbench.model.carried_tokenizer import stand_in
 from jestbench.model.encoders import Encoders, at_least_fp32
 from jestbench.model.foreign import ForeignError, ForeignTowers
 from jestbench.model.library_names import (
@@ -74,19 +73,21 @@ class NotCarried(ForeignError):
     """Our towers do not compute what a library's towers compute; the message gives the reason."""
 
 
-def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower]) -> Carried:
+def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower], tokenizer: Tokenizer) -> Carried:
     """A library's model in our terms, compared with the library's own on random pixels and ids.
+
+    On ``meta`` it has no values to compare: names and shapes of the weights alone are.
 
     Args:
         foreign: the model as its library runs it.
         towers: its image and its text tower.
+        tokenizer: its own in our terms, or one that stands in for it.
 
     Raises:
         NotCarried: a weight has no place in our towers, or the embeddings differ by more than ``TOLERANCE``.
     """
-    (image, text), given = towers, foreign.tokens.carried
-    tokenizer = stand_in(foreign.tokens.length) if given is None else given()
-    if given is not None and text.end_id not in (None, tokenizer.end_id):
+    image, text = towers
+    if foreign.tokens.carried is not None and text.end_id not in (None, tokenizer.end_id):
         raise NotCarried(f"it takes id {text.end_id} for the end of a text, and its tokenizer {tokenizer.end_id}")
     prepared = foreign.image.preprocessing
     own: dict[str, Any] = {"image_mean": prepared.mean, "image_std": prepared.std, "image_size": prepared.crop}
@@ -102,7 +103,8 @@ def carried(foreign: ForeignTowers, towers: tuple[Tower, Tower]) -> Carried:
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise NotCarried(f"our towers have no place for its weights: {said[:300]}") from error
-    for what, difference in _differences(foreign, model.eval(), prepared.crop).items():
+    compared = {} if model.log_scale.is_meta else _differences(foreign, model.eval(), prepared.crop)
+    for what, difference in compared.items():
         if not difference <= TOLERANCE:
             raise NotCarried(
                 f"our {what} tower embeds otherwise than its own ({difference:.1g} apart, {TOLERANCE:.0g} allowed)"

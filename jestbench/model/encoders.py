@@ -28,6 +28,7 @@ class Encoders(nn.Module):
         width: D.
         log_scale: the logarithm of t.
         bias: b₀.
+        counted_on: where a copy of it without values is run to count what training costs.
         libraries: packages whose versions embeddings depend on, besides torch.
     """
 
@@ -37,6 +38,7 @@ class Encoders(nn.Module):
     width: int
     log_scale: nn.Parameter
     bias: nn.Parameter
+    counted_on: str = "meta"
     libraries: tuple[str, ...] = ("timm",)
 
     @property
@@ -97,8 +99,9 @@ class Encoders(nn.Module):
         """
         device = self.log_scale.device
         tokens = self.tokenized(batch).tokens(self.tokenizer)
-        key_B = to_device(batch.image_key_B, device) if view.keep < 1 else None
-        return (
-            self.encode_image(to_device(batch.images_BCHW, device), view, key_B),
-            self.encode_text(to_device(tokens, device), view),
-        )
+        if batch.image_rows_BD is None:
+            key_B = to_device(batch.image_key_B, device) if view.keep < 1 else None
+            image_BD = self.encode_image(to_device(batch.images_BCHW, device), view, key_B)
+        else:
+            image_BD = to_device(batch.image_rows_BD, device)
+        return image_BD, self.encode_text(to_device(tokens, device), view)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jestbench.batch import FULL, Batch, View
 from jestbench.disk import DataError
@@ -45,6 +46,10 @@ class Preprocessing:
     kernel: Kernel
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def leaves_whole(self, view: View) -> bool:
+        """Whether a view is the full one of a model that reads such images."""
+        return replace(view, resolution=None if view.resolution == self.crop else view.resolution) == FULL
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Float32 pixels ``[B, 3, crop, crop]`` of square uint8 images."""
@@ -85,10 +90,28 @@ class ForeignTokenizer:
 class ForeignImage(nn.Module):
     """The image encoder of a library's model: uint8 ``[B, 3, S, S]`` → ``[B, D]``."""
 
+    transformer = False
+    width: int
+
     def __init__(self, net: nn.Module, encode: Callable[[Any, Tensor], Tensor], preprocessing: Preprocessing) -> None:
         super().__init__()
         self.net, self.encode, self.preprocessing = net, encode, preprocessing
         self.described = repr(preprocessing)  # a plain attribute, which the fingerprint of the weights holds
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The library's own image tower."""
+        return next((part for name in ("visual", "vision_model") if (part := getattr(self.net, name, None))), self.net)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Sides that images are resized to, pixels."""
+        return (self.preprocessing.resize,) * 2
+
+    @property
+    def averages(self) -> bool:
+        """Whether batch normalisation averages over the images of a pass."""
+        return any(isinstance(part, _BatchNorm) for part in self.net.modules())
 
     def forward(self, images_BCHW: Tensor, view: View = FULL, key_B: Tensor | None = None) -> Tensor:
         """Preprocess on the device, and run; the view is the full one."""
@@ -163,8 +186,7 @@ class ForeignTowers(Encoders):
         Raises:
             ValueError: the view is another one.
         """
-        own = self.image.preprocessing.crop
-        if replace(view, resolution=None if view.resolution == own else view.resolution) != FULL:
+        if not self.image.preprocessing.leaves_whole(view):
             raise ValueError(f"a model of another library is run whole, not under a view ({view.label})")
         return FULL
 

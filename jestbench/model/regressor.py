@@ -79,5 +79,5 @@ class Regressor(TwoTowers):
 
     def head_macs(self) -> int:
         """Multiply-adds of grading one pair."""
-        one = torch.zeros(1, self.width, device=self.log_scale.device)
+        one = self.log_scale.new_zeros(1, self.width)
         return forward_macs(self.head, one, one, self.scale.detach(), self.bias.detach())

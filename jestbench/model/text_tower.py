@@ -32,7 +32,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 
 def activation_named(act: Any) -> Activation | None:
     """The name of an activation, found by its values; ``None`` where it is none of ``ACTIVATIONS``."""
-    grid = torch.linspace(-4, 4, 101)
+    grid = torch.linspace(-4, 4, 101, device="cpu")
     names: tuple[Activation, ...] = get_args(Activation)
     return next((name for name in names if torch.allclose(act(grid.clone()), ACTIVATIONS[name](grid), atol=1e-6)), None)
 

@@ -142,15 +142,19 @@ class Tokenizer:
         """The id that ends a text."""
         return self._special(self.end)
 
-    def wordless(self, token_NL: Tensor) -> int:
-        """The number of texts, of ids ``[N, L]`` of this tokenizer, of which no token is left.
+    def wordless_N(self, token_NL: Tensor) -> Tensor:
+        """Which texts, of ids ``[N, L]`` of this tokenizer, have no token left: bool ``[N]``.
 
         A text is left with none where the tokenizer drops it whole, or has nothing but its unknown token for it. No
         tokenizer trained here does so with a text that holds a character.
         """
         text_NL = token_NL[:, len(self._start) :]
         nothing = torch.tensor([self.pad_id, self.end_id, self._unknown])
-        return int(torch.isin(text_NL, nothing).all(dim=1).sum())
+        return torch.isin(text_NL, nothing).all(dim=1)
+
+    def wordless(self, token_NL: Tensor) -> int:
+        """The number of texts that have no token left."""
+        return int(self.wordless_N(token_NL).sum())
 
     def _special(self, token: str) -> int:
         found = self._backend.token_to_id(token)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -71,6 +73,12 @@ class Arithmetic:
                     f"run.device = {device!r} would put all {world.size} processes of torchrun on one GPU: "
                     "bind run.device = 'cuda', of which each process takes its own"
                 )
+            here, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if here >= found:
+                raise ValueError(
+                    f"run.device = {device!r}: process {here} of {socket.gethostname()} finds {found} GPUs there: "
+                    f"start at most {found} processes a machine (torchrun --nproc_per_node {found}), or run on 'cpu'"
+                )
             resolved = torch.device("cuda", torch.cuda.current_device())
         used = number_format(resolved.type, precision)
         return cls(resolved, used == "bf16", world, used == "fp64")
@@ -78,6 +86,10 @@ class Arithmetic:
     def placed(self, model: _Module) -> _Module:
         """The model on the device, in float64 where the run is."""
         return model.to(self.device, torch.float64) if self.fp64 else model.to(self.device)
+
+    def building(self) -> AbstractContextManager[object]:
+        """Where models are built, before they are moved: on the CPU, or on ``meta``, where they have no values."""
+        return self.device if self.device.type == "meta" else nullcontext()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast that every tower runs under."""

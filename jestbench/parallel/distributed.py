@@ -24,6 +24,7 @@ from torch import Tensor
 
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, say_gone, served_by_torchrun
 from jestbench.parallel.stop import end_with
+from jestbench.parallel.traffic import TRAFFIC, Traded, gathered, pickled, reduced
 
 _T = TypeVar("_T")
 
@@ -73,10 +74,7 @@ class World:
         padded: Tensor = own_PX.new_zeros(most, *own_PX.shape[1:])
         padded[: len(own_PX)] = own_PX.detach()
         sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
-        parts = [torch.empty_like(sent) for _ in range(self.size)]
-        with _waiting("an all-gather"):
-            dist.all_gather(parts, sent)
-        return parts
+        return list(self.gather(sent).unbind())
 
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
@@ -87,7 +85,7 @@ class World:
             from_each: how many rows come from each process.
         """
         came = rows_PX.new_empty(sum(from_each), *rows_PX.shape[1:])
-        with _waiting("an all-to-all"):
+        with _counted("an all-to-all", rows_PX.nbytes, "chosen_pairs"):
             dist.all_to_all_single(came, rows_PX.contiguous(), list(from_each), list(to_each))
         return came
 
@@ -97,11 +95,8 @@ class World:
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """All-reduce small tensors of one type and device to their mean over the processes, in place."""
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _waiting("an all-reduce"):
-            dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor) / self.size)
+        for tensor, total in zip(tensors, self.add(*tensors), strict=True):
+            tensor.copy_(total / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -137,7 +132,7 @@ class World:
         if self.size == 1:
             return flag
         said = torch.tensor(int(flag))
-        with _waiting("an all-reduce"):
+        with _counted("an all-reduce", reduced(said.nbytes, self.size)):
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
@@ -149,16 +144,17 @@ class World:
     def gather(self, own_X: Tensor) -> Tensor:
         """All-gather tensors of one shape: ``[size, …]`` in the order of ranks, the same bits on every process."""
         parts: Tensor = own_X.new_empty(self.size, *own_X.shape)
-        with _waiting("an all-gather"):
+        with _counted("an all-gather", gathered(own_X.nbytes, self.size)):
             dist.all_gather(list(parts.unbind()), own_X.detach().contiguous())
         return parts
 
     def add(self, *own: Tensor) -> tuple[Tensor, ...]:
         """All-reduce: the sums over all processes, of tensors of one number format, by one collective."""
         if self.size == 1:
+            TRAFFIC.computed_alone(sums=own)
             return own
         flat = torch.cat([part.detach().flatten() for part in own])
-        with _waiting("an all-reduce"):
+        with _counted("an all-reduce", reduced(flat.nbytes, self.size)):
             dist.all_reduce(flat)
         sums = flat.split([part.numel() for part in own])
         return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
@@ -168,7 +164,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _waiting("an all-gather"):
+        with _counted("an all-gather", gathered(pickled(value), self.size)):
             dist.all_gather_object(values, value)
         return values
 
@@ -179,7 +175,8 @@ class World:
 
     def _told(self, value: _T) -> _T:
         told: list[Any] = [value]
-        with _waiting("a broadcast"):
+        # Counted where it begins, though other ranks pass it on.
+        with _counted("a broadcast", gathered(pickled(value), self.size) if self.first_of_all else 0):
             dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
@@ -191,6 +188,13 @@ _peers: Peers | None = None  # of the process group that ``started`` has joined
 
 def _waiting(what: str) -> AbstractContextManager[None]:
     return nullcontext() if _peers is None else _peers.waiting(what)
+
+
+@contextmanager
+def _counted(what: str, sent: int, purpose: Traded = "bookkeeping") -> Iterator[None]:
+    """Wait in a collective, and count it (``parallel/traffic.py``)."""
+    with TRAFFIC.collective(purpose, sent), _waiting(what):
+        yield
 
 
 def world() -> World:
@@ -255,7 +259,8 @@ def started() -> Iterator[World]:
 def _joined(rank: int, size: int) -> Peers:
     if size == 1:
         return Peers(rank, size)
-    cuda = torch.cuda.is_available()
+    # A run on the CPU may have more processes than the machine has GPUs; one on GPUs refuses (``Arithmetic.of``).
+    cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend, hook = "cpu:gloo,cuda:nccl" if cuda else "gloo", sys.excepthook

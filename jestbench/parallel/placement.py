@@ -13,6 +13,7 @@ from torch import Tensor
 from jestbench.batch import rows_at
 from jestbench.parallel.arithmetic import to_device
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,8 @@ class Placement:
         """
         if self.world.size == 1:
             return own_PX
-        collected: Tensor = _Collected.apply(own_PX, self)
+        with TRAFFIC.sending("embeddings"):
+            collected: Tensor = _Collected.apply(own_PX, self)
         return collected
 
     def taken(self, index_K: Tensor, parts: Sequence[int] = ()) -> Placement:

@@ -66,8 +66,11 @@ def _acquire(lock: FileLock, run_dir: Path) -> None:
             holder = _holder(run_dir)
             if _lives(holder) or time.monotonic() > end:
                 who = "process {process} on {machine}, since {since}".format(**holder) if holder else "another process"
+                # Where a disk keeps no locks, a file is the lock, and stays where its machine has died.
+                foreign = holder and holder["machine"] != socket.gethostname()
+                freed = f" (or, if that machine has died, remove {run_dir / LOCK})" if foreign else ""
                 raise RunFolderError(
-                    f"{run_dir} is in use by {who}: wait until it has ended, or choose another --run_dir"
+                    f"{run_dir} is in use by {who}: wait until it has ended{freed}, or choose another --run_dir"
                 ) from None
             time.sleep(0.1)
 

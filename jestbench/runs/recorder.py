@@ -24,6 +24,7 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.evals.evaluate import points_reached
 from jestbench.evals.results import Results
 from jestbench.parallel.stop import STOP
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.runs import checkpoint, examples
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.checkpoint_writer import CheckpointWriter
@@ -121,6 +122,7 @@ class Recorder:
         self.results = Results({})
         self._counted: Mapping[str, float] = stages.scorer.cache_counts()
         self.data_counts: Mapping[str, float] = {}
+        self._exchanged_at = 0
         self.chosen = Chosen(resolved.run.log.chosen)
         self.checkpoints = CheckpointWriter(run_dir, self.world)
 
@@ -137,7 +139,7 @@ class Recorder:
                 yield
         except PolicyError as error:
             progress.seconds = seconds
-            trained = self.stages.learner.mark() != marks[1]  # it cannot be undone
+            trained = self.stages.learner.mark()[0] != marks[1][0]  # it cannot be undone
             for part, mark in zip(parts, marks, strict=True):
                 part.rewind(mark)
             raise self._blamed(error, progress, trained) from error.__cause__
@@ -178,6 +180,8 @@ class Recorder:
             self.save(progress)  # waited for: a disk that refuses the first one is found before any step
         self._agree_to_stop()
         self._turn(progress)
+        TRAFFIC.since_last()
+        self._exchanged_at = progress.step
 
     def _agree_to_stop(self) -> None:
         """Read whether a process of the run was asked to stop; once, so that a run that stops writes its checkpoint.
@@ -294,14 +298,15 @@ class Recorder:
         return table
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
-        found = self.stages.evaluator(self.stages.learner)
+        with TRAFFIC.sending("evaluation"):
+            found = self.stages.evaluator(self.stages.learner)
         progress.ledger.charge(found.passes)
         self.final, self.results = dict(found.metrics), found.results
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
         self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        counts = self._count_data(progress)
+        exchanged, counts = self._exchange(progress.step), self._count_data(progress)
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -313,10 +318,20 @@ class Recorder:
             **({"flops/rungs": progress.rung_flops} if self.allowance.rungs else {}),
             "time/seconds": round(progress.seconds, 6),
             **self._counted,
+            **exchanged,
             **counts,
             **(progress.memory.counts() if progress.memory.columns else {}),
             **more,
         }
+
+    def _exchange(self, step: int) -> dict[str, float]:
+        """``exchange/…``: bytes that a process has sent a step since the last row, and seconds that its host waited."""
+        steps, self._exchanged_at = step - self._exchanged_at, step
+        if self.world.size == 1 or steps < 1:
+            return {}
+        processes = self.world.size * steps
+        mean = {name: each / processes for name, each in self.world.summed(TRAFFIC.since_last()).items()}
+        return {f"exchange/{name}": round(each, 6 if name == "seconds" else 1) for name, each in mean.items()}
 
     def _count_data(self, progress: Progress) -> dict[str, float]:
         """The counts of the data so far, of which some are kept for the summary."""

@@ -16,6 +16,7 @@ from jestbench.config.run import Run
 from jestbench.disk import read_object, write_json
 from jestbench.engine.casting import shape_of
 from jestbench.engine.kinds import KINDS
+from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.runs.checkpoint import FORMAT, damage
@@ -48,7 +49,9 @@ def save_model(checkpoint: Path, weights: Mapping[str, Tensor], run: Run, model:
         "end": tokenizer.end,
         "train_views": [[share, asdict(view)] for share, view in run.mix],
     }
-    brought = {BRINGS: True} if model.brings_tokenizer else {}
+    brought: dict[str, Any] = {BRINGS: True} if model.brings_tokenizer else {}
+    if isinstance(model, LibraryTowers):
+        brought["library"] = model.source
     write_json(checkpoint / DESCRIPTION, description | run.training.described() | brought)
 
 

@@ -190,8 +190,8 @@ class _BlockLoss(torch.autograd.Function):
             ctx.offset = name == "sigmoid"
         else:
             (total,) = world.add(total)
-        mean: Tensor = total / count
-        return mean
+        loss: Tensor = total / count
+        return loss
 
     @staticmethod
     @once_differentiable

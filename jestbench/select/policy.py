@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jestbench.batch import Selection
 from jestbench.parallel import distributed
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.contract import PolicyError as PolicyError
 from jestbench.select.contract import blamed, check_state, checked, shown_value
 from jestbench.select.patience import patient
@@ -124,7 +125,7 @@ def choose(
     name, selection, error = type(policy).__name__, None, None
     try:
         with patient(name, patience):
-            with blamed(name, scores):
+            with blamed(name, scores), TRAFFIC.sending("strip_sums"):
                 if isinstance(policy, StatefulPolicy):
                     found = policy.select(scores, count, generator, state=_moved(state, scores.device))
                 else:

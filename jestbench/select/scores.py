@@ -65,6 +65,8 @@ class Embeddings:
         text_BD: text embeddings.
         scale: t, the multiplier on cosine similarities (not its logarithm).
         bias: b₀, the offset; not used by the softmax loss.
+        imagined: the values stand for none: products over strips are charged and not computed, for the price of a
+            selection.
 
     Raises:
         ScoreError: shapes differ, or a value is NaN or infinite.
@@ -74,6 +76,7 @@ class Embeddings:
     text_BD: Tensor
     scale: float = 1.0
     bias: float = 0.0
+    imagined: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scale", "bias"):
@@ -372,6 +375,8 @@ class Scores:
             rows_B, lse_columns_P = self._reduce(model)
             lse_rows_B = self._sum(joined(self.world, size, [], [rows_B])[1][0])
         self.meter.add(3 * size, size, image_BD.shape[1], own=3 * (share.stop - share.start))
+        if model.imagined:
+            return image_BD.new_ones(size)
         by_image_BD, by_text_PD = torch.zeros_like(image_BD), torch.empty_like(text_BD[share])
         for tile in tiles(share, size, image_BD):
             place = _within(tile, share)
@@ -420,6 +425,8 @@ class Scores:
         """
         size, share = len(model), self.world.share(len(model))
         self.meter.add(size, size, model.image_BD.shape[1], own=share.stop - share.start)
+        if model.imagined:
+            return model.image_BD.new_zeros(size), model.image_BD.new_zeros(share.stop - share.start)
         columns_P = model.image_BD.new_empty(share.stop - share.start)
         rows_B = model.image_BD.new_full((size,), 0.0 if self.loss == "sigmoid" else -torch.inf)
         for tile in tiles(share, size, model.image_BD):

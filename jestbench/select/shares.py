@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC
 
 
 def joined(
@@ -26,6 +27,7 @@ def joined(
         The values of all rows, ``[B, …]`` each, and of each sum the terms of every process, ``[processes, …]``.
     """
     if world.size == 1:
+        TRAFFIC.computed_alone(own, partial)
         return list(own), [part.unsqueeze(0) for part in partial]
     most = -(-size // world.size)
     padded = [F.pad(part, (0, 0) * (part.ndim - 1) + (0, most - len(part))) for part in own]

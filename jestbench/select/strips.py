@@ -86,6 +86,8 @@ def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossN
     Computed in tiles of whole rows, so that the strip is never in memory, in the embeddings' own precision. On a GPU
     the host never waits for it.
     """
+    if model.imagined:
+        return left_BD.new_zeros(len(left_BD))
     if kernels.usable(left_BD):
         offset = model.bias if loss == "sigmoid" else 0.0
         return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)

@@ -58,7 +58,7 @@ def test_five_kinds_are_offered_and_no_other(capsys: pytest.CaptureFixture[str])
         main(["evaluation"])
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    for kind in ("selection", "data", "train", "checkpoint", "gpu"):
+    for kind in ("selection", "data", "train", "checkpoint", "scale", "gpu"):
         assert kind in refusal
         with pytest.raises(SystemExit) as ended:
             main([kind, "--help"])

@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_another_number_of_workers():
         source.load_state_dict(state)
         assert_same(source.at(3), of_workers(0).at(3))
         if workers:
-            assert source.counts(4)["time/data_wait"] >= state["processes"][0]["waited"] > 0
+            assert source.counts(4)["time/data_wait"] >= state["waited"] > 0
         source.close()
 
 
@@ -122,7 +122,7 @@ def test_a_killed_worker_is_replaced_and_counted():
                 os.kill(source.pids[0], signal.SIGKILL)
             assert_same(batch, plain.at(step))
         assert source.counts(4)["data/worker_restarts"] == 2
-        assert source.state_dict()["processes"][0]["restarts"] == 2
+        assert source.state_dict()["restarts"] == 2
     finally:
         source.close()
 
@@ -173,10 +173,10 @@ def test_work_ahead_is_done_once_by_step(ahead):
     plan = EpochPlan(POOL, 64, 0)
     fetch = WorkerFetch(POOL, 0, 2, Loader(part=20), ahead)
     for step in (0, 1, 2):
-        assert_same(fetch.at(step, positions), POOL.batch(plan.positions(step).index_B))
+        assert_same(fetch.at(step, positions).mended(), POOL.batch(plan.positions(step).index_B))
         assert asked == list(range(step + ahead + 1))
-    assert_same(fetch.batch(plan.positions(7)), POOL.batch(plan.positions(7).index_B))
-    assert_same(fetch.at(9, positions), POOL.batch(plan.positions(9).index_B))
+    assert_same(fetch.attempt(plan.positions(7)).mended(), POOL.batch(plan.positions(7).index_B))
+    assert_same(fetch.at(9, positions).mended(), POOL.batch(plan.positions(9).index_B))
     assert asked == [*range(ahead + 3), *range(9, ahead + 10)]
     fetch.workers.close()
 

@@ -30,6 +30,7 @@ from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.distributed import World
 from jestbench.select.losses import LossName
 
 SIZE, WIDTH, DEPTH, OUT, LENGTH = 16, 32, 2, 24, 6
@@ -247,7 +248,7 @@ def test_cached_gradients_are_charged_a_forward_pass(tokenizer: Tokenizer, mix: 
     batch = batch_of(tokenizer, 11)
     plain = learner_of(towers(tokenizer), batch, mix)
     cached = learner_of(towers(tokenizer), batch, mix, checkpointing=checkpointing, microbatch=3)
-    pieces = cached.objective.pieces(11, cached.world)
+    pieces = cached.objective.pieces(torch.zeros(11, dtype=torch.int64), cached.world)
     assert max(len(index) for _, index in pieces) == 3
     assert torch.cat([index for _, index in pieces]).tolist() == list(range(11))
     extra = counted(cached, batch) - counted(plain, batch)
@@ -359,13 +360,15 @@ def test_auto_takes_the_largest_power_of_two_that_fits(tokenizer: Tokenizer, mon
             raise torch.OutOfMemoryError
         return len(batch) * (5e6 if train else 1e6)
 
-    def found(room: float, count: int = 64) -> tuple[int, int | None]:
-        resolved = resolve.resolve(["gin/run/tiny.gin"], [f"run.batch_size={count}"])
+    def found(room: float, count: int = 64, processes: int = 1, shard: bool = False) -> tuple[int, int | None]:
+        resolved = resolve.resolve(["gin/run/tiny.gin"], [f"run.batch_size={count}", f"run.shard={shard}"])
         parameters = resolved.run.training.build(resolved.run, tokenizer).parameters()
-        state = fit_memory.COPIES * sum(parameter.nbytes for parameter in parameters)
+        copies = fit_memory.COPIES / processes + 1 if shard else fit_memory.COPIES
+        state = copies * sum(parameter.nbytes for parameter in parameters)
         monkeypatch.setattr(fit_memory, "free_bytes", lambda _: (room + state) / fit_memory.FOR_ACTIVATIONS)
         with Pretended():
-            micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), Arithmetic(CUDA, bf16=False))
+            arithmetic = Arithmetic(CUDA, bf16=False, world=World(0, processes))
+            micro = fit_memory.measured(resolved.run, tokenizer, batch_of(tokenizer, 1), arithmetic)
         return micro.score, micro.train
 
     monkeypatch.setattr(fit_memory, "peak_bytes", peak)
@@ -374,6 +377,9 @@ def test_auto_takes_the_largest_power_of_two_that_fits(tokenizer: Tokenizer, mon
     assert found(60 * 5e6 + 1, 60) == (256, None)
     assert found(5e6 + 1) == (4, 1)
     assert found(1e12) == (512, None)
+    assert found(16 * 5e6 + 1, 67, processes=4) == (64, 64), "16 of 17 on each"
+    assert found(17 * 5e6 + 1, 67, processes=4) == (64, None)
+    assert found(4 * 5e6 + 1, 67, processes=4, shard=True) == (16, 16)
     with pytest.raises(ValueError, match="no memory for a single pair"):
         found(4e6)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import tar_of
 from PIL import Image
+from thread_world import by_threads
 
 from jestbench.batch import DataError
 from jestbench.config.resolve import resolve
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.learner import Learner
+from jestbench.evals import benchmark
 from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.few_shot import PENALTIES, ridge_scores, shots_of
 from jestbench.evals.metrics import group_ranks
 from jestbench.launch.command import main
 from jestbench.launch.rehearse import logged_names
+from jestbench.parallel.distributed import World
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 PAIRS = Synthetic(eval=16).split("eval")
@@ -111,6 +116,26 @@ def test_zero_shot_is_the_mean_over_templates_and_is_priced(tmp_path):
     assert found["eval/colours/zero_shot_top1"] == pytest.approx(float(right.double().mean()))
     assert found["eval/colours/zero_shot_top5"] == 1.0
     assert found["eval/colours/mean_per_class_recall"] == pytest.approx(found["eval/colours/zero_shot_top1"])
+
+
+def test_processes_read_a_set_in_shares(tmp_path, monkeypatch):
+    """With four processes and three examples, one process has none."""
+    folders = str(classification(tmp_path / "colours")), str(retrieval(tmp_path / "captions"))
+    decoded, decode = list[bytes](), benchmark.decode
+    monkeypatch.setattr(benchmark, "decode", lambda content, size: decoded.append(content) or decode(content, size))
+
+    subjects = [learner() for _ in range(4)]  # not by threads, which would draw from one generator
+
+    def metrics(world: World) -> dict[str, float]:
+        subject = subjects[world.rank]
+        subject.arithmetic = replace(subject.arithmetic, world=world)
+        return dict(Evaluator(PAIRS, Evaluate(sets=folders, few_shot=2, batch_size=2), 16)(subject).metrics)
+
+    wanted, once = metrics(World()), Counter(decoded)
+    for size in (2, 4):
+        decoded.clear()
+        assert by_threads(size, metrics) == [pytest.approx(wanted, abs=1e-6)] * size
+        assert Counter(decoded) == once, "every image is read by one process"
 
 
 def test_a_set_is_decoded_once_and_gives_the_same_figures_again(tmp_path):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from helpers import small_world, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+import policies
 from jestbench.config import resolve
 from jestbench.config.resolved import Resolved
 from jestbench.launch import charges, forecast
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main
 from jestbench.launch.forecast import StepPrice, factor_to_pay, pretraining
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.scores import Embeddings, Scores
 
 WORLD = small_world(8, 24)
 REFERENCE = ("gin/run/tiny_irreducible.gin", *WORLD, "run.split=pool", "run.budget=3e8")
@@ -140,3 +144,48 @@ def test_behind_the_keys_that_are_looked_at_a_pair_is_new_in_its_splits_first_ep
     assert sum(exact.new) == pytest.approx(sum(closed.new), rel=0.15)
     monkeypatch.setattr(charges, "STEPS", 4)
     assert charges_of(resolved, stages, price, 50).new == [*exact.new[:4], *closed.new[4:]]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(
+    ("policy", "parameters"),
+    [
+        ("jest", {"chunks": 7}),
+        ("learnability", {"pair_loss": "in_batch"}),
+        ("hard_learner", {"joint": True, "chunks": 4}),
+        ("grad_norm", {}),
+    ],
+)
+def test_a_selection_is_charged_alike_whether_its_products_are_computed_or_not(policy, parameters, loss):
+    chosen = policies.create(policy, **parameters)
+    macs = []
+    for imagined in (True, False):
+        random = torch.Generator().manual_seed(0)
+        images, texts = torch.randn(2, 96, 5, generator=random)
+        sides = (Embeddings(images / 9, texts / 9, imagined=imagined) for _ in range(2))
+        scores = Scores(*sides, loss=loss)
+        selection = choose(chosen, scores, 40, random, initial_state(chosen))
+        assert len(selection.index_K.unique()) == 40
+        macs.append(scores.meter.macs)
+    assert macs[0] == macs[1] > 0
+
+
+def test_models_have_no_values_for_a_price():
+    resolved = resolve.resolve(
+        ["gin/run/tiny.gin", "gin/policy/jest.gin"], ["run.reference=gin/run/reference.gin", *small_world(8, 16)]
+    )
+    stages, _ = forecast._built_on(resolved)
+    frozen = [held.model for actor in stages.scorer.actors.values() for held in actor.frozen]
+    for model in (stages.learner.model, *frozen):
+        assert all(value.is_meta for value in model.parameters())
+    assert len(frozen) == 1
+
+
+@pytest.mark.slow
+def test_the_shipped_stage_is_priced_at_its_own_size(capsys, monkeypatch):
+    """A teacher of 1.1 G parameters and a super-batch of 65,536 pairs, in seconds and without its weights."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["--gin_file", "gin/run/siglip2_stage.gin", "--price"]) == 0
+    said = capsys.readouterr().out
+    assert "17,929,951,399,378,944" in said  # the teacher over B pairs
+    assert "closed form, towers only: 4.820" in said

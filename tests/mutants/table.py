@@ -38,6 +38,7 @@ CURVES, ANALYSIS, GROUPS = (f"jestbench/compare/{name}.py" for name in ("curves"
 SAMPLING = "tests/select/test_sampling.py"
 LAW, LOGITS, COUNT = f"{SAMPLING}::TestLaw", f"{SAMPLING}::TestConditionalLogits", f"{SAMPLING}::TestCount"
 PAIR_LOSSES, METER = f"{SAMPLING}::TestPairLosses", f"{SAMPLING}::TestMeter"
+SHARED = "tests/select/test_shared.py"
 EVERY, MODEL, EVALS, COMPARE = (
     "tests/policies/test_policies.py",
     "tests/model/test_model.py",
@@ -97,14 +98,14 @@ SAMPLER = (
     Mutant(
         "columns are summed as rows",
         DRAWS,
-        "strip_sums(model.text_BD, model.image_BD.index_select(0, index_C), model, scores.loss, scores.meter)",
-        "strip_sums(model.image_BD, model.text_BD.index_select(0, index_C), model, scores.loss, scores.meter)",
+        "((model.image_BD, model.text_BD), (model.text_BD, model.image_BD))",
+        "((model.image_BD, model.text_BD), (model.image_BD, model.text_BD))",
         f"{LOGITS}::test_equal_brute_force",
     ),
     Mutant(
         "chunks of softmax sums are added",
         DRAWS,
-        'join = torch.add if scores.loss == "sigmoid" else torch.logaddexp',
+        'join = torch.add if self.scores.loss == "sigmoid" else torch.logaddexp',
         "join = torch.add",
         f"{LOGITS}::test_chunks_extend_to_the_same_logits_in_any_order",
     ),
@@ -163,15 +164,15 @@ VALUES = (
     Mutant(
         "a batch loss without its positive",
         SCORES,
-        "return (rows_B + columns_B) / 2 - own_B",
-        "return (rows_B + columns_B) / 2",
+        "return [(rows_B + columns_B) / 2 - own_B for",
+        "return [(rows_B + columns_B) / 2 for",
         PAIR_LOSSES,
     ),
     Mutant(
         "an own loss of the wrong sign",
         SCORES,
-        'return F.softplus(-own_B) if self.loss == "sigmoid" else -own_B',
-        'return F.softplus(own_B) if self.loss == "sigmoid" else own_B',
+        'return [F.softplus(-own_B) if self.loss == "sigmoid" else -own_B for',
+        'return [F.softplus(own_B) if self.loss == "sigmoid" else own_B for',
         f"{PAIR_LOSSES}::test_own_is_of_the_pair_alone",
     ),
     Mutant(
@@ -190,12 +191,39 @@ VALUES = (
     ),
     Mutant(
         "strips are free",
-        STRIPS,
-        "    meter.add(len(left_BD), len(right_CD), left_BD.shape[1])\n    if kernels",
-        "    if kernels",
+        DRAWS,
+        "            scores.meter.add(len(left_BD), len(index_C), left_BD.shape[1], own=len(sums_P))\n",
+        "",
         METER,
     ),
-    Mutant("diagonals are free", SCORES, "    meter.add(len(model), 1, model.image_BD.shape[1])\n", "", METER),
+    Mutant(
+        "diagonals are free",
+        SCORES,
+        "self.meter.add(len(self), 1, model.image_BD.shape[1], own=share.stop - share.start)",
+        "pass",
+        METER,
+    ),
+    Mutant(
+        "a process's terms of a softmax are added",
+        SCORES,
+        'return terms_nB.sum(0) if self.loss == "sigmoid" else terms_nB.logsumexp(0)',
+        "return terms_nB.sum(0)",
+        f"{SHARED}::test_scores_are_those_of_one_process",
+    ),
+    Mutant(
+        "every process computes all rows of a strip",
+        DRAWS,
+        "share = self._world.share(size)",
+        "share = slice(0, size)",
+        f"{SHARED}::test_work_falls_with_the_number_of_processes_and_the_ledger_stays",
+    ),
+    Mutant(
+        "the gradient by the texts is a process's own",
+        LOSSES,
+        "total, by_text_KD, by_scale, by_bias = world.add(total, by_text_KD, by_scale, by_bias)",
+        "total, by_scale, by_bias = world.add(total, by_scale, by_bias)",
+        f"{SHARED}::test_losses_and_gradients_are_whole_on_every_process",
+    ),
     Mutant(
         "the odd term of a fold is lost",
         STRIPS,
@@ -784,7 +812,24 @@ PAGE = (
     ),
 )
 
+PROCESSES: tuple[Mutant, ...] = (
+    Mutant(
+        "a weight that no process runs has a gradient of 0, and decays",
+        "jestbench/engine/gradients.py",
+        "            self._held[name].grad = None\n",
+        "            pass\n",
+        "tests/parallel/test_gradients.py",
+    ),
+    Mutant(
+        "a stand-in pair is trained on",
+        "jestbench/engine/contrastive.py",
+        "if len(row_P) else torch.zeros_like(own)",
+        "if len(row_P) else torch.ones_like(own)",
+        "tests/parallel/test_gradients.py",
+    ),
+)
+
 MUTANTS = (
     *(*SAMPLER, *VALUES, *POLICIES, *SPENDING, *SCHEDULES, *EVALUATION, *COMPARISON),
-    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE),
+    *(*FROZEN_MODELS, *SUPER_BATCHES, *FORECASTS, *COMMANDS, *PER_EXAMPLE, *VERDICTS, *PAGE, *PROCESSES),
 )

@@ -15,6 +15,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two processes, each on a GPU of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(distributed, "world", lambda: World(1, 2))
 
 
@@ -26,6 +28,13 @@ def test_each_process_has_its_own_gpu(device: str, two_gpus: None) -> None:
 def test_one_gpu_for_several_processes_is_refused(two_gpus: None) -> None:
     with pytest.raises(ValueError, match=r"'cuda:0' would put all 2 processes .* bind run.device = 'cuda'"):
         Arithmetic.of("cuda:0", "auto")
+    assert Arithmetic.of("cpu", "auto").device == torch.device("cpu")
+
+
+def test_more_processes_than_a_machine_has_gpus_are_refused(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 2 of .* finds 2 GPUs there: .*--nproc_per_node 2"):
+        Arithmetic.of("auto", "auto")
     assert Arithmetic.of("cpu", "auto").device == torch.device("cpu")
 
 

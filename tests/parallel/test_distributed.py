@@ -1,4 +1,4 @@
-"""One run by several processes: the choices, charges and gradients of one process; stopped, killed, gone on with."""
+"""One run by several processes: what they exchange; killed, stopped and gone on with. Whole runs: test_matrix."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import together
 import torch
 from helpers import rows_of
-from photos import write_numbered_shards
 from safetensors.torch import load_file
 
 from jestbench.launch import command
@@ -24,7 +24,7 @@ from jestbench.runs.checkpoint import Place
 from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-PHYSICAL = ("time/", "cache/hits", "data/decoded")
+PHYSICAL = ("time/", "cache/hits", "data/decoded", "exchange/")
 """What depends on who computes, and on what lies in caches."""
 
 
@@ -40,61 +40,22 @@ def logical_rows(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith(PHYSICAL)} for row in rows_of(run_dir)]
 
 
-STREAM = """include "{root}/gin/run/tiny.gin"
-run.data = @stream()
-stream.shards = "pipe:cat {shards}/{{000..008}}.tar"
-stream.beside = @synthetic()
-stream.image_size = 16
-stream.lanes = 6
-"""
-
-
-def run_by_two(folder: Path) -> None:
-    """All arms, by two processes that first check what they exchange."""
-    write_numbered_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
-    (folder / "stream.gin").write_text(STREAM.format(root=ROOT, shards=folder))
-    words = torchrun(2, str(ROOT / "tests" / "together.py"), str(folder), *together.ARMS)
-    more = {"STREAM": str(folder / "stream.gin"), "JESTBENCH_CACHE": str(folder / "cache")}
-    done = subprocess.run(words, cwd=ROOT, env=environment() | more, capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if line.startswith(("[rank", "error"))]
-    assert done.returncode == 0, "\n".join(said)
-    # What cannot be is said once, and leaves nothing behind.
-    assert len(said) == 1
-    assert "run.batch_size = 1 pairs cannot be shared by 2 processes" in said[0]
-    assert not (folder / "refused").exists()
-
-
-def assert_same_run(arm: str, alone_dir: Path, shared_dir: Path) -> None:
-    one, two = logical_rows(alone_dir), logical_rows(shared_dir)
-    assert len(one) == len(two) > 3, arm
-    for alone, shared in zip(one, two, strict=True):
-        assert alone.keys() == shared.keys(), arm
-        for name, value in alone.items():
-            exact = name.startswith(("flops/", "pairs/", "step", "data/", "select/share"))
-            wanted = value if exact else pytest.approx(value, rel=2e-3, abs=1e-4)
-            assert shared[name] == wanted, (arm, name, alone["step"])
-    summaries = [json.loads((run_dir / "summary.json").read_text()) for run_dir in (alone_dir, shared_dir)]
-    assert summaries[0]["config_hash"] == summaries[1]["config_hash"], arm
-    assert summaries[0]["flops"] == summaries[1]["flops"], arm
-    assert json.loads((shared_dir / "environment.json").read_text())["processes"] == 2
-    assert (shared_dir / "cache").exists() == (arm == "ladder"), arm
-
-
-def test_two_processes_make_the_run_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one test: the processes start once, for all arms."""
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_exchange_batches_choices_and_gradients(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    shared, alone = tmp_path / "shared", tmp_path / "alone"
-    shared.mkdir()
-    run_by_two(shared)
-    monkeypatch.setenv("STREAM", str(shared / "stream.gin"))
-    for arm in together.ARMS:
-        assert command.main(together.command(arm, alone / arm)) == 0, arm
-        assert_same_run(arm, alone / arm, shared / arm)
-    steps = [row["step"] for row in logical_rows(shared / "jest")]
-    assert steps == sorted(set(steps)), "only the first process writes"
-    assert (shared / "jest" / "examples" / "index.html").is_file()
-    for arm in ("ladder", "stream"):
-        assert {row.get("ladder/rung") for row in logical_rows(shared / arm)} == {None, 2_000_000_000}
+    group = forked.ranks(size, lambda rank: together.check_all(tmp_path), tmp_path / "logs")
+    try:
+        assert [process.wait(120) for process in group] == [0] * size, "\n".join(process.said for process in group)
+    finally:
+        for process in group:
+            process.kill()
+    # What cannot be is said once, and leaves nothing behind.
+    said = [line for process in group for line in process.said.splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert f"run.batch_size = 1 pairs cannot be shared by {size} processes" in said[0]
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.gpu

@@ -35,7 +35,7 @@ TINY = [
     ),
     *("evaluate.points=3", "wandb.mode=disabled", "log.chosen=True"),
 ]
-PHYSICAL = ("time/", "cache/hits", "data/decoded")
+PHYSICAL = ("time/", "cache/hits", "data/decoded", "exchange/")
 """What depends on who computes."""
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from together import batch_of, shared
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from jestbench.batch import FULL, Batch, Mix, View
 from jestbench.cost.price import Price
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
+from jestbench.launch import command
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
 from jestbench.parallel import distributed
@@ -26,6 +33,7 @@ from jestbench.select.losses import LossName
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = {"embed_dim": 16, "depth": 3, "num_heads": 2}
 SHAPE = Model(image_size=16, embed_dim=8, text_width=8, text_layers=2, text_heads=2, image_options=IMAGE)
+MAP = {"class_token": False, "global_pool": "map"}
 PLAIN: Mix = ((1.0, FULL),)
 SHORT, THIN = View(layers=0.3, text_layers=0.5), View(keep=0.5, text_length=5)
 
@@ -63,6 +71,7 @@ CASES: dict[str, Case] = {
     "mix, the part of blocks last": Case(((0.5, FULL), (0.5, SHORT))),
     "views without a row on some process": Case(((0.5, THIN), (0.2, FULL), (0.3, SHORT)), 6),
     "cached, views without a row on some process": Case(((0.6, FULL), (0.2, THIN), (0.2, SHORT)), 10, micro=4),
+    "a part of the mix that holds no pair": Case(((0.02, FULL), (0.98, SHORT))),
     "locked": Case(((0.5, FULL), (0.5, THIN)), model=replace(SHAPE, freeze="image")),
     "locked, cached": Case(micro=3, model=replace(SHAPE, freeze="image")),
     "checkpointed": Case(((0.5, FULL), (0.5, THIN)), rerun=True),
@@ -70,11 +79,23 @@ CASES: dict[str, Case] = {
     "another tower": Case(
         model=replace(SHAPE, image_tower="eva02_tiny_patch14_224", image_options=IMAGE | {"num_heads": 2})
     ),
-    "no blocks": Case(
-        model=replace(SHAPE, image_size=32, image_tower="test_convnext", image_options={}, embed_dim=8),
-    ),
+    "no blocks": Case(model=replace(SHAPE, image_size=32, image_tower="test_convnext", image_options={})),
+    "pooled by attention": Case(model=replace(SHAPE, text_pool="attention", image_options=IMAGE | MAP)),
+    "fewer pairs than processes": Case(((0.5, FULL), (0.5, THIN)), count=2),
+    "fewer pairs than processes, cached": Case(count=2, micro=1),
 }
-SHARDED = [name for name in CASES if name not in ("softmax", "cached, blocks that nobody runs")]
+SHARDED = (
+    "clipped",
+    "cached",
+    "blocks that nobody runs",
+    "views without a row on some process",
+    "cached, views without a row on some process",
+    "locked",
+    "checkpointed",
+    "checkpointed, cached",
+    "no blocks",
+    "fewer pairs than processes",
+)
 
 
 def learner_of(case: Case, tokenizer: Tokenizer, world: World, shard: bool = False, bf16: bool = False) -> Learner:
@@ -117,16 +138,121 @@ def check_case(name: str, tokenizer: Tokenizer, world: World, shard: bool) -> No
     assert_equal(alone, updated(learner_of(case, tokenizer, world, shard), shared(batch, world)), what)
 
 
+def trained_on(learner: Learner, world: World, tokenizer: Tokenizer) -> list[Tensor]:
+    """What a learner scores between three updates: other numbers of pairs than it trains on, one at a time."""
+    scored = []
+    for step, count in enumerate((2, 7, 4)):
+        scores = learner.score(shared(batch_of(count, tokenizer), world))
+        assert scores.learner is not None
+        scored += [scores.learner.image_BD, scores.learner.text_BD]
+        learner.update(shared(batch_of(10, tokenizer), world), None, 0.5, step)
+    return scored
+
+
+def check_states(tokenizer: Tokenizer, world: World) -> None:
+    """Sharded towers, stopped and gone on with by one process and back, are those of one process."""
+    # A larger ε: what is added to a moment of rounding errors must not become a step.
+    case = Case(((0.6, FULL), (0.4, SHORT)), micro=4, options={"epsilon": 1e-4})
+    alone, sharded = learner_of(case, tokenizer, World()), learner_of(case, tokenizer, world, shard=True)
+    for one, many in zip(trained_on(alone, World(), tokenizer), trained_on(sharded, world, tokenizer), strict=True):
+        torch.testing.assert_close(many, one, rtol=1e-9, atol=1e-12)
+
+    spread = [value for value in sharded.model.parameters() if hasattr(value, "full_tensor")]
+    held, all_of = (sum(map(count, spread)) for count in (lambda p: p.to_local().numel(), torch.Tensor.numel))
+    assert len(spread) == len(list(alone.model.parameters())) - 2, "all but scale and bias"
+    assert held < 0.5 * all_of
+    assert all(sharded.optimizer.state[value]["exp_avg"].to_local().shape == value.to_local().shape for value in spread)
+
+    states = world.everybodys(sharded.state_dict())
+    assert all(not state["model"] and not state["optimizer"] for state in states[1:])
+    state, expected = states[0], deepcopy(alone.state_dict())
+    assert_equal(expected["model"], state["model"], "weights")
+    groups = [[group | {"lr": 0} for group in one["optimizer"]["param_groups"]] for one in (expected, state)]
+    assert groups[0] == groups[1]
+    moments = [one["optimizer"]["state"] for one in (expected, state)]
+    assert moments[0].keys() == moments[1].keys()
+    for number, values in moments[0].items():
+        assert_equal(values, moments[1][number], f"moments {number}")
+
+    again, other = learner_of(case, tokenizer, World()), learner_of(case, tokenizer, world, shard=True)
+    again.load_state_dict(state)
+    other.load_state_dict(expected)
+    for learner, place in ((alone, World()), (again, World()), (other, world)):
+        trained_on(learner, place, tokenizer)
+    for found in (again.state_dict(), world.everybodys(other.state_dict())[0]):
+        assert_equal(alone.state_dict()["model"], found["model"], "weights, gone on with")
+
+
+def check_bf16(tokenizer: Tokenizer, world: World) -> None:
+    """Under autocast sharded towers do what averaged ones do, but for the order of sums."""
+    case, batch = Case(((0.5, FULL), (0.5, THIN)), 8, rerun=True), batch_of(8, tokenizer)
+    averaged, sharded = (
+        updated(learner_of(case, tokenizer, world, shard, bf16=True), shared(batch, world)) for shard in (False, True)
+    )
+    for name, value in averaged.items():
+        torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def check_unusable(tokenizer: Tokenizer, world: World) -> None:
+    """A step that a GPU finds unusable when it has been taken changes no sharded weight."""
+    learner = learner_of(Case(), tokenizer, world, shard=True)
+    batch = shared(batch_of(7, tokenizer), world)
+    for unusable in (0.0, 1.0):
+        learner.optimizer.found_inf = torch.tensor(unusable)
+        before = {name: whole(value).clone() for name, value in learner.model.state_dict().items()}
+        learner.update(batch, None, 0.5, 0)
+        same = [torch.equal(whole(value), before[name]) for name, value in learner.model.state_dict().items()]
+        assert all(same) if unusable else not any(same), unusable
+
+
+def check_passes(world: World) -> None:
+    """All pairs are embedded by one process each, and no process holds more than its part of a micro-batch."""
+    objective = Contrastive("sigmoid", ((0.5, FULL), (0.3, THIN), (0.2, SHORT)), microbatch=8)
+    rank_K = torch.tensor([0, 0, 0, 2, 2, 1, 2, 2, 0, 0, 1, 1])
+    places = [(rank_K == rank).nonzero().flatten() for rank in range(3)]
+    for even in (False, True):
+        pieces = [objective.pieces(rank_K, replace(world, rank=rank), even) for rank in range(3)]
+        assert max(len(index) for one in pieces for _, index in one) == 3
+        embedded = [torch.cat([place[index] for _, index in one]) for place, one in zip(places, pieces, strict=True)]
+        assert torch.cat(embedded).sort().values.tolist() == list(range(12))
+        views = [[view for view, _ in one] for one in pieces]
+        assert (views[0] == views[1] == views[2]) == even
+        for place, one in zip(places, pieces, strict=True):
+            seen = [(int(k), view) for view, index in one for k in place[index]]
+            assert all(view == (FULL if k < 6 else THIN if k < 10 else SHORT) for k, view in seen)
+
+
 def main() -> None:
+    """Each of three processes."""
     torch.set_num_threads(1)
     tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
     with distributed.started() as world:
+        check_passes(world)
         for name in CASES:
             check_case(name, tokenizer, world, shard=False)
-            print("ddp", name, flush=True)
         for name in SHARDED:
             check_case(name, tokenizer, world, shard=True)
-            print("fsdp", name, flush=True)
+        check_states(tokenizer, world)
+        check_bf16(tokenizer, world)
+        check_unusable(tokenizer, world)
+
+
+def test_gradients_and_states_of_three_processes_are_those_of_one() -> None:
+    """In one test: the processes start once."""
+    words = ["-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", str(Path(__file__))]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_cannot_be_sharded_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--gin_file", str(ROOT / "gin/run/tiny_cappy.gin"), "run.shard=True", "--check"]) == 2
+    assert "run.shard: a pair scorer is trained by one process" in capsys.readouterr().err
+    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
+    tokenizer = Tokenizer(train_bpe(["word"], 300).to_str(), 6)
+    with pytest.raises(ValueError, match=r"run.shard = True on CPUs needs torch 2.9 or newer"):
+        learner_of(Case(), tokenizer, World(0, 2), shard=True)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,19 @@ import pytest
 import torch
 from numpy.random import mtrand
 from scipy.stats import chi2
+from thread_world import by_threads
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import policies
 from jestbench import Embeddings, Scores, Selection
 from jestbench.batch import COLUMN
+from jestbench.parallel.distributed import World
 from jestbench.select import NO_WORD, LearningPolicy, LeavingPolicy, Moment, Remembered, Side, Trained
 from jestbench.select.memory import Memory
 from jestbench.select.policy import Policy, PolicyError, StatefulPolicy, choose, initial_state
 from jestbench.select.remembering import check_needs, learn, leave_out, remembered_names, takes_all
+from jestbench.select.strips import Meter
 from policies import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +91,14 @@ def asked_for(scores: Scores, policy: Policy) -> Scores:
     given = {"keys": "key_B", "captions": "words_BL", "progress": "progress"}
     more = {field: getattr(scores, field) for need, field in given.items() if need in policy.needs}
     return Scores(**models, **more, values=values, memory=memory, size=len(scores), loss=scores.loss)
+
+
+def in_float64(scores: Scores) -> Scores:
+    models = {
+        side: dataclasses.replace(model, image_BD=model.image_BD.double(), text_BD=model.text_BD.double())
+        for side, model in models_of(scores).items()
+    }
+    return dataclasses.replace(scores, **models)
 
 
 def parameter_types(cls: type) -> dict[str, Any]:
@@ -190,6 +201,26 @@ class TestEveryVariant:
         with FlopCounterMode(display=False) as counter:
             select(policy, scores)
         assert counter.get_total_flops() <= 2 * scores.meter.macs, "a product of embeddings that nobody is charged for"
+
+    def test_several_processes_choose_as_one(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
+        """In float64; three processes, among which neither the super-batch nor a chunk divides."""
+        policy = policies.create(name, **parameters)
+        scores = in_float64(asked_for(all_scores(loss), policy))
+        wanted = select(policy, scores)
+
+        def choice(world: World) -> tuple[Selection, Meter]:
+            shared = dataclasses.replace(scores, world=world, meter=Meter())
+            return select(policy, shared), shared.meter
+
+        for found, meter in by_threads(3, choice):
+            assert torch.equal(found.index_K, wanted.index_K)
+            assert found.statistics == pytest.approx(wanted.statistics, abs=1e-12)
+            for one, other in ((found.weight_K, wanted.weight_K), (found.score_B, wanted.score_B)):
+                assert (one is None) == (other is None)
+                assert one is None or torch.allclose(one, other, rtol=1e-6, atol=1e-12)
+            assert saved(found.state) == saved(wanted.state)
+            assert meter.macs == scores.meter.macs, "what is charged depends on no number of processes"
+            assert meter.own_macs * SIZE <= meter.macs * 11, "each computes its share of all products"
 
     def test_what_it_did_not_ask_for_changes_nothing(self, name: str, parameters: Mapping[str, Any], loss: str) -> None:
         policy = policies.create(name, **parameters)

@@ -125,6 +125,7 @@ class Chunk:
         last: place of the lane after the chunk.
         rest: what was left out after the last pair.
         ended: whether the lane holds no more pairs in this epoch.
+        wordless_N: whether no token of a pair's caption is left.
         examples: of the damage since the chunk before, reason → the first example.
     """
 
@@ -139,7 +140,25 @@ class Chunk:
     last: Place
     rest: Lost
     ended: bool
+    wordless_N: npt.NDArray[np.bool_]
     examples: dict[str, str] = field(default_factory=dict)
+
+    def told(self, rows: slice) -> Chunk:
+        """What processes that do not read the lane need of some of the pairs: all but images, texts and numbers."""
+        return replace(
+            self,
+            images_NHWC=self.images_NHWC[:0],
+            token_NL=self.token_NL[:0],
+            captions=(),
+            key_N2=self.key_N2[rows],
+            value_NC=self.value_NC[:0],
+            place_N=self.place_N[rows],
+            uids=self.uids[rows],
+            lost_N=self.lost_N[rows],
+            wordless_N=self.wordless_N[rows],
+            rest={},
+            ended=False,
+        )
 
 
 def open_shard(
@@ -225,9 +244,10 @@ class LaneReader:
     def _chunk(self, rows: Sequence[_Row], last: Place, rest: Lost, ended: bool) -> Chunk:
         size, captions = self.shards.image_size, tuple(row.caption for row in rows)
         examples, self._examples = self._examples, {}
+        token_NL = self.shards.tokenizer.encode(captions)
         return Chunk(
             images_NHWC=np.stack([row.image_HWC for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8),
-            token_NL=self.shards.tokenizer.encode(captions).numpy(),
+            token_NL=token_NL.numpy(),
             captions=captions,
             key_N2=np.array([row.keys for row in rows], dtype=np.int64).reshape(len(rows), 2),
             value_NC=np.array([row.values for row in rows], dtype=np.float32).reshape(
@@ -239,6 +259,7 @@ class LaneReader:
             last=last,
             rest=rest,
             ended=ended,
+            wordless_N=self.shards.tokenizer.wordless_N(token_NL).numpy(),
             examples=examples,
         )
 

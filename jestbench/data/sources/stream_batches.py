@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,39 +31,87 @@ from jestbench.data.sources.lanes import (
 from jestbench.data.super_batches import SuperBatchSource
 from jestbench.data.workers import Workers
 from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
+
+_Taken = tuple[Chunk, int, int]
+"""A pair of a super-batch: its chunk, its row there, and its lane."""
 
 
 @dataclass
 class _Lane:
-    """The main process's state of a lane."""
+    """The main process's state of a lane, which this process or another one reads.
+
+    Attributes:
+        number: of the lane.
+        own: whether this process reads the lane.
+        read: place of its reader.
+        taken: place after the last pair that went into a super-batch.
+        ready: pairs that come next; without images where another process reads the lane.
+        told: how many of these pairs the other processes have been told of.
+        asked: chunk that the reader has been asked for.
+        ended: whether nothing comes behind the pairs that are ready.
+        rest: what was left out after the last pair.
+        examples: of the damage in the lane, by reason.
+    """
 
     number: int
-    read: Place = START  # place of its reader
-    taken: Place = START  # after the last pair that went into a super-batch
+    own: bool
+    read: Place = START
+    taken: Place = START
     ready: deque[tuple[Chunk, int]] = field(default_factory=deque)
+    told: int = 0
     asked: Future[Any] | None = None
     ended: bool = False
     rest: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def put(self, chunk: Chunk) -> None:
-        """Add a chunk from the reader."""
+        """Add a chunk from the reader, or from the process that reads the lane."""
         self.read = chunk.last
         self.ready.extend((chunk, row) for row in range(len(chunk.place_N)))
         self.rest.update(chunk.rest)
         self.examples = chunk.examples | self.examples
         self.ended = chunk.ended
 
+    def news(self, quota: int) -> _News:
+        """Of the first ``quota`` pairs that are ready those that no other process has been told of."""
+        rows = list(islice(self.ready, self.told, quota))
+        self.told += len(rows)
+        chunks = []
+        for _, held in groupby(rows, key=lambda row: id(row[0])):
+            (chunk, first), *more = held
+            chunks.append(chunk.told(slice(first, first + 1 + len(more))))
+        ended = self.ended and self.told == len(self.ready)
+        return _News(chunks, (self.rest, self.examples) if ended else None)
+
+    def hear(self, news: _News) -> None:
+        """Add the pairs of a lane that another process reads."""
+        for chunk in news.chunks:
+            self.put(chunk)
+        if news.end is not None:
+            self.ended, (self.rest, self.examples) = True, news.end
+
+
+class _News(NamedTuple):
+    """What is next in a lane that another process reads; at the lane's end what was left out after its last pair."""
+
+    chunks: list[Chunk]
+    end: tuple[Counter[str], dict[str, str]] | None
+
 
 class StreamBatches(SuperBatchSource):
     """Super-batches of streamed pairs, in the order of their steps.
+
+    With several processes lane v belongs to rank v mod n, which alone reads and decodes its pairs, and holds them in
+    the super-batch. All processes take turns among all lanes: they tell each other the keys of the pairs that come
+    next, so that each of them finds the super-batch that one process would.
 
     Args:
         shards: what is streamed.
         size: B, pairs of a super-batch.
         loader: who reads, and how far ahead; by default this process.
         device: that the run is on.
-        world: the processes that share each super-batch; each reads the whole of it.
+        world: the processes that share the lanes.
 
     Raises:
         DataError: fewer shards than lanes, or fewer lanes than readers.
@@ -76,21 +125,22 @@ class StreamBatches(SuperBatchSource):
         device: str = "cpu",
         world: World | None = None,
     ) -> None:
-        loader = loader or Loader(workers=0)
+        loader, world = loader or Loader(workers=0), world or World()
         count = loader.workers_for()
         if loader.workers == "auto":
             count = min(count, shards.lanes)
         check_lanes(len(shards.urls), shards.lanes, count)
+        count = min(count, len(world.rows(shards.lanes)))
         self._read_lane = LaneReader(shards)
         workers = Workers(self._read_lane, count, loader.restarts, loader.timeout) if count else None
         tally = Tally("stream/pool", shards.max_damaged, "streamed pairs")
-        super().__init__(shards.tokenizer, tally, None, size, world, True, workers)
+        super().__init__(shards.tokenizer, tally, None, size, world, workers, device)
         self.shards, self.pinned = shards, loader.pins(device)
         self._share = -(-size // shards.lanes)
         ahead = loader.pairs_ahead(size, 3 * shards.image_size**2) // shards.lanes
         self._chunk, self._target = min(self._share, loader.part), self._share + ahead
         self._lock = threading.Lock()
-        self._lanes = [_Lane(number) for number in range(shards.lanes)]
+        self._lanes = self._lanes_at([START] * shards.lanes)
         self._epoch, self._turn, self._step = 0, 0, 0
         self._barren = 0  # step at which the epoch began
         self.tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
@@ -107,7 +157,7 @@ class StreamBatches(SuperBatchSource):
         """Completed passes over the shards."""
         return self._epoch
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> tuple[Batch, Placement]:
         """The super-batch of the next step.
 
         Raises:
@@ -122,28 +172,50 @@ class StreamBatches(SuperBatchSource):
         self._step += 1
         return self._batch(rows)
 
-    def _fill(self) -> list[tuple[Chunk, int]] | None:
+    def _lanes_at(self, places: Sequence[Place]) -> list[_Lane]:
+        """All lanes, each at a place."""
+        return [
+            _Lane(number, number % self.world.size == self.world.rank, read=place, taken=place)
+            for number, place in enumerate(places)
+        ]
+
+    def _fill(self) -> list[_Taken] | None:
         """The pairs of the next super-batch; ``None`` where the rest of the epoch does not fill one."""
-        rows: list[tuple[Chunk, int]] = []
+        rows: list[_Taken] = []
         seen: set[tuple[int, int]] = set()
         while len(rows) < self.size:
             need = self.size - len(rows)
             quota = -(-need // self.shards.lanes)
-            lanes, turn = take_turns([self._ready(lane, quota) for lane in self._lanes], self._turn, need)
+            own = [lane for lane in self._lanes if lane.own]
+            for lane in own:
+                self._await(lane, quota)
+            self._tell(own, quota)
+            ready = [min(quota, len(lane.ready)) for lane in self._lanes]
+            lanes, turn = take_turns(ready, self._turn, need)
             if not lanes:
                 self.tally.add({"skipped": len(rows)})
                 return None
             self._turn = turn
-            for chunk, row in [self._pop(self._lanes[lane]) for lane in lanes]:
+            for number, (chunk, row) in [(number, self._pop(self._lanes[number])) for number in lanes]:
                 key = tuple(chunk.key_N2[row].tolist())
                 if key in seen:
                     self.tally.add({"duplicates": 1})
                     continue
                 seen.add(key)
-                rows.append((chunk, row))
+                rows.append((chunk, row, number))
         return rows
 
-    def _next_epoch(self) -> list[tuple[Chunk, int]] | None:
+    def _tell(self, own: Sequence[_Lane], quota: int) -> None:
+        """Tell the other processes what comes next in this process's lanes, and hear the same of theirs."""
+        if self.world.size == 1:
+            return
+        with self._lock:  # chunks arrive in another thread
+            news = {lane.number: lane.news(quota) for lane in own}
+        for number, heard in (item for part in self.world.everybodys(news) for item in part.items()):
+            if not self._lanes[number].own:
+                self._lanes[number].hear(heard)
+
+    def _next_epoch(self) -> list[_Taken] | None:
         if self._barren == self._step:
             raise DataError(
                 f"the stream's {len(self.shards.urls)} shards hold fewer pairs than the {self.size} of one "
@@ -152,19 +224,18 @@ class StreamBatches(SuperBatchSource):
         self._barren = self._step
         for lane in self._lanes:
             self._leave_out(lane.rest, lane.examples)
-        self._lanes = [_Lane(number) for number in range(self.shards.lanes)]
+        self._lanes = self._lanes_at([START] * self.shards.lanes)
         self._epoch, self._turn = self._epoch + 1, 0
         return self._fill()
 
-    def _ready(self, lane: _Lane, quota: int) -> int:
-        """Number of pairs that a lane can give, up to a quota; waits for the lane's reader."""
+    def _await(self, lane: _Lane, quota: int) -> None:
+        """Wait until a lane's reader has brought a quota of pairs, or all that are left."""
         while len(lane.ready) < quota and not lane.ended:
             self._ask(lane)
             asked = lane.asked
             if asked is not None and self.workers is not None:
                 self.workers.wait(asked)
         self._ask(lane)
-        return min(quota, len(lane.ready))
 
     def _ask(self, lane: _Lane) -> None:
         """Request more pairs of a lane, if it runs low and no request is pending."""
@@ -176,7 +247,9 @@ class StreamBatches(SuperBatchSource):
             if lane.asked is None and not lane.ended and len(lane.ready) < self._target:
                 task = (self._epoch, lane.number, lane.read, self._chunk)
                 # Always the same worker: it has the lane's shard open.
-                lane.asked = self.workers.submit(task, lane.number, then=partial(self._arrived, lane))
+                lane.asked = self.workers.submit(
+                    task, lane.number // self.world.size, then=partial(self._arrived, lane)
+                )
 
     def _arrived(self, lane: _Lane, chunk: Chunk) -> None:
         """Add a chunk and request the next, in the receiving thread, so that lanes are read while the run trains."""
@@ -188,7 +261,7 @@ class StreamBatches(SuperBatchSource):
 
     def _pop(self, lane: _Lane) -> tuple[Chunk, int]:
         chunk, row = lane.ready.popleft()
-        lane.taken = chunk.place_N[row]
+        lane.taken, lane.told = chunk.place_N[row], max(0, lane.told - 1)
         self._leave_out(chunk.lost_N[row], chunk.examples, 1)
         return chunk, row
 
@@ -196,32 +269,36 @@ class StreamBatches(SuperBatchSource):
         """Count what was left out before so many pairs that were taken."""
         self.tally.add({**lost, "read": taken + lost.get("damaged", 0)}, examples if lost else None)
 
-    def _batch(self, rows: Sequence[tuple[Chunk, int]]) -> Batch:
-        size = self.shards.image_size
-        images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self.pinned)
-        into = images.numpy()
-        for slot, (chunk, row) in enumerate(rows):
-            into[slot] = chunk.images_NHWC[row]
-        key_B2 = torch.from_numpy(np.stack([chunk.key_N2[row] for chunk, row in rows]))
-        token_BL = torch.from_numpy(np.stack([chunk.token_NL[row] for chunk, row in rows]))
-        self.tally.add({"wordless": self.tokenizer.wordless(token_BL)})
-        keyed = ((chunk.key_N2[row, 0], chunk.uids[row]) for chunk, row in rows if chunk.uids)
+    def _batch(self, rows: Sequence[_Taken]) -> tuple[Batch, Placement]:
+        """This process's pairs of a super-batch, and which process holds each pair."""
+        self.tally.add({"wordless": sum(int(chunk.wordless_N[row]) for chunk, row, _ in rows)})
+        keyed = ((chunk.key_N2[row, 0], chunk.uids[row]) for chunk, row, _ in rows if chunk.uids)
         self._uid_of = {int(key): uid for key, uid in keyed}
-        return Batch(
+        placement = Placement(torch.tensor([lane % self.world.size for *_, lane in rows]), self.world)
+        own, size = [rows[at][:2] for at in placement.rows.tolist()], self.shards.image_size
+        images = torch.empty((len(own), size, size, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        into = images.numpy()
+        for slot, (chunk, row) in enumerate(own):
+            into[slot] = chunk.images_NHWC[row]
+        key_P2 = np.array([chunk.key_N2[row] for chunk, row in own], np.int64).reshape(len(own), 2)
+        value_PC = np.array([chunk.value_NC[row] for chunk, row in own], np.float32)
+        token_PL = np.stack([chunk.token_NL[row] for chunk, row in own]) if own else self.tokenizer.encode(()).numpy()
+        found = Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
-            token_ids={self.tokenizer.identity: token_BL},
-            image_key_B=key_B2[:, 0].contiguous(),
-            text_key_B=key_B2[:, 1].contiguous(),
-            captions=tuple(chunk.captions[row] for chunk, row in rows),
-            columns=columns_of(self.shards, np.stack([chunk.value_NC[row] for chunk, row in rows])),
+            token_ids={self.tokenizer.identity: torch.from_numpy(token_PL)},
+            image_key_B=torch.from_numpy(key_P2[:, 0].copy()),
+            text_key_B=torch.from_numpy(key_P2[:, 1].copy()),
+            captions=tuple(chunk.captions[row] for chunk, row in own),
+            columns=columns_of(self.shards, value_PC.reshape(len(own), len(self.shards.column_names))),
         )
+        return found, placement
 
     def _counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
         return self.tally.counts()
 
     def _state_dict(self) -> dict[str, Any]:
-        """Where each lane stands: epoch, shard, offset, block."""
+        """Where each lane stands, whoever reads it: epoch, shard, offset, block."""
         return {
             "epoch": self._epoch,
             "turn": self._turn,
@@ -242,5 +319,4 @@ class StreamBatches(SuperBatchSource):
         self._epoch, self._turn, self._step = state["epoch"], state["turn"], state["step"]
         self._barren = state["barren"]
         self.tally.load_state_dict(state["tally"])
-        places = [tuple(place) for place in state["lanes"]]
-        self._lanes = [_Lane(number, read=place, taken=place) for number, place in enumerate(places)]
+        self._lanes = self._lanes_at([tuple(place) for place in state["lanes"]])

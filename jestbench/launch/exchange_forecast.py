@@ -1,0 +1,137 @@
+"""Forecasts the bytes that each process of a run sends in a step, by purpose; docs/scale.md has the formulas."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from jestbench.batch import split_counts
+from jestbench.config.resolved import Resolved
+from jestbench.engine.actor import Actor
+from jestbench.engine.learner import Learner, weight_bytes
+from jestbench.loop import Stages
+from jestbench.parallel.traffic import TRADED, TRAFFIC, Joined, Traded, gathered, reduced
+from jestbench.select.losses import LossName
+
+SHOWN = 8
+"""Number of processes that a command of one process prints the forecast for."""
+_FLOAT, _INDEX = 4, 8
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the bytes that a step sends depend on.
+
+    Attributes:
+        super_batch: B, pairs of a super-batch.
+        parts: pairs that are trained on, b in all, by the views of the mix.
+        score: bytes of what the policy reads of one pair: embeddings, grades.
+        losses: bytes of one embedding of each model in training.
+        loss: which one.
+        pair: bytes of one pair's image and token ids.
+        description: bytes of one pair's keys, marks and columns.
+        weights: bytes of the trainable weights of all towers.
+        joined: what a selection joins.
+    """
+
+    super_batch: int
+    parts: tuple[int, ...]
+    score: int
+    losses: tuple[int, ...]
+    loss: LossName
+    pair: int
+    description: int
+    weights: int
+    joined: Joined
+
+    @classmethod
+    def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> Sizes:
+        """Take the sizes of a run.
+
+        Args:
+            resolved: the run.
+            stages: its stages, which one process has built.
+            joined: in the forecast of its selection, whose embeddings are as narrow as one common divisor allows.
+        """
+        run, needs = resolved.run, resolved.policy.needs
+        example = stages.learner.model.tokenized(stages.pairs.example())
+        scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
+        divisor = math.gcd(*(actor.width for actor in scored)) or 1
+        trained = {id(one): one for one in (stages.learner, *scored) if isinstance(one, Learner)}.values()
+        return cls(
+            resolved.draw_size,
+            split_counts(run.batch_size, [share for share, _ in run.mix]),
+            score=sum(map(_score_bytes, scored)),
+            losses=tuple(_FLOAT * one.width for one in trained),
+            loss=run.loss,
+            pair=_row_bytes([example.images_BCHW, *example.token_ids.values()]),
+            description=_row_bytes([*example.keys, *example.marks.values(), *example.columns.values()]),
+            weights=sum(weight_bytes(one.model) for one in trained),
+            # Gradients by embeddings alone depend on the width, and they are summed.
+            joined=replace(joined, sums=joined.sums * divisor),
+        )
+
+    def sent(self, processes: int) -> dict[Traded, int]:
+        """Bytes that each of ``processes`` processes sends in a step, by purpose.
+
+        Not in it: evaluation, checkpoints, words of captions, what a cascade and twins read, weights that are spread
+        (``run.shard``).
+        """
+        batch = sum(self.parts)
+        own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, batch))
+        sent = dict.fromkeys(TRADED, 0)
+        sent["embeddings"] = gathered(own_B * self.score + own_K * 2 * sum(self.losses), processes)
+        moved = sum(_moved(part, self.super_batch, processes) for part in self.parts)
+        sent["chosen_pairs"] = round(moved * self.pair)
+        sent["strip_sums"] = self.joined.sent(own_B, processes)
+        sums = 0 if self.loss == "sigmoid" else 2 * _FLOAT  # each row's and each column's: log-sum-exp, own logit
+        for embedding in self.losses:
+            loss = Joined(embedding + sums, batch * sums, batch * embedding + 3 * _FLOAT)
+            sent["loss_gradients"] += loss.sent(own_K, processes)
+        sent["weight_gradients"] = reduced(self.weights, processes)
+        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * batch, processes)
+        return sent
+
+
+def joined_in(forecast: Callable[[], _T]) -> tuple[_T, Joined]:
+    """What a forecast returns, and what processes would join of what it computes."""
+    TRAFFIC.since_alone()
+    return forecast(), TRAFFIC.since_alone()
+
+
+def _moved(part: int, super_batch: int, processes: int) -> float:
+    """Rows that leave a process, in expectation: those of a part that it holds beyond its share of ⌈part/n⌉ rows.
+
+    How many of the part it holds is hypergeometric, as the choice does not depend on who holds a pair.
+    """
+    from scipy.stats import hypergeom  # here alone: scipy's distributions take a second to import
+
+    held = np.arange(part + 1)
+    chance = hypergeom.pmf(held, super_batch, -(-super_batch // processes), part)
+    return float((np.maximum(0, held - -(-part // processes)) * chance).sum())
+
+
+def _row_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of one row of all these tensors."""
+    return sum(tensor[:1].nbytes for tensor in tensors)
+
+
+def _score_bytes(actor: Actor) -> int:
+    """Bytes of what an actor gives of one pair: two embeddings, or one grade."""
+    return _FLOAT * (2 * actor.width or 1)
+
+
+def sent_line(sizes: Sizes) -> str:
+    """A line on the bytes that are sent a step: by each process of torchrun, or of ``SHOWN`` processes."""
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = number if number > 1 else SHOWN
+    sent = sizes.sent(processes)
+    parts = ", ".join(f"{name.replace('_', ' ')} {sent[name]:,}" for name in TRADED if sent[name])
+    return f"each of {processes} processes sends {sum(sent.values()):,} bytes a step: {parts}"

@@ -1,0 +1,322 @@
+"""Each pair is read by one process: the order, counts and states of one process, for any number of processes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photos import files_of, jpeg, write_numbered_shards
+from thread_world import by_threads
+from torch import Tensor
+
+from jestbench import seeds
+from jestbench.batch import Batch, DataError, Pass
+from jestbench.data import file_pairs
+from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
+from jestbench.data.cascade import Cascade, CascadePlan
+from jestbench.data.file_pairs import FilePairs
+from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
+from jestbench.data.loader import Loader
+from jestbench.data.part_pairs import HalfPairs
+from jestbench.data.sources import lanes
+from jestbench.data.sources.lanes import Shards
+from jestbench.data.sources.shards import MemberRules
+from jestbench.data.sources.stream_batches import StreamBatches
+from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
+from jestbench.data.synthetic import Synthetic
+from jestbench.parallel.distributed import World
+from jestbench.parallel.placement import Placement
+
+SIZES = (2, 3, 4)
+PHYSICAL = ("time/", "data/decoded")
+Make = Callable[[World], SuperBatchSource]
+
+
+# Who holds a row
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 5), st.integers(1, 40), st.data())
+def test_rows_stay_as_far_as_balance_allows(size: int, count: int, data: st.DataObject) -> None:
+    ranks = data.draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count))
+    index_K = torch.tensor(data.draw(st.permutations(range(count)))[: data.draw(st.integers(1, count))])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(index_K)), max_size=3)))
+    parts = [end - start for start, end in zip([0, *cuts], [*cuts, len(index_K)], strict=True)]
+    to = Placement(torch.tensor(ranks), World(0, size)).taken(index_K, parts)
+    turns, held = torch.arange(len(index_K)) % size, torch.tensor(ranks)[index_K]
+    kept = 0
+    for new_P, turn_P, held_P in zip(*(each.split(parts) for each in (to.rank_B, turns, held)), strict=True):
+        quota, had = torch.bincount(turn_P, minlength=size), torch.bincount(held_P, minlength=size)
+        assert torch.equal(torch.bincount(new_P, minlength=size), quota), "of every part as many as in turns"
+        kept += int(torch.minimum(quota, had).sum())
+    assert int((to.rank_B == held).sum()) == (kept if size > 1 else len(index_K)), "as many stay as can"
+    assert max(to.counts) <= -(-len(index_K) // size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4, 4)])
+def test_rows_move_to_who_holds_them_next(size: int, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(size)
+    whole = torch.randint(0, 255, (23, *shape), dtype=torch.uint8, generator=generator)
+    rank_B = torch.randint(0, size - 1, (23,), generator=generator)  # the last rank holds nothing
+    index_K = torch.randperm(23, generator=generator)[:11]
+
+    def exchanged(world: World) -> tuple[Tensor, Tensor, Tensor]:
+        placement = Placement(rank_B, world)
+        to, own = placement.taken(index_K, (4, 7)), whole[placement.rows]
+        own = own.contiguous(memory_format=torch.channels_last) if len(shape) == 3 else own
+        moved = placement.exchange(own, index_K, to)
+        assert not shape or moved.stride() == own[: len(moved)].stride() or not len(own)
+        assert torch.equal(moved, whole[index_K][to.rows])
+        return placement.collect(own), to.collect(moved), to.rows
+
+    for collected, taken, _ in (found := by_threads(size, exchanged)):
+        assert torch.equal(collected, whole)
+        assert torch.equal(taken, whole[index_K])
+    assert sorted(i for *_, rows in found for i in rows.tolist()) == list(range(11))
+
+
+def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows_times_the_processes() -> None:
+    rank_B, weight_BD = torch.tensor([1, 1, 0, 1, 0]), torch.arange(10.0).view(5, 2)
+
+    def gradient(world: World) -> bool:
+        placement = Placement(rank_B, world)
+        own = torch.ones(len(placement.rows), 2, requires_grad=True)
+        (placement.collect_with_gradient(own) * weight_BD).sum().backward()
+        return torch.equal(own.grad, 2 * weight_BD[placement.rows])
+
+    assert by_threads(2, gradient) == [True, True]
+
+
+# What is read
+
+
+@dataclass
+class Reading:
+    """What was read in some steps, by all ranks together."""
+
+    keys: list[list[tuple[int, int]]] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    columns: list[dict[str, Tensor]] = field(default_factory=list)
+    counts: list[dict[str, float]] = field(default_factory=list)
+    own: int = 0
+    state: Any = None
+
+    def same(self, other: Reading) -> None:
+        assert self.keys == other.keys
+        assert all(torch.equal(one, two) for one, two in zip(self.images, other.images, strict=True))
+        for one, two in zip(self.columns, other.columns, strict=True):
+            assert one.keys() == two.keys()
+            assert all(torch.equal(value, two[name]) for name, value in one.items())
+        assert self.counts == other.counts
+
+
+def read(make: Make, world: World, steps: range, state: Any = None) -> Reading:
+    """The super-batches of some steps, gathered."""
+    source, found = make(world), Reading()
+    if state is not None:
+        source.load_state_dict(state)
+    for step in steps:
+        batch = source.at(step)
+        found.own += len(batch.rows)
+        found.keys.append(list(zip(batch.image_key_B.tolist(), batch.text_key_B.tolist(), strict=True)))
+        found.images.append(batch.collect(batch.images_BCHW.contiguous()))
+        assert len(batch.own.captions) == len(batch.rows)
+        found.columns.append({**batch.columns, **batch.marks})
+        counts = source.counts(step + 1)
+        found.counts.append({name: count for name, count in counts.items() if not name.startswith(PHYSICAL)})
+    found.state = source.state_dict()
+    source.close()
+    return found
+
+
+def assert_same_order(make: Make, steps: int, cut: int, sizes: tuple[int, ...] = SIZES) -> list[Reading]:
+    """Read by any number of processes; stopped by one number, gone on with by another one."""
+    alone = read(make, World(), range(steps))
+    before = by_threads(3, lambda world: read(make, world, range(cut)))
+    for size in sizes:
+        found = by_threads(size, lambda world: read(make, world, range(steps)))
+        later = by_threads(size, lambda world: read(make, world, range(cut, steps), before[0].state))
+        for whole, part, stopped in zip(found, later, [before[0]] * size, strict=True):
+            alone.same(whole)
+            alone.same(
+                Reading(*([*getattr(stopped, n), *getattr(part, n)] for n in ("keys", "images", "columns", "counts")))
+            )
+        states = [{**each.state, "waited": 0} for each in (alone, *found, *later)]
+        assert states.count(states[0]) == len(states), "a state depends on no number of processes"
+        assert sum(each.own for each in found) == alone.own
+    alone.same(read(make, World(), range(steps)))
+    return found
+
+
+def broken_files(folder: Path) -> FilePairs:
+    """60 pairs, every fifth of them damaged."""
+    contents = [jpeg(i) if i % 5 else jpeg(i)[:100] + bytes([i]) for i in range(60)]
+    return files_of(folder, contents, max_damaged=0.5, marks={"odd": np.arange(60) % 2 == 1})
+
+
+@pytest.mark.parametrize("kind", ["plain", "augmented", "half", "workers"])
+def test_damaged_pairs_are_replaced_as_by_one_process(kind: str, tmp_path: Path) -> None:
+    pairs = files = broken_files(tmp_path)
+    pairs = AugmentedPairs(files, RandomResizedCrop((0.3, 0.8)), 0) if kind == "augmented" else pairs
+    pairs = HalfPairs(files, 1) if kind == "half" else pairs
+    loader = Loader(workers=1 if kind == "workers" else 0, part=3)
+    size = min(17, len(pairs) // 2)
+    assert_same_order(lambda world: SuperBatches.of(EpochPlan(pairs, size, 0), loader, world=world), 5, 2)
+
+
+def test_too_much_damage_is_the_damage_of_all(tmp_path: Path) -> None:
+    pairs = replace(broken_files(tmp_path), max_damaged=0.02)
+
+    def failure(world: World) -> str:
+        source = SuperBatches(EpochPlan(pairs, 20, 0), world=world)
+        with pytest.raises(DataError, match=r"are damaged, more than max_damaged = 0\.02 allows") as raised:
+            [source.at(step) for step in range(40)]
+        return f"{source.tally.summed} {raised.value}"
+
+    assert by_threads(3, failure) == [failure(World())] * 3, "on every process at once, with the same numbers"
+
+
+def test_a_mixture_of_which_a_process_holds_one_split_alone(tmp_path: Path) -> None:
+    contents = [jpeg(100 + i) if i != 2 else jpeg(1)[:90] for i in range(8)]
+    (tmp_path / "more").mkdir()
+    more = files_of(tmp_path / "more", contents, max_damaged=0.5)  # without marks
+    pairs = JoinedPairs([broken_files(tmp_path), more], ["a", "b"], [0.9, 0.1])
+    assert_same_order(lambda world: SuperBatches(MixturePlan(pairs, 11, 0), world=world), 6, 3)
+
+
+class KeyLoss:
+    """The own loss of a pair: a function of its keys, that reads a pair which it has not seen before."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, float] = {}
+
+    def __call__(
+        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch], own_P: Tensor
+    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        keys = image_key_C[own_P].tolist()
+        new = torch.tensor([place for place, key in enumerate(keys) if key not in self.known], dtype=torch.int64)
+        if len(new):
+            batch = read(own_P[new])
+            for place, key in zip(new.tolist(), batch.image_key_B.tolist(), strict=True):
+                mixed = int(seeds.mixed(torch.tensor(keys[place]))) % 1000 / 100
+                self.known[keys[place]] = mixed if key == keys[place] else float("inf")
+        loss_P = torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
+        return loss_P, (Pass("reference_score", len(image_key_C), "candidates"),)
+
+
+def test_candidates_are_read_and_scored_by_one_process_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = files_of(tmp_path, [jpeg(i) for i in range(48)])
+    decoded, lock, decode = Counter[bytes](), threading.Lock(), file_pairs.decode
+
+    def counted(content: bytes, size: int) -> Any:
+        with lock:
+            decoded[content] += 1
+        return decode(content, size)
+
+    def make(world: World) -> SuperBatches:
+        return SuperBatches(CascadePlan(pairs, 6, 0, Cascade(candidates=4), KeyLoss(), world), world=world)
+
+    alone = read(make, World(), range(4))
+    monkeypatch.setattr(file_pairs, "decode", counted)
+    for size in SIZES:
+        decoded.clear()
+        for found in by_threads(size, lambda world: read(make, world, range(4))):
+            alone.same(found)
+        # Two passes over the candidates: a pair is read once for its score, and once for each time that it is drawn.
+        assert sum(decoded.values()) == 48 + 4 * 6
+
+    def gone_on(world: World) -> Reading:
+        return read(make, world, range(2, 4), state)
+
+    state = by_threads(3, lambda world: read(make, world, range(2)))[0].state
+    for found in (*by_threads(2, gone_on), gone_on(World())):  # what was remembered is lost: read again
+        assert found.keys == alone.keys[2:]
+
+
+def test_a_cascade_by_a_column_and_indexed_pairs_are_each_read_once(tmp_path: Path) -> None:
+    pairs = Synthetic(pool=90, columns=("similarity",)).split("pool")
+    cascade = Cascade(candidates=3, score="column:similarity")
+    for plan in (EpochPlan(pairs, 20, 0), CascadePlan(pairs, 10, 0, cascade, None)):
+        found = assert_same_order(lambda world, plan=plan: SuperBatches(plan, world=world), 5, 3)
+        assert max(each.own for each in found) - min(each.own for each in found) <= 5
+
+
+# Streams
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    folder = tmp_path_factory.mktemp("shards")
+    urls = [*write_numbered_shards(folder, [5, 9, 1, 7, 12, 3, 8, 6, 10, 4, 9]), str(folder / "gone.tar"), "pipe:false"]
+    cut = folder / "cut.tar"
+    cut.write_bytes(Path(urls[4]).read_bytes()[:9000])
+    urls[4] = str(cut)
+    urls[7] = urls[0]  # duplicates within a super-batch
+    return Shards(
+        tuple(urls), Synthetic().split("pool").tokenizer, 8, MemberRules(), lanes=5, buffer=4, max_damaged=0.5
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_read_in_the_order_of_one_process(workers: int, shards: Shards) -> None:
+    found = assert_same_order(
+        lambda world: StreamBatches(shards, 10, Loader(workers=workers, part=3), world=world), 14, 5, (2, 4)
+    )
+    last = found[0].counts[-1]
+    assert last["data/duplicates"] > 0
+    assert last["data/damaged"] > 3
+    assert last["data/skipped"] > 0
+
+
+def test_a_process_without_a_lane_holds_no_pair(shards: Shards) -> None:
+    few = replace(shards, lanes=2)
+    found = assert_same_order(lambda world: StreamBatches(few, 9, world=world), 5, 2, (3,))
+    assert [each.own == 0 for each in found] == [False, False, True]
+
+
+def test_every_shard_is_opened_by_one_process_and_every_pair_decoded_once(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, decoded, lock = list[str](), list[bytes](), threading.Lock()
+    open_shard, decode = lanes.open_shard, lanes.decode
+
+    def noted_open(url: str, *more: Any) -> Any:
+        with lock:
+            opened.append(url)
+        return open_shard(url, *more)
+
+    def noted_decode(content: bytes, size: int) -> Any:
+        with lock:
+            decoded.append(content)
+        return decode(content, size)
+
+    monkeypatch.setattr(lanes, "open_shard", noted_open)
+    monkeypatch.setattr(lanes, "decode", noted_decode)
+    logs = []
+    for size in (1, 2, 3):
+        opened.clear(), decoded.clear()
+        by_threads(size, lambda world: read(lambda w: StreamBatches(shards, 10, world=w), world, range(12)))
+        logs.append((Counter(opened), Counter(decoded)))
+    assert logs[0] == logs[1] == logs[2]
+
+
+def test_too_much_damage_in_a_stream_is_the_damage_of_all(shards: Shards) -> None:
+    strict = replace(shards, max_damaged=0.01)
+
+    def failure(world: World) -> str:
+        source = StreamBatches(strict, 10, world=world)
+        with pytest.raises(DataError) as raised:
+            [source.at(step) for step in range(99)]
+        return f"{source._step} {raised.value}"
+
+    assert by_threads(3, failure) == [failure(World())] * 3, "in the same step, with the same numbers"
