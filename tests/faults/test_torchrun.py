@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,8 +162,11 @@ def test_a_run_goes_on_without_a_node(tmp_path: Path, leaving: str) -> None:
     head = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3"]
     head += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_conf=last_call_timeout=3"]
     words = [*UNIFORM, "budget.steps=120", "run.checkpoints=60", "--run_dir", str(run_dir)]
-    agents = [started([*head, str(ROOT / "tools" / "run.py"), *words]) for _ in range(2)]
-    end = time.monotonic() + 150
+    agents, end = [started([*head, str(ROOT / "tools" / "run.py"), *words])], time.monotonic() + 150
+    while socket.socket().connect_ex(("127.0.0.1", port)):  # the one that has the endpoint has to stay
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    agents.append(started([*head, str(ROOT / "tools" / "run.py"), *words]))
     while (newest := RunFolder(run_dir).newest_checkpoint()) is None or Place.of(newest).step < 4:
         assert time.monotonic() < end, [agent.poll() for agent in agents]
         time.sleep(0.05)
