@@ -140,7 +140,7 @@ class Turn:
     def draw(self) -> Batch:
         """The next super-batch; where an epoch begins with it, the policy is asked which pairs to leave out."""
         self.stages.super_batches.begin(self.progress.step, self._leave_out)
-        return self.stages.super_batches.at(self.progress.step)
+        return self.stages.learner.tokenized(self.stages.super_batches.at(self.progress.step))
 
     def _leave_out(self, key_N: Tensor, epoch: int) -> Tensor:
         """Which pairs the policy leaves out of an epoch, bool ``[N]``."""

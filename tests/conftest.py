@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -31,4 +32,6 @@ def isolated(nothing_left_behind: None, tmp_path_factory: pytest.TempPathFactory
     patch.setenv("WANDB_MODE", "disabled")
     patch.setenv("OMP_NUM_THREADS", "1")
     yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # its service lives as long as the process that has started it
     patch.undo()

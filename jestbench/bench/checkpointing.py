@@ -26,6 +26,7 @@ from jestbench.parallel.distributed import World
 from jestbench.runs.checkpoint import Place
 from jestbench.runs.checkpoint_writer import CheckpointWriter, bytes_of, copied
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.saved_model import WEIGHTS
 
 TENSOR = 1 << 22
 """Parameters of a tensor at most."""
@@ -51,7 +52,7 @@ def state_of(parameters: int) -> dict[str, dict[str, torch.Tensor]]:
 
 def _fill(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state as a run does."""
-    save_file(state["weights"], folder / "model.safetensors")
+    save_file(state["weights"], folder / WEIGHTS)
     torch.save({name: part for name, part in state.items() if name != "weights"}, folder / "state.pt")
 
 

@@ -187,6 +187,10 @@ class Learner(Actor):
         self.amortised_macs = self.images.amortised_macs
         return passes
 
+    def tokenized(self, batch: Batch) -> Batch:
+        """The batch with ids of the model's own tokenizer: they go with a pair to the process that trains on it."""
+        return self.model.tokenized(batch)
+
     def feed(self, pieces: Sequence[Batch], slots: int = 2) -> Iterator[Batch]:
         """Pieces of a batch on the device, one after the other (``on_device``)."""
         keys = any(view.keep < 1 for view in (self.view, *self.trained_under))

@@ -14,6 +14,7 @@ from jestbench.bench.run_bench import main
 from jestbench.parallel.traffic import TRAFFIC, Traffic, gathered, reduced
 
 
+@pytest.mark.slow  # it starts processes three times
 def test_what_two_processes_send_is_what_is_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "scale --rounds 1 --steps 4 --batch 8 --arms jest --json".split()
     assert main([*words, str(tmp_path / "scale.json")]) == 0

@@ -184,7 +184,8 @@ def test_work_ahead_is_done_once_by_step(ahead):
 def test_a_part_carries_all_that_a_batch_carries():
     part = Packed.of(POOL.batch(torch.arange(3)), {})
     carried = {"images_BCHW", *part.rest}
-    assert carried | {"passes"} == {field.name for field in fields(Batch)}, "passes come with the positions"
+    later = {"passes", "image_rows_BD"}  # with the positions, and from a locked tower
+    assert carried | later == {field.name for field in fields(Batch)}
 
 
 def damaged_files(folder: Path) -> FilePairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,10 +81,15 @@ class Damaged(Wrapped):
         return self if epoch == self.epoch else Damaged(self.pairs, self.instead, epoch)
 
     def batch(self, index_B: torch.Tensor) -> Batch:
-        positions = [self.instead.get(position, position) for position in index_B.tolist()]
-        damaged = sum(position in self.instead for position in index_B.tolist())
-        batch = self.pairs.batch(torch.tensor(positions))
-        return replace(batch, counts={"read": len(positions) + damaged, "damaged": damaged})
+        return self.mended(*self.attempt(index_B), index_B)
+
+    def attempt(self, index_B: torch.Tensor) -> tuple[Batch, dict[int, str]]:
+        lost = {place: "damaged" for place, position in enumerate(index_B.tolist()) if position in self.instead}
+        return self.pairs.batch(index_B), lost
+
+    def replacements(self, damaged: Mapping[int, str], index_B: torch.Tensor) -> Batch:
+        rows = self.pairs.batch(torch.tensor([self.instead[int(index_B[place])] for place in damaged]))
+        return replace(rows, counts={"read": len(index_B) + len(damaged), "damaged": len(damaged)})
 
 
 def test_what_stands_for_a_damaged_pair_is_of_the_same_half() -> None:

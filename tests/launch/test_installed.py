@@ -65,6 +65,7 @@ def test_a_run_and_a_sweep_start_from_any_folder(installed: Command, tmp_path: P
     assert "jestbench compare" in (tmp_path / "comparison" / "comparison.md").read_text()
 
 
+@pytest.mark.slow  # what the package installs is run from other folders above
 def test_new_commands_answer_from_any_folder(installed: Command) -> None:
     described = installed("run", "--describe", "jest")
     assert described.returncode == 0, described.stderr

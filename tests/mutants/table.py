@@ -550,7 +550,7 @@ FROZEN_MODELS = (
     Mutant(
         "a row is charged at every sight",
         FROZEN,
-        "        new = met.missing(key_B)\n",
+        "        new = charged.missing(key_B)\n",
         "        new = torch.arange(len(key_B))\n",
         f"{RUN} {CACHE}",
     ),
@@ -579,8 +579,8 @@ FROZEN_MODELS = (
     Mutant(
         "a resumed run's amortised passes start at zero",
         FROZEN,
-        'self.hits, self.amortised_macs = mark["hits"], mark["amortised_macs"]',
-        'self.hits = mark["hits"]',
+        'self.amortised_macs = state["amortised_macs"]',
+        "self.amortised_macs = 0",
         CAPPY,
     ),
 )
@@ -616,8 +616,8 @@ SUPER_BATCHES = (
     Mutant(
         "a cascade's passes are not handed on",
         CASCADE,
-        "index_B=index_C[chosen_B], passes=passes)",
-        "index_B=index_C[chosen_B])",
+        "index_B=index_C[chosen_B], passes=passes, placement",
+        "index_B=index_C[chosen_B], placement",
         CASCADES,
     ),
     Mutant("both halves are one", HALVES, "== self.half", "== 0", f"{TWIN} tests/data"),

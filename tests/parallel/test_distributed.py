@@ -109,6 +109,7 @@ def wait_for(run_dir: Path, reached: Callable[[Place], bool]) -> Place:
     raise AssertionError("the checkpoint never came")
 
 
+@pytest.mark.slow  # a run of two is killed in tests/faults/test_kills.py, and gone on with in test_elastic.py
 def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     tmp_path: Path,
 ) -> None:
@@ -132,7 +133,7 @@ def test_killed_stopped_and_gone_on_with_is_the_run_uninterrupted(
     assert all(bool((weights[0][name] == value).all()) for name, value in weights[1].items())
 
 
-@pytest.mark.slow  # a plain run of two processes is killed above, a ladder of one process in tests/runs/test_ladder.py
+@pytest.mark.slow  # so is a plain run, and a ladder of one process in tests/runs/test_ladder.py
 def test_a_ladder_killed_in_a_branch_and_on_the_trunk_is_the_ladder_uninterrupted(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["optimizer.rungs=(6e9, 1.5e10)", "run.budget=1.5e10"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from together import batch_of, shared
@@ -96,6 +94,11 @@ SHARDED = (
     "no blocks",
     "fewer pairs than processes",
 )
+FEW = (
+    ("softmax", "cached", "views without a row on some process", "locked, cached", "checkpointed, cached"),
+    ("clipped", "cached, views without a row on some process", "fewer pairs than processes"),
+)
+"""Ways of the default suite: averaged, and sharded."""
 
 
 def learner_of(case: Case, tokenizer: Tokenizer, world: World, shard: bool = False, bf16: bool = False) -> Learner:
@@ -222,28 +225,32 @@ def check_passes(world: World) -> None:
             assert all(view == (FULL if k < 6 else THIN if k < 10 else SHORT) for k, view in seen)
 
 
-def main() -> None:
-    """Each of three processes."""
+def check_all(ways: str) -> int:
+    """What each of three processes checks."""
     torch.set_num_threads(1)
     tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
+    averaged, sharded = FEW if ways == "few" else (tuple(CASES), SHARDED)
     with distributed.started() as world:
         check_passes(world)
-        for name in CASES:
+        for name in averaged:
             check_case(name, tokenizer, world, shard=False)
-        for name in SHARDED:
+        for name in sharded:
             check_case(name, tokenizer, world, shard=True)
         check_states(tokenizer, world)
         check_bf16(tokenizer, world)
         check_unusable(tokenizer, world)
+    return 0
 
 
-def test_gradients_and_states_of_three_processes_are_those_of_one() -> None:
+@pytest.mark.parametrize("ways", ["few", pytest.param("all", marks=pytest.mark.slow)])
+def test_gradients_and_states_of_three_processes_are_those_of_one(ways: str, tmp_path: Path) -> None:
     """In one test: the processes start once."""
-    words = ["-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", str(Path(__file__))]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    group = forked.ranks(3, lambda rank: check_all(ways), tmp_path)
+    try:
+        assert [process.wait(200) for process in group] == [0] * 3, "\n".join(process.said for process in group)
+    finally:
+        for process in group:
+            process.kill()
 
 
 def test_what_cannot_be_sharded_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +260,3 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch: pytest.MonkeyPatch, caps
     tokenizer = Tokenizer(train_bpe(["word"], 300).to_str(), 6)
     with pytest.raises(ValueError, match=r"run.shard = True on CPUs needs torch 2.9 or newer"):
         learner_of(Case(), tokenizer, World(0, 2), shard=True)
-
-
-if __name__ == "__main__":
-    main()
