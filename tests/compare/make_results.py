@@ -68,13 +68,14 @@ def arms(folder: str, metric: str) -> str:
 def rungs(folder: str) -> str:
     """Means at every rung, on all classes · on those that the curated set lacks."""
     whole, unseen = ({(p.arm, p.budget): p.mean.value for p in measured(folder, metric).frontier} for metric in BOTH)
-    budgets = sorted({budget for _, budget in whole})
+    budgets, every = sorted({budget for _, budget in whole}), {arm for arm, _ in whole}
+    common = max(budget for budget in budgets if all((arm, budget) in whole for arm in every))
     rows = (
         [
             arm,
             *(f"{100 * whole[arm, b]:.1f} · {100 * unseen[arm, b]:.1f}" if (arm, b) in whole else "" for b in budgets),
         ]
-        for arm in sorted({arm for arm, _ in whole}, key=lambda arm: -whole.get((arm, budgets[-1]), 0))
+        for arm in sorted(every, key=lambda arm: -whole[arm, common])
     )
     return _lines(["arm", *(flops_text(budget) for budget in budgets)], rows)
 

@@ -13,4 +13,7 @@ def test_the_page_is_what_the_records_say():
 
 
 def test_the_machine_that_the_page_names():
-    assert make_results.machine("flagship") == make_results.machine("flagship_rates") == {"Intel(R) Xeon(R) Processor"}
+    xeon, epyc = "Intel(R) Xeon(R) Processor", "AMD EPYC"
+    assert make_results.machine("flagship_rates") == {xeon}
+    assert make_results.machine("flagship") == {xeon, epyc}
+    assert make_results.machine("rivals") == make_results.machine("equal") == {epyc}

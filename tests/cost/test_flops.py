@@ -542,6 +542,7 @@ def shipped(name: str, *bindings: str) -> tuple[Resolved, TwoTowers, Batch]:
 
 
 # Too much by one product of the patch embedding: nothing asks for the gradient of pixels.
+@pytest.mark.slow  # a statement of docs/cost.md on large models
 @pytest.mark.parametrize("path", sorted((PROJECT / "gin" / "model").glob("*.gin")), ids=lambda path: path.stem)
 def test_the_3x_convention_errs_little_for_every_shipped_model(path):
     _, model, batch = shipped(path.stem)

@@ -82,7 +82,26 @@ def flops(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k.startswith(("flops/", "pairs/"))} for row in rows_of(run_dir)]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+# One arm of each mechanism; the slow tests have every shipped arm.
+FEW = {
+    "jest",
+    "flexi_jest",
+    "rho_loss_twin",
+    "active_clip",
+    "cappy",
+    "cascade_jest",
+    "grad_norm",
+    "infobatch",
+    "dissect",
+}
+EVERY = [arm if arm in FEW else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS]
+
+
+def test_the_few_arms_are_shipped() -> None:
+    assert FEW <= set(ARMS)
+
+
+@pytest.mark.parametrize("arm", EVERY)
 def test_an_arm_on_the_device_is_charged_as_on_a_cpu_and_seldom_waits(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,7 +338,11 @@ def uninterrupted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize(
     ("policy", "number"),
-    [("uniform", signal.SIGKILL), ("jest", signal.SIGKILL), ("jest", signal.SIGINT)],
+    [
+        pytest.param("uniform", signal.SIGKILL, marks=pytest.mark.slow),
+        ("jest", signal.SIGKILL),
+        ("jest", signal.SIGINT),
+    ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else value,
 )
 def test_a_stopped_process_goes_on_as_if_nothing_had_happened(uninterrupted, reference, tmp_path, policy, number):

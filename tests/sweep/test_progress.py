@@ -77,6 +77,7 @@ def test_a_log_has_lines_and_no_bars(sweep: list[str], tmp_path: Path) -> None:
     assert compared.stdout.startswith(f"{METRIC}: ")
 
 
+@pytest.mark.slow  # a log, which has the same lines, is tested above
 def test_a_terminal_has_a_bar_of_each_kind(sweep: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
