@@ -93,8 +93,7 @@ class Embeddings:
             half = value.dtype in (torch.float16, torch.bfloat16)
             object.__setattr__(self, name, value.float() if half else value)
             sums.append(value.sum(dtype=torch.float32 if half else value.dtype).double())
-        # One read of the device: a finite sum has only finite terms. A sum of finite terms may overflow: then all are
-        # checked.
+        # One read of the device: a finite sum has only finite terms. Where it overflows, all terms are checked.
         if not bool(torch.isfinite(torch.stack(sums)).all()):
             self._check_every_row()
         if not torch.isfinite(torch.tensor([self.scale, self.bias])).all():
@@ -122,8 +121,7 @@ class Scores:
         learner: the learner's embeddings.
         reference: the reference's.
         online: those of a small model trained beside the learner.
-        values: per-pair values by name, ``[B]`` each: a pretrained scorer's grades ``g``, columns of the data
-            (``column:similarity``).
+        values: per-pair values by name, ``[B]`` each: a scorer's grades ``g``, columns (``column:similarity``).
         size: B; needed only without embeddings and values.
         loss: which pair losses the scores are differences of.
         model_passes: the models' passes for these scores.
