@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jestbench.engine.actor import EmbeddingModel
+from jestbench.parallel.placement import Placement
 
 
 def gathered(own: Iterable[Tensor], count: int, subject: EmbeddingModel) -> Tensor:
@@ -20,4 +21,4 @@ def gathered(own: Iterable[Tensor], count: int, subject: EmbeddingModel) -> Tens
     """
     dtype = torch.promote_types(next(subject.model.parameters()).dtype, torch.float32)
     none = torch.empty(0, subject.model.width, device=subject.arithmetic.device, dtype=dtype)
-    return subject.arithmetic.world.collect(torch.cat([none, *own]), count)
+    return Placement.in_turns(count, subject.arithmetic.world).collect(torch.cat([none, *own]))

@@ -50,13 +50,6 @@ class World:
         """Positions of this process's share of ``count`` rows that are dealt out in turns."""
         return torch.arange(self.rank, count, self.size)
 
-    def collect(self, own_PX: Tensor, count: int) -> Tensor:
-        """All-gather rows that are dealt out in turns: ``[count, …]`` in the order of their positions, no gradient."""
-        if self.size == 1:
-            return own_PX
-        parts = self._parts(own_PX, -(-count // self.size))
-        return torch.stack(parts, 1).flatten(0, 1)[:count].to(own_PX.dtype)
-
     def gathered(self, own_PX: Tensor, counts: Sequence[int]) -> Tensor:
         """All-gather the rows of all processes, one process after the other, without gradient.
 
@@ -66,15 +59,10 @@ class World:
         """
         if self.size == 1:
             return own_PX
-        parts = zip(self._parts(own_PX, max(counts)), counts, strict=True)
-        return torch.cat([part[:count] for part, count in parts]).to(own_PX.dtype)
-
-    def _parts(self, own_PX: Tensor, most: int) -> list[Tensor]:
-        """The rows of each process, filled up to ``most`` of them."""
-        padded: Tensor = own_PX.new_zeros(most, *own_PX.shape[1:])
+        padded: Tensor = own_PX.new_zeros(max(counts), *own_PX.shape[1:])
         padded[: len(own_PX)] = own_PX.detach()
-        sent = padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded
-        return list(self.gather(sent).unbind())
+        parts = self.gather(padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(own_PX.dtype)
 
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.

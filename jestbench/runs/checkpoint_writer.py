@@ -77,8 +77,9 @@ class CheckpointWriter:
             self._wait()
             self._check_disk(bytes_of(state))
             held = copied(state) if behind else state
-            work = lambda: checkpoint.write(self.run_dir, place, lambda folder: fill(folder, held))  # noqa: E731
-            self._writing = self._thread.submit(work)
+            self._writing = self._thread.submit(
+                checkpoint.write, self.run_dir, place, lambda folder: fill(folder, held)
+            )
             if not behind:
                 self._wait()
 
