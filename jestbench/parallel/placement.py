@@ -133,7 +133,9 @@ class Placement:
         def brought(at_P: Tensor) -> Tensor:
             return to_device(rows_at(rows_PX, local_K[at_P]), there)
 
-        came = self.world.sent(brought(torch.cat(leaving)), [*map(len, leaving)], [*map(len, coming)])
+        came = brought(torch.cat(leaving))
+        if not torch.equal(from_K, to.rank_B):  # the same on every process; of uniform no row moves
+            came = self.world.sent(came, [*map(len, leaving)], [*map(len, coming)])
         shape, pinned = (to.counts[rank], *rows_PX.shape[1:]), there.type == "cpu" and own_PX.is_pinned()
         out: Tensor = torch.empty(shape, dtype=own_PX.dtype, device=there, pin_memory=pinned)
         for at_P, found_PX in ((staying, brought(staying)), (torch.cat(coming), came)):
