@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from jestbench.config.resolved import Resolved
@@ -13,9 +16,13 @@ from jestbench.data.damage import listed
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.sources.source import Fetched, Source
 from jestbench.data.sources.stream import Stream
+from jestbench.data.splits import names_in, shown_split, split_of, unranked
 from jestbench.data.synthetic import Synthetic
+from jestbench.disk import shown
+from jestbench.launch.stands import ended
 from jestbench.loop import Stages
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.runs.folder import RunFolder
 
 SAMPLE = 32
 """Pairs of each split that ``--check`` decodes."""
@@ -178,6 +185,64 @@ def waste_warnings(resolved: Resolved, stages: Stages, walked: Mapping[str, Any]
             f"{resolved.candidates:,} pairs a step: other pairs each epoch; a smaller run.super_batch_size leaves fewer"
         )
     return found
+
+
+_EVALUATED = "evaluated images"
+"""Words of a warning that evaluated images are trained on, by which it is found in another run's summary."""
+
+
+def overlap_warnings(resolved: Resolved, stages: Stages) -> list[str]:
+    """Warnings of a user's evaluated images that are trained on as well, and of a holdout that lies in the pool.
+
+    Images are compared by the content keys of their files, for the run and for all runs that it stands on.
+    """
+    if not isinstance(resolved.run.data, Source):
+        return []
+    evaluation, found = stages.evaluator.pairs, list[str]()
+    evaluated_N = np.unique(evaluation.image_key_N[: len(stages.evaluator.index_N)])
+    mend = "take them out of one of the two"
+    for who, run in _trained(resolved, "this run"):
+        if isinstance(run, Path):
+            summary = ended(run)
+            if summary.fingerprints.get("evaluation") == evaluation.fingerprint:
+                found += [f"{who}: {text}" for text in summary.warnings if _EVALUATED in text]
+            continue
+        keys_N, split = _keys(run, stages if run is resolved else None), shown_split(run.run.split)
+        if there := int(np.isin(evaluated_N, keys_N).sum()):
+            found.append(
+                f"{there:,} of the {len(evaluated_N):,} {_EVALUATED} ({evaluation.name}) lie in {split}, too, which "
+                f"{who} is trained on: metrics are not those of unseen images; {mend}"
+            )
+        held_out = split == "holdout" and "pool" in names_in(resolved.run.split)
+        if held_out and (there := int(np.isin(np.unique(keys_N), _keys(resolved, stages)).sum())):
+            found.append(
+                f"{there:,} images of holdout, which {who} is trained on, lie in the pool, too: its losses of them are "
+                f"not those of unseen pairs; {mend}"
+            )
+    return [*dict.fromkeys(found)]
+
+
+def _trained(resolved: Resolved, who: str) -> Iterator[tuple[str, Resolved | Path]]:
+    """A run and those that it stands on, each as it is configured or as its folder, and a name for messages."""
+    yield who, resolved
+    for role, stands in resolved.stands_on.items():
+        for stand in stands:
+            if isinstance(stand, Resolved):
+                yield from _trained(stand, f"the {role} {stand.run.arm!r}")
+            elif RunFolder(stand).has_finished():
+                yield f"the {role} in {shown(stand)}", stand
+
+
+def _keys(resolved: Resolved, stages: Stages | None) -> npt.NDArray[np.int64]:
+    """The content keys of the images that a run is trained on; none where they are not indexed."""
+    data = resolved.run.data
+    if stages is not None:
+        pairs = stages.pairs
+    elif isinstance(data, Source) and data.is_prepared():
+        pairs = split_of(data, unranked(resolved.run.split))
+    else:
+        return np.empty(0, np.int64)
+    return pairs.indexed("a comparison of splits").image_key_N
 
 
 def set_warnings(stages: Stages) -> list[str]:

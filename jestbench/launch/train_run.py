@@ -21,7 +21,15 @@ from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
 from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
-from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
+from jestbench.launch.data_report import (
+    epoch_warning,
+    epochs,
+    eval_sets,
+    overlap_warnings,
+    set_warnings,
+    walk,
+    waste_warnings,
+)
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
@@ -409,7 +417,8 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
 def warned(resolved: Resolved, stages: Stages, walked: Mapping[str, Any] | None) -> list[str]:
     """Warnings about a run, also printed on stderr; ``walked`` is ``None`` where a stand-in takes the data's place."""
     found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
-    found += [] if walked is None else waste_warnings(resolved, stages, walked)
+    if walked is not None:
+        found += [*waste_warnings(resolved, stages, walked), *overlap_warnings(resolved, stages)]
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

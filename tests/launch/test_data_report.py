@@ -156,3 +156,45 @@ def test_a_run_does_not_go_on_with_other_data(run):
     assert run(*command[2:], "--resume")[0] == 0
     assert rows_of("out")[-1]["step"] == 4
     json.loads(Path("out/summary.json").read_text())
+
+
+SMALL = ("run.batch_size=8", "run.super_batch_size=8", "run.budget=None", "budget.steps=2", *QUIET)
+
+
+def shared_rows(name: str, numbers: range) -> None:
+    rows = "".join(f"{i}.jpg,{caption(i)}\n" for i in numbers)
+    Path(f"{name}.csv").write_text(f"filepath,title\n{rows}")
+
+
+def test_evaluated_images_that_are_trained_on_are_warned_of(run):
+    """Whoever is trained on them: the run itself, a reference on demand, or one in a folder; nobody else is named."""
+    shared_rows("curated", range(40, 54))
+    reference = str(("gin/run/reference.gin", *SMALL))
+    arm = ("run.policy=easy_reference", "csv.curated=curated.csv", *SMALL)
+    assert "evaluated images" not in run("--check", *SMALL)[2]
+
+    own = "4 of the 10 evaluated images (csv/eval) lie in {}, too, which {} is trained on"
+    assert (
+        own.format("pool+curated", "this run")
+        in run("--check", *arm, "run.policy=uniform", "run.split=pool+curated")[2]
+    )
+    status, _, err = run(*arm, f"run.reference={reference}", "--run_dir", "arm")
+    assert status == 0, err
+    (warning,) = summary_of("arm")["warnings"]
+    assert warning.startswith(own.format("curated", "the reference 'reference'"))
+
+    (there,) = Path("cache/models").glob("reference-*[0-9a-f]")
+    status, _, err = run("--check", *arm, f"run.reference={str(there)!r}")
+    assert (status, f"the reference in {there}: {own.format('curated', 'this run')}" in err) == (0, True), err
+    shared_rows("curated", range(10, 40))
+    assert "evaluated images" not in run("--check", *arm, f"run.reference={reference}")[2], "a curated part of the pool"
+
+
+def test_a_holdout_that_lies_in_the_pool_is_warned_of(run):
+    shared_rows("holdout", range(45, 50))
+    table("apart", range(70, 90))
+    reference = str(("gin/run/irreducible.gin", *SMALL, "run.batch_size=4", "run.super_batch_size=4"))
+    arm = ("--check", "run.policy=rho_loss", f"run.reference={reference}", *SMALL)
+    held = "5 images of holdout, which the reference 'irreducible' is trained on, lie in the pool, too"
+    assert held in run(*arm, "csv.holdout=holdout.csv")[2]
+    assert run(*arm, "csv.holdout=apart.csv")[2] == ""
