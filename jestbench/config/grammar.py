@@ -9,6 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,12 @@ def _look_alike(text: str) -> str:
     return f"it holds {shown} (U+{ord(found):04X}, {name}): {_LOOK_ALIKES[found]}"
 
 
+_PATTERN = re.compile(r"(?<=.)(\{[^{}\[\]]*\}|\[[^{}\[\]]*\])", re.DOTALL)
+"""Braces and brackets within a path or pattern (``pool-{0..3}.tar``, ``a.parquet:train[:100]``), not at its start."""
+
+
 def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
-    """A binding from the command line; a bare word or path is a string.
+    """A binding from the command line; a bare word, path or pattern is a string.
 
     Raises:
         ConfigError: the text is not a binding, or its value cannot be parsed.
@@ -147,12 +152,39 @@ def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
     try:
         statements = parse(f"{key} = {value}\n", where, configurables())
     except ConfigError as error:
-        if any(mark in value for mark in "'\"()[]{}@%\n"):
-            raise ConfigError(str(error).replace(f"{where}:1: ", f"{where}: {text}: ", 1)) from error
+        if any(mark in _PATTERN.sub("", value) for mark in "'\"()[]{}@%\n"):
+            said = str(error).replace(f"{where}:1: ", f"{where}: {text}: ", 1)
+            unquoted = where == COMMAND_LINE and value[0] in "([{" and not any(mark in value for mark in "'\"")
+            hint = f" A shell takes quotes off: put the whole binding into quotes, '{key}=…'." if unquoted else ""
+            raise ConfigError(said + hint) from error
         statements = parse(f"{key} = {value!r}\n", where, configurables())
     if len(statements) != 1 or not isinstance(statements[0], Binding):
         raise ConfigError(f"{where}: {text!r} is not one binding")
     return dataclasses.replace(statements[0], where=where)
+
+
+def check_expanded(bindings: Sequence[Binding]) -> None:
+    """Refuse one name that is bound to several paths in a row: the shell has expanded a pattern without quotes.
+
+    The last of them would win, and all other files would be left out in silence.
+
+    Args:
+        bindings: of the command line, in their order.
+
+    Raises:
+        ConfigError: naming the paths.
+    """
+    for _, group in groupby(bindings, lambda binding: binding.key):
+        row = [*group]
+        paths = list(
+            dict.fromkeys(one.value for one in row if isinstance(one.value, str) and re.search("[./]", one.value))
+        )
+        if len(row) > 1 and len(paths) == len(row):
+            raise ConfigError(
+                f"{row[0].where}: {row[0].key} is bound {len(row)} times in a row, to {paths[0]} … {paths[-1]}, and "
+                f"the last would be the only one: where a shell has expanded braces, put quotes around the binding "
+                f"('{row[0].key}=…{{…}}…'), else bind it once"
+            )
 
 
 def _check_type(binding: Binding, value: Any, hint: Any) -> None:

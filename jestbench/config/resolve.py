@@ -17,6 +17,7 @@ from jestbench.config.gin_edge import Binding
 from jestbench.config.grammar import (
     COMMAND_LINE,
     IMPORTED,
+    check_expanded,
     check_names,
     file_of,
     locate,
@@ -188,7 +189,9 @@ def read_files(files: Sequence[str], beside: Path | None = None) -> Iterator[Bin
 def _read(files: Sequence[str], bindings: Sequence[str], beside: Path | None, origin: str) -> list[Binding]:
     """All bindings of files and command line, checked for names and types."""
     read = [*read_files(files, beside)]
-    read += [read_binding(text, origin) for text in bindings]
+    given = [read_binding(text, origin) for text in bindings]
+    check_expanded(given)
+    read += given
     check_names(read)
     return [_findable(binding) for binding in read]
 

@@ -356,6 +356,10 @@ def test_spellings_of_a_file_keep_their_order(
         ("run.arm=1e-3x", "1e-3x"),
         ("run.arm=a=b", "a=b"),
         ("run.arm=größer", "größer"),
+        ("webdataset.pool=shards/pool-{00000..00003}.tar", "shards/pool-{00000..00003}.tar"),
+        ("webdataset.pool=shards/{a,b}/[0-9].tar::c.tar", "shards/{a,b}/[0-9].tar::c.tar"),
+        ("huggingface.pool=pairs.parquet:train[:100]", "pairs.parquet:train[:100]"),
+        ("run.split=pool[top=0.5, by=column:similarity]", "pool[top=0.5, by=column:similarity]"),
         ("run.seed=12", 12),
         ("run.budget=4e9", 4e9),
         ("run.budget=None", None),
@@ -369,11 +373,43 @@ def test_values_on_the_command_line(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["run.arm='a", "run.arm=[a", "run.arm=@nothing", "run.arm=a b]", "run.arm=", "=1", "a"]
+    "text",
+    [
+        "run.arm='a",
+        "run.arm=[a",
+        "run.arm=@nothing",
+        "run.arm=a b]",
+        "run.arm=a{b",
+        "run.arm={a}",
+        "run.arm=",
+        "=1",
+        "a",
+    ],
 )
 def test_values_that_are_no_string(text: str) -> None:
     with pytest.raises(ConfigError):
         grammar.read_binding(text)
+
+
+def test_quotes_that_a_shell_took_off_are_named() -> None:
+    with pytest.raises(ConfigError, match="put the whole binding into quotes, 'model"):
+        grammar.read_binding("model.image_options={depth:2}")
+
+
+def test_a_pattern_that_a_shell_expanded_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without quotes bash makes a binding of each path: the last alone would be the pool."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--check", "--gin_file", "gin/run/webdataset.gin"]
+    expanded = [f"webdataset.pool=shards/{i}.tar" for i in range(4)]
+    assert command.main([*words, *expanded, "webdataset.eval=e.tar"]) == 2
+    said = capsys.readouterr().err
+    assert "webdataset.pool is bound 4 times in a row, to shards/0.tar … shards/3.tar" in said
+    assert "put quotes around the binding ('webdataset.pool=…{…}…')" in said
+    apart = [expanded[0], "webdataset.eval=e.tar", expanded[1]]
+    assert command.main([*words, *apart]) == 3, "later bindings win: the files are looked for"
+    assert "the first is shards/1.tar" in capsys.readouterr().err
 
 
 def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
