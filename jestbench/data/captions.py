@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jestbench.data.damage import Damaged
 from jestbench.disk import decoded
@@ -85,6 +85,17 @@ def text_of(content: object) -> str:
             shown = f"as Latin-1 it reads {text.encode('utf-8', 'surrogateescape').decode('latin-1')[:80]!r}"
         raise Damaged("caption is not UTF-8", shown[:120]) from None
     return text
+
+
+def field_at(found: Any, path: str) -> Any:
+    """The value at names joined by dots; of a list of objects that of each of them; ``None`` where there is none."""
+    for step in path.split("."):
+        if isinstance(found, list):
+            each = [one.get(step) if isinstance(one, dict) else None for one in found]
+            found = None if all(one is None for one in each) else each
+        else:
+            found = found.get(step) if isinstance(found, dict) else None
+    return found
 
 
 def texts_of(found: object) -> list[str]:

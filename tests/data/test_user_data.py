@@ -159,6 +159,56 @@ def test_a_null_in_a_list_and_nan_in_a_field_lose_no_more_than_themselves(tmp_pa
     assert damage_of(split) == {"no caption": 2, "caption is no text (bool)": 1, "caption is no text (dict)": 1}
 
 
+def json_shard(path: Path, contents: list[bytes]) -> str:
+    return tar_at(path, [m for i, one in enumerate(contents) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.json", one))])
+
+
+@pytest.mark.parametrize(
+    ("where", "content"),
+    [
+        ("json", '["a car", null, "a boat"]'),
+        ("json.raw", '[{"raw": "a car", "id": 1}, {"id": 2}, {"raw": "a boat"}]'),
+        ("json.c.raw", '{"c": [{"raw": "a car"}, {"raw": "a boat"}]}'),
+        ("json.c.raw", '{"c": {"raw": ["a car", "a boat"]}}'),
+    ],
+)
+def test_json_members_give_captions_not_their_own_text(tmp_path, where, content):
+    pool = json_shard(tmp_path / "x.tar", [content.encode()])
+    assert list(opened(WebDataset, tmp_path, pool, caption=where).captions) == ["a car", "a boat"]
+    stream = Stream(pool, Synthetic(eval=4), image_size=16, lanes=1, buffer=1, caption=where).split("pool")
+    assert stream.example().captions[0] in ("a car", "a boat")
+
+
+def test_the_way_to_a_caption_is_named(tmp_path):
+    """What a message names is then read, whatever the member holds."""
+    plain = json_shard(tmp_path / "plain.tar", [b'"a car"'])
+    assert "its members end in jpg, json (caption = 'json')" in refused(WebDataset, tmp_path, plain)
+    assert list(opened(WebDataset, tmp_path, plain, caption="json").captions) == ["a car"]
+    fields = json_shard(tmp_path / "fields.tar", [b'{"alt": "a car", "url": "x"}'])
+    assert "name the field: caption = 'json.NAME', of alt, url" in refused(WebDataset, tmp_path, fields)
+    assert "name one of its fields: alt, url" in refused(WebDataset, tmp_path, fields, caption="json")
+    other = tar_at(tmp_path / "other.tar", [("0.pic", jpeg(0)), ("0.txt", b"a car")])
+    assert "name another ending: images = ('pic',)" in refused(WebDataset, tmp_path, other)
+    assert list(opened(WebDataset, tmp_path, other, images=("pic",)).captions) == ["a car"]
+
+
+def test_fields_of_structs_and_slices_of_saved_data_are_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [[{"raw": f"{caption(i)}, {way}", "id": i} for way in ("one", "other")] for i in range(4)]
+    data = {"image": [jpeg(i) for i in range(4)], "text": rows, "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(data).save_to_disk(tmp_path / "saved")
+    saved, wanted = str(tmp_path / "saved"), [one["raw"] for row in rows for one in row]
+    said = refused(HuggingFace, tmp_path, saved)
+    assert "name one of its fields: raw, id" in said
+    found = opened(HuggingFace, tmp_path, saved, caption_column="text.raw")
+    assert list(found.captions) == wanted
+    assert list(opened(HuggingFace, tmp_path, f"{saved}:train[:3]", caption_column="text.raw").captions) == wanted[:6]
+    assert "has no split 'test'; there are: train" in refused(HuggingFace, tmp_path, f"{saved}:test")
+    datasets.Dataset.from_dict({**data, "words": ["x"] * 4}).remove_columns("text").to_parquet(tmp_path / "x.parquet")
+    said = refused(HuggingFace, tmp_path, str(tmp_path / "x.parquet"))
+    assert "has no column 'text' (its columns: image, label, words)" in said, "a number is no class name"
+
+
 def test_a_gin_file_may_begin_with_a_byte_order_mark_and_its_encoding_is_named(tmp_path):
     (tmp_path / "a.gin").write_bytes("\ufeffrun.seed = 3\n".encode())
     assert [(binding.key, binding.value) for binding in read_file(tmp_path / "a.gin")] == [("run.seed", 3)]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
-from jestbench.data.captions import texts_of
+from jestbench.data.captions import field_at, texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.encoded_images import Encoded
@@ -22,13 +22,14 @@ from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
+from jestbench.disk import nearest_or_all
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files of an image folder that name its images and their captions."""
 TEXTS = (".txt", ".caption")
 """Endings of a text beside an image."""
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class HuggingFace(Source):
     Attributes:
         image_column: holds the image: an image feature, bytes, a path (relative to the file's folder), or a list of
             one of these.
-        caption_column: holds the caption or a list of captions; of a class label the name is the caption.
+        caption_column: holds the caption or a list of captions, or names a field of a struct, or of a list of structs
+            (``sentences.raw``); of a class label the name is the caption.
         config_name: of a data set on the hub that has several.
         revision: of a data set on the hub: a branch, a tag or a commit.
     """
@@ -92,9 +94,11 @@ class HuggingFace(Source):
         rows = HubRows(shard.path, self.image_column, self.config_name, self.revision)
         data = rows.data
         columns, wanted = data.column_names, self.caption_column
-        if wanted == "text" and wanted not in columns and "label" in columns:
+        if wanted == "text" and wanted not in columns and getattr(data.features.get("label"), "names", None):
             wanted = "label"  # an image folder of one subfolder a class
-        caption = column(columns, wanted, shard.path, "huggingface.caption_column")
+        head, _, path = wanted.partition(".")
+        caption, path = (head, path) if path and head in columns and wanted not in columns else (wanted, "")
+        caption = column(columns, caption, shard.path, "huggingface.caption_column")
         column(columns, self.image_column, shard.path, "huggingface.image_column")
         feature = data.features[caption]
         names: Sequence[str] | None = getattr(feature, "names", None)
@@ -107,7 +111,7 @@ class HuggingFace(Source):
                 found = texts[row][caption]
                 if names is not None and found is not None:
                     found = names[found].replace("_", " ") if found >= 0 else None
-                captions = texts_of(found)
+                captions = texts_of(field_at(found, path) if path else found)
                 try:
                     content = rows.read(row)
                 except DamagedImage as damaged:
@@ -251,7 +255,9 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
         raise
     except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the data set {name} cannot be opened: {said}") from error
+        endings = sorted({file.suffix for file in files or ()} - {""})
+        found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
+        raise DataError(f"the data set {name}{found} cannot be opened: {said}") from error
     return data
 
 
@@ -288,7 +294,10 @@ def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) 
     """A folder: saved by ``save_to_disk``, of tables (a picture beside them is no pair), of images, of other files."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         data = datasets.load_from_disk(str(folder))
-        return data[part] if isinstance(data, datasets.DatasetDict) else data
+        splits = data if isinstance(data, datasets.DatasetDict) else {"train": data, str(data.split or "train"): data}
+        if (split := part.partition("[")[0]) not in splits:
+            raise DataError(f"the data set {folder} has no split {split!r}; {nearest_or_all(split, splits)}")
+        return _sliced(datasets, splits[split], split, part)
     tables = Counter(FILES[file.suffix] for file in files if file.suffix in FILES and file.name not in METADATA)
     if tables:
         return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
@@ -312,6 +321,10 @@ def _with_texts_beside(
         "text": [None if text is None else text.read_bytes() for text in found],
     }
     features = datasets.Features({"image": datasets.Value("string"), "text": datasets.Value("binary")})
-    data = datasets.Dataset.from_dict(columns, features)
-    (place,) = datasets.ReadInstruction.from_spec(part).to_absolute({"train": len(images)})
-    return data.select(range(place.from_ or 0, len(images) if place.to is None else place.to))
+    return _sliced(datasets, datasets.Dataset.from_dict(columns, features), "train", part)
+
+
+def _sliced(datasets: Any, data: Any, split: str, part: str) -> Any:
+    """The rows of a split that ``part`` asks for (``train[:100]``)."""
+    (place,) = datasets.ReadInstruction.from_spec(part).to_absolute({split: len(data)})
+    return data.select(range(place.from_ or 0, len(data) if place.to is None else place.to))

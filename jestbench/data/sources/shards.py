@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jestbench.batch import DataError
-from jestbench.data.captions import text_of, texts_of
+from jestbench.data.captions import field_at, text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
 from jestbench.data.sources.patterns import globbed, is_url
 from jestbench.data.sources.source import needs
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
+IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
 """Endings of image members."""
+TEXTS = ("caption", "text", "json", "cls")
+"""Endings of members that may hold the caption in place of ``txt``, the likely ones first."""
 UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 """First bytes of compressed files → function that opens them."""
 COMPRESSED = (*UNPACKERS, b"\x28\xb5\x2f\xfd")
@@ -97,8 +99,9 @@ class MemberRules:
 
     Attributes:
         images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
-            (``json.caption``, ``meta.json.a.b``); a member whose whole ending is that name comes first.
+        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
+            of them), or a field of a JSON member (``json.caption``, ``meta.json.a.b``; of a list of objects that of
+            each); a member whose whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         columns: members or fields that hold numbers, named as a caption is.
         uid: member or field that holds the uid; empty: none is read.
@@ -171,7 +174,7 @@ class MemberRules:
         return Pair(image, captions, tuple(values), uid, hints, name)
 
     def _content(self, sample: Sample, name: str) -> Any:
-        """The bytes of the member of that name, or the value of the JSON field, never null.
+        """The bytes of the member of that name, or the value of the JSON member or field, never null.
 
         Raises:
             Damaged: there is none.
@@ -181,30 +184,45 @@ class MemberRules:
         member, path = next((way for way in ways if way[0] in sample), ("", ""))
         if not member:
             raise Damaged("no caption", *self._found(sample, (steps[0].lower(),)))
-        content = sample[member].content
-        if not path:
-            return content
-        try:
-            found = json.loads(content)
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            raise Damaged("caption is not UTF-8" if isinstance(error, UnicodeError) else "broken JSON") from None
-        fields = sorted(found) if isinstance(found, dict) else []
-        for step in path.split("."):
-            found = found.get(step) if isinstance(found, dict) else None
+        if not path and member.rpartition(".")[2] != "json":
+            return sample[member].content
+        held = self._parsed(sample[member])
+        found = field_at(held, path) if path else held
         if found is None:
+            fields = sorted(held) if isinstance(held, dict) else []
             said = f"its {member} has the fields {', '.join(fields[:20])}" if fields else f"its {member} has no fields"
             raise Damaged("no caption", said)
         return found
 
     @staticmethod
-    def _found(sample: Sample, wanted: tuple[str, ...]) -> tuple[str, str]:
+    def _parsed(member: TarMember) -> Any:
+        """What a JSON member holds.
+
+        Raises:
+            Damaged: it is no JSON.
+        """
+        try:
+            return json.loads(member.content)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            raise Damaged("caption is not UTF-8" if isinstance(error, UnicodeError) else "broken JSON") from None
+
+    def _found(self, sample: Sample, wanted: tuple[str, ...]) -> tuple[str, str]:
         """The endings of a sample that lacks a member, and the likely cause."""
         endings = list(sample)
         said = f"its members end in {', '.join(endings[:8])}{' …' if len(endings) > 8 else ''}"
         dotted = [ending for ending in endings if ending.rpartition(".")[2] in wanted and "." in ending]
-        if not dotted:
-            return said, ""
-        return said, f"a name ends at its first dot: name the ending, {dotted[0]!r}, or write names without dots"
+        if dotted:
+            return said, f"a name ends at its first dot: name the ending, {dotted[0]!r}, or write names without dots"
+        if wanted is self.images:
+            named = [ending for ending in endings if ending not in TEXTS]
+            return said, f"name another ending: images = ({named[0]!r},)" if named else ""
+        if (named := [ending for ending in endings if ending in TEXTS]) and wanted == ("txt",):
+            names = ""
+            with suppress(Damaged):
+                fields = self._parsed(sample["json"]) if named[0] == "json" else None
+                names = ", ".join([*fields][:20]) if isinstance(fields, dict) else ""
+            return said, f"name the field: caption = 'json.NAME', of {names}" if names else f"caption = {named[0]!r}"
+        return said, ""
 
 
 def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, Sample | Damaged]]:

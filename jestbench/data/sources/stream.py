@@ -72,8 +72,9 @@ class Stream:
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
         images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
-            (``json.caption``); a member whose whole ending is that name comes first.
+        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
+            of them), or a field of a JSON member (``json.caption``; of a list of objects that of each); a member whose
+            whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         captions: how captions are normalised, and which of an image's several captions is used.
         lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.

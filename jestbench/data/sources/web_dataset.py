@@ -27,8 +27,9 @@ class WebDataset(Source):
 
     Attributes:
         images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``), or a field of a JSON member
-            (``json.caption``); a member whose whole ending is that name comes first.
+        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
+            of them), or a field of a JSON member (``json.caption``; of a list of objects that of each); a member whose
+            whole ending is that name comes first.
         lines: each line of a text member is a caption of its own.
         allow_missing: leave out shards that a brace pattern names and that are not there.
         columns: numbers that come with each pair: members or JSON fields (``json.similarity``), named as a caption is;
