@@ -53,6 +53,8 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError:
     """
     place = path if error.filename is None else Path(os.fsdecode(error.filename))
     where = "" if place is None else f"{shown(place)}: "
+    if error.errno == errno.ENOENT and place is not None and place.parent.is_dir() and place.suffix:
+        return StorageError(f"{where}there is no such file: bring it back, or name one that is there")
     cause = (_FULL | _REFUSED | _GONE | _LOCKLESS).get(error.errno or 0, error.strerror or str(error))
     if error.errno == errno.ENOSPC and place is not None and (free := _free(place)) is not None:
         cause += f" ({free / 2**20:,.1f} MiB free)"

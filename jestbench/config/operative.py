@@ -28,7 +28,10 @@ def check_used(held: Snapshot, bindings: Sequence[Binding], allowed: Sequence[st
         listed = ", ".join(f"{binding.key} ({binding.where})" for binding in dead)
         hint = ""
         if not first.parameter:
-            hint = nearest_or_all(first.key, {scope for scope, name in held.used if name == "macro"})
+            macros = {scope for scope, name in held.used if name == "macro"}
+            meant = {f"{name}.{first.key}" for (_, name), used in held.used.items() if first.key in used}
+            first_run = sorted(meant, key=lambda key: (not key.startswith("run."), key))
+            hint = f"did you mean {', '.join(first_run)}?" if meant else nearest_or_all(first.key, macros)
         elif first.scope:
             hint = nearest_or_all(first.scope, {scope for scope, name in held.used if scope and name == first.name})
         scope = f"{first.scope}/" if first.scope else ""

@@ -34,7 +34,7 @@ from jestbench.config.resolved import Inherited, Resolved
 from jestbench.config.run import ConfigError, ReadFolder, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.part_pairs import HALVES
-from jestbench.disk import PROJECT, shown
+from jestbench.disk import PROJECT, nearest, shown
 from jestbench.engine.casting import Casting
 from jestbench.parallel.arithmetic import number_format
 from jestbench.select.remembering import check_needs, takes_all
@@ -300,7 +300,12 @@ def _pretrained(
     beside = None if bound is None else file_of(bound)
     path = locate(file, beside)
     if path is None:
-        raise ConfigError(f"{where}{key} = {file!r}: no such file or run folder")
+        names = [
+            *(one.name for one in (PROJECT / "gin/run").glob("*.gin")),
+            *(one.name for one in Path(file).parent.glob("*")),
+        ]
+        hint = nearest(Path(file).name, names, "; did you mean {}?")
+        raise ConfigError(f"{where}{key} = {file!r}: no such file or run folder{hint}")
     if path.is_dir() and half:
         raise ConfigError(
             f"{where}run.twin trains the reference twice, on two halves: bind run.reference to a run file, not to the "

@@ -63,10 +63,11 @@ class OpenClip(Foreign):
         together = self.model.startswith((LOCAL, HUB))
         if together and self.pretrained:
             raise ValueError(f"open_clip.model = {self.model!r} brings its own weights: leave open_clip.pretrained out")
+        folder = bool(self.model) and Path(self.model).expanduser().is_dir()
         if not together and not (self.model and self.pretrained):
             raise ValueError(
                 "open_clip needs a model and its weights: bind open_clip.model (a name) and open_clip.pretrained (a "
-                f"tag, a file or a folder), or open_clip.model = '{LOCAL}FOLDER'"
+                f"tag, a file or a folder), or open_clip.model = '{LOCAL}{self.model if folder else 'FOLDER'}'"
             )
 
     @property
@@ -101,6 +102,10 @@ class OpenClip(Foreign):
         if self.model.startswith(HUB):
             return None
         path = self._folder if self.model.startswith(LOCAL) else Path(self.pretrained).expanduser()
+        if self.model.startswith(LOCAL) and path.is_dir() and not (path / CONFIG).is_file():
+            other = (path / "config.json").is_file()
+            hint = f": of transformers, it is bound as hugging_face_clip.path = {str(path)!r}" if other else ""
+            raise DataError(f"{path} holds no {CONFIG}, as open_clip's push_to_hf_hub writes it{hint}")
         if path.is_dir():
             path = chosen_weights(path, WEIGHTS)
         elif not path.exists() and not self.model.startswith(LOCAL):

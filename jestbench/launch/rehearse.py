@@ -25,7 +25,7 @@ from jestbench.launch.data_report import opened, ranked_line, walk
 from jestbench.launch.forecast import bought, ladder_table, step_price_of
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
-from jestbench.launch.stands import stand_ins, with_start
+from jestbench.launch.stands import of_run, stand_ins, with_start
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, Stages, train
 from jestbench.parallel.arithmetic import Arithmetic
@@ -127,7 +127,8 @@ def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Ch
     """Rehearse a run, and those that its frozen models stand on, the deepest first."""
     own, below = _rehearsed(resolved, may), []
     for needed in resolved.below:
-        deeper, one = _below_and_own(needed, may)
+        with of_run(needed):
+            deeper, one = _below_and_own(needed, may)
         below += [*deeper, one]
     return below, own
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from jestbench.batch import DataError
 from jestbench.config.registry import PRETRAINED
 from jestbench.config.resolved import Resolved
+from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
@@ -23,6 +25,20 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
 from jestbench.runs.summary import Summary
+
+
+@contextmanager
+def of_run(resolved: Resolved) -> Iterator[None]:
+    """Add the name of a run to its errors, where another run stands on it: parameters of the other would not help."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if type(error) not in (ConfigError, DataError) or str(error).startswith("process "):
+            raise
+        raise type(error)(
+            f"{error} (in the run {resolved.run.arm!r}, on which this run stands; what is bound for it stands behind "
+            "its file, as in run.reference = ('FILE', 'run.batch_size=16'))"
+        ) from error
 
 
 def trained(role: Pretrained, folder: Path) -> FrozenCasting:

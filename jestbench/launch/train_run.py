@@ -35,7 +35,7 @@ from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_scores import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
+from jestbench.launch.stands import castings_of, ended, of_run, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
@@ -91,7 +91,9 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
             if not _finished(folder):
                 if world.first_of_all:
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
-                if _trained(_beside(stand, resolved), folder, role) == "interrupted":
+                with of_run(stand):
+                    status = _trained(_beside(stand, resolved), folder, role)
+                if status == "interrupted":
                     raise KeyboardInterrupt
     if not _finished(folder):
         raise DataError(f"{folder} holds no finished run to take as a {role}: give a run folder or a .gin file")

@@ -105,7 +105,9 @@ def _newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     """
     newest = RunFolder(run_dir).newest_checkpoint()
     if newest is None:
-        raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished")
+        foreign = any((run_dir / name).exists() for name in ("open_clip_config.json", "preprocessor_config.json"))
+        hint = " (a model of another library is bound as @open_clip() or @hugging_face_clip())" if foreign else ""
+        raise DataError(f"{run_dir} holds no checkpoint: give a run folder whose run has finished{hint}")
     return newest, _description(newest)
 
 

@@ -133,6 +133,10 @@ WRONG = {
         ["run.optimizer = @slow/optimizer()", "slow/optimizer.final = 0.1", "slwo/optimizer.clip = 2.0"],
         ["mine.gin:4", "slwo/optimizer.clip", "did you mean 'slow'?", "--allow_unused 'slwo/optimizer.*'"],
     ),
+    "parameter without a name": (
+        ["batch_size = 4"],
+        ["mine.gin:2", "did you mean run.batch_size, evaluate.batch_size?"],
+    ),
     "scope of a parameter": (["warm/run.seed = 1"], ["mine.gin:2", "never uses warm/run.seed"]),
     "unused binding": (["jest.chunks = 4"], ["mine.gin:2", "never uses jest.chunks", "--allow_unused 'jest.*'"]),
     "unused component": (["run.log = @log()", "icons.noise = 0.5"], ["mine.gin:3", "never uses icons.noise"]),

@@ -159,6 +159,81 @@ def test_a_null_in_a_list_and_nan_in_a_field_lose_no_more_than_themselves(tmp_pa
     assert damage_of(split) == {"no caption": 2, "caption is no text (bool)": 1, "caption is no text (dict)": 1}
 
 
+# Files of another kind
+
+
+PARQUET, TAR, TABLE = "a parquet file (gin/run/hug", "a tar (gin/run/web", "a table (gin/run/csv.gin reads it)"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        (Csv, "x.parquet", PARQUET),
+        (Csv, "x.tar", TAR),
+        (Csv, "lfs.csv", "a pointer of Git LFS (fetch the file: git lfs pull)"),
+        (Csv, "x.jsonl", "JSON (write it as a table"),
+        (WebDataset, "x.parquet", PARQUET),
+        (WebDataset, "x.csv", TABLE),
+        (WebDataset, "lfs.tar", "a pointer of Git LFS"),
+        (HuggingFace, "x.tar", TAR),
+        (HuggingFace, "x.csv", TABLE),
+        (HuggingFace, "lfs.parquet", "a pointer of Git LFS"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_what_reads_it(tmp_path, kind, name, said):
+    if kind is HuggingFace:
+        pytest.importorskip("datasets")
+    tar_of(tmp_path / "x.tar", [("0.jpg", jpeg(0)), ("0.txt", b"a car")])
+    for file, content in {
+        "x.parquet": b"PAR1\x15\0",
+        "x.csv": b"filepath,title\n0.jpg,a\n",
+        "x.jsonl": b'{"a": 1}\n',
+    }.items():
+        (tmp_path / file).write_bytes(content)
+    for file in ("lfs.csv", "lfs.tar", "lfs.parquet"):
+        (tmp_path / file).write_bytes(LFS)
+    assert said in refused(kind, tmp_path, str(tmp_path / name))
+
+
+def test_a_folder_without_shards_names_what_is_there(tmp_path):
+    tar_of(tmp_path / "deep/a/0.tar", [("0.jpg", jpeg(0)), ("0.txt", b"a car")])
+    said = refused(WebDataset, tmp_path, str(tmp_path / "deep"))
+    assert said.endswith(f"holds no .tar; for those that lie deeper name '{tmp_path}/deep/**/*.tar'")
+    assert list(opened(WebDataset, tmp_path, f"{tmp_path}/deep/**/*.tar").captions) == ["a car"]
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/0.tar.gz").write_bytes(b"x")
+    assert refused(WebDataset, tmp_path, str(tmp_path / "packed")).endswith("holds no .tar (its files end in .tar.gz)")
+
+
+def csv_of(path: Path, text: str) -> str:
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("bound", [{}, {"separator": "tab"}, {"separator": "\\t"}])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_of_any_line_break_and_spelling_of_a_tab_are_read(tmp_path, end, bound):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    table = csv_of(tmp_path / "x.csv", end.join(["filepath\ttitle", "0.jpg\ta car", ""]))
+    assert pairs_of(opened(Csv, tmp_path, table, **bound)) == [(content_key(jpeg(0)), "a car")]
+
+
+def test_what_a_table_would_be_misread_by_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    twice = csv_of(tmp_path / "x.csv", "filepath,title,title\n0.jpg,1,a car\n")
+    assert refused(Csv, tmp_path, twice).endswith("x.csv has 2 columns 'title': rename all but one")
+    with pytest.raises(ValueError, match=r"csv\.separator is one character, such as ';' or 'tab', got 't'"):
+        Csv(separator="t")
+    Path("in").mkdir()
+    Path("0.jpg").write_bytes(jpeg(0))
+    from_here = csv_of(tmp_path / "in/x.csv", "filepath,title\n0.jpg,a car\n")
+    said = f"No such file or directory (paths are relative to the table's folder, {tmp_path}/in)"
+    assert said in refused(Csv, tmp_path, from_here)
+    assert "there is no file x.cvs; did you mean x.csv?" in refused(Csv, tmp_path, "x.cvs")
+    assert list(opened(Csv, tmp_path, csv_of(tmp_path / "in/y.csv", "filepath,title\n../0.jpg,a\n")).captions) == ["a"]
+
+
 def json_shard(path: Path, contents: list[bytes]) -> str:
     return tar_at(path, [m for i, one in enumerate(contents) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.json", one))])
 

@@ -159,7 +159,7 @@ SAFE, HF_SAFE = "open_clip_model.safetensors", "model.safetensors"
 @pytest.mark.parametrize(
     ("name", "harm", "status", "said"),
     [
-        ("clip", without("open_clip_config.json"), 3, "open_clip_config.json: No such file"),
+        ("clip", without("open_clip_config.json"), 3, "holds no open_clip_config.json, as open_clip's push"),
         ("clip", without(SAFE), 3, "holds no weights, such as open_clip_model.safetensors"),
         ("clip", truncated(SAFE), 3, "cannot be read"),
         ("clip", other_architecture(SAFE), 2, "does not hold a local-dir:"),
@@ -181,6 +181,18 @@ def test_one_message(
         of(folder).load()
     assert (found.value.exit_status, said in str(found.value)) == (status, True), str(found.value)
     assert len(str(found.value).replace(str(folder), "")) < 600
+
+
+def test_the_folder_of_another_library_is_bound_as_the_message_says(
+    small: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="of transformers, it is bound as hugging_face_clip.path = "):
+        OpenClip(model=f"local-dir:{small['hf']}").load()
+    with pytest.raises(ValueError, match="or open_clip.model = 'local-dir:" + str(small["clip"])):
+        OpenClip(model=str(small["clip"]))
+    words = ["--gin_file", "gin/run/tiny.gin", "run.policy=clip_score", f"run.reference={small['clip']}", "--check"]
+    assert main(words) == 3
+    assert "(a model of another library is bound as @open_clip() or @hugging_face" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,20 @@ def test_evaluated_images_that_are_trained_on_are_warned_of(run):
     assert "evaluated images" not in run("--check", *arm, f"run.reference={reference}")[2], "a curated part of the pool"
 
 
+def test_an_error_of_the_run_that_a_run_stands_on_names_that_run(run):
+    """The arm's own sizes are no remedy; the one that the message gives is."""
+    shared_rows("curated", range(20))
+    arm = ("--check", "run.policy=easy_reference", "csv.curated=curated.csv", *SMALL)
+    status, _, err = run(*arm, "run.reference=gin/run/reference.gin")
+    assert status == 3
+    assert "csv/curated holds 20 pairs, fewer than the 64 of one super-batch" in err
+    assert "(in the run 'reference', on which this run stands; what is bound for it stands behind its file" in err
+    sizes = "('gin/run/reference.gin', 'run.batch_size=8', 'run.super_batch_size=8')"
+    assert run(*arm, f"run.reference={sizes}")[0] == 0
+    status, _, err = run(*arm, "run.reference=gin/run/refrence.gin")
+    assert (status, "no such file or run folder; did you mean reference.gin?" in err) == (2, True)
+
+
 def test_a_holdout_that_lies_in_the_pool_is_warned_of(run):
     shared_rows("holdout", range(45, 50))
     table("apart", range(70, 90))

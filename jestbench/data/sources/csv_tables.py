@@ -15,9 +15,11 @@ from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
 from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.other_kinds import refuse_other_kind
+from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, image_key
 from jestbench.data.sources.source import Shard, Source, column, file_shard
-from jestbench.disk import decoded
+from jestbench.disk import decoded, nearest
 
 SEPARATORS = ("\t", ",", ";", "|")
 """Separators that are looked for in a header."""
@@ -34,8 +36,8 @@ class Csv(Source):
     Attributes:
         image_column: column of the image's path; a relative path is relative to the table's folder.
         caption_column: column of the caption.
-        separator: separator of columns; ``None`` is the one by which the header has both columns: a tab in ``.tsv``
-            files and a comma in all other files come first, then tab, comma, semicolon and bar.
+        separator: separator of columns (``tab`` is one); ``None`` is the one by which the header has both columns: a
+            tab in ``.tsv`` files and a comma in all other files come first, then tab, comma, semicolon and bar.
         quotes: a field in double quotes may hold separators and line breaks; ``None`` is true for every separator
             but the tab, with which quotes are text like any other.
     """
@@ -49,8 +51,10 @@ class Csv(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.separator is not None and len(self.separator) != 1:
-            raise ValueError(f"csv.separator is one character, got {self.separator!r}")
+        if self.separator in ("\\t", "tab"):  # as a shell hands a tab on
+            object.__setattr__(self, "separator", "\t")
+        if self.separator is not None and (len(self.separator) != 1 or self.separator.isalnum()):
+            raise ValueError(f"csv.separator is one character, such as ';' or 'tab', got {self.separator!r}")
 
     @property
     def reading(self) -> str:
@@ -59,13 +63,11 @@ class Csv(Source):
 
     def shards(self, split: str) -> list[Shard]:
         """The split's tables."""
-        found = []
-        for name in self.where(split):
-            path = Path(name).expanduser()
-            if not path.is_file():
-                raise DataError(f"csv.{split}: there is no file {path}")
-            found.append(file_shard(path))
-        return found
+        found = [path for name in self.where(split) for path in (globbed(name) or [Path(name).expanduser()])]
+        if missing := [path for path in found if not path.is_file()]:
+            near = nearest(missing[0].name, (path.name for path in missing[0].parent.glob("*")), "; did you mean {}?")
+            raise DataError(f"csv.{split}: there is no file {missing[0]}{near}")
+        return [file_shard(path) for path in found]
 
     def index(self, shard: Shard, verified: int | None) -> ShardIndex:
         """Read a table and its images once; what is damaged is counted and left out."""
@@ -80,15 +82,17 @@ class Csv(Source):
                 try:
                     content = file.read_bytes()
                 except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-                    raise Damaged("no image", getattr(error, "strerror", "") or str(error)) from None
+                    cause = f"paths are relative to the table's folder, {folder}" if Path(path).is_file() else ""
+                    raise Damaged("no image", getattr(error, "strerror", "") or str(error), cause) from None
                 index.add(0, WHOLE, image_key(content, verified), captions, str(file), *first[path])
         return index
 
     def _rows(self, path: Path, index: ShardIndex) -> Iterator[tuple[str, str, tuple[float, ...], str]]:
         """Path, caption, numbers and uid of each row."""
+        refuse_other_kind(path)
         with path.open("rb") as start:
             try:
-                header_line = decoded(start.readline())
+                header_line = decoded(start.readline()).partition("\r")[0]  # line breaks of old Macs too
             except ValueError as error:
                 raise DataError(f"{path}: {error}") from None
         separator = self._separator(path, header_line)
@@ -97,6 +101,9 @@ class Csv(Source):
             rows = _numbered_rows(file, path, separator, quotes)
             _, header = next(rows, (1, []))
             other = ", or csv.separator" if len(header) < 2 else ""
+            twice = [name for name in (self.image_column, self.caption_column) if header.count(name) > 1]
+            if twice:
+                raise DataError(f"{path} has {header.count(twice[0])} columns {twice[0]!r}: rename all but one")
             image, caption = (
                 header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
                 for name in ("image_column", "caption_column")
@@ -125,7 +132,7 @@ class Csv(Source):
         usual = "\t" if path.suffix.lower() == ".tsv" else ","
 
         def has_both(separator: str) -> bool:
-            names = next(csv.reader([header], delimiter=separator), [])
+            names = next(csv.reader([header.rstrip("\r\n")], delimiter=separator), [])
             return self.image_column in names and self.caption_column in names
 
         return next((separator for separator in (usual, *SEPARATORS) if has_both(separator)), usual)

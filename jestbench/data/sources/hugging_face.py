@@ -19,6 +19,7 @@ from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.other_kinds import kind_of_file
 from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
@@ -247,7 +248,9 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
         elif Path(what).expanduser().is_dir():
             data = _open_folder(datasets, Path(what).expanduser(), part, files)
         elif not files or files[0].suffix not in FILES:
-            raise DataError(f"{what} is no parquet or arrow file: name one, a folder of them, or use csv or webdataset")
+            found = kind_of_file(files[0]) if files else ""
+            but = f" but {found}" if found else ""
+            raise DataError(f"{what} is no parquet or arrow file{but}: name one, or a folder of them")
         else:
             kind, paths = FILES[files[0].suffix], [str(file) for file in files]
             data = datasets.load_dataset(kind, data_files={part.partition("[")[0]: paths}, split=part)
@@ -255,8 +258,11 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
         raise
     except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        endings = sorted({file.suffix for file in files or ()} - {""})
+        endings = sorted({file.suffix for file in files or ()} - {""}) if Path(what).is_dir() else ()
         found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
+        tables = (kind_of_file(file) for file in files or () if file.suffix in FILES)
+        if other := next((kind for kind in tables if kind and "huggingface.gin" not in kind), ""):
+            said = f"a file of it is {other}"
         raise DataError(f"the data set {name}{found} cannot be opened: {said}") from error
     return data
 

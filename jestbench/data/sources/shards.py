@@ -22,6 +22,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import field_at, text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
+from jestbench.data.sources.other_kinds import kind_of
 from jestbench.data.sources.patterns import globbed, is_url
 from jestbench.data.sources.source import needs
 
@@ -306,7 +307,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     except (tarfile.TarError, EOFError, OverflowError, ValueError):
         damage = "truncated tar" if start[257:262] == b"ustar" else "broken tar" if start else "empty shard"
     if damage:
-        yield "", Damaged(damage)
+        yield "", Damaged(damage, kind_of(start) if damage == "broken tar" else "")
 
 
 class _Headers:
@@ -391,7 +392,7 @@ def paths_of(pattern: str) -> list[str]:
     In a URL or a ``pipe:`` command only braces are expanded. Files that do not exist are included.
 
     Raises:
-        DataError: webdataset, which expands braces, is not installed; or the braces are unbalanced.
+        DataError: webdataset, which expands braces, is not installed; the braces are unbalanced; a folder holds no tar.
     """
     parts = pattern.split("::")
     if "{" in pattern:
@@ -406,5 +407,9 @@ def paths_of(pattern: str) -> list[str]:
 def _local(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        return sorted(path.glob("*.tar")) or [path / "*.tar"]
+        if found := sorted(path.glob("*.tar")):
+            return found
+        deeper = f"; for those that lie deeper name '{path}/**/*.tar'" if any(path.rglob("*.tar")) else ""
+        endings = ", ".join(sorted({"".join(one.suffixes[-2:]) for one in path.iterdir() if one.is_file()} - {""})[:8])
+        raise DataError(f"the folder {path} holds no .tar{f' (its files end in {endings})' if endings else ''}{deeper}")
     return globbed(pattern) or [path]

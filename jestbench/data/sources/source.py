@@ -201,12 +201,13 @@ class Source(ABC):
         Raises:
             DataError: the data cannot be read, or too much of it is damaged.
         """
-        folder = self._table(split)
+        folder, fresh = self._table(split), False
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(Path(f"{folder}.lock"), f"indexing {self.label}.{split}"):
                 if not folder.exists():
                     self._write(split, folder)
+                    fresh = True
         except OSError as error:
             raise DataError(
                 f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
@@ -214,6 +215,9 @@ class Source(ABC):
             ) from error
         table = Table.open(folder)
         self._acceptable(split, table)
+        if fresh and table.damaged:
+            shown = listed(table.damage, table.examples, table.damaged + len(table))
+            _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
         return table
 
     @property
@@ -332,10 +336,6 @@ class Source(ABC):
         if beside.names:
             beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
         write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
-        table = Table.open(folder)
-        if table.damaged:
-            shown = listed(table.damage, table.examples, table.damaged + len(table))
-            _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
 
     def _acceptable(self, split: str, table: Table) -> None:
         read = len(table) + table.damaged
