@@ -81,7 +81,7 @@ class OpenClip(Foreign):
         """The model's name, and a digest of its weights; of a tag or of a name on the hub the name."""
         if (weights := self._weights()) is None:
             return f"open_clip/{self.model}/{self.pretrained}"
-        config = [self._folder / CONFIG] if self.model.startswith(LOCAL) else []
+        config = [self._config_file] if self.model.startswith(LOCAL) else []
         return f"open_clip/{'' if config else self.model}/{files_digest([*config, weights])}"
 
     @property
@@ -93,6 +93,20 @@ class OpenClip(Foreign):
     def _folder(self) -> Path:
         return Path(self.model.removeprefix(LOCAL)).expanduser()
 
+    @property
+    def _config_file(self) -> Path:
+        """The configuration in the folder.
+
+        Raises:
+            DataError: the folder holds none.
+        """
+        folder = self._folder
+        if folder.is_dir() and not (folder / CONFIG).is_file():
+            other = (folder / "config.json").is_file()
+            hint = f": of transformers, it is bound as hugging_face_clip.path = {str(folder)!r}" if other else ""
+            raise DataError(f"{folder} holds no {CONFIG}, as open_clip's push_to_hf_hub writes it{hint}")
+        return folder / CONFIG
+
     def _weights(self) -> Path | None:
         """The local file of weights; ``None`` where they are on a hub.
 
@@ -102,10 +116,6 @@ class OpenClip(Foreign):
         if self.model.startswith(HUB):
             return None
         path = self._folder if self.model.startswith(LOCAL) else Path(self.pretrained).expanduser()
-        if self.model.startswith(LOCAL) and path.is_dir() and not (path / CONFIG).is_file():
-            other = (path / "config.json").is_file()
-            hint = f": of transformers, it is bound as hugging_face_clip.path = {str(path)!r}" if other else ""
-            raise DataError(f"{path} holds no {CONFIG}, as open_clip's push_to_hf_hub writes it{hint}")
         if path.is_dir():
             path = chosen_weights(path, WEIGHTS)
         elif not path.exists() and not self.model.startswith(LOCAL):
@@ -166,7 +176,7 @@ class OpenClip(Foreign):
             DataError: the folder has none, or the hub does not give it.
         """
         if self.model.startswith(LOCAL):
-            found = described(self._folder / CONFIG)
+            found = described(self._config_file)
             if "model_cfg" not in found:
                 raise DataError(f"{self._folder / CONFIG} holds no 'model_cfg'")
             return dict(found["model_cfg"])

@@ -86,7 +86,8 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
         source.prepare()
     for split in splits:
         table = source.indexed(split)
-        line = f"{source.label}.{split}: {len(table):,} images, {len(table.captions):,} captions"
+        counted = (("images", table.image_key_N), ("captions", table.text_key_M))
+        line = f"{source.label}.{split}: {', '.join(_counted(*one) for one in counted)}"
         line += f", such as {table.captions[0][:60]!r}"
         if closed:
             yield line
@@ -107,6 +108,12 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
             )
         if table.cut:
             yield f"{source.label}.{split}: {table.cut:,} captions are cut to captions.max_characters"
+
+
+def _counted(what: str, key_N: npt.NDArray[np.int64]) -> str:
+    """How many there are, and how many distinct ones, where some are there several times."""
+    distinct = len(np.unique(key_N))
+    return f"{len(key_N):,} {what}" + (f" ({distinct:,} distinct)" if distinct < len(key_N) else "")
 
 
 def ranked_line(role: str, pairs: IndexedPairs) -> str:

@@ -56,6 +56,17 @@ def test_a_check_opens_what_is_bound_and_reports_it(run):
     assert "14 of the pool's 50 pairs are left out of each epoch" in err
 
 
+def test_a_check_counts_what_is_there_several_times(run):
+    """A placeholder that stands for thousands of images, and a caption that is everybody's, are seen before a run."""
+    rows = "".join(f"{i}.jpg,{'nan' if i % 2 else caption(i)}\n" for i in range(20))
+    Path("same.csv").write_text(f"filepath,title\n{rows}")
+    for i in range(5):
+        Path(f"{i}.jpg").write_bytes(jpeg(0))
+    status, out, err = run("--check", "csv.pool=same.csv", *LITTLE)
+    assert status == 0, err
+    assert f"csv.pool: 20 images (16 distinct), 20 captions (11 distinct), such as {caption(0)!r}" in out
+
+
 def test_a_check_of_local_data_that_cannot_be_read_ends_with_3(run):
     assert run("--check", "csv.curated=none.csv", *LITTLE)[0] == 3
     Path("pool.csv").write_text('filepath,title\n0.jpg,"a\n1.jpg,b\n')
@@ -193,12 +204,13 @@ def test_evaluated_images_that_are_trained_on_are_warned_of(run):
 def test_an_error_of_the_run_that_a_run_stands_on_names_that_run(run):
     """The arm's own sizes are no remedy; the one that the message gives is."""
     shared_rows("curated", range(20))
+    Path("theirs.gin").write_text('include "gin/run/reference.gin"\nrun.batch_size = 32\nrun.super_batch_size = 32\n')
     arm = ("--check", "run.policy=easy_reference", "csv.curated=curated.csv", *SMALL)
-    status, _, err = run(*arm, "run.reference=gin/run/reference.gin")
+    status, _, err = run(*arm, "run.reference=theirs.gin")
     assert status == 3
-    assert "csv/curated holds 20 pairs, fewer than the 64 of one super-batch" in err
+    assert "csv/curated holds 20 pairs, fewer than the 32 of one super-batch" in err
     assert "(in the run 'reference', on which this run stands; what is bound for it stands behind its file" in err
-    sizes = "('gin/run/reference.gin', 'run.batch_size=8', 'run.super_batch_size=8')"
+    sizes = "('theirs.gin', 'run.batch_size=8', 'run.super_batch_size=8')"
     assert run(*arm, f"run.reference={sizes}")[0] == 0
     status, _, err = run(*arm, "run.reference=gin/run/refrence.gin")
     assert (status, "no such file or run folder; did you mean reference.gin?" in err) == (2, True)
