@@ -21,6 +21,7 @@ from jestbench.batch import Batch
 from jestbench.bench import arms, timing
 from jestbench.bench.paper import LEARNER
 from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
+from jestbench.cost.ledger import flops_of
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import PROJECT
 from jestbench.engine.fit_memory import MicroBatches
@@ -148,7 +149,7 @@ def training(rig: Rig) -> Found:
     """Seconds of jestbench's training step, and of bare steps of the same towers."""
     count = rig.pick(8, 512)
     learner, batch = rig.learner(), rig.batch(count)
-    flops = _flops(learner, count)
+    flops = flops_of(learner.forecast_update(count))
     update = _update_of(learner, batch)
     found: Found = {"pair forward GMAC": learner.price.pair / 1e9, "batch": count}
 
@@ -166,11 +167,6 @@ def training(rig: Rig) -> Found:
         return found | {"open_clip": f"not there: {error}"}
     add("open_clip's loss", rig.seconds(_bare_step(rig, learner, batch, SigLipLoss(), clip=False), 5, warm=2))
     return found
-
-
-def _flops(learner: Learner, count: int) -> int:
-    """FLOPs charged for a training step on ``count`` pairs."""
-    return FLOPS_PER_MAC * sum(one.macs for one in learner.forecast_update(count))
 
 
 def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
@@ -242,7 +238,7 @@ def cached(rig: Rig) -> Found:
     seconds = rig.seconds(update, 2)
     return {
         "pairs/s": count / seconds,
-        "MFU, the second forward pass counted": rig.mfu(_flops(learner, count), seconds),
+        "MFU, the second forward pass counted": rig.mfu(flops_of(learner.forecast_update(count)), seconds),
         "peak GB": rig.peak(update) / 1e9,
         "host waits a step": rig.host_waits(update),
     }
@@ -283,7 +279,7 @@ def compiled(rig: Rig) -> Found:
     return {
         "first step s": first,
         "product pairs/s": count / seconds,
-        "product MFU": rig.mfu(_flops(learner, count), seconds),
+        "product MFU": rig.mfu(flops_of(learner.forecast_update(count)), seconds),
         "product peak GB": rig.peak(update) / 1e9,
         "scoring pairs/s": count / scored,
         "embeddings against eager, relative error": float(away),

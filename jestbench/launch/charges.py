@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from jestbench.batch import Batch, DataError, Pass
+from jestbench.batch import Batch, DataError
 from jestbench.config.resolved import Resolved
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.fetch import Positions
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.engine.actor import Actor, Met
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 PAIRS, STEPS = 1 << 22, 1 << 14
 """Pairs, and steps, whose keys a forecast looks at; it takes those behind them for new in a split's first epoch."""
-
-
-def flops_of(passes: Iterable[Pass]) -> int:
-    """FLOPs of passes."""
-    return FLOPS_PER_MAC * sum(item.macs for item in passes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 from jestbench.batch import DataError
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.splits import unranked
 from jestbench.engine.frozen import FrozenActor
@@ -61,5 +61,5 @@ def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
     if failures:
         raise DataError(f"{actor.cache.folder} could not be filled: see the warning above")
     size = sum(file.stat().st_size for file in Path(str(actor.cache.folder)).glob("*.rows"))
-    cost = sum(item.macs for item in actor.forecast_distinct(*keys_of_all(pairs)))
-    return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": FLOPS_PER_MAC * cost}
+    flops = flops_of(actor.forecast_distinct(*keys_of_all(pairs)))
+    return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": flops}

@@ -22,7 +22,7 @@ from jestbench.batch import Batch
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.damage import Tally
 from jestbench.data.pairs import Dataset, IndexedPairs
 from jestbench.disk import cache_root, digest, whole
@@ -145,7 +145,7 @@ def forecast(resolved: Resolved, stages: Stages) -> int:
     """FLOPs that ``charge`` will charge."""
     if resolved.run.reference_accounting == "amortised":
         return 0
-    macs = 0
+    flops = 0
     for role, pairs in stages.pairs.ranked:
         actor = stages.scorer.actors[role]
         assert isinstance(actor, FrozenActor), "a model that scores single pairs is one frozen model"
@@ -153,5 +153,5 @@ def forecast(resolved: Resolved, stages: Stages) -> int:
             passes = actor.forecast_own_loss(len(pairs))
         else:
             passes = actor.forecast_distinct(*keys_of_all(pairs))
-        macs += sum(item.macs for item in passes)
-    return FLOPS_PER_MAC * macs
+        flops += flops_of(passes)
+    return flops

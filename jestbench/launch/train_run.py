@@ -15,7 +15,7 @@ from jestbench.config.log import WandB
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import Wrapped
 from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
@@ -398,7 +398,7 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
     name, flops = "run.budget", allowance.flops
     if allowance.rungs:
         name, flops = "the first of optimizer.rungs", allowance.rungs[0] - allowance.pretrain
-    one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
+    one = flops_of(stages.learner.forecast_update(resolved.run.batch_size))
     if flops < one:
         raise ValueError(
             f"{name} leaves {flops:.3g} FLOPs, less than one training step of "
