@@ -13,19 +13,21 @@ from jestbench import seeds
 from jestbench.batch import FULL, PURPOSES, Batch, Pass, Purpose, View
 from jestbench.config.resolved import Resolved
 from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
+from jestbench.cost.ledger import flops_of
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import least_draw
 from jestbench.engine.actor import Actor
 from jestbench.launch import calibrate, own_scores
-from jestbench.launch.charges import Charges, charges_of, flops_of
+from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.exchange_forecast import Sizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.loop import Stages
 from jestbench.model.towers import TwoTowers
+from jestbench.runs.summary import known_total
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.remembering import imagined, takes_all
 from jestbench.select.scores import Role, Scores
@@ -171,8 +173,7 @@ def pretraining(resolved: Resolved) -> dict[str, int | None]:
 
 def _known(flops: Mapping[str, int | None], roles: Collection[str]) -> int | None:
     """The sum over some roles; ``None`` where those of one are not known."""
-    found = [amount for role, amount in flops.items() if role in roles]
-    return None if None in found else sum(amount or 0 for amount in found)
+    return known_total(amount for role, amount in flops.items() if role in roles)
 
 
 def _forecast(resolved: Resolved) -> int | None:
