@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +16,8 @@ from jestbench.data.fetch import Positions
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.engine.actor import Actor, Met
 from jestbench.launch.stages import plan_of
+from jestbench.launch.step_price import StepPrice
 from jestbench.loop import Stages
-
-if TYPE_CHECKING:
-    from jestbench.launch.forecast import StepPrice
 
 PAIRS, STEPS = 1 << 22, 1 << 14
 """Pairs, and steps, whose keys a forecast looks at; it takes those behind them for new in a split's first epoch."""

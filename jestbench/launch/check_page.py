@@ -10,7 +10,7 @@ from pathlib import Path
 from jestbench.config.resolved import Resolved
 from jestbench.disk import shown
 from jestbench.launch.data_report import eval_sets
-from jestbench.launch.forecast import StepPrice
+from jestbench.launch.step_price import StepPrice
 from jestbench.loop import Stages
 
 WIDTH = 100

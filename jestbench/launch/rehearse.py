@@ -22,7 +22,7 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, ranked_line, walk
-from jestbench.launch.forecast import bought, ladder_table, step_price_of
+from jestbench.launch.forecast import Forecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins, with_start
@@ -155,18 +155,18 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         walked = None if found.stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
-        price = step_price_of(resolved, stages)
+        forecast = Forecast(resolved, stages, data)
         loader = resolved.run.loader
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
             data=(*lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
             sizes="" if walked is None else sizes(resolved, stages),
-            budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
+            budget=() if walked is None else tuple(bought(forecast, walked)),
             metrics=tuple(stages.evaluator.measures),
             loader=loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2) if ahead and walked else "",
-            price=price,
-            ladder=ladder_table(resolved),
+            price=forecast.price,
+            ladder="\n".join(ladder_lines(forecast)),
             warnings=len(warnings),
         )
 

@@ -113,5 +113,7 @@ def ended(folder: Path) -> Summary:
 
 def pretrain_flops(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
     """FLOPs of training a run's frozen models, by role (summed over twins); ``None`` where they are not known."""
-    known = {role: known_total(ended(folder).flops_all_in for folder in found) for role, found in folders.items()}
-    return {**known, **resolved.stated_flops}
+    known: dict[str, int | None] = {
+        role: known_total(ended(folder).flops_all_in for folder in found) for role, found in folders.items()
+    }
+    return known | resolved.stated_flops
