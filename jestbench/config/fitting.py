@@ -123,8 +123,7 @@ def calibration_warnings(run: Run, models: Sequence[Trained], split: str | None)
 
 def _scaled_by(run: Run) -> str | None:
     """What scores with the reference's scale or bias; ``None`` where its cosines alone are used."""
-    assert not isinstance(run.policy, str)
-    if "reference" in run.policy.needs and not run.policy.cosine_only:
+    if "reference" in run.built_policy.needs and not run.built_policy.cosine_only:
         return f"the policy {type(run.policy).__name__}"
     if run.cascade is not None and run.cascade.score == "reference":
         return "run.cascade"

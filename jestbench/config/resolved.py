@@ -70,8 +70,7 @@ class Resolved:
     @property
     def policy(self) -> Policy:
         """The policy, as an object."""
-        assert not isinstance(self.run.policy, str)
-        return self.run.policy
+        return self.run.built_policy
 
     @property
     def scored_by(self) -> dict[Pretrained, tuple[Resolved | Path, ...]]:
