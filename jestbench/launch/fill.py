@@ -56,10 +56,11 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
 def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
     """Fill the cache of one model."""
     walk(actor, pairs)
-    failures = actor.counts()["cache/failures"]
+    failures, folder = actor.counts()["cache/failures"], actor.cache.folder
+    assert folder is not None, "the cache is shared"
     actor.close(remove=True)
     if failures:
-        raise DataError(f"{actor.cache.folder} could not be filled: see the warning above")
-    size = sum(file.stat().st_size for file in Path(str(actor.cache.folder)).glob("*.rows"))
+        raise DataError(f"{folder} could not be filled: see the warning above")
+    size = sum(file.stat().st_size for file in folder.glob("*.rows"))
     flops = flops_of(actor.forecast_distinct(*keys_of_all(pairs)))
-    return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": flops}
+    return {"folder": str(folder), "pairs": len(pairs), "bytes": size, "flops": flops}

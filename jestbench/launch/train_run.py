@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,6 @@ from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
-from jestbench.parallel.distributed import World
 from jestbench.parallel.locks import locked
 from jestbench.parallel.shared_disk import check_shared
 from jestbench.parallel.stop import STOP
@@ -41,7 +40,7 @@ from jestbench.runs.hold_folder import HOLDER, held
 from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
-from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format, is_described
+from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
 from jestbench.runs.summary import Ending, ReferenceEntry
 from jestbench.runs.wandb_run import Label, WandBSink
 
@@ -79,7 +78,8 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
         world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
-        with _locked(folder, world):
+        lock = locked(Path(f"{folder}.lock"), f"training {folder.name}")
+        with _entered_by_first(lock):
             if not _finished(folder):
                 if world.first_of_all:
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
@@ -106,15 +106,10 @@ def _has_ended(run_dir: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, world: World) -> Iterator[None]:
-    """Lock a folder against other runs: rank 0 acquires the lock, the other ranks wait for it."""
+def _entered_by_first(context: AbstractContextManager[None]) -> Iterator[None]:
+    """Enter a context on rank 0 alone; the other ranks wait until it is entered."""
     stack = ExitStack()
-
-    def acquire() -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(Path(f"{folder}.lock"), f"training {folder.name}"))
-
-    world.first(acquire)
+    distributed.world().first(lambda: stack.enter_context(context))
     with stack:
         yield
 
@@ -177,7 +172,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     """
     STOP.check()
     distributed.world().first(lambda: check_served(resolved))
-    with _held_by_all(run_dir):
+    with _entered_by_first(held(run_dir)):
+        check_shared(run_dir / HOLDER, distributed.world(), "the run folder")
         try:
             with building():
                 resolved = with_start(resolved)
@@ -192,16 +188,6 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
 def begun_as(resolved: Resolved) -> str:
     """The name under which the folder of an arm is kept for processes that torchrun starts again."""
     return f"run_dir/{resolved.config_hash}/{resolved.run.seed}"
-
-
-@contextmanager
-def _held_by_all(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder, by rank 0, for all ranks."""
-    world, stack = distributed.world(), ExitStack()
-    world.first(lambda: stack.enter_context(held(run_dir)))
-    with stack:
-        check_shared(run_dir / HOLDER, world, "the run folder")
-        yield
 
 
 def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
@@ -316,7 +302,7 @@ def _reached(run_dir: Path) -> Path | None:
 
     def look() -> Path | None:
         newest = folder.newest_checkpoint()
-        if newest is not None and is_described(newest):
+        if newest is not None:
             check_format(newest)
         found, passed = newest_whole(run_dir)
         for line in (*(f"checkpoint passed over: {one}" for one in passed), *folder.read_rows()[1]):

@@ -88,9 +88,8 @@ class Metrics:
         self._jsonl.write(row)
         if self._sink is not None:
             self._sink.write(row, table)
-        for name in ("eval/zero_shot_top5",):
-            if name in row:
-                self._shown[name.removeprefix("eval/")] = f"{100 * row[name]:.1f}%"
+        if (top5 := row.get("eval/zero_shot_top5")) is not None:
+            self._shown["zero_shot_top5"] = f"{100 * top5:.1f}%"
 
     def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
         """Move the progress line: budget spent, pairs/s, FLOP/s, metric, time left."""
