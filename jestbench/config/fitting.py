@@ -71,8 +71,6 @@ def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
     """The message that refuses a reference of another loss than the arm's; ``None`` where it can be scored by.
 
     Args:
-        run: the arm.
-        models: its frozen models.
         where: run.loss is bound.
     """
     who = _scaled_by(run)
@@ -134,8 +132,6 @@ def data_warnings(run: Run, models: Sequence[Trained], names: Mapping[type, str]
     """What is doubtful about the data of an arm's frozen models.
 
     Args:
-        run: the arm.
-        models: its frozen models.
         names: what the class of a data set, or of a part of one, is bound as.
     """
     found = []

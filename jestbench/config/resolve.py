@@ -74,7 +74,6 @@ def resolve(
     5. hash the arm, by its own configuration and the identities of its frozen models.
 
     Args:
-        files: gin files.
         bindings: ``Name.parameter=value``.
         allow_unused: patterns of bindings that the run need not use (``jest.*``).
         beside: the file that refers to ``files``, when a frozen model's run is resolved; paths are searched beside it.

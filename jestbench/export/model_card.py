@@ -39,12 +39,6 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 def model_card(run_dir: Path, model: TwoTowers, shape: Model, tokenizer: Tokenizer) -> str:
     """Model, data, policy, costs, references and metrics of a run, as Markdown.
 
-    Args:
-        run_dir: the run folder.
-        model: its model.
-        shape: of its towers, where they are ours.
-        tokenizer: of its model.
-
     Raises:
         DataError: the run has no summary, or it cannot be read.
     """
@@ -139,11 +133,6 @@ def _metrics(folder: RunFolder, summary: Summary) -> Iterator[str]:
 
 def interval(examples: Examples, measure: Measure, confidence: float = 0.95) -> tuple[float, float] | None:
     """An interval of a mean over examples, by the variance between their units; of a share on the logit scale.
-
-    Args:
-        examples: values, and the unit of each.
-        measure: the metric's limits.
-        confidence: of the interval.
 
     Returns:
         Both ends; ``None`` where nothing varies between units.

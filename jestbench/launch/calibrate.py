@@ -40,11 +40,8 @@ def calibrate(
     """Fit the reference's t and b₀, where the run asks for it; charge the passes, and count the seconds.
 
     Args:
-        resolved: the run.
         data: its data set, prepared; or a stand-in.
-        stages: its stages.
         progress: before the first step.
-        allowance: what may be spent.
 
     Raises:
         ConfigError: the split cannot be calibrated on, or nothing of the budget is left.

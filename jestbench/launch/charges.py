@@ -63,9 +63,7 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, 
     pair of a stream at every step.
 
     Args:
-        resolved: the run.
         stages: built with the shapes of the run, on its data or a stand-in.
-        price: the price of one of its steps.
         most: steps that are asked about, at most.
         before: steps before ``run.select_from``.
 

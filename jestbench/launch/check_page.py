@@ -75,7 +75,6 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     """A page on a run: at most 40 lines of ``WIDTH`` columns.
 
     Args:
-        own: the run.
         below: the runs that its frozen models stand on.
     """
     resolved = own.resolved

@@ -46,7 +46,6 @@ def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
     """Index the local data that is bound, and read a sample of every split.
 
     Args:
-        resolved: the run.
         allowed: what may be opened beside local files.
 
     Raises:

@@ -297,7 +297,6 @@ def convention_error(model: TwoTowers, price: Price, batch: Batch) -> float:
     product instead of two.
 
     Args:
-        model: the towers.
         price: the price of the towers under the full view.
         batch: its first pair gives the shapes.
     """

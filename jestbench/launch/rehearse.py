@@ -110,7 +110,6 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bo
     """Open the data, build everything, score and update one tiny batch; print a page on it.
 
     Args:
-        resolved: the run.
         may: what is opened beside local files.
         verbose: print all lines and the whole configuration, of the frozen models' runs too.
 

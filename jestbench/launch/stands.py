@@ -77,7 +77,6 @@ def stand_ins(resolved: Resolved, device: str = "cpu") -> tuple[Dataset, dict[Pr
     """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained.
 
     Args:
-        resolved: the run.
         device: where an untrained model is built; on ``meta`` it has no values.
     """
     data = resolved.run.data

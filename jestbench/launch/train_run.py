@@ -159,8 +159,6 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     """Train one arm into a folder; the frozen models that it needs first.
 
     Args:
-        resolved: the run.
-        run_dir: its folder.
         resume: go on in a folder that holds this run.
         role: ``arm``, or the role of a frozen model, which becomes its job type in W&B.
 

@@ -64,7 +64,6 @@ class Place:
         """Whether a row was logged before the checkpoint was written.
 
         Args:
-            row: of the run.
             rungs: of the run's ladder, FLOPs.
         """
         if RUNG in row:
@@ -81,8 +80,6 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
     branch goes back there, and a ladder's end does once rungs are appended.
 
     Args:
-        run_dir: the run's folder.
-        place: where the run is.
         fill: writes the files into the folder that it is given.
         keep: how many stay.
 

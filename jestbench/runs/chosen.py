@@ -37,8 +37,6 @@ class Chosen:
         """Count the choice of a step.
 
         Args:
-            batch: the super-batch.
-            selection: from it.
             uid_of: uids by content key of the image, where they cannot be looked up at the end (of a stream).
         """
         if not self.on:
@@ -86,7 +84,6 @@ class Chosen:
         """Write ``key``, ``text_key``, ``uid``, ``times`` and ``score``, the most often chosen first.
 
         Args:
-            path: of the parquet file.
             uid_of: the uids of images, by content key; ``None`` where it is not known.
         """
         self._sum_up()

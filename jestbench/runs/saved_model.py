@@ -105,7 +105,6 @@ def towers_of(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     """The model of a run's newest checkpoint.
 
     Args:
-        run_dir: the run folder.
         kind: of model that is asked for, of ``KINDS``.
 
     Raises:

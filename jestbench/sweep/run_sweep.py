@@ -59,7 +59,6 @@ def run_sweep(
     """Run all arms and compare them.
 
     Args:
-        sweep: the checked file.
         out: folder of the runs and the comparison; arms that have finished there are not run again.
         count: largest number of arms, or ``None``.
         dry_run: print the commands only.
