@@ -71,16 +71,10 @@ class Rig:
 
     def peak(self, run: Callable[[], object]) -> int:
         """Bytes by which a call raises the peak of allocated GPU memory; 0 on a CPU."""
-        if not self.cuda:
-            run()
-            return 0
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        if self.cuda:
+            return timing.gpu_peak(run, self.device)
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return 0
 
     def host_waits(self, run: Callable[[], object]) -> int:
         """How often the host waits for the device in a call, by torch's sync debug mode; −1 without a GPU."""

@@ -107,6 +107,17 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def gpu_peak(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which a call raises the peak of a GPU's allocated memory."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def ratio(over: list[float], under: list[float]) -> float:
     """Ratio of medians."""
     return statistics.median(over) / statistics.median(under)
