@@ -1,4 +1,4 @@
-"""What can be bound, and its parameters. The only file that imports the policies."""
+"""What can be bound, and its parameters."""
 
 from __future__ import annotations
 

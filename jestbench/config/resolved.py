@@ -50,7 +50,7 @@ class Resolved:
         inherited: what it took over from the run that stands on it.
         calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
         init_folder: the run folder that ``run.init`` names; ``None`` where it names none.
-        start: what training begins from, once it is loaded (``launch.stands.begun``).
+        start: what training begins from, once it is loaded (``launch.stands.with_start``).
     """
 
     run: Run

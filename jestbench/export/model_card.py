@@ -131,8 +131,8 @@ def _metrics(folder: RunFolder, summary: Summary) -> Iterator[str]:
         yield f"| {key.removeprefix('eval/')} | {value:.4g} | {shown} | {count} |"
 
 
-def interval(examples: Examples, measure: Measure, confidence: float = 0.95) -> tuple[float, float] | None:
-    """An interval of a mean over examples, by the variance between their units; of a share on the logit scale.
+def interval(examples: Examples, measure: Measure) -> tuple[float, float] | None:
+    """A 95 % interval of a mean over examples, by the variance between their units; of a share on the logit scale.
 
     Returns:
         Both ends; ``None`` where nothing varies between units.
@@ -141,6 +141,6 @@ def interval(examples: Examples, measure: Measure, confidence: float = 0.95) -> 
     mean, freedom = float(examples.value_N.mean()), len(influence_G) - 1
     if freedom < 1 or not influence_G.any():
         return None
-    half = float(student.ppf((1 + confidence) / 2, freedom) * np.sqrt((influence_G**2).sum()))
+    half = float(student.ppf(0.975, freedom) * np.sqrt((influence_G**2).sum()))
     share = measure.limits == (0.0, 1.0) and np.isin(examples.value_N, (0.0, 1.0)).all() and 0 < mean < 1
     return logit_ends(mean, half) if share else (mean - half, mean + half)
