@@ -133,9 +133,9 @@ def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Ch
 
 def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
     """Open the data of one run, build it, score and update one tiny batch."""
-    found = opened(resolved, may)
+    resolved, stands_in, lines = opened(resolved, may)
     with building():
-        resolved = with_start(found.resolved if "download" in may else without_download(found.resolved))
+        resolved = with_start(resolved if "download" in may else without_download(resolved))
     # The candidates of a cascade must fit into the stand-in's pool.
     few = max(32, least_draw(resolved.run.split))
     drawn = min(few, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
@@ -147,11 +147,11 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             )
             data, castings = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
-            if not found.stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
+            if not stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
-        lines = [*found.lines, *(ranked_line(role, pairs) for role, pairs in stages.pairs.ranked)]
-        walked = None if found.stands_in else walk(resolved, stages)
+        lines += [ranked_line(role, pairs) for role, pairs in stages.pairs.ranked]
+        walked = None if stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
         forecast = Forecast(resolved, stages, data)

@@ -24,10 +24,10 @@ from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.own_scores import OwnScores
-from jestbench.launch.reference_scores import entries
+from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
+from jestbench.launch.stands import castings_of, pretrain_flops, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.locks import locked
@@ -41,7 +41,7 @@ from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
 from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
-from jestbench.runs.summary import Ending, ReferenceEntry
+from jestbench.runs.summary import Ending
 from jestbench.runs.wandb_run import Label, WandBSink
 
 RunKind = Literal["arm", "reference", "scorer"]
@@ -230,7 +230,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
+    references = entries(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
@@ -332,21 +332,6 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | No
         with building():
             sink = WandBSink(run.wandb, run_dir, label, flat)
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
-
-
-def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> list[ReferenceEntry]:
-    """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
-    entries, seeding = [], resolved.run.reference_seed
-    fitted = stages.scorer.actors["reference"].calibrated if folders else ()
-    for half, folder in enumerate(folders):
-        summary, stand = ended(folder), resolved.stands_on["reference"][half]
-        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
-        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
-        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
-        origin = summary.seed, seeding, tuple(taken), tuple(kept)
-        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
-        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit))
-    return entries
 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
