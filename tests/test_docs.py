@@ -18,7 +18,7 @@ from planted_runs import write_run
 import policies
 from jestbench.config import grammar, resolve
 from jestbench.launch import console
-from jestbench.launch.forecast import Forecast
+from jestbench.launch.forecast import RunForecast
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -115,7 +115,7 @@ def test_the_cost_in_the_table_is_what_a_step_is_priced_at(name: str) -> None:
     found = resolve.resolve(files, [f"run.reference='{ROOT}/gin/run/tiny_reference.gin'", "run.device=cpu"])
     formula = make_policy_table.closed_form(found.policy).split(",")[0].replace("2r", "2*r")
     r = found.run.super_batch_size / found.run.batch_size
-    assert Forecast.of(found).price.closed_form == pytest.approx(eval(formula, {"r": r}), rel=1e-3)
+    assert RunForecast.of(found).price.closed_form == pytest.approx(eval(formula, {"r": r}), rel=1e-3)
 
 
 # Commands

@@ -30,7 +30,7 @@ from jestbench.runs.summary import known_total
 from jestbench.select.remembering import takes_all
 
 
-class Forecast:
+class RunForecast:
     """What the budget of a run buys, and what its frozen models cost it.
 
     Attributes:
@@ -49,8 +49,8 @@ class Forecast:
         self.ranking = own_scores.forecast(resolved, stages)
 
     @classmethod
-    def of(cls, resolved: Resolved) -> Forecast:
-        """Forecast a run on models without values; data and frozen models may be stand-ins."""
+    def of(cls, resolved: Resolved) -> RunForecast:
+        """RunForecast a run on models without values; data and frozen models may be stand-ins."""
         resolved = with_start(resolved)
         run = replace(resolved.run, reference_accounting="online", cache=None)
         data, castings = stand_ins(resolved, "meta")
@@ -116,7 +116,7 @@ class Forecast:
 
 def sizes(resolved: Resolved) -> Sizes:
     """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
-    return Forecast.of(resolved).sizes
+    return RunForecast.of(resolved).sizes
 
 
 def pretraining(resolved: Resolved) -> dict[str, int | None]:
@@ -127,14 +127,14 @@ def pretraining(resolved: Resolved) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for role, stands in resolved.stands_on.items():
         # The runs of two halves differ only in the half of the pool that they draw from.
-        flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else Forecast.of(one).all_in
+        flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else RunForecast.of(one).all_in
         found[role] = None if flops is None else len(stands) * flops
     return found | resolved.stated_flops
 
 
 def price_table(resolved: Resolved) -> str:
     """The price of a step, and what the budget buys, as text."""
-    forecast = Forecast.of(resolved)
+    forecast = RunForecast.of(resolved)
     run, stages, price = resolved.run, forecast.stages, forecast.price
     lines = [
         f"arm {run.arm}: b = {run.batch_size}, B = {resolved.draw_size}, "
@@ -172,7 +172,7 @@ def _row(name: str, flops: int, uniform: int) -> str:
     return f"{name:<18}{flops:>22,} {flops // FLOPS_PER_MAC:>21,}{flops / uniform:>16.3f}"
 
 
-def _first_sight_lines(forecast: Forecast) -> list[str]:
+def _first_sight_lines(forecast: RunForecast) -> list[str]:
     """Lines on pairs that are encountered for the first time, by the policy and by a cascade."""
     resolved, price, pool = forecast.resolved, forecast.price, forecast.stages.super_batches.pool
     lines, accounting = [], resolved.run.reference_accounting
@@ -194,7 +194,7 @@ def _first_sight_lines(forecast: Forecast) -> list[str]:
     return lines
 
 
-def bought(forecast: Forecast, walked: Mapping[str, Any]) -> list[str]:
+def bought(forecast: RunForecast, walked: Mapping[str, Any]) -> list[str]:
     """Lines on the steps and epochs that the budget is, and the pairs left out of each (``data_report.walk``)."""
     resolved, pool, steps = forecast.resolved, forecast.stages.super_batches.pool, forecast.steps
     run, lines = resolved.run, []
@@ -213,7 +213,7 @@ def bought(forecast: Forecast, walked: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def ladder_lines(forecast: Forecast) -> list[str]:
+def ladder_lines(forecast: RunForecast) -> list[str]:
     """Lines on the rungs of a ladder: where each leaves the trunk and ends, and what all branches cost."""
     rungs, cooldown = forecast.resolved.run.optimizer.rungs, forecast.resolved.run.optimizer.cooldown
     if not rungs:
@@ -251,7 +251,7 @@ def factor_to_pay(price: StepPrice, charges: Charges, steps: int, once: int, pre
     return (charges.total(steps) + once + pretrained) / (steps * price.uniform)
 
 
-def _to_pay(forecast: Forecast) -> str:
+def _to_pay(forecast: RunForecast) -> str:
     """A line on ``factor_to_pay``, at the configured budget."""
     steps, resolved = forecast.steps, forecast.resolved
     if steps < 1:

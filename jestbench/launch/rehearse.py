@@ -22,7 +22,7 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, ranked_line, walk
-from jestbench.launch.forecast import Forecast, bought, ladder_lines
+from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins, with_start
@@ -154,7 +154,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         walked = None if stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
-        forecast = Forecast(resolved, stages, data)
+        forecast = RunForecast(resolved, stages, data)
         loader = resolved.run.loader
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(

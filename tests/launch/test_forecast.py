@@ -16,7 +16,7 @@ from jestbench.config.resolved import Resolved
 from jestbench.launch import charges
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main
-from jestbench.launch.forecast import Forecast, factor_to_pay, pretraining
+from jestbench.launch.forecast import RunForecast, factor_to_pay, pretraining
 from jestbench.launch.step_price import StepPrice
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.scores import Embeddings, Scores
@@ -134,7 +134,7 @@ def test_behind_the_keys_that_are_looked_at_a_pair_is_new_in_its_splits_first_ep
     resolved = resolve.resolve(
         ["gin/run/tiny.gin", "gin/policy/jest.gin"], [*WORLD, MIXED, f"run.reference={REFERENCE!r}"]
     )
-    found = Forecast.of(resolved)
+    found = RunForecast.of(resolved)
     stages, price = found.stages, found.price
     exact = charges_of(resolved, stages, price, 50)
     monkeypatch.setattr(charges, "STEPS", 0)
@@ -175,7 +175,7 @@ def test_models_have_no_values_for_a_price():
     resolved = resolve.resolve(
         ["gin/run/tiny.gin", "gin/policy/jest.gin"], ["run.reference=gin/run/reference.gin", *small_world(8, 16)]
     )
-    stages = Forecast.of(resolved).stages
+    stages = RunForecast.of(resolved).stages
     frozen = [held.model for actor in stages.scorer.actors.values() for held in actor.frozen]
     for model in (stages.learner.model, *frozen):
         assert all(value.is_meta for value in model.parameters())
