@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jestbench.config.arm_parameters import BUDGETS
 from jestbench.config.build_run import build_run, place
-from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
+from jestbench.config.fitting import TrainedOn, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding
 from jestbench.config.grammar import (
     COMMAND_LINE,
@@ -343,12 +343,12 @@ def _check_frozen(
     return (*calibration_warnings(run, models, split), *data_warnings(run, models, names)), split
 
 
-def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> Trained:
+def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> TrainedOn:
     """What a frozen model of a run was trained on: by its own run, or as its folder records it."""
     if isinstance(stand, Resolved):
         asked, own = getattr(run, role), stand.run
         file = (asked,) if isinstance(asked, str) else tuple(asked)
-        return Trained(role, own.arm or file[0], own.training.loss(own), own, file=file)
+        return TrainedOn(role, own.arm or file[0], own.training.loss(own), own, file=file)
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
     read_back = recorded(stand)
     try:  # without the frozen models that it needs itself: they may be gone
@@ -357,4 +357,4 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
     except ConfigError:
         found = None
     file = (shown(read_back.operative),) if found is not None else ()
-    return Trained(role, shown(stand), read_back.loss, found, read_back.data, file)
+    return TrainedOn(role, shown(stand), read_back.loss, found, read_back.data, file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jestbench.runs.folder import RunFolder
-from jestbench.sweep.arms import SweepArm
+from jestbench.sweep.sweep_arms import SweepArm
 
 _TOTAL = "flops/total"
 _IN_THE_LABEL = ("gin_file", "run.policy", "run.arm", "run.seed")

@@ -22,10 +22,10 @@ from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records, worth_keeping
 from jestbench.runs.wandb_run import log_comparison
-from jestbench.sweep.arms import SweepArm, arms_of, check_metric
 from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.proposals import Done, memory_of
 from jestbench.sweep.side_by_side import Job, run_side_by_side
+from jestbench.sweep.sweep_arms import SweepArm, arms_of, check_metric
 from jestbench.sweep.sweep_file import PROGRAM, Sweep, read_sweep
 
 COMPARISON = "comparison"
