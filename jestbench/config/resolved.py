@@ -102,7 +102,7 @@ class Resolved:
         Raises:
             ConfigError: the reference's run has no budget in FLOPs.
         """
-        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
+        return sum(configured_pretraining(self) for _ in self.run.limit.adds)
 
     @property
     def candidates(self) -> int:
@@ -110,7 +110,7 @@ class Resolved:
         return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
 
 
-def pretraining_flops(resolved: Resolved) -> int:
+def configured_pretraining(resolved: Resolved) -> int:
     """What training the reference of a run is configured to cost, with the references that it needs itself.
 
     Raises:
@@ -133,5 +133,5 @@ def pretraining_flops(resolved: Resolved) -> int:
             )
         total += int(stand.run.budget) + stand.added_flops
         if "reference" in stand.run.needs and "reference" not in stand.run.limit.includes:
-            total += pretraining_flops(stand)
+            total += configured_pretraining(stand)
     return total

@@ -14,7 +14,7 @@ from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.splits import unranked
 from jestbench.engine.frozen import FrozenActor
-from jestbench.launch.own_scores import keys_of_all, walk
+from jestbench.launch.own_scores import keys_of_all, own_losses
 from jestbench.launch.stages import setting_of
 from jestbench.launch.stands import trained
 from jestbench.launch.train_run import building, ensure_pretrained
@@ -55,7 +55,7 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
 
 def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
     """Fill the cache of one model."""
-    walk(actor, pairs)
+    own_losses(actor, pairs)
     failures, folder = actor.counts()["cache/failures"], actor.cache.folder
     assert folder is not None, "the cache is shared"
     actor.close(remove=True)

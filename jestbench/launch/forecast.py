@@ -66,8 +66,16 @@ class RunForecast:
 
     @cached_property
     def pretrained(self) -> dict[str, int | None]:
-        """FLOPs of training the run's frozen models, by role."""
-        return pretraining(self.resolved)
+        """FLOPs of training the run's frozen models, by role: read from their folders, forecast, or stated.
+
+        ``None`` where they are not known.
+        """
+        found: dict[str, int | None] = {}
+        for role, stands in self.resolved.stands_on.items():
+            # The runs of two halves differ only in the half of the pool that they draw from.
+            flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else RunForecast.of(one).all_in
+            found[role] = None if flops is None else len(stands) * flops
+        return found | self.resolved.stated_flops
 
     @property
     def once(self) -> int:
@@ -117,19 +125,6 @@ class RunForecast:
 def sizes(resolved: Resolved) -> Sizes:
     """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
     return RunForecast.of(resolved).sizes
-
-
-def pretraining(resolved: Resolved) -> dict[str, int | None]:
-    """FLOPs of training the frozen models of a run, by role: read from their folders, forecast, or stated.
-
-    ``None`` where they are not known.
-    """
-    found: dict[str, int | None] = {}
-    for role, stands in resolved.stands_on.items():
-        # The runs of two halves differ only in the half of the pool that they draw from.
-        flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else RunForecast.of(one).all_in
-        found[role] = None if flops is None else len(stands) * flops
-    return found | resolved.stated_flops
 
 
 def price_table(resolved: Resolved) -> str:

@@ -55,7 +55,7 @@ def _of_libraries(resolved: Resolved, stages: Stages) -> Iterator[ReferenceEntry
 def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[str, float]:
     """A frozen model's metrics on the evaluation split; computed once for its weights, the split and the arithmetic.
 
-    They are charged to nothing: they tell nothing to the run.
+    They are charged to nothing, as no step of the run reads them.
     """
     arithmetic, world = subject.arithmetic, subject.arithmetic.world
     described = {

@@ -110,7 +110,7 @@ def ended(folder: Path) -> Summary:
     return summary
 
 
-def pretrain_flops(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
+def spent_pretraining(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
     """FLOPs of training a run's frozen models, by role (summed over twins); ``None`` where they are not known."""
     known: dict[str, int | None] = {
         role: known_total(ended(folder).flops_all_in for folder in found) for role, found in folders.items()

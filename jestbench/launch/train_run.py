@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,10 @@ from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
-from jestbench.launch.own_scores import OwnScores
 from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, pretrain_flops, with_start
+from jestbench.launch.stands import castings_of, spent_pretraining, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.locks import locked
@@ -191,7 +191,8 @@ def begun_as(resolved: Resolved) -> str:
 def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
     """The stages of a run on its data, with the models of finished runs."""
     data, castings = resolved.run.data, castings_of(folders)
-    return build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+    rank = partial(own_scores.own_scores, resolved, data, castings)
+    return build_stages(resolved, data, castings, store_dir, rank=rank)
 
 
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
@@ -208,7 +209,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         world.in_turn(resolved.run.data.prepare)
         folders = ensure_pretrained(resolved)
         STOP.check()
-        pretrain = pretrain_flops(resolved, folders)
+        pretrain = spent_pretraining(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = _stages(resolved, folders, folder.row_stores)

@@ -16,7 +16,7 @@ from jestbench.config.resolved import Resolved
 from jestbench.launch import charges
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main
-from jestbench.launch.forecast import RunForecast, factor_to_pay, pretraining
+from jestbench.launch.forecast import RunForecast, factor_to_pay
 from jestbench.launch.step_price import StepPrice
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.scores import Embeddings, Scores
@@ -39,8 +39,8 @@ def test_steps_are_counted_until_the_budget_is_spent(each, new, budget):
 
 
 def test_both_halves_of_a_twin_are_trained_and_forecast():
-    twin, single = arm("rho_loss_twin"), arm("rho_loss")
-    assert pretraining(twin)["reference"] == pytest.approx(2 * pretraining(single)["reference"], rel=0.02)
+    twin, single = (RunForecast.of(arm(policy)).pretrained["reference"] for policy in ("rho_loss_twin", "rho_loss"))
+    assert twin == pytest.approx(2 * single, rel=0.02)
 
 
 # What it takes to pay
