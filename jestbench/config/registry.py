@@ -82,11 +82,6 @@ def configurables() -> Mapping[str, type[Any]]:
     return found
 
 
-def parameters() -> dict[str, tuple[str, ...]]:
-    """Everything that can be bound, and its parameters."""
-    return {name: tuple(fields_of(cls)) for name, cls in configurables().items()}
-
-
 def fields_of(cls: type[Any]) -> Mapping[str, Any]:
     """Parameters of a configurable: name → annotation (``Any`` where there is none)."""
     if cls not in _FIELDS:

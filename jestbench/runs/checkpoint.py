@@ -94,7 +94,11 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None]) -> Path:
         with whole(final) as partial:
             partial.mkdir()
             fill(partial)
-            files = {file.name: _proof(file) for file in sorted(partial.iterdir()) if file.name != MANIFEST}
+            files = {
+                file.name: {"bytes": file.stat().st_size, "blake2b": file_digest(file)}
+                for file in sorted(partial.iterdir())
+                if file.name != MANIFEST
+            }
             write_json(partial / MANIFEST, {"files": files})
             for file in partial.iterdir():
                 _sync(file)
@@ -107,11 +111,6 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None]) -> Path:
         for left in run.checkpoints.glob(LEFTOVERS):
             shutil.rmtree(left, ignore_errors=True)
     return final
-
-
-def _proof(file: Path) -> dict[str, int | str]:
-    """What a manifest holds of a file."""
-    return {"bytes": file.stat().st_size, "blake2b": file_digest(file)}
 
 
 def damage(folder: Path) -> str:
