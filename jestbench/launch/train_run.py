@@ -37,7 +37,7 @@ from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.hold_folder import HOLDER, held
-from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
+from jestbench.runs.metrics_log import Jsonl, Metrics
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
 from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
@@ -319,7 +319,7 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | No
     """
     run = resolved.run
     if not distributed.world().first_of_all:
-        return Unwritten(run.log)
+        return Metrics(run_dir, None, run.log, "", writes=False)
     name = f"{run.arm}-seed{run.seed}"
     sink = None
     if run.wandb.resolved() != "disabled":
