@@ -641,7 +641,7 @@ def test_a_shipped_search_runs_and_goes_on(
     small = {**raw.pop("parameters"), "run.reference": {"value": REFERENCE}, **SMALL, "run.budget": {"value": 5e8}}
     path = write(small, **(raw | {"program": PROGRAM}))
     with monkeypatch.context() as patch:
-        patch.setattr(run_sweep, "_compare", lambda *_: False)
+        patch.setattr(run_sweep.LocalSweep, "_compare", lambda *_: False)
         assert call(path, "--out", "out", "--count", 2).status == 0
     assert len(started) == len(arms_in(Path("out"))) == 2
     result = call(path, "--out", "out", "--count", count)
@@ -656,7 +656,7 @@ def test_a_shipped_search_runs_and_goes_on(
 def test_an_arm_of_a_search_that_cannot_be_is_passed_over(
     call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
+    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda *_: None)
     words = [*COMMAND, "run.budget=1e9", "run.device=cpu"]
     path = write({"run.batch_size": {"min": 8, "max": 500}}, method="random", command=words)
     for out, sizes in (("out", (8, 500, 16)), ("other", (500, 8))):
@@ -688,7 +688,7 @@ def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Cal
             seen.append(env)
 
     start_with(monkeypatch, Popen)
-    monkeypatch.setattr(run_sweep, "_compare", lambda _, __, out: compared.append(out))
+    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda _, __, out: compared.append(out))
     compared: list[Path] = []
     for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)
