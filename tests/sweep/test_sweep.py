@@ -688,7 +688,7 @@ def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Cal
             seen.append(env)
 
     start_with(monkeypatch, Popen)
-    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda _, __, out: compared.append(out))
+    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda sweep: compared.append(sweep.out))
     compared: list[Path] = []
     for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)
