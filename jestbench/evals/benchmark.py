@@ -19,7 +19,7 @@ from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.gathered_embeddings import gathered
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
-from jestbench.evals.metrics import array_of, class_ranks, group_ranks, log_probabilities
+from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
 from jestbench.evals.results import Evaluation, Ranking, Results
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
@@ -112,7 +112,7 @@ class BenchmarkEvaluator:
         # A class is the mean over its templates of normalised embeddings (Radford et al. 2021, section 3.1.4).
         class_CD = F.normalize(text_TD.unflatten(0, (classes, -1)).mean(1), dim=-1)
         class_N = torch.tensor(self.benchmark.test.classes, device=image_ND.device)
-        rank_N = class_ranks(image_ND, class_CD, class_N)
+        rank_N = zero_shot_ranks(image_ND, class_CD, class_N)
         log_N = log_probabilities(image_ND, class_CD, class_N, scale)
         return {"zero_shot": self._ranking(rank_N, class_N, log_N)}
 

@@ -17,13 +17,19 @@ from jestbench.evals.results import Ranking, Results
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
 
-def class_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, count_C: Tensor | None = None) -> Tensor:
-    """Rank of each image's own class, 1 is best ``[N]``; ties count against it.
+def zero_shot_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of each image's own class among all classes, 1 is best ``[N]``; ties count against it."""
+    ranks = []
+    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
+        score_PC = image_PD @ class_CD.T
+        own_P1 = score_PC.gather(1, class_P[:, None])
+        ranks.append((~(score_PC < own_P1)).sum(1))
+    return torch.cat(ranks)
 
-    Args:
-        count_C: how often each class stands among the answers, captions that repeat say; ``None``: once.
-    """
-    count_C = torch.ones(len(class_CD), dtype=torch.int64, device=class_N.device) if count_C is None else count_C
+
+def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of the first right caption among the N captions, equal ones counted as often as they stand."""
+    count_C = torch.bincount(class_N, minlength=len(class_CD))
     ranks = []
     for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
         score_PC = image_PD @ class_CD.T
@@ -31,6 +37,12 @@ def class_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, count_C: Te
         better_PC = (~(score_PC < own_P1)).scatter(1, class_P[:, None], False)
         ranks.append(1 + (better_PC * count_C).sum(1))
     return torch.cat(ranks)
+
+
+def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
+    """Rank of the first right image for each class that has one, among the N images."""
+    present = class_N.unique()
+    return group_ranks(class_CD[present], image_ND, present, class_N)
 
 
 def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor) -> Tensor:
@@ -76,10 +88,10 @@ def evaluate_embeddings(
     unit_N, key_N = array_of(class_key_C.to(class_N.device)[class_N]), array_of(image_key_N)
     present = class_N.unique()
     unit_T = array_of(class_key_C.to(class_N.device)[present])
-    zero_shot = class_ranks(image_ND, class_CD, class_N)
+    zero_shot = zero_shot_ranks(image_ND, class_CD, class_N)
     log_N = log_probabilities(image_ND, class_CD, class_N, scale)
-    to_text = class_ranks(image_ND, class_CD, class_N, torch.bincount(class_N, minlength=len(class_CD)))
-    to_image = group_ranks(class_CD[present], image_ND, present, class_N)
+    to_text = image_to_text_ranks(image_ND, class_CD, class_N)
+    to_image = text_to_image_ranks(image_ND, class_CD, class_N)
     return Results(
         {
             "zero_shot": Ranking(array_of(zero_shot), unit_N, key_N, array_of(log_N.double())),

@@ -477,8 +477,8 @@ EVALUATION = (
     Mutant(
         "ties count for a class",
         METRICS,
-        "better_PC = (~(score_PC < own_P1))",
-        "better_PC = (score_PC > own_P1)",
+        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append((~(score_PC < own_P1)).sum(1))",
+        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append(1 + (score_PC > own_P1).sum(1))",
         EVALS,
     ),
     Mutant("equal captions are counted once", METRICS, "(better_PC * count_C).sum(1)", "better_PC.sum(1)", EVALS),
