@@ -17,10 +17,10 @@ from jestbench.data.decode import DamagedImage, decode
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
-from jestbench.evals.gathered_embeddings import gathered
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
 from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
 from jestbench.evals.results import Evaluation, Ranking, Results
+from jestbench.evals.shares import gathered
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 

@@ -14,10 +14,10 @@ from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark import BenchmarkEvaluator
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.gathered_embeddings import gathered
 from jestbench.evals.measure import Measure, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Evaluation, Results
+from jestbench.evals.shares import gathered
 from jestbench.model.tokenizer import Tokenizer
 
 
