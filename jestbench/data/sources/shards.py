@@ -307,7 +307,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     except (tarfile.TarError, EOFError, OverflowError, ValueError):
         damage = "truncated tar" if start[257:262] == b"ustar" else "broken tar" if start else "empty shard"
     if damage:
-        yield "", Damaged(damage, kind_of(start) if damage == "broken tar" else "")
+        yield "", Damaged(damage, "" if start[257:262] == b"ustar" else kind_of(start))
 
 
 class _Headers:
