@@ -19,6 +19,7 @@ from jestbench.engine.gradients import trained_by
 from jestbench.engine.learner import Learner
 from jestbench.engine.spread_weights import SpreadWeights
 from jestbench.loop import Stages
+from jestbench.parallel.distributed import HEAD
 from jestbench.parallel.traffic import TRADED, TRAFFIC, Joined, Traded, gathered, reduced
 from jestbench.select.losses import LossName
 
@@ -89,7 +90,7 @@ class Sizes:
         """Bytes that each of ``processes`` processes sends in a step, by purpose.
 
         Not in it: evaluation, checkpoints, words of captions, what a cascade and twins read, pairs in the place of
-        damaged ones, the mean of the gradient by scale and bias and the norm of sharded gradients.
+        damaged ones, the norm of sharded gradients.
         """
         batch = sum(self.parts)
         own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, batch))
@@ -107,7 +108,8 @@ class Sizes:
             weights, gradients = each.sent(processes)
             sent["weights"] += weights
             sent["weight_gradients"] += gradients
-        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * batch, processes)
+        agreed = 2 * (_INDEX + HEAD) + max(0, _INDEX * batch - HEAD)  # what was read and damaged; the choice
+        sent["bookkeeping"] = gathered(own_B * self.description + agreed, processes)
         return sent
 
 
