@@ -12,7 +12,7 @@ import forked
 import pytest
 import torch
 from helpers import rows_of, small_world
-from test_gradients import CASES, learner_of
+from test_gradients import CASES, SHARDED, learner_of
 from together import batch_of, shared
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,20 +27,7 @@ from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.parallel.traffic import TRADED, TRAFFIC
 
-SPREAD = (
-    "clipped",
-    "cached",
-    "blocks that nobody runs",
-    "mix, the part of blocks last",
-    "views without a row on some process",
-    "cached, views without a row on some process",
-    "locked",
-    "checkpointed",
-    "checkpointed, cached",
-    "no blocks",
-    "pooled by attention",
-    "fewer pairs than processes, cached",
-)
+SPREAD = (*SHARDED, "mix, the part of blocks last", "pooled by attention", "fewer pairs than processes, cached")
 FEW = (("cached, views without a row on some process", "mix, the part of blocks last", "locked"), ("clipped",))
 """Ways of the default suite: spread, and averaged."""
 AVERAGED = ("clipped", "cached", "blocks that nobody runs", "views without a row on some process", "locked")
@@ -111,12 +98,7 @@ def check_all(spread: Sequence[str], averaged: Sequence[str]) -> int:
 def test_what_torch_sends_is_counted_and_forecast_to_the_byte(
     ways: tuple[Sequence[str], Sequence[str]], tmp_path: Path
 ) -> None:
-    group = forked.ranks(3, lambda rank: check_all(*ways), tmp_path)
-    try:
-        assert [process.wait(200) for process in group] == [0] * 3, "\n".join(process.said for process in group)
-    finally:
-        for process in group:
-            process.kill()
+    forked.all_end_well(forked.ranks(3, lambda rank: check_all(*ways), tmp_path), 200)
 
 
 ARM = ["--gin_file", "gin/run/tiny.gin", "--gin_file", "gin/policy/hard_learner.gin", *small_world(8, 24)]
@@ -127,12 +109,7 @@ ARM += ["log.progress=False", "run.device=cpu", "run.shard=True", "run.train_mic
 def test_a_sharded_run_sends_what_its_price_says(tmp_path: Path) -> None:
     expected = sizes(resolve([ARM[1], ARM[3]], ARM[4:])).sent(2)
     words = [*ARM, "--run_dir", str(tmp_path / "run")]
-    group = forked.ranks(2, lambda rank: command.main(words), tmp_path)
-    try:
-        assert [process.wait(120) for process in group] == [0] * 2, "\n".join(process.said for process in group)
-    finally:
-        for process in group:
-            process.kill()
+    forked.all_end_well(forked.ranks(2, lambda rank: command.main(words), tmp_path))
     rows = [row for row in rows_of(tmp_path / "run") if "exchange/weights" in row]
     assert len(rows) >= 4
     for row in rows:
