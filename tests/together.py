@@ -17,7 +17,7 @@ from jestbench.cost.price import Price
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
-from jestbench.launch.command import run_command
+from jestbench.launch.command import main
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
 from jestbench.parallel import distributed
@@ -195,6 +195,6 @@ def check_all(folder: Path) -> int:
         check_gradients(world, tokenizer)
         refused = ["run.batch_size=1", "run.super_batch_size=8"]
         # All refuse it; who comes later ends because another has failed.
-        assert run_command([*command("jest", folder / "refused"), *refused]) in (1, 2)
+        assert main([*command("jest", folder / "refused"), *refused]) in (1, 2)
         world.everybodys(None)  # rank 0, which serves the store, stays until all have ended the run
     return 0
