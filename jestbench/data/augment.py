@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.data.pairs import IndexedPairs, Wrapped
-from jestbench.data.tries import Place, Tries, mended
+from jestbench.data.tries import TriedPair, Tries, mended
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class AugmentedPairs(Wrapped):
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged
 
-    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[Place]:
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The split's own."""
         return self.pairs.replaced(damaged, index_B % len(self), tries)
 

@@ -18,7 +18,7 @@ from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.pairs import IndexedPairs
-from jestbench.data.tries import Place, Tries, mended
+from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -231,13 +231,13 @@ class FilePairs(IndexedPairs):
                 damaged[slot] = error
         return self._batch(index_B, images), damaged
 
-    def replaced(self, damaged: Mapping[int, DamagedImage], index_B: Tensor, tries: Tries) -> list[Place]:
+    def replaced(self, damaged: Mapping[int, DamagedImage], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones of a batch, in their order.
 
         Raises:
             DataError: the split is exact, or too many pairs are damaged to replace them.
         """
-        taken, lost, places = set(index_B.tolist()), 0, list[Place]()
+        taken, lost, places = set(index_B.tolist()), 0, list[TriedPair]()
         for slot, error in damaged.items():
             asked = position = int(index_B[slot])
             attempt, failed = 0, error

@@ -17,7 +17,7 @@ from jestbench.batch import Batch, DataError, split_counts
 from jestbench.data.fetch import Positions
 from jestbench.data.pairs import IndexedPairs, together
 from jestbench.data.super_batches import EpochPlan, StepPlan
-from jestbench.data.tries import Place, Tries, mended
+from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -100,14 +100,14 @@ class JoinedPairs(IndexedPairs):
         counts = {} if self.decoded else {"read": len(index_B), "damaged": 0}
         return replace(together(batches).take(torch.cat(slots).argsort()), counts=counts), damaged
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[Place, Any]:
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """As the split of the pair does."""
         ((part, _, index_1),) = self._by_part(torch.tensor([position]))
         return part.tried(slot, int(index_1), tries)
 
-    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[Place]:
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones, each of its own split."""
-        places = dict[int, Place]()
+        places = dict[int, TriedPair]()
         for part, slot_K, index_K in self._by_part(index_B):
             own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
             found = part.replaced(own, index_K, tries.of(slot_K))

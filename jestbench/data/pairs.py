@@ -21,7 +21,7 @@ from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.scores import Role
 
 if TYPE_CHECKING:
-    from jestbench.data.tries import Place, Tries
+    from jestbench.data.tries import TriedPair, Tries
 
 
 class Pairs(ABC):
@@ -142,11 +142,11 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[Place, Any]:
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """Try the pair at a position in the place of a damaged one (``Tries.pair``)."""
         return tries.pair(slot, self, position)
 
-    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[Place]:
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """Which pairs stand in the place of the damaged ones of a batch, in their order.
 
         It is a pure function of its arguments: it reads nothing itself, but asks ``tries``.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.pairs import IndexedPairs, Wrapped
-from jestbench.data.tries import Place, Tries, Unread, mended
+from jestbench.data.tries import TriedPair, Tries, Unread, mended
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -75,11 +75,11 @@ class PartPairs(Wrapped):
         """The pairs at these positions of the part."""
         return mended(self, *self.attempt(index_B), index_B)
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[Place, Any]:
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """As the whole split does."""
         return self.pairs.tried(slot, int(self.index_N[position]), tries)
 
-    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[Place]:
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones of a batch.
 
         The whole split may replace a damaged pair by one that does not belong to the part; the next free pair of the
@@ -89,7 +89,7 @@ class PartPairs(Wrapped):
             DataError: the whole split has no replacement, or no free pair of the part is left.
             Unread: a pair that does not belong to the part, and may be damaged itself, was not read yet.
         """
-        positions, places = index_B.clone(), dict[int, Place]()
+        positions, places = index_B.clone(), dict[int, TriedPair]()
         taken, lost = set(index_B.tolist()), dict(damaged)
         while True:
             if lost:

@@ -29,7 +29,7 @@ class Unread(Exception):
     """What comes next depends on pairs that nobody has read yet."""
 
 
-class Place(NamedTuple):
+class TriedPair(NamedTuple):
     """A pair that is tried in the place of a damaged one, the same value on every process.
 
     Attributes:
@@ -70,8 +70,8 @@ class Tries:
         slot_K: places in the whole batch of those that a caller counts; ``None`` where these are the same.
     """
 
-    known: Mapping[Place, Outcome]
-    asked: dict[Place, _Asked] = field(default_factory=dict)
+    known: Mapping[TriedPair, Outcome]
+    asked: dict[TriedPair, _Asked] = field(default_factory=dict)
     slot_K: Tensor | None = None
 
     @property
@@ -83,9 +83,9 @@ class Tries:
         """The same, for a caller whose batch has these places in the batch of this one."""
         return replace(self, slot_K=slot_K if self.slot_K is None else self.slot_K[slot_K])
 
-    def pair(self, slot: int, pairs: IndexedPairs, position: int) -> tuple[Place, Any]:
+    def pair(self, slot: int, pairs: IndexedPairs, position: int) -> tuple[TriedPair, Any]:
         """Try a pair of a split: its place, and its damage, ``None`` where it is whole or was not read yet."""
-        place = Place(pairs.fingerprint, position, int(pairs.image_key_N[position]))
+        place = TriedPair(pairs.fingerprint, position, int(pairs.image_key_N[position]))
         if place not in self.known:
             self.asked.setdefault(place, _Asked(slot if self.slot_K is None else int(self.slot_K[slot]), pairs))
             return place, None
@@ -124,9 +124,14 @@ class Replacements:
         Raises:
             DataError: too many pairs are damaged to replace them.
         """
-        world, known, rows, reader = placement.world, dict[Place, Outcome](), dict[Place, Batch](), dict[Place, int]()
+        world, known, rows, reader = (
+            placement.world,
+            dict[TriedPair, Outcome](),
+            dict[TriedPair, Batch](),
+            dict[TriedPair, int](),
+        )
         while True:
-            tries, places = Tries(known), list[Place]()
+            tries, places = Tries(known), list[TriedPair]()
             try:
                 places = pairs.replaced(damaged, index_B, tries)
             except (DataError, Unread):
@@ -153,7 +158,7 @@ class Replacements:
         return cls(shown, counts, sum(known[place].wordless for place in places))
 
 
-def _read(place: Place, pairs: IndexedPairs, rows: dict[Place, Batch]) -> Outcome:
+def _read(place: TriedPair, pairs: IndexedPairs, rows: dict[TriedPair, Batch]) -> Outcome:
     """Read a pair, and keep it where it is whole."""
     batch, damaged = pairs.attempt(torch.tensor([place.position]))
     if damaged:
