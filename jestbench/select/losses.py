@@ -33,6 +33,10 @@ Equal = Literal["masked", "positive"]
 """What two equal pairs (one image or one caption) are to each other, where they are not negatives."""
 EqualRule = Literal["negative", "masked", "positive"]
 
+# With AVX-512 torch's log1p, which softplus calls, loads a constant for the lanes that hold −0 alone. Until a −0 has brought
+# the constant's page into memory, each such masked load is a suppressed page fault: ten times slower (docs/selection.md).
+torch.full((64,), -0.0, dtype=torch.float32, device="cpu").log1p_()
+
 
 @dataclass(frozen=True, eq=False)
 class EqualPairs:
