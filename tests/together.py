@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +23,7 @@ from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
 from jestbench.parallel import distributed
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.parallel.distributed import World
+from jestbench.parallel.distributed import HEAD, World
 from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
 from jestbench.select import Scores
@@ -123,7 +124,9 @@ class OwnChoice:
 def check_agreement(world: World) -> None:
     """Who says what, and who hears it."""
     assert world.everybodys(world.rank) == list(range(world.size))
-    assert world.summed({"a": 1, "b": world.rank}) == {"a": world.size, "b": sum(range(world.size))}
+    for length in (0, HEAD - 100, HEAD, 3 * HEAD):  # of the last rank alone; the other ranks have little to send
+        each = world.everybodys(b"x" * length if world.rank == world.size - 1 else b"")
+        assert [*map(len, each)] == [*(0 for _ in range(world.size - 1)), length]
     assert world.first(lambda: world.rank) == 0
     assert [world.any(world.rank == r) for r in (*range(world.size), world.size)] == [True] * world.size + [False]
     chosen = choose(OwnChoice(world.rank), Scores(size=9), 2, torch.Generator())
@@ -182,12 +185,26 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
             torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} {options}")
 
 
+def check_cores(world: World, before: set[int]) -> None:
+    """Each process has cores of its own, as many as every other; where there are fewer than processes, all of them."""
+    if sys.platform != "linux":
+        return
+    each = world.everybodys(os.sched_getaffinity(0))
+    if len(before) < world.size:
+        assert each == [before] * world.size
+    else:
+        assert [*map(len, each)] == [len(before) // world.size] * world.size
+        assert len(set().union(*each)) == sum(map(len, each))
+
+
 def check_all(folder: Path) -> int:
     """All checks by the processes of a group; exit status 0 unless one of them fails."""
     torch.set_num_threads(1)
     tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
     with distributed.started() as world:
         assert world.size > 1
+        check_cores(world, cores)
         check_batches(world, tokenizer)
         check_agreement(world)
         check_gradients(world, tokenizer)
@@ -195,4 +212,5 @@ def check_all(folder: Path) -> int:
         # All refuse it; who comes later ends because another has failed.
         assert run_command([*command("jest", folder / "refused"), *refused]) in (1, 2)
         world.everybodys(None)  # rank 0, which serves the store, stays until all have ended the run
+    assert sys.platform != "linux" or os.sched_getaffinity(0) == cores
     return 0
