@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +17,7 @@ from jestbench.cost.price import Price
 from jestbench.engine.contrastive import Contrastive
 from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
-from jestbench.launch.command import run_command
+from jestbench.launch.command import main
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model
 from jestbench.parallel import distributed
@@ -185,32 +184,17 @@ def check_gradients(world: World, tokenizer: Tokenizer) -> None:
             torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} {options}")
 
 
-def check_cores(world: World, before: set[int]) -> None:
-    """Each process has cores of its own, as many as every other; where there are fewer than processes, all of them."""
-    if sys.platform != "linux":
-        return
-    each = world.everybodys(os.sched_getaffinity(0))
-    if len(before) < world.size:
-        assert each == [before] * world.size
-    else:
-        assert [*map(len, each)] == [len(before) // world.size] * world.size
-        assert len(set().union(*each)) == sum(map(len, each))
-
-
 def check_all(folder: Path) -> int:
     """All checks by the processes of a group; exit status 0 unless one of them fails."""
     torch.set_num_threads(1)
     tokenizer = Tokenizer(train_bpe([f"word{i}" for i in range(30)], 300).to_str(), 6)
-    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
     with distributed.started() as world:
         assert world.size > 1
-        check_cores(world, cores)
         check_batches(world, tokenizer)
         check_agreement(world)
         check_gradients(world, tokenizer)
         refused = ["run.batch_size=1", "run.super_batch_size=8"]
         # All refuse it; who comes later ends because another has failed.
-        assert run_command([*command("jest", folder / "refused"), *refused]) in (1, 2)
+        assert main([*command("jest", folder / "refused"), *refused]) in (1, 2)
         world.everybodys(None)  # rank 0, which serves the store, stays until all have ended the run
-    assert sys.platform != "linux" or os.sched_getaffinity(0) == cores
     return 0

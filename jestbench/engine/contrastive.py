@@ -281,8 +281,7 @@ class ContrastiveTraining(Training):
         trained = {FULL, *(view for _, view in mix)}
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
-        assert not isinstance(run.policy, str)
-        listened = "trained_losses" in run.policy.needs
+        listened = "trained_losses" in run.built_policy.needs
         objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()

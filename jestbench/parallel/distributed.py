@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench.parallel.cores import own_cores
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, say_gone, served_by_torchrun
 from jestbench.parallel.stop import end_with
 from jestbench.parallel.traffic import TRAFFIC, Traded, gathered, pickled, reduced
@@ -245,7 +246,7 @@ def started() -> Iterator[World]:
         end_with(os.getppid(), say_gone)
     _peers = _joined(int(os.environ["RANK"]), size)
     try:
-        with _own_cores(), _peers.one_reason():
+        with _cores(), _peers.one_reason():
             yield world()
         if size > 1:
             dist.destroy_process_group()
@@ -254,26 +255,12 @@ def started() -> Iterator[World]:
         _peers = None
 
 
-@contextmanager
-def _own_cores() -> Iterator[None]:
-    """Inside this context a process on the CPU keeps to its share of the cores that its machine's processes may use.
-
-    A thread that receives would else be woken on a core where another process computes, and wait there until the
-    scheduler's time slice ends: two milliseconds in each collective.
-    """
-    rank, size = (
-        int(os.environ.get(name, fallback)) for name, fallback in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
-    before = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    each = len(before) // size
-    if size == 1 or each == 0 or torch.cuda.device_count() >= size:
-        yield
-        return
-    os.sched_setaffinity(0, before[rank * each : (rank + 1) * each])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def _cores() -> AbstractContextManager[None]:
+    """The share of the cores of a process on the CPU; on GPUs, whose hosts wait little, nothing is set."""
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.device_count() >= size:
+        return nullcontext()
+    return own_cores(int(os.environ.get("LOCAL_RANK", "0")), size)
 
 
 def _joined(rank: int, size: int) -> Peers:
