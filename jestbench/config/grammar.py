@@ -164,7 +164,7 @@ def read_binding(text: str, where: str = COMMAND_LINE) -> Binding:
 
 
 def check_expanded(bindings: Sequence[Binding]) -> None:
-    """Refuse one name that is bound to several paths in a row: the shell has expanded a pattern without quotes.
+    """Refuse one name that is bound in a row to paths that differ in digits alone: a shell has expanded their pattern.
 
     The last of them would win, and all other files would be left out in silence.
 
@@ -176,10 +176,9 @@ def check_expanded(bindings: Sequence[Binding]) -> None:
     """
     for _, group in groupby(bindings, lambda binding: binding.key):
         row = [*group]
-        paths = list(
-            dict.fromkeys(one.value for one in row if isinstance(one.value, str) and re.search("[./]", one.value))
-        )
-        if len(row) > 1 and len(paths) == len(row):
+        paths = [one.value for one in row if isinstance(one.value, str) and re.search("[./]", one.value)]
+        numbered = len({re.sub(r"\d+", "0", path) for path in paths}) == 1
+        if 1 < len(row) == len(set(paths)) and numbered:
             raise ConfigError(
                 f"{row[0].where}: {row[0].key} is bound {len(row)} times in a row, to {paths[0]} … {paths[-1]}, and "
                 f"the last would be the only one: where a shell has expanded braces, put quotes around the binding "

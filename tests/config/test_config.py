@@ -414,6 +414,9 @@ def test_a_pattern_that_a_shell_expanded_is_refused(
     apart = [expanded[0], "webdataset.eval=e.tar", expanded[1]]
     assert command.main([*words, *apart]) == 3, "later bindings win: the files are looked for"
     assert "the first is shards/1.tar" in capsys.readouterr().err
+    others = ["webdataset.pool=old/0.tar", "webdataset.pool=new/0.tar", "webdataset.eval=e.tar"]
+    assert command.main([*words, *others]) == 3
+    assert "the first is new/0.tar" in capsys.readouterr().err
 
 
 def test_the_printed_configuration_is_what_was_bound(run: Run) -> None:
