@@ -164,7 +164,6 @@ class RunFolder:
 
         Args:
             budget: FLOPs at which the schedule ended.
-            results: of the evaluation there.
         """
         if results.rankings:
             self.evaluations.mkdir(exist_ok=True)
