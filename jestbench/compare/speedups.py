@@ -40,7 +40,7 @@ def speedups_of(
     found: dict[str, Mapping[str, Speedup]] = {base.label: dict.fromkeys(AXES, itself)}
     notes: list[str] = []
     touched = False
-    curve = mean_curve([_up_to(member, budget) for member in members[base.label]])
+    curve = mean_curve([_up_to_point(member) for member in members[base.label]])
     target = float(curve.value_E[-1])
     have = first_reach(curve, target, lower_is_better=metric.lower_is_better)
     for group in groups:
@@ -57,7 +57,7 @@ def speedups_of(
         touched = True
         runs = members[group.label]
         whole = mean_curve([member.curve for member in runs])
-        there = mean_curve([_up_to(member, budget) for member in runs])
+        there = mean_curve([_up_to_point(member) for member in runs])
         # A rung may reach what the trunk, whose rate has not decayed, reaches later.
         reached = [first_reach(one, target, lower_is_better=metric.lower_is_better) for one in (there, whole)]
         need = min((one for one in reached if one), key=lambda one: one.amount["flops"], default=None)
@@ -73,19 +73,15 @@ def speedups_of(
     return {label: _stated(one, bool(unknown & {label, base.label})) for label, one in found.items()}, notes
 
 
-def _up_to(member: SeedRun, budget: int) -> Curve:
-    """A run's curve up to the table's budget, with the value of the table at its end."""
+def _up_to_point(member: SeedRun) -> Curve:
+    """A run's curve up to its decayed point at the table's budget; the whole curve where it has none there."""
     curve, point = member.curve, member.point
-    if point is None and budget >= curve.flops_E[-1]:
+    if point is None:
         return curve
-    end = {
-        axis: float(np.interp(budget, curve.flops_E, amount_E)) if point is None else point.amount[axis]
-        for axis, amount_E in curve.amount_E.items()
-    }
-    before_E = curve.flops_E < end["flops"]
+    before_E = curve.flops_E < point.amount["flops"]
     return Curve(
         np.append(curve.value_E[before_E], member.value),
-        {axis: np.append(amount_E[before_E], end[axis]) for axis, amount_E in curve.amount_E.items()},
+        {axis: np.append(amount_E[before_E], point.amount[axis]) for axis, amount_E in curve.amount_E.items()},
     )
 
 

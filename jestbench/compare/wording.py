@@ -92,9 +92,9 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         (
             "~",
             "a first touch, where one of the two has fewer than two decayed points: the learning curve touches the "
-            "baseline's value at the common budget inside its schedule. It is indicative and bounds nothing: a run "
-            "whose schedule ends at that budget has another value. A ladder for both arms (optimizer.rungs) gives the "
-            "number.",
+            "baseline's value at the common budget (at its end, where it has no decayed value there) inside its "
+            "schedule. It is indicative and bounds nothing: a run whose schedule ends at that budget has another "
+            "value. A ladder for both arms (optimizer.rungs) gives the number.",
         ),
         (
             "× all-in",
