@@ -15,7 +15,7 @@ OURS_TO_THE_END = (b"multiprocessing.resource_tracker", b"multiprocessing.forkse
 """Helpers of Python that live as long as the process which has started them."""
 SHARED = Path("/dev/shm")
 THEIRS = ("torchelastic_*", "torchinductor_*", "*wandb-media", "*wandb-artifacts", "pymp-*", "pytest-of-*")
-"""Folders that torchrun and torch's compiler never remove, nor W&B and multiprocessing where killed; and pytest's own."""
+"""Folders that torchrun and torch's compiler never remove, nor W&B and multiprocessing if killed; pytest's own."""
 
 
 class Session:

@@ -172,6 +172,36 @@ def test_there_are_commands_of_every_kind() -> None:
     assert len([page for page, _ in COMMANDS if page == README]) > 10
 
 
+def printed(page: Path) -> Iterator[tuple[str, str]]:
+    """Each block that a page shows as output, with the command of a run above it."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.finditer(r"^```\n(arm .*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield re.findall(r"^ {4}python tools/run\.py (.*)$", text[: block.start()], re.MULTILINE)[-1], block[1]
+
+
+PRINTED = [
+    pytest.param(
+        *found, id=f"{name(page)}: {found[0]}", marks=[pytest.mark.slow] if "siglip2" in found[0] else []
+    )  # a teacher of 1.1 G parameters: a minute
+    for page in PAGES
+    for found in printed(page)
+]
+
+
+@pytest.mark.parametrize(("command", "block"), PRINTED)
+def test_what_a_page_shows_is_what_is_printed(
+    command: str, block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert console.main(["run", *shlex.split(command)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in block.splitlines() if line not in said] == []
+
+
+def test_pages_show_output() -> None:
+    assert len(PRINTED) >= 2
+
+
 # Examples
 
 

@@ -7,6 +7,7 @@ comparable than they look, becomes a warning of the comparison.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -20,7 +21,6 @@ from jestbench.compare.comparison import (
     Arm,
     Comparison,
     FrontierPoint,
-    ReferenceRow,
     SeedRun,
     Speedup,
     Table,
@@ -39,9 +39,9 @@ from jestbench.compare.groups import (
     split_usable,
     split_worlds,
 )
-from jestbench.compare.load import CompareError, load_run
+from jestbench.compare.load import CompareError
 from jestbench.compare.noise import Units
-from jestbench.compare.points import TOTAL_FLOPS, Candidate, read_metric, spent, step_flops
+from jestbench.compare.points import TOTAL_FLOPS, Candidate, spent, step_flops
 from jestbench.compare.provenance import (
     common_facts,
     environment,
@@ -51,6 +51,7 @@ from jestbench.compare.provenance import (
     start_notes,
     workplace_notes,
 )
+from jestbench.compare.references import reference_rows
 from jestbench.compare.speedups import speedups_of
 from jestbench.compare.statistics import Difference, Interval, seed_deviation
 from jestbench.compare.wording import end_text
@@ -60,7 +61,7 @@ from jestbench.evals.measure import Measure
 _APART = ("flops/eval", "flops/rungs")
 """FLOPs outside the total."""
 _LOWER = ("loss", "mse", "nll")
-"""Parts of the names of metrics of which less is better; for keys without a recorded measure."""
+"""Ends of words in the names of metrics of which less is better; for keys without a recorded measure."""
 _SEEDS_FOR_DEVIATION = 8
 
 
@@ -73,8 +74,8 @@ def analyse(
         run_dirs: run folders, or folders that hold them one or two levels down.
         metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
         baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if the name holds
-            "loss", "mse" or "nll".
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if a word of its
+            name ends in "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison.
 
     Returns:
@@ -92,7 +93,10 @@ def analyse(
     candidates, unusable, reading = split_usable(runs, metric)
     kept, duplicates = newest_by_seed(candidates)
     if lower_is_better is None:
-        lower_is_better = _lower_is_better(kept, metric)
+        lower_is_better, recorded = _lower_is_better(kept, metric)
+        if not recorded:
+            which = "smaller" if lower_is_better else "larger"
+            duplicates.append(f"no run records which way {metric} is better: {which} is taken, by its name")
     worlds, apart = split_worlds(kept, metric, baseline)
     compared = [_compare(world, metric, baseline, lower_is_better) for world in worlds]
     tables = tuple(table for table, _ in compared)
@@ -111,10 +115,12 @@ def analyse(
     )
 
 
-def _lower_is_better(candidates: Iterable[Candidate], metric: str) -> bool:
+def _lower_is_better(candidates: Iterable[Candidate], metric: str) -> tuple[bool, bool]:
+    """Whether a smaller value is better, and whether a run records it."""
     measures = [candidate.run.summary.measures for candidate in candidates]
     known = [found[metric].lower_is_better for found in measures if metric in found]
-    return known[0] if known else any(word in metric.lower() for word in _LOWER)
+    words = re.split(r"[^a-z]+", metric.lower())
+    return (known[0], True) if known else (any(word.endswith(_LOWER) for word in words), False)
 
 
 def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tuple[Table, list[str]]:
@@ -142,7 +148,7 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
         )
         arms.append(arm)
         notes.extend(_arm_notes(arm, members[base.label] if base and base is not group else None))
-    references, about_references = _reference_rows(arms, key)
+    references, about_references = reference_rows(arms, key)
     facts, about_data = common_facts(arms)
     about_runs = [*workplace_notes(arms), *run_notes(arms)]
     if base is None:
@@ -385,48 +391,3 @@ def _interval_notes(arms: Sequence[Arm]) -> list[str]:
         if arm.mean.reason:
             labels[arm.mean.reason].append(arm.label)
     return [f"no interval: {reason} ({listed(which)})" for reason, which in labels.items()]
-
-
-ReferenceKey = tuple[str, Path | None, int | None, float | None]
-"""Name, run folder, FLOPs of its training, and its own value where no folder holds it."""
-
-
-def _reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
-    used: dict[ReferenceKey, dict[str, None]] = defaultdict(dict)
-    seeds: dict[ReferenceKey, set[int]] = defaultdict(set)
-    own: dict[str, set[int]] = defaultdict(set)
-    for arm in arms:
-        for member in arm.runs:
-            for entry, folder in member.run.references.items():
-                if entry.seeding == "own":
-                    own[arm.label].add(member.seed)
-                own_value = None if entry.metrics is None else entry.metrics.get(metric)
-                key = (entry.name, folder, entry.pretrain_flops, own_value)
-                used[key][arm.label] = None
-                seeds[key].add(member.seed)
-    rows: list[ReferenceRow] = []
-    notes = [f"arm {label}: each seed ({listed(sorted(its))}) has a reference of its own" for label, its in own.items()]
-    for key, labels in sorted(used.items(), key=lambda item: str(item[0])):
-        name, folder, pretrain_flops, own_value = key
-        value, flops, problem = (own_value, None, "") if own_value is not None else _reference_score(folder, metric)
-        if len(seeds[key]) > 1:
-            notes.append(
-                f"one model {name} (one seed) serves the seeds {listed(sorted(seeds[key]))} of {listed(labels)}: what "
-                "is particular to it is in all of them and in no interval"
-            )
-        rows.append(ReferenceRow(name, tuple(labels), value, pretrain_flops if flops is None else flops, folder))
-        notes.extend([f"reference {name}: {problem}"] if problem else [])
-    return tuple(rows), notes
-
-
-def _reference_score(folder: Path | None, metric: str) -> tuple[float | None, int | None, str]:
-    """A reference's final value, the FLOPs of its run, and a problem with them (or an empty text)."""
-    if folder is None:
-        return None, None, "its run folder is not recorded or not found, so its own score is not known"
-    try:
-        run = load_run(folder)
-    except CompareError as error:
-        return None, None, str(error)
-    found, problems = read_metric(run, metric)
-    flops = int(run.final[TOTAL_FLOPS]) if TOTAL_FLOPS in run.final else None
-    return found.end.value if found else None, flops, f"{shown(folder)}: {'; '.join(problems)}" if problems else ""

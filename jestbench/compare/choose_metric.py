@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,8 +65,9 @@ def chosen_metric(runs: Sequence[RunRecord]) -> tuple[str, bool | None]:
         CompareError: they agree on none, or on several (status 2); the message names them.
     """
     ended = [run for run in runs if run.summary.status == "finished"] or list(runs)
-    shared = set.intersection(*({key for key in run.final if key.startswith(_EVAL)} for run in ended))
-    everywhere = set.intersection(*({key for key in run.final if math.isfinite(run.final[key])} for run in ended))
+    # A value that is not finite counts: its run has the metric, and is left out later, with the reason.
+    everywhere = set.intersection(*({*run.final, *run.metrics} for run in ended))
+    shared = {key for key in everywhere if key.startswith(_EVAL)}
     sweeps = {folder: SweepRecord.read(folder) for folder in {run.folder.parent for run in ended}}
     named = {record.metric: record for record in sweeps.values() if record is not None and record.metric in everywhere}
     if len(named) == 1:

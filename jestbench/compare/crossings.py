@@ -202,6 +202,7 @@ def _draw(
     generator = np.random.default_rng(seed)
     cells = {f"{arm} {rung}": cell for arm, ladder in enumerate(ladders) for rung, cell in enumerate(ladder.cells)}
     noise = table_noise(cells, unit_N, measure)
+    noise = noise.seeds_alone() if noise.missing else noise
     error_DC = np.zeros((draws, len(cells)))
     units = [noise.unit_G(name, cell, cell.seeds) for name, cell in cells.items()]
     kept = [unit_G for unit_G in units if unit_G is not None]

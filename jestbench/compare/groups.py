@@ -327,13 +327,25 @@ def choose_baseline(groups: Sequence[Group], baseline: str) -> tuple[Group | Non
     ]
     if not chosen:
         return None, []
-    best = max(chosen, key=lambda group: (len(group.seeds), group.budgets[-1]))
+    best = max(chosen, key=_standing)
     if len(chosen) == 1:
         return best, []
+    others = [group for group in chosen if group is not best]
+    if all(len(group.seeds) < len(best.seeds) for group in others):
+        reason = "which has the most seeds"
+    elif all(_standing(group) < _standing(best) for group in others):
+        reason = "which has the largest budget of those with the most seeds"
+    else:
+        reason = "whose hash comes first of those with as many seeds and as large a budget"
     return best, [
-        f"the baseline {baseline} is ambiguous: {best.label} is used, which has the most seeds or else the "
-        f"largest budget; --baseline {name}@HASH chooses another"
+        f"the baseline {baseline} is ambiguous: {best.label} is used, {reason}; --baseline '{others[0].label}' "
+        "chooses another"
     ]
+
+
+def _standing(group: Group) -> tuple[int, int]:
+    """Number of seeds and largest budget of a group, by which a baseline is chosen among groups of one label."""
+    return len(group.seeds), group.budgets[-1]
 
 
 def no_baseline(labels: Sequence[str], baseline: str, excluded: Iterable[Excluded]) -> CompareError:

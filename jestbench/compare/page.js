@@ -8,7 +8,7 @@
   const escaped = (text) => String(text).replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
   const cut = (text, most = 60) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
   const dashes = ["solid", "dash", "dashdot", "dot"];
-  const symbols = ["circle", "square", "diamond", "circle-open"];
+  const symbols = ["circle", "square", "diamond", "circle-open", "triangle-up", "square-open"];
   const config = {
     displaylogo: false,
     responsive: true,
@@ -227,7 +227,7 @@
     world.arms.forEach((label, arm) => {
       const button = document.createElement("button");
       const key = document.createElement("span");
-      key.className = `key k${world.looks[arm].cycle % 4}`;
+      key.className = `key k${world.looks[arm].cycle % symbols.length}`;
       key.style.setProperty("--c", `var(--c${world.looks[arm].colour})`);
       button.append(key, label);
       button.setAttribute("aria-pressed", "true");
@@ -348,6 +348,7 @@
     if (world.arms.length > 1) right.value = "1";
     const cell = (row, text, code) => {
       const found = row.insertCell();
+      if (!found.cellIndex) found.setAttribute("role", "rowheader");
       const inner = code && text ? found.appendChild(document.createElement("code")) : found;
       inner.textContent = text;
     };

@@ -7,6 +7,7 @@ only when something is drawn, since its import takes longer than a whole compari
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ def save_plots(comparison: Comparison, out: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    with _style():
+    with _style(), warnings.catch_warnings():
+        # Labels may be of any script; a font without a character draws a box, and the page has the label itself.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
             # The legend beside the curves has a line for each arm, and four more.
             sizes = (9.0, max(5.0, 1.2 + 0.23 * (len(table.arms) + 4))), (11.0, sum(_overview_heights(table)))

@@ -42,8 +42,8 @@ def compare(
         baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
             share it.
         out: folder to write the report to, made if missing; ``None`` writes nothing.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where the name holds
-            "loss", "mse" or "nll".
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where a word of
+            its name ends in "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison; by default
             ``tools/compare.py`` with these arguments.
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from jestbench.compare.comparison import Absent, SeedRun, Speedup
 from jestbench.compare.crossings import speedups
-from jestbench.compare.curves import AXES, Reach, first_reach, mean_curve
+from jestbench.compare.curves import AXES, Curve, Reach, first_reach, mean_curve
 from jestbench.compare.frontiers import FEWEST_RUNGS, Metric, ladder_of
 from jestbench.compare.groups import Group
 
@@ -38,7 +40,7 @@ def speedups_of(
     found: dict[str, Mapping[str, Speedup]] = {base.label: dict.fromkeys(AXES, itself)}
     notes: list[str] = []
     touched = False
-    curve = mean_curve([member.curve for member in members[base.label]])
+    curve = mean_curve([_up_to_point(member) for member in members[base.label]])
     target = float(curve.value_E[-1])
     have = first_reach(curve, target, lower_is_better=metric.lower_is_better)
     for group in groups:
@@ -53,9 +55,13 @@ def speedups_of(
                 )
             continue
         touched = True
-        other = mean_curve([member.curve for member in members[group.label]])
-        need = first_reach(other, target, lower_is_better=metric.lower_is_better)
-        end = float(other.value_E[-1])
+        runs = members[group.label]
+        whole = mean_curve([member.curve for member in runs])
+        there = mean_curve([_up_to_point(member) for member in runs])
+        # A rung may reach what the trunk, whose rate has not decayed, reaches later.
+        reached = [first_reach(one, target, lower_is_better=metric.lower_is_better) for one in (there, whole)]
+        need = min((one for one in reached if one), key=lambda one: one.amount["flops"], default=None)
+        end = float((there if all(member.point for member in runs) else whole).value_E[-1])
         worse = end > target if metric.lower_is_better else end < target
         found[group.label] = _between_touches(need, have, worse=worse)
     if touched and have is not None and have.amount["flops"] < curve.flops_E[-1]:
@@ -65,6 +71,18 @@ def speedups_of(
         )
     unknown = {label for label, runs in members.items() if any(run.run.summary.pretrain_total is None for run in runs)}
     return {label: _stated(one, bool(unknown & {label, base.label})) for label, one in found.items()}, notes
+
+
+def _up_to_point(member: SeedRun) -> Curve:
+    """A run's curve up to its decayed point at the table's budget; the whole curve where it has none there."""
+    curve, point = member.curve, member.point
+    if point is None:
+        return curve
+    before_E = curve.flops_E < point.amount["flops"]
+    return Curve(
+        np.append(curve.value_E[before_E], member.value),
+        {axis: np.append(amount_E[before_E], point.amount[axis]) for axis, amount_E in curve.amount_E.items()},
+    )
 
 
 def _stated(speedup: Mapping[str, Speedup], unknown: bool) -> Mapping[str, Speedup]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -174,7 +174,7 @@ class Noise:
 
     Attributes:
         seed: arm → variance from seed to seed; no entry for one seed.
-        influence: arm → influence of units [S, G]; no entry where some cell has no examples.
+        influence: arm → influence of units [S, G]; no entry where its examples are missing.
         missing: whose examples are missing.
         scale: of intervals of means.
         step: distance between neighbouring values of a mean over examples; 0: any.
@@ -192,18 +192,23 @@ class Noise:
             return None
         return np.asarray(self.influence[arm][_of(cell, seeds)].mean(0), dtype=np.float64)
 
+    def seeds_alone(self) -> Noise:
+        """The noise without that of the examples, which the variances from seed to seed then hold whole."""
+        return replace(self, seed={arm: replace(one, residual=0.0) for arm, one in self.seed.items()}, influence={})
+
 
 def table_noise(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure) -> Noise:
     """The noise of cells that share their examples; arguments and errors as of ``fit``."""
     _check(cells, unit_N)
     scale = _scale(cells, measure)
     missing = ", ".join(arm for arm, cell in cells.items() if cell.example_SN is None)
-    if not missing and unit_N is not None and len(np.unique(unit_N)) < 2:
+    alone = unit_N is not None and len(np.unique(unit_N)) < 2
+    if alone and not missing:
         missing = "more than one unit"
     influence = {
         arm: influence_SG(cell.example_SN, unit_N)
         for arm, cell in cells.items()
-        if cell.example_SN is not None and not missing
+        if cell.example_SN is not None and not alone
     }
     seed = {
         arm: SeedVariance.of(cell.value_S, influence.get(arm))
@@ -280,7 +285,8 @@ def _reaches(
     for arm in drawn:
         own_G, base_G = (noise.unit_G(a, cells[a], shared[arm]) for a in (arm, baseline))
         unit_G = None if own_G is None or base_G is None else own_G - base_G
-        *pair, stays = paired(noise.seed[arm], noise.seed[baseline], noise.step)
+        seed = (noise if unit_G is not None else noise.seeds_alone()).seed
+        *pair, stays = paired(seed[arm], seed[baseline], noise.step)
         spreads.append(Spread([(seed, len(shared[arm])) for seed in pair], unit_G))
         apart += [arm] * stays
     error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
@@ -311,14 +317,14 @@ def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: fl
         (own, count), (base, _) = spread.seeds
         error_D *= base.deviation_D(base_D)
         error_D += own.deviation_D(next(normal)) * next(normal) / math.sqrt(count)
-    widened = [
-        spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
-        for spread in spreads
+    widened = {
+        arm: spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
+        for arm, spread in enumerate(spreads)
         if spread.unit_G is not None
-    ]
+    }
     if widened:
-        unit_KG = np.stack(widened)
-        error_KD += root(unit_KG @ unit_KG.T) @ np.stack([next(normal) for _ in spreads])
+        unit_KG = np.stack(list(widened.values()))
+        error_KD[list(widened)] += root(unit_KG @ unit_KG.T) @ np.stack([next(normal) for _ in widened])
     return np.asarray(error_KD, dtype=np.float64)
 
 
@@ -350,10 +356,11 @@ def _rule(
 ) -> str:
     counts = sorted({len(cell.seeds) for cell in cells.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    what = next((f"{influence.shape[1]:,} {unit}" for influence in noise.influence.values()), "")
     if noise.missing:
-        what = f"no per-example results ({noise.missing}), so that the noise of the examples is left out"
-    else:
-        what = f"{noise.influence[baseline].shape[1]:,} {unit}"
+        left = "" if not what else " of every interval that they are part of"
+        bare = f"no per-example results ({noise.missing}), so that the noise of the examples is left out{left}"
+        what = "; ".join(part for part in (what, bare) if part)
     pool = "the seed variance of each arm its own"
     if apart:
         pool += (

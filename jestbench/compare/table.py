@@ -101,6 +101,7 @@ def _speedup_cells(arm: Arm) -> list[str]:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[cell.replace("≥", ">=") for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     spaces = 2 * (len(widths) - 1)
     # Labels are free text: the first column and the head are cut to fit, the numbers never are.

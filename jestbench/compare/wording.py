@@ -28,7 +28,7 @@ WORDS: Mapping[Absent, str] = {
 }
 """Words in the place of a speedup without a value, by ``Speedup.absent``."""
 
-_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DIGITS = 4
 
 
@@ -92,8 +92,9 @@ def _about_speedups(table: Table) -> tuple[tuple[str, str], ...]:
         (
             "~",
             "a first touch, where one of the two has fewer than two decayed points: the learning curve touches the "
-            "baseline's final value inside its schedule. It is indicative and bounds nothing: a run whose schedule "
-            "ends at that budget has another value. A ladder for both arms (optimizer.rungs) gives the number.",
+            "baseline's value at the common budget (at its end, where it has no decayed value there) inside its "
+            "schedule. It is indicative and bounds nothing: a run whose schedule ends at that budget has another "
+            "value. A ladder for both arms (optimizer.rungs) gives the number.",
         ),
         (
             "× all-in",
@@ -299,8 +300,10 @@ def difference_text(arm: Arm, table: Table) -> str:
 
 
 def verdict_text(arm: Arm) -> str:
-    """Write an arm's verdict; nothing for the baseline, and where there is none."""
-    return arm.verdict or ""
+    """Write an arm's verdict, ``no verdict`` without an interval, and nothing for the baseline."""
+    if arm.difference is None:
+        return ""
+    return "no verdict" if arm.difference.reason else arm.difference.verdict
 
 
 def deviation_text(arm: Arm, table: Table) -> str:
@@ -336,10 +339,7 @@ def speedup_text(speedup: Speedup) -> str:
     if speedup.kind == "touch":
         # Two digits: a touch is not known more precisely.
         return f"~{value:.0f}x" if value >= 9.95 else f"~{value:.2g}x"
-    digits = f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-    if value < 0.1:
-        digits = f"{value:.2g}"
-    return f"{'≥' if speedup.kind == 'at_least' else ''}{digits}x"
+    return f"{'≥' if speedup.kind == 'at_least' else ''}{_times(value)}x"
 
 
 def without_ends(text: str) -> tuple[str, str]:
@@ -352,7 +352,19 @@ def speedup_ends(speedup: Speedup) -> str:
     """Write a speedup's interval, two dots for an open end; empty for a first touch and where there is no value."""
     if speedup.value is None or speedup.kind == "touch" or speedup.low == speedup.high == 1:
         return ""
-    return f"[{', '.join('..' if end is None else f'{end:.2g}' for end in (speedup.low, speedup.high))}]"
+    texts = ["" if end is None else f"{end:.2g}" for end in (speedup.low, speedup.high)]
+    value = float(_times(speedup.value))
+    if any(text and sign * float(text) > sign * value for text, sign in zip(texts, (1, -1), strict=True)):
+        # With two digits the value would stand outside of its own interval.
+        texts = ["" if end is None else _times(end) for end in (speedup.low, speedup.high)]
+    return f"[{', '.join(text or '..' for text in texts)}]"
+
+
+def _times(factor: float) -> str:
+    """A factor with three digits, with two below 0.1."""
+    if factor < 0.1:
+        return f"{factor:.2g}"
+    return f"{factor:.0f}" if factor >= 99.95 else f"{factor:.1f}" if factor >= 9.995 else f"{factor:.2f}"
 
 
 def shares(arm: Arm) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -154,7 +154,9 @@ class RunFolder:
                 with np.load(path) as arrays:
                     found[int(path.stem)] = Results.of_arrays(arrays)
             except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise DataError(f"{shown(path)}: no results of an evaluation: {error}") from error
+                # numpy takes all that is no archive for a pickle, and advises how to run it.
+                said = f": {error}" if is_zipfile(path) else " (no .npz file)"
+                raise DataError(f"{shown(path)}: no results of an evaluation{said}") from error
         return dict(sorted(found.items()))
 
     def write_results(self, budget: int, results: Results) -> None:

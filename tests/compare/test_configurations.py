@@ -149,9 +149,9 @@ def planted(folder: Path, runs: int, rows: int) -> Comparison:
                 file.write(f'{{"step": {step * 1000 / rows:.0f}, {spent}, {plain}{value}}}\n')
             file.write(end + "\n")
         write_hits(run, 1000, hit, np.arange(2000) % 1000)
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other work on the machine does not count
     comparison = compare([folder / "runs"], HITS, out=folder / "out")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert (folder / "out/index.html").stat().st_size < 10e6
     shutil.rmtree(folder / "runs")
     return comparison

@@ -13,6 +13,7 @@ from browser import Watched, chromium
 from planted_page import CAPTION, CHOSEN, OTHER, PAIRS, STARS, TAG, write_all, write_shown_run
 from planted_runs import METRIC, page_text, strict, write_run
 
+from jestbench.compare.page import to_html
 from jestbench.compare.paths import scrubber
 from jestbench.compare.report import compare
 
@@ -296,6 +297,21 @@ def test_the_keyboard_reaches_every_switch_and_shows_where_it_is(opened: Watched
     assert unseen == []
 
 
+def test_a_screen_reader_finds_names_of_tables_and_of_their_rows(opened: Watched) -> None:
+    unnamed = opened.page.evaluate(
+        """() => [...document.querySelectorAll("table")].filter((table) => table.tBodies[0].rows.length)
+            .filter((table) => {
+                const by = document.getElementById(table.getAttribute("aria-labelledby"));
+                const name = table.getAttribute("aria-label") || (by && by.textContent);
+                const rows = [...table.tBodies[0].rows];
+                return !name || !rows.every((row) => row.cells[0].getAttribute("role") === "rowheader");
+            }).map((table) => table.outerHTML.slice(0, 300))"""
+    )
+    assert unnamed == []
+    assert opened.page.get_by_role("table", name="Arms", exact=True).get_by_role("rowheader").count() > 3
+    assert opened.page.evaluate("[...document.images].filter((image) => !image.alt).length") == 0
+
+
 def test_each_world_has_its_own_charts(browser: Any, tmp_path: Path) -> None:
     for noise in (0.2, 0.6):
         write_shown_run(tmp_path / f"runs/u{noise}", "uniform", 0, 0.0, data={"noise": noise})
@@ -318,6 +334,17 @@ def test_the_page_is_one_file_with_the_licence_of_its_charts(out: Path) -> None:
     assert len(text) < 10e6
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert data["worlds"][0]["arms"][0] == "jest chunks=16"
+
+
+def test_arms_up_to_three_dozen_look_different(tmp_path: Path) -> None:
+    for arm in ("uniform", *(f"arm{number}" for number in range(36))):
+        write_run(tmp_path / arm, [(0, 0.0), (10, 0.5)], arm=arm)
+    page = to_html(compare([tmp_path], METRIC), tmp_path)
+    table = page.partition('aria-labelledby="arms-0"')[2].partition("</table>")[0]
+    looks = re.findall(r'<span class="key (k\d)" style="(.*?)"></span>', table)
+    assert len(looks) == len(set(looks)) == 37
+    for shape in {shape for shape, _ in looks} - {"k0"}:
+        assert f".key.{shape} {{" in page, "a shape of its own"
 
 
 def test_evaluations_are_named_with_their_own_classes(tmp_path: Path) -> None:
