@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
 records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes`` and ``chosen`` name the other kinds of table.
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes`` and ``chosen@ARM`` name the other kinds of table.
 """
 
 from __future__ import annotations
@@ -171,10 +171,17 @@ def _reference(path: Path) -> float:
     return summary.metrics[BOTH[0]]
 
 
+def _noise(path: Path) -> float:
+    """The share of exchanged captions among the pairs that a run trained on up to ``AT``."""
+    rows = [row for row in RunFolder(path).read_rows()[0] if "select/share_noisy" in row and row["flops/total"] <= AT]
+    return float(np.mean([row["select/share_noisy"] for row in rows]))
+
+
 def sizes(folders: str) -> str:
     """Arms at 2 TFLOP by the number of curated pairs, on all classes and on those that this curated set lacks."""
     runs: dict[int, dict[str, list[tuple[int, Ranking]]]] = defaultdict(lambda: defaultdict(list))
     unseen: dict[int, npt.NDArray[np.int64]] = {}
+    noise: dict[tuple[int, str], list[float]] = defaultdict(list)
     # The flagship's own reference of this configuration was not kept: its twin of another machine was.
     reference = {WHOLE: _reference(*LOGS.glob("rivals/jest-*-seed0"))}
     for path in (path for folder in records(folders) for path in sorted(folder.glob("*-seed*"))):
@@ -184,6 +191,7 @@ def sizes(folders: str) -> str:
         if summary.arm in ARMS:
             runs[size][summary.arm].append((summary.seed, _zero_shot(path, AT)))
             unseen[size] = results.rankings["zero_shot_unseen"].key_N
+            noise[size, summary.arm].append(_noise(path))
             if size != WHOLE and list(path.glob("references/*")):
                 reference[size] = _reference(path)
     rows = []
@@ -193,7 +201,7 @@ def sizes(folders: str) -> str:
         fits = [_fitted(found, chosen_N) for chosen_N in (np.full(len(key_N), True), np.isin(key_N, unseen[size]))]
         named = f"{size:,}: {len(key_N) // 2 - len(unseen[size]) // 2} classes; reference {100 * reference[size]:.1f}"
         for arm in ARMS[:-1]:
-            cells = [named, arm]
+            cells = [named, arm, f"{100 * float(np.mean(noise[size, arm])):.0f}"]
             for fitted in fits:
                 cells.append(_interval(fitted["uniform"].means[arm], 100))
                 for base in fitted:
@@ -201,29 +209,33 @@ def sizes(folders: str) -> str:
             rows.append(cells)
             named = ""
     columns = ("mean", "minus curated_alone", "minus uniform")
-    return _lines(["curated pairs", "arm", *columns, *(f"unseen: {column}" for column in columns)], rows)
+    return _lines(
+        ["curated pairs", "arm", "noise trained on", *columns, *(f"unseen: {column}" for column in columns)], rows
+    )
 
 
-def chosen(folders: str) -> str:
-    """Shares of bad pairs in % among those that an arm reads, and that it trains on at the start and at the end."""
-    marks = ("noisy", "partial", "repeated")
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    for path in (path for folder in records(folders) for path in sorted(folder.glob("*-seed*"))):
-        folder = RunFolder(path)
-        summary = folder.summary()
-        rows = [row for row in folder.read_rows()[0] if "select/share_noisy" in row]
-        assert summary is not None
-        quarter = len(rows) // 4
-        found[summary.arm].append(
-            [
-                float(np.mean([row[f"select/share_{mark}{where}"] for row in part]))
-                for mark in marks
-                for part, where in ((rows, "_super_batch"), (rows[:quarter], ""), (rows[-quarter:], ""))
-            ]
-        )
-    head = [f"{mark}: {part}" for mark in marks for part in ("read", "first quarter", "last quarter")]
-    means = {arm: np.mean(values, axis=0) for arm, values in found.items()}
-    return _lines(["arm", *head], ([arm, *(f"{100 * mean:.0f}" for mean in means[arm])] for arm in sorted(means)))
+def _shares(folder: Path) -> dict[str, float]:
+    """Shares of bad pairs among those that a run reads, and that it trains on at the start and at the end."""
+    rows = [row for row in RunFolder(folder).read_rows()[0] if "select/share_noisy" in row]
+    start, end = rows[: len(rows) // 4], rows[-(len(rows) // 4) :]
+    parts = {"read": (rows, "_super_batch"), "first quarter": (start, ""), "last quarter": (end, "")}
+    return {
+        f"{mark}: {part}": float(np.mean([row[f"select/share_{mark}{where}"] for row in some]))
+        for mark in ("noisy", "partial", "repeated")
+        if f"select/share_{mark}" in rows[0]
+        for part, (some, where) in parts.items()
+    }
+
+
+def chosen(folders: str, what: str) -> str:
+    """What the pairs that each arm trains on are, in %; the fewest exchanged captions at the end first."""
+    found = {
+        arm.label: [_shares(run.run.folder) for run in arm.runs] for arm in measured(folders, what).arms if arm.runs
+    }
+    head = list(next(iter(found.values()))[0])
+    means = {label: [float(np.mean([run[key] for run in runs])) for key in head] for label, runs in found.items()}
+    ordered = sorted(means.items(), key=lambda item: item[1][2])
+    return _lines(["arm", *head], ([label, *(f"{100 * mean:.0f}" for mean in means)] for label, means in ordered))
 
 
 def filled(text: str) -> str:
@@ -231,7 +243,9 @@ def filled(text: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes, "chosen": chosen}
+        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes}
+        if what.startswith("chosen@"):
+            return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
 
     return SECTION.sub(section, text)
