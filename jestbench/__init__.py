@@ -33,18 +33,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Batch": "jestbench.batch.Batch",
-    "Embeddings": "jestbench.select.Embeddings",
-    "Pass": "jestbench.batch.Pass",
-    "Scores": "jestbench.select.Scores",
-    "Selection": "jestbench.batch.Selection",
-    "UnknownOperator": "jestbench.cost.tracing.UnknownOperator",
-    "compare_runs": "jestbench.compare.report.compare_runs",
-    "conditional_logits": "jestbench.select.conditional_logits",
-    "forward_macs": "jestbench.cost.tracing.forward_macs",
-    "joint_sample": "jestbench.select.joint_sample",
-    "load_model": "jestbench.runs.loaded_model.load_model",
-    "main": "jestbench.launch.command.main",
+    "Batch": "jestbench.batch",
+    "Embeddings": "jestbench.select",
+    "Pass": "jestbench.batch",
+    "Scores": "jestbench.select",
+    "Selection": "jestbench.batch",
+    "UnknownOperator": "jestbench.cost.tracing",
+    "compare_runs": "jestbench.compare.report",
+    "conditional_logits": "jestbench.select",
+    "forward_macs": "jestbench.cost.tracing",
+    "joint_sample": "jestbench.select",
+    "load_model": "jestbench.runs.loaded_model",
+    "main": "jestbench.launch.command",
 }
 
 
@@ -52,6 +52,5 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        module, _, attribute = _HOMES[name].rpartition(".")
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -141,9 +141,13 @@ class Batch:
         """The rows ``[B, …]`` of all pairs, gathered from the processes that hold the pairs; without gradient."""
         return own_PX
 
-    def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
-        """As ``collect``, with a gradient: backward returns the gradient of this process's rows."""
-        return own_PX
+    def collect_all(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """As ``collect``, of some tensors on one device at once."""
+        return list(own)
+
+    def collect_with_gradient(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """As ``collect_all``, with a gradient: backward returns the gradient of this process's rows."""
+        return own
 
     def everywhere(self, index_P: Tensor) -> Batch:
         """The pairs at a few positions, gathered on every process that shares the batch."""

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import policies
 from jestbench.batch import COLUMN
-from jestbench.launch.command import run_command
+from jestbench.launch.command import main
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.runs.choices import shown_by
@@ -179,7 +179,7 @@ class Matrix:
         (self.folder / "stream.gin").write_text(STREAM.format(folder=self.folder))
         open_clip_folder(self.folder / "clip")
         start = ["--gin_file", "gin/policy/uniform.gin", "run.arm=start", "run.split=curated", *TRAINED[:3]]
-        assert run_command([*TINY, *start, "--run_dir", str(self.folder / "start")]) == 0
+        assert main([*TINY, *start, "--run_dir", str(self.folder / "start")]) == 0
 
     def run_dir(self, arm: str, size: int) -> Path:
         """The run folder of an arm by so many processes."""
@@ -224,7 +224,7 @@ class Matrix:
             for arm in arms:
                 print(BEGINS, arm, flush=True)
                 os.environ["JESTBENCH_CACHE"] = str(self.folder / f"cache{size if arm in SEPARATE else ''}")
-                status = run_command(self.command(arm, size))
+                status = main(self.command(arm, size))
                 if status:
                     return status
         return 0

@@ -18,8 +18,7 @@ from planted_runs import write_run
 import policies
 from jestbench.config import grammar, resolve
 from jestbench.launch import console
-from jestbench.launch.forecast import step_price
-from jestbench.launch.policy_table import closed_form
+from jestbench.launch.forecast import RunForecast
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -114,9 +113,9 @@ def test_the_cost_in_the_table_is_what_a_step_is_priced_at(name: str) -> None:
     """Of a reference of the learner's shape, towers only, all pairs new to the run."""
     files = [str(ROOT / "gin" / "run" / "tiny.gin"), str(ROOT / "gin" / "policy" / f"{name}.gin")]
     found = resolve.resolve(files, [f"run.reference='{ROOT}/gin/run/tiny_reference.gin'", "run.device=cpu"])
-    formula = closed_form(found.policy).split(",")[0].replace("2r", "2*r")
+    formula = make_policy_table.closed_form(found.policy).split(",")[0].replace("2r", "2*r")
     r = found.run.super_batch_size / found.run.batch_size
-    assert step_price(found).closed_form == pytest.approx(eval(formula, {"r": r}), rel=1e-3)
+    assert RunForecast.of(found).price.closed_form == pytest.approx(eval(formula, {"r": r}), rel=1e-3)
 
 
 # Commands

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_the_layers_hold_and_a_wrong_import_breaks_them(tmp_path: Path) -> None:
             file.write(f"\n{line}\n")
     names = {words.partition(" ")[0] for words in broken()}
     assert names == {"Each", "A", "Gin", "No", "W&B"}
+
+
+def test_no_two_classes_and_no_two_files_have_one_name() -> None:
+    files = [path for path in PACKAGE if path.name != "__init__.py"]
+    classes = [
+        node.name
+        for path in files
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    counted = Counter([*classes, *(path.name for path in files)])
+    assert [found for found, count in counted.items() if count > 1] == []
 
 
 def test_the_folder_gin_does_not_hide_the_package() -> None:

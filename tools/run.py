@@ -13,6 +13,6 @@ if __name__ == "__main__":
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-    from jestbench.launch.command import run_command
+    from jestbench.launch.command import main
 
-    sys.exit(run_command(sys.argv[1:]))
+    sys.exit(main())

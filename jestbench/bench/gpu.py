@@ -69,7 +69,6 @@ def measure(plan: GpuPlan, save: Callable[[Mapping[str, Any]], None]) -> dict[st
     """All numbers, ready for JSON; one line a part goes to stderr.
 
     Args:
-        plan: parts, device and time limit.
         save: called with the report so far, after every part.
     """
     begin, load = time.monotonic(), timing.load()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from torch import Tensor
 from jestbench.batch import Batch
 from jestbench.bench import arms, timing
 from jestbench.bench.paper import LEARNER
-from jestbench.bench.steps import SHAPES, SHARE, Shape, learner_of, make_tokenizer, random_batch
+from jestbench.bench.steps import SHAPES, Shape, learner_of, make_tokenizer, random_batch, update_of
+from jestbench.cost.ledger import flops_of
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.disk import PROJECT
 from jestbench.engine.fit_memory import MicroBatches
@@ -70,16 +70,10 @@ class Rig:
 
     def peak(self, run: Callable[[], object]) -> int:
         """Bytes by which a call raises the peak of allocated GPU memory; 0 on a CPU."""
-        if not self.cuda:
-            run()
-            return 0
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        if self.cuda:
+            return timing.gpu_peak(run, self.device)
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return 0
 
     def host_waits(self, run: Callable[[], object]) -> int:
         """How often the host waits for the device in a call, by torch's sync debug mode; −1 without a GPU."""
@@ -148,8 +142,8 @@ def training(rig: Rig) -> Found:
     """Seconds of jestbench's training step, and of bare steps of the same towers."""
     count = rig.pick(8, 512)
     learner, batch = rig.learner(), rig.batch(count)
-    flops = _flops(learner, count)
-    update = _update_of(learner, batch)
+    flops = flops_of(learner.forecast_update(count))
+    update = update_of(learner, batch)
     found: Found = {"pair forward GMAC": learner.price.pair / 1e9, "batch": count}
 
     def add(label: str, seconds: float) -> None:
@@ -166,16 +160,6 @@ def training(rig: Rig) -> Found:
         return found | {"open_clip": f"not there: {error}"}
     add("open_clip's loss", rig.seconds(_bare_step(rig, learner, batch, SigLipLoss(), clip=False), 5, warm=2))
     return found
-
-
-def _flops(learner: Learner, count: int) -> int:
-    """FLOPs charged for a training step on ``count`` pairs."""
-    return FLOPS_PER_MAC * sum(one.macs for one in learner.forecast_update(count))
-
-
-def _update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
-    counter = itertools.count()
-    return lambda: learner.update(batch, None, SHARE, next(counter))
 
 
 def _bare_step(
@@ -238,11 +222,11 @@ def cached(rig: Rig) -> Found:
     """Seconds of the step over micro-batches, each embedded twice."""
     count, micro = rig.pick((16, 4), (2048, 256))
     learner, batch = rig.learner(micro), rig.batch(count)
-    update = _update_of(learner, batch)
+    update = update_of(learner, batch)
     seconds = rig.seconds(update, 2)
     return {
         "pairs/s": count / seconds,
-        "MFU, the second forward pass counted": rig.mfu(_flops(learner, count), seconds),
+        "MFU, the second forward pass counted": rig.mfu(flops_of(learner.forecast_update(count)), seconds),
         "peak GB": rig.peak(update) / 1e9,
         "host waits a step": rig.host_waits(update),
     }
@@ -259,7 +243,7 @@ def large(rig: Rig) -> Found:
     for part, micro in ((2, rig.pick(4, 256)), (1, rig.pick(4, 256)), (1, rig.pick(8, 512))):
         batch = whole.take(torch.arange(len(whole) // part))
         learner = learner_of(shape, "sigmoid", rig.arithmetic, micro)
-        learner.micro, update = MicroBatches(micro), _update_of(learner, batch.take(torch.arange(len(batch) // 5)))
+        learner.micro, update = MicroBatches(micro), update_of(learner, batch.take(torch.arange(len(batch) // 5)))
         learner.score(batch.take(torch.arange(micro)))
         update()  # the optimizer's state
         name = f"B = {len(batch):,}, micro-batches of {micro}, peak GB"
@@ -276,14 +260,14 @@ def compiled(rig: Rig) -> Found:
     # Inductor needs a C++ compiler on a CPU; the small run checks only that the blocks can be captured.
     learner.model.compile_blocks(rig.pick("aot_eager", "inductor"))
     away = (learner.score(batch).side("learner").image_BD - eager).norm() / eager.norm()
-    update = _update_of(learner, batch)
+    update = update_of(learner, batch)
     first = timing.seconds(update, rig.device)
     seconds = rig.seconds(update, 5)
     scored = rig.seconds(lambda: learner.score(batch), 3)
     return {
         "first step s": first,
         "product pairs/s": count / seconds,
-        "product MFU": rig.mfu(_flops(learner, count), seconds),
+        "product MFU": rig.mfu(flops_of(learner.forecast_update(count)), seconds),
         "product peak GB": rig.peak(update) / 1e9,
         "scoring pairs/s": count / scored,
         "embeddings against eager, relative error": float(away),

@@ -102,11 +102,7 @@ def _peak_bytes(plan: PaperPlan, fresh: Callable[[], Scores], device: torch.devi
     if device.type != "cuda":
         shape = selection.SelectionPlan(plan.size, plan.count, plan.width, threads=plan.threads, processes=1)
         return selection.peak_bytes(shape, "sigmoid", plan.chunks)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    _draw(fresh, plan)
-    return torch.cuda.max_memory_allocated(device) - before
+    return timing.gpu_peak(partial(_draw, fresh, plan), device)
 
 
 def _pass_seconds(plan: PaperPlan, arithmetic: Arithmetic) -> dict[str, float]:

@@ -7,8 +7,8 @@ thread a process; b and B grow with the number of processes. The world is the pl
   but for the similarities: each row is compared with the pairs of all processes.
 * apart: the same for as many runs of one process side by side, which exchange nothing: what the machine's memory and
   cores lose by themselves.
-* forecast: the efficiency by the cost model of docs/scale.md, from the step apart, the choice of one process, and a
-  link measured here between as many processes.
+* forecast: the efficiency by the cost model of docs/scale.md, from the step apart, the choice and the loss of one
+  process, and a link measured here between as many processes.
 * sent: bytes that a process sends a step, by purpose, counted; beside them what ``--price`` forecasts.
 * waits: seconds a step that a process's host spends in collectives, which is also where it waits for a slower one.
   Gradients that torch reduces during the backward pass are not in it.
@@ -38,8 +38,10 @@ from jestbench.bench.arms import GIN, tiny_stands
 from jestbench.config.resolve import resolve
 from jestbench.disk import PROJECT
 from jestbench.launch import forecast
+from jestbench.launch.exchange_forecast import Sizes
 from jestbench.parallel.traffic import TRADED, Traded
 from jestbench.runs.folder import RunFolder
+from jestbench.select.losses import LOSSES
 
 IN_STEPS: tuple[Traded, ...] = tuple(name for name in TRADED if name != "evaluation")
 WARM = 3
@@ -148,12 +150,22 @@ def _apart(arm: str, plan: ScalePlan, folder: Path) -> float:
         return statistics.mean(run.seconds for run in runs)
 
 
-def _forecast(arm: str, plan: ScalePlan) -> dict[Traded, int]:
-    """Bytes that a process sends a step, by purpose, as ``--price`` forecasts them."""
+def _sizes(arm: str, plan: ScalePlan) -> Sizes:
+    """Sizes of the run of all processes, as ``--price`` takes them."""
     split = [word.removeprefix("--") for word in words(arm, plan.processes, plan)]
     files = [word.partition("=")[2] for word in split if word.startswith("gin_file=")]
-    resolved = resolve(files, [word for word in split if not word.startswith("gin_file=")])
-    return forecast.sizes(resolved).sent(plan.processes)
+    return forecast.sizes(resolve(files, [word for word in split if not word.startswith("gin_file=")]))
+
+
+def _loss(sizes: Sizes, batch: int, repetitions: int = 30) -> float:
+    """Seconds of the loss of a sub-batch and its gradients, by one process."""
+    image_KD, text_KD = (torch.randn(batch, width // 4, requires_grad=True) for width in 2 * sizes.losses[:1])
+    scale, bias = (torch.tensor(value, requires_grad=True) for value in (10.0, -10.0))
+
+    def run() -> None:
+        LOSSES[sizes.loss](image_KD, text_KD, scale, bias).backward()
+
+    return statistics.median(timing.seconds(run, torch.device("cpu")) for _ in range(repetitions))
 
 
 def _reading(folder: Path, pairs: int = 256, side: int = 256) -> float:
@@ -177,26 +189,33 @@ def measure(plan: ScalePlan) -> dict[str, Any]:
                 took.apart.append(_apart(arm, plan, folder))
                 took.together.append(_run(arm, plan.processes, plan, folder))
         for arm, took in rounds.items():
+            sizes = _sizes(arm, plan)
             choice = step_parts.parts(arm, plan.steps, plan.batch)["choice"] / 1e3
-            found[arm] = _of_arm(plan, link, took, choice) | {"sent, forecast": _forecast(arm, plan)}
+            pairwise = {"choice": choice, "loss": _loss(sizes, plan.batch)}
+            found[arm] = _of_arm(plan, link, took, pairwise) | {"sent, forecast": sizes.sent(plan.processes)}
     facts = timing.machine(load, versions=timing.versions("torch"))
     return {"machine": facts, "plan": asdict(plan), "link": link, "reading": reading, "arms": found}
 
 
-def _of_arm(plan: ScalePlan, link: Mapping[str, float], took: Rounds, choice: float) -> dict[str, Any]:
-    """Numbers of an arm."""
+def _of_arm(plan: ScalePlan, link: Mapping[str, float], took: Rounds, pairwise: Mapping[str, float]) -> dict[str, Any]:
+    """Numbers of an arm; ``pairwise`` are the seconds of the parts that compare each pair with all pairs."""
     one, several = ([run.seconds for run in runs] for runs in (took.alone, took.together))
     sent = {name: statistics.mean(run.sent[name] for run in took.together) for name in IN_STEPS}
     calls = statistics.median(run.calls for run in took.together)
     step = scale_model.step_seconds(
-        statistics.median(took.apart), choice, plan.processes, calls=calls, sent=sum(sent.values()), link=link
+        statistics.median(took.apart),
+        sum(pairwise.values()),
+        plan.processes,
+        calls=calls,
+        sent=sum(sent.values()),
+        link=link,
     )
     return {
         "seconds": {"one": one, "apart": took.apart, "together": several},
         "efficiency": timing.ratio_and_range(one, several),
         "apart": timing.ratio_and_range(one, took.apart),
         "efficiency, forecast": statistics.median(one) / step,
-        "choice, seconds": choice,
+        "pairwise, seconds": dict(pairwise),
         "waits, seconds": [run.waits for run in took.together],
         "calls": calls,
         "sent": sent,

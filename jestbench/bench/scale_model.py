@@ -22,22 +22,22 @@ PARTS = ("scoring", "choice", "training", "loss", "exchange")
 
 
 def step_seconds(
-    alone: float, choice: float, processes: int, *, calls: float, sent: float, link: Mapping[str, float]
+    alone: float, pairwise: float, processes: int, *, calls: float, sent: float, link: Mapping[str, float]
 ) -> float:
     """Seconds of a step under weak scaling: each process has as many pairs as one process has alone.
 
-    t_n = t_1 + (n − 1)·c + calls·latency + bytes/rate: the models do the same work; a process's share of the
-    similarities is B/n rows against b pairs, both of which grow with n.
+    t_n = t_1 + (n − 1)·c + calls·latency + bytes/rate: the models do the same work; a process compares its share of
+    the rows, B/n in the choice and b/n in the loss, with b pairs, whose number grows with n.
 
     Args:
         alone: t_1, seconds of a step of one process.
-        choice: c, those of them in which the policy chooses.
+        pairwise: c, those of them in which the policy chooses and the loss compares.
         processes: n.
         calls: collectives of a step.
         sent: bytes that a process sends a step.
         link: ``seconds of a call`` and ``bytes/s``, measured between as many processes.
     """
-    return alone + (processes - 1) * choice + calls * link["seconds of a call"] + sent / link["bytes/s"]
+    return alone + (processes - 1) * pairwise + calls * link["seconds of a call"] + sent / link["bytes/s"]
 
 
 @dataclass(frozen=True)

@@ -155,14 +155,19 @@ def learner_of(shape: Shape, loss: LossName, arithmetic: Arithmetic, microbatch:
     return Learner(model, Contrastive(loss, microbatch=microbatch), OPTIMIZER, arithmetic, {FULL: price})
 
 
+def update_of(learner: Learner, batch: Batch) -> Callable[[], object]:
+    """A call that does a training step on the batch."""
+    counter = itertools.count()
+    return lambda: learner.update(batch, None, SHARE, next(counter))
+
+
 def ours(shape: Shape, loss: LossName, pairs: int, arithmetic: Arithmetic) -> Contender:
     """The learner of a run, and its update on a batch of ``pairs`` pairs."""
     tokenizer, learner = make_tokenizer(shape), learner_of(shape, loss, arithmetic)
     batch, model = random_batch(shape, tokenizer, pairs, arithmetic.device), learner.model
-    counter = itertools.count()
     return Contender(
         model,
-        lambda: learner.update(batch, None, SHARE, next(counter)),
+        update_of(learner, batch),
         macs(model.image, model.text, batch.images_BCHW, batch.tokens(tokenizer.identity)),
     )
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -50,19 +50,12 @@ def option(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any
     return field(default=default, metadata={"text": text, "choices": choices})
 
 
-class Options(Protocol):
-    """An argument parser, or an argument group."""
-
-    def add_argument(self, *names: str, **more: Any) -> object:
-        """As argparse's."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """Settings of a benchmark; each field made by ``option`` is a command-line option of the same name."""
 
     @classmethod
-    def add_arguments(cls, parser: Options) -> None:
+    def add_arguments(cls, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
         """Add the plan's options to the parser."""
         for each in (each for each in fields(cls) if "text" in each.metadata):
             name, text, default = f"--{each.name.replace('_', '-')}", each.metadata["text"], each.default
@@ -105,6 +98,17 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def gpu_peak(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which a call raises the peak of a GPU's allocated memory."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def ratio(over: list[float], under: list[float]) -> float:

@@ -28,8 +28,8 @@ from jestbench.compare.comparison import (
 from jestbench.compare.curves import AXES, mean_curve, value_at
 from jestbench.compare.frontiers import Metric, cell_of, frontiers, where_it_pays
 from jestbench.compare.groups import (
+    ComparedWorld,
     Group,
-    World,
     choose_baseline,
     group_arms,
     load_all,
@@ -117,7 +117,7 @@ def _lower_is_better(candidates: Iterable[Candidate], metric: str) -> bool:
     return known[0] if known else any(word in metric.lower() for word in _LOWER)
 
 
-def _compare(world: World, key: str, baseline: str, lower: bool) -> tuple[Table, list[str]]:
+def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tuple[Table, list[str]]:
     """The table of a world, and notes on it."""
     groups, clashes = group_arms(world)
     base, choice = choose_baseline(groups, baseline)

@@ -68,7 +68,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class World:
+class ComparedWorld:
     """Runs that can be ranked together: of the same data, loss and evaluation.
 
     Attributes:
@@ -196,7 +196,7 @@ def _age(candidate: Candidate) -> tuple[float, str]:
     return candidate.run.modified, str(candidate.run.folder)
 
 
-def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) -> tuple[list[World], list[str]]:
+def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) -> tuple[list[ComparedWorld], list[str]]:
     """Split runs whose data, loss or evaluation differ.
 
     Runs whose training data, evaluation data or evaluation examples are not recorded go with those of the same facts
@@ -235,7 +235,7 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
         described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
         notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
     return [
-        World({key: values[index] for key, values in differing.items()}, tuple(members))
+        ComparedWorld({key: values[index] for key, values in differing.items()}, tuple(members))
         for index, (_, members) in enumerate(ordered)
     ], notes
 
@@ -259,7 +259,7 @@ def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:
     return (*sorted(facts.items()), *recorded.items())
 
 
-def group_arms(world: World) -> tuple[list[Group], list[str]]:
+def group_arms(world: ComparedWorld) -> tuple[list[Group], list[str]]:
     """Group the runs of a world by label, and by configuration without budget and rungs.
 
     Args:

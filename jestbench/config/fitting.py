@@ -20,7 +20,7 @@ tokenizer are not among them, since a frozen model is fed the arm's token ids.""
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedOn:
     """What a frozen model of an arm was trained on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Trained:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class DataDifference:
     """A parameter in which two data sets differ.
 
     Attributes:
@@ -67,12 +67,10 @@ class Difference:
         return self.key != "run.data" and (self.here is None or isinstance(self.here, str | bool | int | float))
 
 
-def other_loss(run: Run, models: Sequence[Trained], where: str) -> str | None:
+def other_loss(run: Run, models: Sequence[TrainedOn], where: str) -> str | None:
     """The message that refuses a reference of another loss than the arm's; ``None`` where it can be scored by.
 
     Args:
-        run: the arm.
-        models: its frozen models.
         where: run.loss is bound.
     """
     who = _scaled_by(run)
@@ -94,11 +92,11 @@ def check_loss(run: Run, role: Role, name: str, loss: LossName | None) -> None:
     Raises:
         ValueError: as ``other_loss``.
     """
-    if role == "reference" and (refused := other_loss(run, [Trained(role, name, loss, None)], "of the arm")):
+    if role == "reference" and (refused := other_loss(run, [TrainedOn(role, name, loss, None)], "of the arm")):
         raise ValueError(refused)
 
 
-def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
+def calibrated_on(run: Run, models: Sequence[TrainedOn]) -> str | None:
     """The split that the reference was trained on, where its scale and bias are to be fitted on it; else ``None``."""
     if not run.reference_calibrate or _scaled_by(run) is None:
         return None
@@ -111,7 +109,7 @@ def calibrated_on(run: Run, models: Sequence[Trained]) -> str | None:
     return shown_split(run.split) if "reference" in run.castings else "curated"
 
 
-def calibration_warnings(run: Run, models: Sequence[Trained], split: str | None) -> tuple[str, ...]:
+def calibration_warnings(run: Run, models: Sequence[TrainedOn], split: str | None) -> tuple[str, ...]:
     """A warning of a reference that was trained on another loss, and is calibrated."""
     return tuple(
         f"the reference {model.name!r} was trained on the {model.loss} loss; its scale and bias are fitted to "
@@ -123,20 +121,17 @@ def calibration_warnings(run: Run, models: Sequence[Trained], split: str | None)
 
 def _scaled_by(run: Run) -> str | None:
     """What scores with the reference's scale or bias; ``None`` where its cosines alone are used."""
-    assert not isinstance(run.policy, str)
-    if "reference" in run.policy.needs and not run.policy.cosine_only:
+    if "reference" in run.built_policy.needs and not run.built_policy.cosine_only:
         return f"the policy {type(run.policy).__name__}"
     if run.cascade is not None and run.cascade.score == "reference":
         return "run.cascade"
     return None
 
 
-def data_warnings(run: Run, models: Sequence[Trained], names: Mapping[type, str]) -> tuple[str, ...]:
+def data_warnings(run: Run, models: Sequence[TrainedOn], names: Mapping[type, str]) -> tuple[str, ...]:
     """What is doubtful about the data of an arm's frozen models.
 
     Args:
-        run: the arm.
-        models: its frozen models.
         names: what the class of a data set, or of a part of one, is bound as.
     """
     found = []
@@ -157,7 +152,7 @@ def data_warnings(run: Run, models: Sequence[Trained], names: Mapping[type, str]
     return tuple(found)
 
 
-def _different(run: Run, model: Trained, names: Mapping[type, str]) -> list[Difference] | None:
+def _different(run: Run, model: TrainedOn, names: Mapping[type, str]) -> list[DataDifference] | None:
     """The parameters in which a frozen model's data differ from the arm's; ``None`` where they cannot be read."""
     if model.run is not None:
         # Which split a frozen model is trained on differs by design, and with it what is in that split.
@@ -177,11 +172,11 @@ def _idle(data: Dataset, split: Split) -> frozenset[str]:
 
 def _differences(
     key: str, there: object, here: object, names: Mapping[type, str], ignored: frozenset[str]
-) -> Iterator[Difference]:
+) -> Iterator[DataDifference]:
     """The parameters in which two values differ, those of their parts one by one."""
     if type(there) is not type(here) or not dataclasses.is_dataclass(here):
         if there != here:
-            yield Difference(key, names.get(type(there), there), names.get(type(here), here))
+            yield DataDifference(key, names.get(type(there), there), names.get(type(here), here))
         return
     owner = names.get(type(here), key)
     for field in dataclasses.fields(here):
@@ -190,10 +185,10 @@ def _differences(
             yield from _differences(f"{owner}.{field.name}", *parts, names, ignored)
 
 
-def _recorded_differences(recorded: Mapping[str, Any], here: Dataset) -> list[Difference]:
+def _recorded_differences(recorded: Mapping[str, Any], here: Dataset) -> list[DataDifference]:
     """As far as summary.json holds the data: their kind and their noise."""
     kind, noise = type(here).__name__.lower(), getattr(here, "noise", None)
     if recorded["data"] != kind:
-        return [Difference("run.data", recorded["data"], kind)]
+        return [DataDifference("run.data", recorded["data"], kind)]
     same = recorded.get("noise") == noise or "noise" in _idle(here, str(recorded.get("split", "")))
-    return [] if same else [Difference(f"{kind}.noise", recorded.get("noise"), noise)]
+    return [] if same else [DataDifference(f"{kind}.noise", recorded.get("noise"), noise)]

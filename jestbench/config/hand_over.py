@@ -45,7 +45,6 @@ def handed_over(run: Run, bindings: Sequence[Binding], role: Pretrained) -> tupl
     """The bindings that a run hands to the run of a frozen model, each parameter once and without macros.
 
     Args:
-        run: the run.
         bindings: all of its own.
         role: of the frozen model. A pair scorer is trained on no contrastive loss, so it is given none.
     """

@@ -117,7 +117,6 @@ def identity_of(stand: Resolved | Path, recorded: ReadFolder | None, seeded: boo
 
     Args:
         stand: the run, or its folder.
-        recorded: reads a folder.
         seeded: false where the run's seed is the arm's, which no arm's identity holds.
     """
     if isinstance(stand, Resolved):

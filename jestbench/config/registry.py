@@ -1,4 +1,4 @@
-"""What can be bound, and its parameters. The only file that imports the policies."""
+"""What can be bound, and its parameters."""
 
 from __future__ import annotations
 
@@ -80,11 +80,6 @@ def configurables() -> Mapping[str, type[Any]]:
         _REGISTERED.add(name)
         register(name, found[name], "jestbench" if name in CONFIGURABLES else "policies")
     return found
-
-
-def parameters() -> dict[str, tuple[str, ...]]:
-    """Everything that can be bound, and its parameters."""
-    return {name: tuple(fields_of(cls)) for name, cls in configurables().items()}
 
 
 def fields_of(cls: type[Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jestbench.config.arm_parameters import BUDGETS
 from jestbench.config.build_run import build_run, place
-from jestbench.config.fitting import Trained, calibrated_on, calibration_warnings, data_warnings, other_loss
+from jestbench.config.fitting import TrainedOn, calibrated_on, calibration_warnings, data_warnings, other_loss
 from jestbench.config.gin_edge import Binding
 from jestbench.config.grammar import (
     COMMAND_LINE,
@@ -74,7 +74,6 @@ def resolve(
     5. hash the arm, by its own configuration and the identities of its frozen models.
 
     Args:
-        files: gin files.
         bindings: ``Name.parameter=value``.
         allow_unused: patterns of bindings that the run need not use (``jest.*``).
         beside: the file that refers to ``files``, when a frozen model's run is resolved; paths are searched beside it.
@@ -93,8 +92,7 @@ def resolve(
     check_used(held, read, [*allow_unused, *(binding.key for binding in handed)])
     flat = flat_config(held)
     _check_objective(run, name, read)
-    assert not isinstance(run.policy, str)
-    needs, whole = frozenset(run.policy.needs), takes_all(run.policy)
+    needs, whole = frozenset(run.built_policy.needs), takes_all(run.built_policy)
     stands_on = _stands_on(run, read, chain, recorded)
     warnings, split = _check_frozen(run, read, stands_on, recorded)
     imports = f"import {module}\n" if (module := type(run.policy).__module__) in IMPORTED else ""
@@ -144,9 +142,8 @@ def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None
     Raises:
         ConfigError: it does.
     """
-    assert not isinstance(run.policy, str)
-    check_needs(run.policy)
-    if run.policy.needs and not run.training.selects:
+    check_needs(run.built_policy)
+    if run.built_policy.needs and not run.training.selects:
         raise ConfigError(
             f"{place('run.objective', bindings)}run.objective trains a pair scorer on all pairs of a batch, and the "
             f"policy {policy!r} selects: bind run.policy to uniform"
@@ -232,8 +229,7 @@ def _roles(run: Run) -> list[Pretrained]:
     Raises:
         ConfigError: the bound scorer is of another kind than the policy or the cascade needs.
     """
-    assert not isinstance(run.policy, str)
-    needs, name = run.policy.needs, type(run.policy).__name__
+    needs, name = run.built_policy.needs, type(run.policy).__name__
     if "online" in needs and "online" not in run.castings:
         bound = "" if run.scorer is None else f", not to {run.scorer!r}"
         raise ConfigError(
@@ -256,10 +252,9 @@ def _twinned(run: Run) -> bool:
     Raises:
         ConfigError: the policy compares all pairs under one reference.
     """
-    assert not isinstance(run.policy, str)
-    if not run.twin or "reference" not in run.policy.needs:
+    if not run.twin or "reference" not in run.built_policy.needs:
         return False
-    if not run.policy.by_parts:
+    if not run.built_policy.by_parts:
         can = ", ".join(name for name, cls in policy_classes().items() if cls.by_parts)
         raise ConfigError(
             f"run.twin scores by two references, but the policy {type(run.policy).__name__} compares all pairs under "
@@ -284,8 +279,7 @@ def _pretrained(
     key, asked = f"run.{role}", getattr(run, role)
     usual, kind = PRETRAINED[role]
     if not asked:
-        assert not isinstance(run.policy, str)
-        who = f"the policy {type(run.policy).__name__}" if role in run.policy.needs else "run.cascade"
+        who = f"the policy {type(run.policy).__name__}" if role in run.built_policy.needs else "run.cascade"
         who = who if role in run.step_needs else f"run.split = {run.split!r}"
         who = "budget.adds" if role in run.limit.adds else who
         raise ConfigError(
@@ -349,12 +343,12 @@ def _check_frozen(
     return (*calibration_warnings(run, models, split), *data_warnings(run, models, names)), split
 
 
-def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> Trained:
+def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: ReadFolder | None) -> TrainedOn:
     """What a frozen model of a run was trained on: by its own run, or as its folder records it."""
     if isinstance(stand, Resolved):
         asked, own = getattr(run, role), stand.run
         file = (asked,) if isinstance(asked, str) else tuple(asked)
-        return Trained(role, own.arm or file[0], own.training.loss(own), own, file=file)
+        return TrainedOn(role, own.arm or file[0], own.training.loss(own), own, file=file)
     assert recorded is not None, "a run folder is resolved with a reader of run folders"
     read_back = recorded(stand)
     try:  # without the frozen models that it needs itself: they may be gone
@@ -363,4 +357,4 @@ def _training_of(run: Run, role: Pretrained, stand: Resolved | Path, recorded: R
     except ConfigError:
         found = None
     file = (shown(read_back.operative),) if found is not None else ()
-    return Trained(role, shown(stand), read_back.loss, found, read_back.data, file)
+    return TrainedOn(role, shown(stand), read_back.loss, found, read_back.data, file)

@@ -50,7 +50,7 @@ class Resolved:
         inherited: what it took over from the run that stands on it.
         calibrated_on: the split that the reference's t and b₀ are fitted on; ``None`` where they are left alone.
         init_folder: the run folder that ``run.init`` names; ``None`` where it names none.
-        start: what training begins from, once it is loaded (``launch.stands.begun``).
+        start: what training begins from, once it is loaded (``launch.stands.with_start``).
     """
 
     run: Run
@@ -70,8 +70,7 @@ class Resolved:
     @property
     def policy(self) -> Policy:
         """The policy, as an object."""
-        assert not isinstance(self.run.policy, str)
-        return self.run.policy
+        return self.run.built_policy
 
     @property
     def scored_by(self) -> dict[Pretrained, tuple[Resolved | Path, ...]]:
@@ -103,7 +102,7 @@ class Resolved:
         Raises:
             ConfigError: the reference's run has no budget in FLOPs.
         """
-        return sum(pretraining_flops(self) for _ in self.run.limit.adds)
+        return sum(configured_pretraining(self) for _ in self.run.limit.adds)
 
     @property
     def candidates(self) -> int:
@@ -111,7 +110,7 @@ class Resolved:
         return self.draw_size * (1 if self.run.cascade is None else self.run.cascade.candidates)
 
 
-def pretraining_flops(resolved: Resolved) -> int:
+def configured_pretraining(resolved: Resolved) -> int:
     """What training the reference of a run is configured to cost, with the references that it needs itself.
 
     Raises:
@@ -134,5 +133,5 @@ def pretraining_flops(resolved: Resolved) -> int:
             )
         total += int(stand.run.budget) + stand.added_flops
         if "reference" in stand.run.needs and "reference" not in stand.run.limit.includes:
-            total += pretraining_flops(stand)
+            total += configured_pretraining(stand)
     return total

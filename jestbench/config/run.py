@@ -273,6 +273,12 @@ class Run:
             raise ValueError('run.cache keeps embeddings by key, run.augment changes the images: cache.mode = "off"')
 
     @property
+    def built_policy(self) -> Policy:
+        """The policy as an object, which a name has been replaced by once the run is resolved."""
+        assert not isinstance(self.policy, str)
+        return self.policy
+
+    @property
     def ranks(self) -> frozenset[Role]:
         """The roles whose own scores the split takes a top by."""
         return roles_in(self.split)
@@ -285,15 +291,13 @@ class Run:
     @property
     def step_needs(self) -> frozenset[Role]:
         """The roles that the policy, or the cascade before it, scores with at each step."""
-        assert not isinstance(self.policy, str)
         drawn = self.cascade.role if self.cascade is not None else None
-        return frozenset(role for role in ROLES if role in self.policy.needs or role == drawn)
+        return frozenset(role for role in ROLES if role in self.built_policy.needs or role == drawn)
 
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the data that are used, each with what uses it."""
-        assert not isinstance(self.policy, str)
-        names = sorted(need for need in self.policy.needs if need.startswith(COLUMN))
+        names = sorted(need for need in self.built_policy.needs if need.startswith(COLUMN))
         used = {name.removeprefix(COLUMN): f"the policy {type(self.policy).__name__} needs" for name in names}
         if self.cascade is not None and self.cascade.column is not None:
             used[self.cascade.column] = f"cascade.score = {self.cascade.score!r} draws by"

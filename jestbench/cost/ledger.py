@@ -8,6 +8,11 @@ from jestbench.batch import PURPOSES, Pass, Purpose
 from jestbench.cost.tracing import FLOPS_PER_MAC
 
 
+def flops_of(passes: Iterable[Pass]) -> int:
+    """FLOPs of passes, whatever their purposes."""
+    return FLOPS_PER_MAC * sum(item.macs for item in passes)
+
+
 class Ledger:
     """Multiply-adds by purpose, charged from the passes that stages and evaluations return."""
 

@@ -66,8 +66,6 @@ class Price:
         Args:
             model: the towers; a copy without values is counted, the model stays unchanged.
             batch: its first pair gives the shapes.
-            view: the view that the towers are run under.
-            checkpointing: whether activation checkpointing is on.
         """
         place = model.counted_on
         ghost = without_values(model, place).requires_grad_(True)

@@ -33,6 +33,10 @@ Leave = Callable[[Tensor, int], Tensor]
 """The keys of all pairs ``[N]`` and the epoch that begins → which pairs are left out of it, bool ``[N]``."""
 
 
+Waits = tuple[bool, float, int]
+"""Whether a process has workers, the seconds that it waited for pairs, and the number of workers that it lost."""
+
+
 class SuperBatchSource(ABC):
     """The super-batch of each step, spread over the processes of a run.
 
@@ -107,10 +111,17 @@ class SuperBatchSource(ABC):
         self._waited += time.perf_counter() - begin
         return own if self.world.size == 1 else SharedBatch.of(own, placement, self.device)
 
-    def counts(self, step: int) -> dict[str, float]:
-        """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs."""
-        counts = self._counts(step)
-        each = self.world.everybodys((self.workers is not None, self._waited, self.restarts))
+    @property
+    def waits(self) -> Waits:
+        """This process's waits, of which ``counts`` takes those of all processes."""
+        return self.workers is not None, self._waited, self.restarts
+
+    def counts(self, step: int, each: Sequence[Waits] | None = None) -> dict[str, float]:
+        """Counts of pairs until this step, ``data/…``, and the seconds that the run waited for pairs.
+
+        ``each`` are the ``waits`` of all processes; they are gathered here where it is ``None``.
+        """
+        counts, each = self._counts(step), self.world.everybodys(self.waits) if each is None else each
         if any(reads_ahead for reads_ahead, _, _ in each):
             waited = max(seconds for _, seconds, _ in each)  # every step waits for the process that waits the longest
             counts |= {"time/data_wait": round(waited, 6), "data/worker_restarts": sum(lost for *_, lost in each)}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
-from jestbench.data.noise import exchange_captions
+from jestbench.data.caption_noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import content_key, digest
 from jestbench.model.tokenizer import Tokenizer, train_bpe

@@ -112,7 +112,7 @@ class Contrastive(Objective):
         cached, held = self._cached(count), self._held(learner, batch)
         with torch.set_grad_enabled(not cached):
             own = learner.gradients.embed(partial(self._embed, learner, held, seed), held.views)
-            image_KD, text_KD = (batch.collect_with_gradient(part_PD) for part_PD in own)
+            image_KD, text_KD = batch.collect_with_gradient(*own)
         if cached:
             image_KD, text_KD = image_KD.requires_grad_(), text_KD.requires_grad_()
         weights = None if weight_K is None else to_device(weight_K, image_KD.device)
@@ -281,8 +281,7 @@ class ContrastiveTraining(Training):
         trained = {FULL, *(view for _, view in mix)}
         prices = {view: Price.of(model, example, view) for view in {scored, *trained}}
         reruns = {view: Price.of_rerun(model, example, view) for view in trained} if run.grad_checkpointing else None
-        assert not isinstance(run.policy, str)
-        listened = "trained_losses" in run.policy.needs
+        listened = "trained_losses" in run.built_policy.needs
         objective = Contrastive(run.loss, mix, reruns, setting.micro.train, run.equal, listened)
         if setting.compiled:
             model.compile_blocks()

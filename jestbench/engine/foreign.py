@@ -23,7 +23,7 @@ from jestbench.engine.learner import Learner
 from jestbench.engine.start import CarriedStart, LibraryStart, Start
 from jestbench.model.carried_tokenizer import stand_in
 from jestbench.model.carry import NotCarried, Tower, carried
-from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers
+from jestbench.model.foreign_towers import ForeignError, ForeignTokenizer, ForeignTowers
 from jestbench.model.library_towers import LibraryTowers
 
 SAFE = ".safetensors"

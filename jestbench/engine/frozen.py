@@ -183,8 +183,9 @@ class FrozenActor(Actor):
             for name, key_P in own_keys.items()
         }
         with TRAFFIC.sending("embeddings"):
-            rows = {name: batch.collect(to_device(row_PD, device)) for name, row_PD in found.items()}
-        return replace(self.content.scores(self.role, rows), model_passes=self._charged(counts))
+            rows = batch.collect_all([to_device(row_PD, device) for row_PD in found.values()])
+        scores = self.content.scores(self.role, dict(zip(found, rows, strict=True)))
+        return replace(scores, model_passes=self._charged(counts))
 
     def forecast(self, count: int) -> tuple[Pass, ...]:
         """As ``Actor.forecast``."""

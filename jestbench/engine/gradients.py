@@ -92,10 +92,12 @@ class SharedGradients(Gradients):
         self.world = world
 
     def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
-        """As in the base, for all processes together; scale and bias, whose gradient each process has, stay equal."""
+        """As in the base, for all processes together.
+
+        The gradients of scale and bias come whole, and the same on every process, out of the loss's all-reduce.
+        """
         with self.world.waiting(self.collective):
             super().backward(loss, carry_on)
-        self.world.average([own.grad for own in (self.model.log_scale, self.model.bias) if own.grad is not None])
 
 
 class _Weights(nn.Module):

@@ -29,7 +29,7 @@ from jestbench.engine.foreign import (
 )
 from jestbench.model.carried_tokenizer import of_transformers
 from jestbench.model.carry import Tower, transformers_towers
-from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
+from jestbench.model.foreign_towers import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
 
 KINDS: Mapping[str, str] = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}

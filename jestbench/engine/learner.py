@@ -171,7 +171,7 @@ class Learner(Actor):
                 image.append(image_PD)
                 text.append(text_PD)
         with TRAFFIC.sending("embeddings"):
-            image_BD, text_BD = (batch.collect(torch.cat(parts)) for parts in (image, text))
+            image_BD, text_BD = batch.collect_all([torch.cat(parts) for parts in (image, text)])
         scores = Scores.of(self.role, Embeddings(image_BD, text_BD, *model.scale_and_bias()))
         return replace(scores, model_passes=(*self._images_of(batch, self.part.score), *self.forecast(len(batch))))
 

@@ -29,7 +29,7 @@ from jestbench.engine.foreign import (
 )
 from jestbench.model.carried_tokenizer import of_open_clip
 from jestbench.model.carry import Tower, open_clip_towers
-from jestbench.model.foreign import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
+from jestbench.model.foreign_towers import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
 
 CONFIG = "open_clip_config.json"

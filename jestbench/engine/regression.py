@@ -109,7 +109,7 @@ class Regression(Training):
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class GradedExamples:
     """Graded examples made of N pairs: E = N·(1 + others + corruptions), in this order of kinds.
 
     Attributes:
@@ -136,7 +136,7 @@ class Examples:
         return torch.stack([part.mean() for part in self.kinds(value_E) if len(part)]).mean()
 
 
-def graded(captions: Sequence[str], objective: Regression, seed: int) -> Examples:
+def graded(captions: Sequence[str], objective: Regression, seed: int) -> GradedExamples:
     """Graded examples of the pairs with these captions; a function of captions, objective and seed alone.
 
     Captions are compared by their words: another pair's caption of the same words has label 1, and so does a
@@ -156,7 +156,7 @@ def graded(captions: Sequence[str], objective: Regression, seed: int) -> Example
     image, text, label = zip(*rows, strict=True)
     corrupted = tuple(" ".join(words) for _, words in damaged)
     sizes = (count, len(exchanged), len(damaged))
-    return Examples(torch.tensor(image), torch.tensor(text), torch.tensor(label), corrupted, sizes)
+    return GradedExamples(torch.tensor(image), torch.tensor(text), torch.tensor(label), corrupted, sizes)
 
 
 def captions_of(batch: Batch) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ class GradedObjective(Objective):
             loss_E = loss_E * to_device(weight_K[examples.image_E.to(weight_K.device)], loss_E.device)
         return examples.mean_of_kinds(loss_E), None
 
-    def grade(self, learner: Learner, batch: Batch, examples: Examples) -> Tensor:
+    def grade(self, learner: Learner, batch: Batch, examples: GradedExamples) -> Tensor:
         """g ``[E]`` of the examples made of a batch: each image and each distinct text goes through its tower once."""
         device = learner.arithmetic.device
         token_TL = batch.tokens(self.model.tokenizer)

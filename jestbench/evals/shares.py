@@ -16,8 +16,6 @@ def gathered(own: Iterable[Tensor], count: int, subject: EmbeddingModel) -> Tens
 
     Args:
         own: embeddings of this process's examples, block by block; none where there are fewer examples than processes.
-        count: of all examples.
-        subject: the model.
     """
     dtype = torch.promote_types(next(subject.model.parameters()).dtype, torch.float32)
     none = torch.empty(0, subject.model.width, device=subject.arithmetic.device, dtype=dtype)

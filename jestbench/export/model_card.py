@@ -39,12 +39,6 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 def model_card(run_dir: Path, model: TwoTowers, shape: Model, tokenizer: Tokenizer) -> str:
     """Model, data, policy, costs, references and metrics of a run, as Markdown.
 
-    Args:
-        run_dir: the run folder.
-        model: its model.
-        shape: of its towers, where they are ours.
-        tokenizer: of its model.
-
     Raises:
         DataError: the run has no summary, or it cannot be read.
     """
@@ -137,13 +131,8 @@ def _metrics(folder: RunFolder, summary: Summary) -> Iterator[str]:
         yield f"| {key.removeprefix('eval/')} | {value:.4g} | {shown} | {count} |"
 
 
-def interval(examples: Examples, measure: Measure, confidence: float = 0.95) -> tuple[float, float] | None:
-    """An interval of a mean over examples, by the variance between their units; of a share on the logit scale.
-
-    Args:
-        examples: values, and the unit of each.
-        measure: the metric's limits.
-        confidence: of the interval.
+def interval(examples: Examples, measure: Measure) -> tuple[float, float] | None:
+    """A 95 % interval of a mean over examples, by the variance between their units; of a share on the logit scale.
 
     Returns:
         Both ends; ``None`` where nothing varies between units.
@@ -152,6 +141,6 @@ def interval(examples: Examples, measure: Measure, confidence: float = 0.95) -> 
     mean, freedom = float(examples.value_N.mean()), len(influence_G) - 1
     if freedom < 1 or not influence_G.any():
         return None
-    half = float(student.ppf((1 + confidence) / 2, freedom) * np.sqrt((influence_G**2).sum()))
+    half = float(student.ppf(0.975, freedom) * np.sqrt((influence_G**2).sum()))
     share = measure.limits == (0.0, 1.0) and np.isin(examples.value_N, (0.0, 1.0)).all() and 0 < mean < 1
     return logit_ends(mean, half) if share else (mean - half, mean + half)

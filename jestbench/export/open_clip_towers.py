@@ -53,11 +53,6 @@ def towers_for_open_clip(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration (``model_cfg``) and the weights of two towers.
 
-    Args:
-        model: the towers.
-        shape: their parameters.
-        tokenizer: of the texts.
-
     Raises:
         NotExpressible: naming the first parameter in the way.
     """

@@ -58,10 +58,6 @@ def _report(out: Path, opened: bool) -> int:
 def export(run_dir: Path, out: Path) -> bool:
     """Write the model of a run's newest checkpoint as a folder for open_clip.
 
-    Args:
-        run_dir: the run folder.
-        out: the folder to make.
-
     Returns:
         Whether open_clip has opened the folder and given the same embeddings; it is asked where it is installed.
 

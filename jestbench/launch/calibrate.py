@@ -7,6 +7,8 @@ import time
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance
+from jestbench.cost.ledger import flops_of
+from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
@@ -38,11 +40,8 @@ def calibrate(
     """Fit the reference's t and b₀, where the run asks for it; charge the passes, and count the seconds.
 
     Args:
-        resolved: the run.
         data: its data set, prepared; or a stand-in.
-        stages: its stages.
         progress: before the first step.
-        allowance: what may be spent.
 
     Raises:
         ConfigError: the split cannot be calibrated on, or nothing of the budget is left.
@@ -64,10 +63,10 @@ def calibrate(
 
 
 def forecast(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[int, int]:
-    """Pairs that the reference is calibrated on, 0 where it is not, and the multiply-adds that are charged for them."""
+    """Pairs that the reference is calibrated on, 0 where it is not, and the FLOPs that are charged for them."""
     if resolved.calibrated_on is None:
         return 0, 0
     source, count = _source(resolved, data, stages)
     actor, pairs = stages.scorer.actors["reference"], count * source.size
     scored = () if resolved.run.reference_accounting == "amortised" else actor.forecast(pairs)
-    return pairs, sum(item.macs for item in scored) + pairs * source.size * actor.width
+    return pairs, flops_of(scored) + FLOPS_PER_MAC * pairs * source.size * actor.width

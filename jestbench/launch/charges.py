@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from jestbench.batch import Batch, DataError, Pass
+from jestbench.batch import Batch, DataError
 from jestbench.config.resolved import Resolved
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.fetch import Positions
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.engine.actor import Actor, Met
 from jestbench.launch.stages import plan_of
+from jestbench.launch.step_price import StepPrice
 from jestbench.loop import Stages
-
-if TYPE_CHECKING:
-    from jestbench.launch.forecast import StepPrice
 
 PAIRS, STEPS = 1 << 22, 1 << 14
 """Pairs, and steps, whose keys a forecast looks at; it takes those behind them for new in a split's first epoch."""
-
-
-def flops_of(passes: Iterable[Pass]) -> int:
-    """FLOPs of passes."""
-    return FLOPS_PER_MAC * sum(item.macs for item in passes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +63,7 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, 
     pair of a stream at every step.
 
     Args:
-        resolved: the run.
         stages: built with the shapes of the run, on its data or a stand-in.
-        price: the price of one of its steps.
         most: steps that are asked about, at most.
         before: steps before ``run.select_from``.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from jestbench.config.resolved import Resolved
 from jestbench.disk import shown
 from jestbench.launch.data_report import eval_sets
-from jestbench.launch.forecast import StepPrice
+from jestbench.launch.step_price import StepPrice
 from jestbench.loop import Stages
 
 WIDTH = 100
@@ -75,7 +75,6 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     """A page on a run: at most 40 lines of ``WIDTH`` columns.
 
     Args:
-        own: the run.
         below: the runs that its frozen models stand on.
     """
     resolved = own.resolved

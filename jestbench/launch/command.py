@@ -173,15 +173,6 @@ def _report(reason: str) -> None:
         report_to_torchrun(reason)
 
 
-def run_command(argv: Sequence[str]) -> int:
-    """Run the whole command in this process; return its exit status."""
-    try:
-        with STOP.handled():
-            return guarded(lambda: _run(parse(argv)))
-    except SystemExit as stop:  # of the parser
-        return int(stop.code or 0)
-
-
 @contextmanager
 def _for_a_reader() -> Iterator[None]:
     """End in silence where the reader of stdout has closed it (``| head``)."""
@@ -293,4 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 finished, 1 an exception inside a policy, 2 wrong configuration or a policy that breaks
         its contract, 3 wrong or missing data, 4 a loss that is not finite, 130 interrupted.
     """
-    return run_command(sys.argv[1:] if argv is None else list(argv))
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        with STOP.handled():
+            return guarded(lambda: _run(parse(words)))
+    except SystemExit as stop:  # of the parser
+        return int(stop.code or 0)

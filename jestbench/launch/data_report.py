@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,27 +27,14 @@ MUCH = 0.25
 """Share of the pool left out of each epoch above which a run is warned of."""
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The data of a run as ``--check`` found them.
-
-    Attributes:
-        resolved: the run, its data replaced by a stand-in where they may not be opened.
-        stands_in: whether a stand-in takes the data's place.
-        lines: the report.
-    """
-
-    resolved: Resolved
-    stands_in: bool
-    lines: list[str] = field(default_factory=list)
-
-
-def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
+def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> tuple[Resolved, bool, list[str]]:
     """Index the local data that is bound, and read a sample of every split.
 
     Args:
-        resolved: the run.
         allowed: what may be opened beside local files.
+
+    Returns:
+        The run, its data replaced by a stand-in where they may not be opened; whether one takes their place; a report.
 
     Raises:
         DataError: local data that is bound cannot be read.
@@ -55,7 +42,7 @@ def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
     data = resolved.run.data
     if not isinstance(data, Source | Stream):
         missing = [] if data.is_prepared() else ["not checked: the data are not prepared; synthetic pairs stand in"]
-        return Opened(resolved, bool(missing), missing)
+        return resolved, bool(missing), missing
     lines = [
         f"not checked: {what} ({'a command: --allow_pipes' if kind == 'command' else '--allow_downloads'} opens it)"
         for what, kind in data.fetched().items()
@@ -69,7 +56,7 @@ def opened(resolved: Resolved, allowed: frozenset[Fetched]) -> Opened:
     stands_in = any(kind not in allowed for kind in data.fetched().values()) or not data.is_prepared()
     if stands_in:
         data = data.stand_in()
-    return Opened(replace(resolved, run=replace(resolved.run, data=data)), stands_in, lines)
+    return replace(resolved, run=replace(resolved.run, data=data)), stands_in, lines
 
 
 def _sampled(source: Source, closed: set[str]) -> Iterator[str]:

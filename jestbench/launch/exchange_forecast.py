@@ -16,6 +16,7 @@ from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
 from jestbench.engine.learner import Learner, weight_bytes
 from jestbench.loop import Stages
+from jestbench.parallel.distributed import HEAD
 from jestbench.parallel.traffic import TRADED, TRAFFIC, Joined, Traded, gathered, reduced
 from jestbench.select.losses import LossName
 
@@ -96,7 +97,8 @@ class Sizes:
             loss = Joined(embedding + sums, batch * sums, batch * embedding + 3 * _FLOAT)
             sent["loss_gradients"] += loss.sent(own_K, processes)
         sent["weight_gradients"] = reduced(self.weights, processes)
-        sent["bookkeeping"] = gathered(own_B * self.description + _INDEX * batch, processes)
+        agreed = 2 * (_INDEX + HEAD) + max(0, _INDEX * batch - HEAD)  # what was read and damaged; the choice
+        sent["bookkeeping"] = gathered(own_B * self.description + agreed, processes)
         return sent
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from jestbench.batch import DataError
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.splits import unranked
 from jestbench.engine.frozen import FrozenActor
-from jestbench.launch.own_scores import keys_of_all, walk
+from jestbench.launch.own_scores import keys_of_all, own_losses
 from jestbench.launch.stages import setting_of
 from jestbench.launch.stands import trained
 from jestbench.launch.train_run import building, ensure_pretrained
@@ -55,11 +55,12 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
 
 def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
     """Fill the cache of one model."""
-    walk(actor, pairs)
-    failures = actor.counts()["cache/failures"]
+    own_losses(actor, pairs)
+    failures, folder = actor.counts()["cache/failures"], actor.cache.folder
+    assert folder is not None, "the cache is shared"
     actor.close(remove=True)
     if failures:
-        raise DataError(f"{actor.cache.folder} could not be filled: see the warning above")
-    size = sum(file.stat().st_size for file in Path(str(actor.cache.folder)).glob("*.rows"))
-    cost = sum(item.macs for item in actor.forecast_distinct(*keys_of_all(pairs)))
-    return {"folder": str(actor.cache.folder), "pairs": len(pairs), "bytes": size, "flops": FLOPS_PER_MAC * cost}
+        raise DataError(f"{folder} could not be filled: see the warning above")
+    size = sum(file.stat().st_size for file in folder.glob("*.rows"))
+    flops = flops_of(actor.forecast_distinct(*keys_of_all(pairs)))
+    return {"folder": str(folder), "pairs": len(pairs), "bytes": size, "flops": flops}

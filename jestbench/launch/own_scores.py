@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from jestbench.batch import Batch
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.damage import Tally
 from jestbench.data.pairs import Dataset, IndexedPairs
 from jestbench.disk import cache_root, digest, whole
@@ -39,45 +39,39 @@ AT_ONCE = 1024
 """Pairs that are read at once."""
 
 
-@dataclass(frozen=True)
-class OwnScores:
-    """Own scores by the frozen models of a run: the cosine of image and text, or a pair scorer's grade.
+def own_scores(
+    resolved: Resolved, data: Dataset, castings: Mapping[Pretrained, Casting], role: Role, split: str
+) -> npt.NDArray[np.float64]:
+    """Own scores ``[N]`` of a split's pairs: the cosine of image and text, or a pair scorer's grade.
 
-    Attributes:
-        resolved: the run.
-        data: its data set, prepared.
+    Args:
+        data: the run's data set, prepared.
         castings: its frozen models by role.
+        role: of the model that scores.
+        split: whose pairs are scored; −∞ where an image is damaged.
+
+    Raises:
+        ConfigError: the model scores no single pairs.
+        DataError: too many pairs are damaged, or the cache folder cannot be written.
     """
-
-    resolved: Resolved
-    data: Dataset
-    castings: Mapping[Pretrained, Casting]
-
-    def __call__(self, role: Role, split: str) -> npt.NDArray[np.float64]:
-        """The score of each pair of a split, ``[N]``; −∞ where its image is damaged.
-
-        Raises:
-            ConfigError: the model scores no single pairs.
-            DataError: too many pairs are damaged, or the cache folder cannot be written.
-        """
-        run, world = self.resolved.run, distributed.world()
-        casting = self.castings[role] if role in self.castings else run.castings[role]  # type: ignore[index]
-        plain = replace(run, split=split, half=None, cascade=None, augment=None, reference_accounting="online")
-        with tempfile.TemporaryDirectory() as store:
-            setting = setting_of(plain, self.data, Path(store))
-            actor, pairs = casting.frozen(setting), setting.pairs.indexed("run.split")
-            if actor is None:
-                raise ConfigError(f"run.split takes the top by the {role}'s scores of single pairs, and it has none")
-            kept = replace(run.cache or Cache(), mode="shared")
-            bound = kept.bind(actor.content.model, actor.view, setting.arithmetic, pairs, setting.micro.score)
-            path = cache_root() / "own_scores" / f"{digest(bound.digest + pairs.fingerprint.encode(), 16)}.npy"
-            if world.first(lambda: not path.is_file()):
-                if world.first_of_all:
-                    print(f"scoring the {len(pairs):,} pairs of {pairs.name} by the {role}, once", file=sys.stderr)
-                value_N = -walk(actor, pairs).numpy()
-                world.first(lambda: _save(path, value_N))
-            actor.close(remove=True)
-            return world.first(lambda: np.load(path))
+    run, world = resolved.run, distributed.world()
+    casting = castings[role] if role in castings else run.castings[role]  # type: ignore[index]
+    plain = replace(run, split=split, half=None, cascade=None, augment=None, reference_accounting="online")
+    with tempfile.TemporaryDirectory() as store:
+        setting = setting_of(plain, data, Path(store))
+        actor, pairs = casting.frozen(setting), setting.pairs.indexed("run.split")
+        if actor is None:
+            raise ConfigError(f"run.split takes the top by the {role}'s scores of single pairs, and it has none")
+        kept = replace(run.cache or Cache(), mode="shared")
+        bound = kept.bind(actor.content.model, actor.view, setting.arithmetic, pairs, setting.micro.score)
+        path = cache_root() / "own_scores" / f"{digest(bound.digest + pairs.fingerprint.encode(), 16)}.npy"
+        if world.first(lambda: not path.is_file()):
+            if world.first_of_all:
+                print(f"scoring the {len(pairs):,} pairs of {pairs.name} by the {role}, once", file=sys.stderr)
+            value_N = -own_losses(actor, pairs).numpy()
+            world.first(lambda: _save(path, value_N))
+        actor.close(remove=True)
+        return world.first(lambda: np.load(path))
 
 
 def _save(path: Path, value_N: npt.NDArray[np.float64]) -> None:
@@ -86,7 +80,7 @@ def _save(path: Path, value_N: npt.NDArray[np.float64]) -> None:
         np.save(file, value_N)
 
 
-def walk(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
+def own_losses(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
     """The own loss −t·cos (or −g) of each pair, float64 ``[N]``, block by block, the blocks dealt out in turns.
 
     A block is computed as one process computes it, so that the values are the same for any number of processes.
@@ -145,7 +139,7 @@ def forecast(resolved: Resolved, stages: Stages) -> int:
     """FLOPs that ``charge`` will charge."""
     if resolved.run.reference_accounting == "amortised":
         return 0
-    macs = 0
+    flops = 0
     for role, pairs in stages.pairs.ranked:
         actor = stages.scorer.actors[role]
         assert isinstance(actor, FrozenActor), "a model that scores single pairs is one frozen model"
@@ -153,5 +147,5 @@ def forecast(resolved: Resolved, stages: Stages) -> int:
             passes = actor.forecast_own_loss(len(pairs))
         else:
             passes = actor.forecast_distinct(*keys_of_all(pairs))
-        macs += sum(item.macs for item in passes)
-    return FLOPS_PER_MAC * macs
+        flops += flops_of(passes)
+    return flops

@@ -22,7 +22,7 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
 from jestbench.launch.data_report import opened, ranked_line, walk
-from jestbench.launch.forecast import bought, ladder_table, step_price_of
+from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import stand_ins, with_start
@@ -110,7 +110,6 @@ def check(resolved: Resolved, may: frozenset[Fetched] = frozenset(), verbose: bo
     """Open the data, build everything, score and update one tiny batch; print a page on it.
 
     Args:
-        resolved: the run.
         may: what is opened beside local files.
         verbose: print all lines and the whole configuration, of the frozen models' runs too.
 
@@ -134,9 +133,9 @@ def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Ch
 
 def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
     """Open the data of one run, build it, score and update one tiny batch."""
-    found = opened(resolved, may)
+    resolved, stands_in, lines = opened(resolved, may)
     with building():
-        resolved = with_start(found.resolved if "download" in may else without_download(found.resolved))
+        resolved = with_start(resolved if "download" in may else without_download(resolved))
     # The candidates of a cascade must fit into the stand-in's pool.
     few = max(32, least_draw(resolved.run.split))
     drawn = min(few, resolved.draw_size, max(1, 256 * resolved.draw_size // resolved.candidates))
@@ -148,25 +147,25 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             )
             data, castings = stand_ins(resolved)
             stages = build_stages(replace(resolved, run=run), data, castings, Path(folder), drawn)
-            if not found.stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
+            if not stands_in and resolved.run.data.is_prepared() and stages.super_batches.pool is not None:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
-        lines = [*found.lines, *(ranked_line(role, pairs) for role, pairs in stages.pairs.ranked)]
-        walked = None if found.stands_in else walk(resolved, stages)
+        lines += [ranked_line(role, pairs) for role, pairs in stages.pairs.ranked]
+        walked = None if stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)
-        price = step_price_of(resolved, stages)
+        forecast = RunForecast(resolved, stages, data)
         loader = resolved.run.loader
         ahead = walked is not None and loader.workers_for(stages.pairs.decoded)
         return Checked(
             resolved,
             data=(*lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
             sizes="" if walked is None else sizes(resolved, stages),
-            budget=() if walked is None else tuple(bought(resolved, stages, walked, price)),
+            budget=() if walked is None else tuple(bought(forecast, walked)),
             metrics=tuple(stages.evaluator.measures),
             loader=loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2) if ahead and walked else "",
-            price=price,
-            ladder=ladder_table(resolved),
+            price=forecast.price,
+            ladder="\n".join(ladder_lines(forecast)),
             warnings=len(warnings),
         )
 

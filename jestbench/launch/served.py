@@ -27,7 +27,7 @@ def check_served(resolved: Resolved) -> None:
             if isinstance(stand, Path):
                 continue
             if reason := _other_tokenizer(resolved.run, stand.run):
-                file = getattr(resolved.run, f"{role}")
+                file = getattr(resolved.run, role)
                 name = shown(Path(file if isinstance(file, str) else file[0]))
                 raise ConfigError(
                     f"run.{role} = {name!r} cannot score this run's pairs: {reason}; leave run.data and its "

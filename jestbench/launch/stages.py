@@ -48,7 +48,6 @@ def build_stages(
     """Build all stages.
 
     Args:
-        resolved: the run.
         data: its data set, prepared; or a stand-in.
         castings: the frozen model, or models, of each role that the run needs.
         store_dir: folder for the rows of frozen models during the run.
@@ -89,11 +88,8 @@ def setting_of(
     """The setting shared by all actors of a run, on its data set or a stand-in.
 
     Args:
-        run: its parameters.
-        data: the data set.
         store_dir: folder for the rows of frozen models.
         rank: as ``split_of`` takes it.
-        start: what training begins from.
     """
     pairs = split_of(data, run.split, rank)
     if run.half is not None:

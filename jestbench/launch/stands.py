@@ -22,7 +22,7 @@ from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
-from jestbench.runs.summary import Summary
+from jestbench.runs.summary import Summary, known_total
 
 
 def trained(role: Pretrained, folder: Path) -> FrozenCasting:
@@ -53,9 +53,7 @@ def with_start(resolved: Resolved) -> Resolved:
             raise DataError(f"run.init: {folder} holds no finished run to begin from")
         model, summary, loss = towers_of(folder), ended(folder), trained_loss(folder)
         assert loss is not None, "checked by towers_of"
-        before = (0,) if summary.start is None else (summary.start.flops,)
-        spent = (summary.flops_all_in, *before)
-        flops = None if None in spent else sum(one or 0 for one in spent)
+        flops = known_total((summary.flops_all_in, 0 if summary.start is None else summary.start.flops))
         named, of = (summary.arm or folder.name, flops), str(folder.resolve())
         if isinstance(model, LibraryTowers):
             start = LibraryStart(*named, model, loss, run_dir=of)
@@ -79,7 +77,6 @@ def stand_ins(resolved: Resolved, device: str = "cpu") -> tuple[Dataset, dict[Pr
     """Data and frozen models where they exist, else stand-ins of the same shape: nothing is fetched or trained.
 
     Args:
-        resolved: the run.
         device: where an untrained model is built; on ``meta`` it has no values.
     """
     data = resolved.run.data
@@ -113,10 +110,9 @@ def ended(folder: Path) -> Summary:
     return summary
 
 
-def pretrain_flops(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
+def spent_pretraining(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]]) -> dict[str, int | None]:
     """FLOPs of training a run's frozen models, by role (summed over twins); ``None`` where they are not known."""
-    known: dict[str, int | None] = {}
-    for role, found in folders.items():
-        spent = [ended(folder).flops_all_in for folder in found]
-        known[role] = None if None in spent else sum(one or 0 for one in spent)
+    known: dict[str, int | None] = {
+        role: known_total(ended(folder).flops_all_in for folder in found) for role, found in folders.items()
+    }
     return known | resolved.stated_flops

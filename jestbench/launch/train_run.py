@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from jestbench.config.log import WandB
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
-from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import Wrapped
 from jestbench.data.splits import names_in, shown_split, split_of
 from jestbench.disk import cache_root, digest
@@ -23,14 +24,12 @@ from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import epoch_warning, epochs, eval_sets, set_warnings, walk, waste_warnings
 from jestbench.launch.interruption import record_interruption
-from jestbench.launch.own_scores import OwnScores
-from jestbench.launch.reference_scores import entries
+from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, ended, pretrain_flops, with_start
+from jestbench.launch.stands import castings_of, spent_pretraining, with_start
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
-from jestbench.parallel.distributed import World
 from jestbench.parallel.locks import locked
 from jestbench.parallel.shared_disk import check_shared
 from jestbench.parallel.stop import STOP
@@ -38,11 +37,11 @@ from jestbench.runs.checkpoint import Place, newest_whole
 from jestbench.runs.damage_page import write_damage
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.hold_folder import HOLDER, held
-from jestbench.runs.metrics_log import Jsonl, Metrics, Unwritten
+from jestbench.runs.metrics_log import Jsonl, Metrics
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
-from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format, is_described
-from jestbench.runs.summary import Ending, ReferenceEntry
+from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
+from jestbench.runs.summary import Ending
 from jestbench.runs.wandb_run import Label, WandBSink
 
 RunKind = Literal["arm", "reference", "scorer"]
@@ -79,7 +78,8 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
         world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
-        with _locked(folder, world):
+        lock = locked(Path(f"{folder}.lock"), f"training {folder.name}")
+        with _entered_by_first(lock):
             if not _finished(folder):
                 if world.first_of_all:
                     print(f"training the {role} {stand.run.arm!r} into {folder}", file=sys.stderr)
@@ -106,15 +106,10 @@ def _has_ended(run_dir: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, world: World) -> Iterator[None]:
-    """Lock a folder against other runs: rank 0 acquires the lock, the other ranks wait for it."""
+def _entered_by_first(context: AbstractContextManager[None]) -> Iterator[None]:
+    """Enter a context on rank 0 alone; the other ranks wait until it is entered."""
     stack = ExitStack()
-
-    def acquire() -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(Path(f"{folder}.lock"), f"training {folder.name}"))
-
-    world.first(acquire)
+    distributed.world().first(lambda: stack.enter_context(context))
     with stack:
         yield
 
@@ -164,8 +159,6 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     """Train one arm into a folder; the frozen models that it needs first.
 
     Args:
-        resolved: the run.
-        run_dir: its folder.
         resume: go on in a folder that holds this run.
         role: ``arm``, or the role of a frozen model, which becomes its job type in W&B.
 
@@ -177,7 +170,8 @@ def train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind = "
     """
     STOP.check()
     distributed.world().first(lambda: check_served(resolved))
-    with _held_by_all(run_dir):
+    with _entered_by_first(held(run_dir)):
+        check_shared(run_dir / HOLDER, distributed.world(), "the run folder")
         try:
             with building():
                 resolved = with_start(resolved)
@@ -194,20 +188,11 @@ def begun_as(resolved: Resolved) -> str:
     return f"run_dir/{resolved.config_hash}/{resolved.run.seed}"
 
 
-@contextmanager
-def _held_by_all(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder, by rank 0, for all ranks."""
-    world, stack = distributed.world(), ExitStack()
-    world.first(lambda: stack.enter_context(held(run_dir)))
-    with stack:
-        check_shared(run_dir / HOLDER, world, "the run folder")
-        yield
-
-
 def _stages(resolved: Resolved, folders: Mapping[Pretrained, Sequence[Path]], store_dir: Path) -> Stages:
     """The stages of a run on its data, with the models of finished runs."""
     data, castings = resolved.run.data, castings_of(folders)
-    return build_stages(resolved, data, castings, store_dir, rank=OwnScores(resolved, data, castings))
+    rank = partial(own_scores.own_scores, resolved, data, castings)
+    return build_stages(resolved, data, castings, store_dir, rank=rank)
 
 
 def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -> Status:
@@ -224,7 +209,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         world.in_turn(resolved.run.data.prepare)
         folders = ensure_pretrained(resolved)
         STOP.check()
-        pretrain = pretrain_flops(resolved, folders)
+        pretrain = spent_pretraining(resolved, folders)
         with building():
             allowance = resolved.run.allowance(pretrain, resolved.added_flops)
             stages = _stages(resolved, folders, folder.row_stores)
@@ -246,7 +231,7 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    references = _references(resolved, stages, folders.get("reference", ())) or entries(resolved, stages)
+    references = entries(resolved, stages, folders.get("reference", ()))
     facts = _facts(resolved, stages)
     warnings = warned(resolved, stages, facts["walk"])
     known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
@@ -316,7 +301,7 @@ def _reached(run_dir: Path) -> Path | None:
 
     def look() -> Path | None:
         newest = folder.newest_checkpoint()
-        if newest is not None and is_described(newest):
+        if newest is not None:
             check_format(newest)
         found, passed = newest_whole(run_dir)
         for line in (*(f"checkpoint passed over: {one}" for one in passed), *folder.read_rows()[1]):
@@ -334,7 +319,7 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | No
     """
     run = resolved.run
     if not distributed.world().first_of_all:
-        return Unwritten(run.log)
+        return Metrics(run_dir, None, run.log, "", writes=False)
     name = f"{run.arm}-seed{run.seed}"
     sink = None
     if run.wandb.resolved() != "disabled":
@@ -348,21 +333,6 @@ def _metrics(resolved: Resolved, run_dir: Path, role: RunKind, place: Place | No
         with building():
             sink = WandBSink(run.wandb, run_dir, label, flat)
     return Metrics(run_dir, sink, run.log, f"{run.arm} seed {run.seed}")
-
-
-def _references(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> list[ReferenceEntry]:
-    """Entries of the references that a run was scored with, for the comparison; a pair scorer has no score to show."""
-    entries, seeding = [], resolved.run.reference_seed
-    fitted = stages.scorer.actors["reference"].calibrated if folders else ()
-    for half, folder in enumerate(folders):
-        summary, stand = ended(folder), resolved.stands_on["reference"][half]
-        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
-        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
-        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
-        origin = summary.seed, seeding, tuple(taken), tuple(kept)
-        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
-        entries.append(ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit))
-    return entries
 
 
 def _facts(resolved: Resolved, stages: Stages) -> dict[str, Any]:
@@ -398,7 +368,7 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
     name, flops = "run.budget", allowance.flops
     if allowance.rungs:
         name, flops = "the first of optimizer.rungs", allowance.rungs[0] - allowance.pretrain
-    one = FLOPS_PER_MAC * sum(item.macs for item in stages.learner.forecast_update(resolved.run.batch_size))
+    one = flops_of(stages.learner.forecast_update(resolved.run.batch_size))
     if flops < one:
         raise ValueError(
             f"{name} leaves {flops:.3g} FLOPs, less than one training step of "

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from jestbench.model.foreign import ForeignError, ForeignTokenizer
+from jestbench.model.foreign_towers import ForeignError, ForeignTokenizer
 from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer, train_bpe
 
 PROBES = (

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from jestbench.model.encoders import Encoders, at_least_fp32
-from jestbench.model.foreign import ForeignError, ForeignTowers
+from jestbench.model.foreign_towers import ForeignError, ForeignTowers
 from jestbench.model.library_names import (
     OPEN_CLIP_BLOCK,
     OPEN_CLIP_TEXT,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from jestbench.batch import FULL, View
-from jestbench.model.foreign import ForeignImage, ForeignText, ForeignTowers
+from jestbench.model.foreign_towers import ForeignImage, ForeignText, ForeignTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import TwoTowers
 

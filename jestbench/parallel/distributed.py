@@ -12,21 +12,27 @@ With one process these functions return at once, and no process group is needed.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench.parallel.cores import own_cores
 from jestbench.parallel.peers import PATIENCE, LostProcess, Peers, say_gone, served_by_torchrun
 from jestbench.parallel.stop import end_with
 from jestbench.parallel.traffic import TRAFFIC, Traded, gathered, pickled, reduced
 
 _T = TypeVar("_T")
+
+HEAD = 4096
+"""Bytes of a pickled value that travel with its length, by one collective; a longer value takes a second one."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,23 @@ class World:
         """Positions of this process's share of ``count`` rows that are dealt out in turns."""
         return torch.arange(self.rank, count, self.size)
 
-    def gathered(self, own_PX: Tensor, counts: Sequence[int]) -> Tensor:
-        """All-gather the rows of all processes, one process after the other, without gradient.
+    def gathered(self, own: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+        """All-gather the rows of all processes by one collective, one process after the other, without gradient.
 
         Args:
-            own_PX: this process's rows; everything but their number is the same on every process.
+            own: this process's rows of some tensors on one device, ``[P, …]`` each; everything but their number is the
+                same on every process.
             counts: how many rows each process has.
         """
-        if self.size == 1:
-            return own_PX
-        padded: Tensor = own_PX.new_zeros(max(counts), *own_PX.shape[1:])
-        padded[: len(own_PX)] = own_PX.detach()
-        parts = self.gather(padded.to(torch.uint8) if own_PX.dtype == torch.bool else padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(own_PX.dtype)
+        if self.size == 1 or not own:
+            return list(own)
+        parts = [_bytes_of_rows(part) for part in own]
+        padded_MW = F.pad(torch.cat(parts, 1), (0, 0, 0, max(counts) - len(own[0])))
+        came_BW = torch.cat([rows_MW[:count] for rows_MW, count in zip(self.gather(padded_MW), counts, strict=True)])
+        found = [part.new_empty(len(came_BW), *part.shape[1:]) for part in own]
+        for rows_BX, bytes_BW in zip(found, came_BW.split([part.shape[1] for part in parts], 1), strict=True):
+            _bytes_of_rows(rows_BX).copy_(bytes_BW)
+        return found
 
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
@@ -80,11 +90,6 @@ class World:
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """Inside this context torch's own collectives are waited in: an error names the processes that are missing."""
         return _waiting(what)
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """All-reduce small tensors of one type and device to their mean over the processes, in place."""
-        for tensor, total in zip(tensors, self.add(*tensors), strict=True):
-            tensor.copy_(total / self.size)
 
     def first(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` on rank 0 alone, and broadcast its result; an exception is raised on every rank too.
@@ -148,18 +153,18 @@ class World:
         return tuple(part.view_as(like) for part, like in zip(sums, own, strict=True))
 
     def everybodys(self, value: _T) -> list[_T]:
-        """All-gather a picklable value of each process, in the order of ranks."""
+        """All-gather a picklable value of each process, in the order of ranks; a small one by one collective."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        with _counted("an all-gather", gathered(pickled(value), self.size)):
-            dist.all_gather_object(values, value)
-        return values
-
-    def summed(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Counts by name, summed over all processes; every process gives the same names."""
-        each = self.everybodys(dict(counts))
-        return {name: sum(part[name] for part in each) for name in counts}
+        own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        head = F.pad(own[:HEAD], (0, HEAD - len(own[:HEAD])))
+        heads = self.gather(torch.cat([torch.tensor([len(own)]).view(torch.uint8), head]))
+        sizes = heads[:, :8].contiguous().view(torch.int64).flatten().tolist()
+        whole = heads[:, 8:]
+        if (most := max(sizes)) > HEAD:
+            rest = own[HEAD:]
+            whole = torch.cat([whole, self.gather(F.pad(rest, (0, most - HEAD - len(rest))))], 1)
+        return [pickle.loads(part[:size].numpy().tobytes()) for part, size in zip(whole, sizes, strict=True)]
 
     def _told(self, value: _T) -> _T:
         told: list[Any] = [value]
@@ -168,6 +173,12 @@ class World:
             dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
+
+
+def _bytes_of_rows(rows_PX: Tensor) -> Tensor:
+    """The bytes of each row, ``[P, bytes]``: a view where the rows are contiguous."""
+    rows_PX = rows_PX.detach()
+    return (rows_PX.flatten(1) if rows_PX.ndim > 1 else rows_PX.unsqueeze(1)).contiguous().view(torch.uint8)
 
 
 _alone = False
@@ -235,13 +246,21 @@ def started() -> Iterator[World]:
         end_with(os.getppid(), say_gone)
     _peers = _joined(int(os.environ["RANK"]), size)
     try:
-        with _peers.one_reason():
+        with _cores(), _peers.one_reason():
             yield world()
         if size > 1:
             dist.destroy_process_group()
     finally:
         _peers.close()
         _peers = None
+
+
+def _cores() -> AbstractContextManager[None]:
+    """The share of the cores of a process on the CPU; on GPUs, whose hosts wait little, nothing is set."""
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.device_count() >= size:
+        return nullcontext()
+    return own_cores(int(os.environ.get("LOCAL_RANK", "0")), size)
 
 
 def _joined(rank: int, size: int) -> Peers:

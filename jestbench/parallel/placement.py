@@ -61,21 +61,25 @@ class Placement:
 
     def collect(self, own_PX: Tensor) -> Tensor:
         """All-gather the rows of all processes: ``[B, …]`` in the order of their positions, without gradient."""
-        if self.world.size == 1:
-            return own_PX
-        gathered = self.world.gathered(own_PX, self.counts)
-        return gathered[to_device(self._place_B, own_PX.device)]
+        return self.collect_all([own_PX])[0]
 
-    def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
-        """As ``collect``, with a gradient: backward returns n times the gradient of the own rows, of n processes.
+    def collect_all(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """As ``collect``, of some tensors on one device by one collective."""
+        if self.world.size == 1 or not own:
+            return list(own)
+        place_B = to_device(self._place_B, own[0].device)
+        return [rows_BX[place_B] for rows_BX in self.world.gathered(own, self.counts)]
+
+    def collect_with_gradient(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """As ``collect_all``, with a gradient: backward returns n times the gradient of the own rows, of n processes.
 
         Every process holds the whole gradient by all rows. The parts of a parameter's gradient that come from each
         process's own rows are to be summed, and torch's engines average the gradients of all processes.
         """
         if self.world.size == 1:
-            return own_PX
+            return own
         with TRAFFIC.sending("embeddings"):
-            collected: Tensor = _Collected.apply(own_PX, self)
+            collected: tuple[Tensor, ...] = _Collected.apply(self, *own)
         return collected
 
     def taken(self, index_K: Tensor, parts: Sequence[int] = ()) -> Placement:
@@ -144,13 +148,13 @@ class Placement:
 
 
 class _Collected(torch.autograd.Function):
-    """``Placement.collect``, whose backward pass takes the own rows of the gradient."""
+    """``Placement.collect_all``, whose backward pass takes the own rows of the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, own_PX: Tensor, placement: Placement) -> Tensor:
-        ctx.index, ctx.size = to_device(placement.rows, own_PX.device), placement.world.size
-        return placement.collect(own_PX)
+    def forward(ctx: Any, placement: Placement, *own: Tensor) -> tuple[Tensor, ...]:
+        ctx.index, ctx.size = to_device(placement.rows, own[0].device), placement.world.size
+        return tuple(placement.collect_all(own))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.index] * ctx.size, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(gradient[ctx.index] * ctx.size for gradient in gradients))

@@ -34,14 +34,16 @@ class SharedBatch(Batch):
     @classmethod
     def of(cls, own: Batch, placement: Placement, device: str = "cpu") -> SharedBatch:
         """Build the batch from each process's own rows."""
+        described = placement.collect_all([*own.keys, *own.marks.values(), *own.columns.values()])
+        image_key_B, text_key_B, *more = described
         return cls(
             images_BCHW=own.images_BCHW,
             token_ids=own.token_ids,
-            image_key_B=placement.collect(own.image_key_B),
-            text_key_B=placement.collect(own.text_key_B),
-            marks={name: placement.collect(mark) for name, mark in own.marks.items()},
+            image_key_B=image_key_B,
+            text_key_B=text_key_B,
+            marks=dict(zip(own.marks, more, strict=False)),
             captions=own.captions,
-            columns={name: placement.collect(column) for name, column in own.columns.items()},
+            columns=dict(zip(own.columns, more[len(own.marks) :], strict=True)),
             passes=own.passes,
             counts=own.counts,
             placement=placement,
@@ -65,9 +67,13 @@ class SharedBatch(Batch):
         """All-gather the rows of all processes: ``[B, …]`` in the order of their positions, without gradient."""
         return self.placement.collect(own_PX)
 
-    def collect_with_gradient(self, own_PX: Tensor) -> Tensor:
-        """As ``collect``, with a gradient: backward returns the gradient of the own rows."""
-        return self.placement.collect_with_gradient(own_PX)
+    def collect_all(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """As ``collect``, of some tensors on one device by one collective."""
+        return self.placement.collect_all(own)
+
+    def collect_with_gradient(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """As ``collect_all``, with a gradient: backward returns the gradient of the own rows."""
+        return self.placement.collect_with_gradient(*own)
 
     @property
     def own(self) -> Batch:

@@ -64,7 +64,6 @@ class Place:
         """Whether a row was logged before the checkpoint was written.
 
         Args:
-            row: of the run.
             rungs: of the run's ladder, FLOPs.
         """
         if RUNG in row:
@@ -74,17 +73,14 @@ class Place:
         return row["step"] <= (self.branch if returns and self.branch is not None else self.step)
 
 
-def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int = KEEP) -> Path:
+def write(run_dir: Path, place: Place, fill: Callable[[Path], None]) -> Path:
     """Write the checkpoint of a place.
 
-    Once it is complete, only the newest ``keep`` checkpoints are kept, and what the branches among them have left: a
-    branch goes back there, and a ladder's end does once rungs are appended.
+    Once it is complete, only the newest ``KEEP`` checkpoints stay, and what the branches among them have left: a branch
+    goes back there, and a ladder's end does once rungs are appended.
 
     Args:
-        run_dir: the run's folder.
-        place: where the run is.
         fill: writes the files into the folder that it is given.
-        keep: how many stay.
 
     Raises:
         StorageError: the disk refuses a file; the checkpoints before are as they were.
@@ -94,32 +90,27 @@ def write(run_dir: Path, place: Place, fill: Callable[[Path], None], keep: int =
     if final.exists():
         return final
     with writing(run.checkpoints):
-        return _write(run, final, fill, keep)
-
-
-def _write(run: RunFolder, final: Path, fill: Callable[[Path], None], keep: int) -> Path:
-    run.checkpoints.mkdir(exist_ok=True)  # never the run's folder: it may have been mounted
-    with whole(final) as partial:
-        partial.mkdir()
-        fill(partial)
-        files = {file.name: _proof(file) for file in sorted(partial.iterdir()) if file.name != MANIFEST}
-        write_json(partial / MANIFEST, {"files": files})
-        for file in partial.iterdir():
-            _sync(file)
-    _sync(run.checkpoints)
-    whole_ones = run.whole_checkpoints()
-    newest = {Place.of(one) for one in whole_ones[-keep:]}
-    for old in whole_ones:
-        if Place.of(old) not in newest | {place.left for place in newest}:
-            shutil.rmtree(old)
-    for left in run.checkpoints.glob(LEFTOVERS):
-        shutil.rmtree(left, ignore_errors=True)
+        run.checkpoints.mkdir(exist_ok=True)  # never the run's folder: it may have been mounted
+        with whole(final) as partial:
+            partial.mkdir()
+            fill(partial)
+            files = {
+                file.name: {"bytes": file.stat().st_size, "blake2b": file_digest(file)}
+                for file in sorted(partial.iterdir())
+                if file.name != MANIFEST
+            }
+            write_json(partial / MANIFEST, {"files": files})
+            for file in partial.iterdir():
+                _sync(file)
+        _sync(run.checkpoints)
+        whole_ones = run.whole_checkpoints()
+        newest = {Place.of(one) for one in whole_ones[-KEEP:]}
+        for old in whole_ones:
+            if Place.of(old) not in newest | {place.left for place in newest}:
+                shutil.rmtree(old)
+        for left in run.checkpoints.glob(LEFTOVERS):
+            shutil.rmtree(left, ignore_errors=True)
     return final
-
-
-def _proof(file: Path) -> dict[str, int | str]:
-    """What a manifest holds of a file."""
-    return {"bytes": file.stat().st_size, "blake2b": file_digest(file)}
 
 
 def damage(folder: Path) -> str:

@@ -63,7 +63,6 @@ class CheckpointWriter:
         """Write the checkpoint of a place; return its folder.
 
         Args:
-            place: where the run is.
             state: tensors, plain values, lists and dicts of these; read on rank 0.
             fill: writes files of a state into the folder that it is given.
             behind: whether training goes on once the state is copied. At most one checkpoint is then being written: the

@@ -37,8 +37,6 @@ class Chosen:
         """Count the choice of a step.
 
         Args:
-            batch: the super-batch.
-            selection: from it.
             uid_of: uids by content key of the image, where they cannot be looked up at the end (of a stream).
         """
         if not self.on:
@@ -86,29 +84,22 @@ class Chosen:
         """Write ``key``, ``text_key``, ``uid``, ``times`` and ``score``, the most often chosen first.
 
         Args:
-            path: of the parquet file.
             uid_of: the uids of images, by content key; ``None`` where it is not known.
         """
         self._sum_up()
         image_M, text_M, times_M, score_M = self._summed
         order_M = np.lexsort((text_M, image_M, -times_M))
         image_M, text_M, times_M, score_M = (each[order_M] for each in (image_M, text_M, times_M, score_M))
+        # Those that came with the choices of a stream, or else looked up.
+        uids = [self._uid_of.get(key) for key in image_M.tolist()] if self._uid_of else uid_of(image_M)
         pa: Any = importlib.import_module("pyarrow")
         columns = {
             "key": pa.array([disk.key_text(key) for key in image_M.tolist()], pa.string()),
             "text_key": pa.array([disk.key_text(key) for key in text_M.tolist()], pa.string()),
-            "uid": pa.array(self._uids(image_M, uid_of), pa.string()),
+            "uid": pa.array(uids, pa.string()),
             "times": pa.array(times_M),
             "score": pa.array(score_M, from_pandas=True),
         }
         table = pa.table(columns).replace_schema_metadata({"counted_since_step": str(self.since)})
         with disk.whole(path) as partial:
             importlib.import_module("pyarrow.parquet").write_table(table, partial)
-
-    def _uids(
-        self, image_M: npt.NDArray[np.int64], uid_of: Callable[[npt.NDArray[np.int64]], Sequence[str | None]]
-    ) -> Sequence[str | None]:
-        """The uids of images: those that came with the choices, else by ``uid_of``."""
-        if not self._uid_of:
-            return uid_of(image_M)
-        return [self._uid_of.get(key) for key in image_M.tolist()]

@@ -15,7 +15,6 @@ def write_damage(path: Path, data: Mapping[str, Any]) -> bool:
     """Write the page, where there is any damage.
 
     Args:
-        path: of the page.
         data: what the summary holds of the data: ``damaged_when_indexed`` and ``damage_examples`` by split, in the
             facts of a mixture for each of its ``sources``; ``counts`` of what the run itself has read, and
             ``damage_read``, count and example by reason.

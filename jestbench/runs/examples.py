@@ -86,9 +86,6 @@ def pick(step: int, batch: Batch, selection: Selection, count: int, generator: t
 
     Args:
         step: steps done, the one that these pairs were chosen in included.
-        batch: the super-batch.
-        selection: what was chosen of it.
-        count: pairs of each kind.
         generator: of these draws alone.
     """
     score_B = None if selection.score_B is None else selection.score_B.detach().double().cpu()

@@ -162,7 +162,6 @@ class RunFolder:
 
         Args:
             budget: FLOPs at which the schedule ended.
-            results: of the evaluation there.
         """
         if results.rankings:
             self.evaluations.mkdir(exist_ok=True)

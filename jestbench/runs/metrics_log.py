@@ -61,16 +61,21 @@ class _Lines:
 
 
 class Metrics:
-    """All sinks of a run."""
+    """All sinks of a run.
 
-    def __init__(self, run_dir: Path, sink: WandBSink | None, log: Log, title: str) -> None:
-        self._jsonl = Jsonl(RunFolder(run_dir).metrics_jsonl)
+    Args:
+        title: of the progress line.
+        writes: false on the ranks other than 0, which write nothing.
+    """
+
+    def __init__(self, run_dir: Path, sink: WandBSink | None, log: Log, title: str, writes: bool = True) -> None:
+        self._jsonl = Jsonl(RunFolder(run_dir).metrics_jsonl) if writes else None
         self._sink, self._log = sink, log
         live = sys.stderr.isatty()
         self._bar = tqdm(
             total=1.0,
             desc=title,
-            disable=not log.progress,
+            disable=not (log.progress and writes),
             mininterval=0.2 if live else 30,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
             if live
@@ -85,12 +90,12 @@ class Metrics:
 
     def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
         """One row to all sinks; with it a table of examples, which the JSONL has no place for."""
-        self._jsonl.write(row)
+        if self._jsonl is not None:
+            self._jsonl.write(row)
         if self._sink is not None:
             self._sink.write(row, table)
-        for name in ("eval/zero_shot_top5",):
-            if name in row:
-                self._shown[name.removeprefix("eval/")] = f"{100 * row[name]:.1f}%"
+        if (top5 := row.get("eval/zero_shot_top5")) is not None:
+            self._shown["zero_shot_top5"] = f"{100 * top5:.1f}%"
 
     def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
         """Move the progress line: budget spent, pairs/s, FLOP/s, metric, time left."""
@@ -105,23 +110,8 @@ class Metrics:
         """Close all sinks."""
         self._bar.close()
         try:
-            self._jsonl.close()
+            if self._jsonl is not None:
+                self._jsonl.close()
         finally:
             if self._sink is not None:
                 self._sink.close(summary, failed)
-
-
-class Unwritten(Metrics):
-    """Metrics of the ranks other than 0: writes nothing."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-
-    def write(self, row: Mapping[str, Value], table: ExampleTable | None = None) -> None:
-        """Nothing."""
-
-    def progress(self, share: float, pairs_seen: int, flops: int, seconds: float) -> None:
-        """Nothing."""
-
-    def close(self, summary: Mapping[str, Any], failed: bool) -> None:
-        """Nothing."""

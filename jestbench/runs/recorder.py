@@ -39,6 +39,7 @@ from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
+    from jestbench.data.super_batches import Waits
     from jestbench.loop import Progress, Stages
 
 
@@ -305,8 +306,15 @@ class Recorder:
         return self.final
 
     def _row(self, progress: Progress, more: Mapping[str, Value]) -> dict[str, Value]:
-        self._counted = self.world.summed(self.stages.scorer.cache_counts())
-        exchanged, counts = self._exchange(progress.step), self._count_data(progress)
+        steps, self._exchanged_at = progress.step - self._exchanged_at, progress.step
+        sent = TRAFFIC.since_last() if self.world.size > 1 and steps > 0 else {}
+        own = self.stages.scorer.cache_counts(), sent, self.stages.super_batches.waits
+        cached, sent_by_each, waits = zip(*self.world.everybodys(own), strict=True)
+        self._counted, counts = _summed(cached), self._count_data(progress, waits)
+        exchanged = {
+            f"exchange/{name}": round(total / self.world.size / steps, 6 if name == "seconds" else 1)
+            for name, total in _summed(sent_by_each).items()
+        }
         # To the trunk belongs the last rung's cool-down.
         branched = progress.branch is not None and progress.rungs < len(self.allowance.rungs) - 1
         return {
@@ -324,18 +332,9 @@ class Recorder:
             **more,
         }
 
-    def _exchange(self, step: int) -> dict[str, float]:
-        """``exchange/…``: bytes that a process has sent a step since the last row, and seconds that its host waited."""
-        steps, self._exchanged_at = step - self._exchanged_at, step
-        if self.world.size == 1 or steps < 1:
-            return {}
-        processes = self.world.size * steps
-        mean = {name: each / processes for name, each in self.world.summed(TRAFFIC.since_last()).items()}
-        return {f"exchange/{name}": round(each, 6 if name == "seconds" else 1) for name, each in mean.items()}
-
-    def _count_data(self, progress: Progress) -> dict[str, float]:
+    def _count_data(self, progress: Progress, waits: Sequence[Waits] | None = None) -> dict[str, float]:
         """The counts of the data so far, of which some are kept for the summary."""
-        counts = self.stages.super_batches.counts(progress.step)
+        counts = self.stages.super_batches.counts(progress.step, waits)
         self.data_counts = {name.removeprefix("data/"): counts[name] for name in COUNTED if name in counts}
         return counts
 
@@ -434,3 +433,8 @@ class Recorder:
             else StartEntry(start.label, start.run_dir, start.flops, "image" if resolved.run.model.freeze else "whole"),
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )
+
+
+def _summed(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counts by name, summed over the processes; all give the same names."""
+    return {name: sum(counts[name] for counts in each) for name in each[0]}

@@ -72,25 +72,17 @@ def _description(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
-def is_described(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds a description of its model that can be read."""
-    try:
-        return read_object(checkpoint / DESCRIPTION) is not None
-    except DataError:
-        return False
-
-
 def check_format(checkpoint: Path) -> None:
-    """Refuse a checkpoint that another version wrote.
+    """Refuse a checkpoint that another version wrote; one without a description that can be read is damaged instead.
 
     Raises:
         ForeignCheckpoint: naming it.
     """
     try:
-        described = _description(checkpoint)
+        described = read_object(checkpoint / DESCRIPTION)
     except DataError:
-        described = {"format": None}
-    if described["format"] != FORMAT:
+        return
+    if described is not None and described.get("format") != FORMAT:
         raise ForeignCheckpoint(
             f"{checkpoint} was written by another version of jestbench and cannot be gone on from: start the run anew "
             "in another --run_dir"
@@ -113,7 +105,6 @@ def towers_of(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     """The model of a run's newest checkpoint.
 
     Args:
-        run_dir: the run folder.
         kind: of model that is asked for, of ``KINDS``.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,13 @@ from jestbench.evals.measure import Measure
 from jestbench.runs.typed_json import from_json
 
 Ending = Literal["finished", "interrupted", "failed"]
+
+
+def known_total(flops: Iterable[int | None]) -> int | None:
+    """The sum of FLOPs; ``None`` where one of them is not known."""
+    found = [*flops]
+    known = [one for one in found if one is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -168,10 +175,9 @@ class Summary:
     @property
     def flops_all_in(self) -> int | None:
         """FLOPs of the run and of training all the frozen models that it stands on; ``None`` where not known."""
-        return None if self.pretrain_total is None else self.flops["total"] + self.pretrain_total
+        return known_total((self.flops["total"], self.pretrain_total))
 
     @property
     def pretrain_total(self) -> int | None:
         """FLOPs of training all the frozen models that the run stands on; ``None`` where those of one are not known."""
-        known = [flops for flops in self.pretrain_flops.values() if flops is not None]
-        return sum(known) if len(known) == len(self.pretrain_flops) else None
+        return known_total(self.pretrain_flops.values())

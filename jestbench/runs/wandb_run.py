@@ -182,7 +182,6 @@ def log_comparison(config: WandB, out: Path, name: str, group: str = "") -> Path
     Args:
         config: mode, project and the like; ``disabled`` does nothing.
         out: the folder that the comparison was written to; an offline run lies in its ``wandb/``.
-        name: of the run.
         group: of the run, where neither the configuration nor WANDB_RUN_GROUP gives one.
 
     Returns:

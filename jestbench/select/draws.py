@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench.select.joined_rows import joined
 from jestbench.select.scores import Embeddings, NonFiniteScore, ScoreError, Scores
-from jestbench.select.shares import joined
 from jestbench.select.strips import strip, strip_sums, unequal
 from jestbench.select.tiles import tiles
 

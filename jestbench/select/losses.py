@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jestbench.parallel.distributed import World
-from jestbench.select.shares import joined
+from jestbench.select.joined_rows import joined
 from jestbench.select.tiles import tile_bytes
 
 LossName = Literal["sigmoid", "softmax"]

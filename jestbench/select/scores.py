@@ -24,8 +24,8 @@ from torch import Tensor
 from jestbench.batch import Pass
 from jestbench.parallel.distributed import World
 from jestbench.select.given import Moment
+from jestbench.select.joined_rows import joined
 from jestbench.select.losses import Equal, LossName
-from jestbench.select.shares import joined
 from jestbench.select.strips import Meter, own_logits, strip, unequal
 from jestbench.select.tiles import exact_products, tiles
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jestbench.runs.folder import RunFolder
-from jestbench.sweep.arms import SweepArm
+from jestbench.sweep.sweep_arms import SweepArm
 
 _TOTAL = "flops/total"
 _IN_THE_LABEL = ("gin_file", "run.policy", "run.arm", "run.seed")
 _TELLING = 0.1
-"""Share of their budgets from which arms that run tell a speed: before it they were starting."""
+"""Share of their budgets from which the speed of arms that run is taken: before it they were starting."""
 _BETWEEN = 60
 """Least seconds between two lines in a log while nothing ends; a twentieth of what has passed, where that is more."""
 

@@ -22,22 +22,15 @@ from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records, worth_keeping
 from jestbench.runs.wandb_run import log_comparison
-from jestbench.sweep.arms import SweepArm, arms_of, check_metric
 from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.proposals import Done, memory_of
 from jestbench.sweep.side_by_side import Job, run_side_by_side
+from jestbench.sweep.sweep_arms import SweepArm, arms_of, check_metric
 from jestbench.sweep.sweep_file import PROGRAM, Sweep, read_sweep
 
 COMPARISON = "comparison"
 DEFAULT_COUNT = 10
 """Number of arms of a random or bayes sweep without ``run_cap`` and ``--count``."""
-
-
-def _job(sweep: Sweep, arm: SweepArm, out: Path, threads: int) -> Job[SweepArm]:
-    words = [*sweep.command_line(arm.parameters), "--run_dir", str(arm.folder(out)), "--resume"]
-    print(f"$ {shlex.join(words)}", flush=True)
-    environment = {"WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": str(threads), **sweep.wandb}
-    return Job(arm, words, {name: os.environ.get(name, value) for name, value in environment.items()})
 
 
 def places(sweep: Sweep, asked: int | None) -> int:
@@ -59,7 +52,6 @@ def run_sweep(
     """Run all arms and compare them.
 
     Args:
-        sweep: the checked file.
         out: folder of the runs and the comparison; arms that have finished there are not run again.
         count: largest number of arms, or ``None``.
         dry_run: print the commands only.
@@ -69,7 +61,6 @@ def run_sweep(
     Returns:
         0, or the exit status of the first arm that failed; 130 when interrupted.
     """
-    done: Done = []
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
@@ -79,39 +70,7 @@ def run_sweep(
     limit = count or sweep.run_cap or (None if sweep.method == "grid" else DEFAULT_COUNT)
     if dry_run:
         return _print_commands(sweep, limit)
-    arms = itertools.islice(arms_of(sweep, done, memory_of(sweep, out)), limit)
-    planned = list(arms) if sweep.method == "grid" else []
-    at_once = places(sweep, jobs)
-    progress = SweepProgress(sweep.name, sweep.metric, len(planned) or limit, at_once, planned)
-    record = SweepRecord(sweep.metric, sweep.goal, tuple(arm.folder(out).name for arm in planned))
-    started: list[SweepArm] = []
-    failed: dict[str, int] = {}
-    sent = (out / COMPARISON / "wandb").exists()
-    try:
-        to_run = iter(planned) if planned else arms
-        for arm, status in _run(sweep, to_run, record, (out, logs), progress, started, done):
-            sent = False
-            score = None if status else RunFolder(arm.folder(out)).final_value(sweep.metric)
-            done.append((dict(arm.parameters), score))
-            progress.ends(arm, status, score)
-            if status in (130, -signal.SIGINT):
-                raise KeyboardInterrupt
-            if status:
-                failed[str(dict(arm.parameters))] = status
-                print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
-    except KeyboardInterrupt:
-        _keep(started, out, logs)  # a ladder's ended rungs are final
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    finally:
-        progress.close()
-    if started:
-        for folder in (out, *(() if logs is None else (logs,))):
-            replace(record, over=True).write(folder)
-    # A summary run for each comparison: where no arm has run, the last summary is still valid.
-    if _compare(sweep, [_finished(arm, out, logs) or arm.folder(out) for arm in started], out) and not sent:
-        _summary_run(sweep, started[0].resolved.run.wandb, out)
-    return next(iter(failed.values()), 0)
+    return LocalSweep(sweep, out, logs, places(sweep, jobs), limit).run()
 
 
 def _with_program(sweep: Sweep) -> Sweep:
@@ -136,86 +95,121 @@ def _print_commands(sweep: Sweep, limit: int | None) -> int:
     return 0
 
 
-def _keep(arms: Sequence[SweepArm], out: Path, logs: Path | None) -> None:
-    for arm in arms:
-        if logs is not None and worth_keeping(arm.folder(out)) and not RunFolder(arm.folder(logs)).has_finished():
-            keep_records(arm.folder(out), arm.folder(logs))
+class LocalSweep:
+    """The arms of a sweep on this machine: run side by side, kept, compared."""
 
+    def __init__(self, sweep: Sweep, out: Path, logs: Path | None, at_once: int, limit: int | None) -> None:
+        self.sweep, self.out, self.logs = sweep, out, logs
+        self.done: Done = []
+        self.started: list[SweepArm] = []
+        arms = itertools.islice(arms_of(sweep, self.done, memory_of(sweep, out)), limit)
+        planned = list(arms) if sweep.method == "grid" else []
+        self.arms = iter(planned) if planned else arms
+        self.progress = SweepProgress(sweep.name, sweep.metric, len(planned) or limit, at_once, planned)
+        self.record = SweepRecord(sweep.metric, sweep.goal, tuple(arm.folder(out).name for arm in planned))
 
-def _finished(arm: SweepArm, out: Path, logs: Path | None) -> Path | None:
-    """The folder of an arm that has finished, among the runs or the kept records; ``None`` where there is none."""
-    places = (arm.folder(folder) for folder in (out, logs) if folder is not None)
-    return next((folder for folder in places if RunFolder(folder).has_finished()), None)
+    def run(self) -> int:
+        """Run the arms that have not finished yet, and compare all; return the exit status."""
+        failed, sent = 0, (self.out / COMPARISON / "wandb").exists()
+        try:
+            for arm, status in run_side_by_side(self._jobs(), self.progress.at_once, self.progress.tick):
+                failed, sent = failed or status, False
+                self._ended(arm, status)
+        except KeyboardInterrupt:
+            for arm in self.started:  # a ladder's ended rungs are final
+                self._keep(arm)
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return 130
+        finally:
+            self.progress.close()
+        if self.started:
+            for folder in (self.out, *(() if self.logs is None else (self.logs,))):
+                replace(self.record, over=True).write(folder)
+        # A summary run for each comparison: where no arm has run, the last summary is still valid.
+        if self._compare() and not sent:
+            self._summary_run(self.started[0].resolved.run.wandb)
+        return failed
 
-
-def _run(
-    sweep: Sweep,
-    arms: Iterator[SweepArm],
-    record: SweepRecord,
-    places: tuple[Path, Path | None],
-    progress: SweepProgress,
-    started: list[SweepArm],
-    done: Done,
-) -> Iterator[tuple[SweepArm, int]]:
-    """Run the arms that have not finished yet; append every arm to ``started``.
-
-    The records of those that finish are kept in the second of the places, if there is one.
-    """
-    out, logs = places
-    threads = max(1, (os.cpu_count() or 1) // progress.at_once)
-
-    def jobs() -> Iterator[Job[SweepArm]]:
-        for arm in arms:
-            if not started:
-                record.write(out)
-            started.append(arm)
-            if (finished := _finished(arm, out, logs)) is not None:
+    def _jobs(self) -> Iterator[Job[SweepArm]]:
+        threads = max(1, (os.cpu_count() or 1) // self.progress.at_once)
+        own = {"WANDB_RUN_GROUP": self.sweep.name, "OMP_NUM_THREADS": str(threads), **self.sweep.wandb}
+        for arm in self.arms:
+            if not self.started:
+                self.record.write(self.out)
+            self.started.append(arm)
+            if (finished := self._finished(arm)) is not None:
                 print(f"already finished: {finished}")
-                _keep([arm], out, logs)
-                done.append((dict(arm.parameters), RunFolder(finished).final_value(sweep.metric)))
-                progress.passed(arm)
+                self._keep(arm)
+                self.done.append((dict(arm.parameters), RunFolder(finished).final_value(self.sweep.metric)))
+                self.progress.passed(arm)
             else:
-                progress.begins(arm, arm.folder(out))
-                yield _job(sweep, arm, out, threads)
+                folder = arm.folder(self.out)
+                self.progress.begins(arm, folder)
+                words = [*self.sweep.command_line(arm.parameters), "--run_dir", str(folder), "--resume"]
+                print(f"$ {shlex.join(words)}", flush=True)
+                yield Job(arm, words, {name: os.environ.get(name, value) for name, value in own.items()})
 
-    for arm, status in run_side_by_side(jobs(), progress.at_once, progress.tick):
-        _keep([arm], out, logs)
-        yield arm, status
+    def _ended(self, arm: SweepArm, status: int) -> None:
+        """Keep what an arm has left, and its value of the metric.
 
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        self._keep(arm)
+        score = None if status else RunFolder(arm.folder(self.out)).final_value(self.sweep.metric)
+        self.done.append((dict(arm.parameters), score))
+        self.progress.ends(arm, status, score)
+        if status in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        if status:
+            print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
 
-def _compare(sweep: Sweep, folders: Sequence[Path], out: Path) -> bool:
-    """Compare the runs that have ended, print the table, and return whether there is a comparison."""
-    from jestbench.compare.load import CompareError
-    from jestbench.compare.report import compare
-    from jestbench.compare.table import format_table
+    def _keep(self, arm: SweepArm) -> None:
+        """Copy an arm's records into the folder that keeps them, if there is one."""
+        left, kept = arm.folder(self.out), None if self.logs is None else arm.folder(self.logs)
+        if kept is not None and worth_keeping(left) and not RunFolder(kept).has_finished():
+            keep_records(left, kept)
 
-    arms = {folder: summary.arm for folder in folders if (summary := RunFolder(folder).summary()) is not None}
-    if not arms:
-        return False
-    baseline = "uniform" if "uniform" in arms.values() else next(iter(arms.values()))
-    lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
-    try:
-        comparison = compare(list(arms), sweep.metric, baseline, out / COMPARISON, lower_is_better=lower_is_better)
-    except CompareError as error:
-        print(f"no comparison: {error}", file=sys.stderr)
-        return False
-    print(format_table(comparison))
-    print(f"comparison: {out / COMPARISON / 'index.html'}")
-    return True
+    def _finished(self, arm: SweepArm) -> Path | None:
+        """The folder of an arm that has finished, among the runs or the kept records; ``None`` where there is none."""
+        folders = (arm.folder(folder) for folder in (self.out, self.logs) if folder is not None)
+        return next((folder for folder in folders if RunFolder(folder).has_finished()), None)
 
+    def _compare(self) -> bool:
+        """Compare the runs that have ended, print the table, and return whether there is a comparison."""
+        from jestbench.compare.load import CompareError
+        from jestbench.compare.report import compare
+        from jestbench.compare.table import format_table
 
-def _summary_run(sweep: Sweep, settings: WandB, out: Path) -> None:
-    """Log the comparison as one W&B run beside those of the arms, with an arm's W&B settings."""
-    settings = replace(
-        settings,
-        project=settings.project or os.environ.get("WANDB_PROJECT") or sweep.wandb.get("WANDB_PROJECT", ""),
-        entity=settings.entity or os.environ.get("WANDB_ENTITY") or sweep.wandb.get("WANDB_ENTITY", ""),
-        name="",
-    )
-    try:
-        log_comparison(settings, out / COMPARISON, f"{sweep.name}-comparison", sweep.name)
-    except ValueError as error:
-        print(f"the comparison is not in W&B: {error}", file=sys.stderr)
+        sweep, out = self.sweep, self.out / COMPARISON
+        folders = [self._finished(arm) or arm.folder(self.out) for arm in self.started]
+        arms = {folder: summary.arm for folder in folders if (summary := RunFolder(folder).summary()) is not None}
+        if not arms:
+            return False
+        baseline = "uniform" if "uniform" in arms.values() else next(iter(arms.values()))
+        lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
+        try:
+            comparison = compare(list(arms), sweep.metric, baseline, out, lower_is_better=lower_is_better)
+        except CompareError as error:
+            print(f"no comparison: {error}", file=sys.stderr)
+            return False
+        print(format_table(comparison))
+        print(f"comparison: {out / 'index.html'}")
+        return True
+
+    def _summary_run(self, settings: WandB) -> None:
+        """Log the comparison as one W&B run beside those of the arms, with an arm's W&B settings."""
+        own = self.sweep.wandb
+        settings = replace(
+            settings,
+            project=settings.project or os.environ.get("WANDB_PROJECT") or own.get("WANDB_PROJECT", ""),
+            entity=settings.entity or os.environ.get("WANDB_ENTITY") or own.get("WANDB_ENTITY", ""),
+            name="",
+        )
+        try:
+            log_comparison(settings, self.out / COMPARISON, f"{self.sweep.name}-comparison", self.sweep.name)
+        except ValueError as error:
+            print(f"the comparison is not in W&B: {error}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

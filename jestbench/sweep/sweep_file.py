@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jestbench.config import registry
+from jestbench.config.registry import configurables, fields_of
 from jestbench.config.run import ConfigError
 from jestbench.disk import IS_CHECKOUT, nearest, nearest_or_all
 from jestbench.sweep.distributions import distribution
@@ -198,7 +198,7 @@ def _parameters(path: Path, found: Any, method: str) -> dict[str, dict[str, Any]
         if "values" in spec and not spec["values"]:
             raise ConfigError(f"{path}: parameters.{name}.values is empty: the grid would hold no arm")
         if "." not in str(name) and not str(name).isupper() and name != "gin_file":
-            known = [f"{owner}.{field}" for owner, fields in registry.parameters().items() for field in fields]
+            known = [f"{owner}.{field}" for owner, cls in configurables().items() for field in fields_of(cls)]
             near = nearest(name, ["gin_file", *known], HINT)
             raise ConfigError(f"{path}: parameters.{name}: no parameter of a run has this name{near}")
         if method != "grid":

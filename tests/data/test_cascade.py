@@ -27,7 +27,7 @@ from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
 from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
-from jestbench.launch.forecast import step_price
+from jestbench.launch.forecast import RunForecast
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.runs.open_folder import recorded
@@ -279,7 +279,7 @@ def test_the_price_of_a_step_is_what_it_is_charged(train, reference, tmp_path, c
     run = train(policy, *more)
     words = command(reference, tmp_path / "cache", policy, *more)
     files = [word for word in words if word.endswith(".gin")]
-    price = step_price(resolve.resolve(files, [word for word in words if "=" in word], recorded=recorded))
+    price = RunForecast.of(resolve.resolve(files, [word for word in words if "=" in word], recorded=recorded)).price
     charged = {purpose: flops for purpose, flops in run.summary["flops"].items() if purpose not in ("total", "eval")}
     assert {purpose: flops for purpose, flops in price.flops.items() if purpose != "eval"} == charged
     capsys.readouterr()
@@ -297,7 +297,7 @@ def test_first_sight_and_amortised_prices(reference, tmp_path):
         resolved = resolve.resolve(
             [w for w in words if w.endswith(".gin")], [w for w in words if "=" in w], recorded=recorded
         )
-        return step_price(resolved)
+        return RunForecast.of(resolved).price
 
     online, first, amortised = (price(accounting) for accounting in ACCOUNTINGS)
     pairs = Synthetic(pool=POOL, curated=64, holdout=32, eval=32).split("pool")

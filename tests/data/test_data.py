@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.noise import exchange_captions, normalised
+from jestbench.data.caption_noise import exchange_captions, normalised
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import SPLITS, Synthetic

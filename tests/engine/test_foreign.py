@@ -32,7 +32,7 @@ from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.open_clip_model import OpenClip
 from jestbench.launch import console
 from jestbench.launch.command import main
-from jestbench.model.foreign import ForeignTowers
+from jestbench.model.foreign_towers import ForeignTowers
 from jestbench.model.pillow_resize import Kernel, pillow_resized
 
 Original = tuple[Callable[[list[Image.Image]], Tensor], Callable[[list[str]], Tensor]]

@@ -120,9 +120,11 @@ def test_a_failed_run_has_a_summary_where_one_can_be_written(
 def test_space_is_looked_for_before_a_checkpoint_is_begun(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun: list[Path] = []
-    real = checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", lambda run, final, *more: begun.append(final) or real(run, final, *more))
+    begun: list[str] = []
+    real = checkpoint.write
+    monkeypatch.setattr(
+        checkpoint, "write", lambda run, place, fill: begun.append(place.name) or real(run, place, fill)
+    )
     size = sum(file.stat().st_size for file in (whole_run / "checkpoints").glob("*/*") if file.is_file()) / 2
     for free, status in ((int(0.8 * size), 3), (int(1.2 * size), 0)):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -132,7 +134,7 @@ def test_space_is_looked_for_before_a_checkpoint_is_begun(
             patch.setattr(storage.shutil, "disk_usage", lambda path, usage=usage: usage)
             assert main([*TINY, "--run_dir", str(tmp_path / "run")]) == status
         steps = [0] if status else [0, 2, 4, 6]  # the first holds no state of the optimizer, and is smaller
-        assert [one.name for one in begun] == [f"step-{step:010d}" for step in steps]
+        assert begun == [f"step-{step:010d}" for step in steps]
     one_message(capsys.readouterr().err, "the next checkpoint needs", "MiB are free", "--resume")
 
 

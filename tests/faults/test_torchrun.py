@@ -28,7 +28,7 @@ SCRIPT = """
 import os, signal, sys
 from jestbench.batch import DataError
 from jestbench.data.super_batches import SuperBatches
-from jestbench.launch.command import run_command
+from jestbench.launch.command import main
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 steps, kind = [int(step) for step in sys.argv[1].split(",")], sys.argv[2]
 at = SuperBatches.at
@@ -39,7 +39,7 @@ def failing(self, asked):
         raise DataError("the shard x.tar is gone: bring it back")
     return at(self, asked)
 SuperBatches.at = failing
-sys.exit(run_command(sys.argv[3:]))
+sys.exit(main(sys.argv[3:]))
 """
 """A run whose ranks fail in turns, one an attempt, at these steps."""
 

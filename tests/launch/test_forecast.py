@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import policies
 from jestbench.config import resolve
 from jestbench.config.resolved import Resolved
-from jestbench.launch import charges, forecast
+from jestbench.launch import charges
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.command import main
-from jestbench.launch.forecast import StepPrice, factor_to_pay, pretraining
+from jestbench.launch.forecast import RunForecast, factor_to_pay
+from jestbench.launch.step_price import StepPrice
 from jestbench.select.policy import choose, initial_state
 from jestbench.select.scores import Embeddings, Scores
 
@@ -38,8 +39,8 @@ def test_steps_are_counted_until_the_budget_is_spent(each, new, budget):
 
 
 def test_both_halves_of_a_twin_are_trained_and_forecast():
-    twin, single = arm("rho_loss_twin"), arm("rho_loss")
-    assert pretraining(twin)["reference"] == pytest.approx(2 * pretraining(single)["reference"], rel=0.02)
+    twin, single = (RunForecast.of(arm(policy)).pretrained["reference"] for policy in ("rho_loss_twin", "rho_loss"))
+    assert twin == pytest.approx(2 * single, rel=0.02)
 
 
 # What it takes to pay
@@ -133,8 +134,8 @@ def test_behind_the_keys_that_are_looked_at_a_pair_is_new_in_its_splits_first_ep
     resolved = resolve.resolve(
         ["gin/run/tiny.gin", "gin/policy/jest.gin"], [*WORLD, MIXED, f"run.reference={REFERENCE!r}"]
     )
-    stages, _ = forecast._built_on(resolved)
-    price = forecast.step_price_of(resolved, stages)
+    found = RunForecast.of(resolved)
+    stages, price = found.stages, found.price
     exact = charges_of(resolved, stages, price, 50)
     monkeypatch.setattr(charges, "STEPS", 0)
     closed = charges_of(resolved, stages, price, 50)
@@ -174,7 +175,7 @@ def test_models_have_no_values_for_a_price():
     resolved = resolve.resolve(
         ["gin/run/tiny.gin", "gin/policy/jest.gin"], ["run.reference=gin/run/reference.gin", *small_world(8, 16)]
     )
-    stages, _ = forecast._built_on(resolved)
+    stages = RunForecast.of(resolved).stages
     frozen = [held.model for actor in stages.scorer.actors.values() for held in actor.frozen]
     for model in (stages.learner.model, *frozen):
         assert all(value.is_meta for value in model.parameters())

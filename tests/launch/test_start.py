@@ -29,7 +29,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-COMMAND = "from jestbench.launch.command import run_command; assert run_command(['{}']) == 0"
+COMMAND = "from jestbench.launch.command import main; assert main(['{}']) == 0"
 
 
 @pytest.mark.parametrize(

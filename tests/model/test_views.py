@@ -30,7 +30,7 @@ from jestbench.engine.learner import Learner
 from jestbench.engine.optimizer import Optimizer
 from jestbench.engine.scorer import Scorer
 from jestbench.launch import command
-from jestbench.launch.forecast import step_price
+from jestbench.launch.forecast import RunForecast
 from jestbench.model.image_tower import ImageTower
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.model.towers import Model, TwoTowers
@@ -444,8 +444,8 @@ def test_policy_files_compose_with_the_icons(policy: str) -> None:
     assert scored == resolved.run.view_of("reference")[1]
     assert scored in [view for _, view in resolved.run.mix]
     assert reference.run.mix == resolved.run.mix
-    price = step_price(resolved)
-    plain = step_price(resolve.resolve(["gin/run/icons.gin", "gin/policy/jest.gin"]))
+    price = RunForecast.of(resolved).price
+    plain = RunForecast.of(resolve.resolve(["gin/run/icons.gin", "gin/policy/jest.gin"])).price
     assert price.uniform == plain.uniform
     assert price.closed_form < plain.closed_form
     assert price.flops["learner_score"] < 0.75 * plain.flops["learner_score"]
@@ -457,7 +457,7 @@ def test_a_run_is_charged_what_its_hooks_count_and_what_price_says(
     bindings = ("run.budget=5e8", "run.reference_accounting=online", "run.microbatch=10")
     words = arm("flexi_jest", *bindings)
     resolved = resolve.resolve(["gin/run/tiny.gin", "gin/policy/flexi_jest.gin"], [w for w in words[4:] if "=" in w])
-    price = step_price(resolved)
+    price = RunForecast.of(resolved).price
     reference = tmp_path / "reference"
     reference_words = [f"--gin_file={resolved.run.reference[0]}", *resolved.run.reference[1:], "--run_dir"]
     assert command.main([*reference_words, str(reference), *QUIET]) == 0

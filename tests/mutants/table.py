@@ -647,9 +647,9 @@ FORECASTS = (
     ),
     Mutant(
         "an amortised reference is forecast",
-        FORECAST,
-        'free = resolved.run.reference_accounting == "amortised"',
-        "free = False",
+        "jestbench/launch/step_price.py",
+        'once = [] if accounting == "amortised" else once',
+        "once = [*once]",
         "tests/engine/test_cache.py tests/launch tests/cost tests/data/test_cascade.py",
     ),
 )

@@ -100,8 +100,8 @@ def torchrun(*words: str) -> list[str]:
 ELSEWHERE = """
 import os, sys
 os.chdir(f"{sys.argv[1]}/machine{os.environ['RANK']}")
-from jestbench.launch.command import run_command
-sys.exit(run_command(sys.argv[2:]))
+from jestbench.launch.command import main
+sys.exit(main(sys.argv[2:]))
 """
 """Processes whose relative run folder lies on a disk of their own."""
 

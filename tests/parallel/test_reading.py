@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import files_of, jpeg, write_numbered_shards
-from thread_world import by_threads
+from thread_world import ThreadWorld, by_threads
 from torch import Tensor
 
 from jestbench import seeds
@@ -63,6 +63,31 @@ def test_rows_stay_as_far_as_balance_allows(size: int, count: int, data: st.Data
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_rows_of_several_formats_are_gathered_at_once(size: int) -> None:
+    """By one collective, and to the last bit: of flags, keys, halves, rows of no numbers."""
+    random = torch.Generator().manual_seed(size)
+    rank_B = torch.randint(0, size - 1, (13,), generator=random)  # the last rank holds nothing
+    whole = [
+        torch.rand(13, generator=random) < 0.5,
+        torch.randint(-(2**62), 2**62, (13,), generator=random),
+        torch.randn(13, 3, generator=random).to(torch.bfloat16),
+        torch.randn(13, 2, 2, generator=random, dtype=torch.float64).transpose(1, 2),
+        torch.empty(13, 0),
+    ]
+
+    def gathered(world: ThreadWorld) -> list[Tensor]:
+        placement = Placement(rank_B, world)
+        found = placement.collect_all([rows_BX[placement.rows] for rows_BX in whole])
+        assert world.counts["gather"] == 1
+        return found
+
+    for found in by_threads(size, gathered):
+        for collected, rows_BX in zip(found, whole, strict=True):
+            assert collected.dtype == rows_BX.dtype
+            assert torch.equal(collected, rows_BX)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4, 4)])
 def test_rows_move_to_who_holds_them_next(size: int, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(size)
@@ -91,7 +116,10 @@ def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows_times_the_process
     def gradient(world: World) -> bool:
         placement = Placement(rank_B, world)
         own = torch.ones(len(placement.rows), 2, requires_grad=True)
-        (placement.collect_with_gradient(own) * weight_BD).sum().backward()
+        other = torch.ones(len(placement.rows), 3, requires_grad=True)
+        collected_BD, other_BX = placement.collect_with_gradient(own, other)
+        ((collected_BD * weight_BD).sum() + 3 * other_BX.sum()).backward()
+        assert torch.equal(other.grad, torch.full_like(other, 6.0))
         return torch.equal(own.grad, 2 * weight_BD[placement.rows])
 
     assert by_threads(2, gradient) == [True, True]

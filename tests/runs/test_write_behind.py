@@ -48,15 +48,15 @@ def test_a_checkpoint_written_late_holds_the_state_of_its_own_step(tmp_path: Pat
     """That of step 4 is not written before step 6 begins: it waits for that, and step 6 does not wait for it."""
     whole, late, begun = tmp_path / "whole", tmp_path / "late", threading.Event()
     assert main([*TINY, "--run_dir", str(whole)]) == 0
-    write, in_time = checkpoint._write, []
+    write, in_time = checkpoint.write, []
 
-    def waiting(run: RunFolder, final: Path, *more: Any) -> Path:
-        if Place.of(final).step == 4:
+    def waiting(run_dir: Path, place: Place, fill: Any) -> Path:
+        if place.step == 4:
             in_time.append(begun.wait(20))
-        return write(run, final, *more)
+        return write(run_dir, place, fill)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_write", waiting)
+        patch.setattr(checkpoint, "write", waiting)
         as_a_step_begins(patch, 5, begun.set)
         assert main([*TINY, "--run_dir", str(late)]) == 0
     assert in_time == [True]

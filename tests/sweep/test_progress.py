@@ -21,7 +21,7 @@ from helpers import ROOT
 
 from jestbench.compare.choose_metric import SweepRecord
 from jestbench.sweep import progress
-from jestbench.sweep.arms import SweepArm
+from jestbench.sweep.sweep_arms import SweepArm
 
 METRIC = "eval/zero_shot_top5"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from jestbench.sweep import arms, proposals, sweep_file
+from jestbench.sweep import proposals, sweep_arms, sweep_file
 
 LINE = {"x": {"min": 0.0, "max": 1.0}}
 
@@ -134,7 +134,7 @@ def test_a_repeat_is_told_its_twins_result(tmp_path: Path) -> None:
     )
     memory, done = tmp_path / "memory.jsonl", []
     memory.write_text('{"jest.chunks": 1}\n{"jest.chunks": 4}\n')
-    found: Iterator[arms.SweepArm] = arms.arms_of(sweep, done, memory)
+    found: Iterator[sweep_arms.SweepArm] = sweep_arms.arms_of(sweep, done, memory)
     done.append((dict(next(found).parameters), 0.25))
     assert next(found, None) is None
     assert done[:2] == [({"jest.chunks": 1}, 0.25), ({"jest.chunks": 4}, 0.25)]

@@ -26,7 +26,7 @@ from jestbench.compare import report
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records
-from jestbench.sweep import arms, proposals, run_sweep, sweep_file
+from jestbench.sweep import proposals, run_sweep, sweep_arms, sweep_file
 from jestbench.sweep import side_by_side as processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def test_dry_run_of_every_sweep_file(call: Call, path: Path, nothing_starts: Cal
     commands = [line for line in result.out.splitlines() if not line.startswith("passed over")]
     found = sweep_file.read_sweep(path)
     if found.method == "grid":
-        expected = [agent_command(path, arm) for arm in arms.grid(found.parameters, path)]
+        expected = [agent_command(path, arm) for arm in sweep_arms.grid(found.parameters, path)]
         assert [shlex.split(line) for line in commands] == [
             words for words in expected if shlex.join(words) in commands
         ]
@@ -185,7 +185,7 @@ def test_the_command_is_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("JESTBENCH_WORD", "word")
     path = write({key: {"value": value} for key, value in VALUES.items()}, command=words)
     found = sweep_file.read_sweep(path)
-    (arm,) = arms.grid(found.parameters, path)
+    (arm,) = sweep_arms.grid(found.parameters, path)
     assert found.command_line(arm) == agent_command(path, VALUES)
 
 
@@ -194,7 +194,7 @@ def test_both_spellings_of_arguments_are_the_same_arm(call: Call) -> None:
     keys = set()
     for macro in ("${args}", "${args_no_hyphens}"):
         found = sweep_file.read_sweep(write(parameters, command=[*COMMAND[:-1], macro]))
-        arm = arms.resolve_arm(found, next(arms.grid(found.parameters, found.path)))
+        arm = sweep_arms.resolve_arm(found, next(sweep_arms.grid(found.parameters, found.path)))
         assert (arm.resolved.run.arm, arm.resolved.policy_name) == ("bare word", "hard_learner")
         keys.add(arm.key)
     assert len(keys) == 1
@@ -339,7 +339,7 @@ POLICIES = {
 )
 def test_a_metric_that_some_run_logs(call: Call, nothing_starts: Callable[[], None], name: str) -> None:
     """Of training, the ledger, the data, or of one of the policies: all that the JSONL holds."""
-    arms.check_metric(sweep_file.read_sweep(write(POLICIES, metric={"name": name})))
+    sweep_arms.check_metric(sweep_file.read_sweep(write(POLICIES, metric={"name": name})))
     nothing_starts()
 
 
@@ -351,8 +351,8 @@ def test_a_policy_of_a_search_is_asked_for_its_metrics(call: Call) -> None:
     metric = {"name": "select/entropy", "goal": "minimize"}
     for method in ("random", "bayes"):
         found = sweep_file.read_sweep(write(parameters, method=method, metric=metric))
-        assert len(list(arms._one_of_each_policy(found))) == 2
-        arms.check_metric(found)
+        assert len(list(sweep_arms._one_of_each_policy(found))) == 2
+        sweep_arms.check_metric(found)
 
 
 # Arms
@@ -641,7 +641,7 @@ def test_a_shipped_search_runs_and_goes_on(
     small = {**raw.pop("parameters"), "run.reference": {"value": REFERENCE}, **SMALL, "run.budget": {"value": 5e8}}
     path = write(small, **(raw | {"program": PROGRAM}))
     with monkeypatch.context() as patch:
-        patch.setattr(run_sweep, "_compare", lambda *_: False)
+        patch.setattr(run_sweep.LocalSweep, "_compare", lambda *_: False)
         assert call(path, "--out", "out", "--count", 2).status == 0
     assert len(started) == len(arms_in(Path("out"))) == 2
     result = call(path, "--out", "out", "--count", count)
@@ -656,7 +656,7 @@ def test_a_shipped_search_runs_and_goes_on(
 def test_an_arm_of_a_search_that_cannot_be_is_passed_over(
     call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_sweep, "_compare", lambda *_: None)
+    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda *_: None)
     words = [*COMMAND, "run.budget=1e9", "run.device=cpu"]
     path = write({"run.batch_size": {"min": 8, "max": 500}}, method="random", command=words)
     for out, sizes in (("out", (8, 500, 16)), ("other", (500, 8))):
@@ -688,7 +688,7 @@ def test_the_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch, call: Cal
             seen.append(env)
 
     start_with(monkeypatch, Popen)
-    monkeypatch.setattr(run_sweep, "_compare", lambda _, __, out: compared.append(out))
+    monkeypatch.setattr(run_sweep.LocalSweep, "_compare", lambda sweep: compared.append(sweep.out))
     compared: list[Path] = []
     for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)

@@ -21,7 +21,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardPlaces:
     """Shard and offset of each sample.
 
     Attributes:
@@ -63,11 +63,13 @@ def write_shards(
     return place.names, {"shard": place.shard_N, "offset": offset_N, "size": drawings.size_N, "png_key": key_N}
 
 
-def placed(split_N: npt.NDArray[np.str_], png_N: npt.NDArray[np.int64], text_N: Sequence[int], most: int) -> Place:
+def placed(
+    split_N: npt.NDArray[np.str_], png_N: npt.NDArray[np.int64], text_N: Sequence[int], most: int
+) -> ShardPlaces:
     """Give every sample its place: a header and the padded content of two members each."""
     blocks = [-(-np.asarray(size_N) // BLOCK) for size_N in (png_N, text_N)]
     padded = (2 + blocks[0] + blocks[1]) * BLOCK
-    place = Place([], [], np.empty(len(split_N), np.int32), np.empty(len(split_N), np.int64))
+    place = ShardPlaces([], [], np.empty(len(split_N), np.int32), np.empty(len(split_N), np.int64))
     for name in dict.fromkeys(split_N.tolist()):
         rows = np.flatnonzero(split_N == name)
         for number, start in enumerate(range(0, len(rows), most)):
@@ -81,7 +83,7 @@ def placed(split_N: npt.NDArray[np.str_], png_N: npt.NDArray[np.int64], text_N: 
 
 
 @contextmanager
-def opened(work: Path, place: Place) -> Iterator[list[int]]:
+def opened(work: Path, place: ShardPlaces) -> Iterator[list[int]]:
     """File descriptors of all shards, each of its final size: two empty blocks end an archive."""
     files: list[int] = []
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
-from jestbench.data.noise import normalised
+from jestbench.data.caption_noise import normalised
 
 Index = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
+from jestbench.data.caption_noise import exchange_captions
 from jestbench.data.icons.icon_folder import prepare_folder
 from jestbench.data.icons.icon_web import Flags, Index, WebNoise, long_tail, partly_right, repeated
 from jestbench.data.icons.recipe import Recipe
-from jestbench.data.noise import exchange_captions
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import cache_root, digest, file_digest
 from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer

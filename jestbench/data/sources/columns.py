@@ -301,16 +301,16 @@ class Beside:
             return np.ones(len(came.value_NC), bool)
         return _places(self.wanted, keys_of(came.uids))[1]
 
-    def rows(self, came: Came) -> Rows:
+    def rows(self, came: Came) -> ColumnRows:
         """The images of a shard: which are in the split, and their numbers."""
         value_NC = self.numbers(came)
         value_NC = value_NC[:, [i for i, name in enumerate(self.names) if name not in self.lacking]]
         if self.wanted is None:
-            return Rows(self.kept, value_NC, np.ones(len(value_NC), bool), came.uids)
+            return ColumnRows(self.kept, value_NC, np.ones(len(value_NC), bool), came.uids)
         place_N, inside_N = _places(self.wanted, keys_of(came.uids))
         self.found.update(place_N[inside_N].tolist())
         self.outside += int((~inside_N).sum())
-        return Rows(self.kept, value_NC, inside_N, came.uids)
+        return ColumnRows(self.kept, value_NC, inside_N, came.uids)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -323,7 +323,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ColumnRows:
     """The images of a shard, as ``Beside`` sees them."""
 
     names: tuple[str, ...]

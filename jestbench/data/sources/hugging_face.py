@@ -20,7 +20,7 @@ from jestbench.data.decode import DamagedImage
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.sources.columns import KEY, note_missing, number_of
 from jestbench.data.sources.patterns import globbed
-from jestbench.data.sources.shard_index import ShardIndex, Table, digest, image_key
+from jestbench.data.sources.shard_index import ShardIndex, SplitTable, digest, image_key
 from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -82,7 +82,7 @@ class HuggingFace(Source):
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return digest(states, part)
 
-    def encoded(self, split: str, table: Table) -> Encoded:
+    def encoded(self, split: str, table: SplitTable) -> Encoded:
         """Rows of the data set."""
         rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
         return RowRanges(rows, table.shard_N, table.offset_N)

@@ -152,7 +152,7 @@ class ShardIndex:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class SplitTable:
     """A split as it lies in the cache.
 
     Attributes:
@@ -196,7 +196,7 @@ class Table:
         return sum(self.damage.values())
 
     @classmethod
-    def open(cls, folder: Path) -> Table:
+    def open(cls, folder: Path) -> SplitTable:
         """Map a table into memory.
 
         Raises:
@@ -324,7 +324,7 @@ def write_table(
         disk.write_json(work / "table.json", meta)
 
 
-def joined_tables(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
+def joined_tables(tables: Sequence[SplitTable]) -> tuple[Texts, Any, Any, Any]:
     """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
     if len(tables) == 1:
         captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
@@ -342,7 +342,7 @@ def joined_tables(tables: Sequence[Table]) -> tuple[Texts, Any, Any, Any]:
     return captions, keys, first if len(captions) > len(first) else None, images
 
 
-def joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
+def joined_columns(tables: Sequence[SplitTable]) -> dict[str, Any]:
     """The columns that all of several tables have."""
     if len(tables) == 1:
         return tables[0].columns
@@ -350,7 +350,7 @@ def joined_columns(tables: Sequence[Table]) -> dict[str, Any]:
     return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
 
 
-def check_columns(tables: Sequence[Table], names: Sequence[str], binding: str) -> None:
+def check_columns(tables: Sequence[SplitTable], names: Sequence[str], binding: str) -> None:
     """Refuse a column that no image of any table has.
 
     Raises:

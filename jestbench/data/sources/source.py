@@ -25,7 +25,7 @@ from jestbench.data.sources.columns import Beside, lists_of, short_names
 from jestbench.data.sources.shard_index import (
     VERSION,
     ShardIndex,
-    Table,
+    SplitTable,
     check_columns,
     digest,
     joined_columns,
@@ -143,7 +143,7 @@ class Source(ABC):
             DataError: it cannot be read at all.
         """
 
-    def encoded(self, split: str, table: Table) -> Encoded:
+    def encoded(self, split: str, table: SplitTable) -> Encoded:
         """The encoded images of a split."""
         return ByteRanges(table.shards, table.shard_N, table.offset_N, table.size_N)
 
@@ -195,7 +195,7 @@ class Source(ABC):
             return {} if choice.source.endswith(".json") else {f"tokenizer.source = {choice.source!r}": "download"}
         return {}
 
-    def indexed(self, split: str) -> Table:
+    def indexed(self, split: str) -> SplitTable:
         """The index of a split, made now where it is not in the cache.
 
         Raises:
@@ -212,7 +212,7 @@ class Source(ABC):
                 f"the index of {self.label}.{split} cannot be kept in {self.folder}: {error}; free space there, "
                 "or name another folder in JESTBENCH_CACHE"
             ) from error
-        table = Table.open(folder)
+        table = SplitTable.open(folder)
         self._acceptable(split, table)
         return table
 
@@ -252,7 +252,7 @@ class Source(ABC):
         """
         for split in self.bound or ("pool",):
             self.indexed(split)
-        tables = [Table.open(self._table(split)) for split in self.bound]
+        tables = [SplitTable.open(self._table(split)) for split in self.bound]
         check_columns(tables, self.columns, f"{self.label}.columns")
         first = tables[0]
         with locked(self.folder / "tokenizers.lock", "preparing a tokenizer"):
@@ -277,7 +277,7 @@ class Source(ABC):
             folder = self._table(part)
             if not folder.exists():
                 raise DataError(f"{self.label}.{part} is not indexed, or has changed since: start the run anew")
-            tables.append((part, Table.open(folder)))
+            tables.append((part, SplitTable.open(folder)))
             self._acceptable(*tables[-1])
         tokenizer = self.tokenizer.load(self.folder / "tokenizers", self._trained_on())
         return self._pairs(name, tables, tokenizer)
@@ -309,7 +309,7 @@ class Source(ABC):
         return f"{self.reading}{beside}"
 
     def _trained_on(self) -> str:
-        return Table.open(self._table(self.bound[0])).fingerprint
+        return SplitTable.open(self._table(self.bound[0])).fingerprint
 
     def _write(self, split: str, folder: Path) -> None:
         shards, verified = self.shards(split), self._verified(split)
@@ -332,12 +332,12 @@ class Source(ABC):
         if beside.names:
             beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
         write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
-        table = Table.open(folder)
+        table = SplitTable.open(folder)
         if table.damaged:
             shown = listed(table.damage, table.examples, table.damaged + len(table))
             _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
 
-    def _acceptable(self, split: str, table: Table) -> None:
+    def _acceptable(self, split: str, table: SplitTable) -> None:
         read = len(table) + table.damaged
         if too_many(table.damaged, read, self.max_damaged) or not len(table):
             said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
@@ -347,7 +347,7 @@ class Source(ABC):
             advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
             raise DataError(f"{self.label}.{split}: {said}{advice}")
 
-    def _pairs(self, name: str, tables: Sequence[tuple[str, Table]], tokenizer: Tokenizer) -> FilePairs:
+    def _pairs(self, name: str, tables: Sequence[tuple[str, SplitTable]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
         captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)

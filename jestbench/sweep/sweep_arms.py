@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,6 @@ from jestbench.sweep.sweep_file import Sweep
 CHOOSES_A_POLICY = ("gin_file", "run.policy")
 """Parameters that can change the policy, and with it the ``select/…`` metrics."""
 MOST_REPEATS = 20
-
-
-def _no_such_metric(path: Path, name: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(f"{path}: no run logs the metric {name!r}; {nearest_or_all(name, known)}")
 
 
 def check_metric(sweep: Sweep) -> None:
@@ -53,7 +49,7 @@ def check_metric(sweep: Sweep) -> None:
             return
     if not names and refused is not None:
         raise refused
-    raise _no_such_metric(sweep.path, sweep.metric, names)
+    raise ConfigError(f"{sweep.path}: no run logs the metric {sweep.metric!r}; {nearest_or_all(sweep.metric, names)}")
 
 
 def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:

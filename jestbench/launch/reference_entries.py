@@ -1,40 +1,61 @@
-"""The own scores of references that other libraries bring: no run folder holds them, so the run evaluates them."""
+"""The references that a run was scored with, for its summary. Those of other libraries are evaluated here.
+
+No run folder holds the scores of a model that another library brings.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from jestbench.config.resolved import Resolved
 from jestbench.disk import cache_root, digest, read_object, write_json
 from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.cache import fingerprint
 from jestbench.evals.evaluate import Evaluator
+from jestbench.launch.stands import ended
 from jestbench.loop import Stages
 from jestbench.runs.summary import ReferenceEntry
 
 
-def entries(resolved: Resolved, stages: Stages) -> list[ReferenceEntry]:
-    """Entries of the references that other libraries bring, each with its metrics on the run's evaluation split."""
-    casting = resolved.run.castings.get("reference")
-    if casting is None or "reference" not in resolved.stated_flops:
-        return []
+def entries(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> list[ReferenceEntry]:
+    """Entries of a run's references: of ``folders``, or of other libraries; a pair scorer has no score to show."""
+    if folders:
+        return list(_of_runs(resolved, stages, folders))
+    if "reference" in resolved.run.castings and "reference" in resolved.stated_flops:
+        return list(_of_libraries(resolved, stages))
+    return []
+
+
+def _of_runs(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> Iterator[ReferenceEntry]:
+    seeding, fitted = resolved.run.reference_seed, stages.scorer.actors["reference"].calibrated
+    for half, folder in enumerate(folders):
+        summary, stand = ended(folder), resolved.stands_on["reference"][half]
+        of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
+        name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
+        taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
+        origin = summary.seed, seeding, tuple(taken), tuple(kept)
+        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
+        yield ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit)
+
+
+def _of_libraries(resolved: Resolved, stages: Stages) -> Iterator[ReferenceEntry]:
     actor = stages.scorer.actors["reference"]
-    found = []
-    for place, (part, subject) in enumerate(zip(casting.parts, actor.frozen, strict=True)):
+    parts = resolved.run.castings["reference"].parts
+    for place, (part, subject) in enumerate(zip(parts, actor.frozen, strict=True)):
         fit = (*actor.calibrated[place], resolved.calibrated_on) if actor.calibrated else ()
-        metrics = scores(part.label, subject, stages.evaluator)
         entry = ReferenceEntry(part.label, "", part.stated_flops()["reference"], None, "shared", (), (), *fit)
-        found.append(replace(entry, metrics=metrics))
-    return found
+        yield replace(entry, metrics=scores(part.label, subject, stages.evaluator))
 
 
 def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[str, float]:
     """A frozen model's metrics on the evaluation split; computed once for its weights, the split and the arithmetic.
 
-    They are charged to nothing: they tell nothing to the run.
+    They are charged to nothing, as no step of the run reads them.
     """
     arithmetic, world = subject.arithmetic, subject.arithmetic.world
     described = {
