@@ -16,7 +16,7 @@ def test_the_machine_that_the_page_names():
     xeon, epyc = "Intel(R) Xeon(R) Processor", "AMD EPYC"
     assert make_results.machine("flagship_rates") == {xeon}
     assert make_results.machine("flagship") == {xeon, epyc}
-    for folder in ("rivals", "equal", "curated", "web"):
+    for folder in ("rivals", "equal", "curated", "web", "why"):
         assert make_results.machine(folder) == {epyc}
 
 
