@@ -91,3 +91,12 @@ def ranks(size: int, work: Callable[[int], int], folder: Path, **environment: st
         return as_rank
 
     return [Forked(of(rank), folder / f"rank{rank}.log") for rank in range(size)]
+
+
+def all_end_well(group: list[Forked], seconds: float = 120) -> None:
+    """Wait for the processes of a run, each of which must end with status 0; none of them is left."""
+    try:
+        assert [process.wait(seconds) for process in group] == [0] * len(group), "\n".join(one.said for one in group)
+    finally:
+        for process in group:
+            process.kill()

@@ -14,8 +14,8 @@ MARK = "JESTBENCH_TESTS"
 OURS_TO_THE_END = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 """Helpers of Python that live as long as the process which has started them."""
 SHARED = Path("/dev/shm")
-THEIRS = ("torchelastic_*", "*wandb-media", "*wandb-artifacts", "pymp-*", "pytest-of-*")
-"""Folders that torchrun never removes, that W&B and multiprocessing remove unless they are killed, and pytest's own."""
+THEIRS = ("torchelastic_*", "torchinductor_*", "*wandb-media", "*wandb-artifacts", "pymp-*", "pytest-of-*")
+"""Folders that torchrun and torch's compiler never remove, that W&B and multiprocessing remove unless they are killed, and pytest's own."""
 
 
 class Session:

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.tries import TriedPair, Tries, mended
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class AugmentedPairs(Wrapped):
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, cropped."""
-        return self.mended(*self.attempt(index_B), index_B)
+        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, the intact ones cropped; and the damaged ones, by place in the batch."""
@@ -110,10 +111,13 @@ class AugmentedPairs(Wrapped):
         good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
         return self._cropped(batch, good, index_B), damaged
 
-    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The pairs in place of the damaged ones, cropped for the step of the pair that they stand for."""
-        rows, slot_K = self.pairs.replacements(damaged, index_B % len(self)), torch.tensor([*damaged])
-        return self._cropped(rows, torch.arange(len(rows)), index_B[slot_K])
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
+        """The split's own."""
+        return self.pairs.replaced(damaged, index_B % len(self), tries)
+
+    def shown(self, rows: Batch, index_K: Tensor) -> Batch:
+        """The pairs, cropped for the step of the pair that they stand for."""
+        return self._cropped(rows, torch.arange(len(rows)), index_K)
 
     def _cropped(self, batch: Batch, slot_K: Tensor, index_B: Tensor) -> Batch:
         steps, keys = (index_B[slot_K] // len(self)).tolist(), batch.image_key_B[slot_K].tolist()

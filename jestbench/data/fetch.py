@@ -20,6 +20,7 @@ from torch import Tensor
 from jestbench.batch import Batch, Pass
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs
+from jestbench.data.tries import mended
 from jestbench.data.workers import Workers
 from jestbench.parallel.placement import Placement
 
@@ -64,7 +65,7 @@ class Attempt:
 
     def mended(self) -> Batch:
         """The pairs with damaged ones replaced, where this process reads all of them."""
-        return self.pairs.mended(self.batch, self.damaged, self.positions.own_P)
+        return mended(self.pairs, self.batch, self.damaged, self.positions.own_P)
 
 
 class Fetch:

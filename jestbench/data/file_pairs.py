@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.damage import FLOOR, KIND
+from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.pairs import IndexedPairs
+from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -215,7 +215,7 @@ class FilePairs(IndexedPairs):
         Raises:
             DataError: an image cannot be decoded and the split is exact, or too many cannot be decoded to replace them.
         """
-        return self.mended(*self.attempt(index_B), index_B)
+        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
         """The pairs at these positions, damaged images left black; and the damage, by its place in the batch.
@@ -231,36 +231,30 @@ class FilePairs(IndexedPairs):
                 damaged[slot] = error
         return self._batch(index_B, images), damaged
 
-    def replacements(self, damaged: Mapping[int, DamagedImage], index_B: Tensor) -> Batch:
-        """The pairs in place of the damaged ones of a batch, in their order.
+    def replaced(self, damaged: Mapping[int, DamagedImage], index_B: Tensor, tries: Tries) -> list[TriedPair]:
+        """The pairs in the place of the damaged ones of a batch, in their order.
 
         Raises:
             DataError: the split is exact, or too many pairs are damaged to replace them.
         """
-        taken, lost = set(index_B.tolist()), Counter[str]()
-        positions, images = [], []
+        taken, lost, places = set(index_B.tolist()), 0, list[TriedPair]()
         for slot, error in damaged.items():
             asked = position = int(index_B[slot])
             attempt, failed = 0, error
-            while True:
-                lost.update({"damaged": 1, f"{KIND}{failed.reason}": 1})
-                self.noted.setdefault(failed.reason, failed.example)
-                if self.exact or lost["damaged"] > max(FLOOR, len(taken)) or len(taken) == len(self):
+            while failed is not None:
+                lost += 1
+                if tries.certain:  # else an earlier pair may be damaged, which would be the first example
+                    self.noted.setdefault(failed.reason, failed.example)
+                if self.exact or lost > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed.reason}: {failed.example}") from failed
                 while position in taken:
                     bits = seeds.mixed(torch.tensor(asked << 20 | attempt) + seeds.GOLDEN)
                     position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
-                try:
-                    images.append(self.image(position))
-                except DamagedImage as another:
-                    failed = another
-                else:
-                    break
-            positions.append(position)
-        fresh = self._batch(torch.tensor(positions), np.stack(images))
-        return replace(fresh, counts={"read": len(index_B) + lost["damaged"], **lost})
+                place, failed = tries.pair(slot, self, position)
+            places.append(place)
+        return places
 
     def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:
         index = index_B.numpy()

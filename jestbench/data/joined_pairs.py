@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from jestbench.batch import Batch, DataError, split_counts
 from jestbench.data.fetch import Positions
 from jestbench.data.pairs import IndexedPairs, together
 from jestbench.data.super_batches import EpochPlan, StepPlan
+from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -87,7 +87,7 @@ class JoinedPairs(IndexedPairs):
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions."""
-        return self.mended(*self.attempt(index_B), index_B)
+        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, each read by its split, and the damage by its place in the batch."""
@@ -100,19 +100,19 @@ class JoinedPairs(IndexedPairs):
         counts = {} if self.decoded else {"read": len(index_B), "damaged": 0}
         return replace(together(batches).take(torch.cat(slots).argsort()), counts=counts), damaged
 
-    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The pairs in place of the damaged ones of a batch, each of its own split."""
-        counts, batches, slots = Counter({"read": len(index_B), "damaged": 0}), [], list[int]()
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+        """As the split of the pair does."""
+        ((part, _, index_1),) = self._by_part(torch.tensor([position]))
+        return part.tried(slot, int(index_1), tries)
+
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
+        """The pairs in the place of the damaged ones, each of its own split."""
+        places = dict[int, TriedPair]()
         for part, slot_K, index_K in self._by_part(index_B):
             own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
-            if own:
-                rows = part.replacements(own, index_K)
-                lost = {name: count for name, count in rows.counts.items() if name.startswith("damaged")}
-                counts.update({"read": lost["damaged"], **lost})
-                batches.append(rows)
-                slots += slot_K[torch.tensor([*own])].tolist()
-        order = torch.tensor([slots.index(slot) for slot in damaged])
-        return replace(together(batches).take(order), counts=dict(counts))
+            found = part.replaced(own, index_K, tries.of(slot_K))
+            places |= dict(zip(slot_K[torch.tensor([*own], dtype=torch.int64)].tolist(), found, strict=True))
+        return [places[slot] for slot in damaged]
 
     def _by_part(self, index_B: Tensor) -> Iterator[tuple[IndexedPairs, Tensor, Tensor]]:
         """The splits that a batch has pairs of, the places of these in the batch, and their positions in the split."""

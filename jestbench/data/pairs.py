@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from jestbench.batch import Batch, DataError
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.scores import Role
+
+if TYPE_CHECKING:
+    from jestbench.data.tries import TriedPair, Tries
 
 
 class Pairs(ABC):
@@ -139,21 +142,29 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
-    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The pairs in place of the damaged ones of a batch, in their order; the counts are of the whole batch.
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+        """Try the pair at a position in the place of a damaged one (``Tries.pair``)."""
+        return tries.pair(slot, self, position)
+
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
+        """Which pairs stand in the place of the damaged ones of a batch, in their order.
+
+        It is a pure function of its arguments: it reads nothing itself, but asks ``tries``.
 
         Args:
             damaged: the damage of ``attempt`` by place in the batch, whoever has read which part of the batch.
             index_B: positions of the whole batch.
-        """
-        return self.batch(index_B[torch.tensor([*damaged])])
+            tries: what is known of other pairs.
 
-    def mended(self, batch: Batch, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The batch of ``attempt``, read at once or put together from parts, with its damaged pairs replaced."""
-        if not damaged:
-            return batch
-        rows = self.replacements(damaged, index_B)
-        return replace(with_rows(batch, torch.tensor([*damaged]), rows), counts=rows.counts)
+        Raises:
+            DataError: too many pairs are damaged to replace them.
+            Unread: it depends on pairs that are asked for.
+        """
+        return [self.tried(slot, int(index_B[slot]), tries)[0] for slot in damaged]
+
+    def shown(self, rows: Batch, index_K: Tensor) -> Batch:
+        """Pairs of ``replaced`` as the split shows them in the place of pairs at these positions."""
+        return rows
 
     def example(self) -> Batch:
         """The first pair."""
@@ -167,7 +178,7 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replacements``).
+    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replaced``).
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +12,8 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.pairs import IndexedPairs, Wrapped, together
+from jestbench.data.pairs import IndexedPairs, Wrapped
+from jestbench.data.tries import TriedPair, Tries, Unread, mended
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -74,38 +73,47 @@ class PartPairs(Wrapped):
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions of the part."""
-        return self.mended(*self.attempt(index_B), index_B)
+        return mended(self, *self.attempt(index_B), index_B)
 
-    def replacements(self, damaged: Mapping[int, Any], index_B: Tensor) -> Batch:
-        """The pairs in place of the damaged ones of a batch.
+    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+        """As the whole split does."""
+        return self.pairs.tried(slot, int(self.index_N[position]), tries)
+
+    def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
+        """The pairs in the place of the damaged ones of a batch.
 
         The whole split may replace a damaged pair by one that does not belong to the part; the next free pair of the
-        part is then read instead.
+        part stands for it then.
 
         Raises:
             DataError: the whole split has no replacement, or no free pair of the part is left.
+            Unread: a pair that does not belong to the part, and may be damaged itself, was not read yet.
         """
-        positions, counts, rows = index_B.clone(), Counter[str](), dict[int, Batch]()
-        tried, lost = set(index_B.tolist()), dict(damaged)
+        positions, places = index_B.clone(), dict[int, TriedPair]()
+        taken, lost = set(index_B.tolist()), dict(damaged)
         while True:
             if lost:
-                found = self.pairs.replacements(lost, self.index_N[positions])
-                rows |= {slot: found.take(torch.tensor([place])) for place, slot in enumerate(lost)}
-            counts.update(found.counts if lost else {"read": len(index_B), "damaged": 0})
-            foreign = [slot for slot in damaged if not self.holds(rows[slot].image_key_B)]
+                found = self.pairs.replaced(lost, self.index_N[positions], tries)
+                places |= dict(zip(lost, found, strict=True))
+            held = self.holds(torch.tensor([places[slot].image_key for slot in damaged])).tolist()
+            foreign = [slot for slot, belongs in zip(damaged, held, strict=True) if not belongs]
             if not foreign:
-                return replace(together([rows[slot] for slot in damaged]), counts=dict(counts))
+                return [places[slot] for slot in damaged]
+            if not tries.certain:
+                raise Unread
+            lost = {slot: error for slot, error in lost.items() if slot not in foreign}
             for slot in foreign:
                 following = ((int(positions[slot]) + step) % len(self) for step in range(len(self)))
-                free = next((position for position in following if position not in tried), None)
+                free = next((position for position in following if position not in taken), None)
                 if free is None:
                     raise DataError(f"{self.name}: no pair is left to stand for a damaged one: mend the data")
                 positions[slot] = free
-                tried.add(free)
-            read, again = self.attempt(positions[torch.tensor(foreign)])
-            rows |= {slot: read.take(torch.tensor([place])) for place, slot in enumerate(foreign)}
-            lost = {slot: error for slot, error in lost.items() if slot not in foreign}
-            lost = dict(sorted({**lost, **{foreign[place]: error for place, error in again.items()}}.items()))
+                taken.add(free)
+                places[slot], error = self.tried(slot, free, tries)
+                lost |= {} if error is None else {slot: error}
+            if not tries.certain:
+                raise Unread
+            lost = dict(sorted(lost.items()))
 
 
 class HalfPairs(PartPairs):

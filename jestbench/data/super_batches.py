@@ -23,6 +23,7 @@ from jestbench.data.damage import Tally
 from jestbench.data.fetch import Attempt, Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs, with_rows
+from jestbench.data.tries import Replacements
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
@@ -344,8 +345,8 @@ class SuperBatches(SuperBatchSource):
     def _mended(self, found: Attempt) -> Batch:
         """This process's pairs, damaged ones replaced as one process would that reads the whole super-batch.
 
-        Which pairs are damaged is gathered. Replacements depend on the positions of the whole super-batch, so every
-        process reads all of them. What was counted is summed over the processes.
+        Which pairs are damaged is gathered, and what was counted is summed over the processes. Which pairs stand for
+        the damaged ones depends on the whole super-batch; each is read by the process that it belongs to.
         """
         batch, placement = found.batch, found.positions.placement
         assert placement is not None
@@ -364,15 +365,10 @@ class SuperBatches(SuperBatchSource):
             counts.update(part)
         examples = {kind: one for _, _, part, _ in reversed(each) for kind, one in part.items()}
         if lost := dict(sorted(item for part, *_ in each for item in part.items())):
-            rows = found.pairs.replacements(lost, found.positions.index_B)
-            counts.update({**rows.counts, "read": rows.counts["read"] - self.size})
-            counts["wordless"] += self.tokenizer.wordless(rows.tokens(self.tokenizer.identity))
+            stands = Replacements.found(found.pairs, lost, found.positions.index_B, placement)
+            counts.update({**stands.counts, "wordless": stands.wordless})
             examples = {**examples, **self.plan.pairs.examples}
-            batch = replace(batch, counts=rows.counts)
-            if found.damaged:
-                places = torch.tensor([*found.damaged])
-                among = torch.searchsorted(torch.tensor([*lost]), placement.rows[places])
-                batch = with_rows(batch, places, rows.take(among))
+            batch = batch if stands.own is None else with_rows(batch, torch.tensor([*found.damaged]), stands.own)
         self.tally.add(counts if "read" in counts else {"decoded": counts["decoded"]}, examples)
         return replace(
             batch,

@@ -7,7 +7,7 @@ embeddings; then one micro-batch at a time with gradient, to backpropagate that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,11 @@ class Contrastive(Objective):
         with TRAFFIC.sending("loss_gradients"):
             loss = LOSSES[self.name](image_KD, text_KD, model.scale, model.bias, weights, equal, each, world)
         return loss, partial(self._carry_on, learner, held, image_KD, text_KD, seed) if cached else None
+
+    def passes_through(self, count: int, processes: int) -> tuple[Sequence[View], bool]:
+        """As in the base: of pairs that are dealt out in turns, each process has as many pieces as any other one."""
+        pieces = self.pieces(torch.arange(count) % processes, World(0, processes), even=True)
+        return [view for view, _ in pieces], self._cached(count)
 
     def _cached(self, count: int) -> bool:
         """Whether so many pairs are more than a micro-batch."""

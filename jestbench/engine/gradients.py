@@ -15,6 +15,7 @@ from jestbench.batch import View
 from jestbench.cost.tracing import without_values
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import TRAFFIC, reduced
 
 CarryOn = Callable[[], None]
 """Brings the gradient from where the loss's graph ends on to the parameters."""
@@ -149,13 +150,13 @@ class AveragedGradients(SharedGradients):
         super().__init__(model, world)
         # Of the patch embedding's gradient, the smallest of all, which a convolution returns in channels last.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        self._trained = _trained_by(model, views)
+        self._trained = trained_by(model, views)
         every = frozenset[str]().union(*self._trained.values())
         self._held = {name: value for name, value in model.named_parameters() if name in every}
         # A process may have no pair of the view that trains a weight.
         weights = _Weights(self._held.values(), partial=any(names != every for names in self._trained.values()))
         self._wrapped = DistributedDataParallel(weights, gradient_as_bucket_view=True)
-        self._now = every
+        self._now, self._sent = every, reduced(sum(value.nbytes for value in self._held.values()), world.size)
 
     def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """As in the base; the processes meet in the last backward pass of a step alone."""
@@ -169,11 +170,12 @@ class AveragedGradients(SharedGradients):
     def backward(self, loss: Tensor, carry_on: CarryOn | None) -> None:
         """As in the base; what no process has run has no gradient."""
         super().backward(loss, carry_on)
+        TRAFFIC.sent["weight_gradients"] += self._sent
         for name in self._held.keys() - self._now:
             self._held[name].grad = None
 
 
-def _trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
+def trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
     """The names of the weights that have a gradient under each view, by a backward pass without values."""
     ghost, found = without_values(model).eval(), {}
     for view in views:

@@ -25,7 +25,7 @@ from jestbench.engine.measured import NonFiniteLoss as NonFiniteLoss
 from jestbench.engine.optimizer import Optimizer
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
-from jestbench.parallel.traffic import TRAFFIC, reduced
+from jestbench.parallel.traffic import TRAFFIC
 from jestbench.select.given import Trained
 from jestbench.select.losses import Each
 from jestbench.select.scores import Embeddings, Role, Scores
@@ -54,12 +54,6 @@ LEARNER = RolePurposes("learner", "learner", "learner_score", "learner_train")
 ONLINE = RolePurposes("online", "online scorer", "scorer_score", "scorer_train", 1)
 
 
-def weight_bytes(model: TwoTowers) -> int:
-    """Bytes of the weights of both towers that are trained, and of their gradient."""
-    towers = (model.image, model.text)
-    return sum(weight.nbytes for tower in towers for weight in tower.parameters() if weight.requires_grad)
-
-
 class Objective(ABC):
     """What a model is trained for: the loss of a batch, and what a step on it costs."""
 
@@ -85,6 +79,14 @@ class Objective(ABC):
     @abstractmethod
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """What a step on ``count`` pairs is charged."""
+
+    def passes_through(self, count: int, processes: int) -> tuple[Sequence[View], bool]:
+        """The passes of each of several processes through the towers, trained on ``count`` pairs in all.
+
+        Returns:
+            The view of each pass with gradient, and whether there is a pass without gradient before each of them.
+        """
+        return [FULL], False
 
     def plain(self) -> Objective:
         """The same objective under the full view, where nothing is run twice to save memory."""
@@ -142,8 +144,6 @@ class Learner(Actor):
         self.optimizer: Any = optimizer.build(self.model)
         self._pending: Measured | None = None
         self._updates = 0
-        # FSDP sends other bytes, which are not counted.
-        self._sent = 0 if shard else reduced(weight_bytes(self.model), self.world.size)
 
     def _gradients(self, shard: bool) -> Gradients:
         """How the gradients of all processes come together."""
@@ -300,7 +300,6 @@ class Learner(Actor):
             self._settled()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.backward(loss, carry_on)
-        TRAFFIC.sent["weight_gradients"] += self._sent
         measured = Measured(loss, self.gradients.clip(self.schedule.clip or math.inf))
         self._pending = measured
         if measured.deferred:

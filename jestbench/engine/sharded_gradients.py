@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -16,8 +17,35 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from jestbench.batch import View
 from jestbench.engine.gradients import Embed, SharedGradients
 from jestbench.engine.optimizer import Optimizer
+from jestbench.engine.spread_weights import spread_parts
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.parallel.traffic import TRAFFIC, Traded, gathered
+
+_GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_REDUCE = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # the older names are deprecated
+
+
+class _Counted:
+    """A collective of torch's engine, as the engine itself runs it, counted in the traffic.
+
+    Args:
+        purpose: of the bytes.
+        run: the collective.
+    """
+
+    def __init__(self, purpose: Traded, run: Callable[..., Any]) -> None:
+        self.purpose, self.run = purpose, run
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer, as the engine allocates it."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, **more: Any) -> Any:
+        """Run the collective; the smaller tensor is one process's part."""
+        own = min(output_tensor.nbytes, input_tensor.nbytes)
+        with TRAFFIC.collective(self.purpose, gathered(own, group.size())):
+            return self.run(output_tensor, input_tensor, group=group, **more)
 
 
 class ShardedGradients(SharedGradients):
@@ -48,8 +76,7 @@ class ShardedGradients(SharedGradients):
         mesh = init_device_mesh(arithmetic.device.type, (self.world.size,))
         self._blocks: list[FSDPModule] = []
         parts: list[FSDPModule] = []
-        image, text = ([*model.image.blocks] if model.image.transformer else []), [*model.text.blocks]
-        for tower, blocks in [(model.text, text)] if model.locked else [(model.text, text), (model.image, image)]:
+        for tower, blocks in spread_parts(model):
             sharded = [fully_shard(block, mesh=mesh) for block in blocks]
             parts.append(fully_shard(tower, mesh=mesh))
             # Behind the first block FSDP would gather what ran before it: in another process, perhaps, something else.
@@ -59,6 +86,11 @@ class ShardedGradients(SharedGradients):
         self._parts = [*parts, *self._blocks]
         for part in self._parts if on_cpu else ():
             part.set_force_sum_reduction_for_comms(True)
+        gather: Any = _Counted("weights", _GATHER)  # torch asks for a subclass of a private class
+        reduce: Any = _Counted("weight_gradients", _REDUCE)
+        for part in self._parts if hasattr(FSDPModule, "set_custom_all_gather") else ():  # from torch 2.9 on
+            part.set_custom_all_gather(gather)
+            part.set_custom_reduce_scatter(reduce)
 
     def embed(self, run: Embed, views: Collection[View], last: bool = True) -> tuple[Tensor, Tensor]:
         """As in the base; the processes meet in each pass, forward and backward."""
@@ -70,12 +102,10 @@ class ShardedGradients(SharedGradients):
         held = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         # A kernel over many tensors takes no mixture of sharded and whole ones.
         kinds = [[p for p in held if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
-        norms = []
-        with self.world.waiting("an all-reduce of the gradient's norm"):
-            for kind in kinds:
-                norm = torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None], foreach=True)
-                norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        # By parts: of sharded tensors torch reduces one norm after the other, each by a collective of its own.
+        parts = ([_part(p.grad) for p in kind if p.grad is not None] for kind in kinds)
+        spread, whole = (torch.nn.utils.get_total_norm(part, foreach=True).square() for part in parts)
+        total = (self.world.add(spread)[0] + whole).sqrt()
         for kind in kinds:
             torch.nn.utils.clip_grads_with_norm_(kind, limit, total, foreach=True)
         return total
@@ -142,6 +172,11 @@ class ShardedGradients(SharedGradients):
             whole = value.full_tensor()
             value = whole.cpu() if self.world.first_of_all else whole.new_empty(0)
         return value
+
+
+def _part(value: Tensor) -> Tensor:
+    """This process's part of a tensor, or the whole of one that is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _spread(value: Tensor, like: Tensor) -> Tensor:

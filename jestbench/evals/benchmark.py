@@ -20,7 +20,7 @@ from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
 from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
 from jestbench.evals.results import Evaluation, Ranking, Results
-from jestbench.evals.shares import gathered
+from jestbench.evals.shares import by_rows, gathered
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 
@@ -73,13 +73,13 @@ class BenchmarkEvaluator:
         text_TD = self._embed_texts(learner)
         count = len(image_ND)
         if self.benchmark.task == "zero_shot":
-            found = self._zero_shot(image_ND, text_TD, learner.model.scale_and_bias()[0])
+            found = self._zero_shot(image_ND, text_TD, learner.model.scale_and_bias()[0], learner.world)
             if self._shots is not None:
                 members, class_S = self._shots
                 found |= self._few_shot(self._embed_images(learner, members), class_S, image_ND)
                 count += len(members)
         else:
-            found = self._retrieval(image_ND, text_TD)
+            found = self._retrieval(image_ND, text_TD, learner.world)
         macs = count * learner.price.image + len(text_TD) * learner.price.text
         name = self.benchmark.name
         passes = (Pass("eval", macs, f"evaluation on {name}, {count} images"),)
@@ -107,13 +107,17 @@ class BenchmarkEvaluator:
             found = retrieval_measures(captions, [1] * texts, texts)
         return {f"eval/{self.benchmark.name}/{metric}": measure for metric, measure in found.items()}
 
-    def _zero_shot(self, image_ND: Tensor, text_TD: Tensor, scale: float) -> dict[str, Ranking]:
+    def _zero_shot(self, image_ND: Tensor, text_TD: Tensor, scale: float, world: World) -> dict[str, Ranking]:
         classes = len(self.benchmark.classnames)
         # A class is the mean over its templates of normalised embeddings (Radford et al. 2021, section 3.1.4).
         class_CD = F.normalize(text_TD.unflatten(0, (classes, -1)).mean(1), dim=-1)
         class_N = torch.tensor(self.benchmark.test.classes, device=image_ND.device)
-        rank_N = zero_shot_ranks(image_ND, class_CD, class_N)
-        log_N = log_probabilities(image_ND, class_CD, class_N, scale)
+        rank_N = by_rows(
+            world, lambda image_PD, class_P: zero_shot_ranks(image_PD, class_CD, class_P), image_ND, class_N
+        )
+        log_N = by_rows(
+            world, lambda image_PD, class_P: log_probabilities(image_PD, class_CD, class_P, scale), image_ND, class_N
+        )
         return {"zero_shot": self._ranking(rank_N, class_N, log_N)}
 
     def _few_shot(self, shot_SD: Tensor, class_S: Tensor, image_ND: Tensor) -> dict[str, Ranking]:
@@ -123,13 +127,19 @@ class BenchmarkEvaluator:
         rank_N = torch.where(scores_NC.argmax(1) == class_N, 1, 2)
         return {f"{self.few_shot}_shot": self._ranking(rank_N, class_N)}
 
-    def _retrieval(self, image_ND: Tensor, text_TD: Tensor) -> dict[str, Ranking]:
+    def _retrieval(self, image_ND: Tensor, text_TD: Tensor, world: World) -> dict[str, Ranking]:
         counts = torch.tensor([len(captions) for captions in self.benchmark.test.captions])
         group_T = torch.repeat_interleave(torch.arange(len(counts)), counts).to(image_ND.device)
         group_N = torch.arange(len(counts), device=image_ND.device)
+        to_text = by_rows(
+            world, lambda image_PD, group_P: group_ranks(image_PD, text_TD, group_P, group_T), image_ND, group_N
+        )
+        to_image = by_rows(
+            world, lambda text_PD, group_P: group_ranks(text_PD, image_ND, group_P, group_N), text_TD, group_T
+        )
         return {
-            "image_to_text": self._ranking(group_ranks(image_ND, text_TD, group_N, group_T), group_N),
-            "text_to_image": self._ranking(group_ranks(text_TD, image_ND, group_T, group_N), group_T),
+            "image_to_text": self._ranking(to_text, group_N),
+            "text_to_image": self._ranking(to_image, group_T),
         }
 
     @staticmethod

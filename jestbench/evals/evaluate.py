@@ -156,7 +156,7 @@ class Evaluator:
         keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)
-        results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N)
+        results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N, world)
         macs = len(self.index_N) * subject.price.image + len(self.example_C) * subject.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
         if self.unseen_N.any():

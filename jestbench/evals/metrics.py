@@ -6,13 +6,16 @@ lower than the own score counts against it (``~(score < own)``), so that NaN emb
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jestbench.evals import shares
 from jestbench.evals.results import Ranking, Results
+from jestbench.parallel.distributed import World
 
 _ROWS = 4096  # similarities held at once: 4096 × classes
 
@@ -27,9 +30,8 @@ def zero_shot_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tens
     return torch.cat(ranks)
 
 
-def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
-    """Rank of the first right caption among the N captions, equal ones counted as often as they stand."""
-    count_C = torch.bincount(class_N, minlength=len(class_CD))
+def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, count_C: Tensor) -> Tensor:
+    """Rank of the first right caption among all captions, of which each class has a number (``count_C``)."""
     ranks = []
     for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
         score_PC = image_PD @ class_CD.T
@@ -37,12 +39,6 @@ def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> 
         better_PC = (~(score_PC < own_P1)).scatter(1, class_P[:, None], False)
         ranks.append(1 + (better_PC * count_C).sum(1))
     return torch.cat(ranks)
-
-
-def text_to_image_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
-    """Rank of the first right image for each class that has one, among the N images."""
-    present = class_N.unique()
-    return group_ranks(class_CD[present], image_ND, present, class_N)
 
 
 def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor) -> Tensor:
@@ -73,7 +69,13 @@ def log_probabilities(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale
 
 
 def evaluate_embeddings(
-    image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale: float, class_key_C: Tensor, image_key_N: Tensor
+    image_ND: Tensor,
+    class_CD: Tensor,
+    class_N: Tensor,
+    scale: float,
+    class_key_C: Tensor,
+    image_key_N: Tensor,
+    world: World | None = None,
 ) -> Results:
     """All rankings of the evaluation split.
 
@@ -84,14 +86,21 @@ def evaluate_embeddings(
         scale: the model's multiplier of cosines.
         class_key_C: int64 content key of each caption.
         image_key_N: int64 content key of each image.
+        world: the processes that share the rows out, each of which has all embeddings; ``None`` is this one alone.
     """
+    by_rows = partial(shares.by_rows, world or World())
     unit_N, key_N = array_of(class_key_C.to(class_N.device)[class_N]), array_of(image_key_N)
     present = class_N.unique()
     unit_T = array_of(class_key_C.to(class_N.device)[present])
-    zero_shot = zero_shot_ranks(image_ND, class_CD, class_N)
-    log_N = log_probabilities(image_ND, class_CD, class_N, scale)
-    to_text = image_to_text_ranks(image_ND, class_CD, class_N)
-    to_image = text_to_image_ranks(image_ND, class_CD, class_N)
+    count_C = torch.bincount(class_N, minlength=len(class_CD))
+    zero_shot = by_rows(lambda image_PD, class_P: zero_shot_ranks(image_PD, class_CD, class_P), image_ND, class_N)
+    log_N = by_rows(lambda image_PD, class_P: log_probabilities(image_PD, class_CD, class_P, scale), image_ND, class_N)
+    to_text = by_rows(
+        lambda image_PD, class_P: image_to_text_ranks(image_PD, class_CD, class_P, count_C), image_ND, class_N
+    )
+    to_image = by_rows(
+        lambda class_PD, class_P: group_ranks(class_PD, image_ND, class_P, class_N), class_CD[present], present
+    )
     return Results(
         {
             "zero_shot": Ranking(array_of(zero_shot), unit_N, key_N, array_of(log_N.double())),

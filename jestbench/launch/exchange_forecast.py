@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 from jestbench.batch import split_counts
 from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
-from jestbench.engine.learner import Learner, weight_bytes
+from jestbench.engine.gradients import trained_by
+from jestbench.engine.learner import Learner
+from jestbench.engine.spread_weights import SpreadWeights
 from jestbench.loop import Stages
 from jestbench.parallel.distributed import HEAD
 from jestbench.parallel.traffic import TRADED, TRAFFIC, Joined, Traded, gathered, reduced
@@ -38,8 +41,9 @@ class Sizes:
         loss: which one.
         pair: bytes of one pair's image and token ids.
         description: bytes of one pair's keys, marks and columns.
-        weights: bytes of the trainable weights of all towers.
+        weights: bytes of the trainable weights of all towers that every process holds whole.
         joined: what a selection joins.
+        spread: the weights of each model in training that processes spread (``run.shard``).
     """
 
     super_batch: int
@@ -51,6 +55,7 @@ class Sizes:
     description: int
     weights: int
     joined: Joined
+    spread: tuple[SpreadWeights, ...] = ()
 
     @classmethod
     def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> Sizes:
@@ -66,6 +71,7 @@ class Sizes:
         scored = [actor for role, actor in stages.scorer.actors.items() if role in needs]
         divisor = math.gcd(*(actor.width for actor in scored)) or 1
         trained = {id(one): one for one in (stages.learner, *scored) if isinstance(one, Learner)}.values()
+        spread = [_spread(one, run.batch_size, one in scored) for one in trained] if run.shard else []
         return cls(
             resolved.draw_size,
             split_counts(run.batch_size, [share for share, _ in run.mix]),
@@ -74,16 +80,17 @@ class Sizes:
             loss=run.loss,
             pair=_row_bytes([example.images_BCHW, *example.token_ids.values()]),
             description=_row_bytes([*example.keys, *example.marks.values(), *example.columns.values()]),
-            weights=sum(weight_bytes(one.model) for one in trained),
+            weights=0 if run.shard else sum(map(_trained_bytes, trained)),
             # Gradients by embeddings alone depend on the width, and they are summed.
             joined=replace(joined, sums=joined.sums * divisor),
+            spread=tuple(spread),
         )
 
     def sent(self, processes: int) -> dict[Traded, int]:
         """Bytes that each of ``processes`` processes sends in a step, by purpose.
 
-        Not in it: evaluation, checkpoints, words of captions, what a cascade and twins read, weights that are spread
-        (``run.shard``).
+        Not in it: evaluation, checkpoints, words of captions, what a cascade and twins read, pairs in the place of
+        damaged ones, the norm of sharded gradients.
         """
         batch = sum(self.parts)
         own_B, own_K = (-(-rows // processes) for rows in (self.super_batch, batch))
@@ -97,6 +104,10 @@ class Sizes:
             loss = Joined(embedding + sums, batch * sums, batch * embedding + 3 * _FLOAT)
             sent["loss_gradients"] += loss.sent(own_K, processes)
         sent["weight_gradients"] = reduced(self.weights, processes)
+        for each in self.spread:
+            weights, gradients = each.sent(processes)
+            sent["weights"] += weights
+            sent["weight_gradients"] += gradients
         agreed = 2 * (_INDEX + HEAD) + max(0, _INDEX * batch - HEAD)  # what was read and damaged; the choice
         sent["bookkeeping"] = gathered(own_B * self.description + agreed, processes)
         return sent
@@ -118,6 +129,18 @@ def _moved(part: int, super_batch: int, processes: int) -> float:
     held = np.arange(part + 1)
     chance = hypergeom.pmf(held, super_batch, -(-super_batch // processes), part)
     return float((np.maximum(0, held - -(-part // processes)) * chance).sum())
+
+
+def _spread(learner: Learner, count: int, scored: bool) -> SpreadWeights:
+    """The weights of a model that is trained on ``count`` pairs a step."""
+    passes = partial(learner.objective.passes_through, count)
+    return SpreadWeights.of(learner.model, learner.trained_under, passes, scored)
+
+
+def _trained_bytes(learner: Learner) -> int:
+    """Bytes of the weights that have a gradient under some view."""
+    names = frozenset[str]().union(*trained_by(learner.model, learner.trained_under).values())
+    return sum(value.nbytes for name, value in learner.model.named_parameters() if name in names)
 
 
 def _row_bytes(tensors: Iterable[Tensor]) -> int:

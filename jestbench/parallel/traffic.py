@@ -16,11 +16,18 @@ from typing import Literal, get_args
 from torch import Tensor
 
 Traded = Literal[
-    "embeddings", "chosen_pairs", "strip_sums", "loss_gradients", "weight_gradients", "bookkeeping", "evaluation"
+    "embeddings",
+    "chosen_pairs",
+    "strip_sums",
+    "loss_gradients",
+    "weights",
+    "weight_gradients",
+    "bookkeeping",
+    "evaluation",
 ]
 """What bytes are sent for: embeddings of super-batch and chosen pairs; pairs that move to the process that trains on
-them; each row's sums over strips of similarities; gradients by embeddings; gradients by weights; keys, marks and
-agreements; embeddings that are evaluated."""
+them; each row's sums over strips of similarities; gradients by embeddings; weights that are spread (``run.shard``),
+gathered for a pass; gradients by weights; keys, marks and agreements; embeddings that are evaluated."""
 TRADED: tuple[Traded, ...] = get_args(Traded)
 
 

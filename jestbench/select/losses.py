@@ -33,6 +33,11 @@ Equal = Literal["masked", "positive"]
 """What two equal pairs (one image or one caption) are to each other, where they are not negatives."""
 EqualRule = Literal["negative", "masked", "positive"]
 
+# The AVX-512 form of torch's log1p, which softplus calls, loads a constant only into lanes that hold −0. As long as the
+# constant's page is not in memory, each of these masked loads is slow, and log1p takes ten times as long; one −0 brings
+# the page in (docs/selection.md).
+torch.full((64,), -0.0, dtype=torch.float32, device="cpu").log1p_()
+
 
 @dataclass(frozen=True, eq=False)
 class EqualPairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) 
 def own_logits(image_PD: Tensor, text_PD: Tensor, model: Embeddings, loss: LossName) -> Tensor:
     """The logit of each pair with itself, ``[P]``; the caller charges it."""
     own_P = image_PD.new_empty(len(image_PD))
-    for rows in tiles(len(own_P), image_PD.shape[1], image_PD):
+    # A quarter of a tile: a whole one returns to the system once freed, and its page faults outlast the sums (CPU).
+    for rows in tiles(len(own_P), 4 * image_PD.shape[1], image_PD):
         own_P[rows] = (image_PD[rows] * text_PD[rows]).sum(1)
     own_P *= model.scale
     return own_P + model.bias if loss == "sigmoid" else own_P
@@ -133,9 +135,26 @@ def _block_sums(left_nRD: Tensor, right_CD: Tensor, model: Embeddings, loss: Los
     return _row_sums(_products(left_nRD, right_CD, model.scale).add_(model.bias), loss)
 
 
+class _Kept(threading.local):
+    """Memory of a thread's tiles on the CPU. A freed tile may return to the system, and page faults would follow."""
+
+    tile_X = torch.empty(0)
+
+
+_kept = _Kept()
+
+
 def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
+    """The products times a factor, ``[n, C, R]``, in memory that the thread's next call overwrites."""
+    shape = len(left_nRD), len(right_CD), left_nRD.shape[1]
+    count = math.prod(shape)
+    kind = left_nRD.device, left_nRD.dtype
+    if len(_kept.tile_X) < count or (_kept.tile_X.device, _kept.tile_X.dtype) != kind:
+        with torch.inference_mode(False):  # else the next call outside of inference mode could not write into it
+            _kept.tile_X = left_nRD.new_empty(count)
     with exact_products(left_nRD.device):
-        return torch.bmm((right_CD * factor).expand(len(left_nRD), -1, -1), left_nRD.transpose(1, 2))
+        right_nCD = (right_CD * factor).expand(len(left_nRD), -1, -1)
+        return torch.bmm(right_nCD, left_nRD.transpose(1, 2), out=_kept.tile_X[:count].view(shape))
 
 
 def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:

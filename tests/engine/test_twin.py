@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,12 @@ import policies
 from jestbench import Embeddings, Scores
 from jestbench.batch import Batch, DataError
 from jestbench.config import resolve
+from jestbench.data import damage
 from jestbench.data.pairs import IndexedPairs, Wrapped
 from jestbench.data.part_pairs import HALVES, HalfPairs, half_of
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
+from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.engine.casting import FrozenCasting, TwinCasting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.launch.command import main
@@ -81,15 +82,14 @@ class Damaged(Wrapped):
         return self if epoch == self.epoch else Damaged(self.pairs, self.instead, epoch)
 
     def batch(self, index_B: torch.Tensor) -> Batch:
-        return self.mended(*self.attempt(index_B), index_B)
+        return mended(self, *self.attempt(index_B), index_B)
 
-    def attempt(self, index_B: torch.Tensor) -> tuple[Batch, dict[int, str]]:
-        lost = {place: "damaged" for place, position in enumerate(index_B.tolist()) if position in self.instead}
-        return self.pairs.batch(index_B), lost
+    def attempt(self, index_B: torch.Tensor) -> tuple[Batch, dict[int, damage.Damaged]]:
+        places = [place for place, position in enumerate(index_B.tolist()) if position in self.instead]
+        return self.pairs.batch(index_B), {place: damage.Damaged("gone") for place in places}
 
-    def replacements(self, damaged: Mapping[int, str], index_B: torch.Tensor) -> Batch:
-        rows = self.pairs.batch(torch.tensor([self.instead[int(index_B[place])] for place in damaged]))
-        return replace(rows, counts={"read": len(index_B) + len(damaged), "damaged": len(damaged)})
+    def replaced(self, damaged: Mapping[int, damage.Damaged], index_B: torch.Tensor, tries: Tries) -> list[TriedPair]:
+        return [self.tried(slot, self.instead[int(index_B[slot])], tries)[0] for slot in damaged]
 
 
 def test_what_stands_for_a_damaged_pair_is_of_the_same_half() -> None:

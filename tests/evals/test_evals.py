@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from helpers import small_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_world import by_threads
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench.batch import DataError
 from jestbench.data.pairs import ArrayPairs
@@ -22,6 +25,7 @@ from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
 from jestbench.evals.measure import RANKS, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Results
+from jestbench.parallel.distributed import World
 from jestbench.runs.folder import RunFolder
 
 
@@ -88,6 +92,31 @@ def test_metrics_are_brute_force(classes, images, width, seed, rows):
         patch.setattr(module, "_ROWS", rows)
         found = evaluated(image_ND, class_CD, class_N)
     assert found == pytest.approx(brute_force(image_ND, class_CD, class_N), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("images", [50, 2])
+def test_processes_share_the_similarities_out(images):
+    """All processes have the rankings of one, and each multiplies its share of the rows alone."""
+    random = torch.Generator().manual_seed(images)
+    image_ND = torch.randint(-2, 3, (images, 4), generator=random).float()
+    class_CD = torch.randint(-2, 3, (7, 4), generator=random).float()
+    class_N = torch.randint(0, 7, (images,), generator=random)
+
+    def ranked(world: World) -> tuple[Results, int]:
+        with FlopCounterMode(display=False) as counter:
+            found = evaluate_embeddings(
+                image_ND, class_CD, class_N, SCALE, torch.arange(7), torch.arange(images), world
+            )
+        return found, counter.get_total_flops()
+
+    alone, flops = ranked(World())
+    for found, own in by_threads(3, ranked):
+        for name, ranking in alone.rankings.items():
+            for field in fields(ranking):
+                one, other = getattr(ranking, field.name), getattr(found.rankings[name], field.name)
+                assert one is other is None or np.array_equal(one, other), (name, field.name)
+        present = len(class_N.unique())
+        assert own <= 2 * 4 * (3 * -(-images // 3) * 7 + -(-present // 3) * images) < flops
 
 
 def test_perfect_embeddings_hit_every_time():

@@ -245,12 +245,7 @@ def check_all(ways: str) -> int:
 @pytest.mark.parametrize("ways", ["few", pytest.param("all", marks=pytest.mark.slow)])
 def test_gradients_and_states_of_three_processes_are_those_of_one(ways: str, tmp_path: Path) -> None:
     """In one test: the processes start once."""
-    group = forked.ranks(3, lambda rank: check_all(ways), tmp_path)
-    try:
-        assert [process.wait(200) for process in group] == [0] * 3, "\n".join(process.said for process in group)
-    finally:
-        for process in group:
-            process.kill()
+    forked.all_end_well(forked.ranks(3, lambda rank: check_all(ways), tmp_path), 200)
 
 
 def test_what_cannot_be_sharded_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -26,15 +27,18 @@ from jestbench.data.cascade import Cascade, CascadePlan
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.loader import Loader
+from jestbench.data.pairs import IndexedPairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources import lanes
 from jestbench.data.sources.lanes import Shards
 from jestbench.data.sources.shards import MemberRules
 from jestbench.data.sources.stream_batches import StreamBatches
-from jestbench.data.super_batches import EpochPlan, SuperBatches, SuperBatchSource
+from jestbench.data.super_batches import EpochPlan, StepPlan, SuperBatches, SuperBatchSource
 from jestbench.data.synthetic import Synthetic
+from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
+from jestbench.parallel.traffic import TRAFFIC
 
 SIZES = (2, 3, 4)
 PHYSICAL = ("time/", "data/decoded", "exchange/")
@@ -200,6 +204,67 @@ def test_damaged_pairs_are_replaced_as_by_one_process(kind: str, tmp_path: Path)
     loader = Loader(workers=1 if kind == "workers" else 0, part=3)
     size = min(17, len(pairs) // 2)
     assert_same_order(lambda world: SuperBatches.of(EpochPlan(pairs, size, 0), loader, world=world), 5, 2)
+
+
+def noted_decodings() -> Counter[bytes]:
+    """Count each image that this process decodes from now on."""
+    decoded, decode = Counter[bytes](), file_pairs.decode
+
+    def counted(content: bytes, size: int) -> Any:
+        decoded[content] += 1
+        return decode(content, size)
+
+    file_pairs.decode = counted
+    return decoded
+
+
+def collectives(pairs: IndexedPairs, world: World) -> int:
+    """How many collectives it takes to read a super-batch of all pairs but one."""
+    source, before = SuperBatches(EpochPlan(pairs, len(pairs) - 1, 0), world=world), TRAFFIC.calls
+    source.at(0)
+    return TRAFFIC.calls - before
+
+
+def check_replacements(files: FilePairs, crowded: FilePairs, whole: FilePairs, one: FilePairs) -> int:
+    """What each of several processes checks: keys, images and counts of one process; nothing is decoded twice."""
+    decoded = noted_decodings()
+    plans: dict[str, StepPlan] = {
+        "plain": EpochPlan(files, 17, 0),
+        "one damaged pair takes what stood for another one": EpochPlan(crowded, 10, 0),
+        "augmented": EpochPlan(AugmentedPairs(files, RandomResizedCrop((0.3, 0.8)), 0), 17, 0),
+        "half": EpochPlan(HalfPairs(crowded, 1), 3, 0),
+        "mixture": MixturePlan(JoinedPairs([files, crowded], ["a", "b"], [0.6, 0.4]), 15, 0),
+    }
+    with distributed.started() as world:
+        for name, plan in plans.items():
+            found = []
+            for place in (World(), world):
+                decoded.clear()
+                reading = read(lambda each, plan=plan: SuperBatches(plan, world=each), place, range(2))
+                found.append((reading, sum(place.everybodys(Counter(decoded)), Counter[bytes]())))
+            (alone, once), (together, by_all) = found
+            alone.same(together)
+            assert alone.counts[-1]["data/damaged"] > 2, name
+            assert once.total() == alone.counts[-1]["data/read"], f"{name}: pairs and damaged tries"
+            assert by_all == once, f"{name}: each image is decoded as often as by one process"
+        assert collectives(one, world) == collectives(whole, world) + 1, "none where nothing is damaged"
+    return 0
+
+
+def test_each_pair_that_stands_for_a_damaged_one_is_decoded_by_one_process(tmp_path: Path) -> None:
+    contents = [jpeg(i) for i in range(40)]
+    cut = [content[:99] + bytes([i]) for i, content in enumerate(contents)]
+    sets = {
+        "most": [contents[i] if i % 3 == 0 else cut[i] for i in range(40)],
+        "whole": contents[:9],
+        "one": [*contents[:8], cut[8]],
+    }
+    for name in ("some", *sets):
+        (tmp_path / name).mkdir()
+    given = [files_of(tmp_path / name, found, max_damaged=1.0) for name, found in sets.items()]
+    given = [broken_files(tmp_path / "some"), *given]
+    assert 8 in EpochPlan(given[-1], 8, 0).positions(0).index_B, "the damaged one is read"
+    forked.all_end_well(forked.ranks(3, lambda rank: check_replacements(*given), tmp_path))
 
 
 def test_too_much_damage_is_the_damage_of_all(tmp_path: Path) -> None:
