@@ -1,19 +1,28 @@
 """Writes the tables of docs/results.md from the records in docs/logs: ``python tests/compare/make_results.py``.
 
-A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``METRIC@ARM`` names a baseline in
-place of uniform; ``rungs``, ``rates`` and ``trial`` name the other kinds of table.
+A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
+records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes`` and ``chosen@ARM`` name the other kinds of table.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from jestbench.compare.comparison import Arm, Interval, Table
+from jestbench.compare.configurations import read_configuration
 from jestbench.compare.report import compare
+from jestbench.compare.statistics import Cell, Difference, Fit, fit
 from jestbench.compare.wording import flops_text, speedup_ends, speedup_text
+from jestbench.evals.measure import Measure
+from jestbench.evals.results import Ranking
 from jestbench.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,17 +32,24 @@ SECTION = re.compile(r"(<!-- results: (\S+) (\S+) -->\n)(.*?)(<!-- /results -->\
 BOTH = ("eval/zero_shot_top5", "eval/zero_shot_unseen_top5")
 
 
-def measured(folder: str, what: str) -> Table:
-    """The comparison of a folder of records by a metric, against a baseline that may follow it."""
+def records(folders: str) -> list[Path]:
+    """The folders that ``rivals+why/jest-*`` stands for; a pattern that matches none is refused."""
+    found = {part: sorted(LOGS.glob(part)) for part in folders.split("+")}
+    assert all(found.values()), f"no records: {[part for part, paths in found.items() if not paths]}"
+    return [path for paths in found.values() for path in paths]
+
+
+def measured(folders: str, what: str) -> Table:
+    """The comparison of records by a metric, against a baseline that may follow it."""
     metric, _, baseline = what.partition("@")
-    return compare([LOGS / folder], metric, baseline or "uniform").first
+    return compare(records(folders), metric, baseline.replace("~", " ") or "uniform").first
 
 
 def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _interval(of: Interval, unit: float, sign: str = "") -> str:
+def _interval(of: Interval | Difference, unit: float, sign: str = "") -> str:
     digits = 1 if unit == 100 else 2
     ends = (
         "open"
@@ -43,26 +59,33 @@ def _interval(of: Interval, unit: float, sign: str = "") -> str:
     return f"{of.value * unit:{sign}.{digits}f} [{ends}]"
 
 
-def _arm(arm: Arm, table: Table, unit: float) -> list[str]:
-    found = arm.difference
-    factors = [
+def _factors(arm: Arm, table: Table) -> list[str]:
+    """FLOPs that the arm saves over the baseline, without and with its references' training."""
+    if arm.label == table.baseline:
+        return ["", ""]
+    told = [
         f"{speedup_text(arm.speedup[axis])} {speedup_ends(arm.speedup[axis])}" for axis in ("flops", "flops_all_in")
     ]
-    if arm.label == table.baseline or found is None:
-        difference, factors = ["", ""], ["", ""]
-    else:
-        difference = [_interval(found, unit, "+"), str(found.verdict)]
-    told = [factor.strip().replace("..", "open").replace("x", "×") for factor in factors]
-    return [arm.label, *difference, _interval(arm.mean, unit), str(len(arm.runs)), *told]
+    return [factor.strip().replace("..", "open").replace("x", "×") for factor in told]
 
 
-def arms(folder: str, metric: str) -> str:
-    """The arms at the common budget."""
-    table = measured(folder, metric)
+def _arm(arm: Arm, unit: float) -> list[str]:
+    found = arm.difference
+    difference = ["", ""] if found is None else [_interval(found, unit, "+"), str(found.verdict)]
+    return [arm.label, *difference, _interval(arm.mean, unit), str(len(arm.runs))]
+
+
+def arms(folders: str, metric: str) -> str:
+    """The arms at the common budget; with factors of compute where an arm has several budgets."""
+    table = measured(folders, metric)
     share = "nll" not in metric
     head = ["arm", f"minus {table.baseline}{', points' if share else ''} [95 %, simultaneous]", "verdict"]
-    head += [f"mean{', %' if share else ''} [95 %]", "seeds", "FLOPs, times less [95 %]", "all in"]
-    return _lines(head, (_arm(arm, table, 100 if share else 1) for arm in table.arms))
+    head += [f"mean{', %' if share else ''} [95 %]", "seeds"]
+    rows = [_arm(arm, 100 if share else 1) for arm in table.arms]
+    if len({point.budget for point in table.frontier}) > 1:
+        head += ["FLOPs, times less [95 %]", "all in"]
+        rows = [[*row, *_factors(arm, table)] for row, arm in zip(rows, table.arms, strict=True)]
+    return _lines(head, rows)
 
 
 def rungs(folder: str) -> str:
@@ -115,12 +138,114 @@ def trial(folder: str) -> str:
     return _lines(["arm", "budget", "seeds 0, 1, 2, %", "uniform's value, %", "reached"], rows)
 
 
+WHOLE = 2_991
+"""Curated pairs where ``icons.curated`` cuts none off: the flagship's."""
+AT = int(2e12)
+"""Budget of the table by size, FLOPs."""
+ARMS = ("curated_alone", "easy_reference", "jest", "uniform")
+
+
+def _zero_shot(path: Path, budget: int) -> Ranking:
+    """Where the right class of each evaluation image ranks, by the image's key."""
+    found = RunFolder(path).results()[budget].rankings["zero_shot"]
+    order = np.argsort(found.key_N, kind="stable")
+    return Ranking(found.rank_N[order], found.unit_N[order], found.key_N[order])
+
+
+def _fitted(runs: Mapping[str, Sequence[tuple[int, Ranking]]], chosen_N: npt.NDArray[np.bool_]) -> dict[str, Fit]:
+    """Top-5 on some of the images, with each of ``curated_alone`` and ``uniform`` as the baseline."""
+    cells, unit_N = {}, None
+    for arm, found in runs.items():
+        value_SN = np.stack([(ranking.only(chosen_N).rank_N <= 5).astype(np.float64) for _, ranking in found])
+        cells[arm] = Cell(tuple(seed for seed, _ in found), value_SN.mean(1), value_SN)
+        unit_N = found[0][1].only(chosen_N).unit_N
+    measure = Measure(0.0, 1.0, int(chosen_N.sum()))
+    return {base: fit(cells, base, unit_N, measure, lower_is_better=False) for base in ("curated_alone", "uniform")}
+
+
+def _reference(path: Path) -> float:
+    """Top-5 of the reference that a run was scored with."""
+    (folder,) = path.glob("references/reference-*")
+    summary = RunFolder(folder).summary()
+    assert summary is not None
+    return summary.metrics[BOTH[0]]
+
+
+def _noise(path: Path) -> float:
+    """The share of exchanged captions among the pairs that a run trained on up to ``AT``."""
+    rows = [row for row in RunFolder(path).read_rows()[0] if "select/share_noisy" in row and row["flops/total"] <= AT]
+    return float(np.mean([row["select/share_noisy"] for row in rows]))
+
+
+def sizes(folders: str) -> str:
+    """Arms at 2 TFLOP by the number of curated pairs, on all classes and on those that this curated set lacks."""
+    runs: dict[int, dict[str, list[tuple[int, Ranking]]]] = defaultdict(lambda: defaultdict(list))
+    unseen: dict[int, npt.NDArray[np.int64]] = {}
+    noise: dict[tuple[int, str], list[float]] = defaultdict(list)
+    # The flagship's own reference of this configuration was not kept: its twin of another machine was.
+    reference = {WHOLE: _reference(*LOGS.glob("rivals/jest-*-seed0"))}
+    for path in (path for folder in records(folders) for path in sorted(folder.glob("*-seed*"))):
+        size = int(read_configuration(path).get("icons.curated", 0)) or WHOLE
+        summary, results = RunFolder(path).summary(), RunFolder(path).results()[AT]
+        assert summary is not None
+        if summary.arm in ARMS:
+            runs[size][summary.arm].append((summary.seed, _zero_shot(path, AT)))
+            unseen[size] = results.rankings["zero_shot_unseen"].key_N
+            noise[size, summary.arm].append(_noise(path))
+            if size != WHOLE and list(path.glob("references/*")):
+                reference[size] = _reference(path)
+    rows = []
+    for size, found in sorted(runs.items()):
+        found["uniform"] = runs[WHOLE]["uniform"]  # the pool is the same for all sizes
+        key_N = found["uniform"][0][1].key_N
+        fits = [_fitted(found, chosen_N) for chosen_N in (np.full(len(key_N), True), np.isin(key_N, unseen[size]))]
+        named = f"{size:,}: {len(key_N) // 2 - len(unseen[size]) // 2} classes; reference {100 * reference[size]:.1f}"
+        for arm in ARMS[:-1]:
+            cells = [named, arm, f"{100 * float(np.mean(noise[size, arm])):.0f}"]
+            for fitted in fits:
+                cells.append(_interval(fitted["uniform"].means[arm], 100))
+                for base in fitted:
+                    cells.append(_interval(fitted[base].differences[arm], 100, "+") if arm != base else "")
+            rows.append(cells)
+            named = ""
+    columns = ("mean", "minus curated_alone", "minus uniform")
+    return _lines(
+        ["curated pairs", "arm", "noise trained on", *columns, *(f"unseen: {column}" for column in columns)], rows
+    )
+
+
+def _shares(folder: Path) -> dict[str, float]:
+    """Shares of bad pairs among those that a run reads, and that it trains on at the start and at the end."""
+    rows = [row for row in RunFolder(folder).read_rows()[0] if "select/share_noisy" in row]
+    start, end = rows[: len(rows) // 4], rows[-(len(rows) // 4) :]
+    parts = {"read": (rows, "_super_batch"), "first quarter": (start, ""), "last quarter": (end, "")}
+    return {
+        f"{mark}: {part}": float(np.mean([row[f"select/share_{mark}{where}"] for row in some]))
+        for mark in ("noisy", "partial", "repeated")
+        if f"select/share_{mark}" in rows[0]
+        for part, (some, where) in parts.items()
+    }
+
+
+def chosen(folders: str, what: str) -> str:
+    """What the pairs that each arm trains on are, in %; the fewest exchanged captions at the end first."""
+    found = {
+        arm.label: [_shares(run.run.folder) for run in arm.runs] for arm in measured(folders, what).arms if arm.runs
+    }
+    head = list(next(iter(found.values()))[0])
+    means = {label: [float(np.mean([run[key] for run in runs])) for key in head] for label, runs in found.items()}
+    ordered = sorted(means.items(), key=lambda item: item[1][2])
+    return _lines(["arm", *head], ([label, *(f"{100 * mean:.0f}" for mean in means)] for label, means in ordered))
+
+
 def filled(text: str) -> str:
     """The page with every table as the records have it now."""
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates, "trial": trial}
+        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes}
+        if what.startswith("chosen@"):
+            return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
 
     return SECTION.sub(section, text)

@@ -16,4 +16,13 @@ def test_the_machine_that_the_page_names():
     xeon, epyc = "Intel(R) Xeon(R) Processor", "AMD EPYC"
     assert make_results.machine("flagship_rates") == {xeon}
     assert make_results.machine("flagship") == {xeon, epyc}
-    assert make_results.machine("rivals") == make_results.machine("equal") == {epyc}
+    for folder in ("rivals", "equal", "curated", "web", "why"):
+        assert make_results.machine(folder) == {epyc}
+
+
+def test_the_arms_of_a_table_have_the_same_seeds():
+    """An arm whose sweep was stopped before its last seed is no fair company."""
+    for _, folder, what, made, _ in make_results.SECTION.findall(make_results.PAGE.read_text(encoding="utf-8")):
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines())
+        if "seeds" in head:
+            assert len({row[head.index("seeds")] for row in rows}) == 1, f"{folder} {what}"
