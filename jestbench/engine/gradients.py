@@ -176,10 +176,17 @@ class AveragedGradients(SharedGradients):
 
 
 def trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
-    """The names of the weights that have a gradient under each view, by a backward pass without values."""
+    """The names of the weights that have a gradient under each view, by a backward pass without values.
+
+    Of a library's model that asks for values in its forward pass they are all that require a gradient.
+    """
     ghost, found = without_values(model).eval(), {}
     for view in views:
-        embedded = ghost(ghost.stand_in(torch.empty(0, 3, *ghost.image.resolution)), view)
+        try:
+            embedded = ghost(ghost.stand_in(torch.empty(0, 3, *ghost.image.resolution)), view)
+        except (RuntimeError, NotImplementedError):
+            found[view] = frozenset(name for name, value in ghost.named_parameters() if value.requires_grad)
+            continue
         torch.autograd.backward([part.sum() for part in embedded if part.requires_grad])
         found[view] = frozenset(name for name, value in ghost.named_parameters() if value.grad is not None)
         ghost.zero_grad(set_to_none=True)

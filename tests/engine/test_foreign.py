@@ -283,7 +283,7 @@ def test_what_the_training_took_is_stated_or_unknown(
     assert rows[None]["value"] == rows[5 * 10**8]["value"] > 0
     text = (out / "comparison.md").read_text(encoding="utf-8")
     assert "without the reference's pre-training" in text
-    assert re.search(r"open_clip clip\* \(of jest; \?\)", text)
+    assert re.search(r"open_clip clip of jest, seeds 0\* \(of jest; \?\)", text)
 
 
 def test_unstated_pretraining_is_a_question_mark_among_the_speed_ups() -> None:
