@@ -104,16 +104,17 @@ def fields_of(cls: type[Any]) -> Mapping[str, Any]:
 
 
 def meant_by(word: str, owners: Mapping[str, Collection[str]] | None = None) -> list[str]:
-    """The bindings of a parameter of that name, ``run``'s first; else what a word of other trainers is called here.
+    """What a word of other trainers is called here; else the bindings of a parameter of that name, ``run``'s first.
 
     Args:
         word: a parameter without its owner.
         owners: names and the parameters of each; ``None``: of everything that can be bound.
     """
+    if word in USUAL_WORDS:
+        return [USUAL_WORDS[word]]
     every = {name: fields_of(cls) for name, cls in configurables().items()} if owners is None else owners
     found = [f"{name}.{word}" for name, parameters in every.items() if word in parameters]
-    usual = [USUAL_WORDS[word]] if word in USUAL_WORDS else []
-    return sorted(found, key=lambda key: (not key.startswith("run."), key)) or usual
+    return sorted(found, key=lambda key: (not key.startswith("run."), key))
 
 
 def no_parameter(name: str, parameter: str, fields: Collection[str]) -> str:

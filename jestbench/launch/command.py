@@ -110,7 +110,7 @@ def _meant_by(word: str, options: Iterable[str]) -> str:
     from jestbench.config.registry import meant_by  # imports torch, which the command's help does without
 
     meant = meant_by(name)
-    return f"; did you mean {', '.join(meant)} (a binding: NAME.PARAMETER=VALUE)?" if meant else ""
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

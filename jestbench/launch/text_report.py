@@ -60,10 +60,10 @@ def text_warnings(resolved: Resolved, stages: Stages) -> list[str]:
         if said := _alike(names, tokenizer.encode(names)):
             found.append(f"{pairs.name}: {said}; captions.lower = True joins names that differ in case; {longer}")
     for one in evaluator.sets:
-        what, names = f"evaluate.sets: {one.benchmark.name}", one.benchmark.classnames
-        share, said = _cut(tokenizer, limit, one.texts, "prompts" if names else "captions")
+        what, classes = f"evaluate.sets: {one.benchmark.name}", one.benchmark.classnames
+        share, said = _cut(tokenizer, limit, one.texts, "prompts" if classes else "captions")
         found += [f"{what}: {said}; {longer}"] if share > CUT else []
-        if names and (said := _alike(names, one.token_TL.reshape(len(names), -1))):
+        if classes and (said := _alike(classes, one.token_TL.reshape(len(classes), -1))):
             found.append(f"{what}: {said}; give each a name of its own in classnames.txt; {longer}")
     return found
 

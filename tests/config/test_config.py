@@ -252,7 +252,7 @@ def test_a_super_batch_larger_than_the_pool_is_found_by_check(run: Run) -> None:
         (["--batch_size=4"], ["arguments: --batch_size=4", "did you mean run.batch_size, evaluate.batch_size"]),
         (["--batch-size", "4"], ["arguments: --batch-size", "did you mean run.batch_size, evaluate.batch_size"]),
         (["--lr=1e-3"], ["arguments: --lr", "did you mean optimizer.learning_rate"]),
-        (["--output_dir", "out"], ["arguments: --output_dir", "did you mean --run_dir DIR"]),
+        (["--output_dir", "out"], ["arguments: --output_dir", "did you mean --run_dir DIR?"]),
         (["--chek"], ["arguments: --chek", "did you mean --check?"]),
         (["run.policy=jets"], ["command line", "did you mean 'jest'?"]),
         ([""], ["no binding"]),
