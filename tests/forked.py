@@ -32,6 +32,7 @@ class Forked:
         status = 1
         util._finalizer_registry.clear()  # those of the process that it was forked from
         process.current_process()._config.pop("tempdir", None)
+        process._children.clear()  # they are its parent's, and only a parent can wait for them
         try:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for number in (1, 2):
@@ -42,8 +43,10 @@ class Forked:
         except BaseException:
             traceback.print_exc()
         finally:
-            util._exit_function()
-            os._exit(status)
+            try:
+                util._exit_function()
+            finally:  # whatever comes, the tests go on in the parent alone
+                os._exit(status)
 
     @property
     def said(self) -> str:

@@ -38,7 +38,7 @@ from jestbench.bench.arms import GIN, tiny_stands
 from jestbench.config.resolve import resolve
 from jestbench.disk import PROJECT
 from jestbench.launch import forecast
-from jestbench.launch.exchange_forecast import Sizes
+from jestbench.launch.exchange_forecast import StepSizes
 from jestbench.parallel.traffic import TRADED, Traded
 from jestbench.runs.folder import RunFolder
 from jestbench.select.losses import LOSSES
@@ -150,14 +150,14 @@ def _apart(arm: str, plan: ScalePlan, folder: Path) -> float:
         return statistics.mean(run.seconds for run in runs)
 
 
-def _sizes(arm: str, plan: ScalePlan) -> Sizes:
+def _sizes(arm: str, plan: ScalePlan) -> StepSizes:
     """Sizes of the run of all processes, as ``--price`` takes them."""
     split = [word.removeprefix("--") for word in words(arm, plan.processes, plan)]
     files = [word.partition("=")[2] for word in split if word.startswith("gin_file=")]
     return forecast.sizes(resolve(files, [word for word in split if not word.startswith("gin_file=")]))
 
 
-def _loss(sizes: Sizes, batch: int, repetitions: int = 30) -> float:
+def _loss(sizes: StepSizes, batch: int, repetitions: int = 30) -> float:
     """Seconds of the loss of a sub-batch and its gradients, by one process."""
     image_KD, text_KD = (torch.randn(batch, width // 4, requires_grad=True) for width in 2 * sizes.losses[:1])
     scale, bias = (torch.tensor(value, requires_grad=True) for value in (10.0, -10.0))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from jestbench.bench.paper import LEARNER, PaperPlan
-from jestbench.launch.exchange_forecast import Sizes
+from jestbench.launch.exchange_forecast import StepSizes
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.parallel.traffic import TRADED, Joined, Traded
 
@@ -97,7 +97,7 @@ class Forecast:
         return sum(self.seconds.values())
 
 
-def paper_sizes(selects: bool) -> Sizes:
+def paper_sizes(selects: bool) -> StepSizes:
     """The sizes of the paper's run: jest with a reference of the learner's width, or uniform."""
     plan = PaperPlan()
     tokenizer = Tokenizer(train_bpe(["a pair of words"], 64).to_str(), plan.tokens)
@@ -105,7 +105,7 @@ def paper_sizes(selects: bool) -> Sizes:
         model = LEARNER.build(tokenizer, "sigmoid", 0)
     weights = sum(weight.numel() for weight in model.parameters()) + VOCABULARY * plan.width
     side = LEARNER.image_size
-    return Sizes(
+    return StepSizes(
         super_batch=plan.size if selects else plan.count,
         parts=(plan.count,),
         score=2 * 2 * 4 * plan.width if selects else 0,
@@ -123,7 +123,7 @@ VOCABULARY = 32_000
 """Words of SigLIP's text tower, beside the few of the tokenizer that the shapes are built with."""
 
 
-def forecast(sizes: Sizes, processes: int, gpu: Gpu, scored: float) -> Forecast:
+def forecast(sizes: StepSizes, processes: int, gpu: Gpu, scored: float) -> Forecast:
     """A step by ``processes`` GPUs.
 
     Args:

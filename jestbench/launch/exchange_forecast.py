@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StepSizes:
     """What the bytes that a step sends depend on.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sizes:
     spread: tuple[SpreadWeights, ...] = ()
 
     @classmethod
-    def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> Sizes:
+    def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> StepSizes:
         """Take the sizes of a run.
 
         Args:
@@ -153,7 +153,7 @@ def _score_bytes(actor: Actor) -> int:
     return _FLOAT * (2 * actor.width or 1)
 
 
-def sent_line(sizes: Sizes) -> str:
+def sent_line(sizes: StepSizes) -> str:
     """A line on the bytes that are sent a step: by each process of torchrun, or of ``SHOWN`` processes."""
     number = int(os.environ.get("WORLD_SIZE", "1"))
     processes = number if number > 1 else SHOWN

@@ -20,7 +20,7 @@ from jestbench.data.splits import least_draw
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
-from jestbench.launch.exchange_forecast import Sizes, joined_in, sent_line
+from jestbench.launch.exchange_forecast import StepSizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
 from jestbench.launch.step_price import StepPrice, step_price
@@ -60,9 +60,9 @@ class RunForecast:
         return cls(resolved, stages, data)
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> StepSizes:
         """What the bytes that the run's processes send depend on."""
-        return Sizes.of(self.resolved, self.stages, self._joined)
+        return StepSizes.of(self.resolved, self.stages, self._joined)
 
     @cached_property
     def pretrained(self) -> dict[str, int | None]:
@@ -122,7 +122,7 @@ class RunForecast:
         return known_total((self.once, self.charges.total(self.steps), *self.pretrained.values()))
 
 
-def sizes(resolved: Resolved) -> Sizes:
+def sizes(resolved: Resolved) -> StepSizes:
     """What the bytes that a run's processes send depend on; data and reference may be stand-ins."""
     return RunForecast.of(resolved).sizes
 

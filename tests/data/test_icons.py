@@ -40,7 +40,7 @@ from jestbench.data.icons.icon_render import Form, IconPart, render, render_part
 from jestbench.data.icons.icon_splits import assign_splits
 from jestbench.data.icons.icons import Icons
 from jestbench.data.icons.packages import SETS, IconSet
-from jestbench.data.icons.recipe import Recipe, SplitSizes
+from jestbench.data.icons.recipe import Recipe, Sizes
 from jestbench.disk import content_key
 from jestbench.launch.prepare import main
 
@@ -149,7 +149,7 @@ world_of_drawings = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(
 @given(world_of_drawings)
 def test_splits_never_share_a_group_and_do_not_depend_on_the_order(world: tuple[list[str], list[str]]) -> None:
     captions, groups = world
-    sizes = SplitSizes(**SMALL)  # type: ignore[arg-type]
+    sizes = Sizes(**SMALL)  # type: ignore[arg-type]
     makers = {c: {g for d, g in zip(captions, groups, strict=True) if d == c} for c in set(captions)}
     core = {caption for caption, drawn_by in makers.items() if len(drawn_by) >= sizes.core_hands}
     if len(core) < sizes.eval_classes:
@@ -296,7 +296,7 @@ def test_workers_end_when_the_process_that_renders_is_killed(tmp_path: Path) -> 
 HANDS = ("ada", "ben", "cai", "dee", "eve", "fay")
 CONCEPTS = ("cat", "dog", "arrow-left", "home", "star", "moon", "sun", "tree")
 
-SIZES = SplitSizes(core_hands=4, eval_classes=6, eval_drawings=1, curated_pairs=6)
+SIZES = Sizes(core_hands=4, eval_classes=6, eval_drawings=1, curated_pairs=6)
 
 FAKE_NPM = """#!{python}
 import json, os, pathlib, shutil, sys

@@ -9,13 +9,13 @@ import torch
 from helpers import small_world
 
 from jestbench.config import resolve
-from jestbench.launch.exchange_forecast import Sizes
+from jestbench.launch.exchange_forecast import StepSizes
 from jestbench.launch.forecast import price_table, sizes
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
 from jestbench.parallel.traffic import Joined
 
-SIZES = Sizes(960, (96, 24), 0, (), "sigmoid", pair=1000, description=0, weights=0, joined=Joined())
+SIZES = StepSizes(960, (96, 24), 0, (), "sigmoid", pair=1000, description=0, weights=0, joined=Joined())
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -30,7 +30,7 @@ def test_as_many_chosen_pairs_move_as_placements_move_on_average(processes: int)
 
 
 def test_a_batch_that_is_the_super_batch_moves_nothing() -> None:
-    whole = Sizes(120, (120,), 0, (), "sigmoid", pair=1000, description=0, weights=0, joined=Joined())
+    whole = StepSizes(120, (120,), 0, (), "sigmoid", pair=1000, description=0, weights=0, joined=Joined())
     assert whole.sent(3)["chosen_pairs"] == 0
 
 

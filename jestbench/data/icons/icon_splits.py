@@ -17,7 +17,7 @@ from jestbench.batch import DataError
 from jestbench.data.icons.icon_drawings import Drawings
 from jestbench.data.icons.icon_groups import rank, share
 from jestbench.data.icons.icon_looks import LOOKS
-from jestbench.data.icons.recipe import Recipe, SplitSizes
+from jestbench.data.icons.recipe import Recipe, Sizes
 
 
 def divide(drawings: Drawings, recipe: Recipe) -> tuple[list[str], Counter[str]]:
@@ -84,7 +84,7 @@ def _divide_groups(drawings: Drawings, recipe: Recipe) -> list[str]:
     return split
 
 
-def assign_splits(captions: Sequence[str], groups: Sequence[str], sizes: SplitSizes) -> list[str]:
+def assign_splits(captions: Sequence[str], groups: Sequence[str], sizes: Sizes) -> list[str]:
     """Which split each icon goes to, by hashes of its group and caption alone.
 
     Args:

@@ -11,7 +11,7 @@ from jestbench.data.icons.packages import SETS, Collection, Package
 
 
 @dataclass(frozen=True)
-class SplitSizes:
+class Sizes:
     """How many drawings each split gets: see :func:`jestbench.data.icons.icon_splits.assign_splits`.
 
     Attributes:
@@ -69,9 +69,9 @@ class Recipe:
     min_hands: int = 2
     variants: int | None = 3
     form: Form = field(default=Form())
-    sizes: SplitSizes = SplitSizes()
+    sizes: Sizes = Sizes()
     emoji: tuple[str, ...] = ()
-    emoji_sizes: SplitSizes | None = None
+    emoji_sizes: Sizes | None = None
     transfer: tuple[str, ...] = ()
     tested: tuple[str, ...] = ("eval",)
     curated: tuple[str, ...] = ("curated",)
@@ -114,12 +114,12 @@ ICONIFY = Recipe(
     min_hands=1,
     variants=None,
     form=Form(halved=True, encoded=True, alike="hash"),
-    sizes=SplitSizes(holdout_share=0.05, names=("broad_eval", "broad_curated", "other")),
+    sizes=Sizes(holdout_share=0.05, names=("broad_eval", "broad_curated", "other")),
     emoji=tuple(
         "openmoji twemoji noto noto-v1 fluent-emoji fluent-emoji-flat fluent-emoji-high-contrast emojione "
         "emojione-monotone emojione-v1 fxemoji streamline-emojis".split()
     ),
-    emoji_sizes=SplitSizes(core_hands=3, curated_pairs=0, holdout_share=0.05, names=("eval", "", "curated")),
+    emoji_sizes=Sizes(core_hands=3, curated_pairs=0, holdout_share=0.05, names=("eval", "", "curated")),
     transfer=("openmoji",),
     tested=("eval", "transfer", "broad_eval"),
     curated=("curated", "broad_curated"),

@@ -26,7 +26,7 @@ from jestbench.data.sources.other_kinds import kind_of
 from jestbench.data.sources.patterns import globbed, is_url
 from jestbench.data.sources.source import needs
 
-IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
 """Endings of image members."""
 TEXTS = ("caption", "text", "json", "cls")
 """Endings of members that may hold the caption in place of ``txt``, the likely ones first."""
