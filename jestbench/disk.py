@@ -184,7 +184,7 @@ def nearest_or_all(name: str, known: Iterable[str]) -> str:
     """A hint with the nearest known name, or with all known names where none is near."""
     known = sorted(known)
     every = f"there are: {', '.join(known)}" if known else "there is none"
-    return nearest(name, known, cutoff=0.5) or every
+    return nearest(name, known) or every
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from jestbench.config.gin_edge import (
     parse,
     references,
 )
-from jestbench.config.registry import configurables, fields_of, fits, shown_type
+from jestbench.config.registry import configurables, fields_of, fits, no_parameter, shown_type
 from jestbench.config.run import ConfigError
 from jestbench.disk import PROJECT, nearest, nearest_or_all, shown
 
@@ -189,7 +189,10 @@ def check_expanded(bindings: Sequence[Binding]) -> None:
 def _check_type(binding: Binding, value: Any, hint: Any) -> None:
     value = tuple(value) if isinstance(value, list) else value
     if not fits(value, hint):
-        raise ConfigError(f"{binding.where}: {binding.key} = {value!r} must be of type {shown_type(hint)}")
+        said = f"{binding.where}: {binding.key} = {value!r} must be of type {shown_type(hint)}"
+        one = f"{binding.key}={(value,)!r}"
+        one = f'"{one}"' if binding.where == COMMAND_LINE else one  # a shell takes quotes off
+        raise ConfigError(f"{said}; a single one is written {one}" if fits((value,), hint) else said)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{binding.where}: {binding.key} = {value!r} must be finite")
 
@@ -217,10 +220,7 @@ def check_names(bindings: Sequence[Binding]) -> None:
             )
         fields = fields_of(known[binding.name])
         if binding.parameter not in fields:
-            raise ConfigError(
-                f"{binding.where}: {binding.name} has no parameter {binding.parameter!r}; "
-                f"{nearest_or_all(binding.parameter, fields)}"
-            )
+            raise ConfigError(f"{binding.where}: {no_parameter(binding.name, binding.parameter, fields)}")
         value, hint = filled_in(binding.value, macros), fields[binding.parameter]
         if not any(references(value)):
             _check_type(binding, value, hint)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jestbench.config.gin_edge import Binding, Reference, Snapshot, macro_of
+from jestbench.config.registry import meant_by
 from jestbench.config.run import ConfigError
 from jestbench.disk import nearest_or_all
 
@@ -29,9 +30,8 @@ def check_used(held: Snapshot, bindings: Sequence[Binding], allowed: Sequence[st
         hint = ""
         if not first.parameter:
             macros = {scope for scope, name in held.used if name == "macro"}
-            meant = {f"{name}.{first.key}" for (_, name), used in held.used.items() if first.key in used}
-            first_run = sorted(meant, key=lambda key: (not key.startswith("run."), key))
-            hint = f"did you mean {', '.join(first_run)}?" if meant else nearest_or_all(first.key, macros)
+            meant = meant_by(first.key, {name: used for (_, name), used in held.used.items()})
+            hint = f"did you mean {', '.join(meant)}?" if meant else nearest_or_all(first.key, macros)
         elif first.scope:
             hint = nearest_or_all(first.scope, {scope for scope, name in held.used if scope and name == first.name})
         scope = f"{first.scope}/" if first.scope else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import typeguard
@@ -26,6 +26,7 @@ from jestbench.data.sources.hugging_face import HuggingFace
 from jestbench.data.sources.stream import Stream
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.data.synthetic import Synthetic
+from jestbench.disk import nearest_or_all
 from jestbench.engine.cache import Cache
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.online_scorer import OnlineScorer
@@ -69,6 +70,12 @@ PRETRAINED: dict[Pretrained, tuple[str, str]] = {
     "reference": ("gin/run/reference.gin", "contrastive"),
     "scorer": ("gin/run/cappy.gin", "regression"),
 }
+USUAL_WORDS = {
+    **dict.fromkeys(("epochs", "num_epochs", "max_steps", "num_steps"), "budget.steps (with run.budget = None)"),
+    **{"lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "batch": "run.batch_size"},
+    **{"num_workers": "loader.workers", "amp": "run.precision", "output_dir": "--run_dir DIR", "resume": "--resume"},
+}
+"""Words of other trainers, and what the same is called here."""
 _REGISTERED: set[str] = set()
 _FIELDS: dict[type[Any], Mapping[str, Any]] = {}
 
@@ -94,6 +101,27 @@ def fields_of(cls: type[Any]) -> Mapping[str, Any]:
             names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         _FIELDS[cls] = {name: hints.get(name, Any) for name in names}
     return _FIELDS[cls]
+
+
+def meant_by(word: str, owners: Mapping[str, Collection[str]] | None = None) -> list[str]:
+    """What a word of other trainers is called here; else the bindings of a parameter of that name, ``run``'s first.
+
+    Args:
+        word: a parameter without its owner.
+        owners: names and the parameters of each; ``None``: of everything that can be bound.
+    """
+    if word in USUAL_WORDS:
+        return [USUAL_WORDS[word]]
+    every = {name: fields_of(cls) for name, cls in configurables().items()} if owners is None else owners
+    found = [f"{name}.{word}" for name, parameters in every.items() if word in parameters]
+    return sorted(found, key=lambda key: (not key.startswith("run."), key))
+
+
+def no_parameter(name: str, parameter: str, fields: Collection[str]) -> str:
+    """A message that a name has no such parameter, with the only other binding that it may mean, else the nearest."""
+    meant = meant_by(parameter)
+    hint = f"did you mean {meant[0]}?" if len(meant) == 1 else nearest_or_all(parameter, fields)
+    return f"{name} has no parameter {parameter!r}; {hint}"
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -50,11 +50,7 @@ class BenchmarkEvaluator:
     ) -> None:
         self.benchmark, self.resolution, self.batch_size, self.few_shot = benchmark, resolution, batch_size, few_shot
         self._kept: dict[int, Tensor] = {}
-        if benchmark.task == "zero_shot":
-            texts = [t.replace("{c}", name) for name in benchmark.classnames for t in benchmark.templates]
-        else:
-            texts = [caption for captions in benchmark.test.captions for caption in captions]
-        self._token_TL = tokenizer.encode(texts)
+        self.token_TL = tokenizer.encode(self.texts)
         self._shots: tuple[tuple[Member, ...], Tensor] | None = None
         if few_shot and benchmark.task == "zero_shot":
             if benchmark.train is None:
@@ -93,9 +89,16 @@ class BenchmarkEvaluator:
         return Evaluation(metrics, passes, results)
 
     @property
+    def texts(self) -> list[str]:
+        """The prompts of each class, class by class, or the captions of each image, image by image."""
+        if self.benchmark.task == "zero_shot":
+            return [t.replace("{c}", name) for name in self.benchmark.classnames for t in self.benchmark.templates]
+        return [caption for captions in self.benchmark.test.captions for caption in captions]
+
+    @property
     def measures(self) -> dict[str, Measure]:
         """The metrics that a call gives, by key."""
-        images, texts = len(self.benchmark.test.images), len(self._token_TL)
+        images, texts = len(self.benchmark.test.images), len(self.token_TL)
         if self.benchmark.task == "zero_shot":
             classes = len(self.benchmark.classnames)
             found = zero_shot_measures(images, classes)
@@ -150,10 +153,10 @@ class BenchmarkEvaluator:
 
     def _embed_texts(self, learner: Learner) -> Tensor:
         model, arithmetic = learner.model.eval(), learner.arithmetic
-        own = self._token_TL[arithmetic.world.rows(len(self._token_TL))].split(self.batch_size)
+        own = self.token_TL[arithmetic.world.rows(len(self.token_TL))].split(self.batch_size)
         with torch.no_grad(), arithmetic.autocast():
             parts = (model.encode_text(part.to(arithmetic.device)) for part in own if len(part))
-            return gathered(parts, len(self._token_TL), learner)
+            return gathered(parts, len(self.token_TL), learner)
 
     def _embed_images(self, learner: Learner, members: Sequence[Member]) -> Tensor:
         model, arithmetic = learner.model.eval(), learner.arithmetic

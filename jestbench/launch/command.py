@@ -10,12 +10,12 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from jestbench.disk import command_name, user_path
+from jestbench.disk import command_name, nearest, user_path
 from jestbench.parallel.stop import STOP
 from jestbench.storage import is_of_the_disk, storage_error
 
@@ -102,9 +102,24 @@ def _one_spelling(argv: Sequence[str]) -> list[str]:
     return [*words, "--gin_param"] if unwrap else words
 
 
+def _meant_by(word: str, options: Iterable[str]) -> str:
+    """A hint at the nearest option, or at the bindings that the name of an unknown option may mean; empty without."""
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    if near := nearest(name, options, "; did you mean --{}?", cutoff=0.7):
+        return near
+    from jestbench.config.registry import meant_by  # imports torch, which the command's help does without
+
+    meant = meant_by(name)
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments, in any spelling of files and bindings."""
-    arguments = parser().parse_intermixed_args(_one_spelling(argv))
+    command = parser()
+    arguments, unknown = command.parse_known_intermixed_args(_one_spelling(argv))
+    if unknown:
+        hint = _meant_by(unknown[0], vars(arguments).keys() - {"bindings"})
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
     return arguments
 

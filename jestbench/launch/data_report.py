@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,14 @@ from jestbench.data.sources.stream import Stream
 from jestbench.data.splits import names_in, shown_split, split_of, unranked
 from jestbench.data.synthetic import Synthetic
 from jestbench.disk import shown
-from jestbench.launch.stands import ended
+from jestbench.launch.stands import ended, of_run
+from jestbench.launch.text_report import no_names, sampled
 from jestbench.loop import Stages
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 
 SAMPLE = 32
 """Pairs of each split that ``--check`` decodes."""
-TEXTS = 1000
-"""Captions of each split that ``--check`` tokenises."""
 MANY_EPOCHS = 30
 """Passes over the pool above which a run is warned of: about the longest usual schedule of CLIP."""
 MUCH = 0.25
@@ -118,7 +118,7 @@ def _decoded(pairs: IndexedPairs) -> str:
 
 def _wordless(split: str, tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
     """A line on the captions, of a sample, that tokenise to nothing, where there are any."""
-    sample = [captions[i] for i in range(0, len(captions), -(-len(captions) // TEXTS))]
+    sample = sampled(captions)
     found = [text for text in sample if tokenizer.wordless(tokenizer.encode([text]))]
     if found:
         yield f"{split}: {len(found):,} of {len(sample):,} captions tokenise to nothing, the first: {found[0][:60]!r}"
@@ -201,7 +201,8 @@ def overlap_warnings(resolved: Resolved, stages: Stages) -> list[str]:
             if summary.fingerprints.get("evaluation") == evaluation.fingerprint:
                 found += [f"{who}: {text}" for text in summary.warnings if _EVALUATED in text]
             continue
-        keys_N, split = _keys(run, stages if run is resolved else None), shown_split(run.run.split)
+        with nullcontext() if run is resolved else of_run(run):
+            keys_N, split = _keys(run, stages if run is resolved else None), shown_split(run.run.split)
         if there := int(np.isin(evaluated_N, keys_N).sum()):
             found.append(
                 f"{there:,} of the {len(evaluated_N):,} {_EVALUATED} ({evaluation.name}) lie in {split}, too, which "
@@ -240,12 +241,14 @@ def _keys(resolved: Resolved, stages: Stages | None) -> npt.NDArray[np.int64]:
 
 
 def set_warnings(stages: Stages) -> list[str]:
-    """Warnings of sets in which every example is among the best five, or whose class names have no images."""
+    """Warnings of sets of at most five classes, and of class names that have no images or are no names."""
     found = []
     for one in stages.evaluator.sets:
         name, classes = one.benchmark.name, len(one.benchmark.classnames)
         if 0 < classes <= 5:
             found.append(f"eval/{name}/zero_shot_top5 is always 1: the set {name} has {classes} classes")
+        if said := no_names(one.benchmark.classnames):
+            found.append(f"evaluate.sets: class names of {name}: {said}; write names into its classnames.txt, in order")
         never = sorted(set(range(classes)) - set(one.benchmark.test.classes))
         if never:
             found.append(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.config.registered import policy_classes
-from jestbench.config.registry import configurables, fields_of
+from jestbench.config.registry import configurables, fields_of, no_parameter
 from jestbench.config.run import ConfigError
 from jestbench.disk import PROJECT, nearest_or_all
 
@@ -131,9 +131,7 @@ def described(asked: str) -> str:
     fields = fields_of(cls)
     if parameter:
         if parameter not in fields:
-            raise ConfigError(
-                f"--describe {asked}: {name} has no parameter {parameter!r}; {nearest_or_all(parameter, fields)}"
-            )
+            raise ConfigError(f"--describe {asked}: {no_parameter(name, parameter, fields)}")
         return "\n".join([*_parameter_lines(f"{prefix}.{parameter}", cls, parameter), f"File: {_file(cls)}"])
     kind = "policy" if name in policy_classes() else "configurable"
     head = " ".join(part for part in (f"{prefix} ({kind}):", _first_sentence(cls)) if part)

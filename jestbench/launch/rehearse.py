@@ -26,6 +26,7 @@ from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
 from jestbench.launch.stands import of_run, stand_ins, with_start
+from jestbench.launch.text_report import cut_lines
 from jestbench.launch.train_run import building, check_affordable, warned
 from jestbench.loop import Progress, Stages, train
 from jestbench.parallel.arithmetic import Arithmetic
@@ -152,6 +153,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         lines += [ranked_line(role, pairs) for role, pairs in stages.pairs.ranked]
+        lines += () if stands_in else cut_lines(resolved, stages)
         walked = None if stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)

@@ -10,6 +10,7 @@ from jestbench.data.pairs import Dataset
 from jestbench.data.sources.stream import Stream
 from jestbench.data.splits import split_of
 from jestbench.disk import shown
+from jestbench.launch.stands import of_run
 from jestbench.model.tokenizer import Tokenizer
 
 
@@ -26,7 +27,7 @@ def check_served(resolved: Resolved) -> None:
         for stand in stands:
             if isinstance(stand, Path):
                 continue
-            if reason := _other_tokenizer(resolved.run, stand.run):
+            if reason := _other_tokenizer(resolved.run, stand):
                 file = getattr(resolved.run, role)
                 name = shown(Path(file if isinstance(file, str) else file[0]))
                 raise ConfigError(
@@ -36,14 +37,16 @@ def check_served(resolved: Resolved) -> None:
             check_served(stand)
 
 
-def _other_tokenizer(here: Run, there: Run) -> str:
-    """The reason why a model of the other run reads no token ids of this one; empty where none is known."""
-    own, other = here.data, there.data
+def _other_tokenizer(here: Run, stand: Resolved) -> str:
+    """The reason why a model of a run below reads no token ids of this one; empty where none is known."""
+    own, other = here.data, stand.run.data
     if own == other:
         return ""
     kinds = f"it is trained on {_kind(other)}, this run on {_kind(own)}"
     if own.is_prepared() and other.is_prepared():
-        one, two = (_tokenizer(run).identity for run in (here, there))
+        one = _tokenizer(here).identity
+        with of_run(stand):
+            two = _tokenizer(stand.run).identity
         return "" if one == two else f"{kinds}, and their tokenizers differ ({two} and {one})"
     if type(own) is not type(other) and (_choice(own) is None or _choice(other) is None):
         return f"{kinds}, and each has a tokenizer of its own"

@@ -36,6 +36,7 @@ from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
 from jestbench.launch.stands import castings_of, of_run, spent_pretraining, with_start
+from jestbench.launch.text_report import text_warnings
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
 from jestbench.parallel.locks import locked
@@ -63,7 +64,9 @@ def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
     if isinstance(stand, Path):
         return stand
     run = stand.run
-    identity = f"{stand.config_hash}/{run.seed}/{split_of(run.data, run.split).fingerprint}/{MODEL_FORMAT}"
+    with of_run(stand):
+        pairs = split_of(run.data, run.split)
+    identity = f"{stand.config_hash}/{run.seed}/{pairs.fingerprint}/{MODEL_FORMAT}"
     return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
@@ -82,7 +85,8 @@ def _ensure(resolved: Resolved, stand: Resolved | Path, role: Pretrained) -> Pat
     """The finished run of one frozen model. Of two runs that need it, one waits; a killed training resumes."""
     world = distributed.world()
     if isinstance(stand, Resolved):
-        world.in_turn(stand.run.data.prepare)
+        with of_run(stand):
+            world.in_turn(stand.run.data.prepare)
         world.first(lambda: check_served(resolved))  # now that its tokenizer is known
     folder = pretrained_folder(stand, role)
     if isinstance(stand, Resolved) and not _finished(folder):
@@ -391,6 +395,7 @@ def warned(resolved: Resolved, stages: Stages, walked: Mapping[str, Any] | None)
     found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
     if walked is not None:
         found += [*waste_warnings(resolved, stages, walked), *overlap_warnings(resolved, stages)]
+        found += text_warnings(resolved, stages)
     for warning in found if distributed.world().first_of_all else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found

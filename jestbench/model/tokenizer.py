@@ -161,6 +161,11 @@ class Tokenizer:
         assert found is not None, "checked when built"
         return int(found)
 
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut or padded, opening and end tokens included."""
+        encoded = self._backend.encode_batch_fast(list(captions), add_special_tokens=False)
+        return [len(self._start) + len(encoding) + 1 for encoding in encoded]
+
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Token ids ``[N, L]``: opening tokens (most tokenizers have none), the text, the end token, padding."""
         end, pad, start = self.end_id, self.pad_id, self._start

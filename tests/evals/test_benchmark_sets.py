@@ -346,3 +346,25 @@ def test_a_top_5_among_few_classes_and_names_without_images_are_said(tmp_path, c
     said = capsys.readouterr().err
     assert "eval/colours/zero_shot_top5 is always 1: the set colours has 4 classes" in said
     assert "1 of the 4 classes of colours have no image, the first is 'black' (class 3)" in said
+
+
+def test_class_names_that_read_alike_or_are_ids_are_said(tmp_path, capsys):
+    folder = classification(tmp_path / "colours")
+    words = ["--gin_file", "gin/run/tiny.gin", "run.device=cpu", f"evaluate.sets=('{folder}',)", "--check"]
+
+    def said(*names: str, more: str = "synthetic.length=64") -> str:
+        (folder / "classnames.txt").write_text("\n".join(names))
+        assert main([*words, more]) == 0
+        return capsys.readouterr().err
+
+    plain = said(*COLOURS)
+    assert not any(text in plain for text in ("another", "WordNet", "are cut"))
+    alike = said("red", "green", "RED")
+    assert "evaluate.sets: colours: 1 of 3 classes have the tokens of another, such as 'red' and 'RED', so" in alike
+    assert "(classes 0 and 2)" in said("red", "green", "red")
+    assert "class names of colours: 3 of 3 are WordNet ids or numbers, such as 'n01440764'" in said(
+        *(f"n0144076{i}" for i in (4, 5, 6))
+    )
+    short = said("red", "green", "a very red one", more="synthetic.length=2")
+    assert "6 of 6 prompts (100%) are cut to the 2 tokens of synthetic.length" in short
+    assert "colours: 2 of 3 classes have the tokens of another" in short, "nothing of the names is left"

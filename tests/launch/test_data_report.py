@@ -86,6 +86,58 @@ def test_a_sample_is_decoded_by_a_check(run):
     assert re.search(r"30 decoded, 1 of them damaged, the first: undecodable image: \S*/25\.jpg: OSError: ", shown), out
 
 
+def test_captions_that_are_cut_are_counted_and_warned_of_where_they_are_many(run):
+    def pool(long: int) -> None:
+        rows = "".join(f"{i}.jpg,{caption(i)}{' car' * 40 if i < long else ''}\n" for i in range(50))
+        Path("pool.csv").write_text(f"filepath,title\n{rows}")
+
+    pool(4)
+    status, out, err = run("--check", *LITTLE)
+    said = r"csv\.pool: 4 of 50 captions \(8%\) are cut to the 32 tokens of tokenizer\.length; 99% have at most (\d+)\n"
+    found = re.search(said, out)
+    assert found, out
+    assert "are cut" not in err, "outliers"
+    assert re.findall(r"(\S+): \d+ of \d+ captions \(", out) == ["csv.pool"], "those of eval are short"
+    longest = int(found[1])
+    assert "are cut" not in run("--check", *LITTLE, f"tokenizer.length={longest}")[1], "it has room for the longest"
+    assert re.search("[1-4] of 50 captions .* are cut", run("--check", *LITTLE, f"tokenizer.length={longest - 1}")[1])
+
+    pool(6)
+    status, _, err = run(*LITTLE, "budget.steps=1", "--run_dir", "out")
+    assert status == 0, err
+    (warning,) = [one for one in summary_of("out")["warnings"] if "are cut" in one]
+    assert warning.startswith("csv.pool: 6 of 50 captions (12%) are cut to the 32 tokens of tokenizer.length; ")
+    assert warning.endswith("; a larger tokenizer.length keeps more of longer texts (and costs more FLOPs)")
+    assert f"warning: {warning}\n" in err
+
+
+def test_evaluated_classes_that_read_alike_or_have_no_names_are_warned_of(run):
+    def evaluated(*titles: str, more: str = "captions.lower=False") -> str:
+        rows = "".join(f"{50 + i}.jpg,{titles[i % len(titles)]}\n" for i in range(10))
+        Path("eval.csv").write_text(f"filepath,title\n{rows}")
+        status, _, err = run("--check", *LITTLE, more)
+        assert status == 0, err
+        return err
+
+    alike = r"csv/eval: 1 of 3 classes have the tokens of another, such as '[Cc]rane' and '[Cc]rane', so that no model"
+    assert re.search(alike, evaluated("Crane", "crane", "a boat"))
+    assert "tokens of another" not in evaluated("Crane", "crane", "a boat", more="captions.lower=True")
+    ids = evaluated("n01440764", "a boat")
+    assert "csv.eval: captions: 5 of 10 are WordNet ids or numbers, such as 'n01440764', which a model reads as" in ids
+    assert "bind csv.caption_column to a field that holds names" in ids
+    assert "csv.eval: captions: 10 of 10 are WordNet ids or numbers, such as '7'" in evaluated("7", "8")
+    assert "WordNet" not in evaluated("747", "a boat"), "a name may be a number"
+
+
+def test_a_split_that_a_run_below_lacks_is_said_with_that_run(run):
+    arm = ("run.policy=easy_reference", f"run.reference={('gin/run/reference.gin', *SMALL)}", *SMALL)
+    for way in (["--check"], ["--run_dir", "out"]):
+        status, _, err = run(*arm, *way)
+        assert status == 3
+        assert "the split 'curated' is not given: bind csv.curated" in err
+        assert "(in the run 'reference', on which this run stands" in err
+
+
 def test_what_must_be_fetched_is_listed_and_opened_when_allowed(run, monkeypatch):
     pytest.importorskip("webdataset")
     import io
