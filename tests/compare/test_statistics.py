@@ -327,7 +327,7 @@ class TestPlanted:
     def test_intervals_cover(self, setting: make_coverage.Setting) -> None:
         found = make_coverage.simulate(setting, self.SIMULATIONS)
         assert found.least() >= self.LEAST
-        assert found.false_verdict <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / self.SIMULATIONS)
+        assert found.false_better <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / self.SIMULATIONS)
 
     def test_two_seeds_of_equal_deviation_are_not_covered_too_often(self) -> None:
         assert make_coverage.simulate(make_coverage.Setting(2, 4, 0.06, 1000, None), 1000).most() <= 0.98
