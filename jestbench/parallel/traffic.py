@@ -7,6 +7,7 @@ part n − 1 times in all from each process, an all-reduce of N bytes 2·N·(n �
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,17 +90,22 @@ class Traffic:
         self.sent = dict.fromkeys(TRADED, 0)
         self.calls, self.seconds = 0, 0.0
         self._before: dict[str, float] = {}
-        self._purpose: Traded | None = None
+        self._named = threading.local()  # each thread names its own purposes
         self._alone = Joined()
 
     @contextmanager
     def sending(self, purpose: Traded) -> Iterator[None]:
         """Inside this context all collectives serve this purpose."""
-        before, self._purpose = self._purpose, purpose
+        before, self._named.purpose = self._purpose, purpose
         try:
             yield
         finally:
-            self._purpose = before
+            self._named.purpose = before
+
+    @property
+    def _purpose(self) -> Traded | None:
+        purpose: Traded | None = getattr(self._named, "purpose", None)
+        return purpose
 
     @contextmanager
     def collective(self, purpose: Traded, sent: int) -> Iterator[None]:

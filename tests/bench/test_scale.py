@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,29 @@ def test_a_collective_is_counted_with_the_seconds_that_it_takes_and_once() -> No
     assert (first["strip_sums"], first["calls"], first["embeddings"]) == (12, 2, 0)
     assert first["seconds"] > 0
     assert not any(second.values())
+
+
+def test_what_two_threads_send_for_is_named_by_each() -> None:
+    """The purpose of one is not left to the other, in whichever order their contexts end."""
+    traffic, begun, ended = Traffic(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with traffic.sending("embeddings"):
+            begun.set()
+            assert ended.wait(10)
+
+    thread = threading.Thread(target=other)
+    with traffic.sending("strip_sums"):
+        thread.start()
+        assert begun.wait(10)
+        with traffic.collective("bookkeeping", 3):
+            pass
+    ended.set()
+    thread.join()
+    with traffic.collective("bookkeeping", 4):
+        pass
+    sent = traffic.since_last()
+    assert (sent["strip_sums"], sent["bookkeeping"], sent["embeddings"]) == (3, 4, 0)
 
 
 def test_one_process_sends_nothing() -> None:
