@@ -149,11 +149,15 @@ def test_every_command_is_understood(page: Path, command: str, monkeypatch: pyte
     at = next(place for place, word in enumerate(words) if re.search(r"tools/\w+\.py$|^jestbench$", word))
     tool, arguments = Path(words[at]).stem, words[at + 1 :]
     assert (ROOT / "tools" / f"{tool}.py").is_file()
-    for parse in ("parse_args", "parse_intermixed_args"):
+    for parse in ("parse_args", "parse_intermixed_args", "parse_known_intermixed_args"):
         plain = getattr(argparse.ArgumentParser, parse)
 
-        def understood(self: argparse.ArgumentParser, args=None, namespace=None, plain=plain) -> None:
-            raise Parsed(plain(self, args, namespace))
+        def understood(self: argparse.ArgumentParser, args=None, namespace=None, plain=plain, parse=parse) -> None:
+            options = plain(self, args, namespace)
+            if parse == "parse_known_intermixed_args":
+                options, unknown = options
+                assert not unknown
+            raise Parsed(options)
 
         monkeypatch.setattr(argparse.ArgumentParser, parse, understood)
     with pytest.raises(Parsed) as found:
