@@ -56,24 +56,6 @@ class World:
         """Positions of this process's share of ``count`` rows that are dealt out in turns."""
         return torch.arange(self.rank, count, self.size)
 
-    def gathered(self, own: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-        """All-gather the rows of all processes by one collective, one process after the other, without gradient.
-
-        Args:
-            own: this process's rows of some tensors on one device, ``[P, …]`` each; everything but their number is the
-                same on every process.
-            counts: how many rows each process has.
-        """
-        if self.size == 1 or not own:
-            return list(own)
-        parts = [_bytes_of_rows(part) for part in own]
-        padded_MW = F.pad(torch.cat(parts, 1), (0, 0, 0, max(counts) - len(own[0])))
-        came_BW = torch.cat([rows_MW[:count] for rows_MW, count in zip(self.gather(padded_MW), counts, strict=True)])
-        found = [part.new_empty(len(came_BW), *part.shape[1:]) for part in own]
-        for rows_BX, bytes_BW in zip(found, came_BW.split([part.shape[1] for part in parts], 1), strict=True):
-            _bytes_of_rows(rows_BX).copy_(bytes_BW)
-        return found
-
     def sent(self, rows_PX: Tensor, to_each: Sequence[int], from_each: Sequence[int]) -> Tensor:
         """Send rows to other processes, and return those that came from them (all-to-all), in the order of ranks.
 
@@ -173,12 +155,6 @@ class World:
             dist.broadcast_object_list(told, src=0)
         found: _T = told[0]
         return found
-
-
-def _bytes_of_rows(rows_PX: Tensor) -> Tensor:
-    """The bytes of each row, ``[P, bytes]``: a view where the rows are contiguous."""
-    rows_PX = rows_PX.detach()
-    return (rows_PX.flatten(1) if rows_PX.ndim > 1 else rows_PX.unsqueeze(1)).contiguous().view(torch.uint8)
 
 
 _alone = False

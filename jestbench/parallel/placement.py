@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import rows_at
@@ -67,8 +68,14 @@ class Placement:
         """As ``collect``, of some tensors on one device by one collective."""
         if self.world.size == 1 or not own:
             return list(own)
-        place_B = to_device(self._place_B, own[0].device)
-        return [rows_BX[place_B] for rows_BX in self.world.gathered(own, self.counts)]
+        parts, most = [_bytes_of_rows(part) for part in own], max(self.counts)
+        padded_MW = F.pad(torch.cat(parts, 1), (0, 0, 0, most - len(own[0])))
+        came_RW = self.world.gather(padded_MW).flatten(0, 1)
+        row_B = to_device(self.rank_B * most + self.local_B, own[0].device)
+        found = [part.new_empty(len(row_B), *part.shape[1:]) for part in own]
+        for rows_BX, bytes_RW in zip(found, came_RW.split([part.shape[1] for part in parts], 1), strict=True):
+            torch.index_select(bytes_RW, 0, row_B, out=_bytes_of_rows(rows_BX))
+        return found
 
     def collect_with_gradient(self, *own: Tensor) -> tuple[Tensor, ...]:
         """As ``collect_all``, with a gradient: backward returns n times the gradient of the own rows, of n processes.
@@ -145,6 +152,12 @@ class Placement:
         for at_P, found_PX in ((staying, brought(staying)), (torch.cat(coming), came)):
             out.index_copy_(0, to_device(to.local_B[at_P], there), found_PX)
         return out.permute(0, 3, 1, 2) if last else out
+
+
+def _bytes_of_rows(rows_PX: Tensor) -> Tensor:
+    """The bytes of each row, ``[P, bytes]``: a view where the rows are contiguous."""
+    rows_PX = rows_PX.detach()
+    return (rows_PX.flatten(1) if rows_PX.ndim > 1 else rows_PX.unsqueeze(1)).contiguous().view(torch.uint8)
 
 
 class _Collected(torch.autograd.Function):
