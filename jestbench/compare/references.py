@@ -61,7 +61,7 @@ def reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow
     shared = [name for name, count in Counter(model[0] for model in used).items() if count > 1]
     for (name, _, flops, value), uses in sorted(used.items(), key=lambda item: str(item[0])):
         labels, seeds = tuple(dict.fromkeys(label for label, _, _ in uses)), sorted({seed for _, seed, _ in uses})
-        # Models of one name are told apart by whom they serve.
+        # A reference whose name another one has, too, is named with its arms and seeds.
         title = f"{name} of {listed(labels)}, seeds {listed(seeds)}" if name in shared else name
         if len(seeds) > 1:
             notes.append(

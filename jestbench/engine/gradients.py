@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jestbench.batch import View
-from jestbench.cost.tracing import without_values
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.distributed import World
 from jestbench.parallel.traffic import TRAFFIC, reduced
@@ -150,7 +149,7 @@ class AveragedGradients(SharedGradients):
         super().__init__(model, world)
         # Of the patch embedding's gradient, the smallest of all, which a convolution returns in channels last.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        self._trained = trained_by(model, views)
+        self._trained = model.trained_by(views)
         every = frozenset[str]().union(*self._trained.values())
         self._held = {name: value for name, value in model.named_parameters() if name in every}
         # A process may have no pair of the view that trains a weight.
@@ -173,21 +172,3 @@ class AveragedGradients(SharedGradients):
         TRAFFIC.sent["weight_gradients"] += self._sent
         for name in self._held.keys() - self._now:
             self._held[name].grad = None
-
-
-def trained_by(model: TwoTowers, views: Collection[View]) -> dict[View, frozenset[str]]:
-    """The names of the weights that have a gradient under each view, by a backward pass without values.
-
-    Of a library's model that asks for values in its forward pass they are all that require a gradient.
-    """
-    ghost, found = without_values(model).eval(), {}
-    for view in views:
-        try:
-            embedded = ghost(ghost.stand_in(torch.empty(0, 3, *ghost.image.resolution)), view)
-        except (RuntimeError, NotImplementedError):
-            found[view] = frozenset(name for name, value in ghost.named_parameters() if value.requires_grad)
-            continue
-        torch.autograd.backward([part.sum() for part in embedded if part.requires_grad])
-        found[view] = frozenset(name for name, value in ghost.named_parameters() if value.grad is not None)
-        ghost.zero_grad(set_to_none=True)
-    return found

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from jestbench.batch import View
-from jestbench.engine.gradients import trained_by
 from jestbench.model.towers import TwoTowers
 from jestbench.parallel.traffic import gathered
 
@@ -73,7 +72,7 @@ class SpreadWeights:
     @classmethod
     def of(cls, model: TwoTowers, views: Collection[View], passes: Passes, scored: bool) -> SpreadWeights:
         """Take the weights of a model that is trained under some views."""
-        trained = trained_by(model, views)
+        trained = model.trained_by(views)
         names = {id(value): name for name, value in model.named_parameters()}
 
         def under(value: Tensor) -> frozenset[View]:

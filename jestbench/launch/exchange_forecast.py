@@ -15,7 +15,6 @@ from torch import Tensor
 from jestbench.batch import split_counts
 from jestbench.config.resolved import Resolved
 from jestbench.engine.actor import Actor
-from jestbench.engine.gradients import trained_by
 from jestbench.engine.learner import Learner
 from jestbench.engine.spread_weights import SpreadWeights
 from jestbench.loop import Stages
@@ -139,7 +138,7 @@ def _spread(learner: Learner, count: int, scored: bool) -> SpreadWeights:
 
 def _trained_bytes(learner: Learner) -> int:
     """Bytes of the weights that have a gradient under some view."""
-    names = frozenset[str]().union(*trained_by(learner.model, learner.trained_under).values())
+    names = frozenset[str]().union(*learner.model.trained_by(learner.trained_under).values())
     return sum(value.nbytes for name, value in learner.model.named_parameters() if name in names)
 
 

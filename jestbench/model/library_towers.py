@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,11 @@ class LibraryTowers(TwoTowers):
 
     def prepare(self, view: View) -> None:
         """Nothing."""
+
+    def trained_by(self, views: Collection[View]) -> dict[View, frozenset[str]]:
+        """All that require a gradient: what neither encoder uses is frozen, and a library may ask for values."""
+        weights = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
+        return dict.fromkeys(views, weights)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Nothing: which modules are alike, the library decides."""

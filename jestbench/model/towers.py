@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jestbench import seeds
 from jestbench.batch import Batch, View
+from jestbench.cost.tracing import without_values
 from jestbench.disk import nearest
 from jestbench.model.encoders import Encoders
 from jestbench.model.image_tower import HALF, TRANSFORMERS, ImageTower
@@ -107,6 +108,16 @@ class TwoTowers(Encoders):
         if self.locked:
             self.image.eval()
         return self
+
+    def trained_by(self, views: Collection[View]) -> dict[View, frozenset[str]]:
+        """The names of the weights that have a gradient under each view, by a backward pass without values."""
+        ghost, found = without_values(self).eval(), {}
+        for view in views:
+            embedded = ghost(ghost.stand_in(torch.empty(0, 3, *ghost.image.resolution)), view)
+            torch.autograd.backward([part.sum() for part in embedded if part.requires_grad])
+            found[view] = frozenset(name for name, value in ghost.named_parameters() if value.grad is not None)
+            ghost.zero_grad(set_to_none=True)
+        return found
 
     def clamp_scale(self) -> None:
         """Keep t ≤ 100 (CLIP, section 2.5)."""

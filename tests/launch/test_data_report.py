@@ -57,7 +57,7 @@ def test_a_check_opens_what_is_bound_and_reports_it(run):
 
 
 def test_a_check_counts_what_is_there_several_times(run):
-    """A placeholder that stands for thousands of images, and a caption that is everybody's, are seen before a run."""
+    """The check reports how many of the images and of the captions are distinct, where some stand there again."""
     rows = "".join(f"{i}.jpg,{'nan' if i % 2 else caption(i)}\n" for i in range(20))
     Path("same.csv").write_text(f"filepath,title\n{rows}")
     for i in range(5):
