@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jestbench.disk import DataError, cache_root, shown
@@ -139,7 +139,9 @@ def _behind(error: Exception, folder: Path) -> OSError | None:
         with probe.open("wb") as file:
             file.write(bytes(_PROBE))
             os.fsync(file.fileno())
-        probe.unlink()
     except OSError as found_now:
         return found_now
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -75,8 +75,10 @@ class Sampling:
         """The selection, and that the chosen pairs were trained on once more."""
         if not self.repetition:
             return selection
-        times_B = scores.memory["times"].nan_to_num(0.0)
-        times_B[selection.index_K] += 1
+        before_B, index_K = scores.memory["times"].nan_to_num(0.0), selection.index_K
+        # Nothing is written of the others: another pair of the super-batch may have the key of a chosen one.
+        times_B = torch.full_like(before_B, math.nan)
+        times_B[index_K] = before_B[index_K] + 1
         return replace(selection, memory={"times": times_B})
 
 

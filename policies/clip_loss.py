@@ -5,7 +5,8 @@ of each pair less its normalisation, s_i = c_ii − (τ/2)·[log Σ_j exp(c_ij/�
 sums, under the reference's embeddings of random batches, averaged over several; the top share is kept. The reference
 alone scores, so that the choice does not depend on the learner.
 Departures: the share is taken of each super-batch, not of the whole pool at once, the random batches are parts of it,
-and the sub-batch is drawn uniformly among the pairs that pass.
+and the sub-batch is drawn uniformly among the pairs that pass. Two equal pairs (``run.equal``) are in no sum of each
+other, also where they are positives of the run's loss.
 Several processes share each random batch out, by one all-gather a batch.
 """
 
@@ -32,7 +33,8 @@ class ClipLoss(Sampling):
     Attributes:
         share: part of the super-batch that passes the filter, in (0, 1].
         temperature: τ; the paper's is 0.01, and 0.07 for a teacher trained on filtered data (DFN).
-        batch: pairs of a random batch; 0 takes the whole super-batch.
+        batch: pairs of a random batch; 0 takes the whole super-batch. Where it does not divide the super-batch, the
+            batches are a little larger: a score among few pairs is no match for one among many.
         rounds: number of times that the super-batch is cut into random batches; scores are averaged over them.
         shuffle: a control: every pair is given the score of another pair of the super-batch.
         cosine_only: pairs are ordered by the reference's cosines, so its loss may differ from the run's.
@@ -65,12 +67,12 @@ class ClipLoss(Sampling):
     def _score_B(self, scores: Scores, generator: torch.Generator) -> Tensor:
         """−τ times the softmax loss of each pair within its random batches, the reference's scale being 1/τ."""
         reference = replace(scores.side("reference"), scale=1 / self.temperature, bias=0.0)
-        alike = replace(scores.only("reference"), reference=reference, loss="softmax")
+        alike = replace(scores.only("reference"), reference=reference, loss="softmax", equal="masked")
         size = len(scores)
         if not 0 < self.batch < size:
             return -self.temperature * alike.pair_loss_B("reference", "in_batch")
         total_B = reference.image_BD.new_zeros(size)
         for _ in range(self.rounds):
-            for index_P in other_pairs(size, generator, total_B.device).split(self.batch):
+            for index_P in other_pairs(size, generator, total_B.device).tensor_split(size // self.batch):
                 total_B[index_P] -= self.temperature * alike.take(index_P).pair_loss_B("reference", "in_batch")
         return total_B / self.rounds

@@ -15,7 +15,6 @@ starts at the first step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,7 +23,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
-from policies._per_pair import Sampling
+from policies._per_pair import Sampling, check_temperature
 from policies.registry import register
 
 
@@ -45,8 +44,7 @@ class GradNorm(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be finite and positive, got {self.temperature}")
+        check_temperature(self.temperature)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the norms; weigh the chosen pairs by their probabilities."""

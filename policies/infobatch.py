@@ -74,22 +74,12 @@ class InfoBatch:
 
     def learn(self, trained: Trained, state: Remembered) -> Remembered:
         """Remember the losses, and keep their sum."""
-        own, loss_K, before_K = (
-            _own(state.state),
-            trained.loss_K.float(),
-            state.memory["loss"].to(trained.loss_K.device),
-        )
+        own, loss_K, before_K = state.state, trained.loss_K.float(), state.memory["loss"]
         new_K = before_K.isnan()
         total = own["sum"] + float((loss_K.double() - before_K.double().nan_to_num(0.0)).sum())
         return Remembered({**own, "sum": total, "count": own["count"] + int(new_K.sum())}, {"loss": loss_K})
 
 
-def _own(state: object) -> dict[str, Any]:
-    assert isinstance(state, dict), "the state is that of initial_state"
-    return state
-
-
-def _mean(state: object) -> float:
+def _mean(state: Any) -> float:
     """The mean of all remembered losses; below all of them where there is none."""
-    own = _own(state)
-    return own["sum"] / own["count"] if own["count"] else float("-inf")
+    return state["sum"] / state["count"] if state["count"] else float("-inf")

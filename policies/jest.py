@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Embeddings, Role, Scores, joint_draw
+from jestbench.select import Role, Scores, joint_draw
 from policies._per_pair import Gain, Sampling, check_chunks, check_gain, gain_now, other_pairs, selected
 from policies.registry import register
 
@@ -50,14 +50,9 @@ class Jest(Sampling):
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw jointly, chunk by chunk."""
         if self.shuffle_reference:
-            scores = _shuffled(scores, generator)
+            reference = scores.side("reference")
+            others_B = other_pairs(len(scores), generator, scores.device)
+            scores = replace(scores, reference=reference.take(others_B))
         gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
         draw = joint_draw(scores, count, self.chunks, gain, self.deterministic, generator, offset_B)
         return self.counted(selected(draw), scores)
-
-
-def _shuffled(scores: Scores, generator: torch.Generator) -> Scores:
-    reference = scores.side("reference")
-    other_B = other_pairs(len(scores), generator, reference.image_BD.device)
-    mixed = Embeddings(reference.image_BD[other_B], reference.text_BD[other_B], reference.scale, reference.bias)
-    return replace(scores, reference=mixed)

@@ -44,7 +44,7 @@ class Neighbours:
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw a seed and take its neighbours, until the sub-batch is full."""
         device = scores.device
-        order = torch.randperm(len(scores), generator=generator).tolist()
+        order = iter(torch.randperm(len(scores), generator=generator).tolist())
         free_B = torch.ones(len(scores), dtype=torch.bool, device=device)
         chosen: list[int] = []
         near, pairs = 0.0, 0

@@ -25,9 +25,10 @@ from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.parallel.distributed import HEAD, World
 from jestbench.parallel.placement import Placement
 from jestbench.parallel.shared_batch import SharedBatch
-from jestbench.select import Scores
+from jestbench.select import Moment, Remembered, Scores
 from jestbench.select.contract import PolicyError, PolicyFailure
 from jestbench.select.policy import choose
+from jestbench.select.remembering import leave_out
 
 TINY = ["--gin_file", "gin/run/tiny.gin"]
 REFERENCE = 'run.reference=("gin/run/tiny_reference.gin", "run.budget=4e9")'
@@ -119,6 +120,9 @@ class OwnChoice:
             raise ValueError("on one process")
         return Selection(torch.tensor([self.rank, 5]), weight_K=torch.tensor([1.0, float(self.rank)]).abs())
 
+    def leave_out(self, keys_N: Tensor, state: Remembered, progress: Moment, generator: torch.Generator) -> Tensor:
+        return keys_N == self.rank
+
 
 def check_agreement(world: World) -> None:
     """Who says what, and who hears it."""
@@ -135,6 +139,8 @@ def check_agreement(world: World) -> None:
         last = world.rank == world.size - 1
         with pytest.raises(error):
             choose(OwnChoice(choice if last else 0), Scores(size=9), 2, torch.Generator())
+    out_N = leave_out(OwnChoice(world.rank), torch.arange(3), Remembered(), Moment(), torch.Generator())
+    assert out_N.tolist() == [True, False, False], "rank 0's pairs on every process"
     with pytest.raises(ZeroDivisionError, match="division"):
         world.first(lambda: 1 // 0)
     with distributed.alone():

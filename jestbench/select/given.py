@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Remembered:
         memory: the numbers that it remembers of some pairs, name → float32, NaN where nothing was written.
     """
 
-    state: object = None
+    state: Any = None
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 

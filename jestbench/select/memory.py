@@ -85,19 +85,17 @@ class Memory:
         for part_key_M, number_MX in self._parts:
             place_B, there_B = _places(part_key_M, keys)
             new_B &= ~there_B
-            for at in range(len(self.columns)):
-                set_B = there_B & ~np.isnan(number_BX[:, at])
-                number_MX[place_B[set_B], at] = number_BX[set_B, at]
+            _put(number_MX, place_B[there_B], number_BX[there_B])
         self._insert(keys[new_B], number_BX[new_B])
 
     def _insert(self, keys: npt.NDArray[np.int64], number_BX: npt.NDArray[np.float32]) -> None:
         """Add keys that are not there yet, as many as the limit allows."""
-        last_first, at = np.unique(keys[::-1], return_index=True)
+        key_M, place_B = np.unique(keys, return_inverse=True)
+        number_MX = np.full((len(key_M), len(self.columns)), np.nan, np.float32)
+        _put(number_MX, place_B, number_BX)
         room = max(0, self.limit // self.pair_bytes - len(self))
-        if len(last_first) > room:
-            self.refused += len(last_first) - room
-            last_first, at = last_first[:room], at[:room]
-        newest = _merged(self._parts[1], (last_first, number_BX[::-1][at]))
+        self.refused += max(0, len(key_M) - room)
+        newest = _merged(self._parts[1], (key_M[:room], number_MX[:room]))
         if len(newest[0]) > NEWEST:
             self._parts = [_merged(self._parts[0], newest), self._empty()]
         else:
@@ -127,6 +125,13 @@ def _places(key_M: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> tuple[
     place_B[order_B] = np.searchsorted(key_M, keys[order_B])  # in order: neighbouring searches read the same memory
     place_B = np.minimum(place_B, len(key_M) - 1)
     return place_B, key_M[place_B] == keys
+
+
+def _put(into_MX: npt.NDArray[np.float32], place_B: npt.NDArray[Any], number_BX: npt.NDArray[np.float32]) -> None:
+    """Write numbers at their places, the last one where several have one place; NaN leaves a number as it is."""
+    for at, number_B in enumerate(number_BX.T):
+        set_B = ~np.isnan(number_B)
+        into_MX[place_B[set_B], at] = number_B[set_B]
 
 
 def _merged(one: _Part, other: _Part) -> _Part:

@@ -127,7 +127,7 @@ def choose(
         with patient(name, patience):
             with blamed(name, scores), TRAFFIC.sending("strip_sums"):
                 if isinstance(policy, StatefulPolicy):
-                    found = policy.select(scores, count, generator, state=_moved(state, scores.device))
+                    found = policy.select(scores, count, generator, state=moved(state, scores.device))
                 else:
                     found = policy.select(scores, count, generator)
             selection = checked(name, found, scores, count)
@@ -176,14 +176,12 @@ def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> Non
             raise PolicyError(f"{name} remembers {key!r}: one number for each pair [{size}], none infinite")
 
 
-def _moved(state: Any, device: torch.device) -> Any:
-    """The state with its tensors on the device (a checkpoint loads them on the CPU); the same object if none moves."""
-    if isinstance(state, torch.Tensor):
+def moved(state: Any, device: torch.device) -> Any:
+    """A policy's state, or numbers by name, with the tensors on the device (a checkpoint loads them on the CPU)."""
+    if isinstance(state, Tensor):
         return state.to(device)
     if isinstance(state, dict):
-        moved: Any = {key: _moved(value, device) for key, value in state.items()}
-        return state if all(moved[key] is value for key, value in state.items()) else moved
+        return {key: moved(value, device) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        moved = type(state)(_moved(value, device) for value in state)
-        return state if all(new is old for new, old in zip(moved, state, strict=True)) else moved
+        return type(state)(moved(value, device) for value in state)
     return state

@@ -15,7 +15,7 @@ from jestbench.select.contract import blamed, check_state, shown_value
 from jestbench.select.given import GIVEN, Moment, Remembered, Trained
 from jestbench.select.memory import MOST_COLUMNS
 from jestbench.select.patience import patient
-from jestbench.select.policy import Policy, PolicyError, check_memory
+from jestbench.select.policy import Policy, PolicyError, check_memory, moved
 from jestbench.select.scores import ROLES, Scores
 
 
@@ -44,7 +44,7 @@ class LearningPolicy(Protocol):
 
         Args:
             trained: the losses of these pairs.
-            state: the policy's own state, and what it remembers of them.
+            state: the policy's own state, and what it remembers of them; tensors lie on the losses' device.
         """
         ...
 
@@ -104,7 +104,7 @@ def leave_out(
     generator: torch.Generator,
     patience: float | None = None,
 ) -> Tensor:
-    """Ask a policy which pairs it leaves out of an epoch, and check the answer.
+    """Ask a policy which pairs it leaves out of an epoch; with several processes rank 0's answer is broadcast.
 
     Returns:
         bool ``[N]`` on the CPU.
@@ -113,12 +113,16 @@ def leave_out(
         PolicyError: the answer is not one bool for each pair, or does not come within ``patience`` minutes.
         PolicyFailure: an exception inside the policy.
     """
-    with patient(type(policy).__name__, patience), blamed(type(policy).__name__):
-        out_N = policy.leave_out(key_N, state, moment, generator)
-    if not isinstance(out_N, Tensor) or out_N.dtype != torch.bool or out_N.shape != key_N.shape:
-        got = f"{out_N.dtype} {list(out_N.shape)}" if isinstance(out_N, Tensor) else type(out_N).__name__
-        raise PolicyError(f"{type(policy).__name__}.leave_out returns bool [{len(key_N)}], one a pair, got {got}")
-    return out_N.cpu()
+
+    def left_out() -> Tensor:
+        name = type(policy).__name__
+        with patient(name, patience), blamed(name):
+            out_N = policy.leave_out(key_N, state, moment, generator)
+        if not isinstance(out_N, Tensor) or out_N.dtype != torch.bool or out_N.shape != key_N.shape:
+            raise PolicyError(f"{name}.leave_out returns bool [{len(key_N)}], one a pair, got {shown_value(out_N)}")
+        return out_N.cpu()
+
+    return distributed.world().first(left_out)
 
 
 def learn(policy: LearningPolicy, trained: Trained, state: Remembered, patience: float | None = None) -> Remembered:
@@ -129,15 +133,19 @@ def learn(policy: LearningPolicy, trained: Trained, state: Remembered, patience:
             state; or the policy does not return within ``patience`` minutes.
         PolicyFailure: an exception inside the policy.
     """
+    world = distributed.world()
 
     def learnt() -> Remembered:
-        name = type(policy).__name__
+        name, device = type(policy).__name__, trained.image_loss_K.device
+        before = Remembered(moved(state.state, device), moved(dict(state.memory), device))
         with patient(name, patience), blamed(name):
-            found = policy.learn(trained, state)
+            found = policy.learn(trained, before)
         if not isinstance(found, Remembered):
             raise PolicyError(f"{name}.learn returns a Remembered, got {shown_value(found)}")
         check_state(name, found.state)
         check_memory(policy, found.memory, len(trained))
-        return Remembered(found.state, {name: value_K.cpu() for name, value_K in found.memory.items()})
+        # A tensor of a GPU would be broadcast to the same GPU in every process.
+        own = found.state if world.size == 1 else moved(found.state, torch.device("cpu"))
+        return Remembered(own, {name: value_K.cpu() for name, value_K in found.memory.items()})
 
-    return distributed.world().first(learnt)
+    return world.first(learnt)

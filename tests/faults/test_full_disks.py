@@ -160,6 +160,16 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_looking_for_the_cause_of_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
+    """Torch reports no cause of a write that has failed: another one is tried, and its file removed."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, "64k"):
+        (disk / "full").write_bytes(bytes(40_000))
+        with pytest.raises(storage.StorageError, match="the disk is full"), storage.writing(disk):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        assert [file.name for file in disk.iterdir()] == ["full"]
+
+
 def full_at(whole_run: Path, folder: Path, kib: int, capsys: pytest.CaptureFixture[str]) -> int:
     """Run on a disk of so many KiB, then on a larger one; the status of the first, whose message is checked."""
     with small_disk(folder, f"{kib}k") as mounted:

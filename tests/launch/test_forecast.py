@@ -9,6 +9,7 @@ import torch
 from helpers import small_world, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import policies
 from jestbench.config import resolve
@@ -152,6 +153,8 @@ def test_behind_the_keys_that_are_looked_at_a_pair_is_new_in_its_splits_first_ep
     ("policy", "parameters"),
     [
         ("jest", {"chunks": 7}),
+        ("jest", {"shuffle_reference": True}),
+        ("clip_loss", {"batch": 40}),
         ("learnability", {"pair_loss": "in_batch"}),
         ("hard_learner", {"joint": True, "chunks": 4}),
         ("grad_norm", {}),
@@ -165,7 +168,9 @@ def test_a_selection_is_charged_alike_whether_its_products_are_computed_or_not(p
         images, texts = torch.randn(2, 96, 5, generator=random)
         sides = (Embeddings(images / 9, texts / 9, imagined=imagined) for _ in range(2))
         scores = Scores(*sides, loss=loss)
-        selection = choose(chosen, scores, 40, random, initial_state(chosen))
+        with FlopCounterMode(display=False) as counted:
+            selection = choose(chosen, scores, 40, random, initial_state(chosen))
+        assert (counted.get_total_flops() == 0) == imagined
         assert len(selection.index_K.unique()) == 40
         macs.append(scores.meter.macs)
     assert macs[0] == macs[1] > 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from jestbench.launch.command import main
 from jestbench.model.tokenizer import Tokenizer, train_bpe
 from jestbench.parallel.arithmetic import Arithmetic
 from jestbench.runs.recorder import Recorder
+from jestbench.select import Remembered, Trained
+from jestbench.select.remembering import learn
 
 SIZES = [
     *("run.batch_size=8", "run.super_batch_size=24", "synthetic.pool=150", "synthetic.curated=64"),
@@ -118,6 +121,24 @@ def test_an_arm_on_the_device_is_charged_as_on_a_cpu_and_seldom_waits(
     assert counted.of(1, WAITS, but="select/") <= (ENGINE_WAITS.get(arm, 4) if selects else 0), gpu.report()
     assert counted.of(1, ("to device: pageable",), but="select/") <= ENGINE_COPIES.get(arm, 0), gpu.report()
     assert counted.of(1, (*WAITS, "to device: pageable"), room="") <= 160, gpu.report()
+
+
+def test_what_a_policy_has_kept_lies_on_the_device_of_the_losses_that_it_learns_from() -> None:
+    """As what ``select`` is given does; a checkpoint, and the memory, bring it back on the CPU."""
+
+    @dataclass(frozen=True)
+    class Mean:
+        remembers: ClassVar[tuple[str, ...]] = ("loss",)
+
+        def learn(self, trained: Trained, state: Remembered) -> Remembered:
+            risen_K = trained.loss_K - state.memory["loss"]
+            return Remembered(float(state.state["mean"] + risen_K.mean()), {"loss": risen_K})
+
+    before = Remembered({"mean": torch.ones(1)}, {"loss": torch.ones(2)})
+    with Pretended():
+        after = learn(Mean(), Trained(*(torch.tensor([3.0, 5.0]).to("cuda") for _ in range(2))), before)
+    assert after.state == 4.0
+    assert after.memory["loss"].tolist() == [2.0, 4.0]
 
 
 def test_a_step_over_micro_batches_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,8 +315,8 @@ POLICIES = (
     Mutant(
         "jest.shuffle_reference shuffles nothing",
         "policies/jest.py",
-        "scores = _shuffled(scores, generator)",
-        "_shuffled(scores, generator)",
+        "scores = replace(scores, reference=reference.take(others_B))",
+        "reference.take(others_B)",
         f"{EVERY}::test_the_control_of_jest_keeps_the_learner_and_loses_the_reference",
     ),
     Mutant(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import policies
 from jestbench import Embeddings, Scores
 from jestbench.select import Moment, Remembered, Trained, joint_draw
 from jestbench.select.given import word_ids
+from jestbench.select.memory import Memory
 from jestbench.select.policy import choose, initial_state
 
 SIZE, COUNT = 40, 12
@@ -48,21 +51,43 @@ def test_clip_loss_keeps_the_top_share_by_the_papers_score() -> None:
         assert passed == set(best)
 
 
-def test_clip_loss_averages_over_random_batches() -> None:
-    model, tau, batch, rounds = embeddings(2), 0.05, 8, 3
+@pytest.mark.parametrize(("batch", "parts"), [(8, 5), (9, 4), (13, 3), (25, 1)])
+def test_clip_loss_averages_over_random_batches(batch: int, parts: int) -> None:
+    model, tau, rounds = embeddings(2), 0.05, 3
     policy = policies.create("clip_loss", temperature=tau, batch=batch, rounds=rounds)
     scores = Scores(reference=model)
     found, generator = choose(policy, scores, COUNT, seeded(5)).score_B, seeded(5)
-    cosine, plain = (model.image_BD @ model.text_BD.T).tolist(), [0.0] * SIZE
+    cosine, plain, macs = (model.image_BD @ model.text_BD.T).tolist(), [0.0] * SIZE, 0
     for _ in range(rounds):
         order = torch.randperm(SIZE, generator=generator).tolist()
-        for part in (order[start : start + batch] for start in range(0, SIZE, batch)):
+        cuts = [-(-SIZE * cut // parts) for cut in range(parts + 1)]
+        for part in (order[start:stop] for start, stop in pairwise(cuts)):
+            assert len(part) >= batch, "no pair is scored among fewer"
+            macs += len(part) * (len(part) + 1) * 6
             for i in part:
                 rows = math.log(sum(math.exp(cosine[i][j] / tau) for j in part))
                 columns = math.log(sum(math.exp(cosine[j][i] / tau) for j in part))
                 plain[i] += (cosine[i][i] - tau / 2 * (rows + columns)) / rounds
     assert found.tolist() == pytest.approx(plain)
-    assert scores.meter.macs == rounds * SIZE * (batch + 1) * 6
+    assert scores.meter.macs == macs
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_clip_loss_sums_over_no_equal_pair_whatever_they_are_to_the_loss(loss: str) -> None:
+    model, group_B = embeddings(2), torch.arange(SIZE) // 2
+    masked, positive = (
+        choose(
+            policies.create("clip_loss", batch=9),
+            Scores(reference=model, loss=loss, group_B=group_B, equal=equal),
+            COUNT,
+            seeded(5),
+        )
+        for equal in ("masked", "positive")
+    )
+    assert torch.equal(masked.score_B, positive.score_B)
+    assert torch.equal(masked.index_K, positive.index_K)
+    plain = choose(policies.create("clip_loss", batch=9), Scores(reference=model, loss=loss), COUNT, seeded(5))
+    assert (masked.score_B > plain.score_B).any()
 
 
 @pytest.mark.parametrize("mode", ["warmup", "momentum"])
@@ -250,6 +275,18 @@ def test_column_draws_by_the_number_over_the_temperature() -> None:
     assert chi2.sf(sum((times[i] - float(expected[i])) ** 2 / float(expected[i]) for i in range(6)), 5) > 1e-3
 
 
+def test_neighbours_looks_once_through_the_pairs_for_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, looks, real = 1500, [0], torch.Tensor.__getitem__
+
+    def look(*of: Any) -> Any:
+        looks[0] += 1
+        return real(*of)
+
+    monkeypatch.setattr(torch.Tensor, "__getitem__", look)
+    choose(policies.create("neighbours", size=1, skip=0), Scores(reference=embeddings(1, size)), 1000, seeded())
+    assert looks[0] < 10 * size
+
+
 @pytest.mark.parametrize("name", [name for name in policies.available() if hasattr(policies.get(name), "repetition")])
 def test_the_repetition_penalty_takes_its_share_off_the_logit(name: str) -> None:
     """With a large penalty what was trained on most is not drawn, whatever its score; the chosen are counted."""
@@ -263,7 +300,21 @@ def test_the_repetition_penalty_takes_its_share_off_the_logit(name: str) -> None
     assert "memory" not in policies.create(name).needs
     chosen = choose(policy, Scores(**models, values=values, memory={"times": times_B}), COUNT, seeded())
     assert not (chosen.index_K % 2 == 0).any()
-    assert chosen.memory["times"].tolist() == [times_B[i] + (i in chosen.index_K.tolist()) for i in range(SIZE)]
+    times, drawn = chosen.memory["times"], set(chosen.index_K.tolist())
+    assert [int(times[i]) for i in drawn] == [int(times_B[i]) + 1 for i in drawn]
+    assert times.isnan().tolist() == [i not in drawn for i in range(SIZE)]
+
+
+def test_repetition_counts_a_pair_whose_key_another_pair_of_the_super_batch_has() -> None:
+    """Shards hold many a pair twice: the copy that is not chosen does not undo the count of the one that is."""
+    held, key_B, value_B = Memory(("times",)), torch.tensor([7, 5, 7, 6]), torch.tensor([9.0, 0.0, 0.0, 0.0])
+    policy = policies.create("column", name="v", by="top", share=0.25, repetition=0.15)
+    for step in range(3):
+        scores = Scores(values={"column:v": value_B}, memory=held.read(key_B))
+        chosen = choose(policy, scores, 1, seeded(step))
+        assert chosen.index_K.tolist() == [0]
+        held.write(key_B, chosen.memory)
+    assert held.read(key_B)["times"].nan_to_num(0).tolist() == [3.0, 0.0, 3.0, 0.0]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

@@ -50,6 +50,9 @@ def test_a_key_that_comes_twice_keeps_the_last_number() -> None:
     assert held.read(torch.tensor([3, 5, 4]))["a"].nan_to_num(-1).tolist() == [2.0, 3.0, -1.0]
     held.write(torch.tensor([5, 5]), {"a": torch.tensor([7.0, 8.0])})
     assert held.read(torch.tensor([5]))["a"].tolist() == [8.0]
+    for _ in range(2):  # of a new key, and of one that is there
+        held.write(torch.tensor([9, 5, 9]), {"a": torch.tensor([4.0, math.nan, math.nan])})
+        assert held.read(torch.tensor([9, 5]))["a"].tolist() == [4.0, 8.0], "NaN leaves a number as it is"
 
 
 def test_its_bytes_are_bounded_and_what_is_refused_is_counted() -> None:
