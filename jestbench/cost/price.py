@@ -102,6 +102,6 @@ class Price:
         passes = -(-count // (microbatch or max(1, count)))
         return count * self.image + passes * self.fixed
 
-    def pairs(self, count: int, microbatch: int | None = None) -> int:
-        """Multiply-adds for ``count`` pairs, in one pass or in passes of at most ``microbatch`` pairs."""
-        return self.images(count, microbatch) + count * self.text
+    def pairs(self, count: int) -> int:
+        """Multiply-adds for ``count`` pairs, in one pass."""
+        return self.images(count) + count * self.text

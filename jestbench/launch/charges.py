@@ -30,30 +30,34 @@ class Charges:
     Attributes:
         each: of a step in which the policy selects and no pair is new to the run.
         new: what scoring new pairs adds to each of the first of these steps; nothing to those behind them.
-        before: steps before ``run.select_from``, in which nothing is scored.
+        before: steps before ``run.select_from``, for which the policy scores nothing.
         unselected: of such a step.
+        drawn: of a cascade, the first steps of the run, in which its candidates are new, and what they add to each.
     """
 
     each: int
     new: Sequence[int] = ()
     before: int = 0
     unselected: int = 0
+    drawn: tuple[int, int] = (0, 0)
 
     def total(self, steps: int) -> int:
         """FLOPs of the first steps."""
         selecting = max(0, steps - self.before)
-        return (steps - selecting) * self.unselected + selecting * self.each + sum(self.new[:selecting])
+        return (steps - selecting) * self.unselected + selecting * self.each + self.sights(steps)
+
+    def sights(self, steps: int) -> int:
+        """FLOPs of scoring pairs that are new to the run, in the first steps."""
+        first, more = self.drawn
+        return sum(self.new[: max(0, steps - self.before)]) + min(steps, first) * more
 
     def steps(self, budget: int) -> int:
         """Steps until so many FLOPs are spent."""
-        spent = self.before * self.unselected
-        if spent > budget:
-            return -(-budget // self.unselected)
-        for number, more in enumerate(self.new):
-            if spent >= budget:
-                return self.before + number
-            spent += self.each + more
-        return self.before + len(self.new) + max(0, -(-(budget - spent) // self.each))
+        least, most = 0, -(-budget // (min(self.each, self.unselected) if self.before else self.each))
+        while least < most:
+            middle = (least + most) // 2
+            least, most = (middle + 1, most) if self.total(middle) < budget else (least, middle)
+        return least
 
 
 def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, before: int = 0) -> Charges:
@@ -74,9 +78,9 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, 
     if pool is None or run.reference_accounting != "first_sight" or not price.first_sight:
         return Charges(price.total, (), before, price.unselected)
     each = price.total - price.first_sight
-    if run.cascade is not None and run.cascade.role is not None:
-        passed = min(most, max(1, pool // resolved.candidates))
-        return Charges(each, [price.first_sight] * passed, before, price.unselected)
+    if price.drawn:
+        drawn = drawn_in(resolved, stages, price)
+        return Charges(each, [price.first_sight - price.drawn] * min(most, drawn[0]), before, price.unselected, drawn)
     try:
         plan = plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)
     except DataError:
@@ -93,6 +97,14 @@ def charges_of(resolved: Resolved, stages: Stages, price: StepPrice, most: int, 
             return Charges(price.total, (), before, price.unselected)
         scoring.append(images)
     return Charges(each, _sights(plan, scoring, most, before), before, price.unselected)
+
+
+def drawn_in(resolved: Resolved, stages: Stages, price: StepPrice) -> tuple[int, int]:
+    """The steps of one pass over the pool, in which a cascade's candidates are new; FLOPs of their scores in each."""
+    pool = stages.super_batches.pool
+    if pool is None or resolved.run.reference_accounting != "first_sight" or not price.drawn:
+        return 0, 0
+    return max(1, pool // resolved.candidates), price.drawn
 
 
 def _sights(plan: StepPlan, scoring: Sequence[Actor], most: int, before: int) -> list[int]:

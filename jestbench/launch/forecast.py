@@ -18,7 +18,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import least_draw
 from jestbench.launch import calibrate, own_scores
-from jestbench.launch.charges import Charges, charges_of
+from jestbench.launch.charges import Charges, charges_of, drawn_in
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.exchange_forecast import StepSizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
@@ -100,7 +100,8 @@ class RunForecast:
             return charges_of(self.resolved, self.stages, price, self.steps, math.ceil(share * self.steps))
         # The schedule stands still between the first rung and the last one.
         schedule = self.left_of(run.optimizer.rungs[0] if run.optimizer.rungs else run.budget)
-        before = -(-math.ceil(share * schedule) // price.unselected)
+        uniform = Charges(price.unselected, drawn=drawn_in(self.resolved, self.stages, price))
+        before = uniform.steps(math.ceil(share * schedule))
         most = self.left_of(run.budget) // max(1, price.total - price.first_sight) + 1
         return charges_of(self.resolved, self.stages, price, most, before)
 
@@ -174,8 +175,7 @@ def _first_sight_lines(forecast: RunForecast) -> list[str]:
     if price.first_sight and accounting == "first_sight":
         rest = (price.total - price.first_sight) / price.uniform
         lines.append(f"once every pair has been seen: {rest:.3f}")
-        charges, steps = forecast.charges, forecast.steps
-        lines.append(f"first sights in {steps:,} steps: {sum(charges.new[: max(0, steps - charges.before)]):,} FLOPs")
+        lines.append(f"first sights in {forecast.steps:,} steps: {forecast.charges.sights(forecast.steps):,} FLOPs")
     if resolved.run.cascade is not None and pool is not None:
         charged = {
             "online": "charged at every step, with the policy's own scoring",

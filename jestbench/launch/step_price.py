@@ -28,11 +28,13 @@ class StepPrice:
         first_sight: FLOPs of a step that are charged only for pairs encountered for the first time: all scoring by
             frozen models, and the own logits that a cascade takes from them; 0 under ``amortised``.
         cascade_pair: FLOPs of one candidate of a cascade, encountered for the first time.
+        drawn: FLOPs of the candidates of a step, all encountered for the first time; 0 without a cascade by a model.
         closed_form: cost relative to a uniform step by the paper's formulas (arXiv 2406.17711; towers
             only): train + r·learner/3 + r·frozen/3, r = B/b, each the price of a pair under the views
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
-        unselected: FLOPs of a step before ``run.select_from``, in which nothing is scored.
+        unselected: FLOPs of a step before ``run.select_from``, for which the policy scores nothing; candidates of a
+            cascade are among them where every pass is charged.
     """
 
     flops: dict[Purpose, int]
@@ -40,6 +42,7 @@ class StepPrice:
     closed_form: float
     first_sight: int = 0
     cascade_pair: int = 0
+    drawn: int = 0
     unselected: int = 0
 
     @property
@@ -83,8 +86,10 @@ def step_price(resolved: Resolved, stages: Stages) -> StepPrice:
     ledger = Ledger()
     ledger.charge([*each, *once, _selection_pass(resolved, stages)])
     spent = {purpose: FLOPS_PER_MAC * macs for purpose, macs in ledger.macs.items()}
+    one, two, drawn = (_own_losses(resolved, stages, count) for count in (1, 2, resolved.candidates))
     unselected = flops_of([*learner.forecast_update(batch_size), *uniform_images])
-    return StepPrice(spent, uniform, closed, flops_of(once), _cascade_pair(resolved, stages), unselected)
+    unselected += drawn if accounting == "online" else 0
+    return StepPrice(spent, uniform, closed, flops_of(once), two - one, drawn, unselected)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
@@ -97,9 +102,8 @@ def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:
     return (*own, *(actor.forecast(resolved.draw_size) if asked else ()))
 
 
-def _cascade_pair(resolved: Resolved, stages: Stages) -> int:
-    """FLOPs of one more new candidate of a cascade; 0 without a cascade."""
+def _own_losses(resolved: Resolved, stages: Stages, count: int) -> int:
+    """FLOPs of so many new candidates of a cascade; 0 without one that draws by a model."""
     if resolved.run.cascade is None or resolved.run.cascade.role is None:
         return 0
-    actor = stages.scorer.actors[resolved.run.cascade.role]
-    return flops_of(actor.forecast_own_loss(2)) - flops_of(actor.forecast_own_loss(1))
+    return flops_of(stages.scorer.actors[resolved.run.cascade.role].forecast_own_loss(count))

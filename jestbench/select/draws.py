@@ -326,11 +326,11 @@ def joint_draw(
     drawn: list[Tensor] = []
     terms: list[Tensor] = []
     sizes = chunk_sizes(count, chunks)
-    noise = _noise(joint.diagonal_B, len(sizes), generator)
+    noise = None if deterministic else _noise(joint.diagonal_B, len(sizes), generator)
     for number, size in enumerate(sizes):
         logit_B = joint.logit_B()
         gained_B = _gained(logit_B, gain, offset_B)
-        key_B = _best_first(logit_B, gained_B, offset_B) if deterministic else gained_B.double() + next(noise)
+        key_B = _key_B(logit_B, gained_B, offset_B, noise)
         index_C = _best(key_B, size)
         terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]
         drawn.append(index_C)
@@ -357,9 +357,11 @@ def _gained(logit_B: Tensor, gain: float, offset_B: Tensor | None = None) -> Ten
     return gained_B if offset_B is None else gained_B + offset_B.to(gained_B)
 
 
-def _best_first(logit_B: Tensor, gained_B: Tensor, offset_B: Tensor | None) -> Tensor:
-    """What the best are taken by: the logits, whatever the gain; with an offset, which the gain weighs, their sum."""
-    return logit_B if offset_B is None else gained_B
+def _key_B(logit_B: Tensor, gained_B: Tensor, offset_B: Tensor | None, noise: Iterator[Tensor] | None) -> Tensor:
+    """What the largest are taken by: logits times the gain, with noise; without noise the gain weighs but an offset."""
+    if noise is None:
+        return logit_B if offset_B is None else gained_B
+    return gained_B.double() + next(noise)
 
 
 def joint_sample(
@@ -398,11 +400,7 @@ def independent_draw(
     """
     _checked(len(score_B), count, 1, gain)
     gained_B = _gained(score_B, gain, offset_B)
-    key_B = (
-        _best_first(score_B, gained_B, offset_B)
-        if deterministic
-        else gained_B.double() + next(_noise(score_B, 1, generator))
-    )
+    key_B = _key_B(score_B, gained_B, offset_B, None if deterministic else _noise(score_B, 1, generator))
     index_K = _best(key_B, count)
     finite = torch.isfinite(score_B).all().double()[None]
     terms = [finite, _drawable(key_B), _entropy_terms(gained_B), _choice_terms(score_B, index_K)]

@@ -42,17 +42,17 @@ class Meter:
     def __init__(self) -> None:
         self.macs = self.own_macs = 0
 
-    def add(self, rows: int, columns: int, width: int, own: int | None = None) -> None:
+    def add(self, rows: int, columns: int, width: int, own: int) -> None:
         """Charge a ``rows × columns`` product over ``width`` dimensions.
 
         Args:
             rows: rows of the whole product.
             columns: its columns.
             width: D.
-            own: rows that this process computes; ``None`` is all.
+            own: rows that this process computes.
         """
         self.macs += rows * columns * width
-        self.own_macs += (rows if own is None else own) * columns * width
+        self.own_macs += own * columns * width
 
 
 def strip(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossName) -> Tensor:

@@ -30,11 +30,20 @@ def arm(policy: str) -> Resolved:
     return resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{policy}.gin"], [*WORLD, f"run.reference={REFERENCE!r}"])
 
 
-@given(each=st.integers(1, 900), new=st.lists(st.integers(0, 900), max_size=20), budget=st.integers(0, 60_000))
-def test_steps_are_counted_until_the_budget_is_spent(each, new, budget):
-    found, spent, steps = Charges(each, new), 0, 0
+@given(
+    each=st.integers(1, 900),
+    new=st.lists(st.integers(0, 900), max_size=20),
+    before=st.integers(0, 12),
+    unselected=st.integers(1, 900),
+    drawn=st.tuples(st.integers(0, 20), st.integers(0, 900)),
+    budget=st.integers(0, 60_000),
+)
+def test_steps_are_counted_until_the_budget_is_spent(each, new, before, unselected, drawn, budget):
+    found, spent, steps = Charges(each, new, before, unselected, drawn), 0, 0
     while spent < budget:
-        spent, steps = spent + each + (new[steps] if steps < len(new) else 0), steps + 1
+        own = dict(enumerate(new)).get(steps - before, 0)
+        spent += (unselected if steps < before else each + own) + (drawn[1] if steps < drawn[0] else 0)
+        steps += 1
     assert found.steps(budget) == steps
     assert found.total(steps) == spent
 

@@ -256,9 +256,9 @@ def test_the_price_of_a_view_is_the_closed_form(tokenizer: Tokenizer, view: View
     price = Price.of(model, batch, check(view, model))
     assert price == closed_form(view)
     assert price.pairs(3) == 3 * price.pair + price.fixed
-    assert price.pairs(3, 3) == price.pairs(3)
-    assert price.pairs(7, 3) == 7 * price.pair + 3 * price.fixed
-    assert price.pairs(0) == price.pairs(0, 3) == 0
+    assert price.images(3, 3) == price.images(3)
+    assert price.images(7, 3) == 7 * price.image + 3 * price.fixed
+    assert price.pairs(0) == price.images(0, 3) == 0
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.label)

@@ -119,8 +119,8 @@ SAMPLER = (
     Mutant(
         "deterministic draws",
         DRAWS,
-        "key_B = _best_first(logit_B, gained_B, offset_B) if deterministic else gained_B.double() + next(noise)",
-        "key_B = gained_B.double() + next(noise)",
+        "noise = None if deterministic else _noise(joint.diagonal_B, len(sizes), generator)",
+        "noise = _noise(joint.diagonal_B, len(sizes), generator)",
         f"{LAW}::test_a_large_gain_is_greedy",
     ),
     Mutant(

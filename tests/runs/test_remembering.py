@@ -66,11 +66,16 @@ def test_before_select_from_a_run_is_uniform_and_charged_as_uniform(tmp_path: Pa
     assert summary_of(tmp_path / "same")["config_hash"] == hashes[1], "it changes nothing for uniform"
 
 
+@pytest.mark.parametrize(
+    "arm", [("jest",), ("cascade_jest", "cascade.candidates=3", "run.super_batch_size=32")], ids=str
+)
 def test_the_price_of_a_run_that_selects_late_is_what_it_is_charged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arm: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A cascade scores its candidates from the first step on."""
     reference = f'run.reference=("{ROOT}/gin/run/tiny_reference.gin", "run.budget=2e9")'
-    words = ["--gin_file", TINY, "--gin_file", str(ROOT / "gin/policy/jest.gin"), reference, *small_world(16, 32)]
+    words = ["--gin_file", TINY, "--gin_file", str(ROOT / f"gin/policy/{arm[0]}.gin"), *arm[1:]]
+    words += [reference, *small_world(16, 32), "run.cache=None"]
     words += ["run.budget=6e9", "run.select_from=0.4", "run.reference_accounting=online", "evaluate.points=1"]
     assert main([*words, "--price"]) == 0
     out = capsys.readouterr().out
