@@ -184,7 +184,7 @@ def _samples(tar: Path) -> Iterator[Sample]:
 
 def _class(tar: Path, sample: Sample, classes: int) -> int:
     text = sample["cls"].content.decode("utf-8", "replace").strip() if "cls" in sample else ""
-    if not text.isdigit() or int(text) >= classes:
+    if not text.isdecimal() or int(text) >= classes:
         raise DataError(f"{tar}: an image has the class {text!r}; classnames.txt holds {classes} classes (0, 1, …)")
     return int(text)
 

@@ -236,6 +236,15 @@ def test_an_arm_keeps_the_agents_run_though_its_reference_runs_first(runs: Runs)
         assert (list(run.tags), run.notes) == (["icons", "night"], "why")
 
 
+def test_the_name_in_the_environment_is_the_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(wandb, "init", lambda **given: names.append(given["name"]))
+    monkeypatch.setenv("WANDB_NAME", "night run")
+    for label in (wandb_run.Label("jest-seed0", "jest"), wandb_run.Label("r-seed0", "reference", in_sweep=False)):
+        wandb_run.start_wandb(log.WandB(), tmp_path, label, {})
+    assert names == ["night run", "r-seed0"]
+
+
 def test_a_resumed_run_is_another_run_of_the_group(runs: Runs) -> None:
     stopped, resumed = recorded(runs.uniform)
     assert stopped.run.run_id == "mine1234"  # the user's own
