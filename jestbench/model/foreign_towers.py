@@ -25,10 +25,6 @@ class ForeignError(DataError):
     exit_status: ClassVar[int] = 2
 
 
-class DownloadNeeded(DataError):
-    """Files of a model are on a hub alone, and could not be fetched, or were not to be."""
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """What a model's own library does to a square image, as far as it can be done to many at once on a device.

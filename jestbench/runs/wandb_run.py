@@ -95,9 +95,8 @@ def start_wandb(config: WandB, folder: Path, label: Label, flat: Mapping[str, An
                 settings=settings,
             )
     except wandb.Error as error:
-        raise ValueError(
-            f"W&B cannot start this run ({mode}): {error}: log in (wandb login), or say wandb.mode=offline"
-        ) from error
+        remedy = ": log in (wandb login), or say wandb.mode=offline" if mode == "online" else ""
+        raise ValueError(f"W&B cannot start this run ({mode}): {error}{remedy}") from error
 
 
 @contextmanager

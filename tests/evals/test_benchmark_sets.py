@@ -313,10 +313,11 @@ def test_a_sweep_may_be_about_a_set(tmp_path):
     assert {"eval/colours/zero_shot_top1", "eval/colours/2_shot_top1", "eval/zero_shot_top1", "train/loss"} <= names
 
 
-def test_a_missing_set_is_said_before_anything_is_trained(tmp_path, capsys):
-    missing = ["evaluate.sets=('/nowhere/wds_x',)", "--run_dir", str(tmp_path / "run")]
+@pytest.mark.parametrize("folder", ["/nowhere/wds_x", "~nobody_here/wds_x"])
+def test_a_missing_set_is_said_before_anything_is_trained(folder, tmp_path, capsys):
+    missing = [f"evaluate.sets=('{folder}',)", "--run_dir", str(tmp_path / "run")]
     assert main(["--gin_file", "gin/run/tiny.gin", *missing]) == 3
-    assert "no folder /nowhere/wds_x" in capsys.readouterr().err
+    assert f"no folder {folder}" in capsys.readouterr().err
 
 
 def test_layouts_that_are_nearly_right_are_named_at_the_start(tmp_path):
