@@ -126,8 +126,9 @@ class BenchmarkEvaluator:
     def _few_shot(self, shot_SD: Tensor, class_S: Tensor, image_ND: Tensor) -> dict[str, Ranking]:
         scores_NC = ridge_scores(shot_SD, class_S.to(shot_SD.device), image_ND, len(self.benchmark.classnames))
         class_N = torch.tensor(self.benchmark.test.classes, device=scores_NC.device)
-        # Of equal scores the lowest class is chosen, as argmax does.
-        rank_N = torch.where(scores_NC.argmax(1) == class_N, 1, 2)
+        # Of equal scores the lowest class is chosen, as argmax does; NaN hits nothing.
+        hit_N = (scores_NC.argmax(1) == class_N) & scores_NC.isfinite().all(1)
+        rank_N = torch.where(hit_N, 1, 2)
         return {f"{self.few_shot}_shot": self._ranking(rank_N, class_N)}
 
     def _retrieval(self, image_ND: Tensor, text_TD: Tensor, world: World) -> dict[str, Ranking]:

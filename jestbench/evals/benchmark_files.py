@@ -20,7 +20,7 @@ from typing import Literal
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.shards import IMAGES, MemberRules, Sample, samples
-from jestbench.disk import decoded
+from jestbench.disk import decoded, user_path
 
 MEMBERS = MemberRules(lines=True)
 CLASSNAMES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
@@ -88,7 +88,7 @@ def read_benchmark(folder: str, train: bool = False) -> Benchmark:
     Raises:
         DataError: the folder is not in that layout; the message names the file that is missing or wrong.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     if not root.is_dir():
         raise DataError(f"evaluate.sets: there is no folder {folder}")
     kind = "\n".join(_lines(root / KIND)) if (root / KIND).exists() else "classification"
@@ -184,7 +184,7 @@ def _samples(tar: Path) -> Iterator[Sample]:
 
 def _class(tar: Path, sample: Sample, classes: int) -> int:
     text = sample["cls"].content.decode("utf-8", "replace").strip() if "cls" in sample else ""
-    if not text.isdigit() or int(text) >= classes:
+    if not text.isdecimal() or int(text) >= classes:
         raise DataError(f"{tar}: an image has the class {text!r}; classnames.txt holds {classes} classes (0, 1, …)")
     return int(text)
 

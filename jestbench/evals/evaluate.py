@@ -80,7 +80,8 @@ class Evaluator:
         tokenizer: of the model; ``None`` is that of the split.
 
     Raises:
-        DataError: a set is not in its layout, two have one name, or every class or no class is unseen.
+        DataError: a set is not in its layout, two have one name, few-shot is asked of none that classifies, or every
+            class or no class is unseen.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class Evaluator:
         sets = [read_benchmark(folder, train=config.few_shot > 0) for folder in config.sets]
         if len({found.name for found in sets}) < len(sets):
             raise DataError(f"evaluate.sets: two folders have one name: {', '.join(found.name for found in sets)}")
+        if config.few_shot and all(found.task == "retrieval" for found in sets):
+            raise DataError("evaluate.few_shot classifies images, and evaluate.sets holds sets for retrieval alone")
         self.sets = [
             BenchmarkEvaluator(found, tokenizer or pairs.tokenizer, resolution, config.batch_size, config.few_shot)
             for found in sets

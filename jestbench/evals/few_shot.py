@@ -31,7 +31,7 @@ def shots_of(class_N: Tensor, shots: int) -> Tensor:
 
 
 def ridge_scores(shot_SD: Tensor, class_S: Tensor, test_ND: Tensor, classes: int) -> Tensor:
-    """Scores ``[N, classes]`` of test embeddings, float64.
+    """Scores ``[N, classes]`` of test embeddings, float64; all NaN where an embedding of a shot is not finite.
 
     With the singular value decomposition X = U·diag(s)·Vᵀ of the centred shots, the fit at penalty λ is
     U·diag(s²/(s² + λ))·Uᵀ·Y, and the leave-one-out residual of shot i is its residual over 1 − h_i, h the diagonal of
@@ -43,6 +43,8 @@ def ridge_scores(shot_SD: Tensor, class_S: Tensor, test_ND: Tensor, classes: int
         test_ND: embeddings to classify.
         classes: how many classes there are.
     """
+    if not bool(shot_SD.isfinite().all()):  # as LAPACK has no decomposition of it
+        return shot_SD.new_full((len(test_ND), classes), torch.nan, dtype=torch.float64)
     mean_D = shot_SD.double().mean(0)
     x_SD = shot_SD.double() - mean_D
     y_SC = 2 * torch.nn.functional.one_hot(class_S, classes).double() - 1

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jestbench.disk import command_name
+from jestbench.disk import command_name, user_path
 
 if TYPE_CHECKING:
     from jestbench.model.tokenizer import Tokenizer
@@ -33,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=command_name("export"),
         description="Write a trained model as a folder that another tool opens as it stands.",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a finished run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=user_path, help="a finished run")
     parser.add_argument("--to", choices=("open_clip",), required=True, help="the tool that opens the folder")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="default: open_clip in the run folder")
+    parser.add_argument("--out", metavar="DIR", type=user_path, help="default: open_clip in the run folder")
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:
@@ -65,9 +63,10 @@ def export(run_dir: Path, out: Path) -> bool:
         NotExpressible: open_clip has no such model, or gives other embeddings; the folder is removed.
         DataError: the run holds no contrastive model, or the folder is there already.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from jestbench.disk import write_json, write_text
+    from jestbench.disk import DataError, whole, write_json, write_text
     from jestbench.export.model_card import model_card
     from jestbench.export.open_clip_towers import library_for_open_clip, towers_for_open_clip
     from jestbench.export.tokenizer_files import write_tokenizer
@@ -81,38 +80,22 @@ def export(run_dir: Path, out: Path) -> bool:
         config, weights = towers_for_open_clip(model, shape, tokenizer)
         mean, std = shape.normalisation
         preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
-    with _new_folder(out):
-        save_file(weights, out / "open_clip_model.safetensors")
-        write_json(out / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
-        write_tokenizer(out, tokenizer)
-        write_text(out / "README.md", model_card(run_dir, model, shape, tokenizer))
-        if find_spec("open_clip") is None or find_spec("transformers") is None:
-            return False
-        _check_opened(out, model, tokenizer)
-    return True
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """Make a folder, and remove it where an exception leaves it unfinished.
-
-    Raises:
-        DataError: it is there already, or cannot be made.
-    """
-    from jestbench.disk import DataError
-
+    if out.exists():
+        raise DataError(f"{out} is there already: name another folder by --out")
+    opens = find_spec("open_clip") is not None and find_spec("transformers") is not None
     try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made: {error.strerror}: name another folder by --out") from error
-    try:
-        yield
-    except OSError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as folder:
+            folder.mkdir()
+            save_file(weights, folder / "open_clip_model.safetensors")
+            write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
+            write_tokenizer(folder, tokenizer)
+            write_text(folder / "README.md", model_card(run_dir, model, shape, tokenizer))
+            if opens:
+                _check_opened(folder, model, tokenizer)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{out}: cannot be written: {error}: name another folder by --out") from error
+    return opens
 
 
 def _check_opened(folder: Path, model: TwoTowers, tokenizer: Tokenizer) -> None:

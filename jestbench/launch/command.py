@@ -125,10 +125,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def new_run_dir(arm: str, seed: int) -> Path:
-    """An unused folder name under ``runs/``."""
+    """A new, empty folder under ``runs/``; no other process is given the same one."""
     stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', arm) or 'run'}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = [Path("runs") / stem, *(Path("runs") / f"{stem}-{n}" for n in range(2, 1000))]
-    return next(path for path in candidates if not path.exists())
+    return next(path for path in candidates if _made(path))
+
+
+def _made(path: Path) -> bool:
+    """Make a folder; return whether it was not there before."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def guarded(work: Callable[[], int]) -> int:

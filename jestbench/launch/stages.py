@@ -103,6 +103,10 @@ def setting_of(
             )
     example, arithmetic = pairs.example(), Arithmetic.of(run.device, run.precision)
     tokenizer = pairs.tokenizer if start is None else start.tokenizer(run.model, pairs.tokenizer)
+    if (ids := run.model.text_vocab_size) is not None and start is None and ids < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.text_vocab_size = {ids} ids, and the tokenizer has {tokenizer.vocab_size}: raise or unbind it"
+        )
     if tokenizer.identity not in example.token_ids and example.captions:
         example = replace(
             example, token_ids={**example.token_ids, tokenizer.identity: tokenizer.encode(example.captions)}

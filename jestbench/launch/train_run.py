@@ -238,6 +238,11 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
                 calibrate(resolved, resolved.run.data, stages, progress, allowance)
         else:
             recorder.restore(progress, newest)
+        references = entries(resolved, stages, folders.get("reference", ()))
+        facts = _facts(resolved, stages)
+        known = KnownAtStart(
+            pretrain, references, facts, _fingerprints(resolved, stages), warned(resolved, stages, facts["walk"])
+        )
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
@@ -245,10 +250,6 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
         if not going_on and world.first_of_all:  # no step was taken: free the folder for the mended command
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    references = entries(resolved, stages, folders.get("reference", ()))
-    facts = _facts(resolved, stages)
-    warnings = warned(resolved, stages, facts["walk"])
-    known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
     with _ended_when_it_fails(recorder, progress, known), STOP.ending("soon"):
         status = train(resolved, stages, progress, allowance, recorder)
         recorder.checkpoints.settle()

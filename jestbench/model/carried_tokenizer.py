@@ -21,17 +21,24 @@ PROBES = (
 )
 """Texts on which a carried tokenizer must give the ids of its library."""
 _SPACES: tuple[Any, ...] = (normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip())
+_PLAIN: tuple[Any, ...] = (
+    normalizers.Replace(Regex("[\u02bc\u2018-\u201b]"), "'"),
+    normalizers.Replace(Regex("[\u201c-\u201f]"), '"'),
+    normalizers.NFC(),
+)
 _CLEANERS: dict[str, tuple[Any, ...]] = {
-    "_clean_whitespace": _SPACES,
-    "_clean_lower": (*_SPACES, normalizers.Lowercase()),
+    "_clean_whitespace": (*_PLAIN, *_SPACES),
+    "_clean_lower": (*_PLAIN, *_SPACES, normalizers.Lowercase()),
     "_clean_canonicalize": (
+        *_PLAIN,
         normalizers.Replace("_", " "),
         normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
         normalizers.Lowercase(),
         *_SPACES,
     ),
 }
-"""What open_clip does to a text before it is tokenized, but for the repair of wrong encodings and HTML entities."""
+"""What open_clip does to a text before it is tokenized: plain quotation marks (as ftfy makes them), spaces, case. The
+repair of wrong encodings and of HTML entities is left out."""
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Words of CLIP's tokenizer (Radford et al. 2021, released code)."""
 

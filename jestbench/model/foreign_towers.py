@@ -25,10 +25,6 @@ class ForeignError(DataError):
     exit_status: ClassVar[int] = 2
 
 
-class DownloadNeeded(DataError):
-    """Files of a model are on a hub alone, and could not be fetched, or were not to be."""
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """What a model's own library does to a square image, as far as it can be done to many at once on a device.
@@ -195,7 +191,8 @@ class ForeignTowers(Encoders):
 
     def pictures(self, images: Sequence[Any]) -> Tensor:
         """Normalised embeddings ``[B, D]`` of PIL images of any shape, as the library itself prepares them."""
-        return F.normalize(at_least_fp32(self.encode_pictures(self.image.net, images)), dim=-1)
+        coloured = [image.convert("RGB") for image in images]
+        return F.normalize(at_least_fp32(self.encode_pictures(self.image.net, coloured)), dim=-1)
 
     def tokenized(self, batch: Batch) -> Batch:
         """The batch with token ids of the model's own tokenizer, made of its captions."""

@@ -129,8 +129,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of distinct ids."""
-        return int(self._backend.get_vocab_size())
+        """The least number above all ids; the number of ids where they have no gaps."""
+        return max(self._backend.get_vocab().values()) + 1
 
     @property
     def pad_id(self) -> int:

@@ -249,6 +249,9 @@ class Model:
         if not timm.is_model(self.image_tower):
             near = nearest(self.image_tower, timm.list_models(), "; it has {}", count=3)
             raise ValueError(f"timm has no model {self.image_tower!r}{near}")
+        for option, name in (("img_size", "image_size"), ("patch_size", "patch_size")):
+            if option in self.image_options and option in _sizes_taken(self.image_tower):
+                raise ValueError(f"model.image_options holds {option!r}: bind model.{name}, which it would contradict")
         if self.image_size % self.patch_size and "patch_size" in _sizes_taken(self.image_tower):
             self._refuse_patches()
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jestbench.disk import IS_CHECKOUT, PROJECT
 from jestbench.masking import masked
 
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ def environment(device: str, precision: Precision) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout; ``None`` without one, and where git is slow to answer."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The commit of this checkout; ``None`` without one, without git, and where git is slow to answer."""
+    if not IS_CHECKOUT:  # git would describe whatever repository the package is installed in
+        return None
+    words = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=GIT_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
 

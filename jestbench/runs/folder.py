@@ -188,7 +188,7 @@ class RunFolder:
 
     def whole_checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("step-*"))
+        return sorted(self.checkpoints.glob("step-*[0-9]"))  # no copy beside them, step-….bak
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; ``None`` where there is none."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from jestbench.batch import DataError
-from jestbench.disk import shown
+from jestbench.disk import shown, whole
 from jestbench.runs.folder import RunFolder
 
 REFERENCES = "references"
@@ -41,26 +40,22 @@ def keep_records(run_dir: Path, records: Path) -> None:
     summary = RunFolder(run_dir).summary()
     if summary is None:
         raise DataError(f"{shown(run_dir)}: there is no run that has ended, whose records could be kept")
-    new = records.with_name(f".{records.name}.{os.getpid()}")
     try:
         records.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
-        _copy(run_dir, new)
-        entries = []
-        for entry in summary.references:
-            trained = run_dir / entry.run_dir  # an absolute path stays one
-            kept = Path(REFERENCES, trained.name)
-            if RunFolder(trained).is_run_folder():
-                _copy(trained, new / kept)
-                entry = replace(entry, run_dir=kept.as_posix())
-            entries.append(entry)
-        RunFolder(new).write_summary(replace(summary, references=tuple(entries)))
-        shutil.rmtree(records, ignore_errors=True)
-        new.rename(records)
+        with whole(records) as new:
+            _copy(run_dir, new)
+            entries = []
+            for entry in summary.references:
+                trained = run_dir / entry.run_dir  # an absolute path stays one
+                kept = Path(REFERENCES, trained.name)
+                if RunFolder(trained).is_run_folder():
+                    _copy(trained, new / kept)
+                    entry = replace(entry, run_dir=kept.as_posix())
+                entries.append(entry)
+            RunFolder(new).write_summary(replace(summary, references=tuple(entries)))
+            shutil.rmtree(records, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{shown(records)}: the records of {shown(run_dir)} cannot be kept: {error}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _copy(run_dir: Path, to: Path) -> None:

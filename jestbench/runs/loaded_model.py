@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from jestbench.data.decode import squared
@@ -58,7 +58,7 @@ class LoadedModel:
                 return _joined([self.model.encode_image(part.to(device)) for part in images.split(AT_ONCE)])
             images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         parts = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
-        return _joined([self.encode_pictures([image.convert("RGB") for image in part]) for part in parts])
+        return _joined([self.encode_pictures(part) for part in parts])
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -112,11 +112,11 @@ def load_model(source: str | Path, device: str = "cpu", trust_pickle: bool = Fal
 
 
 def _of_run(folder: Path, device: str) -> LoadedModel:
-    """The model of a finished run; a picture is cropped to its centre and resized as the project's data sets do it."""
+    """The model of a finished run; a picture is turned, put on white, cropped and resized as data sets do it."""
     model = towers_of(folder).to(device).eval()
 
     def pictures(images: Sequence[Image.Image]) -> Tensor:
-        square = np.stack([squared(image, model.pixels) for image in images])
+        square = np.stack([squared(ImageOps.exif_transpose(image), model.pixels) for image in images])
         return model.encode_image(torch.from_numpy(square).permute(0, 3, 1, 2).to(device))
 
     return LoadedModel(model, tokenizer_of(folder).encode, pictures)

@@ -29,7 +29,7 @@ class Jsonl:
         """Keep the rows that a checkpoint holds: a resumed run will write the others again; a torn line is dropped."""
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 row = parse_row(line)
                 if row is not None and holds(row):
                     kept.append(line + "\n")

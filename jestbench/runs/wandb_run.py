@@ -42,13 +42,14 @@ class Label:
     in_sweep: bool = True
 
 
-_AGENT = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+_ONE_RUN_S = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_NAME")
+"""Variables that are about the run alone which the process was started for."""
 
 
 @contextmanager
 def _without_the_agent(hide: bool) -> Iterator[None]:
-    """Hide the agent's run: a reference that an arm trains first would take its id and its place in the sweep."""
-    hidden = {name: os.environ.pop(name) for name in _AGENT if hide and name in os.environ}
+    """Hide the agent's run: a reference that an arm trains first would take its id, name and place in the sweep."""
+    hidden = {name: os.environ.pop(name) for name in _ONE_RUN_S if hide and name in os.environ}
     try:
         yield
     finally:
@@ -94,9 +95,8 @@ def start_wandb(config: WandB, folder: Path, label: Label, flat: Mapping[str, An
                 settings=settings,
             )
     except wandb.Error as error:
-        raise ValueError(
-            f"W&B cannot start this run ({mode}): {error}: log in (wandb login), or say wandb.mode=offline"
-        ) from error
+        remedy = ": log in (wandb login), or say wandb.mode=offline" if mode == "online" else ""
+        raise ValueError(f"W&B cannot start this run ({mode}): {error}{remedy}") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jestbench.config.run import ConfigError
-from jestbench.disk import digest, hashed
+from jestbench.disk import digest, hashed, write_text
 from jestbench.sweep.distributions import Choices, Quantiles, distribution
 from jestbench.sweep.sweep_file import Sweep
 
@@ -42,8 +42,8 @@ def proposals(sweep: Sweep, done: Done, memory: Path | None) -> Iterator[Arm]:
     for parameters in searched(sweep, before, done):
         if memory is not None:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            with memory.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(parameters) + "\n")
+            before.append(parameters)
+            write_text(memory, "".join(json.dumps(arm) + "\n" for arm in before))
         yield parameters
 
 

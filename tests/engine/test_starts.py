@@ -74,6 +74,16 @@ def test_carried_weights_embed_as_the_library_itself(name: str, folders: dict[st
     assert not torch.allclose(other, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_a_text_of_clip_s_own_length_gets_its_ids(clean: str, tmp_path: Path) -> None:
+    """In 77 tokens there is room for what ftfy changes in ordinary captions, too."""
+    long = CLIP["text_cfg"] | {"context_length": 77, "tokenizer_kwargs": {"clean": clean}}
+    foreign = casting(open_clip_folder(tmp_path / "clip", config=CLIP | {"text_cfg": long}))
+    model, own = foreign.start().model.build(), foreign.load()
+    texts = [*TEXTS, "“the cat’s dog” – ‘it’s’ ʼn ‟old„ cafe\u0301 №5"]
+    assert torch.equal(model.tokens.encode(texts), own.tokens(texts))
+
+
 WORLD = [*small_world(8, 16), "evaluate.points=2", "run.budget=None", "budget.steps=4", "run.loss=softmax"]
 TINY = ["--gin_file", "gin/run/tiny.gin", *WORLD]
 

@@ -229,6 +229,8 @@ def breaks(how: str, folder: Path) -> None:
         (folder / "zeroshot_classification_templates.txt").write_text("a photo\n")
     elif how == "label":
         tar_of(tar, [("a.png", encoded((0, 0, 0))), ("a.cls", b"7")])
+    elif how == "superscript":
+        tar_of(tar, [("a.png", encoded((0, 0, 0))), ("a.cls", "²".encode())])
     elif how == "no label":
         tar_of(tar, [("a.png", encoded((0, 0, 0)))])
     elif how == "cut":
@@ -248,6 +250,7 @@ def breaks(how: str, folder: Path) -> None:
         ("classnames", "classnames.txt is missing"),
         ("template", "has no {c}"),
         ("label", "'7'.*3 classes"),
+        ("superscript", "'²'.*3 classes"),
         ("no label", "class ''"),
         ("cut", "cut off|cannot be read"),
         ("shards", "announces"),
@@ -278,6 +281,22 @@ def test_few_shot_needs_a_training_part(tmp_path):
         Evaluator(PAIRS, Evaluate(sets=(str(folder),), few_shot=2), 16)
     with pytest.raises(ValueError, match="few_shot takes"):
         Evaluate(few_shot=2)
+    captions = str(retrieval(tmp_path / "captions"))
+    with pytest.raises(DataError, match="few_shot classifies images"):
+        Evaluator(PAIRS, Evaluate(sets=(captions,), few_shot=2), 16)
+
+
+def test_a_model_of_nan_hits_nothing_and_its_run_ends_as_any_that_diverges(tmp_path, capsys):
+    folder = classification(tmp_path / "colours")
+    subject = learner()
+    with torch.no_grad():
+        subject.model.image.projection.weight.fill_(torch.nan)
+    found = Evaluator(PAIRS, Evaluate(sets=(str(folder),), few_shot=2), 16)(subject).metrics
+    assert found["eval/colours/2_shot_top1"] == found["eval/colours/zero_shot_top1"] == 0
+    words = ["--gin_file", "gin/run/tiny.gin", f"evaluate.sets=('{folder}',)", "evaluate.few_shot=2"]
+    words += ["optimizer.learning_rate=1e30", "optimizer.warmup=0", "evaluate.points=100", "run.device=cpu"]
+    assert main([*words, "--run_dir", str(tmp_path / "run")]) == 4
+    assert "the loss is nan" in capsys.readouterr().err
 
 
 def test_a_run_evaluates_the_sets_at_each_point(tmp_path):
@@ -294,10 +313,11 @@ def test_a_sweep_may_be_about_a_set(tmp_path):
     assert {"eval/colours/zero_shot_top1", "eval/colours/2_shot_top1", "eval/zero_shot_top1", "train/loss"} <= names
 
 
-def test_a_missing_set_is_said_before_anything_is_trained(tmp_path, capsys):
-    missing = ["evaluate.sets=('/nowhere/wds_x',)", "--run_dir", str(tmp_path / "run")]
+@pytest.mark.parametrize("folder", ["/nowhere/wds_x", "~nobody_here/wds_x"])
+def test_a_missing_set_is_said_before_anything_is_trained(folder, tmp_path, capsys):
+    missing = [f"evaluate.sets=('{folder}',)", "--run_dir", str(tmp_path / "run")]
     assert main(["--gin_file", "gin/run/tiny.gin", *missing]) == 3
-    assert "no folder /nowhere/wds_x" in capsys.readouterr().err
+    assert f"no folder {folder}" in capsys.readouterr().err
 
 
 def test_layouts_that_are_nearly_right_are_named_at_the_start(tmp_path):

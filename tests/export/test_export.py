@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import rows_of, summary_of
+from PIL import Image
 from scipy import stats
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -19,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from jestbench import load_model
+from jestbench.data.decode import decode
 from jestbench.evals.measure import Measure
 from jestbench.evals.results import Examples
 from jestbench.export.model_card import interval
@@ -88,6 +92,20 @@ def test_taken_back_by_name_it_is_the_model_of_the_run(run_dir: Path, exported: 
     assert torch.allclose(back.zero_shot(images(32), classes), own.zero_shot(images(32), classes), atol=1e-4)
 
 
+def test_a_loaded_model_prepares_pictures_as_a_data_set_does(run_dir: Path) -> None:
+    model, random = load_model(run_dir), np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (40, 60, 4), dtype=np.uint8), "RGBA")
+    deep = Image.fromarray(random.integers(0, 2**16, (40, 60), dtype=np.uint16))
+    turned, exif = colours.convert("RGB"), Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    for picture, options in ((colours, {}), (deep, {}), (turned, {"exif": exif})):
+        file = io.BytesIO()
+        picture.save(file, "PNG", **options)
+        pixels = torch.from_numpy(decode(file.getvalue(), 32)).permute(2, 0, 1)[None]
+        opened = Image.open(io.BytesIO(file.getvalue()))
+        assert torch.equal(model.encode_image([opened]), model.encode_image(pixels)), picture.mode
+
+
 def test_as_a_reference_by_name_it_scores_and_costs_as_the_run_folder(
     run_dir: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -141,7 +159,28 @@ def test_a_folder_that_open_clip_opens_otherwise_is_not_left(
     monkeypatch.setattr("jestbench.export.open_clip_towers.towers_for_open_clip", changed)
     assert export([str(run_dir), "--to", "open_clip", "--out", str(tmp_path / "out")]) == 2
     assert "embeddings of images differ" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_there_when_it_is_whole(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing stands under the name before the folder was checked; ``~`` is the home folder behind ``=``, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "jestbench.export.run_export._check_opened", lambda *_: print("there:", (tmp_path / "out").exists())
+    )
+    assert export([str(run_dir), "--to=open_clip", "--out=~/out"]) == 0
+    assert "there: False" in capsys.readouterr().out
+    assert {"open_clip_config.json", "tokenizer.json"} < {file.name for file in (tmp_path / "out").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        assert export([str(run_dir), "--to=open_clip", "--out=~/full"]) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "full: cannot be written: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # Towers of all kinds

@@ -54,6 +54,8 @@ VALUES = [
     ("run.device=meta", "'meta': models run on 'cpu' or 'cuda'"),
     ("run.device=mps", "'mps': models run on 'cpu' or 'cuda'"),
     ("run.device=gpu", "'gpu': models run on 'cpu' or 'cuda'"),
+    ("model.text_vocab_size=10", "model.text_vocab_size = 10 ids, and the tokenizer has"),
+    ('model.image_options={"img_size": 64}', "model.image_options holds 'img_size': bind model.image_size"),
     ("run.arm=“tiny”", "it holds “ (U+201C, left double quotation mark): write"),
     ("run.seed=−3", "it holds − (U+2212, minus sign): write - instead"),
     ("\ufeffrun.seed=3", "an invisible character (U+FEFF, byte-order mark): remove it"),

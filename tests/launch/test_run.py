@@ -19,7 +19,7 @@ from helpers import SLOW, Passes, kill_before, outcome, own_surroundings, rows_o
 from torch import nn
 
 import policies
-from jestbench.batch import PURPOSES, Selection
+from jestbench.batch import PURPOSES, DataError, Selection
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES, forward_macs
 from jestbench.data.super_batches import SuperBatches
 from jestbench.launch.command import main
@@ -523,3 +523,16 @@ def test_every_device_makes_the_same_choice(device, loss):
         return joint_sample(scores, 32, chunks=8, generator=torch.Generator().manual_seed(1)).tolist()
 
     assert chosen(device) == chosen("cpu")
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> list[str]:
+        raise DataError("an evaluated image cannot be read")
+
+    command = [*arm("uniform"), "run.budget=None", "budget.steps=1", "--run_dir", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jestbench.launch.train_run.text_warnings", refused)
+        assert main(command) == 3
+    assert main(command) == 0, capsys.readouterr().err

@@ -15,7 +15,7 @@ from jestbench.batch import DataError
 from jestbench.config.run import ConfigError
 from jestbench.cost.tracing import UnknownOperator
 from jestbench.engine.learner import NonFiniteLoss
-from jestbench.launch.command import guarded, importing
+from jestbench.launch.command import guarded, importing, new_run_dir
 from jestbench.runs.open_folder import RunFolderError
 from jestbench.runs.saved_model import ForeignCheckpoint
 from jestbench.select import PolicyError
@@ -101,6 +101,12 @@ def test_what_a_user_can_mend_is_one_message_and_a_status(
     assert guarded(work) == status
     said = capsys.readouterr().err
     assert said == ("interrupted; go on with --resume\n" if status == 130 else "error: what to do\n")
+
+
+def test_two_runs_that_start_in_one_second_have_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    assert len({new_run_dir("jest", 0) for _ in range(3)}) == 3
 
 
 def test_any_other_exception_keeps_its_traceback() -> None:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pretended_device import Pretended
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -399,3 +401,13 @@ def test_a_non_finite_loss_raises_before_anything_changes(tokenizer, poison):
     assert same(model, snapshot(learner.model))
     after = learner.optimizer.state_dict()["state"]
     assert all(torch.equal(after[key][name], value) for (key, name), value in moments.items())
+
+
+def test_ids_with_gaps_have_embeddings_too():
+    """Tokens that were added behind a reserved range, as released tokenizers have them."""
+    backend = Backend(models.WordLevel({"<pad>": 0, "<end>": 1, "red": 2, "cat": 90}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    gapped = Tokenizer(backend.to_str(), 4)
+    model = tiny(gapped).eval()
+    with torch.no_grad():
+        assert model.encode_text(gapped.encode(["red cat"])).isfinite().all()

@@ -126,7 +126,10 @@ def test_what_a_run_has_written_beside_its_checkpoints_stops_no_resume(
     folder = RunFolder(tmp_path / "run")
     folder.summary_json.write_text("{")
     lines = folder.metrics_jsonl.read_text().splitlines(keepends=True)
-    folder.metrics_jsonl.write_text("".join([*lines[:2], "garbage\n", *lines[2:]]))
+    folder.metrics_jsonl.write_bytes("".join([*lines[:2], "garbage\xff\n", *lines[2:]]).encode("latin-1"))
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    shutil.copytree(newest, newest.with_name(f"{newest.name}.bak"))  # by hand, before something is tried
     assert main([*TINY, "--run_dir", str(folder.path), "--resume"]) == 0
     said = capsys.readouterr().err
     assert "summary.json" in said

@@ -62,6 +62,12 @@ def test_names_of_files_stand_in_one_place() -> None:
     assert found == {"runs/folder.py", "runs/saved_model.py"}
 
 
+def test_without_git_a_run_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment("cpu", "fp32")["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment("cpu", "fp32")["commit"] is None
+
+
 # The summary
 
 

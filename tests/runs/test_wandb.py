@@ -236,6 +236,24 @@ def test_an_arm_keeps_the_agents_run_though_its_reference_runs_first(runs: Runs)
         assert (list(run.tags), run.notes) == (["icons", "night"], "why")
 
 
+def test_a_wrong_name_of_a_project_is_not_mended_by_a_login(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*arm("uniform"), "wandb.mode=offline", "wandb.project=a/b"]
+    assert main([*words, "--run_dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "Invalid project name" in said
+    assert "log in" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_name_in_the_environment_is_the_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(wandb, "init", lambda **given: names.append(given["name"]))
+    monkeypatch.setenv("WANDB_NAME", "night run")
+    for label in (wandb_run.Label("jest-seed0", "jest"), wandb_run.Label("r-seed0", "reference", in_sweep=False)):
+        wandb_run.start_wandb(log.WandB(), tmp_path, label, {})
+    assert names == ["night run", "r-seed0"]
+
+
 def test_a_resumed_run_is_another_run_of_the_group(runs: Runs) -> None:
     stopped, resumed = recorded(runs.uniform)
     assert stopped.run.run_id == "mine1234"  # the user's own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,19 @@ def test_a_repeat_is_told_its_twins_result(tmp_path: Path) -> None:
     done.append((dict(next(found).parameters), 0.25))
     assert next(found, None) is None
     assert done[:2] == [({"jest.chunks": 1}, 0.25), ({"jest.chunks": 4}, 0.25)]
+
+
+def test_a_disk_that_fills_up_tears_no_proposal(tmp_path: Path) -> None:
+    sweep, memory = sweep_of(tmp_path, LINE, method="random"), tmp_path / "out" / "proposals.jsonl"
+    found = proposals.proposals(sweep, [], memory)
+    first = next(found)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory.stat().st_size + 5, hard))  # in the middle of the second line
+    try:
+        with pytest.raises(OSError, match="too large"):
+            next(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = list(itertools.islice(proposals.proposals(sweep, [], memory), 2))
+    assert again[0] == first
+    assert again[1] != first
