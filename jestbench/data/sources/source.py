@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -152,6 +153,10 @@ class Source(ABC):
         """Everything beside the files that an index depends on."""
         return ""
 
+    def come_since(self, split: str, table: SplitTable, time: float) -> bool:
+        """Whether images that were left out of a table have come or changed since a time (seconds since the epoch)."""
+        return False
+
     # What comes beside images and captions
 
     @property
@@ -205,6 +210,9 @@ class Source(ABC):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(Path(f"{folder}.lock"), f"indexing {self.label}.{split}"):
+                if folder.exists() and self._refusal(split, table := SplitTable.open(folder)):
+                    if self.come_since(split, table, folder.stat().st_mtime):
+                        self._forget(split, folder)
                 if not folder.exists():
                     self._write(split, folder)
                     fresh = True
@@ -295,13 +303,12 @@ class Source(ABC):
 
     # The index
 
-    def _verified(self, split: str) -> int | None:
-        return self.image_size if split in self.verify else None
-
     def _table(self, split: str) -> Path:
         self.where(split)
         verified = split in self.verify
         identities = [shard.identity for shard in self.shards(split)]
+        if len(set(identities)) < len(identities):
+            raise DataError(f"{self.label}.{split}: a file is named twice; its pairs would be drawn twice as often")
         files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
         beside = (self.joined, files) if files else ()
         name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, verified, *beside)
@@ -315,14 +322,23 @@ class Source(ABC):
     def _trained_on(self) -> str:
         return SplitTable.open(self._table(self.bound[0])).fingerprint
 
+    def _kept(self, split: str) -> dict[Shard, Path]:
+        """The shards of a split, and where the index of each is kept."""
+
+        def name(shard: Shard) -> str:
+            return digest(VERSION, self.label, shard.identity, self._reading, split in self.verify)
+
+        return {shard: self.folder / f"shard-{name(shard)}.npz" for shard in self.shards(split)}
+
+    def _forget(self, split: str, folder: Path) -> None:
+        """Remove the index of a split, so that its images are read anew."""
+        for kept in self._kept(split).values():
+            kept.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
     def _write(self, split: str, folder: Path) -> None:
-        shards, verified = self.shards(split), self._verified(split)
-
-        def kept(shard: Shard) -> Path:
-            parts = (VERSION, self.label, shard.identity, self._reading, verified is not None)
-            return self.folder / f"shard-{digest(*parts)}.npz"
-
-        todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
+        kept, verified = self._kept(split), self.image_size if split in self.verify else None
+        todo = [_Reading(self, shard, verified, path) for shard, path in kept.items() if not path.exists()]
         with _many(len(todo)) as each:
             for _ in tqdm(
                 each(_Reading.__call__, todo),
@@ -332,20 +348,26 @@ class Source(ABC):
                 disable=None if todo else True,
             ):
                 pass
-        paths, beside = [shard.path for shard in shards], self._beside(split)
+        paths, beside = [shard.path for shard in kept], self._beside(split)
         if beside.names:
-            beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
-        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
+            beside.survey([ShardIndex.came(path, beside.own) for path in kept.values()])
+        write_table(folder, paths, map(ShardIndex.load, kept.values()), self.captions, beside)
 
     def _acceptable(self, split: str, table: SplitTable) -> None:
+        if refusal := self._refusal(split, table):
+            raise DataError(refusal)
+
+    def _refusal(self, split: str, table: SplitTable) -> str:
+        """Why a split cannot be trained on; empty where it can."""
         read = len(table) + table.damaged
-        if too_many(table.damaged, read, self.max_damaged) or not len(table):
-            said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
-            if not read and table.beside.get("outside_uids"):
-                said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
-            advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
-            advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
-            raise DataError(f"{self.label}.{split}: {said}{advice}")
+        if len(table) and not too_many(table.damaged, read, self.max_damaged):
+            return ""
+        said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+        if not read and table.beside.get("outside_uids"):
+            said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
+        advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+        advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
+        return f"{self.label}.{split}: {said}{advice}"
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, SplitTable]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
