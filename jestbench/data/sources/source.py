@@ -210,9 +210,10 @@ class Source(ABC):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(Path(f"{folder}.lock"), f"indexing {self.label}.{split}"):
-                if folder.exists() and self._refusal(split, table := SplitTable.open(folder)):
-                    if self.come_since(split, table, folder.stat().st_mtime):
-                        self._forget(split, folder)
+                if folder.exists() and self._outdated(split, folder):
+                    for kept in self._kept(split).values():
+                        kept.unlink(missing_ok=True)
+                    shutil.rmtree(folder)
                 if not folder.exists():
                     self._write(split, folder)
                     fresh = True
@@ -330,11 +331,10 @@ class Source(ABC):
 
         return {shard: self.folder / f"shard-{name(shard)}.npz" for shard in self.shards(split)}
 
-    def _forget(self, split: str, folder: Path) -> None:
-        """Remove the index of a split, so that its images are read anew."""
-        for kept in self._kept(split).values():
-            kept.unlink(missing_ok=True)
-        shutil.rmtree(folder)
+    def _outdated(self, split: str, folder: Path) -> bool:
+        """Whether a split was refused, and images that it lacked have come since."""
+        table = SplitTable.open(folder)
+        return bool(self._refusal(split, table)) and self.come_since(split, table, folder.stat().st_mtime)
 
     def _write(self, split: str, folder: Path) -> None:
         kept, verified = self._kept(split), self.image_size if split in self.verify else None
