@@ -14,11 +14,11 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
-from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.columns import KEY, column, note_missing, number_of
 from jestbench.data.sources.other_kinds import refuse_other_kind
 from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, SplitTable, image_key
-from jestbench.data.sources.source import Shard, Source, column, file_shard
+from jestbench.data.sources.source import Shard, Source, file_shard
 from jestbench.disk import decoded, nearest
 
 SEPARATORS = ("\t", ",", ";", "|")

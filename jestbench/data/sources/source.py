@@ -34,7 +34,7 @@ from jestbench.data.sources.shard_index import (
     write_table,
 )
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import cache_root, nearest, nearest_or_all
+from jestbench.disk import cache_root, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.parallel.locks import locked
@@ -223,7 +223,8 @@ class Source(ABC):
                 "or name another folder in JESTBENCH_CACHE"
             ) from error
         table = SplitTable.open(folder)
-        self._acceptable(split, table)
+        if refusal := self._refusal(split, table):
+            raise DataError(refusal)
         if fresh and table.damaged:
             shown = listed(table.damage, table.examples, table.damaged + len(table))
             _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
@@ -267,9 +268,8 @@ class Source(ABC):
             self.indexed(split)
         tables = [SplitTable.open(self._table(split)) for split in self.bound]
         check_columns(tables, self.columns, f"{self.label}.columns")
-        first = tables[0]
         with locked(self.folder / "tokenizers.lock", "preparing a tokenizer"):
-            self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
+            self.tokenizer.prepare(self.folder / "tokenizers", tables[0].fingerprint, lambda: tables[0].captions)
 
     def is_prepared(self) -> bool:
         """Whether ``prepare`` has nothing left to do."""
@@ -291,7 +291,8 @@ class Source(ABC):
             if not folder.exists():
                 raise DataError(f"{self.label}.{part} is not indexed, or has changed since: start the run anew")
             tables.append((part, SplitTable.open(folder)))
-            self._acceptable(*tables[-1])
+            if refusal := self._refusal(*tables[-1]):
+                raise DataError(refusal)
         tokenizer = self.tokenizer.load(self.folder / "tokenizers", self._trained_on())
         return self._pairs(name, tables, tokenizer)
 
@@ -306,13 +307,12 @@ class Source(ABC):
 
     def _table(self, split: str) -> Path:
         self.where(split)
-        verified = split in self.verify
         identities = [shard.identity for shard in self.shards(split)]
         if len(set(identities)) < len(identities):
             raise DataError(f"{self.label}.{split}: a file is named twice; its pairs would be drawn twice as often")
         files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
-        beside = (self.joined, files) if files else ()
-        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, verified, *beside)
+        last = (split in self.verify, *((self.joined, files) if files else ()))
+        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, *last)
         return self.folder / f"{self.label}-{name}"
 
     @property
@@ -325,11 +325,9 @@ class Source(ABC):
 
     def _kept(self, split: str) -> dict[Shard, Path]:
         """The shards of a split, and where the index of each is kept."""
-
-        def name(shard: Shard) -> str:
-            return digest(VERSION, self.label, shard.identity, self._reading, split in self.verify)
-
-        return {shard: self.folder / f"shard-{name(shard)}.npz" for shard in self.shards(split)}
+        last = self._reading, split in self.verify
+        named = {shard: digest(VERSION, self.label, shard.identity, *last) for shard in self.shards(split)}
+        return {shard: self.folder / f"shard-{name}.npz" for shard, name in named.items()}
 
     def _outdated(self, split: str, folder: Path) -> bool:
         """Whether a split was refused, and images that it lacked have come since."""
@@ -353,10 +351,6 @@ class Source(ABC):
             beside.survey([ShardIndex.came(path, beside.own) for path in kept.values()])
         write_table(folder, paths, map(ShardIndex.load, kept.values()), self.captions, beside)
 
-    def _acceptable(self, split: str, table: SplitTable) -> None:
-        if refusal := self._refusal(split, table):
-            raise DataError(refusal)
-
     def _refusal(self, split: str, table: SplitTable) -> str:
         """Why a split cannot be trained on; empty where it can."""
         read = len(table) + table.damaged
@@ -374,7 +368,6 @@ class Source(ABC):
         captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
-        curated = np.concatenate([np.full(len(table), part == "curated") for part, table in tables])
         exact = all(part in self.verify for part, _ in tables)
         pairs = FilePairs(
             name=f"{self.label}/{name}",
@@ -384,7 +377,7 @@ class Source(ABC):
             tokenizer=tokenizer,
             image_key_N=keys,
             image_size=self.image_size,
-            marks={"curated": curated},
+            marks={"curated": np.concatenate([np.full(len(table), part == "curated") for part, table in tables])},
             columns=joined_columns(parts),
             uids=[uid for part in parts for uid in part.uids] if len(parts) > 1 else parts[0].uids,
             text_key_M=text_keys,
@@ -454,16 +447,3 @@ def needs(load: Callable[[], Any], package: str) -> Any:
         return load()
     except ImportError as error:
         raise DataError(f"this data set needs {package}, which cannot be loaded ({error}): {INSTALL}") from error
-
-
-def column(names: Sequence[str], wanted: str, where: str, binding: str) -> str:
-    """The wanted column of a table.
-
-    Raises:
-        DataError: the table has no such column; the message gives the binding that names another.
-    """
-    if wanted in names:
-        return wanted
-    hint = nearest(wanted, names, "did you mean {!r}? ")
-    shown = ", ".join(names[:20]) or "none"
-    raise DataError(f"{where} has no column {wanted!r} (its columns: {shown}): {hint}set {binding}")
