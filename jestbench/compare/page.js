@@ -47,7 +47,7 @@
   const xAxis = (world, state, amounts) => {
     const axis = world.axes[state.axis];
     const title = { text: axis.unit === "FLOP" ? `${axis.name} (G = 10⁹, T = 10¹²)` : axis.name, standoff: 12 };
-    if (!state.log) return { title, type: "linear", tickformat: "~s", rangemode: "tozero" };
+    if (!state.log || !amounts.length) return { title, type: "linear", tickformat: "~s", rangemode: "tozero" };
     const smallest = Math.min(...amounts);
     const largest = Math.max(...amounts);
     const range = [Math.log10(smallest) - 0.12, Math.log10(largest) + 0.1];

@@ -58,7 +58,6 @@ def world_data(table: Table) -> dict[str, Any]:
     every = _every(shown, members)
     return {
         "metric": table.metric,
-        "baseline": table.baseline,
         "budget": table.budget,
         "budgetText": wording.flops_text(table.budget),
         "axes": [{"key": key, "name": name, "unit": _UNITS[key]} for key, name in AXIS_NAMES.items()],
@@ -100,7 +99,6 @@ def _metric(
         "key": panel.metric,
         "name": wording.metric_text(panel.metric, panel.measure, data),
         "lower": panel.lower_is_better,
-        "share": panel.measure.limits == (0.0, 1.0),
         "chance": panel.measure.chance,
         "points": [
             {

@@ -317,7 +317,7 @@ def _draw_spending(axes: Axes, table: Table) -> None:
     axes.set_yticks(positions, labels)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    _label_amounts(axes, "FLOPs by purpose at the end of the runs, mean over seeds", "FLOP")
+    _label_amounts(axes, "FLOPs by purpose, mean over seeds", "FLOP")
     if axes.containers:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 

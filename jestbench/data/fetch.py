@@ -168,13 +168,19 @@ class Assembly:
         def joined(values: Sequence[npt.NDArray[Any]]) -> Tensor:
             return torch.from_numpy(np.concatenate(values))
 
+        def named(field: str) -> dict[str, Tensor]:
+            """What all parts have: a part of a mixture has the marks and columns of its own splits."""
+            first, *others = (part[field] for part in parts)
+            common = [name for name in first if all(name in other for other in others)]
+            return {name: joined([part[field][name] for part in parts]) for name in common}
+
         return Batch(
             images_BCHW=self._images_BCHW,
             image_key_B=joined([part["image_key_B"] for part in parts]),
             text_key_B=joined([part["text_key_B"] for part in parts]),
-            token_ids={key: joined([part["token_ids"][key] for part in parts]) for key in parts[0]["token_ids"]},
-            marks={key: joined([part["marks"][key] for part in parts]) for key in parts[0]["marks"]},
-            columns={key: joined([part["columns"][key] for part in parts]) for key in parts[0]["columns"]},
+            token_ids=named("token_ids"),
+            marks=named("marks"),
+            columns=named("columns"),
             captions=tuple(caption for part in parts for caption in part["captions"]),
             counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
         )
@@ -232,6 +238,8 @@ class WorkerFetch(Fetch):
         return assembly
 
     def _whole(self, assembly: Assembly) -> Attempt:
+        if not assembly.futures:  # a process to which no pair of the super-batch belongs
+            return super().attempt(assembly.positions)
         for future in assembly.futures:
             self.workers.wait(future)
         positions = assembly.positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +152,7 @@ class FilePairs(IndexedPairs):
         """The split with the first of each image's captions alone."""
         if self.first_N is None:
             return self
-        origin = None if self.origin is None else _Firsts(self.origin)
+        origin = None if self.origin is None else _Derived(self.origin, "firsts")
         return replace(self, first_N=None, row_N=np.arange(len(self)), caption_N=self.first_N, origin=origin)
 
     def expanded(self) -> FilePairs:
@@ -162,13 +162,14 @@ class FilePairs(IndexedPairs):
         row_M = np.repeat(np.arange(len(self)), np.diff(self.first_N, append=len(self.captions)))
         return replace(
             self,
+            fingerprint=f"{self.fingerprint}-expanded",
             image_key_N=self.image_key_N[row_M],
             row_N=row_M if self.row_N is None else self.row_N[row_M],
             first_N=None,
             caption_N=np.arange(len(self.captions)),
             marks={name: mark[row_M] for name, mark in self.marks.items()},
             columns={name: column[row_M] for name, column in self.columns.items()},
-            origin=None if self.origin is None else _Expanded(self.origin),
+            origin=None if self.origin is None else _Derived(self.origin, "expanded"),
         )
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
@@ -203,7 +204,7 @@ class FilePairs(IndexedPairs):
         try:
             content = self.source.read(row)
             if content_key(content) != self.image_key_N[position]:
-                raise DamagedImage("changed file", "it is not what was indexed; index it anew")
+                raise DamagedImage("changed file", "it is not what was indexed", "touch the table that names it")
             return decode(content, self.image_size)
         except DamagedImage as damaged:
             damaged.at(self.source.where(row))
@@ -278,7 +279,7 @@ class FilePairs(IndexedPairs):
 def _draw(pairs: FilePairs, seed: int, epoch: int) -> FilePairs:
     assert pairs.first_N is not None
     count_N = np.diff(pairs.first_N, append=len(pairs.captions))
-    origin = None if pairs.origin is None else _Drawn(pairs.origin, seed, epoch)
+    origin = None if pairs.origin is None else _Derived(pairs.origin, "drawn", (seed, epoch))
     caption_N = pairs.first_N + drawn_captions(pairs.image_key_N, count_N, seed, epoch)
     return replace(pairs, caption_N=caption_N, origin=origin)
 
@@ -302,26 +303,13 @@ def _reopened(origin: Callable[[], FilePairs]) -> FilePairs:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Derived:
+    """A split that a method of another one gives."""
+
     origin: Callable[[], FilePairs]
-    seed: int
-    epoch: int
+    method: Literal["drawn", "firsts", "expanded"]
+    arguments: tuple[int, ...] = ()
 
     def __call__(self) -> FilePairs:
-        return self.origin().drawn(self.seed, self.epoch)
-
-
-@dataclass(frozen=True)
-class _Firsts:
-    origin: Callable[[], FilePairs]
-
-    def __call__(self) -> FilePairs:
-        return self.origin().firsts()
-
-
-@dataclass(frozen=True)
-class _Expanded:
-    origin: Callable[[], FilePairs]
-
-    def __call__(self) -> FilePairs:
-        return self.origin().expanded()
+        made: FilePairs = getattr(self.origin(), self.method)(*self.arguments)
+        return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,8 +83,10 @@ class JoinedPairs(IndexedPairs):
         return int(self.start_P[-1])
 
     def drawn(self, seed: int, epoch: int) -> JoinedPairs:
-        """The splits for an epoch."""
-        return JoinedPairs([part.drawn(seed, epoch) for part in self.parts], self.names, self.shares)
+        """The splits for an epoch; what the captions do not change is not joined again."""
+        joined = copy.copy(self)
+        joined.parts = tuple(part.drawn(seed, epoch) for part in self.parts)
+        return joined
 
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -256,7 +256,7 @@ class EpochPlan(StepPlan):
     def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
         """The positions of a step's super-batch; positions of augmented pairs encode the step, too."""
         epoch, number = divmod(step, self.per_epoch)
-        index_B = _permutation(len(self.pairs), self.seed, epoch)[number * self.size : (number + 1) * self.size]
+        index_B = self._order_of(epoch)[number * self.size : (number + 1) * self.size]
         return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
 
     def epoch(self, step: int) -> int:
@@ -267,10 +267,15 @@ class EpochPlan(StepPlan):
         """Pairs left out as tails of the epochs completed before a step."""
         return (step // self.per_epoch) * (len(self.pairs) - self.per_epoch * self.size)
 
+    @cached_property
+    def _order_of(self) -> Callable[[int], Tensor]:
+        """The permutation of an epoch; of the epoch that is read and of the next one it is kept."""
 
-@lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=seeds.generator(seed, "data", epoch))
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(len(self.pairs), generator=seeds.generator(self.seed, "data", epoch))
+
+        return order
 
 
 class SuperBatches(SuperBatchSource):

@@ -177,6 +177,8 @@ def _samples(tar: Path) -> Iterator[Sample]:
             for _, sample in samples(file, unread=IMAGES):
                 if isinstance(sample, Damaged):
                     raise DataError(f"{tar} cannot be read: {sample}: an evaluation must be whole")
+                if large := [ending for ending, member in sample.items() if member.too_large]:
+                    raise DataError(f"{tar} cannot be read: a member {large[0]} is too large")
                 yield sample
     except OSError as error:
         raise DataError(f"{tar} cannot be read: {error}: an evaluation must be whole") from error

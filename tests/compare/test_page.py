@@ -356,6 +356,15 @@ def test_evaluations_are_named_with_their_own_classes(tmp_path: Path) -> None:
     assert "flowers: zero-shot top-5 of 102 classes" in page_text(tmp_path / "out").lower()
 
 
+def test_no_path_stands_among_the_parameters_of_an_arm_alone(tmp_path: Path) -> None:
+    for name, more in (("uniform", ""), ("jest", "open_clip.pretrained = '/srv/alizia/b_32.safetensors'\n")):
+        run = write_run(tmp_path / "runs" / name, [(0, 0.0), (10, 0.5)], arm=name)
+        (run / "operative.gin").write_text(f"run.batch_size = 3\n{more}")
+    compare([tmp_path / "runs"], METRIC, out=tmp_path / "out")
+    assert "<code>open_clip.pretrained = &#39;…/b_32.safetensors&#39;</code></p>" in page_text(tmp_path / "out")
+    assert "alizia" not in (tmp_path / "out/index.html").read_text()
+
+
 def test_no_path_of_anybody_stands_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home" / "alizia b"
     write_shown_run(

@@ -306,6 +306,17 @@ def test_what_a_worker_raises_reaches_the_run():
         source.close()
 
 
+def test_a_process_without_a_pair_of_a_super_batch_waits_for_no_worker(tmp_path):
+    """A candidate of a cascade belongs to a process by its key: of few pairs a process may have none."""
+    fetch = WorkerFetch(files_of(tmp_path, [jpeg(0)]), 0, 1, Loader(workers=1))
+    try:
+        found = fetch.attempt(Positions(0, torch.empty(0, dtype=torch.int64))).mended()
+    finally:
+        fetch.workers.close()
+    assert found.images_BCHW.shape == (0, 3, 16, 16)
+    assert found.captions == ()
+
+
 def test_close_ends_all_workers_and_twice_is_no_harm():
     source = of_workers(3)
     source.at(0)
@@ -527,6 +538,21 @@ def test_damage_is_counted_and_passed_over(shards, tmp_path):
     strict = StreamBatches(replace(broken, max_damaged=0.0), 10)
     with pytest.raises(DataError, match=r"streamed pairs are damaged.*max_damaged"):
         [strict.at(step) for step in range(100)]
+
+
+def test_a_stream_that_is_closed_leaves_no_command_running(tmp_path):
+    """Read in this process, too: a shard of more than a pipe holds is half read."""
+    (path,) = write_numbered_shards(tmp_path, [80])
+    stream = StreamBatches(Shards((f"pipe:cat {path}",), WORLD.split("pool").tokenizer, 8, MemberRules(), 1, 8, 0.5), 4)
+
+    def running() -> bool:
+        found = Path("/proc").glob("[0-9]*/cmdline")
+        return any(path.encode() in one.read_bytes() for one in found if not gone(int(one.parent.name)))
+
+    stream.at(0)
+    assert running()
+    stream.close()
+    assert not running()
 
 
 def test_a_killed_reader_is_replaced(shards):

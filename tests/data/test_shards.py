@@ -25,6 +25,7 @@ from jestbench.batch import DataError
 from jestbench.config.resolve import resolve
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import content_key
+from jestbench.data.sources import shards
 from jestbench.data.sources.lanes import START, LaneReader, Shards
 from jestbench.data.sources.shards import IMAGES, Forward, MemberRules, paths_of
 from jestbench.data.sources.stream import Stream, StreamPairs
@@ -256,6 +257,15 @@ def test_an_image_that_no_decoder_reads_is_left_out_by_a_stream_as_by_a_verified
     pairs, damage = indexed(tmp_path, pool, verify=("pool",))
     assert damage == {"undecodable image": 1}
     assert streamed(pool) == (pairs, 1)
+
+
+def test_a_member_that_is_too_large_is_damage_where_it_is_asked_for(tmp_path, monkeypatch):
+    """A film beside a picture and its caption costs no pair, and a pair that is lost by one counts once."""
+    monkeypatch.setattr(shards, "MAX_TEXT", 1000)
+    files = [*plain(2), ("0001.mp4", bytes(2000)), ("2.png", picture(2)), ("2.txt", b"long " * 400)]
+    pairs, damage = both(tmp_path, str(tar_of(tmp_path / "0.tar", files)))
+    assert pairs == expected("number 0", "number 1")
+    assert damage == {"member too large": 1}
 
 
 def overwritten(content: bytes) -> bytes:

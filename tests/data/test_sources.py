@@ -559,6 +559,47 @@ def test_a_shard_that_breaks_off_is_used_up_to_there(tmp_path, change, reason, l
     expect(pairs, [*range(4), *range(10, 10 + count - 4)])
 
 
+def test_images_of_a_table_that_come_later_are_read(tmp_path):
+    """A table that stays was refused for ever, by its index in the cache."""
+    rows = "".join(f"{i}.jpg,{caption(i)}\n" for i in range(20))
+    (tmp_path / "pool.csv").write_text(f"filepath,title\n{rows}", encoding="utf-8")
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    source = small(Csv, tmp_path, pool=str(tmp_path / "pool.csv"))
+    with pytest.raises(DataError, match="15 × no image of 20"):
+        source.prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Csv, "index", lambda *words: pytest.fail("nothing has come: nothing is read again"))
+        with pytest.raises(DataError, match="15 × no image of 20"):
+            source.prepare()
+    for i in range(5, 20):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    source.prepare()
+    expect(source.split("pool"), list(range(20)))
+
+
+def test_one_pair_an_image_and_one_a_caption_are_two_data_sets(tmp_path):
+    """What is kept by a split's fingerprint (a reference's own score) would be that of the other."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "eval.csv").write_text("filepath,title\n0.jpg,one\n0.jpg,two\n", encoding="utf-8")
+    found = {}
+    for several in ("first", "all"):
+        captions = Captions(several_exact=several)
+        source = small(Csv, tmp_path, eval=str(tmp_path / "eval.csv"), captions=captions)
+        source.prepare()
+        found[len(source.split("eval"))] = source.split("eval").fingerprint
+    assert [*found] == [1, 2]
+    assert found[1] != found[2]
+
+
+@pytest.mark.parametrize("kind", [Csv, HuggingFace])
+def test_a_table_that_is_named_twice_is_refused(tmp_path, kind):
+    path = tmp_path / ("pool.csv" if kind is Csv else "pool.parquet")
+    path.touch()
+    with pytest.raises(DataError, match=r"\.pool: a file is named twice"):
+        small(kind, tmp_path, pool=(str(path), str(path))).prepare()
+
+
 def test_shards_that_cannot_be_used_are_refused(tmp_path):
     tar_of(tmp_path / "0.tar", sample(0))
 

@@ -338,6 +338,45 @@ def test_a_damaged_pair_is_replaced_from_its_own_split_with_workers_and_without(
         there.close()
 
 
+def test_a_mixture_of_splits_with_other_columns_is_read_by_workers_as_without(tmp_path):
+    """A part that a worker decodes may hold pairs of one split alone, whose columns the other one has not."""
+    for i in range(40):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    for name, numbers, more in (("pool", range(30), ("sim", 0.5)), ("curated", range(30, 40), ())):
+        rows = [("filepath", "title", *more[:1]), *((f"{i}.jpg", f"number {i}", *more[1:]) for i in numbers)]
+        (tmp_path / f"{name}.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in rows), encoding="utf-8")
+    places, tokenizer = (
+        {name: f"{tmp_path}/{name}.csv" for name in ("pool", "curated")},
+        TokenizerChoice(length=8, vocab_size=300),
+    )
+    source = Csv(**places, image_size=16, cache_dir=f"{tmp_path}/cache", tokenizer=tokenizer, columns=("sim",))
+    source.prepare()
+    pairs: Any = split_of(source, {"pool": 0.7, "curated": 0.3})
+    here, there = (
+        SuperBatches(MixturePlan(pairs, 20, 0), fetch)
+        for fetch in (None, WorkerFetch(pairs, 0, 2, Loader(workers=2, part=7)))
+    )
+    try:
+        one, other = here.at(0), there.at(0)
+    finally:
+        there.close()
+    assert one.columns.keys() == other.columns.keys() == set()
+    assert torch.equal(one.images_BCHW, other.images_BCHW)
+
+
+def test_an_epoch_of_a_mixture_joins_and_permutes_nothing_twice(monkeypatch):
+    """As often as pairs are read, tens of millions of keys were joined, and of five splits permuted."""
+    world = Synthetic(pool=300, columns=tuple("abcde"))
+    pairs: Any = split_of(world, {f"pool[top=0.5, by=column:{name}]": 1 for name in "abcde"})
+    assert pairs.drawn(0, 1).image_key_N is pairs.image_key_N
+    permuted, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *words, **more: permuted.append(words) or randperm(*words, **more))
+    plan = MixturePlan(pairs, 20, 0)
+    for step in range(30):  # of 4 pairs of each split: its epoch has 37 steps
+        plan.positions(step)
+    assert len(permuted) == 5
+
+
 def test_a_run_of_a_mixture_resumes_exactly_and_says_how_it_walks(tmp_path, monkeypatch):
     monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
     run = [*TINY, "run.split={'pool': 0.75, 'curated': 0.25}", "run.batch_size=8", "run.super_batch_size=32"]

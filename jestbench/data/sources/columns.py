@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.patterns import globbed
-from jestbench.disk import digest, nearest_or_all
+from jestbench.disk import digest, nearest, nearest_or_all
 
 HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
 """A uid as a list holds it: the two halves of 128 bits, as DataComp writes them."""
@@ -49,6 +49,19 @@ def number_of(content: object) -> float:
     except (ValueError, OverflowError):
         return math.nan
     return found if math.isfinite(found) else math.nan
+
+
+def column(names: Sequence[str], wanted: str, where: str, binding: str) -> str:
+    """The wanted column of a table.
+
+    Raises:
+        DataError: the table has no such column; the message gives the binding that names another.
+    """
+    if wanted in names:
+        return wanted
+    hint = nearest(wanted, names, "did you mean {!r}? ")
+    shown = ", ".join(names[:20]) or "none"
+    raise DataError(f"{where} has no column {wanted!r} (its columns: {shown}): {hint}set {binding}")
 
 
 def note_missing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +14,11 @@ from jestbench.batch import DataError
 from jestbench.data.captions import text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
-from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.columns import KEY, column, note_missing, number_of
 from jestbench.data.sources.other_kinds import refuse_other_kind
 from jestbench.data.sources.patterns import globbed
-from jestbench.data.sources.shard_index import ShardIndex, image_key
-from jestbench.data.sources.source import Shard, Source, column, file_shard
+from jestbench.data.sources.shard_index import ShardIndex, SplitTable, image_key
+from jestbench.data.sources.source import Shard, Source, file_shard
 from jestbench.disk import decoded, nearest
 
 SEPARATORS = ("\t", ",", ";", "|")
@@ -68,6 +68,17 @@ class Csv(Source):
             near = nearest(missing[0].name, (path.name for path in missing[0].parent.glob("*")), "; did you mean {}?")
             raise DataError(f"csv.{split}: there is no file {missing[0]}{near}")
         return [file_shard(path) for path in found]
+
+    def come_since(self, split: str, table: SplitTable, time: float) -> bool:
+        """Whether images that were left out of a table have come or changed since a time (seconds since the epoch)."""
+        known = set(table.shards)
+        for shard in self.shards(split):
+            folder = Path(shard.path).absolute().parent
+            for path, *_ in self._rows(Path(shard.path), ShardIndex()):
+                with suppress(OSError, ValueError):  # it is not there
+                    if str(folder / path) not in known and (folder / path).stat().st_ctime >= time:
+                        return True
+        return False
 
     def index(self, shard: Shard, verified: int | None) -> ShardIndex:
         """Read a table and its images once; what is damaged is counted and left out."""

@@ -18,11 +18,11 @@ from jestbench.data.captions import field_at, texts_of
 from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.encoded_images import Encoded
-from jestbench.data.sources.columns import KEY, note_missing, number_of
+from jestbench.data.sources.columns import KEY, column, note_missing, number_of
 from jestbench.data.sources.other_kinds import kind_of_file
 from jestbench.data.sources.patterns import globbed
 from jestbench.data.sources.shard_index import ShardIndex, SplitTable, digest, image_key
-from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
+from jestbench.data.sources.source import Fetched, Shard, Source, needs
 from jestbench.disk import nearest_or_all
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}

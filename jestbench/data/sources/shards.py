@@ -62,11 +62,23 @@ class TarMember:
         offset: where it begins, in bytes.
         size: in bytes.
         content: empty where it was passed over.
+        too_large: to be read, which is damage where it is asked for.
     """
 
     offset: int
     size: int
     content: bytes
+    too_large: bool = False
+
+    def whole(self) -> TarMember:
+        """The file itself.
+
+        Raises:
+            Damaged: it is too large.
+        """
+        if self.too_large:
+            raise Damaged("member too large", f"{self.size:,} bytes")
+        return self
 
 
 Sample = dict[str, TarMember]
@@ -137,11 +149,11 @@ class MemberRules:
         """The image of a sample.
 
         Raises:
-            Damaged: there is none.
+            Damaged: there is none, or it is too large.
         """
         for ending in self.images:
             if ending in sample:
-                return sample[ending]
+                return sample[ending].whole()
         raise Damaged("no image", *self._found(sample, self.images))
 
     def captions(self, sample: Sample) -> list[str]:
@@ -178,7 +190,7 @@ class MemberRules:
         """The bytes of the member of that name, or the value of the JSON member or field, never null.
 
         Raises:
-            Damaged: there is none.
+            Damaged: there is none, or it is too large.
         """
         steps = name.split(".")
         ways = ((".".join(steps[:n]).lower(), ".".join(steps[n:])) for n in range(len(steps), 0, -1))
@@ -186,8 +198,8 @@ class MemberRules:
         if not member:
             raise Damaged("no caption", *self._found(sample, (steps[0].lower(),)))
         if not path and member.rpartition(".")[2] != "json":
-            return sample[member].content
-        held = self._parsed(sample[member])
+            return sample[member].whole().content
+        held = self._parsed(sample[member].whole())
         found = field_at(held, path) if path else held
         if found is None:
             fields = sorted(held) if isinstance(held, dict) else []
@@ -227,7 +239,7 @@ class MemberRules:
 
 
 def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, Sample | Damaged]]:
-    """The samples of a tar by name; and the damage of members left out as damaged, too large, or duplicate.
+    """The samples of a tar by name; and the damage of those left out as too large or duplicate, and of the tar.
 
     Args:
         tar: tar to read.
@@ -276,7 +288,7 @@ def _listing(endings: Iterable[str]) -> str:
 
 
 def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, TarMember | Damaged]]:
-    """The path and file of each member of a tar, up to where it breaks off; damage in place of a damaged file.
+    """The path and file of each member of a tar, up to where it breaks off; then the damage of the tar, if any.
 
     Args:
         tar: tar to read.
@@ -293,7 +305,7 @@ def members(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
                     continue
                 path = member.name.lower()
                 if member.size > (MAX_IMAGE if path.endswith(IMAGES) else MAX_TEXT):
-                    yield member.name, Damaged("member too large")
+                    yield member.name, TarMember(member.offset_data, member.size, b"", too_large=True)
                     continue
                 tar.seek(member.offset_data)
                 content = b"" if path.endswith(unread) else tar.read(member.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,7 @@ from jestbench.data.sources.shard_index import (
     write_table,
 )
 from jestbench.data.spawned import spawned, usable_cores
-from jestbench.disk import cache_root, nearest, nearest_or_all
+from jestbench.disk import cache_root, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.parallel.locks import locked
@@ -152,6 +153,10 @@ class Source(ABC):
         """Everything beside the files that an index depends on."""
         return ""
 
+    def come_since(self, split: str, table: SplitTable, time: float) -> bool:
+        """Whether images that were left out of a table have come or changed since a time (seconds since the epoch)."""
+        return False
+
     # What comes beside images and captions
 
     @property
@@ -205,6 +210,10 @@ class Source(ABC):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(Path(f"{folder}.lock"), f"indexing {self.label}.{split}"):
+                if folder.exists() and self._outdated(split, folder):
+                    for kept in self._kept(split).values():
+                        kept.unlink(missing_ok=True)
+                    shutil.rmtree(folder)
                 if not folder.exists():
                     self._write(split, folder)
                     fresh = True
@@ -214,7 +223,8 @@ class Source(ABC):
                 "or name another folder in JESTBENCH_CACHE"
             ) from error
         table = SplitTable.open(folder)
-        self._acceptable(split, table)
+        if refusal := self._refusal(split, table):
+            raise DataError(refusal)
         if fresh and table.damaged:
             shown = listed(table.damage, table.examples, table.damaged + len(table))
             _LOG.warning("%s.%s: left out: %s", self.label, split, shown)
@@ -258,9 +268,8 @@ class Source(ABC):
             self.indexed(split)
         tables = [SplitTable.open(self._table(split)) for split in self.bound]
         check_columns(tables, self.columns, f"{self.label}.columns")
-        first = tables[0]
         with locked(self.folder / "tokenizers.lock", "preparing a tokenizer"):
-            self.tokenizer.prepare(self.folder / "tokenizers", first.fingerprint, lambda: first.captions)
+            self.tokenizer.prepare(self.folder / "tokenizers", tables[0].fingerprint, lambda: tables[0].captions)
 
     def is_prepared(self) -> bool:
         """Whether ``prepare`` has nothing left to do."""
@@ -282,7 +291,8 @@ class Source(ABC):
             if not folder.exists():
                 raise DataError(f"{self.label}.{part} is not indexed, or has changed since: start the run anew")
             tables.append((part, SplitTable.open(folder)))
-            self._acceptable(*tables[-1])
+            if refusal := self._refusal(*tables[-1]):
+                raise DataError(refusal)
         tokenizer = self.tokenizer.load(self.folder / "tokenizers", self._trained_on())
         return self._pairs(name, tables, tokenizer)
 
@@ -295,16 +305,14 @@ class Source(ABC):
 
     # The index
 
-    def _verified(self, split: str) -> int | None:
-        return self.image_size if split in self.verify else None
-
     def _table(self, split: str) -> Path:
         self.where(split)
-        verified = split in self.verify
         identities = [shard.identity for shard in self.shards(split)]
+        if len(set(identities)) < len(identities):
+            raise DataError(f"{self.label}.{split}: a file is named twice; its pairs would be drawn twice as often")
         files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
-        beside = (self.joined, files) if files else ()
-        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, verified, *beside)
+        last = (split in self.verify, *((self.joined, files) if files else ()))
+        name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, *last)
         return self.folder / f"{self.label}-{name}"
 
     @property
@@ -315,14 +323,20 @@ class Source(ABC):
     def _trained_on(self) -> str:
         return SplitTable.open(self._table(self.bound[0])).fingerprint
 
+    def _kept(self, split: str) -> dict[Shard, Path]:
+        """The shards of a split, and where the index of each is kept."""
+        last = self._reading, split in self.verify
+        named = {shard: digest(VERSION, self.label, shard.identity, *last) for shard in self.shards(split)}
+        return {shard: self.folder / f"shard-{name}.npz" for shard, name in named.items()}
+
+    def _outdated(self, split: str, folder: Path) -> bool:
+        """Whether a split was refused, and images that it lacked have come since."""
+        table = SplitTable.open(folder)
+        return bool(self._refusal(split, table)) and self.come_since(split, table, folder.stat().st_mtime)
+
     def _write(self, split: str, folder: Path) -> None:
-        shards, verified = self.shards(split), self._verified(split)
-
-        def kept(shard: Shard) -> Path:
-            parts = (VERSION, self.label, shard.identity, self._reading, verified is not None)
-            return self.folder / f"shard-{digest(*parts)}.npz"
-
-        todo = [_Reading(self, shard, verified, kept(shard)) for shard in shards if not kept(shard).exists()]
+        kept, verified = self._kept(split), self.image_size if split in self.verify else None
+        todo = [_Reading(self, shard, verified, path) for shard, path in kept.items() if not path.exists()]
         with _many(len(todo)) as each:
             for _ in tqdm(
                 each(_Reading.__call__, todo),
@@ -332,27 +346,28 @@ class Source(ABC):
                 disable=None if todo else True,
             ):
                 pass
-        paths, beside = [shard.path for shard in shards], self._beside(split)
+        paths, beside = [shard.path for shard in kept], self._beside(split)
         if beside.names:
-            beside.survey([ShardIndex.came(kept(shard), beside.own) for shard in shards])
-        write_table(folder, paths, (ShardIndex.load(kept(shard)) for shard in shards), self.captions, beside)
+            beside.survey([ShardIndex.came(path, beside.own) for path in kept.values()])
+        write_table(folder, paths, map(ShardIndex.load, kept.values()), self.captions, beside)
 
-    def _acceptable(self, split: str, table: SplitTable) -> None:
+    def _refusal(self, split: str, table: SplitTable) -> str:
+        """Why a split cannot be trained on; empty where it can."""
         read = len(table) + table.damaged
-        if too_many(table.damaged, read, self.max_damaged) or not len(table):
-            said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
-            if not read and table.beside.get("outside_uids"):
-                said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
-            advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
-            advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
-            raise DataError(f"{self.label}.{split}: {said}{advice}")
+        if len(table) and not too_many(table.damaged, read, self.max_damaged):
+            return ""
+        said = listed(table.damage, table.examples, read) if table.damage else "it holds no pair"
+        if not read and table.beside.get("outside_uids"):
+            said += f" whose {self.uid_field} {self.label}.uids lists: {table.beside['outside_uids']} are left out"
+        advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
+        advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
+        return f"{self.label}.{split}: {said}{advice}"
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, SplitTable]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
         captions, text_keys, first, keys = joined_tables(parts)
         sources = tuple(self.encoded(part, table) for part, table in tables)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
-        curated = np.concatenate([np.full(len(table), part == "curated") for part, table in tables])
         exact = all(part in self.verify for part, _ in tables)
         pairs = FilePairs(
             name=f"{self.label}/{name}",
@@ -362,7 +377,7 @@ class Source(ABC):
             tokenizer=tokenizer,
             image_key_N=keys,
             image_size=self.image_size,
-            marks={"curated": curated},
+            marks={"curated": np.concatenate([np.full(len(table), part == "curated") for part, table in tables])},
             columns=joined_columns(parts),
             uids=[uid for part in parts for uid in part.uids] if len(parts) > 1 else parts[0].uids,
             text_key_M=text_keys,
@@ -432,16 +447,3 @@ def needs(load: Callable[[], Any], package: str) -> Any:
         return load()
     except ImportError as error:
         raise DataError(f"this data set needs {package}, which cannot be loaded ({error}): {INSTALL}") from error
-
-
-def column(names: Sequence[str], wanted: str, where: str, binding: str) -> str:
-    """The wanted column of a table.
-
-    Raises:
-        DataError: the table has no such column; the message gives the binding that names another.
-    """
-    if wanted in names:
-        return wanted
-    hint = nearest(wanted, names, "did you mean {!r}? ")
-    shown = ", ".join(names[:20]) or "none"
-    raise DataError(f"{where} has no column {wanted!r} (its columns: {shown}): {hint}set {binding}")

@@ -157,6 +157,11 @@ class StreamBatches(SuperBatchSource):
         """Completed passes over the shards."""
         return self._epoch
 
+    def close(self) -> None:
+        """End the workers, and the commands whose output this process reads."""
+        super().close()
+        self._read_lane.close()
+
     def _read(self, step: int) -> tuple[Batch, Placement]:
         """The super-batch of the next step.
 

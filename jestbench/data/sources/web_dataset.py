@@ -88,10 +88,7 @@ class WebDataset(Source):
                 f"webdataset.{split}: {len(missing)} of {len(named)} shards are missing, the first is {missing[0]}: "
                 "mend the pattern, or set webdataset.allow_missing = True"
             )
-        found = [file_shard(Path(path)) for path in named if path not in missing]
-        if len({shard.path for shard in found}) < len(found):
-            raise DataError(f"webdataset.{split}: a shard is named twice; its pairs would be drawn twice as often")
-        return found
+        return [file_shard(Path(path)) for path in named if path not in missing]
 
     def index(self, shard: Shard, verified: int | None) -> ShardIndex:
         """Read a shard once; what is damaged is counted and left out."""
