@@ -64,7 +64,15 @@ class Cascade:
         return "reference" if self.score == "reference" else "scorer" if self.score == "scorer" else None
 
     def choose(self, loss_C: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Positions ``[B]`` of the chosen among the candidates, in the order of the draws."""
+        """Positions ``[B]`` of the chosen among the candidates, in the order of the draws.
+
+        Damaged candidates, whose loss is infinite, come behind all others, where these are too few.
+        """
+        whole_C = loss_C.isfinite()
+        if (missing := count - int(whole_C.sum())) > 0:
+            index_C = whole_C.nonzero().flatten()
+            drawn = index_C[self.choose(loss_C[index_C], len(index_C), generator)]
+            return torch.cat([drawn, (~whole_C).nonzero().flatten()[:missing]])
         if self.deterministic:
             return top_k(-loss_C, count)
         return gumbel_top_k(-loss_C / self.temperature, count, generator)
