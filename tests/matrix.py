@@ -16,7 +16,7 @@ from typing import Any
 import forked
 import pytest
 import torch
-from foreign_models import open_clip_folder
+from foreign_models import COCA, open_clip_folder, siglip_folder
 from helpers import rows_of, summary_of
 from packaging.version import Version
 from photos import write_numbered_shards
@@ -115,6 +115,14 @@ MECHANISMS: Mapping[str, Sequence[str]] = {
     ],
     "sharded": [*policy("active_clip"), "run.reference=$START", "run.shard=True", "run.train_microbatch=5"],
     "started": [*policy("hard_learner"), "run.init=@open_clip()", "open_clip.model=local-dir:$CLIP"],
+    "naflex": [
+        *(*policy("hard_learner"), "run.init=@hugging_face_clip()", "hugging_face_clip.path=$NAFLEX"),
+        *("run.loss=sigmoid", "run.batch_size=7", "run.super_batch_size=15"),
+    ],
+    "library_cached": [
+        *(*policy("jest"), "run.init=@open_clip()", "run.reference=@open_clip()", "open_clip.model=local-dir:$COCA"),
+        *("run.batch_size=7", "run.super_batch_size=15", "run.train_microbatch=4"),
+    ],
     "masked": [*policy("hard_learner"), "run.equal=masked"],
     "positive": [*policy("jest"), "run.reference=$START", "run.equal=positive", *SIGMOID],
     "penalty_late": [*policy("jest_repetition"), "run.reference=$START", "run.select_from=0.3", "loader.workers=2"],
@@ -143,10 +151,12 @@ ARMS: Mapping[str, Sequence[str]] = {
     **{name: [*SIZES, *words] for name, words in MECHANISMS.items()},
 }
 SHORT = "flexi_cached_odd", "cascade", "stream_ladder", "twins", "online_sigmoid", "cappy", "weights_mixture", "lit"
-SHORT += "infobatch", "concept_balance", "started", "ladder_trained_together"
+SHORT += "infobatch", "concept_balance", "started", "ladder_trained_together", "naflex", "library_cached"
 """Arms that together touch every mechanism: those of the default suite."""
 SEPARATE = ("ladder_trained_together",)
 """Arms whose reference each number of processes trains by itself; others share those of the first."""
+TIED = ("naflex",)
+"""Arms whose tokenizer takes every caption for one, so that all texts tie in the evaluation."""
 
 STREAM = """run.data = @stream()
 stream.shards = "pipe:cat {folder}/{{000..008}}.tar"
@@ -178,6 +188,8 @@ class Matrix:
         write_numbered_shards(self.folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
         (self.folder / "stream.gin").write_text(STREAM.format(folder=self.folder))
         open_clip_folder(self.folder / "clip")
+        open_clip_folder(self.folder / "coca", config=COCA)
+        siglip_folder(self.folder / "naflex", flexible=True)
         start = ["--gin_file", "gin/policy/uniform.gin", "run.arm=start", "run.split=curated", *TRAINED[:3]]
         assert main([*TINY, *start, "--run_dir", str(self.folder / "start")]) == 0
 
@@ -188,7 +200,7 @@ class Matrix:
     def command(self, arm: str, size: int) -> list[str]:
         """The words of an arm."""
         length = [] if "optimizer.schedule=ladder" in ARMS[arm] else ["run.budget=None", f"budget.steps={self.steps}"]
-        places = {"$START": "start", "$STREAM": "stream.gin", "$CLIP": "clip"}
+        places = {"$START": "start", "$STREAM": "stream.gin", "$CLIP": "clip", "$COCA": "coca", "$NAFLEX": "naflex"}
         words = [*TINY, *ARMS[arm], *length, f"log.examples={self.steps}", f"run.precision={self.precision}"]
         for name, place in places.items():
             words = [word.replace(name, str(self.folder / place)) for word in words]
@@ -289,7 +301,7 @@ def _rows(one: Path, other: Path, precision: str) -> Iterator[str]:
             yield f"step {alone['step']}: names {apart}"
         for name in sorted(alone.keys() & shared.keys(), key=lambda name: not name.startswith(EXACT)):
             late = precision == "fp32" and alone["step"] > FIRST and not name.startswith(LEDGER)
-            if late or name.startswith(PHYSICAL):
+            if late or name.startswith(PHYSICAL) or (one.name in TIED and name.startswith("eval/")):
                 continue
             # In fp32 the norm of a small gradient is what large terms leave.
             tight = name == "train/loss" or (precision == "fp64" and name.startswith("train/"))

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from jestbench import seeds
 from jestbench.batch import Batch
+from jestbench.data.damage import intact
 from jestbench.data.pairs import IndexedPairs, Wrapped
 from jestbench.data.tries import TriedPair, Tries, mended
 
@@ -108,8 +109,7 @@ class AugmentedPairs(Wrapped):
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, the intact ones cropped; and the damaged ones, by place in the batch."""
         batch, damaged = self.pairs.attempt(index_B % len(self))
-        good = torch.tensor([slot for slot in range(len(batch)) if slot not in damaged], dtype=torch.int64)
-        return self._cropped(batch, good, index_B), damaged
+        return self._cropped(batch, intact(len(batch), damaged), index_B), damaged
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The split's own."""

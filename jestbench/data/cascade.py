@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import COLUMN, Batch, DataError, Pass
+from jestbench.batch import COLUMN, DataError, Pass
 from jestbench.data.fetch import Positions
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
@@ -64,7 +64,15 @@ class Cascade:
         return "reference" if self.score == "reference" else "scorer" if self.score == "scorer" else None
 
     def choose(self, loss_C: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Positions ``[B]`` of the chosen among the candidates, in the order of the draws."""
+        """Positions ``[B]`` of the chosen among the candidates, in the order of the draws.
+
+        Damaged candidates, whose loss is infinite, come behind all others, where these are too few.
+        """
+        whole_C = loss_C.isfinite()
+        if (missing := count - int(whole_C.sum())) > 0:
+            index_C = whole_C.nonzero().flatten()
+            drawn = index_C[self.choose(loss_C[index_C], len(index_C), generator)]
+            return torch.cat([drawn, (~whole_C).nonzero().flatten()[:missing]])
         if self.deterministic:
             return top_k(-loss_C, count)
         return gumbel_top_k(-loss_C / self.temperature, count, generator)
@@ -74,13 +82,23 @@ class OwnLoss(Protocol):
     """A function that gives candidates' losses by key, and reads the pairs whose loss must be computed."""
 
     def __call__(
-        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch], own_P: Tensor
-    ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """The loss of some candidates, and the passes that all cost; ``read`` decodes the pairs at given positions.
-
-        A pair that turns out to be damaged, so that ``read`` gives another in its place, has an infinite loss.
-        """
+        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], ReadPairs], own_P: Tensor
+    ) -> Tensor:
+        """The loss of the candidates at positions ``own_P``; infinite where a pair that ``read`` decodes is damaged."""
         ...
+
+
+@dataclass(frozen=True)
+class CandidateScoring:
+    """How a model scores the candidates of a cascade.
+
+    Attributes:
+        loss: gives the losses of those that this process reads.
+        passes: gives the passes that scoring pairs of these image and text keys is charged.
+    """
+
+    loss: OwnLoss
+    passes: Callable[[Tensor, Tensor], tuple[Pass, ...]]
 
 
 class CascadePlan(StepPlan):
@@ -89,12 +107,16 @@ class CascadePlan(StepPlan):
     The candidates of a step are one large super-batch of an :class:`EpochPlan`: they never span two epochs, and no
     pair is a candidate twice.
 
+    A candidate that turns out to be damaged is counted, and no other pair is read in its place: nobody trains on a
+    candidate that is not drawn. Its loss is infinite, so that it is drawn only where fewer than B candidates are whole
+    (another pair then stands for it in the super-batch). No model runs over it, so it is not charged.
+
     Args:
         pairs: the split.
         size: B, pairs of a super-batch.
         seed: of the run.
         cascade: how they are drawn.
-        score: of the candidates; ``None`` where they are drawn by a column.
+        scoring: of the candidates; ``None`` where they are drawn by a column.
         world: the processes that share the candidates. A pair belongs to one process, by its image's key, whenever it
             is a candidate: this process alone reads and scores it, and finds its score and embeddings again.
 
@@ -108,36 +130,40 @@ class CascadePlan(StepPlan):
         size: int,
         seed: int,
         cascade: Cascade,
-        score: OwnLoss | None,
+        scoring: CandidateScoring | None,
         world: World | None = None,
     ) -> None:
-        self.reads, self.world = score is not None, world or World()
+        self.reads, self.world = scoring is not None, world or World()
         if len(pairs) < cascade.candidates * size:
             raise DataError(
                 f"the split holds {len(pairs)} pairs, fewer than the {cascade.candidates} × {size} candidates of one "
                 "super-batch: lower cascade.candidates or run.super_batch_size, or take more data"
             )
-        self.pairs, self.size, self.seed, self.cascade, self.score = pairs, size, seed, cascade, score
+        self.pairs, self.size, self.seed, self.cascade, self.scoring = pairs, size, seed, cascade, scoring
         self.candidates = EpochPlan(pairs, cascade.candidates * size, seed)
 
-    def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
+    def positions(self, step: int, read: Callable[[Positions], ReadPairs]) -> Positions:
         """The drawn pairs, with the passes that drawing cost; candidates whose loss is not cached are read."""
         candidates = self.candidates.positions(step)
         index_C, generator = candidates.index_B, seeds.generator(self.seed, "cascade", step)
-        if self.score is None:
+        if self.scoring is None:
             assert self.cascade.column is not None
             value_C = torch.from_numpy(self.pairs.columns[self.cascade.column][index_C.numpy()])
             return replace(candidates, index_B=index_C[self.cascade.choose(-value_C, self.size, generator)])
         drawn = self.pairs.drawn(self.seed, candidates.epoch)
         image_key_C = torch.from_numpy(drawn.image_key_N[index_C.numpy()])
         home = Placement(seeds.mixed(image_key_C) % self.world.size, self.world)
-        loss_P, passes = self.score(
+        text_key_C = drawn.text_key_N[index_C]
+        loss_P = self.scoring.loss(
             image_key_C,
-            drawn.text_key_N[index_C],
+            text_key_C,
             lambda position_N: read(replace(candidates, index_B=index_C[position_N])),
             home.rows,
         )
-        chosen_B = self.cascade.choose(home.collect(loss_P), self.size, generator)
+        loss_C = home.collect(loss_P)
+        whole_C = loss_C.isfinite()
+        passes = self.scoring.passes(image_key_C[whole_C], text_key_C[whole_C])
+        chosen_B = self.cascade.choose(loss_C, self.size, generator)
         return replace(candidates, index_B=index_C[chosen_B], passes=passes, placement=home.taken(chosen_B))
 
     def epoch(self, step: int) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from jestbench.batch import DataError
 
@@ -65,6 +69,25 @@ def listed(damage: Mapping[str, int], examples: Mapping[str, str], total: int) -
         return f"{damage[reason]} × {reason} of {total}{f', the first: {example}' if example else ''}"
 
     return DAMAGE_LINE.join(["", *map(line, sorted(damage))]) if len(damage) > 1 else "".join(map(line, damage))
+
+
+def counted(damage: Iterable[Any]) -> dict[str, int]:
+    """The counts of damaged pairs, in all and by kind, as ``Batch.counts`` and a ``Tally`` hold them."""
+    kinds = Counter(f"{KIND}{each.reason}" for each in damage)
+    return {"damaged": kinds.total(), **kinds}
+
+
+def first_examples(damage: Iterable[Any]) -> dict[str, str]:
+    """The first example of each kind of damage, by reason."""
+    found = dict[str, str]()
+    for each in damage:
+        found.setdefault(each.reason, each.example)
+    return found
+
+
+def intact(count: int, damaged: Collection[int]) -> Tensor:
+    """The places of the pairs that are not damaged, among so many, ascending."""
+    return torch.tensor([place for place in range(count) if place not in damaged], dtype=torch.int64)
 
 
 def too_many(damaged: float, read: float, limit: float) -> bool:

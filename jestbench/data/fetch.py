@@ -20,7 +20,6 @@ from torch import Tensor
 from jestbench.batch import Batch, Pass
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs
-from jestbench.data.tries import mended
 from jestbench.data.workers import Workers
 from jestbench.parallel.placement import Placement
 
@@ -62,10 +61,6 @@ class Attempt:
     batch: Batch
     damaged: Mapping[int, Any]
     positions: Positions
-
-    def mended(self) -> Batch:
-        """The pairs with damaged ones replaced, where this process reads all of them."""
-        return mended(self.pairs, self.batch, self.damaged, self.positions.own_P)
 
 
 class Fetch:

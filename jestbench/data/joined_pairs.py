@@ -16,7 +16,7 @@ from torch import Tensor
 from jestbench import seeds
 from jestbench.batch import Batch, DataError, split_counts
 from jestbench.data.fetch import Positions
-from jestbench.data.pairs import IndexedPairs, together
+from jestbench.data.pairs import IndexedPairs, ReadPairs, together
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import digest
@@ -161,7 +161,7 @@ class MixturePlan(StepPlan):
             for number, (name, part, size) in enumerate(parts)
         }
 
-    def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
+    def positions(self, step: int, read: Callable[[Positions], ReadPairs] | None = None) -> Positions:
         """The positions of a step's super-batch; a new epoch of any split draws captions anew."""
         found = [plan.positions(step) for plan in self.sources.values()]
         index_B = torch.cat(

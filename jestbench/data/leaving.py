@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from jestbench import seeds
-from jestbench.batch import Batch
 from jestbench.data.fetch import Positions
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.super_batches import EpochPlan, Leave, StepPlan
 from jestbench.select.given import pair_keys
 from jestbench.select.policy import PolicyError
@@ -82,7 +81,7 @@ class LeavingPlan(StepPlan):
         """The last step of the epoch that has begun."""
         return self._first + self._steps() - 1
 
-    def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
+    def positions(self, step: int, read: Callable[[Positions], ReadPairs] | None = None) -> Positions:
         """The positions of a step of the epoch that has begun."""
         self.begin(step, None)
         number = step - self._first

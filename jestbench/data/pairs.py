@@ -23,6 +23,9 @@ from jestbench.select.scores import Role
 if TYPE_CHECKING:
     from jestbench.data.tries import TriedPair, Tries
 
+ReadPairs = tuple[Batch, Mapping[int, Any]]
+"""Pairs as they were read, none of the damaged ones replaced; and the damage, by its place among them."""
+
 
 class Pairs(ABC):
     """A split of a data set; an :class:`IndexedPairs` where its pairs can be read by position.
@@ -138,7 +141,7 @@ class IndexedPairs(Pairs):
         """The split in which each of several captions of an image is a pair of its own."""
         return self
 
-    def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
+    def attempt(self, index_B: Tensor) -> ReadPairs:
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 

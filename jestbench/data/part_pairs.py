@@ -141,7 +141,7 @@ class TopPairs(PartPairs):
     Args:
         pairs: the split.
         share: of its pairs.
-        value_N: a value of each.
+        value_N: a value of each; −∞ of a pair that was found damaged as it was scored.
         name: of the values.
         role: of the frozen model whose own scores the values are; ``None`` where they are a column.
     """
@@ -153,12 +153,15 @@ class TopPairs(PartPairs):
         index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
         identity = f"top-{digest(index_N.tobytes())}"
         super().__init__(pairs, torch.from_numpy(index_N), f", the {count} of largest {name}", identity)
-        self.role = role
+        self.role, whole_N = role, np.isfinite(value_N)
+        self.scored = pairs
+        if not whole_N.all():
+            self.scored = PartPairs(pairs, torch.from_numpy(np.flatnonzero(whole_N)), ", the whole ones", "whole")
 
     @property
     def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """The whole split, with the role of the model that ranks it."""
-        return self.pairs.ranked if self.role is None else ((self.role, self.pairs), *self.pairs.ranked)
+        """All pairs that the model has scored, with its role."""
+        return self.pairs.ranked if self.role is None else ((self.role, self.scored), *self.pairs.ranked)
 
 
 def top_of(pairs: IndexedPairs, share: float, column: str) -> TopPairs:

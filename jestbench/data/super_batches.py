@@ -19,10 +19,10 @@ from torch import Tensor
 
 from jestbench import seeds
 from jestbench.batch import Batch, DataError
-from jestbench.data.damage import Tally
+from jestbench.data.damage import Tally, counted, first_examples, intact
 from jestbench.data.fetch import Attempt, Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import IndexedPairs, with_rows
+from jestbench.data.pairs import IndexedPairs, ReadPairs, with_rows
 from jestbench.data.tries import Replacements
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
@@ -192,7 +192,7 @@ class StepPlan(ABC):
         return {}
 
     @abstractmethod
-    def positions(self, step: int, read: Callable[[Positions], Batch]) -> Positions:
+    def positions(self, step: int, read: Callable[[Positions], ReadPairs]) -> Positions:
         """The positions of a step's super-batch; ``read`` gives the pairs at any positions."""
 
     @abstractmethod
@@ -253,7 +253,7 @@ class EpochPlan(StepPlan):
         """Super-batches of an epoch."""
         return len(self.pairs) // self.size
 
-    def positions(self, step: int, read: Callable[[Positions], Batch] | None = None) -> Positions:
+    def positions(self, step: int, read: Callable[[Positions], ReadPairs] | None = None) -> Positions:
         """The positions of a step's super-batch; positions of augmented pairs encode the step, too."""
         epoch, number = divmod(step, self.per_epoch)
         index_B = self._order_of(epoch)[number * self.size : (number + 1) * self.size]
@@ -296,6 +296,7 @@ class SuperBatches(SuperBatchSource):
         tally = Tally(pairs.name, pairs.max_damaged)
         super().__init__(pairs.tokenizer, tally, len(pairs), plan.size, world, self.fetch.workers, device)
         self._own = Counter[str]()  # of this process, not in the tally yet
+        self._examples = dict[str, str]()  # of the damage among them
 
     @classmethod
     def of(
@@ -339,13 +340,21 @@ class SuperBatches(SuperBatchSource):
         positions = self.plan.positions(step, self._candidates)
         return replace(positions, placement=positions.placement or Placement.in_turns(self.size, self.world))
 
-    def _candidates(self, positions: Positions) -> Batch:
-        """Pairs of which a plan chooses, read by this process alone; they are counted with the next step."""
-        batch = self.fetch.attempt(positions).mended()
+    def _candidates(self, positions: Positions) -> ReadPairs:
+        """The pairs of which a plan chooses, and the damage: read by this process alone, counted with the next step."""
+        found = self.fetch.attempt(positions)
+        batch, damaged = found.batch, found.damaged
         self._own.update({"decoded": len(batch), **batch.counts})
         if batch.counts:
-            self._own["wordless"] += self.tokenizer.wordless(batch.tokens(self.tokenizer.identity))
-        return batch
+            self._own.update(counted(damaged.values()))
+            self._own["wordless"] += self._wordless(batch, damaged)
+            self._examples = {**first_examples(damaged.values()), **self._examples}
+        return batch, damaged
+
+    def _wordless(self, batch: Batch, damaged: Mapping[int, Any]) -> int:
+        """How many of the whole pairs have a caption without a token."""
+        ids = batch.tokens(self.tokenizer.identity)
+        return self.tokenizer.wordless(ids[intact(len(ids), damaged)] if damaged else ids)
 
     def _mended(self, found: Attempt) -> Batch:
         """This process's pairs, damaged ones replaced as one process would that reads the whole super-batch.
@@ -358,12 +367,10 @@ class SuperBatches(SuperBatchSource):
         own = self._own
         own["decoded"] += len(batch)
         if batch.counts:  # those of files; what was prepared here is whole
-            ids = batch.tokens(self.tokenizer.identity)
-            own.update({**batch.counts, "wordless": self.tokenizer.wordless(_without(ids, [*found.damaged]))})
+            own.update({**batch.counts, "wordless": self._wordless(batch, found.damaged)})
         lost = {int(placement.rows[place]): error for place, error in found.damaged.items()}
-        examples = self.plan.pairs.examples if own["damaged"] else {}
-        each = self.world.everybodys((lost, dict(own), examples, (set(batch.marks), set(batch.columns))))
-        self._own = Counter()
+        each = self.world.everybodys((lost, dict(own), self._examples, (set(batch.marks), set(batch.columns))))
+        self._own, self._examples = Counter(), {}
         marks, columns = (set.intersection(*held) for held in zip(*(names for *_, names in each), strict=True))
         counts = Counter[str]()
         for _, part, *_ in each:
@@ -394,10 +401,3 @@ class SuperBatches(SuperBatchSource):
         self.tally.load_state_dict(state["tally"])
         self.plan.load_state_dict(state["plan"])
         self.fetch.forget()
-
-
-def _without(rows_BX: Tensor, places: Sequence[int]) -> Tensor:
-    """The rows but those at some places."""
-    kept_B = torch.ones(len(rows_BX), dtype=torch.bool)
-    kept_B[torch.tensor(places, dtype=torch.int64)] = False
-    return rows_BX[kept_B] if places else rows_BX

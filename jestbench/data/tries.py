@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jestbench.batch import Batch, DataError
-from jestbench.data.damage import KIND
+from jestbench.data.damage import counted
 from jestbench.data.pairs import IndexedPairs, together, with_rows
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
@@ -153,8 +153,7 @@ class Replacements:
             slot_K = torch.tensor([slot for slot, rank in zip(damaged, held, strict=True) if rank == world.rank])
             shown = pairs.shown(together(found), index_B[slot_K])
         lost = [*damaged.values(), *(outcome.damage for outcome in known.values() if outcome.damage is not None)]
-        kinds = Counter(f"{KIND}{damage.reason}" for damage in lost)
-        counts = {"read": len(known), "damaged": len(lost), **kinds}
+        counts = {"read": len(known), **counted(lost)}
         return cls(shown, counts, sum(known[place].wordless for place in places))
 
 

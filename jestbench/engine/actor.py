@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, View
 from jestbench.cost.price import Price
+from jestbench.data.pairs import ReadPairs
 from jestbench.engine.measured import Measured
 from jestbench.engine.rows import KeyIndex
 from jestbench.model.encoders import Encoders
@@ -20,8 +21,8 @@ from jestbench.select.given import Trained
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Role, Scores
 
-Read = Callable[[Tensor], Batch]
-"""Positions → those pairs, decoded."""
+Read = Callable[[Tensor], ReadPairs]
+"""Positions → those pairs, decoded, and the damage by its place among them."""
 
 
 Met = dict[tuple[int, str], KeyIndex]
@@ -113,8 +114,8 @@ class Actor(ABC):
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read, own_P: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Pass, ...]]:
-        """The loss of each pair by itself, which a cascade draws by, and the passes that all of them cost.
+    ) -> Tensor:
+        """The loss of each pair by itself, which a cascade draws by.
 
         Args:
             loss: whose pair loss.
@@ -132,7 +133,7 @@ class Actor(ABC):
         raise ValueError(f"run.cascade: the {self.role} scores whole batches, not single pairs by their keys")
 
     def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
-        """The passes that ``own_loss`` of these pairs is charged now, without computing it.
+        """The passes that ``own_loss`` of whole pairs of these keys is charged now.
 
         Raises:
             ValueError: as ``own_loss``.

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestbench.batch import FULL, Batch, Pass, Purpose, View
+from jestbench.data.damage import intact
+from jestbench.data.pairs import ReadPairs, together
 from jestbench.engine.actor import Read
 from jestbench.engine.frozen import FrozenActor, RowContent, RowName, keys_of
 from jestbench.model.encoders import Encoders
@@ -80,48 +82,52 @@ class EmbeddingRows(RowContent):
         self, actor: FrozenActor, image_key_P: Tensor, text_key_P: Tensor, position_P: Tensor, read: Read
     ) -> Tensor:
         """Cosines ``[P, 1]`` of candidates; each that lacks an embedding is read once, a damaged one gives NaN."""
-        intact = torch.arange(len(position_P))
+        whole_P, source = torch.arange(len(position_P)), _ReadOnce(position_P, read)
         while True:
-            image_key, text_key, position = image_key_P[intact], text_key_P[intact], position_P[intact]
+            image_key, text_key = image_key_P[whole_P], text_key_P[whole_P]
             lacking = torch.cat([actor.missing("image", image_key), actor.missing("text", text_key)]).unique()
-            source = _ReadOnce(lacking, position, read)
-            damaged = source.replaced(image_key, text_key)
+            damaged = source.read(whole_P[lacking])
             if not len(damaged):
                 break
             # Another candidate may hold the text or image that a damaged pair was read for: look again without it.
-            intact = intact[~torch.isin(torch.arange(len(intact)), damaged)]
-        image_PD, text_PD = actor.rows("image", image_key, source), actor.rows("text", text_key, source.texts)
+            whole_P = whole_P[~torch.isin(whole_P, damaged)]
+        if not len(whole_P):
+            return torch.full((len(position_P), 1), torch.nan)
+        image_PD = actor.tried_rows("image", image_key, lambda index_M: source(whole_P[index_M]))
+        text_PD = actor.tried_rows("text", text_key, lambda index_M: source(whole_P[index_M], images=False))
         cosine_P1 = torch.full((len(position_P), 1), torch.nan, dtype=image_PD.dtype)
         # In float64 the order of the sum cannot show after rounding to fp32.
-        cosine_P1[intact, 0] = (image_PD.double() * text_PD.double()).sum(1).to(image_PD.dtype).cpu()
+        cosine_P1[whole_P, 0] = (image_PD.double() * text_PD.double()).sum(1).to(image_PD.dtype).cpu()
         return cosine_P1
 
 
 class _ReadOnce:
-    """A source that reads the pairs known to be needed in one batch, and any further pair on demand."""
+    """A source of candidates by their place: each is read once, and the pairs of the whole ones are kept."""
 
-    def __init__(self, position_M: Tensor, of_P: Tensor, read: Read) -> None:
-        self._position_M, self._of_P, self._ask = position_M, of_P, read
+    def __init__(self, position_P: Tensor, read: Read) -> None:
+        self._position_P, self._ask = position_P, read
+        self._place_R = torch.empty(0, dtype=torch.int64)  # of the pairs that are kept, ascending
         self._batch: Batch | None = None
 
-    def _read(self, index_M: Tensor) -> Batch:
-        return self._ask(self._of_P[index_M])
+    def read(self, place_M: Tensor) -> Tensor:
+        """Read the candidates at these places (ascending) that are not kept yet; return the places of damaged ones."""
+        place_M = place_M[~torch.isin(place_M, self._place_R)]
+        if not len(place_M):
+            return place_M
+        batch, damaged = self._ask(self._position_P[place_M])
+        lost = place_M[torch.tensor(sorted(damaged), dtype=torch.int64)]
+        if damaged:
+            whole_P = intact(len(batch), damaged)
+            batch, place_M = batch.take(whole_P), place_M[whole_P]
+        if self._batch is not None:
+            place_M, order_R = torch.cat([self._place_R, place_M]).sort()
+            batch = together([self._batch, batch]).take(order_R)
+        self._batch, self._place_R = batch, place_M
+        return lost
 
-    def replaced(self, image_key_P: Tensor, text_key_P: Tensor) -> Tensor:
-        """Read the needed pairs; return the positions of damaged ones, in whose place another pair was read."""
-        if not len(self._position_M):
-            return self._position_M
-        self._batch = self._read(self._position_M)
-        images_M = self._batch.image_key_B != image_key_P[self._position_M]
-        texts_M = self._batch.text_key_B != text_key_P[self._position_M]
-        return self._position_M[images_M | texts_M]
-
-    def __call__(self, index_M: Tensor, images: bool = True) -> Batch:
-        if self._batch is None or not bool(torch.isin(index_M, self._position_M).all()):
-            return self._read(index_M)  # the shared file has been cut since
+    def __call__(self, place_M: Tensor, images: bool = True) -> ReadPairs:
+        """The candidates at these places, without their images where no image tower reads them; and the damage."""
+        if self._batch is None or not bool(torch.isin(place_M, self._place_R).all()):
+            return self._ask(self._position_P[place_M])  # the shared file has been cut since
         batch = self._batch if images else self._batch.without_images()
-        return batch.take(torch.searchsorted(self._position_M, index_M))
-
-    def texts(self, index_M: Tensor) -> Batch:
-        """The pairs without their images, which no text tower reads."""
-        return self(index_M, images=False)
+        return batch.take(torch.searchsorted(self._place_R, place_M)), {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jestbench.batch import FULL, FULL_MIX, Batch, DataError, Mix, Pass, Purpose, View
 from jestbench.cost.price import Price
+from jestbench.data.damage import intact
 from jestbench.disk import shown
 from jestbench.engine.actor import Actor, EmbeddingModel, Met, Read, imagined_embeddings
 from jestbench.engine.cache import Bound
@@ -97,7 +98,7 @@ class RowContent(ABC):
 
     def pair_rows(self, actor: FrozenActor, image_key_C: Tensor, text_key_C: Tensor, read: Read) -> Tensor:
         """The rows ``pair`` of candidates, ``[C, 1]``; NaN where a pair is damaged."""
-        return actor.rows("pair", keys_of("pair", image_key_C, text_key_C), read)
+        return actor.tried_rows("pair", keys_of("pair", image_key_C, text_key_C), read)
 
     def imagined(self, role: Role, count: int, divisor: int, random: torch.Generator) -> Scores:
         """As ``Actor.imagined``."""
@@ -218,16 +219,15 @@ class FrozenActor(Actor):
 
     def own_loss(
         self, loss: LossName, image_key_C: Tensor, text_key_C: Tensor, read: Read, own_P: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Pass, ...]]:
+    ) -> Tensor:
         """As ``Actor.own_loss``."""
-        passes = self.own_loss_passes(image_key_C, text_key_C)
         own_P = torch.arange(len(image_key_C)) if own_P is None else own_P
         if not len(own_P):
-            return torch.empty(0, dtype=torch.float64), passes
+            return torch.empty(0, dtype=torch.float64)
         image_key_P, text_key_P = image_key_C[own_P], text_key_C[own_P]
         value_P1 = self.content.pair_rows(self, image_key_P, text_key_P, lambda index_M: read(own_P[index_M]))
         loss_P = self.content.own_loss_C(loss, value_P1[:, 0].cpu().double())
-        return loss_P.masked_fill(loss_P.isnan(), torch.inf), passes
+        return loss_P.masked_fill(loss_P.isnan(), torch.inf)
 
     def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
         """As ``Actor.own_loss_passes``."""
@@ -256,18 +256,21 @@ class FrozenActor(Actor):
         """Positions whose rows are to be computed."""
         return self._rows[name].missing(key_B)
 
-    def rows(self, name: RowName, key_B: Tensor, source: Read) -> Tensor:
-        """Rows ``[B, width]``: from the store, or computed from the pairs that ``source`` returns for positions.
+    def rows(self, name: RowName, key_B: Tensor, source: Callable[[Tensor], Batch]) -> Tensor:
+        """Rows ``[B, width]``: from the store, or computed from the pairs that ``source`` returns for positions."""
+        return self.fetch(name, key_B, lambda index_M: self.encode(name, source(index_M)))
 
-        A row is NaN where ``source`` returns another pair in place of a damaged one.
-        """
+    def tried_rows(self, name: RowName, key_B: Tensor, read: Read) -> Tensor:
+        """Rows as ``rows`` gives them, of pairs of which some may be damaged; those have rows of NaN."""
 
         def compute(index_M: Tensor) -> Tensor:
-            batch = source(index_M)
-            row_MD = self.encode(name, batch)
-            other_M = keys_of(name, batch.image_key_B, batch.text_key_B) != key_B[index_M]
-            if bool(other_M.any()):
-                row_MD[other_M] = torch.nan
+            batch, damaged = read(index_M)
+            if not damaged:
+                return self.encode(name, batch)
+            row_MD = torch.full((len(index_M), self.content.widths[name]), torch.nan, dtype=torch.float64)
+            whole_P = intact(len(index_M), damaged)
+            if len(whole_P):
+                row_MD[whole_P] = self.encode(name, batch.take(whole_P)).double()
             return row_MD
 
         return self.fetch(name, key_B, compute)

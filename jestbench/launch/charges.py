@@ -9,10 +9,11 @@ from functools import cache
 import numpy as np
 import torch
 
-from jestbench.batch import Batch, DataError
+from jestbench.batch import DataError
 from jestbench.config.resolved import Resolved
 from jestbench.cost.ledger import flops_of
 from jestbench.data.fetch import Positions
+from jestbench.data.pairs import ReadPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.engine.actor import Actor, Met
 from jestbench.launch.stages import plan_of
@@ -144,5 +145,5 @@ def _by_keys(plan: StepPlan, scoring: Sequence[Actor], steps: Iterable[int]) -> 
             return
 
 
-def _unread(positions: Positions) -> Batch:
+def _unread(positions: Positions) -> ReadPairs:
     raise AssertionError("positions are known before anything is read")

@@ -14,7 +14,7 @@ from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.splits import unranked
 from jestbench.engine.frozen import FrozenActor
-from jestbench.launch.own_scores import keys_of_all, own_losses
+from jestbench.launch.own_scores import keys_at, own_losses
 from jestbench.launch.stages import setting_of
 from jestbench.launch.stands import trained
 from jestbench.launch.train_run import building, ensure_pretrained
@@ -54,13 +54,13 @@ def fill_cache(resolved: Resolved) -> dict[str, Any]:
 
 
 def _filled(actor: FrozenActor, pairs: IndexedPairs) -> dict[str, Any]:
-    """Fill the cache of one model."""
-    own_losses(actor, pairs)
+    """Fill the cache of one model with the whole pairs of a split."""
+    whole_N = own_losses(actor, pairs).isfinite().nonzero().flatten()
     failures, folder = actor.counts()["cache/failures"], actor.cache.folder
     assert folder is not None, "the cache is shared"
     actor.close(remove=True)
     if failures:
         raise DataError(f"{folder} could not be filled: see the warning above")
     size = sum(file.stat().st_size for file in folder.glob("*.rows"))
-    flops = flops_of(actor.forecast_distinct(*keys_of_all(pairs)))
-    return {"folder": str(folder), "pairs": len(pairs), "bytes": size, "flops": flops}
+    flops = flops_of(actor.forecast_distinct(*keys_at(pairs, whole_N)))
+    return {"folder": str(folder), "pairs": len(whole_N), "bytes": size, "flops": flops}

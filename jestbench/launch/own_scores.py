@@ -11,20 +11,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.ledger import flops_of
-from jestbench.data.damage import Tally
-from jestbench.data.pairs import Dataset, IndexedPairs
+from jestbench.data.damage import Tally, counted, first_examples
+from jestbench.data.pairs import Dataset, IndexedPairs, ReadPairs
 from jestbench.disk import cache_root, digest, whole
 from jestbench.engine.cache import Cache
 from jestbench.engine.casting import Casting
@@ -83,7 +84,8 @@ def _save(path: Path, value_N: npt.NDArray[np.float64]) -> None:
 def own_losses(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
     """The own loss −t·cos (or −g) of each pair, float64 ``[N]``, block by block, the blocks dealt out in turns.
 
-    A block is computed as one process computes it, so that the values are the same for any number of processes.
+    A block is computed as one process computes it, so that the values are the same for any number of processes. A
+    damaged pair is counted, and its loss is infinite.
 
     Raises:
         DataError: too many pairs are damaged.
@@ -92,22 +94,25 @@ def own_losses(actor: FrozenActor, pairs: IndexedPairs) -> Tensor:
     size = min(AT_ONCE, actor.microbatch)
     blocks, found = torch.arange(len(pairs)).split(size), []
     for start in range(0, len(blocks), world.size):
-        counts = Counter[str]()
+        counts, lost = Counter[str](), list[Any]()
         for index_P in blocks[start + world.rank : start + world.rank + 1]:
-
-            def read(position_M: Tensor, index_P: Tensor = index_P, counts: Counter[str] = counts) -> Batch:
-                batch = pairs.batch(index_P[position_M])
-                counts.update(batch.counts)
-                return batch
-
-            found.append(actor.own_loss("softmax", *keys_at(pairs, index_P), read)[0])
-        for part, examples in world.everybodys((counts, dict(pairs.examples))):
+            read = partial(_read, pairs, index_P, counts, lost)
+            found.append(actor.own_loss("softmax", *keys_at(pairs, index_P), read))
+        for part, examples in world.everybodys(({**counts, **counted(lost)}, first_examples(lost))):
             tally.add(part, examples)
         done = min((start + world.size) * size, len(pairs))
         if sys.stderr.isatty() and world.first_of_all:
             print(f"\r{done:,} of {len(pairs):,} pairs", end="" if done < len(pairs) else "\n", file=sys.stderr)
     own = torch.cat([torch.empty(0, dtype=torch.float64), *found])
     return Placement(torch.arange(len(pairs)) // size % world.size, world).collect(own)
+
+
+def _read(pairs: IndexedPairs, index_P: Tensor, counts: Counter[str], lost: list[Any], position_M: Tensor) -> ReadPairs:
+    """Read pairs at positions of a block; ``counts`` takes up how many, ``lost`` the damage."""
+    batch, damaged = pairs.attempt(index_P[position_M])
+    counts.update(batch.counts)
+    lost.extend(damaged.values())
+    return batch, damaged
 
 
 def keys_at(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:

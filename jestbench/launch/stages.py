@@ -14,7 +14,7 @@ from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError, Run
 from jestbench.cost.budget import Pretrained
 from jestbench.data.augment import AugmentedPairs
-from jestbench.data.cascade import CascadePlan
+from jestbench.data.cascade import CandidateScoring, CascadePlan
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.leaving import LeavingPlan
 from jestbench.data.pairs import Dataset, Pairs
@@ -159,12 +159,12 @@ def plan_of(run: Run, pairs: Pairs, size: int, actors: Mapping[Role, Actor], wor
             "neither with run.cascade nor with a run.split that mixes several"
         )
     if run.cascade is not None:
-        own_loss = None
+        scoring = None
         if run.cascade.role is not None:
             actor = actors[run.cascade.role]
             actor.forecast_own_loss(1)  # raises here, not in the first step, where the actor scores only whole batches
-            own_loss = partial(actor.own_loss, run.loss)
-        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, own_loss, world)
+            scoring = CandidateScoring(partial(actor.own_loss, run.loss), actor.own_loss_passes)
+        return CascadePlan(pairs.indexed("run.cascade"), size, run.seed, run.cascade, scoring, world)
     if leaves:
         name = type(run.policy).__name__
         whole = pairs.indexed(f"the policy {name}, which leaves pairs out before they are read,")

@@ -68,8 +68,12 @@ class LibraryTowers(TwoTowers):
         """Nothing."""
 
     def trained_by(self, views: Collection[View]) -> dict[View, frozenset[str]]:
-        """All that require a gradient: what neither encoder uses is frozen, and a library may ask for values."""
-        weights = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
+        """All of the library's that require a gradient: what neither encoder uses is frozen.
+
+        No pass finds them out as in the base, since a library may ask for values.
+        """
+        own = self.image.named_parameters(prefix="image")
+        weights = frozenset(name for name, value in own if value.requires_grad)
         return dict.fromkeys(views, weights)
 
     def compile_blocks(self, backend: str = "inductor") -> None:

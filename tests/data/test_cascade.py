@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from photos import files_of, jpeg
 from torch import Tensor
 
 from jestbench import seeds
@@ -18,7 +20,7 @@ from jestbench.batch import FULL, Batch, DataError
 from jestbench.config import resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
-from jestbench.data.cascade import Cascade, CascadePlan
+from jestbench.data.cascade import CandidateScoring, Cascade, CascadePlan
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
@@ -89,7 +91,9 @@ def test_a_super_batch_is_key_for_key_what_plain_reading_chooses(world, tmp_path
     model = shape.build(pairs.tokenizer, loss, 0).eval()
     cascade = Cascade(**{"candidates": CANDIDATES, **options})
     frozen = frozen_of(model, tmp_path / "run", pairs, Cache(folder=str(tmp_path / "cache")) if cached else None)
-    plan = CascadePlan(pairs, SUPER_BATCH, 5, cascade, partial(frozen.own_loss, loss))
+    plan = CascadePlan(
+        pairs, SUPER_BATCH, 5, cascade, CandidateScoring(partial(frozen.own_loss, loss), frozen.own_loss_passes)
+    )
     source = SuperBatches(plan)
     for step in range(2 * plan.candidates.per_epoch):
         found = keys_of(source.at(step))
@@ -376,3 +380,23 @@ def test_low_losses_are_preferred_and_damaged_pairs_never_drawn():
         [Cascade(temperature=100.0).choose(loss_C, 10, torch.Generator().manual_seed(s)) for s in range(200)]
     )
     assert abs(float((hot < 20).double().mean()) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("accounting", ["online", "first_sight"])
+def test_what_no_model_runs_over_is_not_charged(tmp_path, accounting):
+    """Eight of 48 pairs are damaged: found, counted, never drawn; in a run's own rows they are found once."""
+    contents = [jpeg(i) if i % 6 else jpeg(i)[:99] + bytes([i]) for i in range(48)]
+    pairs = files_of(tmp_path, contents, max_damaged=0.5)
+    shape = Model(image_size=16, patch_size=4, image_options={"embed_dim": 32, "depth": 1, "num_heads": 2})
+    model = shape.build(pairs.tokenizer, "softmax", 0).eval()
+    rows = EmbeddingRows(model, CPU, pairs.batch(torch.tensor([1])))
+    frozen = FrozenActor("reference", rows, accounting, tmp_path / "run", 4096)
+    scoring = CandidateScoring(partial(frozen.own_loss, "softmax"), frozen.own_loss_passes)
+    source, macs = SuperBatches(CascadePlan(pairs, SUPER_BATCH, 5, Cascade(candidates=3), scoring)), Counter[str]()
+    for step in range(4):  # two passes over all pairs
+        for item in source.at(step).passes:
+            macs[item.purpose] += item.macs
+    passes = 2 if accounting == "online" else 1
+    assert macs == {"reference_score": passes * 40 * rows.price.pair, "pairwise": passes * 40 * model.width}
+    counts = source.counts(4)
+    assert (counts["data/read"], counts["data/damaged"]) == (passes * 48 + 4 * SUPER_BATCH, passes * 8)

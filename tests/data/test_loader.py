@@ -173,10 +173,10 @@ def test_work_ahead_is_done_once_by_step(ahead):
     plan = EpochPlan(POOL, 64, 0)
     fetch = WorkerFetch(POOL, 0, 2, Loader(part=20), ahead)
     for step in (0, 1, 2):
-        assert_same(fetch.at(step, positions).mended(), POOL.batch(plan.positions(step).index_B))
+        assert_same(fetch.at(step, positions).batch, POOL.batch(plan.positions(step).index_B))
         assert asked == list(range(step + ahead + 1))
-    assert_same(fetch.attempt(plan.positions(7)).mended(), POOL.batch(plan.positions(7).index_B))
-    assert_same(fetch.at(9, positions).mended(), POOL.batch(plan.positions(9).index_B))
+    assert_same(fetch.attempt(plan.positions(7)).batch, POOL.batch(plan.positions(7).index_B))
+    assert_same(fetch.at(9, positions).batch, POOL.batch(plan.positions(9).index_B))
     assert asked == [*range(ahead + 3), *range(9, ahead + 10)]
     fetch.workers.close()
 

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -383,20 +384,41 @@ def test_a_frozen_model_whose_embeddings_are_not_finite_is_named(world, tmp_path
         frozen.score(pairs.batch(torch.arange(4)))
 
 
-def test_a_pair_that_is_replaced_is_never_cached_under_the_key_that_was_asked(world, tmp_path):
-    """A source gives another pair in the place of one that turns out to be damaged."""
-    pairs, damaged = world.split("pool"), {3, 5}
-    keys = torch.from_numpy(pairs.image_key_N[:12]), pairs.text_key_N[:12]
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_damaged_pair_is_read_once_and_neither_embedded_nor_cached(cached, world, tmp_path, monkeypatch):
+    """Pair 4 has the image of a damaged pair and the caption of another one: it is read once these are found."""
+    pairs, damaged = replace(world, duplicates=0.0).split("pool"), {0, 3, 5}
+    image_of, text_of = torch.arange(12), torch.arange(12)
+    image_of[4], text_of[4] = 3, 0
+    keys = torch.from_numpy(pairs.image_key_N)[image_of], pairs.text_key_N[text_of]
+    asked, embedded = [], Counter()
 
-    def read(position_N: Tensor) -> Batch:
-        return pairs.batch(torch.tensor([40 + int(i) if int(i) in damaged else int(i) for i in position_N]))
+    def whole(position_M: Tensor) -> tuple[Batch, dict[int, str]]:
+        texts = pairs.batch(text_of[position_M])
+        own = {"token_ids": texts.token_ids, "text_key_B": texts.text_key_B, "captions": texts.captions}
+        return replace(pairs.batch(image_of[position_M]), **own), {}
 
-    bound = Cache(folder=str(tmp_path / "cache")).bind(model_of(world), FULL, CPU, pairs, 4096)
-    broken, _ = frozen_of(world, tmp_path / "broken", bound).own_loss("softmax", *keys, read)
-    assert torch.isinf(broken).nonzero().flatten().tolist() == sorted(damaged)
-    later, _ = frozen_of(world, tmp_path / "later", bound).own_loss("softmax", *keys, pairs.batch)
-    plain, _ = frozen_of(world, tmp_path / "plain", None).own_loss("softmax", *keys, pairs.batch)
-    assert torch.allclose(later, plain, rtol=1e-6, atol=0)
+    def read(position_M: Tensor) -> tuple[Batch, dict[int, str]]:
+        asked.append(position_M.tolist())
+        return whole(position_M)[0], {place: "gone" for place, at in enumerate(asked[-1]) if at in damaged}
+
+    bound = Cache(folder=str(tmp_path / "cache")).bind(model_of(world), FULL, CPU, pairs, 4096) if cached else None
+    frozen = frozen_of(world, tmp_path / "broken", bound)
+    encode = frozen.encode
+
+    def counted(name: str, batch: Batch) -> Tensor:
+        embedded[name] += len(batch)
+        return encode(name, batch)
+
+    monkeypatch.setattr(frozen, "encode", counted)
+    broken = frozen.own_loss("softmax", *keys, read)
+    assert broken.isinf().nonzero().flatten().tolist() == sorted(damaged)
+    assert asked == [[0, 1, 2, 3, *range(5, 12)], [4]]
+    assert embedded == {"image": 9, "text": len({text_of[i].item() for i in range(12)} - {3, 5})}
+    later = frozen_of(world, tmp_path / "later", bound).own_loss("softmax", *keys, whole)
+    plain = frozen_of(world, tmp_path / "plain", None).own_loss("softmax", *keys, whole)
+    torch.testing.assert_close(later, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(broken[broken.isfinite()], plain[broken.isfinite()], rtol=1e-6, atol=0)
 
 
 def test_an_embedding_does_not_depend_on_its_neighbours(world, tmp_path):

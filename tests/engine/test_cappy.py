@@ -265,13 +265,14 @@ def test_what_is_amortised_outlives_a_resume(tmp_path):
     assert after.amortised_macs == before.amortised_macs > 0
 
 
-def test_the_row_of_a_damaged_pair_is_no_other_pairs(tmp_path):
-    """The source returns a neighbour in the place of the damaged pair: its row is NaN, and the rest are as they are."""
-    scorer = frozen(regressor(), "first_sight", tmp_path, 100)
+def test_no_grade_is_computed_of_a_damaged_pair(tmp_path, monkeypatch):
+    scorer, graded = frozen(regressor(), "first_sight", tmp_path, 100), []
+    monkeypatch.setattr(scorer, "encode", lambda name, batch: (graded.append(len(batch)), torch.ones(len(batch), 1))[1])
     asked = pool_batch(0, 1, 2)
     key_B = keys_of("pair", asked.image_key_B, asked.text_key_B)
-    row_B1 = scorer.rows("pair", key_B, lambda index_M: pool_batch(0, 5, 2).take(index_M))
+    row_B1 = scorer.tried_rows("pair", key_B, lambda index_M: (asked.take(index_M), {1: "damaged"}))
     assert row_B1.isnan().flatten().tolist() == [False, True, False]
+    assert graded == [2]
 
 
 def test_an_image_with_another_caption_is_another_pair(tmp_path):

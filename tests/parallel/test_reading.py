@@ -20,14 +20,14 @@ from thread_world import ThreadWorld, by_threads
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError, Pass
+from jestbench.batch import DataError, Pass
 from jestbench.data import file_pairs
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
-from jestbench.data.cascade import Cascade, CascadePlan
+from jestbench.data.cascade import CandidateScoring, Cascade, CascadePlan
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.joined_pairs import JoinedPairs, MixturePlan
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.sources import lanes
 from jestbench.data.sources.lanes import Shards
@@ -294,17 +294,77 @@ class KeyLoss:
         self.known: dict[int, float] = {}
 
     def __call__(
-        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], Batch], own_P: Tensor
-    ) -> tuple[Tensor, tuple[Pass, ...]]:
+        self, image_key_C: Tensor, text_key_C: Tensor, read: Callable[[Tensor], ReadPairs], own_P: Tensor
+    ) -> Tensor:
         keys = image_key_C[own_P].tolist()
         new = torch.tensor([place for place, key in enumerate(keys) if key not in self.known], dtype=torch.int64)
         if len(new):
-            batch = read(own_P[new])
-            for place, key in zip(new.tolist(), batch.image_key_B.tolist(), strict=True):
-                mixed = int(seeds.mixed(torch.tensor(keys[place]))) % 1000 / 100
-                self.known[keys[place]] = mixed if key == keys[place] else float("inf")
-        loss_P = torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
-        return loss_P, (Pass("reference_score", len(image_key_C), "candidates"),)
+            batch, damaged = read(own_P[new])
+            assert batch.image_key_B.tolist() == image_key_C[own_P[new]].tolist()
+            for place, key in enumerate(batch.image_key_B.tolist()):
+                mixed = int(seeds.mixed(torch.tensor(key))) % 1000 / 100
+                self.known[key] = float("inf") if place in damaged else mixed
+        return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
+
+    def passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
+        return (Pass("reference_score", len(image_key_C), "candidates"),)
+
+
+def cascaded(pairs: IndexedPairs, world: World, size: int = 6) -> SuperBatches:
+    """The super-batches of a cascade of 24 candidates."""
+    loss = KeyLoss()
+    plan = CascadePlan(pairs, size, 0, Cascade(candidates=24 // size), CandidateScoring(loss, loss.passes), world)
+    return SuperBatches(plan, world=world)
+
+
+@pytest.mark.parametrize("size", [1, *SIZES])
+def test_nothing_is_read_in_the_place_of_a_damaged_candidate(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is read by one process and counted; the whole ones alone are charged and drawn."""
+    pairs, counted = broken_files(tmp_path), Counter[int]()
+    lock, image = threading.Lock(), FilePairs.image
+
+    def noted(self: FilePairs, position: int) -> Any:
+        with lock:
+            counted[position] += 1
+        return image(self, position)
+
+    monkeypatch.setattr(FilePairs, "image", noted)
+    candidates = [EpochPlan(pairs, 24, 0).positions(step).index_B for step in range(2)]
+
+    def in_two_steps(world: World) -> tuple[list[int], dict[str, float], dict[str, tuple[int, str]], list[int]]:
+        source, drawn, charged = cascaded(pairs, world), list[int](), list[int]()
+        for step in range(2):
+            batch = source.at(step)
+            drawn += [int(np.flatnonzero(pairs.image_key_N == key)[0]) for key in batch.image_key_B.tolist()]
+            charged += [item.macs for item in batch.passes]
+        return drawn, source.counts(2), source.damage, charged
+
+    lost = int((torch.cat(candidates) % 5 == 0).sum())
+    for drawn, counts, damage, charged in by_threads(size, in_two_steps):
+        assert all(position % 5 for position in drawn)
+        assert (counts["data/read"], counts["data/damaged"], counts["data/decoded"]) == (48 + 12, lost, 48 + 12)
+        ((kind, (count, example)),) = damage.items()
+        assert (kind, count) == ("no image", lost)
+        assert ".jpg" in example
+        assert charged == [int((index_C % 5 != 0).sum()) for index_C in candidates]
+    assert counted == Counter(torch.cat(candidates).tolist()) + Counter(drawn), (
+        "each candidate once, each drawn once more"
+    )
+
+
+def test_candidates_too_few_of_which_are_whole_are_mended_as_any_super_batch(tmp_path: Path) -> None:
+    """Of 24 candidates all but the damaged ones are drawn, and those that are missing are drawn of the damaged."""
+    pairs = broken_files(tmp_path)
+    alone = read(lambda world: cascaded(pairs, world, 24), World(), range(2))
+    assert all(len({*keys}) == 24 for keys in alone.keys)
+    assert {key for keys in alone.keys for key, _ in keys} <= {
+        int(key) for key in pairs.image_key_N[np.arange(60) % 5 > 0]
+    }
+    for size in SIZES:
+        for found in by_threads(size, lambda world: read(lambda each: cascaded(pairs, each, 24), world, range(2))):
+            alone.same(found)
 
 
 def test_candidates_are_read_and_scored_by_one_process_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +377,7 @@ def test_candidates_are_read_and_scored_by_one_process_each(tmp_path: Path, monk
         return decode(content, size)
 
     def make(world: World) -> SuperBatches:
-        return SuperBatches(CascadePlan(pairs, 6, 0, Cascade(candidates=4), KeyLoss(), world), world=world)
+        return cascaded(pairs, world)
 
     alone = read(make, World(), range(4))
     monkeypatch.setattr(file_pairs, "decode", counted)
