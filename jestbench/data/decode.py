@@ -12,7 +12,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageFile, ImageOps
 
-from jestbench.data.damage import Damaged
+from jestbench.data.damage import AS_TEXT, DECODE, Damaged
 
 Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
 """Why an image cannot be read or decoded."""
@@ -69,6 +69,7 @@ OTHER_KINDS = (
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video or an MP4 container", "take pictures out of it first"),
     (re.compile(rb"%PDF"), "a PDF file", "render it first"),
     (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", "fetch the file: git lfs pull"),
+    (re.compile(AS_TEXT.encode()), "a picture written as text", DECODE),
 )
 """First bytes of files that are often found in place of images, what they are, and what to do."""
 

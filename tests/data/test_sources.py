@@ -472,7 +472,7 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
 def test_many_shards_are_indexed_by_all_cores_alike(tmp_path, monkeypatch):
     for number in range(2):
         tar_of(tmp_path / f"{number}.tar", [m for i in range(4) for m in sample(10 * number + i)])
-    monkeypatch.setattr("jestbench.data.sources.source.TOGETHER", 2)
+    monkeypatch.setattr("jestbench.data.sources.indexing.TOGETHER", 2)
     source = prepared(WebDataset, tmp_path, pool=f"{tmp_path}/{{0..1}}.tar")
     expect(source.split("pool"), [10 * number + i for number in range(2) for i in range(4)])
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jestbench.batch import DataError
-from jestbench.data.captions import text_of
+from jestbench.data.captions import caption_of, text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
 from jestbench.data.sources.columns import KEY, note_missing, number_of
@@ -69,11 +70,11 @@ class Csv(Source):
             raise DataError(f"csv.{split}: there is no file {missing[0]}{near}")
         return [file_shard(path) for path in found]
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a table and its images once; what is damaged is counted and left out."""
         index, captions_of, first = ShardIndex(), dict[str, list[str]](), dict[str, tuple[tuple[float, ...], str]]()
         folder = Path(shard.path).absolute().parent
-        for path, caption, values, uid in self._rows(Path(shard.path), index):
+        for path, caption, values, uid in islice(self._rows(Path(shard.path), index), most):
             captions_of.setdefault(path, []).append(caption)
             first.setdefault(path, (values, uid))
         for path, captions in captions_of.items():
@@ -82,7 +83,9 @@ class Csv(Source):
                 try:
                     content = file.read_bytes()
                 except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-                    cause = f"paths are relative to the table's folder, {folder}" if Path(path).is_file() else ""
+                    cause = ""
+                    with suppress(OSError):  # too long a name
+                        cause = f"paths are relative to the table's folder, {folder}" if Path(path).is_file() else ""
                     raise Damaged("no image", getattr(error, "strerror", "") or str(error), cause) from None
                 index.add(0, WHOLE, image_key(content, verified), captions, str(file), *first[path])
         return index
@@ -121,7 +124,7 @@ class Csv(Source):
                     note_missing(index.examples, self.columns, values, f"{path.name}, line {line}", fields, header)
                     yield (
                         text_of(row[image]),
-                        text_of(row[caption]),
+                        caption_of(row[caption]),
                         values,
                         KEY if self.uid == KEY else fields[-1].strip(),
                     )

@@ -71,7 +71,7 @@ class HuggingFace(Source):
         """The names on the hub that are not indexed yet, too."""
         found = super().fetched()
         for split in self.bound:
-            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self._table(split).exists():
+            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self.has_indexed(split):
                 found[f"{self.label}.{split}"] = "download"
         return found
 
@@ -90,24 +90,19 @@ class HuggingFace(Source):
         rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
         return RowRanges(rows, table.shard_N, table.offset_N)
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a data set once; what is damaged is counted and left out."""
         rows = HubRows(shard.path, self.image_column, self.config_name, self.revision)
         data = rows.data
-        columns, wanted = data.column_names, self.caption_column
-        if wanted == "text" and wanted not in columns and getattr(data.features.get("label"), "names", None):
-            wanted = "label"  # an image folder of one subfolder a class
-        head, _, path = wanted.partition(".")
-        caption, path = (head, path) if path and head in columns and wanted not in columns else (wanted, "")
-        caption = column(columns, caption, shard.path, "huggingface.caption_column")
-        column(columns, self.image_column, shard.path, "huggingface.image_column")
+        columns = data.column_names
+        caption, path = self._columns(columns, bool(getattr(data.features.get("label"), "names", None)), shard.path)
         feature = data.features[caption]
         names: Sequence[str] | None = getattr(feature, "names", None)
         texts = data.select_columns([caption])
         came = [name for name in dict.fromkeys((*self.columns, self.uid_field)) if name in columns]
         numbers = data.select_columns(came) if came else None
         index = ShardIndex()
-        for row in range(len(data)):
+        for row in range(len(data) if most is None else min(len(data), most)):
             with index.leaving_out(f"{shard.path}, row {row}"):
                 found = texts[row][caption]
                 if names is not None and found is not None:
@@ -125,6 +120,37 @@ class HuggingFace(Source):
                 key = image_key(content, verified)
                 index.add(row, len(content), key, captions, None, values, "" if uid is None else str(uid))
         return index
+
+    def first(self, split: str) -> ShardIndex:
+        """No pair, as a data set is converted as a whole when it is opened; of a parquet file the columns are found."""
+        (name, *_), tables = self.where(split), list[Path]()
+        for file in _files(_parts(name)[0]) or ():
+            tables += [file] if file.suffix == ".parquet" and file.name not in METADATA else []
+        if tables and not (other := kind_of_file(tables[0])).startswith("a parquet"):
+            raise DataError(f"{tables[0]} is no parquet file{f' but {other}' if other else ''}")
+        if tables:
+            parquet: Any = needs(lambda: __import__("pyarrow.parquet").parquet, "pyarrow")
+            names = parquet.read_schema(tables[0]).names
+            self._columns(names, "label" in names, str(tables[0]))
+        return ShardIndex()
+
+    def _columns(self, columns: Sequence[str], classes: bool, where: str) -> tuple[str, str]:
+        """The column of captions, and the path to the caption within it.
+
+        Args:
+            classes: whether a column ``label`` has names, as that of an image folder of one subfolder a class.
+
+        Raises:
+            DataError: there is no such column, or none of images.
+        """
+        wanted = self.caption_column
+        if wanted == "text" and wanted not in columns and classes:
+            wanted = "label"
+        head, _, path = wanted.partition(".")
+        caption, path = (head, path) if path and head in columns and wanted not in columns else (wanted, "")
+        column(columns, caption, where, "huggingface.caption_column")
+        column(columns, self.image_column, where, "huggingface.image_column")
+        return caption, path
 
 
 @dataclass
@@ -188,7 +214,8 @@ class HubRows:
         try:
             return (_folder(self.name) / path).read_bytes()
         except (OSError, ValueError) as error:
-            raise DamagedImage("unreadable file", f"{path}: {error}") from error
+            said = getattr(error, "strerror", "") or str(error)
+            raise DamagedImage("unreadable file", f"{path}: {said}") from error
 
 
 @dataclass(frozen=True)

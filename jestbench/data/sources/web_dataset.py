@@ -6,6 +6,7 @@ Shards are read once, when they are indexed; after that, images are read from wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,7 +94,7 @@ class WebDataset(Source):
             raise DataError(f"webdataset.{split}: a shard is named twice; its pairs would be drawn twice as often")
         return found
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a shard once; what is damaged is counted and left out."""
         index = ShardIndex()
         with Path(shard.path).open("rb") as tar:
@@ -102,7 +103,7 @@ class WebDataset(Source):
                     f"{shard.path} is compressed, so nothing in it can be read at random: unpack it (gunzip) first"
                 )
             tar.seek(0)
-            for found in self.members.pairs(tar):
+            for found in islice(self.members.pairs(tar), most):
                 with index.leaving_out(f"{Path(shard.path).name}"):
                     if isinstance(found, Damaged):
                         raise found
