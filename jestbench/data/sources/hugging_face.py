@@ -26,6 +26,9 @@ from jestbench.data.sources.source import Fetched, Shard, Source, column, needs
 from jestbench.disk import nearest_or_all
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
+"""Ending of a table → the kind that ``datasets`` opens it as."""
+NAMED = FILES | {".jsonl": "json", ".json": "json"}
+"""The same of a file that is named; beside others in a folder, a JSON file may be anything."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files of an image folder that name its images and their captions."""
 TEXTS = (".txt", ".caption")
@@ -38,9 +41,9 @@ class HuggingFace(Source):
     """Data sets that the ``datasets`` package opens.
 
     A split is ``WHAT`` or ``WHAT:SPLIT`` (``train`` where it is not said; slices as in ``train[:10000]`` too), where
-    ``WHAT`` is a parquet or arrow file, a glob of these, a folder (of parquet or arrow files, whatever else lies in
-    it; written by ``save_to_disk``; of images with a ``metadata.csv``, each with a text of its name beside it, or in
-    one subfolder a class), or a name on the hub.
+    ``WHAT`` is a parquet, arrow or JSON file (an object a line, or a list of them), a glob of these, a folder (of
+    parquet or arrow files, whatever else lies in it; written by ``save_to_disk``; of images with a ``metadata.csv``,
+    each with a text of its name beside it, or in one subfolder a class), or a name on the hub.
 
     Attributes:
         image_column: holds the image: an image feature, bytes, a path (relative to the file's folder), or a list of
@@ -144,6 +147,16 @@ class HuggingFace(Source):
             DataError: there is no such column, or none of images.
         """
         wanted = self.caption_column
+        if {"images", "annotations"} <= set(columns):
+            raise DataError(
+                f"{where} holds images and annotations apart, as COCO does: join them into a row an image "
+                "(docs/your_data.md shows how)"
+            )
+        if [*columns] == ["image"]:
+            raise DataError(
+                f"{where} holds pictures without captions: write a text of its name beside each (0.jpg, 0.txt), or all "
+                "into metadata.jsonl (file_name, text)"
+            )
         if wanted == "text" and wanted not in columns and classes:
             wanted = "label"
         head, _, path = wanted.partition(".")
@@ -255,7 +268,7 @@ def _files(what: str) -> list[Path] | None:
         return found
     if path.is_file():
         return [path]
-    return [] if path.suffix in FILES or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None
+    return [] if path.suffix in NAMED or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None
 
 
 def _folder(name: str) -> Path:
@@ -269,27 +282,34 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
     what, part = _parts(name)
     files = _files(what)
     logging.getLogger("datasets").setLevel(logging.ERROR)
+    if files is not None:
+        datasets.disable_progress_bars()  # they call the reading of local files a download
     try:
         if files is None:
             data = datasets.load_dataset(what, config_name, split=part, revision=revision)
         elif Path(what).expanduser().is_dir():
             data = _open_folder(datasets, Path(what).expanduser(), part, files)
-        elif not files or files[0].suffix not in FILES:
+        elif not files or files[0].suffix not in NAMED:
             found = kind_of_file(files[0]) if files else ""
             but = f" but {found}" if found else ""
-            raise DataError(f"{what} is no parquet or arrow file{but}: name one, or a folder of them")
+            raise DataError(f"{what} is no parquet, arrow or JSON file{but}: name one, or a folder of tables")
         else:
-            kind, paths = FILES[files[0].suffix], [str(file) for file in files]
+            kind, paths = NAMED[files[0].suffix], [str(file) for file in files]
             data = datasets.load_dataset(kind, data_files={part.partition("[")[0]: paths}, split=part)
     except DataError:
         raise
     except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # datasets wraps what is wrong in "an error occurred"
+            cause = cause.__cause__
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         endings = sorted({file.suffix for file in files or ()} - {""}) if Path(what).is_dir() else ()
         found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
         tables = (kind_of_file(file) for file in files or () if file.suffix in FILES)
         if other := next((kind for kind in tables if kind and "huggingface.gin" not in kind), ""):
             said = f"a file of it is {other}"
+        elif ".tar" in endings:
+            said += "; gin/run/webdataset.gin reads the shards (.tar)"
         raise DataError(f"the data set {name}{found} cannot be opened: {said}") from error
     return data
 
@@ -332,13 +352,15 @@ def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) 
             raise DataError(f"the data set {folder} has no split {split!r}; {nearest_or_all(split, splits)}")
         return _sliced(datasets, splits[split], split, part)
     tables = Counter(FILES[file.suffix] for file in files if file.suffix in FILES and file.name not in METADATA)
-    if tables:
-        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
     images = [file for file in files if file.suffix.lower() in ENDINGS]
     names = {file.with_suffix("") for file in images}
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() in TEXTS}
-    if names & set(texts) and not any(file.name in METADATA for file in files):
+    paired = len(names & set(texts))
+    # img2dataset leaves a table of what it has fetched beside its pictures and texts.
+    if paired > (len(names) / 2 if tables else 0) and not any(file.name in METADATA for file in files):
         return _with_texts_beside(datasets, folder, part, images, texts)
+    if tables:
+        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
     if images:
         return datasets.load_dataset("imagefolder", data_dir=str(folder), split=part)
     return datasets.load_dataset(str(folder), split=part)

@@ -104,7 +104,8 @@ class WebDataset(Source):
                 )
             tar.seek(0)
             for found in islice(self.members.pairs(tar), most):
-                with index.leaving_out(f"{Path(shard.path).name}"):
+                name = "" if isinstance(found, Damaged) else f": {found.name.lstrip('/')}"
+                with index.leaving_out(f"{Path(shard.path).name}{name}"):
                     if isinstance(found, Damaged):
                         raise found
                     image, hints = found.image, {f"no value of {name}": said for name, said in found.hints.items()}
