@@ -173,7 +173,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
         (Csv, "x.parquet", PARQUET),
         (Csv, "x.tar", TAR),
         (Csv, "lfs.csv", "a pointer of Git LFS (fetch the file: git lfs pull)"),
-        (Csv, "x.jsonl", "JSON (write it as a table"),
+        (Csv, "x.jsonl", "JSON (gin/run/huggingface.gin reads it"),
         (WebDataset, "x.parquet", PARQUET),
         (WebDataset, "x.csv", TABLE),
         (WebDataset, "lfs.tar", "a pointer of Git LFS"),

@@ -65,6 +65,11 @@ class Csv(Source):
     def shards(self, split: str) -> list[Shard]:
         """The split's tables."""
         found = [path for name in self.where(split) for path in (globbed(name) or [Path(name).expanduser()])]
+        if folders := [path for path in found if path.is_dir()]:
+            raise DataError(
+                f"csv.{split}: {folders[0]} is a folder: name its tables, as in '{folders[0]}/*.csv' (a folder of "
+                "pictures is read by gin/run/huggingface.gin, one of shards by gin/run/webdataset.gin)"
+            )
         if missing := [path for path in found if not path.is_file()]:
             near = nearest(missing[0].name, (path.name for path in missing[0].parent.glob("*")), "; did you mean {}?")
             raise DataError(f"csv.{split}: there is no file {missing[0]}{near}")

@@ -281,7 +281,7 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
     datasets = needs(lambda: __import__("datasets"), "datasets")
     what, part = _parts(name)
     files = _files(what)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what matters is raised
     if files is not None:
         datasets.disable_progress_bars()  # they call the reading of local files a download
     try:
@@ -302,7 +302,7 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
         cause: BaseException = error
         while cause.__cause__ is not None:  # datasets wraps what is wrong in "an error occurred"
             cause = cause.__cause__
-        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
         endings = sorted({file.suffix for file in files or ()} - {""}) if Path(what).is_dir() else ()
         found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
         tables = (kind_of_file(file) for file in files or () if file.suffix in FILES)
