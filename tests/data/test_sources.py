@@ -742,6 +742,8 @@ def test_a_table_beside_pictures_with_texts_is_what_img2dataset_fetched(tmp_path
         tmp_path / "found/00000.parquet"
     )
     (tmp_path / "found" / "00000_stats.json").write_text("{}")
+    for ending in ("jpg", "txt"):  # as macOS leaves them
+        (tmp_path / "found" / "00000" / f"._0.{ending}").write_bytes(b"\0\5\26\7")
     expect(prepared(HuggingFace, tmp_path, pool=str(tmp_path / "found")).split("pool"), list(range(4)))
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "0.jpg").write_bytes(jpeg(0))

@@ -263,7 +263,9 @@ def _files(what: str) -> list[Path] | None:
     """The local files of ``WHAT``; ``None`` where it is a name on the hub."""
     path = Path(what).expanduser()
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        files = (file for file in path.rglob("*") if file.is_file())
+        # Hidden ones are no data: macOS leaves a ._0.jpg beside 0.jpg, a notebook its checkpoints.
+        return sorted(one for one in files if not any(part[0] == "." for part in one.relative_to(path).parts))
     if (found := globbed(what)) is not None:
         return found
     if path.is_file():
