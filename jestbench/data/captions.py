@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, Literal
 
 from jestbench.data.damage import Damaged
 from jestbench.disk import decoded
+
+BRACKETS = {"[": "]", "{": "}", "(": ")"}
+"""First and last characters of a list, an object or a tuple that is written as text."""
+LONG = 2**16
+"""Characters above which a text in brackets is not taken apart."""
+_WORDS = {"nan": "None", "NaN": "None", "null": "None", "true": "True", "false": "False"}
+"""Words of JSON and of pandas, and those of Python."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,45 @@ def text_of(content: object) -> str:
     return text
 
 
+def caption_of(content: object) -> str:
+    """A caption as ``text_of`` gives it.
+
+    Raises:
+        Damaged: as ``text_of``; or the text is what Python or JSON writes for a list, an object or bytes (``b'a'``).
+    """
+    text = text_of(content)
+    bare = text.strip()
+    if re.fullmatch(r"b(['\"]).*\1", bare, re.DOTALL):
+        raise Damaged("caption is bytes written as text", bare[:80], "decode them before they are written: .decode()")
+    if not bare or BRACKETS.get(bare[0]) != bare[-1]:
+        return text
+    found = _value(bare)
+    if isinstance(found, dict):
+        fields = f"its fields are {', '.join(map(str, found))[:100]}: " if found else ""
+        said = f"{fields}write the one that is the caption, or bind it (in a shard: caption = 'txt.NAME')"
+        raise Damaged("caption is an object written as text", bare[:80], said)
+    if isinstance(found, list | tuple | set) and not _aside(found):
+        said = "write a row for each caption (in a shard a line, and lines = True), or a list in parquet or JSON"
+        raise Damaged("caption is a list written as text", bare[:80], said)
+    return text
+
+
+def _value(text: str) -> object:
+    """The value that a text in brackets has in Python or in JSON; the text itself where it has none."""
+    if len(text) > LONG:
+        return [text] if text[1] in "'\"[{" else text
+    text = re.sub(r"\b(nan|NaN|null|true|false)\b", lambda word: _WORDS[word[0]], text)
+    with warnings.catch_warnings(), suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        warnings.simplefilter("ignore")  # of escapes that are none in Python
+        return ast.literal_eval(text)
+    return text
+
+
+def _aside(values: list[object] | tuple[object, ...] | set[object]) -> bool:
+    """Whether the brackets are those of running text: ``[1]``, ``[...]``."""
+    return len(values) == 1 and isinstance(next(iter(values)), int | float | EllipsisType)
+
+
 def field_at(found: Any, path: str) -> Any:
     """The value at names joined by dots; of a list of objects that of each of them; ``None`` where there is none."""
     for step in path.split("."):
@@ -102,12 +152,12 @@ def texts_of(found: object) -> list[str]:
     """The captions that a field holds: one or a list, whose nulls are left out; at least one.
 
     Raises:
-        Damaged: as ``text_of``, or the list holds none.
+        Damaged: as ``caption_of``, or the list holds none.
     """
     if not isinstance(found, list | tuple):
-        return [text_of(found)]
+        return [caption_of(found)]
     there = [one for one in found if one is not None and not (isinstance(one, float) and math.isnan(one))]
-    return [text_of(one) for one in there] or [text_of(None)]
+    return [caption_of(one) for one in there] or [text_of(None)]
 
 
 def _field_hint(content: object) -> str:

@@ -21,6 +21,17 @@ KIND = "damaged/"
 DAMAGE_LINE = "\n  "
 """Begins a line of a message that lists several kinds of damage."""
 
+AS_TEXT = r"(data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD|[fF]{2}[dD]8[fF]{2}|89504[eE]47)"
+"""How a picture begins that is written as text: in base64 (a URL of its data, JPEG, PNG, WebP, GIF) or hexadecimal."""
+PRINTED = r"(\{['\"]bytes['\"]: )?b['\"]|<PIL\."
+"""How what Python prints for a picture begins."""
+DECODE = "base64.b64decode (bytes.fromhex) gives its bytes: write those, into a file or into a parquet column"
+"""What to do with such a picture."""
+LONG = 100
+"""Characters above which a text is no path, if it begins as a picture does."""
+MOST = 400
+"""Characters of an example."""
+
 
 class Damaged(Exception):
     """A pair is unusable.
@@ -44,18 +55,30 @@ class Damaged(Exception):
     @property
     def example(self) -> str:
         """Place, finding and likely cause of this pair, as one line; empty where none of them is known."""
-        found = ": ".join(part for part in (self.where, self.said) if part)
+        found = ": ".join(shortened(part) for part in (self.where, self.said) if part)
         cause = self.cause or likely_cause(self.where)
-        return " ".join(f"{found}{f' ({cause})' if cause else ''}".split())[:400]
+        said, cause = " ".join(found.split()), " ".join(cause.split())[: MOST // 2]
+        room = MOST - (len(cause) + 3 if cause else 0)  # the cause is what a long path must not push out
+        said = said if len(said) <= room else f"{said[: room - 2]} …"
+        return f"{said}{f' ({cause})' if cause else ''}".strip()
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.said}" if self.said else self.reason
+
+
+def shortened(text: str) -> str:
+    """The text; of a picture that is written as text the beginning."""
+    return f"{text[:40]} …" if len(text) > LONG and re.match(f"{AS_TEXT}|{PRINTED}", text) else text
 
 
 def likely_cause(place: str) -> str:
     """The likely cause of an image that is not there, by its path; empty where none is known."""
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place):
         return "a URL is no file: fetch the images first, with img2dataset say"
+    if len(place) > LONG and re.match(AS_TEXT, place):
+        return f"a picture written as text: {DECODE}"
+    if re.match(PRINTED, place):
+        return "what Python prints for a picture is no picture: write its bytes into a file or a parquet column"
     if "\\" in place:
         return "backslashes divide paths on Windows alone: write / instead"
     return ""

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from jestbench.data.damage import Damaged
+from jestbench.data.damage import AS_TEXT, DECODE, Damaged
 
 Damage = Literal["empty image", "no image", "too many pixels", "undecodable image", "unreadable file", "changed file"]
 """Why an image cannot be read or decoded."""
@@ -49,7 +49,8 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DamagedImage("too many pixels", str(error)) from error
+        count = "".join(re.findall(r"\d+", str(error))[:1])
+        raise DamagedImage("too many pixels", f"{count or error}, more than {max_pixels}") from error
     except Exception as error:  # Pillow's readers raise any kind: struct.error, KeyError, SyntaxError …
         raise DamagedImage("no image", *_other_kind(content, error)) from error
     width, height = image.size
@@ -68,7 +69,11 @@ OTHER_KINDS = (
     (re.compile(rb".{4}ftyp(hei|hev|mif1)", re.DOTALL), "a HEIC picture", "Pillow does not read it: save it as JPEG"),
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video or an MP4 container", "take pictures out of it first"),
     (re.compile(rb"%PDF"), "a PDF file", "render it first"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL picture", "Pillow does not read it: save it as JPEG"),
+    (re.compile(rb"8BPS"), "a Photoshop file", "save it as PNG"),
+    (re.compile(rb"\x93NUMPY"), "an array of NumPy", "save it as PNG: Image.fromarray(array)"),
     (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", "fetch the file: git lfs pull"),
+    (re.compile(AS_TEXT.encode()), "a picture written as text", DECODE),
 )
 """First bytes of files that are often found in place of images, what they are, and what to do."""
 
@@ -77,6 +82,8 @@ def _other_kind(content: bytes, error: Exception) -> tuple[str, str]:
     for pattern, what, remedy in OTHER_KINDS:
         if pattern.match(content[:256]):
             return what, remedy
+    if isinstance(error, UnidentifiedImageError):
+        return "of no kind that is read", f"{', '.join(FORMATS)} are"
     return f"{type(error).__name__}: {error}", ""
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -212,6 +213,41 @@ def checked_weights(path: Path, trusted: bool) -> Path:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}: fetch it again") from error
     return path
+
+
+def misfit(error: Exception, what: str, weights: Sequence[Path] = ()) -> DataError:
+    """An error of a library that builds a model from files, by who can mend it.
+
+    Args:
+        what: what has failed, as the message begins.
+        weights: the files of weights that were read, if any.
+
+    Returns:
+        A ``DataError`` where weights cannot be read or a part would have to be fetched; otherwise, whatever kind the
+        library has raised, a ``ForeignError``, since the files are whole and do not fit the model.
+    """
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    for file in weights:
+        if not _can_be_read(file):
+            return DataError(f"{file} cannot be read with weights_only: {said}")
+    chain = [error, error.__cause__, error.__context__]
+    if not weights and any(isinstance(one, OSError) or type(one).__module__.startswith("httpx") for one in chain):
+        return DataError(f"{what}: {said}")
+    return ForeignError(f"{what}: {said}")
+
+
+def _can_be_read(file: Path) -> bool:
+    """Whether a file of weights is whole; safetensors were looked at when they were found."""
+    if file.suffix == SAFE:
+        return True
+    try:
+        if file.suffix in (".npz", ".npy"):
+            np.load(file, allow_pickle=False)
+        else:
+            torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged pickle can raise any kind
+        return False
+    return True
 
 
 def chosen_weights(folder: Path, preferred: Sequence[str]) -> Path:

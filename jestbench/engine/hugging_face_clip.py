@@ -22,6 +22,7 @@ from jestbench.engine.foreign import (
     described,
     files_digest,
     first_line,
+    misfit,
     missing_extra,
     quietly,
     stand_in_tokenizer,
@@ -182,8 +183,11 @@ class HuggingFaceClip(Foreign):
                 f"{self.label} is of the type {kind!r}: transformers {library.__version__} has here {known}"
             )
         if untrained:
-            with torch.random.fork_rng(devices=[]):
-                return cls(cls.config_class.from_pretrained(folder)).eval()
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    return cls(cls.config_class.from_pretrained(folder)).eval()
+            except Exception as error:
+                raise misfit(error, f"{folder} describes no {cls.__name__} that can be built") from error
         weights = self._weights(folder)
         try:
             with quietly():
@@ -192,10 +196,10 @@ class HuggingFaceClip(Foreign):
                     folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True
                 )
         except Exception as error:
-            said = " ".join(str(error).split())
-            if "size" in said and "mismatch" in said:
-                raise ForeignError(f"{weights[0]} is of another architecture than config.json: {said[:300]}") from error
-            raise DataError(f"{weights[0]} cannot be read: {said[:300]}") from error
+            found = misfit(error, f"{weights[0]} is of another architecture than config.json", weights)
+            if isinstance(found, ForeignError):
+                self._net(library, folder, kind, untrained=True)  # raises where the fault is not in the weights
+            raise found from error
         odd = [*found["missing_keys"], *found["unexpected_keys"], *found.get("mismatched_keys", ())]
         odd = [name for name in odd if "position_ids" not in str(name)]
         if odd:

@@ -22,6 +22,7 @@ from jestbench.engine.foreign import (
     described,
     files_digest,
     first_line,
+    misfit,
     missing_extra,
     quietly,
     stand_in_tokenizer,
@@ -234,7 +235,7 @@ class OpenClip(Foreign):
         """The library's own model.
 
         Raises:
-            ForeignError: the weights are of another architecture.
+            ForeignError: the weights are of another architecture, or the configuration is none of a model.
             DataError: the weights cannot be read, or a part of the model would have to be fetched.
         """
         local_or_hub = self.model.startswith((LOCAL, HUB))
@@ -256,13 +257,13 @@ class OpenClip(Foreign):
                 f"open_clip.model = {self.model!r} and the tag {self.pretrained!r} differ in their activation: take "
                 f"{self.model}-quickgelu, or without -quickgelu"
             ) from error
-        except Exception as error:  # any error of the library's constructors is a fault of what was bound
-            said = " ".join(str(error).split())
-            if "state_dict" in said:
-                raise ForeignError(f"{weights} does not hold a {self.model}: {said[:300]}") from error
-            if weights is not None and weights.suffix != SAFE:
-                raise DataError(f"{weights} cannot be read with weights_only: {said[:300]}") from error
-            raise DataError(f"{self.label} cannot be built: {type(error).__name__}: {said[:300]}") from error
+        except Exception as error:  # of any kind, assertions too
+            if weights is None:
+                raise misfit(error, f"{self.label} cannot be built") from error
+            found = misfit(error, f"{weights} does not hold a {self.model}", [weights])
+            if isinstance(found, ForeignError):
+                self._built(library, config, None)  # raises where the fault is not in the weights
+            raise found from error
         return net
 
     def _tokenizer(self, library: Any) -> ForeignTokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jestbench.batch import DataError
 from jestbench.config.resolved import Resolved
-from jestbench.data.damage import listed
-from jestbench.data.pairs import IndexedPairs
+from jestbench.data.damage import listed, too_many
+from jestbench.data.file_pairs import text_keys
+from jestbench.data.pairs import IndexedPairs, Pairs
 from jestbench.data.sources.source import Fetched, Source
-from jestbench.data.sources.stream import Stream
+from jestbench.data.sources.stream import Stream, StreamPairs
 from jestbench.data.splits import names_in, shown_split, split_of, unranked
 from jestbench.data.synthetic import Synthetic
 from jestbench.disk import shown
 from jestbench.launch.stands import ended, of_run
-from jestbench.launch.text_report import no_names, sampled
+from jestbench.launch.text_report import head_of, no_names, wordless_line
 from jestbench.loop import Stages
-from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
 
 SAMPLE = 32
@@ -81,7 +82,7 @@ def _sampled(source: Source, closed: set[str]) -> Iterator[str]:
         else:
             pairs = source.split(split)
             yield f"{line}; {_decoded(pairs)}"
-            yield from _wordless(f"{source.label}.{split}", pairs.tokenizer, table.captions)
+            yield from wordless_line(f"{source.label}.{split}", pairs.tokenizer, table.captions)
         if table.damage:
             shown = listed(table.damage, table.examples, len(table) + table.damaged)
             yield f"{source.label}.{split}: left out: {shown}"
@@ -116,12 +117,24 @@ def _decoded(pairs: IndexedPairs) -> str:
     return f"{count} decoded, {len(damaged)} of them damaged{first}"
 
 
-def _wordless(split: str, tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
-    """A line on the captions, of a sample, that tokenise to nothing, where there are any."""
-    sample = sampled(captions)
-    found = [text for text in sample if tokenizer.wordless(tokenizer.encode([text]))]
-    if found:
-        yield f"{split}: {len(found):,} of {len(sample):,} captions tokenise to nothing, the first: {found[0][:60]!r}"
+def head_lines(pairs: Pairs) -> Iterator[str]:
+    """Lines on the head of a stream, of any other pairs none: what it holds, and its damage.
+
+    Raises:
+        DataError: more of it is damaged than ``stream.max_damaged`` allows.
+    """
+    if not isinstance(pairs, StreamPairs):
+        return
+    head, what = pairs.head, head_of(pairs)
+    said = listed(head.damage, head.examples, head.read)
+    if too_many(head.damaged, head.read, pairs.shards.max_damaged) or not head.captions:
+        mend = f"mend the data, or raise stream.max_damaged ({pairs.shards.max_damaged:g})"
+        raise DataError(f"{what}: {said or 'none is in the lists of uids'}; {mend}")
+    counted = (("images", head.image_key_N), ("captions", text_keys(head.captions)))
+    yield f"{what}: {', '.join(_counted(*one) for one in counted)}, such as {head.captions[0][:60]!r}"
+    yield from wordless_line(what, pairs.tokenizer, head.captions)
+    if head.damage:
+        yield f"{what}: left out: {said}"
 
 
 def walk(resolved: Resolved, stages: Stages) -> dict[str, Any]:
@@ -188,9 +201,10 @@ _EVALUATED = "evaluated images"
 def overlap_warnings(resolved: Resolved, stages: Stages) -> list[str]:
     """Warnings of a user's evaluated images that are trained on as well, and of a holdout that lies in the pool.
 
-    Images are compared by the content keys of their files, for the run and for all runs that it stands on.
+    Images are compared by the content keys of their files, for the run and for all runs that it stands on; of a stream
+    those of its head.
     """
-    if not isinstance(resolved.run.data, Source):
+    if not isinstance(resolved.run.data, Source | Stream):
         return []
     evaluation, found = stages.evaluator.pairs, list[str]()
     evaluated_N = np.unique(evaluation.image_key_N[: len(stages.evaluator.index_N)])
@@ -202,18 +216,19 @@ def overlap_warnings(resolved: Resolved, stages: Stages) -> list[str]:
                 found += [f"{who}: {text}" for text in summary.warnings if _EVALUATED in text]
             continue
         with nullcontext() if run is resolved else of_run(run):
-            keys_N, split = _keys(run, stages if run is resolved else None), shown_split(run.run.split)
+            keys_N, split = _keys(run, stages if run is resolved else None)
         if there := int(np.isin(evaluated_N, keys_N).sum()):
             found.append(
                 f"{there:,} of the {len(evaluated_N):,} {_EVALUATED} ({evaluation.name}) lie in {split}, too, which "
                 f"{who} is trained on: metrics are not those of unseen images; {mend}"
             )
-        held_out = split == "holdout" and "pool" in names_in(resolved.run.split)
-        if held_out and (there := int(np.isin(np.unique(keys_N), _keys(resolved, stages)).sum())):
-            found.append(
-                f"{there:,} images of holdout, which {who} is trained on, lie in the pool, too: its losses of them are "
-                f"not those of unseen pairs; {mend}"
-            )
+        if split == "holdout" and "pool" in names_in(resolved.run.split):
+            pool_N, pool = _keys(resolved, stages)
+            if there := int(np.isin(np.unique(keys_N), pool_N).sum()):
+                found.append(
+                    f"{there:,} images of holdout, which {who} is trained on, lie in the {pool}, too: its losses of "
+                    f"them are not those of unseen pairs; {mend}"
+                )
     return [*dict.fromkeys(found)]
 
 
@@ -228,16 +243,29 @@ def _trained(resolved: Resolved, who: str) -> Iterator[tuple[str, Resolved | Pat
                 yield f"the {role} in {shown(stand)}", stand
 
 
-def _keys(resolved: Resolved, stages: Stages | None) -> npt.NDArray[np.int64]:
-    """The content keys of the images that a run is trained on; none where they are not indexed."""
-    data = resolved.run.data
+def _keys(resolved: Resolved, stages: Stages | None) -> tuple[npt.NDArray[np.int64], str]:
+    """The content keys of the images that a run is trained on, none where they are not indexed; and where they lie."""
+    data, split = resolved.run.data, shown_split(resolved.run.split)
     if stages is not None:
         pairs = stages.pairs
-    elif isinstance(data, Source) and data.is_prepared():
+    elif isinstance(data, Source | Stream) and data.is_prepared():
         pairs = split_of(data, unranked(resolved.run.split))
     else:
-        return np.empty(0, np.int64)
-    return pairs.indexed("a comparison of splits").image_key_N
+        return np.empty(0, np.int64), split
+    if isinstance(pairs, StreamPairs):
+        return pairs.head.image_key_N, f"{split} (its first {pairs.head.read:,} pairs)"
+    return pairs.indexed("a comparison of splits").image_key_N, split
+
+
+def streamed_warning(stages: Stages, counts: Mapping[str, float]) -> list[str]:
+    """A warning of evaluated images that a run has drawn from its stream, by the counts that it ends with."""
+    drawn = counts.get("evaluated", 0)
+    if not drawn:
+        return []
+    return [
+        f"{drawn:,.0f} pairs drawn from the stream hold {_EVALUATED} ({stages.evaluator.pairs.name}): metrics are not "
+        "those of unseen images; take them out of one of the two"
+    ]
 
 
 def set_warnings(stages: Stages) -> list[str]:

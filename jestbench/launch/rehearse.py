@@ -21,7 +21,7 @@ from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, page, sizes, whole_text
-from jestbench.launch.data_report import opened, ranked_line, walk
+from jestbench.launch.data_report import head_lines, opened, ranked_line, walk
 from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
@@ -153,7 +153,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
                 plan_of(run, stages.pairs, resolved.draw_size, stages.scorer.actors)  # raises where it is not filled
             check_affordable(resolved, stages, resolved.run.allowance({}, resolved.added_flops))
         lines += [ranked_line(role, pairs) for role, pairs in stages.pairs.ranked]
-        lines += () if stands_in else cut_lines(resolved, stages)
+        lines += () if stands_in else (*head_lines(stages.pairs), *cut_lines(resolved, stages))
         walked = None if stands_in else walk(resolved, stages)
         warnings = warned(resolved, stages, walked)
         _try_one_batch(resolved, stages, data, drawn)

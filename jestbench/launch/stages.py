@@ -79,6 +79,8 @@ def build_stages(
     evaluator = EVALUATORS[run.training.kind](
         evaluated, run.evaluate, run.model, learner.objective, seen_key_N, setting.tokenizer
     )
+    if isinstance(super_batches, StreamBatches):
+        super_batches.evaluated = frozenset(evaluated.image_key_N[: len(evaluator.index_N)].tolist())
     return Stages(setting.pairs, super_batches, scorer, learner, evaluator)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from jestbench.config.resolved import Resolved
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.sources.source import Source
-from jestbench.data.sources.stream import Stream
+from jestbench.data.sources.stream import Stream, StreamPairs
 from jestbench.data.splits import names_in
 from jestbench.loop import Stages
 from jestbench.model.tokenizer import Tokenizer
@@ -30,30 +31,54 @@ def sampled(texts: Sequence[str]) -> list[str]:
     return [texts[i] for i in range(0, len(texts), -(-len(texts) // TEXTS))]
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """The captions of a split, or of a stream's head.
+
+    Attributes:
+        what: the binding, for messages.
+        split: its name.
+        captions: normalised.
+        binding: of the field that holds them.
+    """
+
+    what: str
+    split: str
+    captions: Sequence[str]
+    binding: str
+
+
 def cut_lines(resolved: Resolved, stages: Stages) -> Iterator[str]:
-    """A line on each bound split of local data of whose captions some, of a sample, are cut."""
+    """A line on each bound split of local data, and on a stream, of whose captions some, of a sample, are cut."""
     tokenizer, limit, _ = _limit(resolved, stages)
-    for source, split in _bound(resolved):
-        share, said = _cut(tokenizer, limit, source.indexed(split).captions)
+    for texts in _texts(resolved, stages):
+        share, said = _cut(tokenizer, limit, texts.captions)
         if share:
-            yield f"{source.label}.{split}: {said}"
+            yield f"{texts.what}: {said}"
+
+
+def wordless_line(what: str, tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
+    """A line on the captions, of a sample, that tokenise to nothing, where there are any."""
+    sample = sampled(captions)
+    found = [text for text in sample if tokenizer.wordless(tokenizer.encode([text]))]
+    if found:
+        yield f"{what}: {len(found):,} of {len(sample):,} captions tokenise to nothing, the first: {found[0][:60]!r}"
 
 
 def text_warnings(resolved: Resolved, stages: Stages) -> list[str]:
     """Warnings of captions that are cut or are no texts, and of classes that no model can tell apart.
 
-    Looked at are the splits that the run is trained and evaluated on, and its evaluation sets.
+    Looked at are the splits that the run is trained and evaluated on (of a stream its head), and its evaluation sets.
     """
     run, evaluator, found = resolved.run, stages.evaluator, list[str]()
     tokenizer, limit, longer = _limit(resolved, stages)
-    for source, split in _bound(resolved):
-        if split in names_in(run.split) | names_in(run.evaluate.split):
-            what, captions = f"{source.label}.{split}", sampled(source.indexed(split).captions)
+    for texts in _texts(resolved, stages):
+        if texts.split in names_in(run.split) | names_in(run.evaluate.split):
+            captions = sampled(texts.captions)
             share, said = _cut(tokenizer, limit, captions)
-            found += [f"{what}: {said}; {longer}"] if share > CUT else []
-            key = "caption_column" if hasattr(source, "caption_column") else "caption"
+            found += [f"{texts.what}: {said}; {longer}"] if share > CUT else []
             if said := no_names(captions):
-                found.append(f"{what}: captions: {said}; bind {source.label}.{key} to a field that holds names")
+                found.append(f"{texts.what}: captions: {said}; bind {texts.binding} to a field that holds names")
     pairs = evaluator.pairs
     if run.objective is None and isinstance(pairs, FilePairs) and pairs.caption_N is not None:
         names = [pairs.captions[i] for i in pairs.caption_N[evaluator.example_C.numpy()].tolist()]
@@ -77,12 +102,22 @@ def no_names(names: Sequence[str]) -> str:
     return f"{ids}, which a model reads as words"
 
 
-def _bound(resolved: Resolved) -> Iterator[tuple[Source, str]]:
-    """The bound splits of local data, each with its data set."""
-    data = resolved.run.data
+def _texts(resolved: Resolved, stages: Stages) -> Iterator[_Texts]:
+    """The captions of each bound split of local data, and of the head of the stream that a run draws from."""
+    data, pairs = resolved.run.data, stages.pairs
+    if isinstance(pairs, StreamPairs) and pairs.head.captions:
+        yield _Texts(head_of(pairs), "pool", pairs.head.captions, "stream.caption")
     local = data.beside if isinstance(data, Stream) else data
     if isinstance(local, Source):
-        yield from ((local, split) for split in local.bound)
+        key = "caption_column" if hasattr(local, "caption_column") else "caption"
+        for split in local.bound:
+            if split != "pool" or local is data:  # a stream has the pool's place
+                yield _Texts(f"{local.label}.{split}", split, local.indexed(split).captions, f"{local.label}.{key}")
+
+
+def head_of(pairs: StreamPairs) -> str:
+    """The head of a stream, for messages."""
+    return f"stream.shards, the first {pairs.head.read:,} pairs"
 
 
 def _limit(resolved: Resolved, stages: Stages) -> tuple[Tokenizer, str, str]:

@@ -28,6 +28,7 @@ from jestbench.launch.data_report import (
     eval_sets,
     overlap_warnings,
     set_warnings,
+    streamed_warning,
     walk,
     waste_warnings,
 )
@@ -294,6 +295,7 @@ def _write_summary(recorder: Recorder, progress: Progress, status: Ending, known
     stages, folder, walked = recorder.stages, RunFolder(recorder.run_dir), known.data["walk"]
     data = {**known.data, "walk": {**walked, "epochs": epochs(walked, progress.step)}, "counts": recorder.data_counts}
     warnings = [*known.warnings, *epoch_warning(walked, progress.step)]
+    warnings += streamed_warning(stages, recorder.data_counts)
     if recorder.world.first_of_all:
         sources = {**data.get("sources", {}), "evaluated": stages.evaluator.pairs.facts}
         page = {**data, "sources": sources, "damage_read": stages.super_batches.damage}

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
-COUNTED = tuple(f"data/{name}" for name in ("read", "damaged", "wordless", "skipped", "duplicates", "outside_uids"))
+_COUNTED = ("read", "damaged", "wordless", "skipped", "duplicates", "evaluated", "outside_uids")
+COUNTED = tuple(f"data/{name}" for name in _COUNTED)
 """Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
 
 

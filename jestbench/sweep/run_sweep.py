@@ -25,7 +25,7 @@ from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.proposals import Done, memory_of
 from jestbench.sweep.side_by_side import Job, run_side_by_side
-from jestbench.sweep.sweep_arms import SweepArm, arms_of, check_metric
+from jestbench.sweep.sweep_arms import SweepArm, arms_of, check_metric, look_at_data
 from jestbench.sweep.sweep_file import PROGRAM, Sweep, read_sweep
 
 COMPARISON = "comparison"
@@ -54,12 +54,15 @@ def run_sweep(
     Args:
         out: folder of the runs and the comparison; arms that have finished there are not run again.
         count: largest number of arms, or ``None``.
-        dry_run: print the commands only.
+        dry_run: print the commands, and read the first pairs of local data.
         jobs: arms at once; ``None`` for ``places``.
         logs: a folder that keeps the records of finished runs; arms whose records it holds are not run again.
 
     Returns:
         0, or the exit status of the first arm that failed; 130 when interrupted.
+
+    Raises:
+        DataError: the local data of an arm cannot be read; no arm has been started.
     """
     for name, value in (("count", count), ("jobs", jobs)):
         if value is not None and value < 1:
@@ -88,10 +91,12 @@ def _with_program(sweep: Sweep) -> Sweep:
 
 
 def _print_commands(sweep: Sweep, limit: int | None) -> int:
-    done: Done = []
+    done, arms = Done(), list[SweepArm]()
     for arm in itertools.islice(arms_of(sweep, done, None), limit):
         print(shlex.join(sweep.command_line(arm.parameters)))
         done.append((dict(arm.parameters), None))
+        arms.append(arm)
+    look_at_data(sweep, arms)  # last: the commands may be meant for another machine
     return 0
 
 
@@ -104,6 +109,7 @@ class LocalSweep:
         self.started: list[SweepArm] = []
         arms = itertools.islice(arms_of(sweep, self.done, memory_of(sweep, out)), limit)
         planned = list(arms) if sweep.method == "grid" else []
+        look_at_data(sweep, (arm for arm in planned if self._finished(arm) is None))
         self.arms = iter(planned) if planned else arms
         self.progress = SweepProgress(sweep.name, sweep.metric, len(planned) or limit, at_once, planned)
         self.record = SweepRecord(sweep.metric, sweep.goal, tuple(arm.folder(out).name for arm in planned))
@@ -135,6 +141,8 @@ class LocalSweep:
         own = {"WANDB_RUN_GROUP": self.sweep.name, "OMP_NUM_THREADS": str(threads), **self.sweep.wandb}
         for arm in self.arms:
             if not self.started:
+                if self.sweep.method != "grid" and self._finished(arm) is None:
+                    look_at_data(self.sweep, [arm])  # not known before the search proposed it
                 self.record.write(self.out)
             self.started.append(arm)
             if (finished := self._finished(arm)) is not None:
@@ -221,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run a W&B sweep file on this machine without a server, and compare its arms.",
     )
     parser.add_argument("sweep", type=user_path, metavar="SWEEP.yaml")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands; run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, look at local data; run nothing")
     parser.add_argument("--count", type=int, help="most arms to run")
     parser.add_argument("--jobs", type=int, help="arms at once; default: one a core up to 4, one with a GPU")
     parser.add_argument("--out", type=user_path, help="default: runs/<name of the sweep>")

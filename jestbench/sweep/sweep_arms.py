@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 from jestbench.config import resolve
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
-from jestbench.disk import nearest_or_all
+from jestbench.data.sources.first_pairs import look_at
+from jestbench.data.splits import names_in
+from jestbench.disk import DataError, nearest_or_all
 from jestbench.evals.measure import embedding_measures
 from jestbench.launch import command
 from jestbench.launch.rehearse import logged_names
+from jestbench.launch.stands import of_run
 from jestbench.runs.open_folder import recorded
 from jestbench.sweep.distributions import distribution
 from jestbench.sweep.proposals import Done, proposals
@@ -109,6 +113,27 @@ def resolve_arm(sweep: Sweep, parameters: Mapping[str, Any]) -> SweepArm:
     except SystemExit as stop:  # argparse has printed the error
         raise ConfigError(f"{sweep.path}: arm {dict(parameters)}: run.py does not take these arguments") from stop
     return SweepArm(parameters, resolved)
+
+
+def look_at_data(sweep: Sweep, arms: Iterable[SweepArm]) -> None:
+    """Read the first pairs of the local data that arms, and the runs that these stand on, are bound to.
+
+    Raises:
+        DataError: data cannot be read, or a split is not given; the message names the arm.
+    """
+    seen = list[tuple[Any, frozenset[str]]]()
+    for arm in arms:
+        runs = [arm.resolved]
+        for one in runs:  # grows by the runs that each stands on
+            runs += one.below
+            data, splits = one.run.data, names_in(one.run.split) | names_in(one.run.evaluate.split)
+            if (data, splits) not in seen:
+                seen.append((data, splits))
+                try:
+                    with nullcontext() if one is arm.resolved else of_run(one):
+                        look_at(data, splits)
+                except DataError as error:
+                    raise DataError(f"{sweep.path}: arm {dict(arm.parameters)}: {error}") from error
 
 
 def _repeats(arm: SweepArm, seen: dict[tuple[str, int], SweepArm]) -> bool:

@@ -85,6 +85,7 @@ def caption_cases(jpeg: bytes) -> list[Case]:
         Case("true or false", jpeg, True, None),
         Case("a list of texts", jpeg, lists[0], None),
         Case("a list with a null", jpeg, lists[1], None),
+        Case("a list written as text (`['one', 'two']`)", jpeg, str(lists[0]), str(lists[0])),
         Case("an object", jpeg, {"raw": "x"}, None),
         Case("UTF-16", jpeg, GOOD.encode("utf-16"), None),
         Case("Latin-1", jpeg, "café au lait".encode("latin-1"), None),

@@ -472,7 +472,7 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
 def test_many_shards_are_indexed_by_all_cores_alike(tmp_path, monkeypatch):
     for number in range(2):
         tar_of(tmp_path / f"{number}.tar", [m for i in range(4) for m in sample(10 * number + i)])
-    monkeypatch.setattr("jestbench.data.sources.source.TOGETHER", 2)
+    monkeypatch.setattr("jestbench.data.sources.indexing.TOGETHER", 2)
     source = prepared(WebDataset, tmp_path, pool=f"{tmp_path}/{{0..1}}.tar")
     expect(source.split("pool"), [10 * number + i for number in range(2) for i in range(4)])
 
@@ -751,6 +751,45 @@ def test_columns_of_bytes_and_of_paths_and_several_captions(tmp_path, datasets):
         assert pairs.batch(torch.arange(2)).captions == ("a", "c")
         assert {pairs.drawn(0, e).batch(torch.tensor([0])).captions[0] for e in range(20)} == {"a", "b"}
         assert pairs.batch(torch.arange(2)).image_key_B.tolist() == [content_key(jpeg(0)), content_key(jpeg(1))]
+
+
+def test_json_of_a_row_an_image_and_of_images_apart(tmp_path, datasets, monkeypatch):
+    """Objects by lines and in a list are rows; COCO's are refused with the page whose lines make rows of them."""
+    monkeypatch.chdir(tmp_path)
+    photos = folder_of_photos(tmp_path / "coco" / "train2017", 4)
+    (tmp_path / "coco" / "annotations").mkdir()
+    apart = tmp_path / "coco" / "annotations" / "captions_train2017.json"
+    images = [{"id": 10 + i, "file_name": path.name} for i, (path, _) in enumerate(photos)]
+    texts = [
+        {"image_id": 10 + i, "caption": text} for i, (_, one) in enumerate(photos) for text in (one, f"{one} again")
+    ]
+    apart.write_text(json.dumps({"info": {}, "images": images, "annotations": texts}))
+    with pytest.raises(DataError, match="holds images and annotations apart, as COCO does"):
+        small(HuggingFace, tmp_path, pool=str(apart)).prepare()
+    exec(documented("python", "annotations"), {})
+    lines = tmp_path / "coco" / "pool.jsonl"
+    listed = tmp_path / "coco" / "pool.json"
+    listed.write_text(json.dumps([json.loads(line) for line in lines.read_text().splitlines()]))
+    for path in (lines, listed):
+        source = prepared(HuggingFace, tmp_path, pool=str(path))
+        expect(source.split("pool"), list(range(4)))
+        assert sorted(source.indexed("pool").captions) == sorted(one["caption"] for one in texts)
+
+
+def test_a_table_beside_pictures_with_texts_is_what_img2dataset_fetched(tmp_path, datasets):
+    for path, text in folder_of_photos(tmp_path / "found" / "00000", 4):
+        path.with_suffix(".txt").write_text(text)
+    datasets.Dataset.from_dict({"url": ["u"] * 4, "status": ["success"] * 4}).to_parquet(
+        tmp_path / "found/00000.parquet"
+    )
+    (tmp_path / "found" / "00000_stats.json").write_text("{}")
+    for ending in ("jpg", "txt"):  # as macOS leaves them
+        (tmp_path / "found" / "00000" / f"._0.{ending}").write_bytes(b"\0\5\26\7")
+    expect(prepared(HuggingFace, tmp_path, pool=str(tmp_path / "found")).split("pool"), list(range(4)))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "0.jpg").write_bytes(jpeg(0))
+    with pytest.raises(DataError, match="holds pictures without captions: write a text of its name beside each"):
+        small(HuggingFace, tmp_path, pool=str(tmp_path / "alone")).prepare()
 
 
 def test_damage_in_rows_is_counted_and_left_out(tmp_path, datasets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import struct
@@ -20,7 +21,7 @@ from tokenizers import models, pre_tokenizers
 from jestbench.batch import DataError
 from jestbench.config.grammar import read_file
 from jestbench.config.run import ConfigError
-from jestbench.data.captions import text_of, texts_of
+from jestbench.data.captions import caption_of, text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import DamagedImage, decode
 from jestbench.data.pairs import content_key
@@ -172,7 +173,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
         (Csv, "x.parquet", PARQUET),
         (Csv, "x.tar", TAR),
         (Csv, "lfs.csv", "a pointer of Git LFS (fetch the file: git lfs pull)"),
-        (Csv, "x.jsonl", "JSON (write it as a table"),
+        (Csv, "x.jsonl", "JSON (gin/run/huggingface.gin reads it"),
         (WebDataset, "x.parquet", PARQUET),
         (WebDataset, "x.csv", TABLE),
         (WebDataset, "lfs.tar", "a pointer of Git LFS"),
@@ -384,6 +385,68 @@ def test_images_that_are_not_there_are_shown_with_the_likely_cause(tmp_path):
     assert "page.jpg: an HTML page (a download that failed)" in said("page.jpg")
     (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     assert "phone.jpg: a HEIC picture (Pillow does not read it: save it as JPEG)" in said("phone.jpg")
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        (base64.b64encode(jpeg(0)).decode(), "a picture written as text"),
+        (f"data:image/png;base64,{'x' * 200}", "a picture written as text"),
+        (jpeg(0).hex(), "a picture written as text"),
+        (str(jpeg(0)[:60]), "what Python prints for a picture"),
+        ("<PIL.PngImagePlugin.PngImageFile image mode=RGB size=9x9 at 0x7>", "what Python prints for a picture"),
+    ],
+    ids=["base64", "data URL", "hexadecimal", "bytes", "object"],
+)
+def test_a_picture_in_place_of_its_path_is_named_with_the_remedy(tmp_path, path, cause):
+    """The message shows the beginning of the cell, and the remedy, however long the cell is."""
+    quoted = '"' + path.replace('"', '""') + '"'
+    said = refused(Csv, tmp_path, table_of(tmp_path / "x.csv", f"filepath,title\n{quoted},a\n"))
+    assert "1 × no image of 1, the first: " in said
+    assert cause in said
+    assert "into a file or into a parquet column" in said or "into a file or a parquet column" in said
+    assert len(said) < 400
+    shard = str(tar_of(tmp_path / "0.tar", [("0.jpg", path.encode()), ("0.txt", b"a")]))
+    assert "0.tar: 0: " in refused(WebDataset, tmp_path, shard)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("['a cat', 'a kitty']", "a list"),
+        ('["a cat", null]', "a list"),
+        ("['a cat', nan]", "a list"),
+        ("['a cat'\n 'a kitty']", "a list"),
+        ("('a cat', 'a kitty')", "a list"),
+        ("[]", "a list"),
+        ("[3, 7]", "a list"),
+        ("['" + "a cat" * 20000 + "']", "a list"),
+        ('{"en": "a cat"}', "an object"),
+        ("b'a cat'", "bytes"),
+        ("[a cat]", ""),
+        ("[1]", ""),
+        ("[...]", ""),
+        ("(2019)", ""),
+        ("{c}", ""),
+        ("'a cat'", ""),
+        ("['a cat'] on a mat", ""),
+        ("[" * 3000 + "]" * 3000, ""),
+    ],
+)
+def test_what_a_program_has_written_is_no_caption(text, reason):
+    """Python, numpy and JSON write lists, objects and bytes so; brackets of running text stay."""
+    if not reason:
+        assert caption_of(text) == text
+        return
+    with pytest.raises(Damaged, match=f"caption is {reason} written as text") as found:
+        caption_of(text.encode())
+    assert found.value.cause
+
+
+def test_an_object_in_a_text_member_is_read_by_its_field(tmp_path):
+    shard = str(tar_of(tmp_path / "0.tar", [("0.jpg", jpeg(0)), ("0.txt", b'{"caption": "a cat", "url": "u"}')]))
+    assert "its fields are caption, url: " in refused(WebDataset, tmp_path, shard)
+    assert [*opened(WebDataset, tmp_path, shard, caption="txt.caption").captions] == ["a cat"]
 
 
 def test_each_kind_of_damage_has_a_line_of_the_command(tmp_path, monkeypatch, capsys):

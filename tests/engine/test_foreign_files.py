@@ -21,7 +21,7 @@ import jestbench
 from jestbench.disk import DataError
 from jestbench.engine.foreign import Foreign
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
-from jestbench.engine.open_clip_model import OpenClip
+from jestbench.engine.open_clip_model import CONFIG, OpenClip
 from jestbench.launch.command import main
 
 
@@ -148,6 +148,31 @@ def other_architecture(name: str) -> Callable[[Path], None]:
     return exchange
 
 
+def reshaped(name: str, weight: str, *shape: int) -> Callable[[Path], None]:
+    def exchange(folder: Path) -> None:
+        weights = load_file(folder / name)
+        weights[weight] = torch.zeros(shape)
+        save_file(weights, folder / name)
+
+    return exchange
+
+
+def no_weights_of_a_model(folder: Path) -> None:
+    save_file({"a": torch.zeros(2)}, folder / SAFE)
+
+
+def described_as(name: str, part: str, **wrong: Any) -> Callable[[Path], None]:
+    """The configuration with wrong values in a part of it."""
+
+    def write(folder: Path) -> None:
+        config = json.loads((folder / name).read_text())
+        held = config.get("model_cfg", config)
+        held[part].update(wrong)
+        (folder / name).write_text(json.dumps(config))
+
+    return write
+
+
 def other_kind(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "blip"}))
@@ -163,6 +188,14 @@ SAFE, HF_SAFE = "open_clip_model.safetensors", "model.safetensors"
         ("clip", without(SAFE), 3, "holds no weights, such as open_clip_model.safetensors"),
         ("clip", truncated(SAFE), 3, "cannot be read"),
         ("clip", other_architecture(SAFE), 2, "does not hold a local-dir:"),
+        ("clip", reshaped(SAFE, "positional_embedding", 20, 7), 2, "does not hold a local-dir:"),
+        ("clip", reshaped(SAFE, "visual.positional_embedding", 10, 7), 2, "does not hold a local-dir:"),
+        ("clip", reshaped(SAFE, "visual.positional_embedding", 3), 2, "does not hold a local-dir:"),
+        ("clip", no_weights_of_a_model, 2, "does not hold a local-dir:"),
+        ("clip", described_as(CONFIG, "vision_cfg", patch_size=0), 2, "cannot be built: ZeroDivisionError"),
+        ("clip", described_as(CONFIG, "text_cfg", heads=5), 2, "cannot be built: AssertionError"),
+        ("clip", described_as(CONFIG, "vision_cfg", depth=2), 2, "cannot be built: TypeError"),
+        ("hf", described_as("config.json", "vision_config", num_attention_heads=5), 2, "describes no CLIPModel"),
         ("hf", without(HF_SAFE), 3, "holds no weights"),
         ("hf", truncated(HF_SAFE), 3, "cannot be read"),
         ("hf", other_architecture(HF_SAFE), 2, "is of another architecture than config.json"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import kill_before, rows_of, summary_of
-from photos import caption, encoded, jpeg, photo
+from photos import caption, encoded, jpeg, photo, tar_of
 
 from jestbench.launch.command import main
 
@@ -266,6 +266,82 @@ def test_an_error_of_the_run_that_a_run_stands_on_names_that_run(run):
     assert run(*arm, f"run.reference={sizes}")[0] == 0
     status, _, err = run(*arm, "run.reference=gin/run/refrence.gin")
     assert (status, "no such file or run folder; did you mean reference.gin?" in err) == (2, True)
+
+
+def stream_of(captions: Callable[[int], str], pool: range, evaluated: range = range(50, 60)) -> None:
+    """A run on a stream of two shards, with the evaluated images on the disk."""
+    half = len(pool) // 2
+    for name, numbers in (("s0", pool[:half]), ("s1", pool[half:]), ("e", evaluated)):
+        members = ((f"{i:03d}.jpg", jpeg(i)) for i in numbers)
+        texts = ((f"{i:03d}.txt", (caption(i) if name == "e" else captions(i)).encode()) for i in numbers)
+        tar_of(Path(f"{name}.tar"), [one for pair in zip(members, texts, strict=True) for one in pair])
+    text = 'include "gin/run/webdataset.gin"\ninclude "gin/data/stream.gin"\nwebdataset.eval = "e.tar"\n'
+    Path("mine.gin").write_text(text + 'stream.shards = "s{0..1}.tar"\nstream.lanes = 2\nstream.image_size = 32\n')
+
+
+@pytest.mark.parametrize(
+    ("captions", "first", "said"),
+    [
+        (
+            str,
+            0,
+            "captions: 40 of 40 are WordNet ids or numbers, such as '0', which a model reads",
+        ),
+        (
+            lambda i: caption(i) + " car" * 40,
+            0,
+            "40 of 40 captions (100%) are cut to the 32 tokens of tokenizer.length",
+        ),
+        (
+            caption,
+            14,
+            "4 of the 10 evaluated images (webdataset/eval) lie in pool (its first 40 pairs), too",
+        ),
+        (caption, 0, ""),
+    ],
+    ids=["numbers", "cut", "overlap", "nothing"],
+)
+def test_the_head_of_a_stream_is_checked_as_an_index_is(run, captions, first, said):
+    stream_of(captions, range(first, first + 40))
+    status, out, err = run("--check", *LITTLE)
+    assert status == 0, err
+    head = f"stream.shards, the first 40 pairs: 40 images, 40 captions, such as {captions(first)[:60]!r}"
+    assert head in out
+    assert (said in err) if said else (err == "")
+
+
+def test_more_damage_in_the_head_of_a_stream_than_a_run_allows_is_refused_by_a_check(run):
+    stream_of(lambda i: "" if i % 2 else caption(i), range(40))
+    status, _, err = run("--check", *LITTLE)
+    assert status == 3
+    assert "stream.shards, the first 40 pairs: 20 × empty caption of 40, the first: s0.tar: 001" in err
+    status, out, err = run("--check", *LITTLE, "stream.max_damaged=0.1")
+    assert (status, "left out: 20 × empty caption of 40" in out) == (0, True), err
+
+
+def test_evaluated_images_are_counted_wherever_in_a_stream_they_come(run, monkeypatch):
+    """Behind the head, too: by the end of the run they are warned of with their number."""
+    monkeypatch.setattr("jestbench.data.sources.stream_head.PAIRS", 10)
+    stream_of(caption, range(14, 54))
+    status, _, err = run(*SMALL, "budget.steps=5", "--run_dir", "out")
+    assert status == 0, err
+    assert "evaluated images" not in err
+    found = summary_of("out")
+    assert found["data"]["counts"]["evaluated"] == 4
+    (warning,) = found["warnings"]
+    assert warning.startswith("4 pairs drawn from the stream hold evaluated images (webdataset/eval)")
+
+
+def test_a_reference_beside_a_stream_is_compared_whole(run):
+    stream_of(caption, range(40))
+    tar_of(Path("c.tar"), [(f"{i:03d}.{end}", made(i)) for i in range(48, 58) for end, made in MEMBERS.items()])
+    reference = str(("gin/run/reference.gin", *SMALL))
+    arm = ("run.policy=easy_reference", "webdataset.curated=c.tar", f"run.reference={reference}", *SMALL)
+    err = run("--check", *arm)[2]
+    assert "8 of the 10 evaluated images (webdataset/eval) lie in curated, too, which the reference 'reference'" in err
+
+
+MEMBERS = {"jpg": jpeg, "txt": lambda i: caption(i).encode()}
 
 
 def test_a_holdout_that_lies_in_the_pool_is_warned_of(run):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from helpers import rows_of, summary_of
+from photos import jpeg
 
 from jestbench.batch import DataError
 from jestbench.compare import report
@@ -304,6 +305,54 @@ def test_a_mistake_is_said_before_the_first_arm_starts(
     for word in words:
         assert word in message
     nothing_starts()
+
+
+TABLE = {"gin_file": {"value": "gin/run/csv.gin"}, "csv.eval": {"value": "eval.csv"}, "run.seed": {"values": [0, 1]}}
+UNREADABLE: Mapping[str, tuple[dict[str, object], list[str]]] = {
+    "no file": ({"csv.pool": {"value": "pol.csv"}}, ["csv.pool: there is no file pol.csv", "did you mean pool.csv?"]),
+    "in the last arm": ({"csv.pool": {"values": ["pool.csv", "none.csv"]}}, ["'csv.pool': 'none.csv'", "no file none"]),
+    "no column": (
+        {"csv.pool": {"value": "pool.csv"}, "csv.caption_column": {"value": "caption"}},
+        ["eval.csv has no column 'caption'", "set csv.caption_column"],
+    ),
+    "no image": (
+        {"csv.pool": {"value": "gone.csv"}},
+        ["none of its first pairs", "no image of 1", "gone.jpg"],
+    ),
+    "a split of the reference": (
+        {
+            "csv.pool": {"value": "pool.csv"},
+            "run.policy": {"value": "easy_reference"},
+            "run.reference": {"value": "gin/run/reference.gin"},
+        },
+        ["the split 'curated' is not given: bind csv.curated", "in the run 'reference'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", [["--dry_run"], ["--out", "out"]], ids=["dry", "run"])
+@pytest.mark.parametrize(("parameters", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_data_that_cannot_be_read_are_found_before_the_first_arm_starts(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_starts: Callable[[], None],
+    parameters: dict[str, object],
+    words: list[str],
+    way: list[str],
+) -> None:
+    """A dry run prints its commands even so: they may be meant for another machine."""
+    monkeypatch.setenv("JESTBENCH_CACHE", str(Path("cache").absolute()))
+    Path("0.jpg").write_bytes(jpeg(0))
+    for name in ("pool", "eval"):
+        Path(f"{name}.csv").write_text("filepath,title\n0.jpg,a cat\n")
+    Path("gone.csv").write_text("filepath,title\ngone.jpg,a cat\n")
+    result = call(write(TABLE | parameters, command=[*COMMAND[:3], "${args}"]), *way)
+    assert result.status == 3
+    commands = result.out.count("--csv.eval=eval.csv")
+    assert commands == 0 if "--out" in way else commands >= 2
+    for word in ("sweep.yaml: arm {", *words):
+        assert word in result.err
+    assert not Path("cache").exists(), "nothing is indexed"
 
 
 def test_files_that_cannot_be_read(call: Call) -> None:

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jestbench.batch import DataError
-from jestbench.data.captions import text_of
+from jestbench.data.captions import caption_of, text_of
 from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
 from jestbench.data.sources.columns import KEY, column, note_missing, number_of
@@ -64,6 +65,11 @@ class Csv(Source):
     def shards(self, split: str) -> list[Shard]:
         """The split's tables."""
         found = [path for name in self.where(split) for path in (globbed(name) or [Path(name).expanduser()])]
+        if folders := [path for path in found if path.is_dir()]:
+            raise DataError(
+                f"csv.{split}: {folders[0]} is a folder: name its tables, as in '{folders[0]}/*.csv' (a folder of "
+                "pictures is read by gin/run/huggingface.gin, one of shards by gin/run/webdataset.gin)"
+            )
         if missing := [path for path in found if not path.is_file()]:
             near = nearest(missing[0].name, (path.name for path in missing[0].parent.glob("*")), "; did you mean {}?")
             raise DataError(f"csv.{split}: there is no file {missing[0]}{near}")
@@ -80,11 +86,11 @@ class Csv(Source):
                         return True
         return False
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a table and its images once; what is damaged is counted and left out."""
         index, captions_of, first = ShardIndex(), dict[str, list[str]](), dict[str, tuple[tuple[float, ...], str]]()
         folder = Path(shard.path).absolute().parent
-        for path, caption, values, uid in self._rows(Path(shard.path), index):
+        for path, caption, values, uid in islice(self._rows(Path(shard.path), index), most):
             captions_of.setdefault(path, []).append(caption)
             first.setdefault(path, (values, uid))
         for path, captions in captions_of.items():
@@ -93,7 +99,9 @@ class Csv(Source):
                 try:
                     content = file.read_bytes()
                 except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-                    cause = f"paths are relative to the table's folder, {folder}" if Path(path).is_file() else ""
+                    cause = ""
+                    with suppress(OSError):  # too long a name
+                        cause = f"paths are relative to the table's folder, {folder}" if Path(path).is_file() else ""
                     raise Damaged("no image", getattr(error, "strerror", "") or str(error), cause) from None
                 index.add(0, WHOLE, image_key(content, verified), captions, str(file), *first[path])
         return index
@@ -132,7 +140,7 @@ class Csv(Source):
                     note_missing(index.examples, self.columns, values, f"{path.name}, line {line}", fields, header)
                     yield (
                         text_of(row[image]),
-                        text_of(row[caption]),
+                        caption_of(row[caption]),
                         values,
                         KEY if self.uid == KEY else fields[-1].strip(),
                     )

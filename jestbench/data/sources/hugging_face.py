@@ -26,6 +26,9 @@ from jestbench.data.sources.source import Fetched, Shard, Source, needs
 from jestbench.disk import nearest_or_all
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
+"""Ending of a table → the kind that ``datasets`` opens it as."""
+NAMED = FILES | {".jsonl": "json", ".json": "json"}
+"""The same of a file that is named; beside others in a folder, a JSON file may be anything."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files of an image folder that name its images and their captions."""
 TEXTS = (".txt", ".caption")
@@ -38,9 +41,9 @@ class HuggingFace(Source):
     """Data sets that the ``datasets`` package opens.
 
     A split is ``WHAT`` or ``WHAT:SPLIT`` (``train`` where it is not said; slices as in ``train[:10000]`` too), where
-    ``WHAT`` is a parquet or arrow file, a glob of these, a folder (of parquet or arrow files, whatever else lies in
-    it; written by ``save_to_disk``; of images with a ``metadata.csv``, each with a text of its name beside it, or in
-    one subfolder a class), or a name on the hub.
+    ``WHAT`` is a parquet, arrow or JSON file (an object a line, or a list of them), a glob of these, a folder (of
+    parquet or arrow files, whatever else lies in it; written by ``save_to_disk``; of images with a ``metadata.csv``,
+    each with a text of its name beside it, or in one subfolder a class), or a name on the hub.
 
     Attributes:
         image_column: holds the image: an image feature, bytes, a path (relative to the file's folder), or a list of
@@ -71,7 +74,7 @@ class HuggingFace(Source):
         """The names on the hub that are not indexed yet, too."""
         found = super().fetched()
         for split in self.bound:
-            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self._table(split).exists():
+            if any(_files(_parts(name)[0]) is None for name in self.where(split)) and not self.has_indexed(split):
                 found[f"{self.label}.{split}"] = "download"
         return found
 
@@ -90,24 +93,19 @@ class HuggingFace(Source):
         rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
         return RowRanges(rows, table.shard_N, table.offset_N)
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a data set once; what is damaged is counted and left out."""
         rows = HubRows(shard.path, self.image_column, self.config_name, self.revision)
         data = rows.data
-        columns, wanted = data.column_names, self.caption_column
-        if wanted == "text" and wanted not in columns and getattr(data.features.get("label"), "names", None):
-            wanted = "label"  # an image folder of one subfolder a class
-        head, _, path = wanted.partition(".")
-        caption, path = (head, path) if path and head in columns and wanted not in columns else (wanted, "")
-        caption = column(columns, caption, shard.path, "huggingface.caption_column")
-        column(columns, self.image_column, shard.path, "huggingface.image_column")
+        columns = data.column_names
+        caption, path = self._columns(columns, bool(getattr(data.features.get("label"), "names", None)), shard.path)
         feature = data.features[caption]
         names: Sequence[str] | None = getattr(feature, "names", None)
         texts = data.select_columns([caption])
         came = [name for name in dict.fromkeys((*self.columns, self.uid_field)) if name in columns]
         numbers = data.select_columns(came) if came else None
         index = ShardIndex()
-        for row in range(len(data)):
+        for row in range(len(data) if most is None else min(len(data), most)):
             with index.leaving_out(f"{shard.path}, row {row}"):
                 found = texts[row][caption]
                 if names is not None and found is not None:
@@ -125,6 +123,47 @@ class HuggingFace(Source):
                 key = image_key(content, verified)
                 index.add(row, len(content), key, captions, None, values, "" if uid is None else str(uid))
         return index
+
+    def first(self, split: str) -> ShardIndex:
+        """No pair, as a data set is converted as a whole when it is opened; of a parquet file the columns are found."""
+        (name, *_), tables = self.where(split), list[Path]()
+        for file in _files(_parts(name)[0]) or ():
+            tables += [file] if file.suffix == ".parquet" and file.name not in METADATA else []
+        if tables and not (other := kind_of_file(tables[0])).startswith("a parquet"):
+            raise DataError(f"{tables[0]} is no parquet file{f' but {other}' if other else ''}")
+        if tables:
+            parquet: Any = needs(lambda: __import__("pyarrow.parquet").parquet, "pyarrow")
+            names = parquet.read_schema(tables[0]).names
+            self._columns(names, "label" in names, str(tables[0]))
+        return ShardIndex()
+
+    def _columns(self, columns: Sequence[str], classes: bool, where: str) -> tuple[str, str]:
+        """The column of captions, and the path to the caption within it.
+
+        Args:
+            classes: whether a column ``label`` has names, as that of an image folder of one subfolder a class.
+
+        Raises:
+            DataError: there is no such column, or none of images.
+        """
+        wanted = self.caption_column
+        if {"images", "annotations"} <= set(columns):
+            raise DataError(
+                f"{where} holds images and annotations apart, as COCO does: join them into a row an image "
+                "(docs/your_data.md shows how)"
+            )
+        if [*columns] == ["image"]:
+            raise DataError(
+                f"{where} holds pictures without captions: write a text of its name beside each (0.jpg, 0.txt), or all "
+                "into metadata.jsonl (file_name, text)"
+            )
+        if wanted == "text" and wanted not in columns and classes:
+            wanted = "label"
+        head, _, path = wanted.partition(".")
+        caption, path = (head, path) if path and head in columns and wanted not in columns else (wanted, "")
+        column(columns, caption, where, "huggingface.caption_column")
+        column(columns, self.image_column, where, "huggingface.image_column")
+        return caption, path
 
 
 @dataclass
@@ -188,7 +227,8 @@ class HubRows:
         try:
             return (_folder(self.name) / path).read_bytes()
         except (OSError, ValueError) as error:
-            raise DamagedImage("unreadable file", f"{path}: {error}") from error
+            said = getattr(error, "strerror", "") or str(error)
+            raise DamagedImage("unreadable file", f"{path}: {said}") from error
 
 
 @dataclass(frozen=True)
@@ -223,12 +263,14 @@ def _files(what: str) -> list[Path] | None:
     """The local files of ``WHAT``; ``None`` where it is a name on the hub."""
     path = Path(what).expanduser()
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        files = (file for file in path.rglob("*") if file.is_file())
+        # Hidden ones are no data: macOS leaves a ._0.jpg beside 0.jpg, a notebook its checkpoints.
+        return sorted(one for one in files if not any(part[0] == "." for part in one.relative_to(path).parts))
     if (found := globbed(what)) is not None:
         return found
     if path.is_file():
         return [path]
-    return [] if path.suffix in FILES or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None
+    return [] if path.suffix in NAMED or path.is_absolute() or what.count("/") > 1 or what.startswith(".") else None
 
 
 def _folder(name: str) -> Path:
@@ -241,28 +283,35 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
     datasets = needs(lambda: __import__("datasets"), "datasets")
     what, part = _parts(name)
     files = _files(what)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what matters is raised
+    if files is not None:
+        datasets.disable_progress_bars()  # they call the reading of local files a download
     try:
         if files is None:
             data = datasets.load_dataset(what, config_name, split=part, revision=revision)
         elif Path(what).expanduser().is_dir():
             data = _open_folder(datasets, Path(what).expanduser(), part, files)
-        elif not files or files[0].suffix not in FILES:
+        elif not files or files[0].suffix not in NAMED:
             found = kind_of_file(files[0]) if files else ""
             but = f" but {found}" if found else ""
-            raise DataError(f"{what} is no parquet or arrow file{but}: name one, or a folder of them")
+            raise DataError(f"{what} is no parquet, arrow or JSON file{but}: name one, or a folder of tables")
         else:
-            kind, paths = FILES[files[0].suffix], [str(file) for file in files]
+            kind, paths = NAMED[files[0].suffix], [str(file) for file in files]
             data = datasets.load_dataset(kind, data_files={part.partition("[")[0]: paths}, split=part)
     except DataError:
         raise
     except Exception as error:  # the package, pyarrow and the hub's client raise their own kinds
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # datasets wraps what is wrong in "an error occurred"
+            cause = cause.__cause__
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
         endings = sorted({file.suffix for file in files or ()} - {""}) if Path(what).is_dir() else ()
         found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
         tables = (kind_of_file(file) for file in files or () if file.suffix in FILES)
         if other := next((kind for kind in tables if kind and "huggingface.gin" not in kind), ""):
             said = f"a file of it is {other}"
+        elif ".tar" in endings:
+            said += "; gin/run/webdataset.gin reads the shards (.tar)"
         raise DataError(f"the data set {name}{found} cannot be opened: {said}") from error
     return data
 
@@ -305,13 +354,15 @@ def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) 
             raise DataError(f"the data set {folder} has no split {split!r}; {nearest_or_all(split, splits)}")
         return _sliced(datasets, splits[split], split, part)
     tables = Counter(FILES[file.suffix] for file in files if file.suffix in FILES and file.name not in METADATA)
-    if tables:
-        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
     images = [file for file in files if file.suffix.lower() in ENDINGS]
     names = {file.with_suffix("") for file in images}
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() in TEXTS}
-    if names & set(texts) and not any(file.name in METADATA for file in files):
+    paired = len(names & set(texts))
+    # img2dataset leaves a table of what it has fetched beside its pictures and texts.
+    if paired > (len(names) / 2 if tables else 0) and not any(file.name in METADATA for file in files):
         return _with_texts_beside(datasets, folder, part, images, texts)
+    if tables:
+        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
     if images:
         return datasets.load_dataset("imagefolder", data_dir=str(folder), split=part)
     return datasets.load_dataset(str(folder), split=part)

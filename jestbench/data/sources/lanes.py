@@ -313,12 +313,12 @@ class LaneReader:
         shards = self.shards
         for number in range(shard, len(mine)):
             with closing(open_shard(shards.urls[mine[number]], shards.members, self._lose, shards.patience)) as opened:
-                pairs: Iterator[Pair] = opened if self.beside is None else self._wanted(opened, self.beside)
+                pairs: Iterator[Pair] = opened if self.beside is None else self.wanted(opened, self.beside)
                 for index, found in enumerate(pairs):
                     if number > shard or index >= offset:
                         yield found, (number, index + 1)
 
-    def _wanted(self, pairs: Iterator[Pair], beside: Beside) -> Iterator[Pair]:
+    def wanted(self, pairs: Iterator[Pair], beside: Beside) -> Iterator[Pair]:
         """The pairs whose uids are wanted, with the numbers that are joined; the others are counted."""
         for found in pairs:
             uid = key_text(content_key(found.image.content)) if self.shards.members.uid == KEY else found.uid

@@ -30,7 +30,7 @@ def kind_of(start: bytes) -> str:
     if b"\0" in start:
         return ""
     if start.lstrip()[:1] in (b"{", b"["):
-        return "JSON (write it as a table or as parquet)"
+        return "JSON (gin/run/huggingface.gin reads it as .jsonl or .json)"
     return "a table (gin/run/csv.gin reads it)" if any(mark in start for mark in (b",", b"\t", b";")) else ""
 
 

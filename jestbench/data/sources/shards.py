@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jestbench.batch import DataError
-from jestbench.data.captions import field_at, text_of, texts_of
+from jestbench.data.captions import caption_of, field_at, text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
 from jestbench.data.sources.other_kinds import kind_of
@@ -164,8 +164,7 @@ class MemberRules:
         """
         found = self._content(sample, self.caption)
         if isinstance(found, bytes):
-            text = text_of(found)
-            return text.split("\n") if self.lines else [text]
+            return [caption_of(line) for line in text_of(found).split("\n")] if self.lines else [caption_of(found)]
         return texts_of(found)
 
     def _with_numbers(self, name: str, sample: Sample, image: TarMember, captions: list[str]) -> Pair:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +21,7 @@ from jestbench.data.encoded_images import ByteRanges, Chained, Encoded
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.columns import Beside, lists_of, short_names
+from jestbench.data.sources.indexing import Reading, index_of, many
 from jestbench.data.sources.shard_index import (
     VERSION,
     ShardIndex,
@@ -33,7 +32,6 @@ from jestbench.data.sources.shard_index import (
     joined_tables,
     write_table,
 )
-from jestbench.data.spawned import spawned, usable_cores
 from jestbench.disk import cache_root, nearest_or_all
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
@@ -46,8 +44,8 @@ Fetched = Literal["download", "command"]
 SPLITS = ("pool", "curated", "holdout", "eval")
 Where = str | tuple[str, ...] | None
 
-TOGETHER = 8
-"""Least number of shards for which processes are started to index them."""
+LOOK = 32
+"""Pairs of each split that are read before a sweep."""
 
 INSTALL = "pip install 'jestbench[data]'"
 
@@ -137,8 +135,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
-        """Read one shard.
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
+        """Read one shard, or its first ``most`` pairs.
 
         Raises:
             DataError: it cannot be read at all.
@@ -274,7 +272,7 @@ class Source(ABC):
     def is_prepared(self) -> bool:
         """Whether ``prepare`` has nothing left to do."""
         try:
-            ready = bool(self.bound) and all(self._table(split).exists() for split in self.bound)
+            ready = bool(self.bound) and all(map(self.has_indexed, self.bound))
             return ready and self.tokenizer.is_prepared(self.folder / "tokenizers", self._trained_on())
         except (DataError, OSError):
             return False
@@ -336,10 +334,10 @@ class Source(ABC):
 
     def _write(self, split: str, folder: Path) -> None:
         kept, verified = self._kept(split), self.image_size if split in self.verify else None
-        todo = [_Reading(self, shard, verified, path) for shard, path in kept.items() if not path.exists()]
-        with _many(len(todo)) as each:
+        todo = [Reading(self, shard, verified, path) for shard, path in kept.items() if not path.exists()]
+        with many(len(todo)) as each:
             for _ in tqdm(
-                each(_Reading.__call__, todo),
+                each(Reading.__call__, todo),
                 f"indexing {self.label}.{split}",
                 len(todo),
                 unit=" files",
@@ -362,6 +360,14 @@ class Source(ABC):
         advice = f"mend the data, or raise {self.label}.max_damaged ({self.max_damaged:g})" if len(table) else ""
         advice = advice and f"{DAMAGE_LINE if len(table.damage) > 1 else '; '}{advice}"
         return f"{self.label}.{split}: {said}{advice}"
+
+    def has_indexed(self, split: str) -> bool:
+        """Whether the index of a split is in the cache."""
+        return self._table(split).exists()
+
+    def first(self, split: str) -> ShardIndex:
+        """The first pairs of a split; raises as ``index``."""
+        return index_of(self, self.shards(split)[0], None, LOOK)
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, SplitTable]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
@@ -395,37 +401,6 @@ class Source(ABC):
         if (self.captions.several_exact if exact else self.captions.several) == "all":
             return pairs.expanded()
         return pairs if self.captions.several == "draw" and not exact else pairs.firsts()
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A task that indexes one shard and saves the index, in any process."""
-
-    source: Source
-    shard: Shard
-    verified: int | None
-    kept: Path
-
-    def __call__(self) -> None:
-        self.source.index(self.shard, self.verified).save(self.kept)
-
-
-@contextmanager
-def _many(count: int) -> Iterator[Callable[..., Iterable[None]]]:
-    """A ``map`` over ``count`` shards: on all cores for many shards, in this process for few.
-
-    Raises:
-        DataError: a process was killed.
-    """
-    cores = usable_cores()
-    if count < TOGETHER or cores == 1:
-        yield map
-        return
-    try:
-        with spawned(min(cores, count)) as workers:
-            yield workers.map
-    except BrokenProcessPool:
-        raise DataError("a process that indexed shards was killed (out of memory?): start again") from None
 
 
 @dataclass(frozen=True)

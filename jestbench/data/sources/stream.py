@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes,
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
 from jestbench.data.sources.source import Fetched, Source, file_shard, needs
+from jestbench.data.sources.stream_head import Head, read_head
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.disk import digest
 
@@ -57,6 +58,15 @@ class StreamPairs(Pairs):
     def example(self) -> Batch:
         """The first pair."""
         return self._first
+
+    @cached_property
+    def head(self) -> Head:
+        """The first pairs of the first shards, read when they are first asked for.
+
+        Raises:
+            DataError: a command is silent for too long.
+        """
+        return read_head(self.shards)
 
 
 @dataclass(frozen=True)

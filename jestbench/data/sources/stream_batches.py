@@ -143,7 +143,9 @@ class StreamBatches(SuperBatchSource):
         self._lanes = self._lanes_at([START] * shards.lanes)
         self._epoch, self._turn, self._step = 0, 0, 0
         self._barren = 0  # step at which the epoch began
-        self.tally.add({"skipped": 0.0, "duplicates": 0.0, "read": 0.0, "damaged": 0.0, "wordless": 0.0})
+        self.evaluated = frozenset[int]()  # keys of images that are evaluated, whose pairs are counted
+        names = ("skipped", "duplicates", "read", "damaged", "wordless", "evaluated")
+        self.tally.add(dict.fromkeys(names, 0.0))
         if shards.uids:
             self.tally.add({"outside_uids": 0.0})
         self._uid_of = dict[int, str]()
@@ -277,6 +279,8 @@ class StreamBatches(SuperBatchSource):
     def _batch(self, rows: Sequence[_Taken]) -> tuple[Batch, Placement]:
         """This process's pairs of a super-batch, and which process holds each pair."""
         self.tally.add({"wordless": sum(int(chunk.wordless_N[row]) for chunk, row, _ in rows)})
+        if self.evaluated:
+            self.tally.add({"evaluated": sum(int(chunk.key_N2[row, 0]) in self.evaluated for chunk, row, _ in rows)})
         keyed = ((chunk.key_N2[row, 0], chunk.uids[row]) for chunk, row, _ in rows if chunk.uids)
         self._uid_of = {int(key): uid for key, uid in keyed}
         placement = Placement(torch.tensor([lane % self.world.size for *_, lane in rows]), self.world)

@@ -6,6 +6,7 @@ Shards are read once, when they are indexed; after that, images are read from wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -90,7 +91,7 @@ class WebDataset(Source):
             )
         return [file_shard(Path(path)) for path in named if path not in missing]
 
-    def index(self, shard: Shard, verified: int | None) -> ShardIndex:
+    def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a shard once; what is damaged is counted and left out."""
         index = ShardIndex()
         with Path(shard.path).open("rb") as tar:
@@ -99,8 +100,9 @@ class WebDataset(Source):
                     f"{shard.path} is compressed, so nothing in it can be read at random: unpack it (gunzip) first"
                 )
             tar.seek(0)
-            for found in self.members.pairs(tar):
-                with index.leaving_out(f"{Path(shard.path).name}"):
+            for found in islice(self.members.pairs(tar), most):
+                name = "" if isinstance(found, Damaged) else f": {found.name.lstrip('/')}"
+                with index.leaving_out(f"{Path(shard.path).name}{name}"):
                     if isinstance(found, Damaged):
                         raise found
                     image, hints = found.image, {f"no value of {name}": said for name, said in found.hints.items()}
