@@ -21,7 +21,7 @@ Units = npt.NDArray[np.int64]
 _REFUSED_BELOW = 0.2
 """p-value of the F test of equal seed variances below which degrees of freedom do not add up."""
 _HALF_OF_RESIDUAL = 2.42
-"""Degrees of freedom at which half of the residual is taken out of a seed variance: (z² + 1) / 2 at the normal 97.5 %."""
+"""Degrees of freedom at which half of the residual is taken out of a seed variance: (z² + 1) / 2, z = 1.96."""
 _LOG2_DRAWS = 13
 
 
