@@ -18,7 +18,7 @@ from scipy.stats import qmc
 Array = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 
-_REFUSED_BELOW = 0.2
+_REFUSED_BELOW = 0.4
 """p-value of the F test of equal seed variances below which degrees of freedom do not add up."""
 _HALF_OF_RESIDUAL = 2.42
 """Degrees of freedom at which half of the residual is taken out of a seed variance: (z² + 1) / 2, z = 1.96."""

@@ -137,10 +137,10 @@ class TestVariances:
             first, second, apart = paired(one, other, 0.0, lent)
             return first.freedom, second.freedom, apart
 
-        assert freedoms(SeedVariance(4.0, 2), SeedVariance(1.0, 2)) == (4, 4, False)
-        assert freedoms(SeedVariance(3.0, 1), SeedVariance(1.0, 7)) == (pytest.approx(8 / 7), 8, False)
-        assert freedoms(SeedVariance(4.0, 2), SeedVariance(1.0, 2), 0.5) == (3, 3, False)
-        edge = float(stats.f.ppf(0.9, 7, 3))
+        assert freedoms(SeedVariance(3.9, 2), SeedVariance(1.0, 2)) == (4, 4, False)
+        assert freedoms(SeedVariance(1.5, 1), SeedVariance(1.0, 7)) == (pytest.approx(8 / 7), 8, False)
+        assert freedoms(SeedVariance(3.9, 2), SeedVariance(1.0, 2), 0.5) == (3, 3, False)
+        edge = float(stats.f.ppf(0.8, 7, 3))
         for ratio, apart in ((0.99 * edge, False), (1.01 * edge, True)):
             assert freedoms(SeedVariance(ratio, 7), SeedVariance(1.0, 3))[2] == apart
             assert freedoms(SeedVariance(1.0, 3), SeedVariance(ratio, 7))[2] == apart
