@@ -18,10 +18,10 @@ from scipy.stats import qmc
 Array = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 
-_REFUSED_BELOW = 0.2
+_REFUSED_BELOW = 0.4
 """p-value of the F test of equal seed variances below which degrees of freedom do not add up."""
-_HALF_OF_RESIDUAL = 1.75
-"""Degrees of freedom at which half of the residual is taken out of a seed variance (docs/statistics.md)."""
+_HALF_OF_RESIDUAL = 2.42
+"""Degrees of freedom at which half of the residual is taken out of a seed variance: (z² + 1) / 2, z = 1.96."""
 _LOG2_DRAWS = 13
 
 
@@ -68,9 +68,11 @@ class SeedVariance:
     def excess(self) -> float:
         """The part of the residual that is taken out of the variance.
 
-        All of it would leave zero too often, and the more often the fewer the degrees of freedom.
+        The half width of the whole variance has Student's quantile t, that of the residual, which the variance over
+        units counts, the normal one z: t² · variance − z² · residual = t² · net. This share is (z / t)², to first order
+        in one over the degrees of freedom.
         """
-        return self.residual / (1 + (_HALF_OF_RESIDUAL / self.freedom) ** 2)
+        return self.residual * self.freedom / (self.freedom + _HALF_OF_RESIDUAL)
 
     @property
     def net(self) -> float:

@@ -1,13 +1,14 @@
-"""Prints the table of docs/statistics.md: how often intervals cover what was planted (``tests/compare/planted.py``).
+"""Prints the tables of docs/statistics.md: how often intervals cover what was planted (``tests/compare/planted.py``).
 
 PYTHONPATH=.:tests/compare OMP_NUM_THREADS=1 python tests/compare/make_coverage.py [--simulations 1000] [--seeds 2 3 8]
+[--tables single speedups families]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 
@@ -19,34 +20,43 @@ from jestbench.compare.statistics import fit
 
 EQUAL, NOISY = 0.2, 0.6
 """Seed deviations on the logit scale: of an arm, and of one three times as noisy."""
+SMALL, LARGE = 0.05, 0.2
+"""Seed deviations of tables of which all intervals are asked to cover together; a noisy arm has three times as much."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is planted in a table."""
+    """What is planted in a table; ``own`` is ``w`` of ``planted.py``."""
 
     seeds: int
     arms: int
     truth: float
     classes: int
     noisy: int | None
+    deviation: float = EQUAL
+    own: float = planted.OWN
 
     @property
     def deviations(self) -> list[float]:
-        return [NOISY if arm == self.noisy else EQUAL for arm in range(self.arms)]
+        return [self.deviation * (NOISY / EQUAL if arm == self.noisy else 1) for arm in range(self.arms)]
 
 
 @dataclass(frozen=True)
 class Coverage:
     """Shares of simulated tables, and the median half width of the difference of arm 1.
 
-    Means and differences are gathered by what was planted, since the others of a table leave them alone.
+    Means and differences are gathered by what was planted, since the others of a table leave them alone. ``family`` is
+    the share of tables in which all simultaneous intervals cover, ``false_verdict`` the share with at least one verdict
+    that is false, in either direction. Half widths are upward: of the pointwise and of the simultaneous interval.
     """
 
     means: dict[str, list[float]]
     differences: dict[str, list[float]]
     false_better: float
+    false_verdict: float
+    family: float
     half_width: float
+    simultaneous: float
 
     def least(self) -> float:
         """The share of what is covered least."""
@@ -60,11 +70,12 @@ class Coverage:
 def simulate(setting: Setting, simulations: int, seed: int = 0) -> Coverage:
     """Simulated tables without effects, in which every arm has the same truth."""
     generator = np.random.default_rng([seed, setting.seeds, setting.arms, setting.classes, int(1000 * setting.truth)])
+    truths = [setting.truth] * setting.arms
     unit_N = planted.classes(setting.classes)
     means, differences = defaultdict(list), defaultdict(list)
-    better, widths = [], []
+    better, judged, family, widths = [], [], [], []
     for _ in range(simulations):
-        cells = planted.table(generator, [setting.truth] * setting.arms, setting.deviations, setting.seeds, unit_N)
+        cells = planted.table(generator, truths, setting.deviations, setting.seeds, unit_N, setting.own)
         found = fit(cells, "0", unit_N, planted.SHARE, lower_is_better=False)
         for arm, mean in found.means.items():
             kind = "threefold" if int(arm) == setting.noisy else "equal"
@@ -73,9 +84,13 @@ def simulate(setting: Setting, simulations: int, seed: int = 0) -> Coverage:
             kind = "threefold" if setting.noisy in (0, int(arm)) else "equal"
             differences[kind].append(_holds(each.pointwise_low, each.pointwise_high, 0.0))
         better.append(any(each.verdict == "better" for each in found.differences.values()))
+        judged.append(any(each.verdict != "not told apart" for each in found.differences.values()))
+        family.append(all(_holds(each.low, each.high, 0.0) for each in found.differences.values()))
         first = found.differences["1"]
-        widths.append(np.nan if first.pointwise_high is None else first.pointwise_high - first.value)
-    return Coverage(means, differences, float(np.mean(better)), float(np.nanmedian(widths)))
+        ends = (first.pointwise_high, first.high)
+        widths.append([np.nan if end is None else end - first.value for end in ends])
+    shares = (float(np.mean(each)) for each in (better, judged, family))
+    return Coverage(means, differences, *shares, *(float(width) for width in np.nanmedian(widths, axis=0)))
 
 
 def simulate_speedups(
@@ -100,15 +115,22 @@ def _holds(low: float | None, high: float | None, truth: float) -> bool:
 
 
 def main() -> None:
-    """Print both tables; ranges go over 1,000 and 200 classes, those of tables also over two and four arms."""
+    """Print the tables that are asked for."""
+    tables = {"single": print_single, "speedups": print_speedups, "families": print_families}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 8])
+    parser.add_argument("--tables", choices=tables, nargs="+", default=list(tables))
     asked = parser.parse_args()
-    simulations = asked.simulations
-    print("| seeds | accuracy | seed deviations | mean covered | difference covered | false better | half width |")
-    print("|---|---|---|---|---|---|---|")
-    for seeds, truth, (name, noisy) in product(asked.seeds, (0.06, 0.012), (("equal", (None,)), ("threefold", (0, 1)))):
+    for name in asked.tables:
+        tables[name](asked.seeds, asked.simulations)
+
+
+def print_single(seed_counts: Sequence[int], simulations: int) -> None:
+    """Print how often single intervals cover, as ranges over 1,000 and 200 classes, those of tables also over arms."""
+    _print("seeds", "accuracy", "seed deviations", "mean covered", "difference covered", "false better", "half width")
+    _print(*["---"] * 7)
+    for seeds, truth, (name, noisy) in product(seed_counts, (0.06, 0.012), (("equal", (None,)), ("threefold", (0, 1)))):
         got = {
             classes: [
                 simulate(Setting(seeds, arms, truth, classes, which), simulations)
@@ -120,18 +142,33 @@ def main() -> None:
         differences = _range(np.mean(list(chain(*(each.differences[name] for each in part)))) for part in got.values())
         better = max(each.false_better for part in got.values() for each in part)
         widths = _range(each.half_width for part in got.values() for each in part)
-        print(
-            f"| {seeds} | {truth * 100:g} % | {name} | {means} | {differences} | ≤ {better * 100:.1f} | {widths} |",
-            flush=True,
-        )
-    print("\n| seeds | seed deviations | speed-up | covered | an end open |")
-    print("|---|---|---|---|---|")
+        _print(seeds, f"{truth * 100:g} %", name, means, differences, f"≤ {better * 100:.1f}", widths)
+
+
+def print_speedups(seed_counts: Sequence[int], simulations: int) -> None:
+    """Print how often the intervals of speed-ups cover."""
+    _print("seeds", "seed deviations", "speed-up", "covered", "an end open")
+    _print(*["---"] * 5)
     kinds = (("equal", (EQUAL, EQUAL)), ("3x arm", (EQUAL, NOISY)), ("3x baseline", (NOISY, EQUAL)))
-    for seeds, (name, deviations), speedup in product(asked.seeds, kinds, (2.5, 6.0)):
+    for seeds, (name, deviations), speedup in product(seed_counts, kinds, (2.5, 6.0)):
         found = simulate_speedups(seeds, deviations, speedup, simulations)
-        print(
-            f"| {seeds} | {name} | {speedup:g} | {found['covered'] * 100:.1f} | {found['open'] * 100:.0f} |", flush=True
-        )
+        _print(seeds, name, f"{speedup:g}", f"{found['covered'] * 100:.1f}", f"{found['open'] * 100:.0f}")
+
+
+def print_families(seed_counts: Sequence[int], simulations: int) -> None:
+    """Print how often all differences of a table are covered together, at 6 % and 1,000 classes; arms of ``own`` 0."""
+    _print("seeds", "arms", "seed deviation", "noisy", "all covered", "a false verdict", "one covered", "half width")
+    _print(*["---"] * 8)
+    noisy = {"none": None, "an arm": 1, "baseline": 0}
+    for seeds, deviation, arms, (name, which) in product(seed_counts, (SMALL, LARGE), (2, 4, 8), noisy.items()):
+        found = simulate(Setting(seeds, arms, 0.06, 1000, which, deviation, own=0.0), simulations)
+        one = np.mean(list(chain(*found.differences.values())))
+        shares = (f"{100 * share:.1f}" for share in (found.family, found.false_verdict, one))
+        _print(seeds, arms, deviation, name, *shares, f"{100 * found.simultaneous:.2f}")
+
+
+def _print(*cells: object) -> None:
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def _range(shares: Iterable[float | np.floating]) -> str:

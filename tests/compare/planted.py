@@ -3,10 +3,11 @@
 The superpopulation: a seed is a new training run, a class and the examples in it are new draws from endless many. The
 log-odds that the run of seed s of arm a hits example i of class g are
 
-    β_a + σ_a z_as + 2 · (√½ u_g + √½ e_i) + 2 · (√½ u_ag + √½ e_ai)        (all standard normal)
+    β_a + σ_a z_as + 2 · (√½ u_g + √½ e_i) + w · (√½ u_ag + √½ e_ai)        (all standard normal; w = 2 or 0)
 
-so that examples of one class correlate by 0.5 in what is common to all arms and in what is the arm's own. An arm's
-truth is the expectation over all of them; β_a makes it the accuracy asked for, whatever σ_a.
+so that examples of one class correlate by 0.5 in what is common to all arms and in what is the arm's own. With
+w = 0 all arms find the same examples hard: a difference then has no noise of examples but what one seed's hits have
+by themselves. An arm's truth is the expectation over all of them; β_a makes it the accuracy asked for, whatever σ_a.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ SHARE = Measure(0.0, 1.0, EXAMPLES)
 
 
 @cache
-def intercept(truth: float, deviation: float) -> float:
+def intercept(truth: float, deviation: float, own: float = OWN) -> float:
     """β at which the expected accuracy is ``truth``."""
     node, weight = np.polynomial.hermite_e.hermegauss(81)
-    total = np.sqrt(COMMON**2 + OWN**2 + deviation**2)
+    total = np.sqrt(COMMON**2 + own**2 + deviation**2)
     return float(brentq(lambda beta: weight @ expit(beta + total * node) / weight.sum() - truth, -30, 10))
 
 
@@ -48,10 +49,15 @@ def effect(generator: np.random.Generator, unit_N: np.ndarray) -> np.ndarray:
 
 
 def cell(
-    generator: np.random.Generator, truth: float, deviation: float, effect_N: np.ndarray, seed_S: np.ndarray
+    generator: np.random.Generator,
+    truth: float,
+    deviation: float,
+    effect_N: np.ndarray,
+    seed_S: np.ndarray,
+    own: float = OWN,
 ) -> Cell:
     """What an arm's seeds hit."""
-    logit_SN = intercept(truth, deviation) + effect_N + deviation * seed_S[:, None]
+    logit_SN = intercept(truth, deviation, own) + effect_N + deviation * seed_S[:, None]
     hit_SN = (generator.random(logit_SN.shape, dtype=np.float32) < expit(logit_SN)).astype(np.float64)
     return Cell(tuple(range(len(seed_S))), hit_SN.mean(1), hit_SN)
 
@@ -62,16 +68,18 @@ def table(
     deviation_A: Sequence[float],
     seeds: int,
     unit_N: np.ndarray,
+    own: float = OWN,
 ) -> dict[str, Cell]:
-    """Arms of one table, named 0, 1, …, all on the same examples."""
+    """Arms of one table, named 0, 1, …, all on the same examples; ``own`` is w of the arms."""
     common_N = COMMON * effect(generator, unit_N)
     return {
         str(arm): cell(
             generator,
             truth,
             deviation,
-            common_N + OWN * effect(generator, unit_N),
+            common_N + own * effect(generator, unit_N),
             generator.standard_normal(seeds),
+            own,
         )
         for arm, (truth, deviation) in enumerate(zip(truth_A, deviation_A, strict=True))
     }

@@ -107,13 +107,24 @@ class TestVariances:
         assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(0.09 / 2000 / 40), rel=0.2)
 
     def test_half_widths_of_the_parts_add_up_as_variances_do(self) -> None:
-        # Units ±1/2 have no excess: all G − 1 = 2 degrees. Of the residual 1 / (1 + (1.75 / f)²) is taken out.
+        # Units ±1/2 have no excess: all G − 1 = 2 degrees. Of the residual f / (f + 2.42) is taken out.
         spread = Spread([(SeedVariance(4.0, 1, 1.0), 2), (SeedVariance(3.0, 2, 1.0), 5)], np.array([0.5, -0.5, 0.5]))
         one, two = stats.t.ppf(0.975, [1, 2]) ** 2
         assert spread.half_width(0.95) == pytest.approx(
-            math.sqrt(one * (4 - 16 / 65) / 2 + two * (3 - 64 / 113) / 5 + two * 0.75)
+            math.sqrt(one * (4 - 1 / 3.42) / 2 + two * (3 - 2 / 4.42) / 5 + two * 0.75)
         )
         assert Spread([(SeedVariance(1.0, 2, 3.0), 2)], None).half_width(0.95) == 0
+
+    @pytest.mark.parametrize("freedom", [7, 14])
+    @pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
+    def test_noise_of_examples_inside_the_seed_variance_leaves_students_interval(
+        self, freedom: int, share: float
+    ) -> None:
+        """Where the examples have no noise but what seeds hit by themselves, the variance of seeds is all there is."""
+        unit_G = np.random.default_rng(0).choice([-1.0, 1.0], 5000) * math.sqrt(2 * share / 8 / 5000)
+        spread = Spread([(SeedVariance(1.0, freedom, share), 8)] * 2, unit_G)
+        student = stats.t.ppf(0.975, freedom) * math.sqrt(2 / 8)
+        assert spread.half_width(0.95) == pytest.approx(student, rel=0.015)
 
     def test_few_units_that_carry_all_have_few_degrees_of_freedom(self) -> None:
         unit_G = np.zeros(1000)
@@ -126,10 +137,10 @@ class TestVariances:
             first, second, apart = paired(one, other, 0.0, lent)
             return first.freedom, second.freedom, apart
 
-        assert freedoms(SeedVariance(4.0, 2), SeedVariance(1.0, 2)) == (4, 4, False)
-        assert freedoms(SeedVariance(3.0, 1), SeedVariance(1.0, 7)) == (pytest.approx(8 / 7), 8, False)
-        assert freedoms(SeedVariance(4.0, 2), SeedVariance(1.0, 2), 0.5) == (3, 3, False)
-        edge = float(stats.f.ppf(0.9, 7, 3))
+        assert freedoms(SeedVariance(3.9, 2), SeedVariance(1.0, 2)) == (4, 4, False)
+        assert freedoms(SeedVariance(1.5, 1), SeedVariance(1.0, 7)) == (pytest.approx(8 / 7), 8, False)
+        assert freedoms(SeedVariance(3.9, 2), SeedVariance(1.0, 2), 0.5) == (3, 3, False)
+        edge = float(stats.f.ppf(0.8, 7, 3))
         for ratio, apart in ((0.99 * edge, False), (1.01 * edge, True)):
             assert freedoms(SeedVariance(ratio, 7), SeedVariance(1.0, 3))[2] == apart
             assert freedoms(SeedVariance(1.0, 3), SeedVariance(ratio, 7))[2] == apart
@@ -328,6 +339,13 @@ class TestPlanted:
         found = make_coverage.simulate(setting, self.SIMULATIONS)
         assert found.least() >= self.LEAST
         assert found.false_better <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / self.SIMULATIONS)
+
+    @pytest.mark.parametrize("noisy", [None, 0])
+    def test_all_intervals_of_a_table_cover_together(self, noisy: int | None) -> None:
+        setting = make_coverage.Setting(8, 4, 0.06, 1000, noisy, make_coverage.SMALL, own=0.0)
+        found = make_coverage.simulate(setting, self.SIMULATIONS)
+        assert found.family >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / self.SIMULATIONS)
+        assert found.family == 1 - found.false_verdict
 
     def test_two_seeds_of_equal_deviation_are_not_covered_too_often(self) -> None:
         assert make_coverage.simulate(make_coverage.Setting(2, 4, 0.06, 1000, None), 1000).most() <= 0.98
