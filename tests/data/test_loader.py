@@ -310,7 +310,7 @@ def test_a_process_without_a_pair_of_a_super_batch_waits_for_no_worker(tmp_path)
     """A candidate of a cascade belongs to a process by its key: of few pairs a process may have none."""
     fetch = WorkerFetch(files_of(tmp_path, [jpeg(0)]), 0, 1, Loader(workers=1))
     try:
-        found = fetch.attempt(Positions(0, torch.empty(0, dtype=torch.int64))).mended()
+        found = fetch.attempt(Positions(0, torch.empty(0, dtype=torch.int64))).batch
     finally:
         fetch.workers.close()
     assert found.images_BCHW.shape == (0, 3, 16, 16)

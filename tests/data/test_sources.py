@@ -444,7 +444,9 @@ def test_an_index_is_made_once_and_anew_where_a_shard_changed(tmp_path, monkeypa
     before = prepared(WebDataset, tmp_path, **bound).split("pool").fingerprint
     read = []
     index = WebDataset.index
-    monkeypatch.setattr(WebDataset, "index", lambda self, shard, v: read.append(shard.path) or index(self, shard, v))
+    monkeypatch.setattr(
+        WebDataset, "index", lambda self, shard, *more: read.append(shard.path) or index(self, shard, *more)
+    )
     small(WebDataset, tmp_path, **bound).prepare()
     assert read == []
     lower = small(WebDataset, tmp_path, **bound, captions=Captions(max_characters=5))
