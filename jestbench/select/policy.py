@@ -177,11 +177,16 @@ def check_memory(policy: object, memory: Mapping[str, Tensor], size: int) -> Non
 
 
 def moved(state: Any, device: torch.device) -> Any:
-    """A policy's state, or numbers by name, with the tensors on the device (a checkpoint loads them on the CPU)."""
+    """A policy's state, or numbers by name, with the tensors on the device; the same object where none moves.
+
+    A checkpoint loads them on the CPU.
+    """
     if isinstance(state, Tensor):
         return state.to(device)
     if isinstance(state, dict):
-        return {key: moved(value, device) for key, value in state.items()}
+        found: Any = {key: moved(value, device) for key, value in state.items()}
+        return state if all(found[key] is value for key, value in state.items()) else found
     if isinstance(state, list | tuple):
-        return type(state)(moved(value, device) for value in state)
+        found = type(state)(moved(value, device) for value in state)
+        return state if all(new is old for new, old in zip(found, state, strict=True)) else found
     return state

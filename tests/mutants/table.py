@@ -562,10 +562,10 @@ FROZEN_MODELS = (
         f"{RUN} {CACHE}",
     ),
     Mutant(
-        "a damaged pair's row is another pair's",
+        "a damaged pair has a row",
         FROZEN,
-        "row_MD[other_M] = torch.nan",
-        "pass",
+        "torch.nan, dtype=torch.float64)",
+        "0.0, dtype=torch.float64)",
         CAPPY,
     ),
     Mutant("rows are counted as found", FROZEN, "self.hits += len(key_B) - computed", "self.hits += len(key_B)", CACHE),
@@ -589,8 +589,8 @@ SUPER_BATCHES = (
     Mutant(
         "every epoch has one order",
         BATCHES,
-        'seeds.generator(seed, "data", epoch)',
-        'seeds.generator(seed, "data", 0)',
+        'seeds.generator(self.seed, "data", epoch)',
+        'seeds.generator(self.seed, "data", 0)',
         "tests/data/test_data.py",
     ),
     Mutant(
