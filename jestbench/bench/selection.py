@@ -47,7 +47,7 @@ LOSSES: tuple[LossName, ...] = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class SelectionPlan(timing.Plan):
-    """StepSizes and repetitions of the joint draw."""
+    """Sizes and repetitions of the joint draw."""
 
     size: int = timing.option(8192, "B, the super-batch")
     count: int = timing.option(1638, "b, the sub-batch")
