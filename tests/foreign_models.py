@@ -76,6 +76,8 @@ def open_clip_folder(folder: Path, seed: int = 0, config: dict[str, Any] = CLIP,
         net = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     with torch.no_grad():
         net.logit_scale.fill_(2.0)
+        if hasattr(net, "text_decoder"):  # open_clip leaves this one as the memory was, at times NaN
+            torch.nn.init.normal_(net.text_decoder.text_projection, std=0.2)
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     return folder
