@@ -153,7 +153,7 @@ class CascadePlan(StepPlan):
         drawn = self.pairs.drawn(self.seed, candidates.epoch)
         image_key_C = torch.from_numpy(drawn.image_key_N[index_C.numpy()])
         home = Placement(seeds.mixed(image_key_C) % self.world.size, self.world)
-        text_key_C = drawn.text_key_N[index_C]
+        text_key_C = drawn.text_keys_at(index_C)
         loss_P = self.scoring.loss(
             image_key_C,
             text_key_C,

@@ -141,8 +141,13 @@ class FilePairs(IndexedPairs):
     @property
     def text_key_N(self) -> Tensor:
         """Content hash of each pair's caption, as drawn."""
+        return self.text_keys_at(torch.arange(len(self)))
+
+    def text_keys_at(self, index_B: Tensor) -> Tensor:
+        """Content hashes of the captions at these positions; the keys of all other pairs stay where they lie."""
+        assert self.caption_N is not None
         assert self.text_key_M is not None
-        return torch.from_numpy(np.ascontiguousarray(self.text_key_M[self.caption_N]))
+        return torch.from_numpy(np.ascontiguousarray(self.text_key_M[self.caption_N[index_B.numpy()]]))
 
     def drawn(self, seed: int, epoch: int) -> FilePairs:
         """The split with one of its captions drawn for each pair: a function of the image's key, seed and epoch."""
@@ -260,14 +265,13 @@ class FilePairs(IndexedPairs):
     def _batch(self, index_B: Tensor, images_BHWC: npt.NDArray[np.uint8]) -> Batch:
         index = index_B.numpy()
         assert self.caption_N is not None
-        assert self.text_key_M is not None
         caption_B = self.caption_N[index]
         captions = tuple(self.captions[i] for i in caption_B.tolist())
         return Batch(
             images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: self.tokenizer.encode(captions)},
             image_key_B=torch.from_numpy(self.image_key_N[index]),
-            text_key_B=torch.from_numpy(self.text_key_M[caption_B]),
+            text_key_B=self.text_keys_at(index_B),
             marks={name: torch.from_numpy(mark[index]) for name, mark in self.marks.items()},
             captions=captions,
             columns=self.columns_at(index),

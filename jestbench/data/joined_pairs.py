@@ -48,6 +48,13 @@ class JoinedPairs(IndexedPairs):
         """Content hash of each caption."""
         return torch.cat([part.text_key_N for part in self.parts])
 
+    def text_keys_at(self, index_B: Tensor) -> Tensor:
+        """Content hashes of the captions at these positions, each from its split."""
+        key_B = torch.empty(len(index_B), dtype=torch.int64)
+        for part, slot_K, index_K in self._by_part(index_B):
+            key_B[slot_K] = part.text_keys_at(index_K)
+        return key_B
+
     @property
     def decoded(self) -> bool:
         """Whether no split decodes anything."""

@@ -126,6 +126,10 @@ class IndexedPairs(Pairs):
     def text_key_N(self) -> Tensor:
         """Content hash of each caption, int64."""
 
+    def text_keys_at(self, index_B: Tensor) -> Tensor:
+        """Content hashes of the captions at these positions, int64 ``[B]``."""
+        return self.text_key_N[index_B]
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -194,6 +198,10 @@ class Wrapped(IndexedPairs):
     def text_key_N(self) -> Tensor:
         """The split's own."""
         return self.pairs.text_key_N
+
+    def text_keys_at(self, index_B: Tensor) -> Tensor:
+        """The split's own."""
+        return self.pairs.text_keys_at(index_B)
 
     @property
     def decoded(self) -> bool:

@@ -51,6 +51,10 @@ class PartPairs(Wrapped):
         """Content hash of each caption of the part."""
         return self.pairs.text_key_N[self.index_N]
 
+    def text_keys_at(self, index_B: Tensor) -> Tensor:
+        """The whole split's, at the positions of the part's pairs in it."""
+        return self.pairs.text_keys_at(self.index_N[index_B])
+
     def __len__(self) -> int:
         return len(self.index_N)
 

@@ -117,7 +117,7 @@ def _read(pairs: IndexedPairs, index_P: Tensor, counts: Counter[str], lost: list
 
 def keys_at(pairs: IndexedPairs, index_P: Tensor) -> tuple[Tensor, Tensor]:
     """Image and text keys of some pairs."""
-    return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_key_N[index_P]
+    return torch.from_numpy(np.ascontiguousarray(pairs.image_key_N[index_P.numpy()])), pairs.text_keys_at(index_P)
 
 
 def keys_of_all(pairs: IndexedPairs) -> tuple[Tensor, Tensor]:
