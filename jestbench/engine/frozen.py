@@ -20,12 +20,13 @@ from jestbench.engine.actor import Actor, EmbeddingModel, Met, Read, imagined_em
 from jestbench.engine.cache import Bound
 from jestbench.engine.calibration import fit
 from jestbench.engine.feed import on_device
-from jestbench.engine.rows import KeyIndex, Rows, RunRows, Stored, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows, Stored
 from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
 from jestbench.model.views import own_terms
 from jestbench.parallel.arithmetic import Arithmetic, to_device
 from jestbench.parallel.traffic import TRAFFIC
+from jestbench.select.given import pair_keys
 from jestbench.select.losses import LossName
 from jestbench.select.scores import NonFiniteScore, Role, Scores
 
@@ -41,7 +42,7 @@ PURPOSES: Mapping[Role, Purpose] = {
 def keys_of(name: RowName, image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
     """The keys that the rows of that name are found by, ``[B]``."""
     if name == "pair":
-        return pair_key_B(image_key_B, text_key_B)
+        return pair_keys(image_key_B, text_key_B)
     return image_key_B if name == "image" else text_key_B
 
 

@@ -1,6 +1,6 @@
 """Stores of float rows by 64-bit key, for one run (those of all runs on a machine: ``engine/shared_rows.py``).
 
-A key is the content hash of an image or of a caption, or of both (``pair_key_B``): an image with another caption has
+A key is the content hash of an image or of a caption, or of both (``pair_keys``): an image with another caption has
 another pair key, and never fetches the row of the first pair.
 """
 
@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench import seeds
 from jestbench.model.encoders import at_least_fp32
 
 Stored = Literal["float32", "float16", "float64"]
@@ -31,11 +30,6 @@ WRITE_SECONDS = 600.0
 WRITTEN_AT_ONCE = 8192
 BEHIND = 2
 """Additions to a run's own rows that may be unwritten when the next one comes."""
-
-
-def pair_key_B(image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
-    """One int64 key of each pair, from the content hashes of its image and its caption (not interchangeable)."""
-    return seeds.mixed(seeds.mixed(image_key_B + seeds.GOLDEN) + text_key_B)
 
 
 class KeyIndex:

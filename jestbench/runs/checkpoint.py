@@ -18,7 +18,7 @@ from jestbench.disk import LEFTOVERS, DataError, file_digest, read_object, shown
 from jestbench.runs.folder import RUNG, Row, RunFolder
 from jestbench.storage import writing
 
-FORMAT = 11
+FORMAT = 12
 """Counted up when a checkpoint holds other things than before, so that an older one is named, not misread."""
 KEEP = 2
 MANIFEST = "manifest.json"

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from photos import files_of, jpeg
@@ -21,13 +22,15 @@ from jestbench.config import resolve
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.cascade import CandidateScoring, Cascade, CascadePlan
+from jestbench.data.file_pairs import FilePairs
+from jestbench.data.joined_pairs import JoinedPairs
 from jestbench.data.pairs import ArrayPairs
+from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
 from jestbench.engine.cache import Cache
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
-from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
 from jestbench.launch.forecast import RunForecast
 from jestbench.model.towers import Model, TwoTowers
@@ -36,6 +39,7 @@ from jestbench.runs.open_folder import recorded
 from jestbench.runs.recorder import Recorder
 from jestbench.runs.saved_model import towers_of
 from jestbench.select.draws import gumbel_top_k, top_k
+from jestbench.select.given import pair_keys
 from jestbench.select.losses import LossName
 from jestbench.select.scores import Embeddings, Scores
 
@@ -101,6 +105,41 @@ def test_a_super_batch_is_key_for_key_what_plain_reading_chooses(world, tmp_path
         assert len(set(found)) == SUPER_BATCH
         batch = pairs.batch(plan.candidates.positions(step).index_B)
         assert set(found) <= set(keys_of(batch)), "no super-batch spans two passes over the candidates"
+
+
+@pytest.mark.parametrize("kind", ["files", "half", "joined"])
+def test_a_step_gathers_the_text_keys_of_its_candidates_alone(kind, tmp_path):
+    asked = []
+
+    class Recorded:
+        """Keys that note how many of them each look takes."""
+
+        def __init__(self, pairs: FilePairs) -> None:
+            self.keys = pairs.text_key_M
+
+        def __getitem__(self, index: Any) -> Any:
+            asked.append(np.size(index))
+            return self.keys[index]
+
+    pairs = files_of(tmp_path, [jpeg(i) for i in range(40)])
+    files = replace(pairs, text_key_M=Recorded(pairs))
+    split = {"files": files, "half": HalfPairs(files, 1), "joined": JoinedPairs((files, files), ("a", "b"), (1, 1))}[
+        kind
+    ]
+    scored = []
+
+    def loss(image_key_C: Tensor, text_key_C: Tensor, read: Any, own_P: Tensor) -> Tensor:
+        scored.append((image_key_C, text_key_C))
+        return torch.zeros(len(own_P), dtype=torch.float64)
+
+    plan = CascadePlan(split, 2, 0, Cascade(candidates=3), CandidateScoring(loss, lambda *keys: ()))
+    plan.positions(0, lambda positions: pytest.fail("nothing is read"))
+    assert sum(asked) == 6
+    batch = pairs.batch(torch.arange(40))
+    there = dict(keys_of(batch))
+    assert {int(image): int(text) for image, text in zip(*scored[0], strict=True)}.items() <= there.items()
+    index_B = torch.arange(0, len(split), 7)
+    assert torch.equal(split.text_keys_at(index_B), split.text_key_N[index_B])
 
 
 @dataclass
@@ -178,7 +217,7 @@ def closed_form(reference: Path, accounting: str, size: int, policy_scores: bool
         scored = len(index_N) + (size * STEPS if policy_scores else 0)
         return scored * price.pair, len(index_N) * WIDTH
     towers = len(images.unique()) * price.image + len(texts.unique()) * price.text
-    return towers, len(pair_key_B(images, texts).unique()) * WIDTH
+    return towers, len(pair_keys(images, texts).unique()) * WIDTH
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,12 @@ from jestbench.engine import shared_rows
 from jestbench.engine.cache import Bound, Cache, fingerprint
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.engine.frozen import FrozenActor
-from jestbench.engine.rows import KeyIndex, Rows, RunRows, pair_key_B
+from jestbench.engine.rows import KeyIndex, Rows, RunRows
 from jestbench.engine.shared_rows import HEADER, SharedRows
 from jestbench.launch.command import main
 from jestbench.model.towers import Model, TwoTowers
 from jestbench.parallel.arithmetic import Arithmetic
+from jestbench.select.given import pair_keys
 from jestbench.select.scores import NonFiniteScore
 
 WIDTH = 5
@@ -192,11 +193,11 @@ def test_an_index_grows_by_merging_what_it_holds():
 @given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 2), min_size=2, max_size=20, unique=True))
 def test_an_exchanged_caption_makes_another_key(pairs):
     image_B, text_B = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    keys = pair_key_B(image_B, text_B)
+    keys = pair_keys(image_B, text_B)
     assert len(keys.unique()) == len(pairs)
-    assert not set(keys.tolist()) & set(pair_key_B(text_B, image_B)[image_B != text_B].tolist())
+    assert not set(keys.tolist()) & set(pair_keys(text_B, image_B)[image_B != text_B].tolist())
     exchanged = text_B.roll(1)
-    assert not set(keys.tolist()) & set(pair_key_B(image_B, exchanged)[exchanged != text_B].tolist()) - {
+    assert not set(keys.tolist()) & set(pair_keys(image_B, exchanged)[exchanged != text_B].tolist()) - {
         key
         for key, pair in zip(keys.tolist(), pairs, strict=True)
         if pair in set(zip(image_B.tolist(), exchanged.tolist(), strict=True))

@@ -16,10 +16,10 @@ from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.engine.rows import pair_key_B
 from jestbench.launch.command import main
 from jestbench.runs.saved_model import towers_of
 from jestbench.select.draws import gumbel_top_k
+from jestbench.select.given import pair_keys
 
 POOL, BATCH, CANDIDATES, STEPS, TEMPERATURE = 120, 8, 3, 8, 0.1
 SIZES = [
@@ -86,7 +86,7 @@ def test_grades_draw_what_plain_reading_draws_at_the_closed_form_s_cost(train, s
         expected = list(zip(chosen.image_key_B.tolist(), chosen.text_key_B.tolist(), strict=True))
         assert sorted(drawn[step]) == sorted(expected)
     index_N = torch.cat([candidates.positions(step).index_B for step in range(STEPS)])
-    keys = pair_key_B(torch.from_numpy(candidates.pairs.image_key_N)[index_N], candidates.pairs.text_key_N[index_N])
+    keys = pair_keys(torch.from_numpy(candidates.pairs.image_key_N)[index_N], candidates.pairs.text_key_N[index_N])
     price = Price.of(model, candidates.pairs.batch(torch.tensor([0])))
     graded = len(index_N) if accounting == "online" else len(keys.unique())
     cost = FLOPS_PER_MAC * graded * (price.pair + model.head_macs())
