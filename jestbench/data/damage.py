@@ -73,7 +73,7 @@ def shortened(text: str) -> str:
 
 def likely_cause(place: str) -> str:
     """The likely cause of an image that is not there, by its path; empty where none is known."""
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place):
+    if re.match(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://", place):
         return "a URL is no file: fetch the images first, with img2dataset say"
     if len(place) > LONG and re.match(AS_TEXT, place):
         return f"a picture written as text: {DECODE}"

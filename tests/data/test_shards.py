@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from jestbench.config.resolve import resolve
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import content_key
 from jestbench.data.sources import shards
+from jestbench.data.sources.first_pairs import look_at
 from jestbench.data.sources.lanes import START, LaneReader, Shards
 from jestbench.data.sources.shards import IMAGES, Forward, MemberRules, paths_of
 from jestbench.data.sources.stream import Stream, StreamPairs
@@ -415,6 +417,45 @@ def test_bindings_of_captions_reach_a_stream(tmp_path):
 def test_a_stream_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=f"stream.{next(iter(wrong))}|stream.caption and stream.images"):
         Stream("x.tar", BESIDE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("shards", "first", "again"),
+    [
+        (("{here}/{{0..1}}.tar", "{here}/1.tar"), (2, "{here}/1.tar"), (3, "{here}/1.tar")),
+        ("{here}/{{0,1,0}}.tar", (1, "{here}/0.tar"), (3, "{here}/0.tar")),
+        (("{here}/0.tar", "{here}/link.tar"), (1, "{here}/0.tar"), (2, "{here}/link.tar")),
+        ("pipe:cat {here}/{{0,0}}.tar", (1, "pipe:cat {here}/0.tar"), (2, "pipe:cat {here}/0.tar")),
+    ],
+    ids=["list", "braces", "link", "pipe"],
+)
+def test_a_shard_that_a_stream_names_twice_is_refused_with_both_places(tmp_path, shards, first, again):
+    for name in ("0.tar", "1.tar"):
+        tar_of(tmp_path / name, plain(1))
+    (tmp_path / "link.tar").symlink_to(tmp_path / "0.tar")
+
+    def here(text: str) -> str:
+        return text.format(here=tmp_path)
+
+    stream = Stream(here(shards) if isinstance(shards, str) else tuple(map(here, shards)), BESIDE, lanes=1)
+    said = f"stream.shards: a file is named twice, as number {first[0]} ({here(first[1])}) and as number {again[0]} "
+    for refuse in (lambda: stream.split("pool"), lambda: look_at(stream, ())):
+        with pytest.raises(DataError, match=re.escape(f"{said}({here(again[1])}) of ")):
+            refuse()
+
+
+def test_shards_below_the_home_folder_and_by_file_urls_are_read(tmp_path, monkeypatch):
+    tar_of(tmp_path / "my shards/0.tar", plain(1))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = [f"{tmp_path}/my shards/0.tar"]
+    file = f"file://{tmp_path}/my%20shards/"
+    for pattern in ("~/my shards/{0..0}.tar", f"{file}{{0..0}}.tar", f"{file}*.tar", file, f"file:{there[0]}"):
+        assert paths_of(pattern) == there, pattern
+        index = WebDataset(pool=pattern)
+        assert [shard.path for shard in index.shards("pool")] == there
+        stream = Stream(pattern, BESIDE, image_size=8, lanes=1)
+        assert stream.fetched() == {}, "they lie here"
+        assert len(stream.split("pool").head.captions) == 1
 
 
 def test_patterns_are_expanded_alike(tmp_path, monkeypatch):

@@ -598,8 +598,22 @@ def test_one_pair_an_image_and_one_a_caption_are_two_data_sets(tmp_path):
 def test_a_table_that_is_named_twice_is_refused(tmp_path, kind):
     path = tmp_path / ("pool.csv" if kind is Csv else "pool.parquet")
     path.touch()
-    with pytest.raises(DataError, match=r"\.pool: a file is named twice"):
+    places = rf"\.pool: a file is named twice, as number 1 \({path}\) and as number 2 \({path}\) of 2; its pairs would"
+    with pytest.raises(DataError, match=places):
         small(kind, tmp_path, pool=(str(path), str(path))).prepare()
+
+
+def test_a_file_that_two_patterns_of_a_data_set_name_is_refused(tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).touch()
+    source = small(HuggingFace, tmp_path, pool=(f"{tmp_path}/*.parquet", f"{tmp_path}/b.parquet"))
+    named = (
+        rf"as number 2 \({tmp_path}/b\.parquet of {tmp_path}/\*\.parquet\) and as number 3 \({tmp_path}/b\.parquet\)"
+    )
+    with pytest.raises(DataError, match=named):
+        source.shards("pool")
+    slices = (f"{tmp_path}/a.parquet:train[:50%]", f"{tmp_path}/a.parquet:train[50%:]")
+    assert len(small(HuggingFace, tmp_path, pool=slices).shards("pool")) == 2, "two parts of one file"
 
 
 def test_shards_that_cannot_be_used_are_refused(tmp_path):

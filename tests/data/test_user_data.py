@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 import re
+import sqlite3
 import struct
 import zlib
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +201,37 @@ def test_a_file_of_another_kind_is_named_with_what_reads_it(tmp_path, kind, name
     assert said in refused(kind, tmp_path, str(tmp_path / name))
 
 
+def sqlite(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("create table pairs (image blob, text)")
+
+
+STORES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "x.npz": (lambda path: np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8)), "an archive of NumPy (.npz)"),
+    "x.npy": (lambda path: np.save(path, np.zeros((2, 8, 8, 3), np.uint8)), "an array of NumPy (.npy)"),
+    "x.pkl": (lambda path: path.write_bytes(pickle.dumps([("a", b"x")])), "a pickle"),
+    "x.pt": (lambda path: torch.save({"images": torch.zeros(2, 3)}, path), "a file of torch.save (.pt)"),
+    "x.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file"),
+    "x.db": (sqlite, "an SQLite database"),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("kind", [Csv, WebDataset, HuggingFace])
+def test_a_store_that_no_reader_takes_is_named_with_the_formats_that_are_read(tmp_path, kind, name):
+    if kind is HuggingFace:
+        pytest.importorskip("datasets")
+    (tmp_path / "store").mkdir()
+    STORES[name][0](tmp_path / "store" / name)
+    formats = (
+        "tar shards (gin/run/webdataset.gin), as a parquet, arrow or JSON file (gin/run/huggingface.gin), or as a CSV"
+    )
+    said = refused(kind, tmp_path, str(tmp_path / "store" / name))
+    assert f"{STORES[name][1]}, which is not read: write its pairs as {formats}" in said
+    if kind is HuggingFace:
+        assert f"{STORES[name][1]}, which is not read" in refused(kind, tmp_path, str(tmp_path / "store"))
+
+
 def test_a_folder_without_shards_names_what_is_there(tmp_path):
     tar_of(tmp_path / "deep/a/0.tar", [("0.jpg", jpeg(0)), ("0.txt", b"a car")])
     said = refused(WebDataset, tmp_path, str(tmp_path / "deep"))
@@ -372,6 +407,55 @@ def test_the_separator_is_found_from_the_header(tmp_path, name, separator):
     rows = [("title", "filepath"), ("a dog", "0.jpg"), ("a cat", "1.jpg")]
     pool = table_of(tmp_path / name, "\ufeff" + "\r\n".join(map(separator.join, rows)))
     assert list(opened(Csv, tmp_path, pool).captions) == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("x.csv", ","), ("x.tsv", "\t"), ("tabs.csv", "\t")])
+def test_a_table_without_names_of_its_columns_is_refused_with_what_to_do(tmp_path, name, separator):
+    said = refused(Csv, tmp_path, table_of(tmp_path / name, f"0.jpg{separator}a dog\n1.jpg{separator}a cat\n"))
+    assert f"{name} names no columns: its first row (0.jpg" in said
+    assert f"looks like a pair; put a row with the names above it, 'filepath{',' if name[0] == 't' else separator}" in (
+        said.replace("\\t", "\t")
+    )
+    other = refused(Csv, tmp_path, table_of(tmp_path / "y.csv", "picture,text\n0.jpg,a dog\n"))
+    assert "y.csv has no column 'filepath' (its columns: picture, text)" in other, "names of other columns"
+
+
+FLICKR = (
+    "image_name| comment_number| comment\n0.jpg| 0| Two dogs , one black .\n0.jpg| 1| Dogs play .\n1.jpg| 0| A cat .\n"
+)
+
+
+@pytest.mark.parametrize("named", ["comment", " comment"])
+def test_the_table_of_flickr30k_is_read_with_blanks_around_its_separators(tmp_path, named):
+    pool = table_of(tmp_path / "results.csv", FLICKR)
+    split = opened(Csv, tmp_path, pool, image_column="image_name", caption_column=named, columns=("comment_number",))
+    assert list(split.captions) == ["Two dogs , one black .", "Dogs play .", "A cat ."]
+    assert split.columns["comment_number"].tolist() == [0, 0]
+    assert damage_of(split) == {}
+    turned = table_of(tmp_path / "turned.csv", "comment | image_name\nA cat . | 1.jpg\n")
+    other = opened(Csv, tmp_path, turned, image_column="image_name", caption_column=named)
+    assert pairs_of(other) == [(content_key(jpeg(1)), "A cat .")], "nor is a blank part of a path"
+
+
+def test_paths_of_images_below_the_home_folder_and_by_file_urls_are_read(tmp_path, monkeypatch, parquet):
+    home = tmp_path / "home"
+    (home / "my photos").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for i in range(2):
+        (home / f"my photos/{i}.jpg").write_bytes(jpeg(i))
+    paths = ["~/my photos/0.jpg", f"file://{home}/my%20photos/1.jpg", "~backup.jpg"]
+    (tmp_path / "~backup.jpg").write_bytes(jpeg(2))
+    rows = "".join(f"{path},{caption(i)}\n" for i, path in enumerate(paths))
+    wanted = [(content_key(jpeg(i)), caption(i)) for i in range(3)]
+    csv_of(tmp_path / "x.csv", f"filepath,title\n{rows}")
+    for table in (f"{tmp_path}/x.csv", f"file://{tmp_path}/x.csv"):
+        assert pairs_of(opened(Csv, tmp_path, table)) == wanted
+    assert "fetch the images" not in refused(
+        Csv, tmp_path, csv_of(tmp_path / "y.csv", "filepath,title\nfile:///0.jpg,a")
+    )
+    parquet(tmp_path / "x.parquet", image=paths, text=[caption(i) for i in range(3)])
+    for table in (f"{tmp_path}/x.parquet", f"file://{tmp_path}/x.parquet"):
+        assert [key for key, _ in pairs_of(opened(HuggingFace, tmp_path, table))] == [key for key, _ in wanted]
 
 
 def test_images_that_are_not_there_are_shown_with_the_likely_cause(tmp_path):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
-from jestbench.data.sources.patterns import globbed
+from jestbench.data.sources.patterns import globbed, local_path
 from jestbench.disk import digest, nearest, nearest_or_all
 
 HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -133,7 +133,7 @@ def lists_of(named: str | Sequence[str] | None, binding: str) -> list[Path]:
     Raises:
         DataError: there is no such file.
     """
-    found = [Path(name).expanduser() for name in ((named,) if isinstance(named, str) else named or ())]
+    found = [local_path(name) for name in ((named,) if isinstance(named, str) else named or ())]
     if missing := [path for path in found if not path.is_file()]:
         raise DataError(f"{binding}: there is no file {missing[0]}")
     return found
@@ -157,7 +157,7 @@ def metadata_files(pattern: str, folder: Path | None, binding: str) -> list[Path
     """
     places = [*([] if folder is None else [str(folder / pattern)]), pattern]
     for place in places:
-        one = Path(place).expanduser()
+        one = local_path(place)
         if files := globbed(place) or ([one] if one.is_file() else []):
             return files
     beside = "" if folder is None else f", neither beside the shards ({places[0]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from jestbench.data.damage import Damaged
 from jestbench.data.encoded_images import WHOLE
 from jestbench.data.sources.columns import KEY, column, note_missing, number_of
 from jestbench.data.sources.other_kinds import refuse_other_kind
-from jestbench.data.sources.patterns import globbed
+from jestbench.data.sources.patterns import globbed, local_path
 from jestbench.data.sources.shard_index import ShardIndex, SplitTable, image_key
 from jestbench.data.sources.source import Shard, Source, file_shard
 from jestbench.disk import decoded, nearest
@@ -26,6 +27,8 @@ SEPARATORS = ("\t", ",", ";", "|")
 """Separators that are looked for in a header."""
 END = "\ue000end of the table\n"
 """A line put behind the last, which a quote that is still open there would take into its field."""
+_PICTURE = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|jp2|avif)(?!\w)", re.IGNORECASE)
+"""How the name of a picture ends."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Csv(Source):
     Numbers and uid of an image are those of its first row.
 
     Attributes:
-        image_column: column of the image's path; a relative path is relative to the table's folder.
+        image_column: column of the image's path; a relative path is relative to the table's folder, ``~`` is the home
+            folder, and a ``file:`` URL is its path.
         caption_column: column of the caption.
         separator: separator of columns (``tab`` is one); ``None`` is the one by which the header has both columns: a
             tab in ``.tsv`` files and a comma in all other files come first, then tab, comma, semicolon and bar.
@@ -64,7 +68,7 @@ class Csv(Source):
 
     def shards(self, split: str) -> list[Shard]:
         """The split's tables."""
-        found = [path for name in self.where(split) for path in (globbed(name) or [Path(name).expanduser()])]
+        found = [path for name in self.where(split) for path in (globbed(name) or [local_path(name)])]
         if folders := [path for path in found if path.is_dir()]:
             raise DataError(
                 f"csv.{split}: {folders[0]} is a folder: name its tables, as in '{folders[0]}/*.csv' (a folder of "
@@ -81,8 +85,9 @@ class Csv(Source):
         for shard in self.shards(split):
             folder = Path(shard.path).absolute().parent
             for path, *_ in self._rows(Path(shard.path), ShardIndex()):
+                file = folder / local_path(path)
                 with suppress(OSError, ValueError):  # it is not there
-                    if str(folder / path) not in known and (folder / path).stat().st_ctime >= time:
+                    if str(file) not in known and file.stat().st_ctime >= time:
                         return True
         return False
 
@@ -94,7 +99,7 @@ class Csv(Source):
             captions_of.setdefault(path, []).append(caption)
             first.setdefault(path, (values, uid))
         for path, captions in captions_of.items():
-            file = folder / path
+            file = folder / local_path(path)
             with index.leaving_out(path):
                 try:
                     content = file.read_bytes()
@@ -118,14 +123,14 @@ class Csv(Source):
         quotes = separator != "\t" if self.quotes is None else self.quotes
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
             rows = _numbered_rows(file, path, separator, quotes)
-            _, header = next(rows, (1, []))
+            _, given = next(rows, (1, []))
+            header = [name.strip() for name in given]
+            padded = header != given
+            self._check_header(path, header, separator)
             other = ", or csv.separator" if len(header) < 2 else ""
-            twice = [name for name in (self.image_column, self.caption_column) if header.count(name) > 1]
-            if twice:
-                raise DataError(f"{path} has {header.count(twice[0])} columns {twice[0]!r}: rename all but one")
             image, caption = (
-                header.index(column(header, getattr(self, name), str(path), f"csv.{name}{other}"))
-                for name in ("image_column", "caption_column")
+                header.index(column(header, wanted, str(path), f"csv.{name}{other}"))
+                for name, wanted in zip(("image_column", "caption_column"), self._wanted, strict=True)
             )
             places = [header.index(name) if name in header else None for name in (*self.columns, self.uid_field)]
             for line, row in rows:
@@ -139,20 +144,41 @@ class Csv(Source):
                     values = tuple(map(number_of, fields[:-1]))
                     note_missing(index.examples, self.columns, values, f"{path.name}, line {line}", fields, header)
                     yield (
-                        text_of(row[image]),
+                        text_of(row[image].strip() if padded else row[image]),
                         caption_of(row[caption]),
                         values,
                         KEY if self.uid == KEY else fields[-1].strip(),
                     )
 
+    @property
+    def _wanted(self) -> tuple[str, str]:
+        """The names of both columns, which blanks around the separators of a header are no part of."""
+        return self.image_column.strip(), self.caption_column.strip()
+
+    def _check_header(self, path: Path, header: Sequence[str], separator: str) -> None:
+        """Refuse a table of which a column comes twice, or whose first row is a pair instead of the columns' names.
+
+        Raises:
+            DataError: naming the columns.
+        """
+        for name in self._wanted:
+            if header.count(name) > 1:
+                raise DataError(f"{path} has {header.count(name)} columns {name!r}: rename all but one")
+        if not {*self._wanted} & {*header} and any(map(_PICTURE.search, header)):
+            raise DataError(
+                f"{path} names no columns: its first row ({', '.join(header)[:80]}) looks like a pair; put a row with "
+                f"the names above it, {separator.join(self._wanted)!r}"
+            )
+
     def _separator(self, path: Path, header: str) -> str:
+        """The separator by which the header has both columns, or the usual one."""
         if self.separator is not None:
             return self.separator
         usual = "\t" if path.suffix.lower() == ".tsv" else ","
 
         def has_both(separator: str) -> bool:
             names = next(csv.reader([header.rstrip("\r\n")], delimiter=separator), [])
-            return self.image_column in names and self.caption_column in names
+            return {*self._wanted} <= {name.strip() for name in names}
 
         return next((separator for separator in (usual, *SEPARATORS) if has_both(separator)), usual)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged, listed
 from jestbench.data.pairs import Dataset
-from jestbench.data.sources.lanes import check_lanes
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shard_index import ShardIndex
 from jestbench.data.sources.shards import Forward, MemberRules
@@ -43,10 +42,10 @@ def _first_of(stream: Stream) -> ShardIndex:
     """The first pairs of a stream's first shard on a disk.
 
     Raises:
-        DataError: none of the shards on a disk is there, or there are fewer shards than lanes.
+        DataError: none of the shards on a disk is there, one is named twice, or there are fewer than lanes.
     """
     urls, index = stream.urls, ShardIndex()
-    check_lanes(len(urls), stream.lanes, 0)
+    stream.check_urls()
     named = [Path(url) for url in urls if not is_url(url)]
     there = next((path for path in named if path.is_file()), None)
     if named and there is None:

@@ -19,10 +19,10 @@ from jestbench.data.damage import Damaged, likely_cause
 from jestbench.data.decode import DamagedImage
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.sources.columns import KEY, column, note_missing, number_of
-from jestbench.data.sources.other_kinds import kind_of_file
-from jestbench.data.sources.patterns import globbed
+from jestbench.data.sources.other_kinds import READ, kind_of_file
+from jestbench.data.sources.patterns import globbed, local_path
 from jestbench.data.sources.shard_index import ShardIndex, SplitTable, digest, image_key
-from jestbench.data.sources.source import Fetched, Shard, Source, needs
+from jestbench.data.sources.source import Fetched, Shard, Source, needs, refuse_twice
 from jestbench.disk import nearest_or_all
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -34,6 +34,10 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TEXTS = (".txt", ".caption")
 """Endings of a text beside an image."""
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OWN = "gin/run/huggingface.gin reads"
+"""Words on a file of a kind that is read here."""
+LOOKED_AT = 100
+"""Files of a folder whose kind is looked at, where the folder cannot be opened."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,14 @@ class HuggingFace(Source):
 
     def shards(self, split: str) -> list[Shard]:
         """One shard for each data set of the split, identified by its files, or on the hub by name and revision."""
-        return [Shard(name, self._identity(name, split)) for name in self.where(split)]
+        names = self.where(split)
+        if len(names) > 1:
+            refuse_twice(f"huggingface.{split}", [one for name in names for one in _named(name)])
+        return [Shard(name, self._identity(name, split)) for name in names]
+
+    def where(self, split: str) -> tuple[str, ...]:
+        """As ``Source.where``, a ``file:`` URL as its path."""
+        return tuple(str(local_path(name)) if name.startswith("file:") else name for name in super().where(split))
 
     def fetched(self) -> dict[str, Fetched]:
         """The names on the hub that are not indexed yet, too."""
@@ -225,7 +236,7 @@ class HubRows:
         if path is None:
             raise DamagedImage("unreadable file", "the row holds no image")
         try:
-            return (_folder(self.name) / path).read_bytes()
+            return (_folder(self.name) / local_path(path)).read_bytes()
         except (OSError, ValueError) as error:
             said = getattr(error, "strerror", "") or str(error)
             raise DamagedImage("unreadable file", f"{path}: {said}") from error
@@ -257,6 +268,13 @@ def _parts(name: str) -> tuple[str, str]:
     if matched is None or Path(name).expanduser().exists():
         return name, "train"
     return matched["what"], matched["part"]
+
+
+def _named(name: str) -> list[tuple[str, str]]:
+    """Each file of ``WHAT:SPLIT``, for messages, and its identity with the split; of a name on the hub the name."""
+    what, part = _parts(name)
+    files = _files(what) or [Path(what)]
+    return [(name if len(files) == 1 else f"{file} of {name}", f"{file.resolve()}:{part}") for file in files]
 
 
 def _files(what: str) -> list[Path] | None:
@@ -307,8 +325,9 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
         endings = sorted({file.suffix for file in files or ()} - {""}) if Path(what).is_dir() else ()
         found = f" (its files end in {', '.join(endings[:8])})" if endings else ""
-        tables = (kind_of_file(file) for file in files or () if file.suffix in FILES)
-        if other := next((kind for kind in tables if kind and "huggingface.gin" not in kind), ""):
+        some = [file for file in files or () if file.suffix.lower() not in ENDINGS][:LOOKED_AT]
+        kinds = ((file.suffix in FILES, kind_of_file(file)) for file in some)
+        if other := next((kind for table, kind in kinds if READ in kind or (table and kind and OWN not in kind)), ""):
             said = f"a file of it is {other}"
         elif ".tar" in endings:
             said += "; gin/run/webdataset.gin reads the shards (.tar)"

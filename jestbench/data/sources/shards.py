@@ -23,7 +23,7 @@ from jestbench.data.captions import caption_of, field_at, text_of, texts_of
 from jestbench.data.damage import Damaged
 from jestbench.data.sources.columns import number_of
 from jestbench.data.sources.other_kinds import kind_of
-from jestbench.data.sources.patterns import globbed, is_url
+from jestbench.data.sources.patterns import globbed, is_url, local_path
 from jestbench.data.sources.source import needs
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -416,7 +416,7 @@ def paths_of(pattern: str) -> list[str]:
 
 
 def _local(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = local_path(pattern)
     if path.is_dir():
         if found := sorted(path.glob("*.tar")):
             return found

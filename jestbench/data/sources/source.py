@@ -73,6 +73,25 @@ def file_shard(path: Path, *options: object) -> Shard:
     return Shard(str(path), digest(str(path.resolve()), state.st_size, state.st_mtime_ns, *options))
 
 
+def refuse_twice(binding: str, named: Sequence[tuple[str, str]]) -> None:
+    """Refuse files of which one is named twice.
+
+    Args:
+        binding: for the message.
+        named: the path, for the message, and the identity of each file.
+
+    Raises:
+        DataError: naming both places of the first file that comes again.
+    """
+    first: dict[str, int] = {}
+    for place, (path, identity) in enumerate(named):
+        if (before := first.setdefault(identity, place)) != place:
+            raise DataError(
+                f"{binding}: a file is named twice, as number {before + 1} ({named[before][0]}) and as number "
+                f"{place + 1} ({path}) of {len(named)}; its pairs would be drawn twice as often"
+            )
+
+
 @dataclass(frozen=True)
 class Source(ABC):
     """Pairs that lie on the user's disk (or in a hub's cache), by split.
@@ -305,9 +324,9 @@ class Source(ABC):
 
     def _table(self, split: str) -> Path:
         self.where(split)
-        identities = [shard.identity for shard in self.shards(split)]
-        if len(set(identities)) < len(identities):
-            raise DataError(f"{self.label}.{split}: a file is named twice; its pairs would be drawn twice as often")
+        shards = self.shards(split)
+        refuse_twice(f"{self.label}.{split}", [(shard.path, shard.identity) for shard in shards])
+        identities = [shard.identity for shard in shards]
         files = [file_shard(path).identity for path in (*self.metadata_files(split), *self._lists(split))]
         last = (split in self.verify, *((self.joined, files) if files else ()))
         name = digest(VERSION, self.label, identities, self._reading, self.captions.identity, *last)

@@ -27,7 +27,7 @@ from jestbench.data.sources.columns import joined_names, lists_of, metadata_file
 from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes, columns_of
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
-from jestbench.data.sources.source import Fetched, Source, file_shard, needs
+from jestbench.data.sources.source import Fetched, Source, file_shard, needs, refuse_twice
 from jestbench.data.sources.stream_head import Head, read_head
 from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.disk import digest
@@ -143,6 +143,16 @@ class Stream:
         patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         return tuple(url for pattern in patterns for url in paths_of(pattern))
 
+    def check_urls(self) -> None:
+        """Refuse shards of which one is named twice, or that are fewer than the lanes.
+
+        Raises:
+            DataError: they are.
+        """
+        urls = self.urls
+        refuse_twice("stream.shards", [(url, url if is_url(url) else str(Path(url).resolve())) for url in urls])
+        check_lanes(len(urls), self.lanes, 0)
+
     def _metadata(self, joined: Sequence[str]) -> list[Path]:
         """The files that hold the joined columns.
 
@@ -151,13 +161,13 @@ class Stream:
         """
         if not joined:
             return []
-        first = self.urls[0].removeprefix("file:")
+        first = self.urls[0]
         return metadata_files(self.metadata, None if is_url(first) else Path(first).parent, "stream.metadata")
 
     def fetched(self) -> dict[str, Fetched]:
         """What must be fetched before it can be read, and how."""
         found: dict[str, Fetched] = {} if not isinstance(self.beside, Source) else self.beside.fetched()
-        if away := [url for url in self.urls if is_url(url) and not url.startswith("file:")]:
+        if away := [url for url in self.urls if is_url(url)]:
             kind: Fetched = "command" if away[0].startswith("pipe:") else "download"
             found[f"stream.shards ({len(away)}, the first {away[0]})"] = kind
         return found
@@ -191,15 +201,15 @@ class Stream:
             joined=joined,
             patience=self.patience,
         )
-        check_lanes(len(shards.urls), self.lanes, 0)
+        self.check_urls()
         needs(lambda: __import__("webdataset"), "webdataset")
         return StreamPairs(shards, _first(shards))
 
 
 def _state(url: str) -> tuple[int, str]:
     """Size and hash of the first bytes of a shard on a disk, which change when it is packed anew; else nothing."""
-    path = Path(url.removeprefix("file:"))
-    if is_url(url.removeprefix("file:")) or not path.is_file():
+    path = Path(url)
+    if is_url(url) or not path.is_file():
         return 0, ""
     with path.open("rb") as file:
         return path.stat().st_size, digest(file.read(HEAD))
