@@ -37,7 +37,12 @@ IMPORTED: set[str] = set()
 
 
 def locate(path: str, beside: Path | None = None) -> Path | None:
-    """A file or folder: as it stands, beside the file that names it or above it, or in the project."""
+    """A file or folder: as it stands, beside the file that names it or above it, or in the project.
+
+    ``None`` where there is none, and for an empty path, which would be the working directory.
+    """
+    if not path:
+        return None
     asked = disk.user_path(path)
     bases = [Path.cwd(), *(beside.resolve().parents if beside is not None else ()), PROJECT]
     return next((base / asked for base in bases if (base / asked).exists()), None)

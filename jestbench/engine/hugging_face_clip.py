@@ -30,7 +30,7 @@ from jestbench.engine.foreign import (
 )
 from jestbench.model.carried_tokenizer import of_transformers
 from jestbench.model.carry import Tower, transformers_towers
-from jestbench.model.foreign_towers import ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
+from jestbench.model.foreign_towers import Channels, ForeignError, ForeignTokenizer, ForeignTowers, Preprocessing
 from jestbench.model.pillow_resize import Kernel
 
 KINDS: Mapping[str, str] = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
@@ -254,12 +254,12 @@ class HuggingFaceClip(Foreign):
         """
         given = processor.to_dict()
         kernel = KERNELS.get(int(given.get("resample", 3)))
-        if kernel is None or not all(given.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
+        if kernel is None or not all(given.get(f"do_{step}", True) for step in ("resize", "normalize")):
             raise ForeignError(
-                f"{self.label}: only images that are resized (bilinear, bicubic, lanczos), rescaled and normalised are "
-                "made here, and its preprocessor_config.json asks for something else"
+                f"{self.label}: only images that are resized (bilinear, bicubic, lanczos) and normalised are made "
+                "here, and its preprocessor_config.json asks for something else"
             )
-        mean, std = three(given["image_mean"]), three(given["image_std"])
+        mean, std = self._of_unit_pixels(given)
         image = _image
         if net.config.model_type == "siglip2":
             patch, most = int(given["patch_size"]), int(given["max_num_patches"])
@@ -272,6 +272,21 @@ class HuggingFaceClip(Foreign):
             if crop != takes or crop > side:
                 raise ForeignError(f"{self.label} takes images of {takes} px, and its image processor makes {crop} px")
         return Preprocessing(side, crop, kernel, mean, std), image
+
+    def _of_unit_pixels(self, given: Mapping[str, Any]) -> tuple[Channels, Channels]:
+        """Mean and deviation of pixels in [0, 1] that do what an image processor does with its own rescaling.
+
+        Raises:
+            ForeignError: its factor makes nothing of an image.
+        """
+        factor = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
+        if not 0 < factor < math.inf:
+            raise ForeignError(f"{self.label}: the rescale_factor of its preprocessor_config.json is {factor}")
+        mean, std = three(given["image_mean"]), three(given["image_std"])
+        most = 255 * factor  # of a pixel, once it is rescaled
+        if math.isclose(most, 1, rel_tol=1e-6):
+            return mean, std
+        return three([value / most for value in mean]), three([value / most for value in std])
 
     def _side(self, size: Any) -> int:
         """The side of the square that a size of an image processor makes of a square."""

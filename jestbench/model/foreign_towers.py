@@ -18,6 +18,9 @@ from jestbench.model.pillow_resize import Kernel, pillow_resized
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.losses import LossName
 
+Channels = tuple[float, float, float]
+"""A value for each of red, green and blue."""
+
 
 class ForeignError(DataError):
     """A model of another library is named wrongly, or is of a kind that cannot be run here."""
@@ -40,8 +43,8 @@ class Preprocessing:
     resize: int
     crop: int
     kernel: Kernel
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
     def leaves_whole(self, view: View) -> bool:
         """Whether a view is the full one of a model that reads such images."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from jestbench.batch import Batch
 from jestbench.compare import wording
 from jestbench.compare.comparison import Speedup
 from jestbench.config.resolve import resolve
@@ -118,6 +119,40 @@ def test_embeddings_are_those_of_the_own_library(name: str, square: int, folders
     folder = folders[name]
     original = by_transformers(folder) if name.startswith("hf") else by_open_clip(f"local-dir:{folder}")
     check_equal(loaded(folder), original, square)
+
+
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "hf_siglip2"])
+@pytest.mark.parametrize("rescaling", [{"rescale_factor": 1 / 127.5}, {"rescale_factor": 0.01}, {"do_rescale": False}])
+def test_the_rescaling_of_an_image_processor_is_carried(
+    name: str, rescaling: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[name], tmp_path / name))
+    file = folder / "preprocessor_config.json"
+    scaled = {"image_mean": [100.0, 110.0, 120.0], "image_std": [60.0, 58.0, 57.0]} if "do_rescale" in rescaling else {}
+    file.write_text(json.dumps(json.loads(file.read_text()) | rescaling | scaled))
+    model = casting(folder).load().eval()
+    check_equal(model, by_transformers(folder), 64)
+    if name != "hf_siglip2":
+        start = casting(folder).start().model
+        assert start.shape.normalisation == (model.image.preprocessing.mean, model.image.preprocessing.std)
+
+
+DIRTY = ["Tom &amp;  Jerry", "caf&eacute;  au\nlait", "its name &amp;amp; number", "schÃ¶n", "a photo of a_CAT, blue"]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "coca", "hf_clip", "hf_siglip", "hf_siglip2"])
+def test_captions_are_cleaned_and_tokenized_as_by_the_own_library(name: str, folders: dict[str, Path]) -> None:
+    model = loaded(folders[name])
+    if name.startswith("hf"):
+        own = transformers.AutoTokenizer.from_pretrained(folders[name])
+        options = {"padding": "max_length", "truncation": True, "max_length": model.text_length, "return_tensors": "pt"}
+        expected = own(DIRTY, **options)["input_ids"]
+    else:
+        expected = open_clip.get_tokenizer(f"local-dir:{folders[name]}")(DIRTY)
+        assert torch.equal(expected[0], open_clip.get_tokenizer(f"local-dir:{folders[name]}")(["tom & jerry"])[0])
+    images, key_B = torch.zeros(len(DIRTY), 3, 8, 8, dtype=torch.uint8), torch.arange(len(DIRTY))
+    batch = Batch(images, {"of the data": expected[:, :2]}, key_B, key_B, captions=tuple(DIRTY))
+    assert torch.equal(model.tokenized(batch).token_ids[model.tokenizer], expected)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "coca", "hf_clip", "hf_siglip", "hf_siglip2"])

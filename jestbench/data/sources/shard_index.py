@@ -25,7 +25,7 @@ from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
 from jestbench.data.sources.columns import KEY, Beside, Came, short_names
 
-VERSION = 6
+VERSION = 7
 """Version of the index, incremented when the same data give a different index."""
 
 
