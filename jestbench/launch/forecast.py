@@ -18,7 +18,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import least_draw
 from jestbench.launch import calibrate, own_scores
-from jestbench.launch.charges import Charges, charges_of, drawn_in
+from jestbench.launch.charges import Charges, charges_of, uniform_charges
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
 from jestbench.launch.exchange_forecast import StepSizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
@@ -100,8 +100,9 @@ class RunForecast:
             return charges_of(self.resolved, self.stages, price, self.steps, math.ceil(share * self.steps))
         # The schedule stands still between the first rung and the last one.
         schedule = self.left_of(run.optimizer.rungs[0] if run.optimizer.rungs else run.budget)
-        uniform = Charges(price.unselected, drawn=drawn_in(self.resolved, self.stages, price))
-        before = uniform.steps(math.ceil(share * schedule))
+        spent = math.ceil(share * schedule)
+        most = spent // max(1, price.unselected - price.unselected_sights) + 1 if spent else 0
+        before = uniform_charges(self.resolved, self.stages, price, most).steps(spent)
         most = self.left_of(run.budget) // max(1, price.total - price.first_sight) + 1
         return charges_of(self.resolved, self.stages, price, most, before)
 

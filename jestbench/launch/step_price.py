@@ -34,7 +34,8 @@ class StepPrice:
             of the run over its price under the full view; train is 1 without views. An online scorer adds
             its own train + r·scorer/3.
         unselected: FLOPs of a step before ``run.select_from``, for which the policy scores nothing; candidates of a
-            cascade are among them where every pass is charged.
+            cascade are among them where every pass is charged, and all images of a locked tower that are remembered.
+        unselected_sights: FLOPs of those images, where each is charged when it is met for the first time.
     """
 
     flops: dict[Purpose, int]
@@ -44,6 +45,7 @@ class StepPrice:
     cascade_pair: int = 0
     drawn: int = 0
     unselected: int = 0
+    unselected_sights: int = 0
 
     @property
     def total(self) -> int:
@@ -89,7 +91,8 @@ def step_price(resolved: Resolved, stages: Stages) -> StepPrice:
     one, two, drawn = (_own_losses(resolved, stages, count) for count in (1, 2, resolved.candidates))
     unselected = flops_of([*learner.forecast_update(batch_size), *uniform_images])
     unselected += drawn if accounting == "online" else 0
-    return StepPrice(spent, uniform, closed, flops_of(once), two - one, drawn, unselected)
+    sights = flops_of(uniform_images) if accounting == "first_sight" else 0
+    return StepPrice(spent, uniform, closed, flops_of(once), two - one, drawn, unselected, sights)
 
 
 def _scoring(resolved: Resolved, role: Role, actor: Actor) -> tuple[Pass, ...]:

@@ -23,6 +23,7 @@ from jestbench.engine.foreign import Foreign
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.open_clip_model import OpenClip
 from jestbench.launch.command import main
+from jestbench.launch.forecast import RunForecast
 from jestbench.runs.loaded_model import load_model
 from jestbench.runs.open_folder import recorded
 from jestbench.runs.saved_model import towers_of
@@ -205,6 +206,25 @@ def test_images_of_a_locked_tower_are_remembered(
         assert not list(killed.rglob("*.bin")), "rows of a run that has finished are removed"
 
 
+@pytest.mark.parametrize(
+    ("accounting", "limit"),
+    [("first_sight", "run.budget=None"), ("first_sight", "run.budget=4e8"), ("online", "run.budget=4e8")],
+)
+def test_remembered_images_are_forecast_exactly_where_a_run_selects_late(
+    accounting: str, limit: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Before that a step draws its pairs uniformly: images come again, and some that are scored later were met."""
+    words = [*WORLD, "run.policy=hard_learner", "model.freeze=image", "run.init=@open_clip()"]
+    words += ["run.remember_images=True", f"open_clip.model=local-dir:{folders['clip']}", "synthetic.pool=64"]
+    words += [f"run.reference_accounting={accounting}", "run.select_from=0.6", limit]
+    words += ["budget.steps=12"] if limit == "run.budget=None" else ["budget.steps=None"]
+    forecast = RunForecast.of(resolve([TINY[1]], words, recorded=recorded))
+    assert main([*TINY[:2], *words, "--run_dir", str(tmp_path / "run")]) == 0
+    summary = summary_of(tmp_path / "run")
+    assert forecast.steps == summary["steps"] > 8
+    assert forecast.charges.total(forecast.steps) == summary["flops"]["total"]
+
+
 def test_an_arm_is_the_weights_that_it_begins_from(folders: dict[str, Path], tmp_path: Path) -> None:
     def digest(*words: str) -> str:
         return resolve([*TINY[1:2]], [*WORLD, *words], recorded=recorded).config_hash
@@ -227,6 +247,7 @@ LOCKED = ["run.init=@open_clip()", "model.freeze=image", "run.remember_images=Tr
     ("words", "said", "status"),
     [
         (["run.init=nowhere"], "run.init = 'nowhere': no such run folder", 2),
+        (["run.init=''"], "run.init = '': no such run folder", 2),
         (["model.freeze=image"], "these are random: bind run.init", 2),
         (["run.init=@online_scorer()"], "run.init: OnlineScorer is no trained model", 2),
         (["run.init=@open_clip()", "run.loss=sigmoid"], "was trained on the softmax loss", 2),
