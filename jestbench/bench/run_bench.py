@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jestbench.bench import checkpointing, data, gpu, paper, scale, scale_model, selection, timing, train
 from jestbench.bench.timing import MissingPeer
 from jestbench.disk import command_name, user_path
+from jestbench.launch.command import guarded
 
 
 class Kind(NamedTuple):
@@ -46,9 +47,14 @@ def main(argv: Sequence[str]) -> int:
     """Measure, print a table, and write the same numbers as JSON if asked to.
 
     Returns:
-        The exit status: 0; 1 where a part of ``gpu`` failed; 2 where a peer is not installed.
+        The exit status: 0; 1 where a part of ``gpu`` failed; 2 where a peer is not installed; 130 interrupted.
     """
     arguments = _parser().parse_args(argv)
+    return guarded(lambda: _bench(arguments), "start the command again")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    """Measure what the arguments ask for, print the table and save the numbers."""
     try:
         report, printed = _measured(arguments)
     except MissingPeer as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 
 from jestbench.parallel.stop import end_with
@@ -27,4 +28,10 @@ def spawned(count: int) -> ProcessPoolExecutor:
     The processes are spawned, not forked: a fork of a process in which torch has started threads can hang.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
+
+
+def _begin(parent: int) -> None:
+    """Begin a worker process: Ctrl-C, which reaches it from the terminal as well, is its parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)

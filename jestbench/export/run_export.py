@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jestbench.launch.command import guarded
 
     out = arguments.out or arguments.run_dir / arguments.to
-    return guarded(lambda: _report(out, export(arguments.run_dir, out)))
+    return guarded(lambda: _report(out, export(arguments.run_dir, out)), "nothing is exported: start the command again")
 
 
 def _report(out: Path, opened: bool) -> int:

@@ -140,13 +140,18 @@ def _made(path: Path) -> bool:
     return True
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Run ``work``; turn an error that a user can fix into one message on stderr and an exit status."""
+def guarded(work: Callable[[], int], again: str = "go on with --resume") -> int:
+    """Run ``work``; turn an error that a user can fix into one message on stderr and an exit status.
+
+    Args:
+        work: gives the exit status where nothing goes wrong.
+        again: what to do after an interruption, for the message.
+    """
     try:
         return work()
     except KeyboardInterrupt:
         if not int(os.environ.get("RANK", "0")):
-            print("interrupted; go on with --resume", file=sys.stderr)
+            print(f"interrupted; {again}", file=sys.stderr)
         return 130
     except Exception as error:
         # This project's exceptions that a user can fix carry a status; importing their classes would import timm.

@@ -246,4 +246,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = arguments.out or Path("runs") / sweep.name
         return run_sweep(sweep, out, arguments.count, arguments.dry_run, arguments.jobs, arguments.logs)
 
-    return command.guarded(work)
+    return command.guarded(work, "no arm was started: start the command again")

@@ -19,7 +19,7 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench import Embeddings, Scores
-from jestbench.bench import gpu, paper, selection, timing, train
+from jestbench.bench import data, gpu, paper, selection, timing, train
 from jestbench.bench.listing import listing_draw
 from jestbench.bench.run_bench import main
 from jestbench.bench.steps import OPTIMIZER, SHAPES, Contender, make_tokenizer, open_clips, ours, random_batch
@@ -89,6 +89,17 @@ def test_a_missing_peer_is_named_with_its_remedy(
     assert "open_clip" in printed.err
     assert "pip install -e '.[bench]'" in printed.err
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_an_interrupted_measurement_ends_with_130_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "measure", interrupted)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().err == "interrupted; start the command again\n"
 
 
 def test_a_ratio_has_its_range() -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -41,6 +42,7 @@ from jestbench.data.icons.icon_splits import assign_splits
 from jestbench.data.icons.icons import Icons
 from jestbench.data.icons.packages import SETS, IconSet
 from jestbench.data.icons.recipe import Recipe, Sizes
+from jestbench.data.spawned import spawned
 from jestbench.disk import content_key
 from jestbench.launch.prepare import main
 
@@ -732,6 +734,35 @@ def test_the_command_exits_with_3_and_one_line(
     assert captured.err.startswith("prepare.py: npm could not fetch the icon sets")
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_the_command_ends_with_130_and_one_line_where_it_is_interrupted(
+    small: Icons, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*words: Any) -> dict[str, Any]:
+        (words[0] / "half-made").touch()
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal comes first")
+
+    monkeypatch.setattr(icons_module, "Icons", lambda cache_dir: small)
+    with monkeypatch.context() as patch:
+        patch.setattr(icon_folder, "write_files", interrupted)
+        assert main(["icons"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in captured.err
+    assert not captured.out
+    assert not small.is_prepared()
+    assert not [path for path in small.folder.parent.iterdir() if "half" in path.name or path.name.endswith("partial")]
+    assert main(["icons"]) == 0
+    assert small.is_prepared()
+
+
+def test_ctrl_c_is_left_to_the_process_that_has_workers() -> None:
+    with spawned(1) as workers:
+        worker = workers.submit(os.getpid).result(60)
+        os.kill(worker, signal.SIGINT)
+        assert workers.submit(os.getpid).result(60) == worker
 
 
 def test_the_command_prints_what_it_made(
