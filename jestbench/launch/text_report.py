@@ -24,6 +24,7 @@ CUT = 0.1
 decile, and not among the outliers, which every collection of alt texts has."""
 _NO_NAME = re.compile(r"n\d{8}|\d+")
 """A WordNet id, as the folders of ImageNet have it, or a number."""
+_URL = re.compile(r"(https?://|www\.)\S+", re.IGNORECASE)
 
 
 def sampled(texts: Sequence[str]) -> list[str]:
@@ -79,6 +80,8 @@ def text_warnings(resolved: Resolved, stages: Stages) -> list[str]:
             found += [f"{texts.what}: {said}; {longer}"] if share > CUT else []
             if said := no_names(captions):
                 found.append(f"{texts.what}: captions: {said}; bind {texts.binding} to a field that holds names")
+            if said := _no_texts(captions):
+                found.append(f"{texts.what}: {said}; bind {texts.binding} to a field that holds texts")
     pairs = evaluator.pairs
     if run.objective is None and isinstance(pairs, FilePairs) and pairs.caption_N is not None:
         names = [pairs.captions[i] for i in pairs.caption_N[evaluator.example_C.numpy()].tolist()]
@@ -100,6 +103,16 @@ def no_names(names: Sequence[str]) -> str:
         return ""
     ids = f"{len(found):,} of {len(names):,} are WordNet ids or numbers, such as {found[0]!r}"
     return f"{ids}, which a model reads as words"
+
+
+def _no_texts(captions: Sequence[str]) -> str:
+    """Words on captions that are all one text, or most of which are URLs; empty where they are not."""
+    if len(captions) > 1 and len(set(captions)) == 1:
+        return f"all of {len(captions):,} captions that were looked at are {captions[0][:60]!r}"
+    urls = [text for text in captions if _URL.fullmatch(text)]
+    if 2 * len(urls) <= len(captions):
+        return ""
+    return f"{len(urls):,} of {len(captions):,} captions are URLs, such as {urls[0][:60]!r}"
 
 
 def _texts(resolved: Resolved, stages: Stages) -> Iterator[_Texts]:

@@ -129,6 +129,21 @@ def test_evaluated_classes_that_read_alike_or_have_no_names_are_warned_of(run):
     assert "WordNet" not in evaluated("747", "a boat"), "a name may be a number"
 
 
+def test_captions_that_are_all_one_or_urls_are_warned_of_once(run):
+    def pool(*titles: str) -> list[str]:
+        rows = "".join(f"{i}.jpg,{titles[i % len(titles)]}\n" for i in range(50))
+        Path("pool.csv").write_text(f"filepath,title\n{rows}")
+        status, _, err = run("--check", *LITTLE)
+        assert status == 0, err
+        return [line for line in err.splitlines() if "field that holds texts" in line]
+
+    (one,) = pool("a photo")
+    assert "csv.pool: all of 50 captions that were looked at are 'a photo'; bind csv.caption_column to a field" in one
+    (urls,) = pool("https://h/a.jpg", "http://h/b?c=1", "a boat", "www.host.org/x")
+    assert "csv.pool: 38 of 50 captions are URLs, such as 'https://h/a.jpg'; bind csv.caption_column to a" in urls
+    assert pool("see https://h/a.jpg", "a boat", "http://h/c") == []
+
+
 def test_a_split_that_a_run_below_lacks_is_said_with_that_run(run):
     arm = ("run.policy=easy_reference", f"run.reference={('gin/run/reference.gin', *SMALL)}", *SMALL)
     for way in (["--check"], ["--run_dir", "out"]):
