@@ -67,7 +67,7 @@ class Chosen:
     def state_dict(self) -> dict[str, Any]:
         """The counts, and whether any were made."""
         self._sum_up()
-        counts = {name: torch.from_numpy(each.copy()) for name, each in zip(_NAMES, self._summed, strict=True)}
+        counts = {name: torch.from_numpy(each) for name, each in zip(_NAMES, self._summed, strict=True)}
         return {"on": self.on, "since": self.since, "uid_of": dict(self._uid_of), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

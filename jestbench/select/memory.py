@@ -102,10 +102,11 @@ class Memory:
             self._parts[1] = newest
 
     def state_dict(self) -> dict[str, Any]:
-        """Keys and numbers, in the order of the keys."""
-        key_M, number_MX = _merged(*self._parts)
-        numbers = {name: torch.from_numpy(number_MX[:, at].copy()) for at, name in enumerate(self.columns)}
-        return {"key": torch.from_numpy(key_M.copy()), "refused": self.refused, "numbers": numbers}
+        """Keys and numbers, in the order of the keys: the memory's own arrays, which the next write may change."""
+        self._parts = [_merged(*self._parts), self._empty()]
+        key_M, number_MX = self._parts[0]
+        numbers = {name: torch.from_numpy(number_MX[:, at]) for at, name in enumerate(self.columns)}
+        return {"key": torch.from_numpy(key_M), "refused": self.refused, "numbers": numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import tracemalloc
 
 import pytest
 import torch
@@ -64,6 +65,18 @@ def test_its_bytes_are_bounded_and_what_is_refused_is_counted() -> None:
     assert held.read(torch.arange(8))["b"].nan_to_num(0).tolist() == [0.0] * 4 + [2.0] * 4, "known pairs are written"
     with pytest.raises(ValueError, match="at most 4 numbers"):
         Memory("abcde")
+
+
+def test_a_checkpoint_takes_no_second_copy_of_it() -> None:
+    held = Memory(("a",))
+    held.write(torch.arange(200_000), {"a": torch.rand(200_000, generator=seeded())})
+    held.state_dict()
+    tracemalloc.start()
+    state = held.state_dict()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < held.nbytes / 10
+    assert state["key"].nbytes + state["numbers"]["a"].nbytes == held.nbytes
 
 
 @pytest.mark.slow
