@@ -151,7 +151,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     **{name: [*SIZES, *words] for name, words in MECHANISMS.items()},
 }
 SHORT = "flexi_cached_odd", "cascade", "stream_ladder", "twins", "online_sigmoid", "cappy", "weights_mixture", "lit"
-SHORT += "infobatch", "concept_balance", "started", "ladder_trained_together", "naflex", "library_cached"
+SHORT += "infobatch", "concept_balance", "started", "ladder_trained_together"
 """Arms that together touch every mechanism: those of the default suite."""
 SEPARATE = ("ladder_trained_together",)
 """Arms whose reference each number of processes trains by itself; others share those of the first."""

@@ -10,6 +10,8 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln
 from torch import Tensor
 
 from jestbench.batch import split_counts
@@ -123,11 +125,17 @@ def _moved(part: int, super_batch: int, processes: int) -> float:
 
     How many of the part it holds is hypergeometric, as the choice does not depend on who holds a pair.
     """
-    from scipy.stats import hypergeom  # here alone: scipy's distributions take a second to import
-
-    held = np.arange(part + 1)
-    chance = hypergeom.pmf(held, super_batch, -(-super_batch // processes), part)
+    share = -(-super_batch // processes)
+    held = np.arange(max(0, part + share - super_batch), min(part, share) + 1)
+    drawn = _log_binomial(share, held) + _log_binomial(super_batch - share, part - held)
+    chance = np.exp(drawn - _log_binomial(super_batch, np.asarray(part)))
     return float((np.maximum(0, held - -(-part // processes)) * chance).sum())
+
+
+def _log_binomial(total: int, chosen_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Logarithm of the binomial coefficient: of the ways to choose so many of a total."""
+    logs = gammaln(total + 1.0) - gammaln(chosen_N + 1.0) - gammaln(total - chosen_N + 1.0)
+    return np.asarray(logs, dtype=np.float64)
 
 
 def _spread(learner: Learner, count: int, scored: bool) -> SpreadWeights:

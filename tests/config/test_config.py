@@ -635,9 +635,17 @@ def _check_rows(found: list[dict[str, Any]]) -> None:
 
 # The halves of a super-batch vary in size, and with them the products of their losses (tests/engine/test_twin.py).
 EVENLY_PRICED = [path for path in POLICY_FILES if path.stem != "rho_loss_twin"]
+# Shuffled scores, another view and another gain cost what another arm's passes cost: these are slow tests.
+ALIKE = re.compile(
+    r"\w+_shuffled|acid_h|jest_(lowres|patch|repetition|independent)|(jest|rho_loss)_all_in|dissect_momentum"
+)
 
 
-@pytest.mark.parametrize("path", EVENLY_PRICED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * bool(ALIKE.fullmatch(path.stem))) for path in EVENLY_PRICED],
+    ids=lambda path: path.stem,
+)
 def test_price_is_what_a_run_is_charged(run: Run, path: Path) -> None:
     argv = ("--gin_file", TINY, "--gin_file", str(path), *small_reference(path), *SMALL, *columns_for(path))
     argv = (*argv, "run.reference_accounting=online", "evaluate.points=1", "run.checkpoints=1", "evaluate.limit=32")

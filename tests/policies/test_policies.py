@@ -758,6 +758,7 @@ def conformance(tmp_path_factory: pytest.TempPathFactory) -> str:
     environment = installed(tmp_path_factory.mktemp("site"), "\n".join(sources), "near_the_mean")
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-rpf", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += [str(Path(__file__)), "-k", "TestEvery and (near_the_mean or spoilt or loss_band or rising_loss)"]
+    environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
