@@ -5,7 +5,9 @@ of the pairs whose last training loss lies below the mean of all, a share r is l
 those of them that stay are weighted by 1/(1 − r), which keeps the gradient's expectation; the last part of training
 leaves nothing out. No scoring pass: the losses are those of the training pass, and what is left out is not even read.
 Departures: a contrastive loss has no loss of one pair alone, the mean of its row and column in its sub-batch takes
-its place; a weight acts on the pair's row and column alike. A pair is recognised by its key.
+its place; a weight acts on the pair's row and column alike. A pair is recognised by its key, so that another caption of
+an image is another pair; a pair without a loss yet counts in no mean, where the authors' code begins with one for all.
+A pair that is left out keeps its last loss, in the paper as here.
 """
 
 from __future__ import annotations
