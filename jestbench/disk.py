@@ -150,7 +150,7 @@ def key_text(key: int) -> str:
     return f"{int(key) % 2**64:016x}"  # numpy 2 has no 2**64 beside its own integers
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """The path that a user has written, ``~`` and ``~user`` for a home folder in it; an unknown user stays as it is."""
     try:
         return Path(text).expanduser()

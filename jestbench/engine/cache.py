@@ -16,7 +16,7 @@ import torch
 
 from jestbench.batch import View
 from jestbench.data.pairs import Pairs
-from jestbench.disk import cache_root, digest, hashed, write_json
+from jestbench.disk import cache_root, digest, hashed, user_path, write_json
 from jestbench.engine.rows import Stored
 from jestbench.engine.shared_rows import SharedRows
 from jestbench.model.encoders import Encoders
@@ -81,7 +81,7 @@ class Cache:
             "versions": {name: version(name) for name in ("torch", *model.libraries)},
         }
         digest = hashed(json.dumps(described, sort_keys=True), 32)
-        root = cache_root() / "embeddings" if self.folder is None else Path(self.folder).expanduser()
+        root = cache_root() / "embeddings" if self.folder is None else user_path(self.folder)
         return Bound(self.dtype, block, root / digest.hex()[:16], digest, described)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.disk import DataError, digest
+from jestbench.disk import DataError, digest, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
@@ -66,7 +66,7 @@ class HuggingFaceClip(Foreign):
     @property
     def label(self) -> str:
         """The folder's name, or the name on the hub."""
-        return Path(self.path).expanduser().name if self._local is not None else self.path
+        return user_path(self.path).name if self._local is not None else self.path
 
     @property
     def identity(self) -> str:
@@ -88,7 +88,7 @@ class HuggingFaceClip(Foreign):
 
     @property
     def _local(self) -> Path | None:
-        path = Path(self.path).expanduser()
+        path = user_path(self.path)
         return path if path.is_dir() else None
 
     def _folder(self, fetch: bool = True, patterns: tuple[str, ...] = FILES) -> Path:

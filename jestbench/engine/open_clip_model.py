@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jestbench.disk import DataError, digest, nearest
+from jestbench.disk import DataError, digest, nearest, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
@@ -64,7 +64,7 @@ class OpenClip(Foreign):
         together = self.model.startswith((LOCAL, HUB))
         if together and self.pretrained:
             raise ValueError(f"open_clip.model = {self.model!r} brings its own weights: leave open_clip.pretrained out")
-        folder = bool(self.model) and Path(self.model).expanduser().is_dir()
+        folder = bool(self.model) and user_path(self.model).is_dir()
         if not together and not (self.model and self.pretrained):
             raise ValueError(
                 "open_clip needs a model and its weights: bind open_clip.model (a name) and open_clip.pretrained (a "
@@ -92,7 +92,7 @@ class OpenClip(Foreign):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.model.removeprefix(LOCAL)).expanduser()
+        return user_path(self.model.removeprefix(LOCAL))
 
     @property
     def _config_file(self) -> Path:
@@ -116,7 +116,7 @@ class OpenClip(Foreign):
         """
         if self.model.startswith(HUB):
             return None
-        path = self._folder if self.model.startswith(LOCAL) else Path(self.pretrained).expanduser()
+        path = self._folder if self.model.startswith(LOCAL) else user_path(self.pretrained)
         if path.is_dir():
             path = chosen_weights(path, WEIGHTS)
         elif not path.exists() and not self.model.startswith(LOCAL):
@@ -240,7 +240,7 @@ class OpenClip(Foreign):
         """
         local_or_hub = self.model.startswith((LOCAL, HUB))
         given = None if local_or_hub or weights is None else str(weights)
-        if not local_or_hub and weights is not None and not Path(self.pretrained).expanduser().exists():
+        if not local_or_hub and weights is not None and not user_path(self.pretrained).exists():
             given = self.pretrained  # a tag, by which the library finds mean, std and interpolation
         try:
             with quietly(), warnings.catch_warnings():

@@ -128,7 +128,7 @@ class TokenizerChoice:
         return Tokenizer(definition, self.length, pad, end)
 
     def _local(self) -> Path | None:
-        path = Path(self.source).expanduser()
+        path = disk.user_path(self.source)
         if not self.source or not path.exists():
             return None
         return path / "tokenizer.json" if path.is_dir() else path

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from jestbench.data.decode import squared
+from jestbench.disk import user_path
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.open_clip_model import HUB, LOCAL, OpenClip
 from jestbench.model.encoders import Encoders
@@ -106,7 +107,7 @@ def load_model(source: str | Path, device: str = "cpu", trust_pickle: bool = Fal
     elif kind == "hf":
         foreign = HuggingFaceClip(path=rest, trust_pickle=trust_pickle).load()
     else:
-        return _of_run(Path(source).expanduser(), device)
+        return _of_run(user_path(source), device)
     foreign = foreign.to(device).eval()
     return LoadedModel(foreign, foreign.tokens, foreign.pictures)
 

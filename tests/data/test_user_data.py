@@ -458,6 +458,13 @@ def test_paths_of_images_below_the_home_folder_and_by_file_urls_are_read(tmp_pat
         assert [key for key, _ in pairs_of(opened(HuggingFace, tmp_path, table))] == [key for key, _ in wanted]
 
 
+@pytest.mark.parametrize("kind", [Csv, HuggingFace, WebDataset])
+def test_the_home_folder_of_an_unknown_user_is_no_file(tmp_path, kind):
+    said = refused(kind, tmp_path, "~nobody-at-all/x.parquet")
+    assert said.startswith(f"{kind.label}.pool: ")
+    assert "~nobody-at-all/x.parquet" in said
+
+
 def test_images_that_are_not_there_are_shown_with_the_likely_cause(tmp_path):
     def said(path: str) -> str:
         return refused(Csv, tmp_path, table_of(tmp_path / "x.csv", f"filepath,title\n{path},a\n"))

@@ -25,7 +25,7 @@ from jestbench.data.icons.icon_folder import prepare_folder
 from jestbench.data.icons.icon_web import Flags, Index, WebNoise, long_tail, partly_right, repeated
 from jestbench.data.icons.recipe import Recipe
 from jestbench.data.pairs import ArrayPairs, Pairs
-from jestbench.disk import cache_root, digest, file_digest
+from jestbench.disk import cache_root, digest, file_digest, user_path
 from jestbench.model.tokenizer import LEAST_VOCABULARY, Tokenizer
 from jestbench.parallel.locks import locked
 
@@ -126,7 +126,7 @@ class PreparedIcons(ABC):
     def folder(self) -> Path:
         """The folder of the prepared data; its name depends on everything that the data depend on."""
         name = f"{self.label}-{_digest(CODE_VERSION, self.vocab_size, self.recipe)}"
-        return Path(self.cache_dir or cache_root()).expanduser() / name
+        return (user_path(self.cache_dir) if self.cache_dir else cache_root()) / name
 
     def index(self, *columns: str) -> tuple[npt.NDArray[Any], ...]:
         """Columns of the index, which holds each image's facts apart from its pixels."""

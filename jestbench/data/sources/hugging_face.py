@@ -23,7 +23,7 @@ from jestbench.data.sources.other_kinds import READ, kind_of_file
 from jestbench.data.sources.patterns import globbed, local_path
 from jestbench.data.sources.shard_index import ShardIndex, SplitTable, digest, image_key
 from jestbench.data.sources.source import Fetched, Shard, Source, needs, refuse_twice
-from jestbench.disk import nearest_or_all
+from jestbench.disk import nearest_or_all, user_path
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 """Ending of a table → the kind that ``datasets`` opens it as."""
@@ -265,7 +265,7 @@ class RowRanges:
 def _parts(name: str) -> tuple[str, str]:
     """Split ``WHAT:SPLIT`` into its two parts."""
     matched = re.fullmatch(r"(?P<what>.+?):(?P<part>\w[\w.-]*(\[[^\]]*\])?)", name)
-    if matched is None or Path(name).expanduser().exists():
+    if matched is None or user_path(name).exists():
         return name, "train"
     return matched["what"], matched["part"]
 
@@ -279,7 +279,7 @@ def _named(name: str) -> list[tuple[str, str]]:
 
 def _files(what: str) -> list[Path] | None:
     """The local files of ``WHAT``; ``None`` where it is a name on the hub."""
-    path = Path(what).expanduser()
+    path = user_path(what)
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file())
         # Hidden ones are no data: macOS leaves a ._0.jpg beside 0.jpg, a notebook its checkpoints.
@@ -293,7 +293,7 @@ def _files(what: str) -> list[Path] | None:
 
 def _folder(name: str) -> Path:
     """The folder that paths in a data set are relative to."""
-    path = Path(_parts(name)[0]).expanduser()
+    path = user_path(_parts(name)[0])
     return path if path.is_dir() else path.parent
 
 
@@ -307,8 +307,8 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
     try:
         if files is None:
             data = datasets.load_dataset(what, config_name, split=part, revision=revision)
-        elif Path(what).expanduser().is_dir():
-            data = _open_folder(datasets, Path(what).expanduser(), part, files)
+        elif user_path(what).is_dir():
+            data = _open_folder(datasets, user_path(what), part, files)
         elif not files or files[0].suffix not in NAMED:
             found = kind_of_file(files[0]) if files else ""
             but = f" but {found}" if found else ""

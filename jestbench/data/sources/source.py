@@ -32,7 +32,7 @@ from jestbench.data.sources.shard_index import (
     joined_tables,
     write_table,
 )
-from jestbench.disk import cache_root, nearest_or_all
+from jestbench.disk import cache_root, nearest_or_all, user_path
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.tokenizer_choice import TokenizerChoice
 from jestbench.parallel.locks import locked
@@ -250,7 +250,7 @@ class Source(ABC):
     @property
     def folder(self) -> Path:
         """Where the index is kept."""
-        return Path(self.cache_dir or cache_root()).expanduser() / "indexed"
+        return (user_path(self.cache_dir) if self.cache_dir else cache_root()) / "indexed"
 
     @property
     def bound(self) -> tuple[str, ...]:
