@@ -2,8 +2,8 @@
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
 records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage`` and ``chosen@ARM`` name the other kinds of
-table.
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end`` and ``chosen@ARM`` name the
+other kinds of table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jestbench.compare.comparison import Arm, Interval, Table
+from jestbench.compare.comparison import Arm, Interval, Speedup, Table
 from jestbench.compare.configurations import read_configuration
 from jestbench.compare.report import compare
 from jestbench.compare.statistics import Cell, Difference, Fit, fit
@@ -60,13 +60,9 @@ def _interval(of: Interval | Difference, unit: float, sign: str = "") -> str:
     return f"{of.value * unit:{sign}.{digits}f} [{ends}]"
 
 
-def _factors(arm: Arm, table: Table) -> list[str]:
-    """FLOPs that the arm saves over the baseline, without and with its references' training."""
-    if arm.label == table.baseline:
-        return ["", ""]
-    told = [
-        f"{speedup_text(arm.speedup[axis])} {speedup_ends(arm.speedup[axis])}" for axis in ("flops", "flops_all_in")
-    ]
+def _factors(speedup: Mapping[str, Speedup]) -> list[str]:
+    """FLOPs that an arm saves over the baseline, without and with its references' training."""
+    told = [f"{speedup_text(speedup[axis])} {speedup_ends(speedup[axis])}" for axis in ("flops", "flops_all_in")]
     return [factor.strip().replace("..", "open").replace("x", "×") for factor in told]
 
 
@@ -85,8 +81,22 @@ def arms(folders: str, metric: str) -> str:
     rows = [_arm(arm, 100 if share else 1) for arm in table.arms]
     if len({point.budget for point in table.frontier}) > 1:
         head += ["FLOPs, times less [95 %]", "all in"]
-        rows = [[*row, *_factors(arm, table)] for row, arm in zip(rows, table.arms, strict=True)]
+        factors = (["", ""] if arm.label == table.baseline else _factors(arm.speedup) for arm in table.arms)
+        rows = [[*row, *two] for row, two in zip(rows, factors, strict=True)]
     return _lines(head, rows)
+
+
+def to_end(folder: str) -> str:
+    """FLOPs that arms save to the value of uniform's last rung, on all classes and on the unseen ones."""
+    head, rows = ["arm"], defaultdict[str, list[str]](list)
+    for metric, whose in zip(BOTH, ("all classes", "unseen"), strict=True):
+        table = measured(folder, metric)
+        (base,) = (arm for arm in table.arms if arm.label == table.baseline)
+        head += [f"{whose}: times less to {_interval(base.end, 100)} %", f"{whose}: all in"]
+        for arm in table.arms:
+            if arm.speedup_to_end:
+                rows[arm.label] += _factors(arm.speedup_to_end)
+    return _lines(head, ([arm, *cells] for arm, cells in rows.items()))
 
 
 def rungs(folder: str) -> str:
@@ -275,7 +285,7 @@ def filled(text: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes, "stage": stage}
+        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes, "stage": stage, "to_end": to_end}
         if what.startswith("chosen@"):
             return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
