@@ -19,7 +19,7 @@ import torch
 from foreign_models import COCA, open_clip_folder, siglip_folder
 from helpers import rows_of, summary_of
 from packaging.version import Version
-from photos import write_numbered_shards
+from photos import jpeg, write_numbered_shards
 from safetensors.torch import load_file
 
 import policies
@@ -130,6 +130,11 @@ MECHANISMS: Mapping[str, Sequence[str]] = {
         *(*policy("easy_reference"), "run.reference=$START", "run.cache=@cache()", "run.reference_accounting=online"),
     ],
     "top_of_split": [*policy("uniform"), 'run.split="pool[top=0.5, by=reference]"', "run.reference=$START"],
+    "top_of_damaged": [
+        *("--gin_file", "$DAMAGED", "--allow_unused", "synthetic.*", *policy("jest")),
+        "run.reference=" + trained("tiny_reference", "run.precision=fp64"),
+        *('run.split="pool[top=0.5, by=reference]"', "run.batch_size=7", "run.super_batch_size=17"),
+    ],
     "augmented": [*policy("hard_learner"), "run.augment=@random_resized_crop()"],
     "ladder_trained_together": [
         *(*policy("jest"), "run.reference=" + trained("tiny_reference", "run.precision=fp64")),
@@ -153,8 +158,8 @@ ARMS: Mapping[str, Sequence[str]] = {
 SHORT = "flexi_cached_odd", "cascade", "stream_ladder", "twins", "online_sigmoid", "cappy", "weights_mixture", "lit"
 SHORT += "infobatch", "concept_balance", "started", "ladder_trained_together"
 """Arms that together touch every mechanism: those of the default suite."""
-SEPARATE = ("ladder_trained_together",)
-"""Arms whose reference each number of processes trains by itself; others share those of the first."""
+SEPARATE = "ladder_trained_together", "top_of_split", "top_of_damaged"
+"""Arms whose reference and scores each number of processes makes by itself; others share those of the first."""
 TIED = ("naflex",)
 """Arms whose tokenizer takes every caption for one, so that all texts tie in the evaluation."""
 
@@ -164,6 +169,28 @@ stream.beside = @synthetic()
 stream.image_size = 16
 stream.lanes = 6
 """
+
+DAMAGED = """include "gin/data/csv.gin"
+csv.pool = "{folder}/pool.csv"
+csv.curated = "{folder}/curated.csv"
+csv.eval = "{folder}/eval.csv"
+csv.image_size = 16
+csv.max_damaged = 0.5
+tokenizer.length = 6
+"""
+
+
+def write_damaged_tables(folder: Path) -> None:
+    """Tables of pictures, every fifth of the pool damaged, and the gin file that reads them."""
+    folder.mkdir()
+    for name, first, count in (("pool", 0, 80), ("curated", 80, 32), ("eval", 112, 16)):
+        rows = ["filepath,title"]
+        for number in range(first, first + count):
+            content = jpeg(number) if name != "pool" or number % 5 else jpeg(number)[:100] + bytes([number])
+            (folder / f"{name}{number}.jpg").write_bytes(content)
+            rows.append(f"{name}{number}.jpg,drawing {number}")
+        (folder / f"{name}.csv").write_text("\n".join(rows))
+    (folder / "csv.gin").write_text(DAMAGED.format(folder=folder))
 
 
 @dataclass
@@ -187,6 +214,7 @@ class Matrix:
             return
         write_numbered_shards(self.folder, [5, 9, 1, 7, 12, 3, 8, 6, 10])
         (self.folder / "stream.gin").write_text(STREAM.format(folder=self.folder))
+        write_damaged_tables(self.folder / "damaged")
         open_clip_folder(self.folder / "clip")
         open_clip_folder(self.folder / "coca", config=COCA)
         siglip_folder(self.folder / "naflex", flexible=True)
@@ -200,7 +228,8 @@ class Matrix:
     def command(self, arm: str, size: int) -> list[str]:
         """The words of an arm."""
         length = [] if "optimizer.schedule=ladder" in ARMS[arm] else ["run.budget=None", f"budget.steps={self.steps}"]
-        places = {"$START": "start", "$STREAM": "stream.gin", "$CLIP": "clip", "$COCA": "coca", "$NAFLEX": "naflex"}
+        places = {"$START": "start", "$STREAM": "stream.gin", "$DAMAGED": "damaged/csv.gin"}
+        places |= {"$CLIP": "clip", "$COCA": "coca", "$NAFLEX": "naflex"}
         words = [*TINY, *ARMS[arm], *length, f"log.examples={self.steps}", f"run.precision={self.precision}"]
         for name, place in places.items():
             words = [word.replace(name, str(self.folder / place)) for word in words]

@@ -22,7 +22,6 @@ from jestbench.compare.comparison import (
     Comparison,
     FrontierPoint,
     SeedRun,
-    Speedup,
     Table,
 )
 from jestbench.compare.curves import AXES, mean_curve, value_at
@@ -52,7 +51,7 @@ from jestbench.compare.provenance import (
     workplace_notes,
 )
 from jestbench.compare.references import reference_rows
-from jestbench.compare.speedups import speedups_of
+from jestbench.compare.speedups import Speedups, speedups_of, speedups_to_end
 from jestbench.compare.statistics import Difference, Interval, seed_deviation
 from jestbench.compare.wording import end_text
 from jestbench.disk import shown
@@ -135,6 +134,7 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
     points = frontiers(groups, metric)
     means, differences, rule = _statistics(members, decayed, base, metric)
     speedup, about_speedups = speedups_of(groups, base, members, budget, metric)
+    to_end = speedups_to_end(groups, base, budget, metric)
     arms = []
     for group in groups:
         runs = members[group.label]
@@ -144,6 +144,7 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
             mean=means[group.label],
             difference=differences.get(group.label),
             speedup=speedup[group.label],
+            to_end=to_end.get(group.label, {}),
             points=points[group.label],
         )
         arms.append(arm)
@@ -283,7 +284,8 @@ def _arm(
     *,
     mean: Interval,
     difference: Difference | None,
-    speedup: Mapping[str, Speedup],
+    speedup: Speedups,
+    to_end: Speedups,
     points: Sequence[FrontierPoint],
 ) -> Arm:
     runs = [member.run for member in members]
@@ -304,6 +306,7 @@ def _arm(
         undecayed=len(decayed) < len(members),
         deviation=seed_deviation(np.array(decayed)) if len(decayed) >= _SEEDS_FOR_DEVIATION else None,
         speedup=speedup,
+        speedup_to_end=to_end,
         flops_total=_mean_of(members, TOTAL_FLOPS),
         flops_by_purpose={key.removeprefix("flops/"): _mean_of(members, key) for key in purposes},
         flops_eval=_mean_of(members, "flops/eval"),

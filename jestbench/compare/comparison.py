@@ -144,7 +144,9 @@ class Arm:
         undecayed: whether the table's budget lies inside the arm's learning-rate schedule, so that ``mean`` is another
             value than under a schedule that ends there, and there is no verdict.
         deviation: standard deviation from seed to seed, with its interval; ``None`` below eight seeds.
-        speedup: axis → speedup over the baseline.
+        speedup: axis → speedup over the baseline, at the baseline's value at the table's budget.
+        speedup_to_end: the same at the baseline's value at its own largest budget, which may be one that the arm was
+            never given; empty where that is the table's.
         flops_total: FLOPs of the runs themselves.
         flops_by_purpose: purpose → FLOPs; they sum to ``flops_total``.
         flops_eval: FLOPs of evaluation, outside the total.
@@ -174,6 +176,7 @@ class Arm:
     undecayed: bool
     deviation: Interval | None
     speedup: Mapping[str, Speedup]
+    speedup_to_end: Mapping[str, Speedup]
     flops_total: int
     flops_by_purpose: Mapping[str, int]
     flops_eval: int
@@ -281,6 +284,11 @@ class Table:
     def baseline_arm(self) -> Arm | None:
         """The arm that all other arms are compared with."""
         return next((arm for arm in self.arms if arm.label == self.baseline), None)
+
+    @property
+    def baseline_end(self) -> int:
+        """The baseline's largest budget, in FLOPs; the table's where there is no baseline."""
+        return max((point.budget for point in self.frontier if point.arm == self.baseline), default=self.budget)
 
 
 @dataclass(frozen=True)

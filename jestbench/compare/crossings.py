@@ -97,10 +97,11 @@ def speedups(
     measure: Measure,
     lower_is_better: bool,
     *,
+    to_end: bool = False,
     draws: int = 2000,
     seed: int = 0,
 ) -> Mapping[str, Crossing]:
-    """Speed-ups of an arm at the baseline's value at the largest budget that both have.
+    """Speed-ups of an arm at the baseline's value at the largest budget that both have, or at the baseline's end.
 
     Args:
         arm: the arm's points.
@@ -108,6 +109,7 @@ def speedups(
         unit_N: class or caption group of each example; ``None``: each is its own.
         measure: of the metric.
         lower_is_better: whether reaching the target means falling to it.
+        to_end: whether the target is the baseline's value at its own largest budget, which the arm need not have.
         draws: of all values jointly, from which the intervals come.
         seed: of the draws.
 
@@ -115,7 +117,7 @@ def speedups(
         Axis → speed-up.
     """
     sign = -1.0 if lower_is_better else 1.0
-    common = _common(arm, baseline)
+    common = len(baseline.cells) - 1 if to_end else _common(arm, baseline)
     if common is None:
         return {axis: Crossing(None, None, None, "decayed", False, "unshared") for axis in AXES}
     drawn = _draw([arm, baseline], unit_N, measure, draws, seed, (-1, common))
@@ -126,6 +128,7 @@ def speedups(
     target_P = np.concatenate([[target], target + sign * drawn.error[1][:, common]])
     place_P = np.array([_place(value_R, t) for value_R, t in zip(fitted, target_P, strict=True)])
     worse = bool(np.interp(math.log(baseline.flops_R[common]), np.log(arm.flops_R), end) < target)
+    worse = worse and not (to_end and place_P[0] == math.inf)  # an arm of smaller budgets has not got there yet
     return {
         axis: _speedup(arm.amount_R[axis], float(baseline.amount_R[axis][common]), place_P, worse, fell, drawn.known)
         for axis in AXES

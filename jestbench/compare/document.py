@@ -90,6 +90,7 @@ def _arm_json(arm: Arm, table: Table, out: Path) -> dict[str, Any]:
         "added_to_budget": arm.added_to_budget,
         "end": _ends("mean", arm.end),
         "speedup": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup.items()},
+        "speedup_to_end": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup_to_end.items()},
         "reach": {axis: {"arm": speedup.arm, "baseline": speedup.baseline} for axis, speedup in arm.speedup.items()},
         "flops_total": arm.flops_total,
         "flops_by_purpose": dict(arm.flops_by_purpose),

@@ -76,6 +76,7 @@ def _filters(out: Path) -> dict[str, Any]:
         "flops": wording.flops_text,
         "speedup": lambda speedup: wording.speedup_text(speedup).replace("x", "×"),
         "speedup_ends": wording.speedup_ends,
+        "to_end": wording.to_end_text,
         "ends": wording.without_ends,
         "value": wording.value_text,
         "difference": wording.signed,

@@ -9,10 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from jestbench.compare.comparison import Absent, SeedRun, Speedup
-from jestbench.compare.crossings import speedups
+from jestbench.compare.crossings import Ladder, speedups
 from jestbench.compare.curves import AXES, Curve, Reach, first_reach, mean_curve
 from jestbench.compare.frontiers import FEWEST_RUNGS, Metric, ladder_of
 from jestbench.compare.groups import Group
+
+Speedups = Mapping[str, Speedup]
+"""Axis → speed-up."""
 
 
 def speedups_of(
@@ -21,7 +24,7 @@ def speedups_of(
     members: Mapping[str, Sequence[SeedRun]],
     budget: int,
     metric: Metric,
-) -> tuple[dict[str, Mapping[str, Speedup]], list[str]]:
+) -> tuple[dict[str, Speedups], list[str]]:
     """Speed-ups by arm and axis.
 
     Args:
@@ -37,7 +40,7 @@ def speedups_of(
     if base is None:
         return {group.label: {axis: Speedup(None, None, "unshared") for axis in AXES} for group in groups}, []
     itself = Speedup(1.0, "decayed", low=1.0, high=1.0)
-    found: dict[str, Mapping[str, Speedup]] = {base.label: dict.fromkeys(AXES, itself)}
+    found: dict[str, Speedups] = {base.label: dict.fromkeys(AXES, itself)}
     notes: list[str] = []
     touched = False
     curve = mean_curve([_up_to_point(member) for member in members[base.label]])
@@ -85,7 +88,7 @@ def _up_to_point(member: SeedRun) -> Curve:
     )
 
 
-def _stated(speedup: Mapping[str, Speedup], unknown: bool) -> Mapping[str, Speedup]:
+def _stated(speedup: Speedups, unknown: bool) -> Speedups:
     """The speed-ups, that on all FLOPs ``unstated`` where what a model's training took is not known."""
     all_in = speedup["flops_all_in"]
     hidden = unknown and all_in.absent == "unknown"
@@ -99,8 +102,37 @@ def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -
         return None
     if not all(budget in group.budgets for group in (arm, baseline)):
         return None
+    return _crossed(one, other, metric, to_end=False)
+
+
+def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, metric: Metric) -> dict[str, Speedups]:
+    """Speed-ups at the baseline's value at its own largest budget, where that lies beyond the table's.
+
+    Args:
+        groups: the arms.
+        base: the baseline; ``None``: no speed-ups.
+        budget: of the table, in FLOPs.
+        metric: what the statistics need.
+
+    Returns:
+        Label → axis → speed-up, for arms that have a frontier; an arm that ends below that value has none.
+    """
+    if base is None or max(base.budgets, default=budget) <= budget:
+        return {}
+    other, found = ladder_of(base), {}
+    for group in groups:
+        one = ladder_of(group)
+        if group is not base and min(len(one.cells), len(other.cells)) >= FEWEST_RUNGS:
+            runs = [member.run.summary for member in (*group.members, *base.members)]
+            crossed = _crossed(one, other, metric, to_end=True)
+            found[group.label] = _stated(crossed, any(summary.pretrain_total is None for summary in runs))
+    return found
+
+
+def _crossed(one: Ladder, other: Ladder, metric: Metric, *, to_end: bool) -> dict[str, Speedup]:
+    """Speed-ups of the one ladder over the other, by axis."""
     found = {}
-    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better)
+    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better, to_end=to_end)
     for axis, crossing in crossed.items():
         have = float(other.amount_R[axis][-1])
         value = crossing.value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from jestbench.compare import wording
-from jestbench.compare.comparison import Arm, Comparison, Table
+from jestbench.compare.comparison import Comparison, Speedup, Table
 from jestbench.compare.curves import AXES
 from jestbench.compare.paths import link, portable, scrubber
 from jestbench.compare.plots import plot_names
@@ -54,10 +54,14 @@ def _terminal(table: Table, created: str) -> list[str]:
     lines += [*_align([head, *rows]), ""]
     if table.baseline is not None:
         head = ["arm", *wording.AXIS_TITLES.values()]
-        speedups = [[arm.label, *_speedup_cells(arm)] for arm in table.arms if arm.label != table.baseline]
+        speedups = [[arm.label, *_speedup_cells(arm.speedup)] for arm in table.arms if arm.label != table.baseline]
         if speedups:
             lines += [f"how many times less than {table.baseline} needs (pointwise intervals):", ""]
             lines += [*_align([head, *speedups]), "", *_wrap(_about_speedups(table))]
+        to_end = [[arm.label, *_speedup_cells(arm.speedup_to_end)] for arm in table.arms if arm.speedup_to_end]
+        if to_end:
+            asked = f"{table.baseline} needs to its value at {wording.flops_text(table.baseline_end)}, its last rung"
+            lines += ["", f"how many times less than {asked}:", "", *_align([head, *to_end])]
         lines += [line for arm in table.arms for line in _wrap(wording.sentence(arm, table), indent="  ")]
     lines += [line for text in _more(table) for line in _wrap(text, indent="  ")]
     return lines
@@ -95,8 +99,8 @@ def _more(table: Table) -> Iterable[str]:
         yield f"{pays.arm} against {pays.other}: {wording.pays_text(pays)}"
 
 
-def _speedup_cells(arm: Arm) -> list[str]:
-    found = [arm.speedup[axis] for axis in AXES]
+def _speedup_cells(speedup: Mapping[str, Speedup]) -> list[str]:
+    found = [speedup[axis] for axis in AXES]
     return [f"{wording.speedup_text(one)} {wording.speedup_ends(one)}".rstrip() for one in found]
 
 
@@ -177,7 +181,7 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
             f"×: how many times less than the baseline, `{as_code(table.baseline)}`, an arm needs to reach the "
             "baseline's value, pointwise; ~: a first touch on an undecayed curve, indicative."
         )
-        found = [wording.sentence(arm, table) for arm in table.arms]
+        found = [write(arm, table) for write in (wording.sentence, wording.to_end_text) for arm in table.arms]
         yield "\n".join(f"- {as_text(text)}." for text in found if text)
     yield from ["\n".join(f"- {as_text(text)}" for text in _more(table))] if list(_more(table)) else []
     yield "**What the FLOPs were spent on**"
@@ -193,7 +197,7 @@ def _arm_rows(table: Table) -> Iterable[list[str]]:
             wording.verdict_text(arm),
             wording.interval_text(arm, table),
             str(len(arm.runs)),
-            *_speedup_cells(arm),
+            *_speedup_cells(arm.speedup),
         ]
 
 

@@ -158,6 +158,16 @@ def saving(arm: Arm, table: Table) -> str:
     return f"{kind}{needed}{both}."
 
 
+def to_end_text(arm: Arm, table: Table) -> str:
+    """What an arm saves to the baseline's value at its largest budget; empty where that is the table's."""
+    if not arm.speedup_to_end:
+        return ""
+    found = ((AXIS_TITLES[axis], arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
+    each = (f"{title} {speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×") for title, one in found)
+    value = f"the value of {table.baseline} at {flops_text(table.baseline_end)}, its last rung"
+    return f"{arm.label} to {value}: {', '.join(each)}".replace("..", "open")
+
+
 _TASKS: tuple[tuple[str, str], ...] = (
     (r"zero_shot_top(\d+)", "zero-shot top-{}"),
     (r"zero_shot_unseen_top(\d+)", "zero-shot top-{}, images of unseen classes,"),

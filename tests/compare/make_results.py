@@ -2,7 +2,8 @@
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
 records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes`` and ``chosen@ARM`` name the other kinds of table.
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end`` and ``chosen@ARM`` name the
+other kinds of table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jestbench.compare.comparison import Arm, Interval, Table
+from jestbench.compare.comparison import Arm, Interval, Speedup, Table
 from jestbench.compare.configurations import read_configuration
 from jestbench.compare.report import compare
 from jestbench.compare.statistics import Cell, Difference, Fit, fit
@@ -59,13 +60,9 @@ def _interval(of: Interval | Difference, unit: float, sign: str = "") -> str:
     return f"{of.value * unit:{sign}.{digits}f} [{ends}]"
 
 
-def _factors(arm: Arm, table: Table) -> list[str]:
-    """FLOPs that the arm saves over the baseline, without and with its references' training."""
-    if arm.label == table.baseline:
-        return ["", ""]
-    told = [
-        f"{speedup_text(arm.speedup[axis])} {speedup_ends(arm.speedup[axis])}" for axis in ("flops", "flops_all_in")
-    ]
+def _factors(speedup: Mapping[str, Speedup]) -> list[str]:
+    """FLOPs that an arm saves over the baseline, without and with its references' training."""
+    told = [f"{speedup_text(speedup[axis])} {speedup_ends(speedup[axis])}" for axis in ("flops", "flops_all_in")]
     return [factor.strip().replace("..", "open").replace("x", "×") for factor in told]
 
 
@@ -84,8 +81,22 @@ def arms(folders: str, metric: str) -> str:
     rows = [_arm(arm, 100 if share else 1) for arm in table.arms]
     if len({point.budget for point in table.frontier}) > 1:
         head += ["FLOPs, times less [95 %]", "all in"]
-        rows = [[*row, *_factors(arm, table)] for row, arm in zip(rows, table.arms, strict=True)]
+        factors = (["", ""] if arm.label == table.baseline else _factors(arm.speedup) for arm in table.arms)
+        rows = [[*row, *two] for row, two in zip(rows, factors, strict=True)]
     return _lines(head, rows)
+
+
+def to_end(folder: str) -> str:
+    """FLOPs that arms save to the value of uniform's last rung, on all classes and on the unseen ones."""
+    head, rows = ["arm"], defaultdict[str, list[str]](list)
+    for metric, whose in zip(BOTH, ("all classes", "unseen"), strict=True):
+        table = measured(folder, metric)
+        (base,) = (arm for arm in table.arms if arm.label == table.baseline)
+        head += [f"{whose}: times less to {_interval(base.end, 100)} %", f"{whose}: all in"]
+        for arm in table.arms:
+            if arm.speedup_to_end:
+                rows[arm.label] += _factors(arm.speedup_to_end)
+    return _lines(head, ([arm, *cells] for arm, cells in rows.items()))
 
 
 def rungs(folder: str) -> str:
@@ -152,15 +163,19 @@ def _zero_shot(path: Path, budget: int) -> Ranking:
     return Ranking(found.rank_N[order], found.unit_N[order], found.key_N[order])
 
 
-def _fitted(runs: Mapping[str, Sequence[tuple[int, Ranking]]], chosen_N: npt.NDArray[np.bool_]) -> dict[str, Fit]:
-    """Top-5 on some of the images, with each of ``curated_alone`` and ``uniform`` as the baseline."""
+def _fitted(
+    runs: Mapping[str, Sequence[tuple[int, Ranking]]],
+    chosen_N: npt.NDArray[np.bool_],
+    bases: Sequence[str] = ("curated_alone", "uniform"),
+) -> dict[str, Fit]:
+    """Top-5 on some of the images, with each of the bases as the baseline."""
     cells, unit_N = {}, None
     for arm, found in runs.items():
         value_SN = np.stack([(ranking.only(chosen_N).rank_N <= 5).astype(np.float64) for _, ranking in found])
         cells[arm] = Cell(tuple(seed for seed, _ in found), value_SN.mean(1), value_SN)
         unit_N = found[0][1].only(chosen_N).unit_N
     measure = Measure(0.0, 1.0, int(chosen_N.sum()))
-    return {base: fit(cells, base, unit_N, measure, lower_is_better=False) for base in ("curated_alone", "uniform")}
+    return {base: fit(cells, base, unit_N, measure, lower_is_better=False) for base in bases}
 
 
 def _reference(path: Path) -> float:
@@ -214,6 +229,33 @@ def sizes(folders: str) -> str:
     )
 
 
+def stage(folder: str) -> str:
+    """Arms that go on from a trained learner beside arms from scratch, on all classes and on the unseen ones."""
+    runs: dict[str, list[tuple[int, Ranking]]] = defaultdict(list)
+    flops, unseen_N = {}, np.array([], np.int64)
+    for path in sorted((LOGS / folder).glob("*-seed*")):
+        summary = RunFolder(path).summary()
+        assert summary is not None
+        assert summary.budget is not None
+        label = f"{summary.arm}, {'from scratch' if summary.start is None else 'a stage'}"
+        runs[label].append((summary.seed, _zero_shot(path, summary.budget)))
+        unseen_N = RunFolder(path).results()[summary.budget].rankings["zero_shot_unseen"].key_N
+        before = 0 if summary.start is None else summary.start.flops or 0
+        flops[label] = " + ".join(flops_text(part) for part in (before, summary.budget) if part)
+    key_N = runs["uniform, a stage"][0][1].key_N
+    bases = "uniform, from scratch", "uniform, a stage"
+    fits = [_fitted(runs, chosen_N, bases) for chosen_N in (np.full(len(key_N), True), np.isin(key_N, unseen_N))]
+    rows = []
+    for arm in sorted(runs, key=lambda arm: -fits[0][bases[0]].means[arm].value):
+        cells = [arm, flops[arm]]
+        for fitted in fits:
+            cells.append(_interval(fitted[bases[0]].means[arm], 100))
+            cells += [_interval(fitted[base].differences[arm], 100, "+") if arm != base else "" for base in bases]
+        rows.append(cells)
+    columns = ("mean", *(f"minus {base}" for base in bases))
+    return _lines(["arm", "FLOPs", *columns, *(f"unseen: {column}" for column in columns)], rows)
+
+
 def _shares(folder: Path) -> dict[str, float]:
     """Shares of bad pairs among those that a run reads, and that it trains on at the start and at the end."""
     rows = [row for row in RunFolder(folder).read_rows()[0] if "select/share_noisy" in row]
@@ -243,7 +285,7 @@ def filled(text: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes}
+        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes, "stage": stage, "to_end": to_end}
         if what.startswith("chosen@"):
             return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"

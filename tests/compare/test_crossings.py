@@ -88,6 +88,19 @@ class TestSpeedups:
         assert speedup(ladder([2, 3], flops=(100, 200)), long).absent == "unshared"
         assert speedup(ladder([2, 3], flops=(0.1, 0.2)), long).absent == "unshared"
 
+    def test_target_may_be_the_baselines_value_at_its_own_end(self) -> None:
+        long = ladder([1, 2, 3, 4, 4.5], flops=(1, 2, 4, 8, 32))
+
+        def to_end(values: Sequence[float]):
+            return speedups(ladder(values), long, None, ANY, False, to_end=True)["flops"]
+
+        found = to_end([2, 3, 4, 5])  # 4.5 lies half way from 4 FLOPs to 8
+        assert found.value == pytest.approx(32 / math.sqrt(32))
+        assert found.low < found.value < found.high
+        assert (to_end([1, 2, 3, 4.2]).value, to_end([1, 2, 3, 4.2]).absent) == (None, "never")
+        assert to_end([2, 5, 3, 4]).absent == "worse"
+        assert (to_end([5, 6, 7, 8]).value, to_end([5, 6, 7, 8]).kind) == (32, "at_least")
+
     def test_unlogged_axis_is_unknown(self) -> None:
         found = speedups(ladder([2, 3, 4, 5], seconds=(1, math.nan, 2, 3)), BASE, None, ANY, False)
         assert found["seconds"].absent == "unknown"

@@ -87,6 +87,36 @@ def test_speedup_between_rungs_is_read_in_log_flops_on_every_axis(tmp_path):
         assert "~2" not in text
 
 
+def test_a_baseline_of_larger_budgets_has_its_own_end_as_a_second_target(tmp_path):
+    for seed in range(3):
+        up = 0.001 * seed
+        ladder(tmp_path / f"runs/u{seed}", [(100, 0.1 + up), (200, 0.2), (400, 0.4 + up), (1600, 0.6)], seed=seed)
+        rungs = [(100, 0.2), (200, 0.5 + up), (400, 0.7 + up)]
+        ladder(tmp_path / f"runs/j{seed}", rungs, seed=seed, arm="jest", pretrain_flops={"reference": 100})
+        ladder(tmp_path / f"runs/s{seed}", [(100, 0.1), (200, 0.3), (400, 0.5 + up)], seed=seed, arm="short")
+    comparison, document = written(tmp_path / "runs", tmp_path / "out")
+    assert document["budget"] == 400
+    by_label = {arm["label"]: arm["speedup_to_end"] for arm in document["arms"]}
+    # uniform's 0.6 at 1600 lies halfway (at √2 times 200, less a little for the seeds) between jest's rungs
+    jest = by_label["jest"]["flops"]
+    assert jest["value"] == pytest.approx(1600 / (200 * 2**0.5), rel=0.01)
+    assert jest["low"] < jest["value"] < jest["high"]
+    assert by_label["jest"]["flops_all_in"]["value"] == pytest.approx(1600 / (300 * (500 / 300) ** 0.5), rel=0.01)
+    assert (by_label["short"]["flops"]["value"], by_label["short"]["flops"]["absent"]) == (None, "never")
+    assert by_label["uniform"] == {}
+    for text in texts(comparison, tmp_path / "out"):
+        assert "its last rung" in text
+        assert f"{jest['value']:.3g}" in text
+
+
+def test_a_baseline_of_the_tables_budget_has_no_second_target(tmp_path):
+    ladder(tmp_path / "runs/u", [(100, 0.1), (200, 0.2), (400, 0.4)])
+    ladder(tmp_path / "runs/j", [(100, 0.2), (200, 0.6), (400, 0.8)], arm="jest")
+    comparison, document = written(tmp_path / "runs", tmp_path / "out")
+    assert [arm["speedup_to_end"] for arm in document["arms"]] == [{}, {}]
+    assert not any("last rung" in text for text in texts(comparison, tmp_path / "out"))
+
+
 def test_ladders_and_separate_runs_of_one_configuration_are_one_frontier(tmp_path):
     decayed = [(100, 0.1), (200, 0.2), (400, 0.4)]
     for seed in (0, 1):

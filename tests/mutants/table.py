@@ -717,6 +717,13 @@ INTERVALS = "tests/compare/test_statistics.py"
 VERDICTS = (
     Mutant("a worse end has a speedup", SPEEDUPS, '        elif worse:\n            absent = "worse"\n', "", COMPARE),
     Mutant(
+        "the second target is the first again",
+        CROSSINGS,
+        "len(baseline.cells) - 1 if to_end else _common(arm, baseline)",
+        "_common(arm, baseline)",
+        "tests/compare/test_crossings.py",
+    ),
+    Mutant(
         "a touch is called decayed", SPEEDUPS, '"touch" if value is not None', '"decayed" if value is not None', COMPARE
     ),
     Mutant(
