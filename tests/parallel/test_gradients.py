@@ -95,7 +95,10 @@ SHARDED = (
     "fewer pairs than processes",
 )
 FEW = (
-    ("softmax", "cached", "views without a row on some process", "locked, cached", "checkpointed, cached"),
+    (
+        *("softmax", "cached", "views without a row on some process", "a part of the mix that holds no pair"),
+        *("locked, cached", "checkpointed, cached"),
+    ),
     ("clipped", "cached, views without a row on some process", "fewer pairs than processes"),
 )
 """Ways of the default suite: averaged, and sharded."""

@@ -63,8 +63,12 @@ def test_names_of_files_stand_in_one_place() -> None:
 
 
 def test_without_git_a_run_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert environment("cpu", "fp32")["commit"]
+    monkeypatch.setattr("jestbench.runs.environment.IS_CHECKOUT", True)
+    (tmp_path / "git").write_text("#!/bin/sh\necho 1234abc-dirty\n")
+    (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment("cpu", "fp32")["commit"] == "1234abc-dirty"
+    (tmp_path / "git").unlink()
     assert environment("cpu", "fp32")["commit"] is None
 
 
