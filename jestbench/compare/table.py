@@ -60,7 +60,9 @@ def _terminal(table: Table, created: str) -> list[str]:
             lines += [*_align([head, *speedups]), "", *_wrap(_about_speedups(table))]
         to_end = [[arm.label, *_speedup_cells(arm.speedup_to_end)] for arm in table.arms if arm.speedup_to_end]
         if to_end:
-            asked = f"{table.baseline} needs to its value at {wording.flops_text(table.baseline_end)}, its last rung"
+            asked = (
+                f"{table.baseline} needs to its value at {wording.flops_text(table.baseline_end)}, its largest budget"
+            )
             lines += ["", f"how many times less than {asked}:", "", *_align([head, *to_end])]
         lines += [line for arm in table.arms for line in _wrap(wording.sentence(arm, table), indent="  ")]
     lines += [line for text in _more(table) for line in _wrap(text, indent="  ")]

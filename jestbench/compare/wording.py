@@ -163,9 +163,9 @@ def to_end_text(arm: Arm, table: Table) -> str:
     if not arm.speedup_to_end:
         return ""
     found = ((AXIS_TITLES[axis], arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
-    each = (f"{title} {speedup_text(one)} {speedup_ends(one)}".strip().replace("x", "×") for title, one in found)
-    value = f"the value of {table.baseline} at {flops_text(table.baseline_end)}, its last rung"
-    return f"{arm.label} to {value}: {', '.join(each)}".replace("..", "open")
+    each = ", ".join(f"{title} {speedup_text(one)} {speedup_ends(one)}".strip() for title, one in found)
+    value = f"the value of {table.baseline} at {flops_text(table.baseline_end)}, its largest budget"
+    return f"{arm.label} to {value}: {each.replace('x', '×').replace('..', 'open')}"
 
 
 _TASKS: tuple[tuple[str, str], ...] = (

@@ -105,7 +105,7 @@ def test_a_baseline_of_larger_budgets_has_its_own_end_as_a_second_target(tmp_pat
     assert (by_label["short"]["flops"]["value"], by_label["short"]["flops"]["absent"]) == (None, "never")
     assert by_label["uniform"] == {}
     for text in texts(comparison, tmp_path / "out"):
-        assert "its last rung" in text
+        assert "its largest budget" in text
         assert f"{jest['value']:.3g}" in text
 
 
@@ -114,7 +114,7 @@ def test_a_baseline_of_the_tables_budget_has_no_second_target(tmp_path):
     ladder(tmp_path / "runs/j", [(100, 0.2), (200, 0.6), (400, 0.8)], arm="jest")
     comparison, document = written(tmp_path / "runs", tmp_path / "out")
     assert [arm["speedup_to_end"] for arm in document["arms"]] == [{}, {}]
-    assert not any("last rung" in text for text in texts(comparison, tmp_path / "out"))
+    assert not any("its largest budget" in text for text in texts(comparison, tmp_path / "out"))
 
 
 def test_ladders_and_separate_runs_of_one_configuration_are_one_frontier(tmp_path):
