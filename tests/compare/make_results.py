@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
 records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end`` and ``chosen@ARM`` name the
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end``, ``budgets`` and ``chosen@ARM`` name the
 other kinds of table.
 """
 
@@ -149,6 +149,22 @@ def trial(folder: str) -> str:
     return _lines(["arm", "budget", "seeds 0, 1, 2, %", "uniform's value, %", "reached"], rows)
 
 
+def budgets(folder: str) -> str:
+    """Values of all classes of each arm's runs, by their budgets."""
+    found: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for path in sorted((LOGS / folder).glob("*-seed*")):
+        summary = RunFolder(path).summary()
+        assert summary is not None
+        assert summary.budget is not None
+        found[summary.arm][summary.budget][summary.seed] = summary.metrics[BOTH[0]]
+    every = sorted({budget for by_budget in found.values() for budget in by_budget})
+    rows = (
+        [arm, *(", ".join(f"{100 * value:.2f}" for _, value in sorted(by_budget[budget].items())) for budget in every)]
+        for arm, by_budget in sorted(found.items())
+    )
+    return _lines(["arm", *(flops_text(budget) for budget in every)], rows)
+
+
 WHOLE = 2_991
 """Curated pairs where ``icons.curated`` cuts none off: the flagship's."""
 AT = int(2e12)
@@ -285,7 +301,15 @@ def filled(text: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         begin, folder, what, _, end = found.groups()
-        made = {"rungs": rungs, "rates": rates, "trial": trial, "sizes": sizes, "stage": stage, "to_end": to_end}
+        made = {
+            "rungs": rungs,
+            "rates": rates,
+            "trial": trial,
+            "sizes": sizes,
+            "stage": stage,
+            "to_end": to_end,
+            "budgets": budgets,
+        }
         if what.startswith("chosen@"):
             return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
         return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
