@@ -2,8 +2,8 @@
 
 A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
 records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end``, ``budgets`` and ``chosen@ARM`` name the
-other kinds of table.
+for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end``, ``budgets`` and
+``chosen@ARM`` name the other kinds of table.
 """
 
 from __future__ import annotations
