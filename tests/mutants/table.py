@@ -634,8 +634,8 @@ FORECASTS = (
     Mutant(
         "a reference is forecast at every pass over the pool",
         "jestbench/launch/charges.py",
-        "each = price.total - price.first_sight",
-        "each = price.total",
+        "found = replace(found, each=price.total - price.first_sight)",
+        "found = replace(found, each=price.total)",
         PLANNED,
     ),
     Mutant(
