@@ -211,7 +211,7 @@ def _scale_by_budgets(axes: Axes, table: Table, axis: str, smallest: float) -> N
 def _label_amounts(axes: Axes, label: str, unit: str) -> None:
     """Label the x axis in one unit, named in the axis label alone."""
     divisor, prefix = decimal_prefix(axes.get_xlim()[1])
-    # Budgets are round; pairs at a budget are not, and 0.8 says what 0.801 does.
+    # Budgets are round numbers and are labelled in full; the pairs seen at a budget are rounded to two digits.
     digits = 3 if unit else 2
     axes.xaxis.set_major_formatter(lambda value, _: f"{float(f'{value / divisor:.{digits}g}'):g}")
     in_unit = f"{prefix}{unit}" if unit else _COUNTS.get(prefix, f"in {divisor:.0e}")

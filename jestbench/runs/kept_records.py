@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from jestbench.batch import DataError
 from jestbench.disk import shown, whole
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.summary import ReferenceEntry, StartEntry
 
 REFERENCES = "references"
 """Below a run's records: those of the runs that trained its references."""
+START = "start"
+"""Below a run's records: those of the run that it began from."""
+_Entry = TypeVar("_Entry", ReferenceEntry, StartEntry)
 
 
 def worth_keeping(run_dir: Path) -> bool:
@@ -25,10 +30,10 @@ def worth_keeping(run_dir: Path) -> bool:
 
 
 def keep_records(run_dir: Path, records: Path) -> None:
-    """Copy a run's configuration, environment, metrics, results and summary, with those of its references.
+    """Copy a run's configuration, environment, metrics, results and summary, with those of its references and start.
 
-    The copies stand by themselves: paths to references are relative. Whatever stood at ``records`` is replaced,
-    whole or not at all.
+    The copies stand by themselves: paths to references and start are relative. Whatever stood at ``records`` is
+    replaced, whole or not at all.
 
     Args:
         run_dir: the folder of a run that is ``worth_keeping``.
@@ -44,18 +49,22 @@ def keep_records(run_dir: Path, records: Path) -> None:
         records.parent.mkdir(parents=True, exist_ok=True)
         with whole(records) as new:
             _copy(run_dir, new)
-            entries = []
-            for entry in summary.references:
-                trained = run_dir / entry.run_dir  # an absolute path stays one
-                kept = Path(REFERENCES, trained.name)
-                if RunFolder(trained).is_run_folder():
-                    _copy(trained, new / kept)
-                    entry = replace(entry, run_dir=kept.as_posix())
-                entries.append(entry)
-            RunFolder(new).write_summary(replace(summary, references=tuple(entries)))
+            references = tuple(_kept(run_dir, entry, new, REFERENCES) for entry in summary.references)
+            start = None if summary.start is None else _kept(run_dir, summary.start, new, START)
+            RunFolder(new).write_summary(replace(summary, references=references, start=start))
             shutil.rmtree(records, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{shown(records)}: the records of {shown(run_dir)} cannot be kept: {error}") from error
+
+
+def _kept(run_dir: Path, entry: _Entry, new: Path, part: str) -> _Entry:
+    """Copy the records of a run that another stood on, and return its entry with their path; the same without any."""
+    trained = run_dir / entry.run_dir  # an absolute path stays one
+    if not entry.run_dir or not RunFolder(trained).is_run_folder():
+        return entry
+    kept = Path(part, trained.name)
+    _copy(trained, new / kept)
+    return replace(entry, run_dir=kept.as_posix())
 
 
 def _copy(run_dir: Path, to: Path) -> None:

@@ -57,7 +57,8 @@ class StartEntry:
 
     Attributes:
         name: label of the run that trained it, or of a model that another library brings.
-        run_dir: that run's folder; empty of a model that another library brings.
+        run_dir: that run's folder, absolute or relative to the folder of the run that began from it; empty of a model
+            that another library brings.
         flops: that its training took, with all that it stood on; ``None`` where not known.
         part: ``whole``, or the ``image`` tower alone.
     """

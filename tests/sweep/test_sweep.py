@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from jestbench.compare import report
 from jestbench.launch import command
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records
+from jestbench.runs.summary import ReferenceEntry
 from jestbench.sweep import proposals, run_sweep, sweep_arms, sweep_file
 from jestbench.sweep import side_by_side as processes
 
@@ -498,6 +499,22 @@ def test_kept_records_stand_for_the_runs(call: Call, started: list[list[str]], t
     with pytest.raises(DataError, match="no run that has ended"):
         keep_records(Path("elsewhere"), Path("kept"))
     assert not Path("kept").exists()
+
+
+def test_kept_records_hold_those_of_the_start_and_of_no_model_of_a_library(tmp_path: Path, call: Call) -> None:
+    begun = ["--gin_file", str(ROOT / "gin/run/tiny.gin"), *START]
+    assert command.main([*begun, "--run_dir", "first"]) == 0
+    assert command.main([*begun, "run.init=first", "--run_dir", "second"]) == 0
+    keep_records(Path("second"), Path("kept/second"))
+    kept = RunFolder(Path("kept/second")).summary()
+    assert kept.start.run_dir == "start/first"
+    assert RunFolder(Path("kept/second/start/first")).summary() == RunFolder(Path("first")).summary()
+    summary = RunFolder(Path("second")).summary()
+    library = replace(summary, start=replace(summary.start, run_dir=""), references=(ReferenceEntry("ViT", "", None),))
+    RunFolder(Path("second")).write_summary(library)
+    keep_records(Path("second"), Path("kept/library"))
+    assert RunFolder(Path("kept/library")).summary() == library
+    assert not list(Path("kept/library").glob("*/*/summary.json")), "no copy of the run itself"
 
 
 def test_a_sweep_may_be_about_the_loss_and_goes_to_wandb_once(
