@@ -11,7 +11,7 @@ from jestbench.disk import user_path
 
 def is_url(path: str) -> bool:
     """Whether a path is a URL of another place than this disk, or a command whose output is read."""
-    return re.match(r"pipe:|(?!file:)[a-z][a-z0-9+*]*://", path) is not None
+    return re.match(r"pipe:|(?!file:)[a-z][a-z0-9+]*://", path) is not None
 
 
 def local_path(text: str) -> Path:
