@@ -276,7 +276,12 @@ def test_a_stream_whose_shard_was_packed_anew_is_other_data(tmp_path):
     )
 
 
-@pytest.mark.parametrize("uids", [["0" * 32, "f" * 32, "1" * 31], ["0" * 32, "é" * 32], ["ab " * 10 + "ab", "0" * 32]])
+SIGNED = ["-" + "a" * 31, "+" + "a" * 31, "0x" + "a" * 30, "a" * 30 + "_a", "0" * 31 + "a"]
+
+
+@pytest.mark.parametrize(
+    "uids", [["0" * 32, "f" * 32, "1" * 31], ["0" * 32, "é" * 32], ["ab " * 10 + "ab", "0" * 32], SIGNED]
+)
 def test_a_uid_has_the_same_key_alone_and_among_others(uids):
     assert [keys_of([uid])[0].tolist() for uid in uids] == keys_of(uids).tolist()
     assert len(np.unique(keys_of(uids))) == len(uids)

@@ -409,6 +409,13 @@ def test_the_separator_is_found_from_the_header(tmp_path, name, separator):
     assert list(opened(Csv, tmp_path, pool).captions) == ["a dog", "a cat"]
 
 
+def test_a_table_of_columns_between_blanks_is_read_to_its_end(tmp_path):
+    pool = table_of(tmp_path / "x.txt", 'filepath title\n0.jpg dog\n1.jpg "a cat"\n')
+    split = opened(Csv, tmp_path, pool, separator=" ")
+    assert list(split.captions) == ["dog", "a cat"]
+    assert damage_of(split) == {}
+
+
 @pytest.mark.parametrize(("name", "separator"), [("x.csv", ","), ("x.tsv", "\t"), ("tabs.csv", "\t")])
 def test_a_table_without_names_of_its_columns_is_refused_with_what_to_do(tmp_path, name, separator):
     said = refused(Csv, tmp_path, table_of(tmp_path / name, f"0.jpg{separator}a dog\n1.jpg{separator}a cat\n"))

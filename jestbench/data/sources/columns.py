@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
 """A uid as a list holds it: the two halves of 128 bits, as DataComp writes them."""
 KEY = "key"
 """The uid that is the content key of a pair's image, as 16 hexadecimal digits."""
-HEX = 32
-"""Digits of a uid that is 128 bits written in hexadecimal, as DataComp's are."""
+HEX = re.compile("[0-9a-fA-F]{32}")
+"""A uid that is 128 bits written in hexadecimal, as DataComp's are."""
 
 
 def short_names(names: Sequence[str], binding: str) -> tuple[str, ...]:
@@ -82,20 +82,8 @@ def note_missing(
 
 def keys_of(uids: Sequence[str]) -> npt.NDArray[Any]:
     """128 bits of each uid, of the type ``HALVES``: of 32 hexadecimal digits their value, of another text its hash."""
-    if all(len(uid) == HEX for uid in uids):
-        with suppress(ValueError):
-            packed = bytes.fromhex("".join(uids))
-            if len(packed) * 2 == HEX * len(uids):  # white space would be skipped
-                return np.frombuffer(packed, HALVES.newbyteorder(">")).astype(HALVES)
-    halves = np.zeros(len(uids), HALVES)
-    for row, uid in enumerate(uids):
-        text = uid if len(uid) == HEX else digest(uid, HEX // 2)
-        try:
-            bits = int(text, 16)
-        except ValueError:
-            bits = int(digest(uid, HEX // 2), 16)
-        halves[row] = bits >> 64, bits & (2**64 - 1)
-    return halves
+    digits = "".join(uid if HEX.fullmatch(uid) else digest(uid, HALVES.itemsize) for uid in uids)
+    return np.frombuffer(bytes.fromhex(digits), HALVES.newbyteorder(">")).astype(HALVES)
 
 
 def read_keys(path: Path, column: str) -> npt.NDArray[Any]:

@@ -25,8 +25,12 @@ from jestbench.disk import decoded, nearest
 
 SEPARATORS = ("\t", ",", ";", "|")
 """Separators that are looked for in a header."""
-END = "\ue000end of the table\n"
-"""A line put behind the last, which a quote that is still open there would take into its field."""
+END = "\ue000endofthetable\n"
+"""A line put behind the last one, of letters alone, as a separator is none, so that it is read as a row of one field.
+
+A quote that is still open at the end of the table takes this line into its field, where ``_numbered_rows`` finds it; a
+reader of the table alone would give the rows behind the quote as one caption.
+"""
 _PICTURE = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|jp2|avif)(?!\w)", re.IGNORECASE)
 """How the name of a picture ends."""
 
