@@ -95,6 +95,10 @@ class JoinedPairs(IndexedPairs):
         joined.parts = tuple(part.drawn(seed, epoch) for part in self.parts)
         return joined
 
+    def expanded(self) -> JoinedPairs:
+        """The splits in which each of several captions of an image is a pair of its own, one behind the other."""
+        return JoinedPairs([part.expanded() for part in self.parts], self.names, self.shares)
+
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions."""
         return mended(self, *self.attempt(index_B), index_B)

@@ -71,6 +71,14 @@ class PartPairs(Wrapped):
         part.pairs = whole
         return part
 
+    def expanded(self) -> PartPairs:
+        """All captions of the images that the part ``holds``, each a pair of its own."""
+        whole = self.pairs.expanded()
+        if whole is self.pairs:
+            return self
+        index_N = self.holds(torch.from_numpy(whole.image_key_N)).nonzero().flatten()
+        return PartPairs(whole, index_N, self.name.removeprefix(self.pairs.name), f"of-{self.fingerprint}")
+
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions of the part, and which of them are damaged."""
         return self.pairs.attempt(self.index_N[index_B])
@@ -129,7 +137,7 @@ class HalfPairs(PartPairs):
 
     def __init__(self, pairs: IndexedPairs, half: Half) -> None:
         self.half = half
-        index_N = self.holds(torch.as_tensor(pairs.image_key_N)).nonzero().flatten()
+        index_N = self.holds(torch.tensor(pairs.image_key_N)).nonzero().flatten()
         super().__init__(pairs, index_N, f", half {half}", f"half{half}")
 
     def holds(self, image_key_B: Tensor) -> Tensor:

@@ -270,6 +270,14 @@ def test_a_member_that_is_too_large_is_damage_where_it_is_asked_for(tmp_path, mo
     assert damage == {"member too large": 1}
 
 
+def test_a_sample_that_is_too_large_is_one_lost_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_SAMPLE", 2000)
+    large = [("9.png", picture(9)), ("9.txt", b"number 9"), *((f"9.{part}", bytes(900)) for part in "abcd")]
+    pairs, damage = both(tmp_path, str(tar_of(tmp_path / "0.tar", [*plain(2), *large, *plain(1, first=2)])))
+    assert pairs == expected("number 0", "number 1", "number 2")
+    assert damage == {"sample too large": 1}
+
+
 def overwritten(content: bytes) -> bytes:
     start = content.index(b"0005.png")
     return content[:start] + b"\xff" * 512 + content[start + 512 :]

@@ -742,6 +742,23 @@ def test_parquet_arrow_and_saved_folders(tmp_path, datasets):
     expect(sent, list(range(12)))
 
 
+def test_a_file_or_folder_whose_name_holds_marks_of_a_glob_is_read_itself(tmp_path, datasets):
+    hub_table(datasets, range(2)).to_parquet(tmp_path / "pool1.parquet")
+    hub_table(datasets, range(2, 4)).to_parquet(tmp_path / "other.parquet")
+    (tmp_path / "other.parquet").rename(tmp_path / "pool[1].parquet")
+    hub_table(datasets, range(4, 6)).to_parquet(tmp_path / "tables.parquet")
+    (tmp_path / "tables[1]").mkdir()
+    (tmp_path / "tables.parquet").rename(tmp_path / "tables[1]" / "0.parquet")
+    photos = folder_of_photos(tmp_path / "photos[1]", 2)
+    write_csv(tmp_path / "photos[1]" / "metadata.csv", [(p.name, t) for p, t in photos], header=("file_name", "text"))
+    named = (f"{tmp_path}/pool[1].parquet", f"{tmp_path}/tables[1]", f"{tmp_path}/photos[1]")
+    expect(prepared(HuggingFace, tmp_path, pool=named).split("pool"), [2, 3, 4, 5, 0, 1])
+    expect(prepared(HuggingFace, tmp_path, pool=f"{tmp_path}/pool[12].parquet:train[:1]").split("pool"), [0])
+    for name, (path, text) in zip(("t1.csv", "t[1].csv"), photos, strict=True):
+        write_csv(tmp_path / name, [(str(path), text)])
+    expect(prepared(Csv, tmp_path, pool=f"{tmp_path}/t[1].csv").split("pool"), [1])
+
+
 def test_image_folders_with_metadata_or_classes(tmp_path, datasets):
     photos = folder_of_photos(tmp_path / "meta", 4)
     write_csv(tmp_path / "meta" / "metadata.csv", [(p.name, t) for p, t in photos], header=("file_name", "text"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -85,6 +86,38 @@ def test_a_split_that_cannot_be_read_is_refused_with_an_example(split, said):
 
 def test_the_names_in_a_split():
     assert names_in("pool+curated") == names_in({TOP: 0.5, "curated": 2}) == {"pool", "curated"}
+
+
+@pytest.fixture
+def captioned(tmp_path, monkeypatch):
+    """Words that bind tables of 40 pictures of two captions each, eight of them alone in a second split."""
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    for name, numbers in (("pool", range(40)), ("curated", range(40, 48)), ("eval", range(48, 56))):
+        rows = [f"{name}/{i}.jpg,{kind} photo {i},{i}" for i in numbers for kind in ("small", "large")]
+        (tmp_path / name).mkdir()
+        for i in numbers:
+            (tmp_path / name / f"{i}.jpg").write_bytes(jpeg(i))
+        (tmp_path / f"{name}.csv").write_text("\n".join(["filepath,title,q", *rows]))
+    tables = [f"csv.{name}={tmp_path / name}.csv" for name in ("pool", "curated", "eval")]
+    return [*QUICK, *tables, "csv.columns=('q',)", "csv.image_size=32", "run.batch_size=8", "run.super_batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("words", "captions"),
+    [
+        ((), 80),
+        (("run.split='pool[top=0.25, by=column:q]'",), 20),
+        (("run.split={'pool': 0.75, 'curated': 0.25}",), 96),
+        (("run.split={'pool[top=0.25, by=column:q]': 0.75, 'curated': 0.25}",), 36),
+        (("run.half=0",), 2 * sum(content_key(jpeg(i)) % 2 == 0 for i in range(40))),
+    ],
+)
+def test_every_caption_of_a_part_or_a_mixture_is_scored_into_the_cache(captioned, tmp_path, capsys, words, captions):
+    own = ("gin/run/csv.gin", "run.budget=1e9", "run.batch_size=8")
+    files = ["--gin_file", "gin/run/csv.gin", "--gin_file", "gin/policy/jest.gin"]
+    cache = ["run.cache=@cache()", f"cache.folder={tmp_path / 'filled'}", f"run.reference={own!r}"]
+    assert main([*files, *captioned, *cache, *words, "--fill_cache"]) == 0
+    assert json.loads(capsys.readouterr().out)["reference"]["pairs"] == captions
 
 
 def test_a_reference_is_trained_on_the_top_of_the_pool(tmp_path, monkeypatch, capsys):

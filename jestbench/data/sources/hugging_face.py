@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -314,7 +315,7 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
             but = f" but {found}" if found else ""
             raise DataError(f"{what} is no parquet, arrow or JSON file{but}: name one, or a folder of tables")
         else:
-            kind, paths = NAMED[files[0].suffix], [str(file) for file in files]
+            kind, paths = NAMED[files[0].suffix], [escape(str(file)) for file in files]
             data = datasets.load_dataset(kind, data_files={part.partition("[")[0]: paths}, split=part)
     except DataError:
         raise
@@ -381,9 +382,9 @@ def _open_folder(datasets: Any, folder: Path, part: str, files: Sequence[Path]) 
     if paired > (len(names) / 2 if tables else 0) and not any(file.name in METADATA for file in files):
         return _with_texts_beside(datasets, folder, part, images, texts)
     if tables:
-        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=str(folder), split=part)
+        return datasets.load_dataset(tables.most_common(1)[0][0], data_dir=escape(str(folder)), split=part)
     if images:
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=part)
+        return datasets.load_dataset("imagefolder", data_dir=escape(str(folder)), split=part)
     return datasets.load_dataset(str(folder), split=part)
 
 

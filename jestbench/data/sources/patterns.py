@@ -22,9 +22,9 @@ def local_path(text: str) -> Path:
 
 
 def globbed(pattern: str) -> list[Path] | None:
-    """Files of a glob, sorted; ``None`` where the pattern is not a glob."""
-    if not any(mark in pattern for mark in "*?["):
-        return None
+    """Files of a glob, sorted; ``None`` where the pattern is not a glob, or a file has that very name."""
     path = local_path(pattern)
+    if not any(mark in pattern for mark in "*?[") or path.exists():
+        return None
     base = Path(path.anchor) if path.is_absolute() else Path()
     return sorted(base.glob(str(path.relative_to(path.anchor))))

@@ -14,7 +14,7 @@ import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -249,6 +249,8 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     def ended() -> tuple[str, Sample | Damaged]:
         endings = frozenset(sample)
         before = seen.setdefault(name, endings)
+        if size > MAX_SAMPLE:
+            return name, Damaged("sample too large", f"its members have more than {MAX_SAMPLE:,} bytes")
         if before is endings:
             return name, sample
         if before & endings:
@@ -271,12 +273,10 @@ def samples(tar: Seekable, unread: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             sample = {}
         size = size + len(member.content) if here == name else len(member.content)
         name, ending = here, ending.lower()
-        if size > MAX_SAMPLE:
-            yield name, Damaged("sample too large", f"its members have more than {MAX_SAMPLE:,} bytes")
-        elif ending in sample:
+        if ending in sample:
             yield name, Damaged("duplicate key", f"two members {ending}")
         else:
-            sample[ending] = member
+            sample[ending] = member if size <= MAX_SAMPLE else replace(member, content=b"")
     # The sample in which a tar breaks off may lack members, which is counted like in any other sample.
     if sample:
         yield ended()
