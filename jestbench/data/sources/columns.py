@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,25 @@ def note_missing(
         if math.isnan(value) and reason not in examples:
             has = f"the columns are {', '.join(header)}"
             examples[reason] = f"{where}: {f'{name} holds {content!r}, no number' if name in header else has}"[:400]
+
+
+def refuse_missing(
+    names: Sequence[str], values: Sequence[float], uid: str, found: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse a pair of which a number is missing.
+
+    Args:
+        names: of the numbers, short.
+        values: the numbers of the pair.
+        uid: of the pair, for the message; empty where there is none.
+        found: what was found in place of a number, by its name, for the message.
+
+    Raises:
+        Damaged: naming the first number that is missing.
+    """
+    for name, value in zip(names, values, strict=True):
+        if math.isnan(value):
+            raise Damaged(f"no value of {name}", found.get(name, f"uid {uid}" if uid else ""))
 
 
 def keys_of(uids: Sequence[str]) -> npt.NDArray[Any]:
@@ -244,7 +264,7 @@ class Beside:
         names: of all numbers, those read with the pairs before those that are joined.
         metadata: joined by uid.
         wanted: uids, ascending, to which the split is restricted.
-        found: which of the wanted were seen.
+        seen_M: which of the wanted were seen.
         outside: images left out, since their uid is not among the wanted.
         lacking: the numbers that no image of the split has, so that it counts as a split without them.
     """
@@ -253,7 +273,7 @@ class Beside:
     names: tuple[str, ...] = ()
     metadata: Metadata | None = None
     wanted: npt.NDArray[Any] | None = None
-    found: set[int] = field(default_factory=set)
+    seen_M: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     outside: int = 0
     lacking: frozenset[str] = frozenset()
 
@@ -275,7 +295,8 @@ class Beside:
         """
         found = Metadata.read(metadata, uid.rpartition(".")[2], joined) if joined else None
         wanted = wanted_keys(lists, uid) if lists else None
-        return cls(len(own), short_names((*own, *joined), ".columns"), found, wanted)
+        seen_M = np.zeros(0 if wanted is None else len(wanted), bool)
+        return cls(len(own), short_names((*own, *joined), ".columns"), found, wanted, seen_M)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -283,11 +304,11 @@ class Beside:
         return tuple(name for name in self.names if name not in self.lacking)
 
     def numbers(self, came: Came) -> npt.NDArray[np.float64]:
-        """All numbers of a shard's images, ``[N, C]``."""
-        if self.metadata is None:
-            return came.value_NC
-        joined_NC = self.metadata.of(keys_of(came.uids)) if came.uids else np.empty((0, len(self.metadata.names)))
-        return np.concatenate([came.value_NC, joined_NC], axis=1)
+        """The numbers that the split has, of a shard's images, ``[N, C]``."""
+        value_NC = came.value_NC
+        if self.metadata is not None:
+            value_NC = np.concatenate([value_NC, self.metadata.of(keys_of(came.uids))], axis=1)
+        return value_NC[:, [name not in self.lacking for name in self.names]]
 
     def survey(self, shards: Sequence[Came]) -> None:
         """Find the numbers that no image has; every one of them counts as missing in a split where another has it."""
@@ -297,49 +318,18 @@ class Beside:
         self.lacking = frozenset(name for name, there in zip(self.names, seen, strict=True) if not there)
 
     def inside(self, came: Came) -> npt.NDArray[np.bool_]:
-        """Which images of a shard are in the split, by their uids, ``[N]``."""
+        """Which images of a shard are in the split, by their uids, ``[N]``; what ``facts`` gives is counted."""
         if self.wanted is None:
             return np.ones(len(came.value_NC), bool)
-        return _places(self.wanted, keys_of(came.uids))[1]
-
-    def rows(self, came: Came) -> ColumnRows:
-        """The images of a shard: which are in the split, and their numbers."""
-        value_NC = self.numbers(came)
-        value_NC = value_NC[:, [i for i, name in enumerate(self.names) if name not in self.lacking]]
-        if self.wanted is None:
-            return ColumnRows(self.kept, value_NC, np.ones(len(value_NC), bool), came.uids)
         place_N, inside_N = _places(self.wanted, keys_of(came.uids))
-        self.found.update(place_N[inside_N].tolist())
+        self.seen_M[place_N[inside_N]] = True
         self.outside += int((~inside_N).sum())
-        return ColumnRows(self.kept, value_NC, inside_N, came.uids)
+        return inside_N
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Counts for the summary; empty where nothing was asked for."""
         found: dict[str, Any] = {}
         if self.wanted is not None:
-            never = len(self.wanted) - len(self.found)
-            found |= {"outside_uids": self.outside, "uids_without_pair": never}
+            found |= {"outside_uids": self.outside, "uids_without_pair": int((~self.seen_M).sum())}
         return found | ({"columns": [*self.kept]} if self.names else {})
-
-
-@dataclass(frozen=True)
-class ColumnRows:
-    """The images of a shard, as ``Beside`` sees them."""
-
-    names: tuple[str, ...]
-    value_NC: npt.NDArray[np.float64]
-    inside_N: npt.NDArray[np.bool_]
-    uids: Sequence[str]
-
-    def at(self, row: int) -> tuple[tuple[float, ...], str]:
-        """The numbers and the uid of an image.
-
-        Raises:
-            Damaged: a number is missing.
-        """
-        values, uid = self.value_NC[row], self.uids[row] if self.uids else ""
-        for name, value in zip(self.names, values.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise Damaged(f"no value of {name}", f"uid {uid}" if uid else "")
-        return tuple(values.tolist()), uid

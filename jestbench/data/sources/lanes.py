@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import KIND, Damaged
 from jestbench.data.decode import decode
 from jestbench.data.file_pairs import drawn_captions
-from jestbench.data.sources.columns import KEY, Beside, Came, short_names
+from jestbench.data.sources.columns import KEY, Beside, Came, refuse_missing, short_names
 from jestbench.data.sources.pipes import CommandOutput
 from jestbench.data.sources.shards import Forward, MemberRules, Pair
 from jestbench.data.sources.source import Shard
@@ -269,9 +268,7 @@ class LaneReader:
         Raises:
             Damaged: a number is missing, there is no caption, or the image cannot be decoded.
         """
-        for name, value in zip(self.shards.column_names, found.values, strict=True):
-            if math.isnan(value):
-                raise Damaged(f"no value of {name}", found.hints.get(name, f"uid {found.uid}" if found.uid else ""))
+        refuse_missing(self.shards.column_names, found.values, found.uid, found.hints)
         content, captions = found.image.content, self.shards.captions.usable(found.captions)
         if not captions:
             raise Damaged("empty caption")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode, probe
 from jestbench.data.file_pairs import Texts, text_keys
-from jestbench.data.sources.columns import KEY, Beside, Came, short_names
+from jestbench.data.sources.columns import KEY, Beside, Came, refuse_missing, short_names
 
-VERSION = 7
+VERSION = 8
 """Version of the index, incremented when the same data give a different index."""
 
 
@@ -109,46 +110,55 @@ class ShardIndex:
                 damaged.where = ": ".join(part for part in (where, damaged.where) if part)
                 self.examples[damaged.reason] = damaged.example
 
+    def arrays(self) -> dict[str, Any]:
+        """Its columns by name, as the files of an index and of a table hold them."""
+        count_N = [len(captions) for captions in self.captions]
+        value_NC = np.array(self.values, dtype=np.float64).reshape(len(self.key), -1 if self.key else 0)
+        return {
+            "offset_N": np.array(self.offset, dtype=np.int64),
+            "size_N": np.array(self.size, dtype=np.int64),
+            "image_key_N": np.array(self.key, dtype=np.int64),
+            "first_N": np.cumsum([0, *count_N], dtype=np.int64)[:-1],
+            "value_CN": np.ascontiguousarray(value_NC.T),
+            **_packed("caption", [caption for captions in self.captions for caption in captions]),
+            **_packed("path", self.paths),
+            **_packed("uid", self.uids),
+        }
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        texts = Texts.of([caption for captions in self.captions for caption in captions])
-        paths, uids = Texts.of(self.paths), Texts.of(self.uids)
+        damage = np.frombuffer(json.dumps([self.damage, self.examples]).encode(), dtype=np.uint8)
         with disk.whole(path) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                place=np.array([self.offset, self.size, self.key], dtype=np.int64),
-                count=np.array([len(captions) for captions in self.captions], dtype=np.int64),
-                utf8=texts.utf8,
-                end=texts.end_M,
-                path_utf8=paths.utf8,
-                path_end=paths.end_M,
-                values=np.array(self.values, dtype=np.float64).reshape(len(self.key), -1 if self.key else 0),
-                uid_utf8=uids.utf8,
-                uid_end=uids.end_M,
-                damage=np.frombuffer(json.dumps([self.damage, self.examples]).encode(), dtype=np.uint8),
-            )
+            np.savez(file, damage=damage, **self.arrays())
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
         """Read it."""
         with np.load(path) as held:
-            texts, ends = list(Texts(held["utf8"], held["end"])), np.cumsum(held["count"]).tolist()
-            offset, size, key = held["place"].tolist()
-            captions = [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
-            paths = list(Texts(held["path_utf8"], held["path_end"]))
-            values, uids = (
-                [tuple(row) for row in held["values"].tolist()],
-                list(Texts(held["uid_utf8"], held["uid_end"])),
-            )
+            offset, size, key, first = (held[f"{name}_N"].tolist() for name in ("offset", "size", "image_key", "first"))
+            texts, paths, uids = (list(_unpacked(held.__getitem__, name)) for name in ("caption", "path", "uid"))
+            values = [tuple(row) for row in held["value_CN"].T.tolist()]
             damage, examples = json.loads(held["damage"].tobytes())
+        captions = [texts[start:end] for start, end in pairwise([*first, len(texts)])]
         return cls(offset, size, key, captions, paths, values, uids, Counter(damage), examples)
 
     @staticmethod
     def came(path: Path, count: int) -> Came:
         """What a stored index holds beside images and captions: ``count`` numbers an image, and uids."""
         with np.load(path) as held:
-            values = held["values"].reshape(held["place"].shape[1], count)
-            return Came(values, list(Texts(held["uid_utf8"], held["uid_end"])))
+            value_NC = held["value_CN"].T.reshape(len(held["offset_N"]), count)
+            return Came(value_NC, list(_unpacked(held.__getitem__, "uid")))
+
+
+def _packed(name: str, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The two arrays of texts, by name."""
+    held = Texts.of(texts)
+    return {f"{name}_utf8": held.utf8, f"{name}_end_M": held.end_M}
+
+
+def _unpacked(array: Callable[[str], Any], name: str) -> Texts:
+    """Texts from their two arrays, given by name."""
+    return Texts(array(f"{name}_utf8"), array(f"{name}_end_M"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,80 +216,15 @@ class SplitTable:
         def array(name: str) -> Any:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
 
+        names = ("shard_N", "offset_N", "size_N", "image_key_N", "text_key_M", "first_N")
         try:
             meta = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-            numbers = {name: array(name) for name in ("shard_N", "offset_N", "size_N", "image_key_N")}
-            texts = Texts(array("utf8"), array("end_M"))
-            shards = meta["shards"] or Texts(array("path_utf8"), array("path_end"))
-            return cls(
-                shards,
-                **numbers,
-                captions=texts,
-                text_key_M=array("text_key_M"),
-                first_N=array("first_N"),
-                damage=meta["damage"],
-                examples=meta["examples"],
-                cut=meta["cut"],
-                fingerprint=meta["fingerprint"],
-                columns={name: array(f"column_{number}_N") for number, name in enumerate(meta["columns"])},
-                uids=Texts(array("uid_utf8"), array("uid_end")) if meta["uids"] else Texts.of([]),
-                beside=meta["beside"],
-            )
-        except (OSError, ValueError, KeyError) as error:
+            meta["shards"] = meta["shards"] or _unpacked(array, "path")
+            meta["columns"] = dict(zip(meta["columns"], array("value_CN"), strict=True))
+            captions, uids = (_unpacked(array, name) for name in ("caption", "uid"))
+            return cls(captions=captions, uids=uids, **{name: array(name) for name in names}, **meta)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the index {folder} is damaged ({error}): remove that folder and start again") from error
-
-
-@dataclass
-class _Gathered:
-    """The images of a split as they are joined, an entry an image (``texts``: a caption)."""
-
-    places: list[tuple[int, int, int, int]] = field(default_factory=list)
-    first: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    values: list[tuple[float, ...]] = field(default_factory=list)
-    uids: list[str] = field(default_factory=list)
-    lost: ShardIndex = field(default_factory=ShardIndex)
-    cut: int = 0
-
-    def add(self, number: int, shard: str, index: ShardIndex, captions: Captions, beside: Beside) -> None:
-        """The images of a shard that are in the split; what is left out is counted in ``lost``."""
-        self.lost.damage += index.damage
-        self.lost.examples = index.examples | self.lost.examples
-        own_NC = np.array(index.values, dtype=np.float64).reshape(len(index.key), beside.own)
-        came = beside.rows(Came(own_NC, index.uids))
-        for i in np.flatnonzero(came.inside_N).tolist():
-            with self.lost.leaving_out(index.paths[i] if index.paths else f"{Path(shard).name}, image {i}"):
-                row, uid = came.at(i)
-                raw = index.captions[i]
-                usable = captions.usable(raw)
-                self.cut += sum(len(caption) > captions.max_characters for caption in raw)
-                if not usable:
-                    raise Damaged("empty caption")
-                at = len(self.paths) if index.paths else number
-                self.places.append((at, index.offset[i], index.size[i], index.key[i]))
-                self.first.append(len(self.texts))
-                self.texts += usable
-                self.paths += index.paths[i : i + 1]
-                self.values.append(row)
-                self.uids.append(uid)
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of a table, by name."""
-        place = np.array(self.places, dtype=np.int64).reshape(-1, 4).T
-        found: dict[str, npt.NDArray[Any]] = {
-            "shard_N": place[0].astype(np.int32),
-            "offset_N": place[1].copy(),
-            "size_N": place[2].copy(),
-            "image_key_N": place[3].copy(),
-            "first_N": np.array(self.first, dtype=np.int64),
-            "text_key_M": text_keys(self.texts),
-        }
-        packed = {"": self.texts, "path_": self.paths, "uid_": self.uids if any(self.uids) else []}
-        for name, texts in packed.items():
-            held = Texts.of(texts)
-            found |= {f"{name}utf8": held.utf8, f"{name}end{'' if name else '_M'}": held.end_M}
-        return found
 
 
 def write_table(
@@ -298,30 +243,56 @@ def write_table(
         captions: how captions are normalised.
         beside: what came with the images, and which of them are in the split; ``None``: nothing, and all.
     """
-    beside, gathered = beside or Beside(), _Gathered()
+    beside, joined, shard, cut = beside or Beside(), ShardIndex(), list[int](), 0
     for number, index in enumerate(indexes):
-        gathered.add(number, shards[number], index, captions, beside)
-    arrays, count = gathered.arrays(), len(gathered.values)
-    columns = np.array(gathered.values, dtype=np.float64).reshape(count, -1 if count else 0).T
-    arrays |= {f"column_{number}_N": column.copy() for number, column in enumerate(columns)}
+        before = len(joined.key)
+        cut += _take(joined, index, Path(shards[number]).name, captions, beside)
+        shard += range(before, len(joined.key)) if index.paths else [number] * (len(joined.key) - before)
+    if not any(joined.uids):
+        joined.uids = []
+    arrays = joined.arrays()
+    arrays |= {
+        "shard_N": np.array(shard, dtype=np.int32),
+        "text_key_M": text_keys([caption for captions in joined.captions for caption in captions]),
+    }
+    columns = dict(zip(beside.kept, arrays["value_CN"], strict=False))
     content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
-    content += [f"{name}\0".encode() + column.tobytes() for name, column in zip(beside.kept, columns, strict=False)]
+    content += [f"{name}\0".encode() + column.tobytes() for name, column in columns.items()]
     meta = {
-        "shards": [] if gathered.paths else list(shards),
-        "damage": dict(gathered.lost.damage),
-        "examples": gathered.lost.examples,
-        "columns": [*beside.kept][: len(columns)],
+        "shards": [] if joined.paths else list(shards),
+        "damage": dict(joined.damage),
+        "examples": joined.examples,
+        "columns": [*columns],
         "beside": beside.facts,
-        "uids": len(arrays["uid_end"]) > 0,
-        "cut": gathered.cut,
+        "cut": cut,
         "fingerprint": disk.digest(b"\0".join(content)),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with disk.whole(folder) as work:
         work.mkdir()
-        for name, content_of in arrays.items():
-            np.save(work / f"{name}.npy", content_of)
+        for name, held in arrays.items():
+            np.save(work / f"{name}.npy", held)
         disk.write_json(work / "table.json", meta)
+
+
+def _take(joined: ShardIndex, index: ShardIndex, shard: str, captions: Captions, beside: Beside) -> int:
+    """Add the images of a shard that are in the split, captions normalised; the number of captions that were cut."""
+    joined.damage += index.damage
+    joined.examples = index.examples | joined.examples
+    cut, own_NC = 0, np.array(index.values, dtype=np.float64).reshape(len(index.key), beside.own)
+    came = Came(own_NC, index.uids)
+    value_NC = beside.numbers(came)
+    for i in np.flatnonzero(beside.inside(came)).tolist():
+        path, uid = (index.paths[i] if index.paths else None), (index.uids[i] if index.uids else "")
+        with joined.leaving_out(path or f"{shard}, image {i}"):
+            values = tuple(value_NC[i].tolist())
+            refuse_missing(beside.kept, values, uid)
+            usable = captions.usable(index.captions[i])
+            cut += sum(len(caption) > captions.max_characters for caption in index.captions[i])
+            if not usable:
+                raise Damaged("empty caption")
+            joined.add(index.offset[i], index.size[i], index.key[i], usable, path, values, uid)
+    return cut
 
 
 def joined_tables(tables: Sequence[SplitTable]) -> tuple[Texts, Any, Any, Any]:
