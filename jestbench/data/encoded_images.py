@@ -1,4 +1,4 @@
-"""Encoded images by position: ranges of bytes in files, one source behind the other."""
+"""Encoded images by position: ranges of bytes in files."""
 
 from __future__ import annotations
 
@@ -100,31 +100,3 @@ class ByteRanges:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[which] = os.open(self.paths[which], os.O_RDONLY)
         return self._open[which]
-
-
-@dataclass(frozen=True)
-class Chained:
-    """Sources one behind the other."""
-
-    parts: tuple[Encoded, ...]
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def read(self, position: int) -> bytes:
-        """The bytes, from the part that holds the position."""
-        part, place = self._held(position)
-        return part.read(place)
-
-    def where(self, position: int) -> str:
-        """The place, from the part that holds the position."""
-        part, place = self._held(position)
-        return part.where(place)
-
-    def _held(self, position: int) -> tuple[Encoded, int]:
-        """The part that holds a position, and the position in it."""
-        for part in self.parts:
-            if position < len(part):
-                return part, position
-            position -= len(part)
-        raise IndexError(position)

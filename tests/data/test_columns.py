@@ -305,6 +305,17 @@ def test_uids_that_are_no_hexadecimal_digits_and_a_list_of_none_of_the_pool(tmp_
         opened(WebDataset, tmp_path, shards, uids=str(tmp_path / "floats.npy"))
 
 
+def test_uids_of_joined_splits_are_those_of_their_images_where_one_split_has_none(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    pool, curated = (
+        table_at(tmp_path / f"{name}.csv", {"filepath": [f"{i}.jpg" for i in rows], "title": ["x", "y"], "uid": uids})
+        for name, rows, uids in (("pool", (0, 1), [None, None]), ("curated", (2, 3), ["two", "three"]))
+    )
+    split = source(Csv, tmp_path, pool, curated=curated, uid="uid").split("pool+curated")
+    assert split.uid_of(split.image_key_N) == [None, None, "two", "three"]
+
+
 def test_a_list_or_metadata_that_changed_is_read_anew(tmp_path):
     pytest.importorskip("pyarrow")
     shards, path = shards_at(tmp_path / "x.tar"), tmp_path / "uids.txt"

@@ -85,7 +85,7 @@ class Csv(Source):
 
     def come_since(self, split: str, table: SplitTable, time: float) -> bool:
         """Whether images that were left out of a table have come or changed since a time (seconds since the epoch)."""
-        known = set(table.shards)
+        known = set(table.paths)
         for shard in self.shards(split):
             folder = Path(shard.path).absolute().parent
             for path, *_ in self._rows(Path(shard.path), ShardIndex()):

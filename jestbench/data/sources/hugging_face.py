@@ -100,10 +100,10 @@ class HuggingFace(Source):
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return digest(states, part)
 
-    def encoded(self, split: str, table: SplitTable) -> Encoded:
+    def encoded(self, table: SplitTable) -> Encoded:
         """Rows of the data set."""
-        rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.shards)
-        return RowRanges(rows, table.shard_N, table.offset_N)
+        rows = tuple(HubRows(name, self.image_column, self.config_name, self.revision) for name in table.paths)
+        return RowRanges(rows, table.path_N, table.offset_N)
 
     def index(self, shard: Shard, verified: int | None, most: int | None = None) -> ShardIndex:
         """Read a data set once; what is damaged is counted and left out."""

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,20 @@ def _unpacked(array: Callable[[str], Any], name: str) -> Texts:
     return Texts(array(f"{name}_utf8"), array(f"{name}_end_M"))
 
 
+def _behind(parts: Sequence[Texts]) -> Texts:
+    """The texts of several arrays, one behind the other."""
+    before = np.cumsum([0, *(len(part.utf8) for part in parts)])
+    ends = [part.end_M + start for part, start in zip(parts, before[:-1], strict=True)]
+    return Texts(np.concatenate([part.utf8 for part in parts]), np.concatenate(ends))
+
+
 @dataclass(frozen=True, eq=False)
 class SplitTable:
     """A split as it lies in the cache.
 
     Attributes:
-        shards: paths of the shards, or of the images where they are files of their own.
-        shard_N, offset_N, size_N: where each image lies.
+        paths: of the shards, or of the images where they are files of their own.
+        path_N, offset_N, size_N: where each image lies.
         image_key_N: content hash of each encoded image.
         captions: M captions, normalised.
         text_key_M: their content hashes.
@@ -181,8 +188,8 @@ class SplitTable:
         beside: facts about columns and uids, for the summary.
     """
 
-    shards: Sequence[str]
-    shard_N: npt.NDArray[np.int32]
+    paths: Texts
+    path_N: npt.NDArray[np.int32]
     offset_N: npt.NDArray[np.int64]
     size_N: npt.NDArray[np.int64]
     image_key_N: npt.NDArray[np.int64]
@@ -216,15 +223,48 @@ class SplitTable:
         def array(name: str) -> Any:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-        names = ("shard_N", "offset_N", "size_N", "image_key_N", "text_key_M", "first_N")
+        names = ("path_N", "offset_N", "size_N", "image_key_N", "text_key_M", "first_N")
         try:
             meta = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-            meta["shards"] = meta["shards"] or _unpacked(array, "path")
             meta["columns"] = dict(zip(meta["columns"], array("value_CN"), strict=True))
-            captions, uids = (_unpacked(array, name) for name in ("caption", "uid"))
-            return cls(captions=captions, uids=uids, **{name: array(name) for name in names}, **meta)
+            paths, captions, uids = (_unpacked(array, name) for name in ("path", "caption", "uid"))
+            return cls(paths, captions=captions, uids=uids, **{name: array(name) for name in names}, **meta)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the index {folder} is damaged ({error}): remove that folder and start again") from error
+
+    @classmethod
+    def joined(cls, tables: Sequence[SplitTable]) -> SplitTable:
+        """Several tables as one, the images of each behind those of the table before it, with the columns of all.
+
+        What was left out, and the facts, are those of the first table.
+        """
+        if len(tables) == 1:
+            return tables[0]
+
+        def each(name: str, held: str | None = None) -> Any:
+            """An array of all tables, of which positions in what another array holds move behind those before."""
+            before = np.cumsum([0, *(len(getattr(table, held)) if held else 0 for table in tables[:-1])]).tolist()
+            return np.concatenate([getattr(table, name) + start for table, start in zip(tables, before, strict=True)])
+
+        uids = [table.uids for table in tables]
+        if any(map(len, uids)):
+            uids = [
+                held if len(held) else Texts.of([""] * len(table)) for held, table in zip(uids, tables, strict=True)
+            ]
+        common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+        return replace(
+            tables[0],
+            paths=_behind([table.paths for table in tables]),
+            path_N=each("path_N", "paths"),
+            offset_N=each("offset_N"),
+            size_N=each("size_N"),
+            image_key_N=each("image_key_N"),
+            captions=_behind([table.captions for table in tables]),
+            text_key_M=each("text_key_M"),
+            first_N=each("first_N", "captions"),
+            columns={name: np.concatenate([table.columns[name] for table in tables]) for name in common},
+            uids=_behind(uids),
+        )
 
 
 def write_table(
@@ -243,23 +283,23 @@ def write_table(
         captions: how captions are normalised.
         beside: what came with the images, and which of them are in the split; ``None``: nothing, and all.
     """
-    beside, joined, shard, cut = beside or Beside(), ShardIndex(), list[int](), 0
+    beside, joined, path, cut = beside or Beside(), ShardIndex(), list[int](), 0
     for number, index in enumerate(indexes):
         before = len(joined.key)
         cut += _take(joined, index, Path(shards[number]).name, captions, beside)
-        shard += range(before, len(joined.key)) if index.paths else [number] * (len(joined.key) - before)
+        path += range(before, len(joined.key)) if index.paths else [number] * (len(joined.key) - before)
+    joined.paths = joined.paths or list(shards)
     if not any(joined.uids):
         joined.uids = []
     arrays = joined.arrays()
     arrays |= {
-        "shard_N": np.array(shard, dtype=np.int32),
+        "path_N": np.array(path, dtype=np.int32),
         "text_key_M": text_keys([caption for captions in joined.captions for caption in captions]),
     }
     columns = dict(zip(beside.kept, arrays["value_CN"], strict=False))
     content = [arrays[name].tobytes() for name in ("image_key_N", "text_key_M", "first_N")]
     content += [f"{name}\0".encode() + column.tobytes() for name, column in columns.items()]
     meta = {
-        "shards": [] if joined.paths else list(shards),
         "damage": dict(joined.damage),
         "examples": joined.examples,
         "columns": [*columns],
@@ -293,32 +333,6 @@ def _take(joined: ShardIndex, index: ShardIndex, shard: str, captions: Captions,
                 raise Damaged("empty caption")
             joined.add(index.offset[i], index.size[i], index.key[i], usable, path, values, uid)
     return cut
-
-
-def joined_tables(tables: Sequence[SplitTable]) -> tuple[Texts, Any, Any, Any]:
-    """Captions, their keys, each image's first caption (``None``: one each) and image keys of several tables."""
-    if len(tables) == 1:
-        captions, keys, first = tables[0].captions, tables[0].text_key_M, tables[0].first_N
-        images = tables[0].image_key_N
-    else:
-        ends, firsts, bytes_before, texts_before = [], [], 0, 0
-        for table in tables:
-            ends.append(table.captions.end_M + bytes_before)
-            firsts.append(table.first_N + texts_before)
-            bytes_before += len(table.captions.utf8)
-            texts_before += len(table.captions)
-        captions = Texts(np.concatenate([table.captions.utf8 for table in tables]), np.concatenate(ends))
-        keys = np.concatenate([table.text_key_M for table in tables])
-        first, images = np.concatenate(firsts), np.concatenate([table.image_key_N for table in tables])
-    return captions, keys, first if len(captions) > len(first) else None, images
-
-
-def joined_columns(tables: Sequence[SplitTable]) -> dict[str, Any]:
-    """The columns that all of several tables have."""
-    if len(tables) == 1:
-        return tables[0].columns
-    common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
-    return {name: np.concatenate([table.columns[name] for table in tables]) for name in common}
 
 
 def check_columns(tables: Sequence[SplitTable], names: Sequence[str], binding: str) -> None:

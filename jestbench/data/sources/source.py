@@ -17,7 +17,7 @@ from jestbench.batch import DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
-from jestbench.data.encoded_images import ByteRanges, Chained, Encoded
+from jestbench.data.encoded_images import ByteRanges, Encoded
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.columns import Beside, lists_of, short_names
@@ -28,8 +28,6 @@ from jestbench.data.sources.shard_index import (
     SplitTable,
     check_columns,
     digest,
-    joined_columns,
-    joined_tables,
     write_table,
 )
 from jestbench.disk import cache_root, nearest_or_all, user_path
@@ -161,9 +159,9 @@ class Source(ABC):
             DataError: it cannot be read at all.
         """
 
-    def encoded(self, split: str, table: SplitTable) -> Encoded:
-        """The encoded images of a split."""
-        return ByteRanges(table.shards, table.shard_N, table.offset_N, table.size_N)
+    def encoded(self, table: SplitTable) -> Encoded:
+        """The encoded images of a table."""
+        return ByteRanges(table.paths, table.path_N, table.offset_N, table.size_N)
 
     @property
     def reading(self) -> str:
@@ -390,23 +388,22 @@ class Source(ABC):
 
     def _pairs(self, name: str, tables: Sequence[tuple[str, SplitTable]], tokenizer: Tokenizer) -> FilePairs:
         parts = [table for _, table in tables]
-        captions, text_keys, first, keys = joined_tables(parts)
-        sources = tuple(self.encoded(part, table) for part, table in tables)
+        joined = SplitTable.joined(parts)
         content = [*(part.fingerprint for part in parts), tokenizer.identity, self.image_size, MAX_PIXELS]
         exact = all(part in self.verify for part, _ in tables)
         pairs = FilePairs(
             name=f"{self.label}/{name}",
             fingerprint=digest(*content),
-            source=sources[0] if len(sources) == 1 else Chained(sources),
-            captions=captions,
+            source=self.encoded(joined),
+            captions=joined.captions,
             tokenizer=tokenizer,
-            image_key_N=keys,
+            image_key_N=joined.image_key_N,
             image_size=self.image_size,
             marks={"curated": np.concatenate([np.full(len(table), part == "curated") for part, table in tables])},
-            columns=joined_columns(parts),
-            uids=[uid for part in parts for uid in part.uids] if len(parts) > 1 else parts[0].uids,
-            text_key_M=text_keys,
-            first_N=first,
+            columns=joined.columns,
+            uids=joined.uids,
+            text_key_M=joined.text_key_M,
+            first_N=joined.first_N if len(joined.captions) > len(joined) else None,
             max_damaged=self.max_damaged,
             exact=exact,
             facts={
