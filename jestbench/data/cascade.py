@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
 from jestbench.select.draws import gumbel_top_k, top_k
+
+OwnScorer = Literal["reference", "scorer"]
+"""The role of a frozen model that scores pairs of its own."""
+
+
+def own_score(text: str) -> tuple[OwnScorer | None, str | None]:
+    """What a text ranks pairs by: a frozen model's role or, written ``column:NAME``, a column; else two ``None``."""
+    column = text.removeprefix(COLUMN) if text.startswith(COLUMN) else ""
+    return next((role for role in get_args(OwnScorer) if role == text), None), column or None
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Cascade:
             raise ValueError(f"cascade.candidates must be at least 1, got {self.candidates}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"cascade.temperature must be positive, got {self.temperature}")
-        if self.score not in ("reference", "scorer") and self.column is None:
+        if own_score(self.score) == (None, None):
             raise ValueError(
                 f"cascade.score is 'reference', 'scorer', or a column such as 'column:similarity', got {self.score!r}"
             )
@@ -55,13 +64,12 @@ class Cascade:
     @property
     def column(self) -> str | None:
         """The column that is drawn by, without its prefix; ``None`` where a model's score is."""
-        name = self.score.removeprefix(COLUMN)
-        return name if name and name != self.score else None
+        return own_score(self.score)[1]
 
     @property
-    def role(self) -> Literal["reference", "scorer"] | None:
+    def role(self) -> OwnScorer | None:
         """The role of the model that is drawn by; ``None`` where a column is."""
-        return "reference" if self.score == "reference" else "scorer" if self.score == "scorer" else None
+        return own_score(self.score)[0]
 
     def choose(self, loss_C: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Positions ``[B]`` of the chosen among the candidates, in the order of the draws.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jestbench.batch import COLUMN
+from jestbench.data.cascade import own_score
 from jestbench.data.joined_pairs import JoinedPairs
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.part_pairs import TopPairs, top_of
@@ -22,8 +22,6 @@ several of these."""
 Rank = Callable[[Role, str], npt.NDArray[np.float64]]
 """Role of a frozen model and name of a split → the model's own score of each pair."""
 
-RANKS: tuple[Role, ...] = ("reference", "scorer")
-"""The roles whose own scores a top is taken by, as ``cascade.score`` names them."""
 EXAMPLE = "'pool[top=0.05, by=column:similarity]'"
 
 
@@ -33,7 +31,7 @@ class _Part:
 
     name: str
     top: float | None = None
-    column: str = ""
+    column: str | None = None
     role: Role | None = None
 
 
@@ -104,7 +102,7 @@ def split_of(data: Dataset, split: Split, rank: Rank | None = None) -> Pairs:
     if part.top is None:
         return pairs
     indexed = pairs.indexed(f"run.split = {split!r}")
-    if part.column:
+    if part.column is not None:
         return top_of(indexed, part.top, part.column)
     assert part.role is not None
     value_N = np.zeros(len(indexed)) if rank is None else rank(part.role, part.name)
@@ -122,12 +120,10 @@ def _read(text: str) -> _Part:
         top = 0.0
     if matched is None or not 0 < top <= 1:
         raise ValueError(f"run.split = {text!r}: a part of a split is written {EXAMPLE}, top a share in (0, 1]")
-    by = matched["by"]
-    if by in RANKS:
-        return _Part(matched["name"], top, role=RANKS[RANKS.index(by)])
-    if not by.startswith(COLUMN) or by == COLUMN:
+    role, column = own_score(matched["by"])
+    if role is None and column is None:
         raise ValueError(
             f"run.split = {text!r}: by names a column, as in {EXAMPLE}, or a frozen model whose own score is taken: "
             "by=reference (run.reference), by=scorer (run.scorer)"
         )
-    return _Part(matched["name"], top, by.removeprefix(COLUMN))
+    return _Part(matched["name"], top, column, role)

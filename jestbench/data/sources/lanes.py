@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from jestbench import seeds
-from jestbench.batch import DataError
+from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.damage import KIND, Damaged
 from jestbench.data.decode import decode
@@ -142,7 +142,7 @@ class Chunk:
     wordless_N: npt.NDArray[np.bool_]
     examples: dict[str, str] = field(default_factory=dict)
 
-    def told(self, rows: slice) -> Chunk:
+    def outline(self, rows: slice) -> Chunk:
         """What processes that do not read the lane need of some of the pairs: all but images, texts and numbers."""
         return replace(
             self,
@@ -176,11 +176,11 @@ def open_shard(
     """
     from webdataset.tariterators import url_opener
 
-    def told(error: Exception) -> bool:
+    def unreadable(error: Exception) -> bool:
         lose(Damaged("unreadable shard", f"{type(error).__name__}: {error}").at(url))
         return True
 
-    for opened in url_opener([{"url": url}], handler=told):
+    for opened in url_opener([{"url": url}], handler=unreadable):
         stream = opened["stream"]
         if hasattr(stream, "proc"):
             stream = io.BufferedReader(CommandOutput(stream, url, patience), 2**16)
@@ -201,28 +201,29 @@ class LaneReader:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
-        self.beside = None
+        self.beside: Beside | None = None
         if shards.members.uid:
             self.beside = _beside(shards.members, shards.joined, shards.metadata, shards.uids)
-        self._open: dict[int, tuple[int, Place, Generator[tuple[Pair, str, Place, Lost]]]] = {}
-        self._lost, self._examples = Counter[str](), dict[str, str]()
+        self._open: dict[int, _OpenLane] = {}
+        self._examples = dict[str, str]()
 
     def close(self) -> None:
         """Close the shards that are open: a forked process would hold them open, and their commands running."""
         while self._open:
-            self._open.popitem()[1][2].close()
+            self._open.popitem()[1].pairs.close()
 
     def __call__(self, task: tuple[int, int, Place, int]) -> Chunk:
         """Up to ``count`` pairs of a lane from a place on; the task is ``(epoch, lane, place, count)``."""
         epoch, lane, place, count = task
         held = self._open.pop(lane, None)
-        if held is None or held[:2] != (epoch, place):
+        if held is None or (held.epoch, held.place) != (epoch, place):
             if held is not None:
-                held[2].close()
-            held = (epoch, place, self._pairs(epoch, lane, place))
+                held.pairs.close()
+            left_out = Counter[str]()
+            held = _OpenLane(epoch, place, self._pairs(epoch, lane, place, left_out), left_out)
         rows: list[_Row] = []
-        pairs, skipped, ended = held[2], Counter[str](), True
-        for found, url, after, lost in pairs:
+        skipped, ended = Counter[str](), True
+        for found, url, after, lost in held.pairs:
             place = after
             skipped.update(lost)
             try:
@@ -234,10 +235,10 @@ class LaneReader:
                 ended = False
                 break
         if not ended:
-            self._open[lane] = (epoch, place, pairs)
+            held.place = place
+            self._open[lane] = held
         else:
-            skipped.update(self._lost)
-            self._lost = Counter()
+            skipped.update(held.lost)
         return self._chunk(rows, place, skipped, ended)
 
     def _chunk(self, rows: Sequence[_Row], last: Place, rest: Lost, ended: bool) -> Chunk:
@@ -263,11 +264,7 @@ class LaneReader:
         )
 
     def _row(self, found: Pair, epoch: int, after: Place, lost: Lost) -> _Row:
-        """A pair, decoded.
-
-        Raises:
-            Damaged: a number is missing, there is no caption, or the image cannot be decoded.
-        """
+        """A pair, decoded; ``Damaged`` where a number is missing, no caption is left, or the image is damaged."""
         refuse_missing(self.shards.column_names, found.values, found.uid, found.hints)
         content, captions = found.image.content, self.shards.captions.usable(found.captions)
         if not captions:
@@ -280,21 +277,27 @@ class LaneReader:
             decode(content, self.shards.image_size), captions[drawn], keys, found.values, found.uid, after, lost
         )
 
-    def _pairs(self, epoch: int, lane: int, place: Place) -> Generator[tuple[Pair, str, Place, Lost]]:
-        """Pairs of a lane from a place on: with its shard, the place after each, and what was left out before it."""
+    def _pairs(
+        self, epoch: int, lane: int, place: Place, lost: Counter[str]
+    ) -> Generator[tuple[Pair, str, Place, Lost]]:
+        """Pairs of a lane from a place on: with its shard, the place after each, and what was left out before it.
+
+        ``lost`` counts what has been left out since the pair that was given last.
+        """
         mine = deal(len(self.shards.urls), self.shards.lanes, self.shards.seed, epoch)[lane]
         shard, offset, block, behind = place
-        self._lost, start = Counter(), (shard, offset)
-        with closing(self._in_order(mine, shard, offset)) as raw:
+        start = shard, offset
+        with closing(self._in_order(mine, shard, offset, lost)) as raw:
             while held := self._block(raw):
                 position = (epoch * self.shards.lanes + lane) << 32 | block
                 if behind:
-                    self._lost = Counter()  # what the block left out was counted when it was first read
+                    lost.clear()  # what the block left out was counted when it was first read
                 order = np.random.default_rng(seeds.derive(self.shards.seed, "stream", position)).permutation(len(held))
                 for number in range(behind, len(held)):
-                    lost, self._lost = self._lost, Counter()
                     found, (of_shard, _) = held[order[number]]
-                    yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), lost
+                    before = dict(lost)
+                    lost.clear()
+                    yield found, self.shards.urls[mine[of_shard]], (*start, block, number + 1), before
                 start, block, behind = held[-1][1], block + 1, 0
 
     def _block(self, raw: Iterator[tuple[Pair, tuple[int, int]]]) -> list[tuple[Pair, tuple[int, int]]]:
@@ -305,33 +308,56 @@ class LaneReader:
             size += len(found[0].image.content) + sum(map(len, found[0].captions))
         return held
 
-    def _in_order(self, mine: Sequence[int], shard: int, offset: int) -> Generator[tuple[Pair, tuple[int, int]]]:
-        """Pairs of shards as they lie, and the place behind each."""
+    def _in_order(
+        self, mine: Sequence[int], shard: int, offset: int, lost: Counter[str]
+    ) -> Generator[tuple[Pair, tuple[int, int]]]:
+        """Pairs of shards as they lie, and the place behind each; ``lost`` counts what is left out."""
         shards = self.shards
+
+        def lose(damaged: Damaged) -> None:
+            lost.update(self._noted(damaged))
+
         for number in range(shard, len(mine)):
-            with closing(open_shard(shards.urls[mine[number]], shards.members, self._lose, shards.patience)) as opened:
-                pairs: Iterator[Pair] = opened if self.beside is None else self.wanted(opened, self.beside)
-                for index, found in enumerate(pairs):
-                    if number > shard or index >= offset:
-                        yield found, (number, index + 1)
+            with closing(open_shard(shards.urls[mine[number]], shards.members, lose, shards.patience)) as opened:
+                given = 0
+                for found in opened:
+                    if (pair := self.wanted(found)) is None:
+                        lost["outside_uids"] += 1
+                        continue
+                    given += 1
+                    if number > shard or given > offset:
+                        yield pair, (number, given)
 
-    def wanted(self, pairs: Iterator[Pair], beside: Beside) -> Iterator[Pair]:
-        """The pairs whose uids are wanted, with the numbers that are joined; the others are counted."""
-        for found in pairs:
-            uid = key_text(content_key(found.image.content)) if self.shards.members.uid == KEY else found.uid
-            came = Came(np.array([found.values]).reshape(1, -1), (uid,))
-            if beside.inside(came)[0]:
-                yield replace(found, values=tuple(beside.numbers(came)[0].tolist()), uid=uid)
-            else:
-                self._lost["outside_uids"] += 1
-
-    def _lose(self, damaged: Damaged) -> None:
-        self._lost.update(self._noted(damaged))
+    def wanted(self, found: Pair) -> Pair | None:
+        """The pair with the numbers that are joined; ``None`` where its uid is not wanted."""
+        if self.beside is None:
+            return found
+        uid = key_text(content_key(found.image.content)) if self.shards.members.uid == KEY else found.uid
+        came = Came(np.array([found.values]).reshape(1, -1), (uid,))
+        if not self.beside.inside(came)[0]:
+            return None
+        return replace(found, values=tuple(self.beside.numbers(came)[0].tolist()), uid=uid)
 
     def _noted(self, damaged: Damaged) -> Lost:
         """What a damaged pair counts as; it becomes the example of its kind where there is none yet."""
         self._examples.setdefault(damaged.reason, damaged.example)
         return {"damaged": 1, f"{KIND}{damaged.reason}": 1}
+
+
+@dataclass
+class _OpenLane:
+    """A lane whose shard is open.
+
+    Attributes:
+        epoch, place: where its next pair stands.
+        pairs: from there on, as ``LaneReader._pairs`` gives them.
+        lost: what has been left out since the pair that was given last.
+    """
+
+    epoch: int
+    place: Place
+    pairs: Generator[tuple[Pair, str, Place, Lost]]
+    lost: Counter[str]
 
 
 class _Row(NamedTuple):
@@ -355,9 +381,25 @@ def _beside(
     return Beside.read(members.columns, joined, members.uid, *files)
 
 
-def columns_of(shards: Shards, value_BC: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
-    """Numbers of pairs by the name of their column, as a batch holds them."""
-    return {name: torch.from_numpy(value_BC[:, i].copy()) for i, name in enumerate(shards.column_names)}
+def batch_of(shards: Shards, rows: Sequence[tuple[Chunk, int]], pinned: bool = False) -> Batch:
+    """The pairs in these rows of chunks, the images in page-locked memory where ``pinned``."""
+    size, count = shards.image_size, len(rows)
+    images = torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
+    into = images.numpy()
+    for slot, (chunk, row) in enumerate(rows):
+        into[slot] = chunk.images_NHWC[row]
+    key_B2 = np.array([chunk.key_N2[row] for chunk, row in rows], np.int64).reshape(count, 2)
+    value_BC = np.array([chunk.value_NC[row] for chunk, row in rows], np.float32)
+    value_BC = value_BC.reshape(count, len(shards.column_names))
+    token_BL = np.stack([chunk.token_NL[row] for chunk, row in rows]) if rows else shards.tokenizer.encode(()).numpy()
+    return Batch(
+        images_BCHW=images.permute(0, 3, 1, 2),
+        token_ids={shards.tokenizer.identity: torch.from_numpy(token_BL)},
+        image_key_B=torch.from_numpy(key_B2[:, 0].copy()),
+        text_key_B=torch.from_numpy(key_B2[:, 1].copy()),
+        captions=tuple(chunk.captions[row] for chunk, row in rows),
+        columns={name: torch.from_numpy(value_BC[:, i].copy()) for i, name in enumerate(shards.column_names)},
+    )
 
 
 def check_lanes(shards: int, lanes: int, workers: int) -> None:

@@ -57,9 +57,8 @@ class CommandOutput(io.RawIOBase):
         """Close the output, and end the command if it does not end by itself."""
         if not self.closed:
             self._pipe.stream.close()
-            self._pipe.status = self._status(
-                ENDING_SECONDS
-            )  # webdataset's own wait, of two hours, has nothing left to wait for
+            # With a status webdataset's own wait, of two hours, has nothing left to wait for.
+            self._pipe.status = self._status(ENDING_SECONDS)
         super().close()
 
     def _status(self, seconds: float) -> int:

@@ -18,13 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import torch
-
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
 from jestbench.data.sources.columns import joined_names, lists_of, metadata_files, short_names
-from jestbench.data.sources.lanes import START, LaneReader, Shards, check_lanes, columns_of
+from jestbench.data.sources.lanes import START, LaneReader, Shards, batch_of, check_lanes
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
 from jestbench.data.sources.source import Fetched, Source, file_shard, needs, refuse_twice
@@ -226,12 +224,4 @@ def _first(shards: Shards) -> Batch:
             f"no pair can be read from {', '.join(alone.urls)}: an image ({', '.join(shards.members.images)}) and its "
             f"caption (stream.caption = {shards.members.caption!r}){f'; {shown}' if shown else ''}"
         )
-    key_12 = torch.from_numpy(chunk.key_N2)
-    return Batch(
-        images_BCHW=torch.from_numpy(chunk.images_NHWC).permute(0, 3, 1, 2),
-        token_ids={shards.tokenizer.identity: torch.from_numpy(chunk.token_NL)},
-        image_key_B=key_12[:, 0],
-        text_key_B=key_12[:, 1],
-        captions=chunk.captions,
-        columns=columns_of(shards, chunk.value_NC),
-    )
+    return batch_of(shards, [(chunk, 0)])

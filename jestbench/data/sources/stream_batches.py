@@ -11,7 +11,6 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from jestbench.batch import Batch, DataError
@@ -24,8 +23,8 @@ from jestbench.data.sources.lanes import (
     Lost,
     Place,
     Shards,
+    batch_of,
     check_lanes,
-    columns_of,
     take_turns,
 )
 from jestbench.data.super_batches import SuperBatchSource
@@ -47,7 +46,7 @@ class _Lane:
         read: place of its reader.
         taken: place after the last pair that went into a super-batch.
         ready: pairs that come next; without images where another process reads the lane.
-        told: how many of these pairs the other processes have been told of.
+        sent: how many of these pairs the other processes have an outline of.
         asked: chunk that the reader has been asked for.
         ended: whether nothing comes behind the pairs that are ready.
         rest: what was left out after the last pair.
@@ -59,7 +58,7 @@ class _Lane:
     read: Place = START
     taken: Place = START
     ready: deque[tuple[Chunk, int]] = field(default_factory=deque)
-    told: int = 0
+    sent: int = 0
     asked: Future[Any] | None = None
     ended: bool = False
     rest: Counter[str] = field(default_factory=Counter)
@@ -73,26 +72,26 @@ class _Lane:
         self.examples = chunk.examples | self.examples
         self.ended = chunk.ended
 
-    def news(self, quota: int) -> _News:
-        """Of the first ``quota`` pairs that are ready those that no other process has been told of."""
-        rows = list(islice(self.ready, self.told, quota))
-        self.told += len(rows)
+    def send(self, quota: int) -> _Outline:
+        """The outline of the first ``quota`` pairs that are ready, without those that were sent before."""
+        rows = list(islice(self.ready, self.sent, quota))
+        self.sent += len(rows)
         chunks = []
         for _, held in groupby(rows, key=lambda row: id(row[0])):
             (chunk, first), *more = held
-            chunks.append(chunk.told(slice(first, first + 1 + len(more))))
-        ended = self.ended and self.told == len(self.ready)
-        return _News(chunks, (self.rest, self.examples) if ended else None)
+            chunks.append(chunk.outline(slice(first, first + 1 + len(more))))
+        ended = self.ended and self.sent == len(self.ready)
+        return _Outline(chunks, (self.rest, self.examples) if ended else None)
 
-    def hear(self, news: _News) -> None:
+    def receive(self, outline: _Outline) -> None:
         """Add the pairs of a lane that another process reads."""
-        for chunk in news.chunks:
+        for chunk in outline.chunks:
             self.put(chunk)
-        if news.end is not None:
-            self.ended, (self.rest, self.examples) = True, news.end
+        if outline.end is not None:
+            self.ended, (self.rest, self.examples) = True, outline.end
 
 
-class _News(NamedTuple):
+class _Outline(NamedTuple):
     """What is next in a lane that another process reads; at the lane's end what was left out after its last pair."""
 
     chunks: list[Chunk]
@@ -103,8 +102,8 @@ class StreamBatches(SuperBatchSource):
     """Super-batches of streamed pairs, in the order of their steps.
 
     With several processes lane v belongs to rank v mod n, which alone reads and decodes its pairs, and holds them in
-    the super-batch. All processes take turns among all lanes: they tell each other the keys of the pairs that come
-    next, so that each of them finds the super-batch that one process would.
+    the super-batch. All processes take turns among all lanes: they exchange the keys of the pairs that come next, so
+    that each of them finds the super-batch that one process would.
 
     Args:
         shards: what is streamed.
@@ -196,7 +195,7 @@ class StreamBatches(SuperBatchSource):
             own = [lane for lane in self._lanes if lane.own]
             for lane in own:
                 self._await(lane, quota)
-            self._tell(own, quota)
+            self._exchange(own, quota)
             ready = [min(quota, len(lane.ready)) for lane in self._lanes]
             lanes, turn = take_turns(ready, self._turn, need)
             if not lanes:
@@ -212,15 +211,15 @@ class StreamBatches(SuperBatchSource):
                 rows.append((chunk, row, number))
         return rows
 
-    def _tell(self, own: Sequence[_Lane], quota: int) -> None:
-        """Tell the other processes what comes next in this process's lanes, and hear the same of theirs."""
+    def _exchange(self, own: Sequence[_Lane], quota: int) -> None:
+        """Send the other processes the outline of what comes next in this process's lanes, and receive theirs."""
         if self.world.size == 1:
             return
         with self._lock:  # chunks arrive in another thread
-            news = {lane.number: lane.news(quota) for lane in own}
-        for number, heard in (item for part in self.world.everybodys(news) for item in part.items()):
+            outlines = {lane.number: lane.send(quota) for lane in own}
+        for number, outline in (item for part in self.world.everybodys(outlines) for item in part.items()):
             if not self._lanes[number].own:
-                self._lanes[number].hear(heard)
+                self._lanes[number].receive(outline)
 
     def _next_epoch(self) -> list[_Taken] | None:
         if self._barren == self._step:
@@ -268,7 +267,7 @@ class StreamBatches(SuperBatchSource):
 
     def _pop(self, lane: _Lane) -> tuple[Chunk, int]:
         chunk, row = lane.ready.popleft()
-        lane.taken, lane.told = chunk.place_N[row], max(0, lane.told - 1)
+        lane.taken, lane.sent = chunk.place_N[row], max(0, lane.sent - 1)
         self._leave_out(chunk.lost_N[row], chunk.examples, 1)
         return chunk, row
 
@@ -284,23 +283,8 @@ class StreamBatches(SuperBatchSource):
         keyed = ((chunk.key_N2[row, 0], chunk.uids[row]) for chunk, row, _ in rows if chunk.uids)
         self._uid_of = {int(key): uid for key, uid in keyed}
         placement = Placement(torch.tensor([lane % self.world.size for *_, lane in rows]), self.world)
-        own, size = [rows[at][:2] for at in placement.rows.tolist()], self.shards.image_size
-        images = torch.empty((len(own), size, size, 3), dtype=torch.uint8, pin_memory=self.pinned)
-        into = images.numpy()
-        for slot, (chunk, row) in enumerate(own):
-            into[slot] = chunk.images_NHWC[row]
-        key_P2 = np.array([chunk.key_N2[row] for chunk, row in own], np.int64).reshape(len(own), 2)
-        value_PC = np.array([chunk.value_NC[row] for chunk, row in own], np.float32)
-        token_PL = np.stack([chunk.token_NL[row] for chunk, row in own]) if own else self.tokenizer.encode(()).numpy()
-        found = Batch(
-            images_BCHW=images.permute(0, 3, 1, 2),
-            token_ids={self.tokenizer.identity: torch.from_numpy(token_PL)},
-            image_key_B=torch.from_numpy(key_P2[:, 0].copy()),
-            text_key_B=torch.from_numpy(key_P2[:, 1].copy()),
-            captions=tuple(chunk.captions[row] for chunk, row in own),
-            columns=columns_of(self.shards, value_PC.reshape(len(own), len(self.shards.column_names))),
-        )
-        return found, placement
+        own = [rows[at][:2] for at in placement.rows.tolist()]
+        return batch_of(self.shards, own, self.pinned), placement
 
     def _counts(self, step: int) -> dict[str, float]:
         """Pairs skipped as tails, dropped as duplicates within a super-batch, read, and damaged."""
@@ -318,11 +302,7 @@ class StreamBatches(SuperBatchSource):
         }
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            DataError: it is that of another number of lanes.
-        """
+        """Go on from a checkpoint; ``DataError`` where it is that of another number of lanes."""
         if len(state["lanes"]) != len(self._lanes):
             raise DataError(f"the checkpoint stands in {len(state['lanes'])} lanes, not {len(self._lanes)}: keep them")
         self._epoch, self._turn, self._step = state["epoch"], state["turn"], state["step"]

@@ -85,7 +85,7 @@ def read_head(shards: Shards) -> Head:
                     except Damaged as damaged:
                         lose(damaged.at(f"{url}: {found.name.lstrip('/')}"))
                         continue
-                    if reader.beside is None or any(True for _ in reader.wanted(iter((found,)), reader.beside)):
+                    if reader.wanted(found) is not None:
                         keys.append(key)
                         captions += texts
                     count(len(content) + sum(map(len, texts)))
