@@ -95,7 +95,8 @@ def fields_of(cls: type[Any]) -> Mapping[str, Any]:
         dataclass = dataclasses.is_dataclass(cls)
         hints = typing.get_type_hints(cls if dataclass else cls.__init__)  # milliseconds, and asked for at each binding
         if dataclass:
-            names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
+            fields = sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only))  # as in the signature
+            names = tuple(field.name for field in fields if field.init)
         else:
             code = cls.__init__.__code__
             names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
-from jestbench.data.sources.patterns import globbed, local_path
+from jestbench.data.sources.patterns import local_path
 from jestbench.disk import digest, nearest, nearest_or_all
 
 HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -25,6 +25,44 @@ KEY = "key"
 """The uid that is the content key of a pair's image, as 16 hexadecimal digits."""
 HEX = re.compile("[0-9a-fA-F]{32}")
 """A uid that is 128 bits written in hexadecimal, as DataComp's are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Which numbers and uids are read with the pairs.
+
+    Attributes:
+        columns: numbers that come with each pair, for policies and cascades that read ``column:NAME``; NAME is what
+            stands behind the last dot. A pair without a value is damage, in a split in which any pair has one.
+        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for. ``key`` is
+            the content key of its image, as ``log.chosen`` writes it.
+        uids: lists of uids to which the pool is restricted: text, parquet, or ``.npy`` as DataComp writes them.
+    """
+
+    columns: tuple[str, ...] = ()
+    uid: str = ""
+    uids: str | tuple[str, ...] | None = None
+    label: ClassVar[str]
+    usual_uid: ClassVar[str] = "uid"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        short_names(self.columns, f"{self.label}.columns")
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The columns that are joined by uid, from files beside the data."""
+        return ()
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns that are read with the pairs."""
+        return tuple(name for name in self.columns if name not in self.joined)
+
+    @property
+    def uid_field(self) -> str:
+        """Where the uid stands; empty where none is asked for."""
+        return self.uid or (self.usual_uid if self.uids or self.joined else "")
 
 
 def short_names(names: Sequence[str], binding: str) -> tuple[str, ...]:
@@ -145,31 +183,6 @@ def lists_of(named: str | Sequence[str] | None, binding: str) -> list[Path]:
     if missing := [path for path in found if not path.is_file()]:
         raise DataError(f"{binding}: there is no file {missing[0]}")
     return found
-
-
-def joined_names(columns: Sequence[str], metadata: str) -> tuple[str, ...]:
-    """The columns that stand in files of metadata, where there are any: those without a dot."""
-    return tuple(name for name in columns if "." not in name) if metadata else ()
-
-
-def metadata_files(pattern: str, folder: Path | None, binding: str) -> list[Path]:
-    """The files of a glob beside the shards, else those from the working directory.
-
-    Args:
-        pattern: the glob, or one path.
-        folder: of the shards; ``None`` where they lie on no disk.
-        binding: for the message.
-
-    Raises:
-        DataError: there is no such file.
-    """
-    places = [*([] if folder is None else [str(folder / pattern)]), pattern]
-    for place in places:
-        one = local_path(place)
-        if files := globbed(place) or ([one] if one.is_file() else []):
-            return files
-    beside = "" if folder is None else f", neither beside the shards ({places[0]})"
-    raise DataError(f"{binding} = {pattern!r}: no such file{beside}")
 
 
 def wanted_keys(paths: Sequence[Path], uid: str) -> npt.NDArray[Any]:

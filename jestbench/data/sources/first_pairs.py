@@ -11,7 +11,7 @@ from jestbench.data.damage import Damaged, listed
 from jestbench.data.pairs import Dataset
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shard_index import ShardIndex
-from jestbench.data.sources.shards import Forward, MemberRules
+from jestbench.data.sources.shards import Forward
 from jestbench.data.sources.source import LOOK, Source
 from jestbench.data.sources.stream import Stream
 
@@ -52,8 +52,7 @@ def _first_of(stream: Stream) -> ShardIndex:
         raise DataError(f"stream.shards: none of the {len(named)} shards is there, the first is {named[0]}")
     if there is not None:
         with there.open("rb") as file:
-            rules = MemberRules(stream.images, stream.caption, stream.lines)
-            for found in islice(rules.pairs(Forward.unpacked(file)), LOOK):
+            for found in islice(stream.members.pairs(Forward.unpacked(file)), LOOK):
                 with index.leaving_out(there.name):
                     if isinstance(found, Damaged):
                         raise found

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from jestbench.batch import DataError
 from jestbench.data.captions import caption_of, field_at, text_of, texts_of
 from jestbench.data.damage import Damaged
-from jestbench.data.sources.columns import number_of
+from jestbench.data.sources.columns import KEY, number_of
 from jestbench.data.sources.other_kinds import kind_of
 from jestbench.data.sources.patterns import globbed, is_url, local_path
 from jestbench.data.sources.source import needs
@@ -111,13 +111,9 @@ class MemberRules:
     """Which members of a sample are read.
 
     Attributes:
-        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
-            of them), or a field of a JSON member (``json.caption``, ``meta.json.a.b``; of a list of objects that of
-            each); a member whose whole ending is that name comes first.
-        lines: each line of a text member is a caption of its own.
+        images, caption, lines: as ``ShardOptions`` describes them.
         columns: members or fields that hold numbers, named as a caption is.
-        uid: member or field that holds the uid; empty: none is read.
+        uid: member or field that holds the uid; empty, or ``KEY``: none is read.
     """
 
     images: tuple[str, ...] = IMAGES
@@ -179,7 +175,7 @@ class MemberRules:
             values.append(value)
             if math.isnan(value):
                 hints[column.rpartition(".")[2]] = said
-        if self.uid:
+        if self.uid not in ("", KEY):
             with suppress(Damaged):
                 found = self._content(sample, self.uid)
                 uid = found.decode("utf-8", "replace").strip() if isinstance(found, bytes) else str(found)

@@ -20,7 +20,7 @@ from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.encoded_images import ByteRanges, Encoded
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.pairs import Dataset
-from jestbench.data.sources.columns import Beside, lists_of, short_names
+from jestbench.data.sources.columns import Beside, Numbers, lists_of, short_names
 from jestbench.data.sources.indexing import Reading, index_of, many
 from jestbench.data.sources.shard_index import (
     VERSION,
@@ -91,7 +91,7 @@ def refuse_twice(binding: str, named: Sequence[tuple[str, str]]) -> None:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Source(Numbers, ABC):
     """Pairs that lie on the user's disk (or in a hub's cache), by split.
 
     Attributes:
@@ -108,11 +108,6 @@ class Source(ABC):
             replaces it in all other splits.
         cache_dir: folder of the index; by default the folder that JESTBENCH_CACHE names, else the user's
             cache folder.
-        columns: numbers that come with each pair, for policies and cascades that read ``column:NAME``; NAME is what
-            stands behind the last dot. A pair without a value is damage, in a split in which any pair has one.
-        uid: where a pair's uid stands; by default ``uid`` (``json.uid`` in shards) once uids are asked for. ``key`` is
-            the content key of its image, as ``log.chosen`` writes it.
-        uids: lists of uids to which the pool is restricted: text, parquet, or ``.npy`` as DataComp writes them.
     """
 
     pool: Where = None
@@ -125,19 +120,13 @@ class Source(ABC):
     max_damaged: float = 0.01
     verify: tuple[str, ...] = ("eval",)
     cache_dir: str | None = None
-    columns: tuple[str, ...] = ()
-    uid: str = ""
-    uids: Where = None
-    label: ClassVar[str]
-    usual_uid: ClassVar[str] = "uid"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 4 <= self.image_size <= 4096:
             raise ValueError(f"{self.label}.image_size must lie between 4 and 4096 px, got {self.image_size}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"{self.label}.max_damaged is a share in [0, 1], got {self.max_damaged}")
-        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
-        short_names(self.columns, f"{self.label}.columns")
         if unknown := [name for name in self.verify if name not in SPLITS]:
             raise ValueError(f"{self.label}.verify names {unknown[0]!r}: there are {', '.join(SPLITS)}")
 
@@ -173,21 +162,6 @@ class Source(ABC):
         return False
 
     # What comes beside images and captions
-
-    @property
-    def joined(self) -> tuple[str, ...]:
-        """The columns that are joined by uid, from files beside the data."""
-        return ()
-
-    @property
-    def own_columns(self) -> tuple[str, ...]:
-        """The columns that are read with the pairs."""
-        return tuple(name for name in self.columns if name not in self.joined)
-
-    @property
-    def uid_field(self) -> str:
-        """Where the uid stands; empty where none is asked for."""
-        return self.uid or (self.usual_uid if self.uids or self.joined else "")
 
     def metadata_files(self, split: str) -> list[Path]:
         """The files that hold the joined columns of a split.

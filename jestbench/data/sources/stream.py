@@ -12,22 +12,22 @@ resume needs. Hugging Face ``datasets`` streams the same shards, but needs Arrow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.captions import Captions
 from jestbench.data.pairs import Dataset, Pairs
-from jestbench.data.sources.columns import joined_names, lists_of, metadata_files, short_names
+from jestbench.data.sources.columns import lists_of
 from jestbench.data.sources.lanes import START, LaneReader, Shards, batch_of, check_lanes
 from jestbench.data.sources.patterns import is_url
-from jestbench.data.sources.shards import IMAGES, MemberRules, paths_of
+from jestbench.data.sources.shard_options import ShardOptions
+from jestbench.data.sources.shards import paths_of
 from jestbench.data.sources.source import Fetched, Source, file_shard, needs, refuse_twice
 from jestbench.data.sources.stream_head import Head, read_head
-from jestbench.data.sources.web_dataset import WebDataset
 from jestbench.disk import digest
 
 HEAD = 1 << 16
@@ -68,7 +68,7 @@ class StreamPairs(Pairs):
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(ShardOptions):
     """Shards that are read once, in order, without an index, from any URL that webdataset opens.
 
     Where the shards lie on a disk, an indexed data set is better: its super-batches are drawn from all
@@ -79,53 +79,32 @@ class Stream:
             folders of paths too.
         beside: the data set that holds every other split (``eval``), and whose tokenizer is used.
         image_size: pixels, width and height.
-        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
-            of them), or a field of a JSON member (``json.caption``; of a list of objects that of each); a member whose
-            whole ending is that name comes first.
-        lines: each line of a text member is a caption of its own.
         captions: how captions are normalised, and which of an image's several captions is used.
         lanes: virtual lanes that share the shards; their number determines the order, and is a multiple of the workers.
         buffer: pairs of the blocks within which a lane shuffles; ``lanes`` × ``buffer`` encoded images are held.
         max_damaged: share of damaged pairs above which a run stops.
-        columns: members or JSON fields (``json.similarity``) that hold numbers, for policies that read ``column:NAME``;
-            with ``metadata``, names without a dot are columns of its files. A pair without a number is damage.
-        metadata: parquet files with a row a uid: a glob beside the shards, where they lie on a disk, or from the
-            working directory.
-        uid: member or field that holds a pair's uid; by default ``json.uid`` once uids are asked for. ``key`` is the
-            content key of its image, as ``log.chosen`` writes it.
-        uids: lists of uids to which the stream is restricted: text, parquet, or ``.npy`` as DataComp writes them.
         patience: seconds that the command or server of a shard may be silent before the run ends with an error.
     """
 
     shards: str | tuple[str, ...]
     beside: Dataset
     image_size: int = 224
-    images: tuple[str, ...] = IMAGES
-    caption: str = "txt"
-    lines: bool = False
     captions: Captions = field(default_factory=Captions)
     lanes: int = 16
     buffer: int = 256
     max_damaged: float = 0.01
-    columns: tuple[str, ...] = ()
-    uid: str = ""
-    uids: str | tuple[str, ...] | None = None
-    metadata: str = ""
     patience: float = 120.0
+    label: ClassVar[str] = "stream"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("image_size", "lanes", "buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"stream.max_damaged is a share in [0, 1], got {self.max_damaged}")
-        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
         if not self.patience > 0:
             raise ValueError(f"stream.patience is a positive number of seconds, got {self.patience}")
-        short_names(self.columns, "stream.columns")
-        if not self.caption or not self.images:
-            raise ValueError("stream.caption and stream.images name the members to read; they cannot be empty")
 
     def prepare(self) -> None:
         """Prepare the data set ``beside``; a stream needs no preparation."""
@@ -151,17 +130,6 @@ class Stream:
         refuse_twice("stream.shards", [(url, url if is_url(url) else str(Path(url).resolve())) for url in urls])
         check_lanes(len(urls), self.lanes, 0)
 
-    def _metadata(self, joined: Sequence[str]) -> list[Path]:
-        """The files that hold the joined columns.
-
-        Raises:
-            DataError: there are none.
-        """
-        if not joined:
-            return []
-        first = self.urls[0]
-        return metadata_files(self.metadata, None if is_url(first) else Path(first).parent, "stream.metadata")
-
     def fetched(self) -> dict[str, Fetched]:
         """What must be fetched before it can be read, and how."""
         found: dict[str, Fetched] = {} if not isinstance(self.beside, Source) else self.beside.fetched()
@@ -182,21 +150,19 @@ class Stream:
         """
         if name != "pool":
             return self.beside.split(name)
-        joined, lists = joined_names(self.columns, self.metadata), lists_of(self.uids, "stream.uids")
-        own = tuple(name for name in self.columns if name not in joined)
-        uid = self.uid or (WebDataset.usual_uid if lists or joined else "")
+        metadata = self.metadata_beside(self.urls[0]) if self.joined else []
         shards = Shards(
             urls=self.urls,
             tokenizer=self.beside.split("eval").tokenizer,
             image_size=self.image_size,
-            members=MemberRules(self.images, self.caption, self.lines, own, uid),
+            members=self.members,
             lanes=self.lanes,
             buffer=self.buffer,
             max_damaged=self.max_damaged,
             captions=self.captions,
-            uids=tuple(map(file_shard, lists)),
-            metadata=tuple(map(file_shard, self._metadata(joined))),
-            joined=joined,
+            uids=tuple(map(file_shard, lists_of(self.uids, "stream.uids"))),
+            metadata=tuple(map(file_shard, metadata)),
+            joined=self.joined,
             patience=self.patience,
         )
         self.check_urls()

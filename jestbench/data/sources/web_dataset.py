@@ -12,64 +12,32 @@ from typing import ClassVar
 
 from jestbench.batch import DataError
 from jestbench.data.damage import Damaged
-from jestbench.data.sources.columns import KEY, joined_names, metadata_files
+from jestbench.data.sources.columns import KEY
 from jestbench.data.sources.patterns import is_url
 from jestbench.data.sources.shard_index import ShardIndex, image_key
-from jestbench.data.sources.shards import COMPRESSED, IMAGES, MemberRules, paths_of
+from jestbench.data.sources.shard_options import ShardOptions
+from jestbench.data.sources.shards import COMPRESSED, paths_of
 from jestbench.data.sources.source import Shard, Source, file_shard
 
 
 @dataclass(frozen=True)
-class WebDataset(Source):
+class WebDataset(ShardOptions, Source):
     """Local WebDataset shards, drawn from at random like any indexed data.
 
     A split is a brace pattern (``/data/{00000..00331}.tar``), a glob, a folder, one file, or several of these
     in a tuple or joined by ``::``.
 
     Attributes:
-        images: endings of image members (``jpg``, ``input.jpg``); the first that a sample has is taken.
-        caption: member that holds the caption (``txt``, ``outputs.txt``; ``json`` where it is one JSON text or a list
-            of them), or a field of a JSON member (``json.caption``; of a list of objects that of each); a member whose
-            whole ending is that name comes first.
-        lines: each line of a text member is a caption of its own.
         allow_missing: leave out shards that a brace pattern names and that are not there.
-        columns: numbers that come with each pair: members or JSON fields (``json.similarity``), named as a caption is;
-            with ``metadata``, names without a dot are columns of its files.
-        metadata: parquet files with a row a uid: a glob (``*.parquet``) beside the shards, or from the working
-            directory.
     """
 
-    images: tuple[str, ...] = IMAGES
-    caption: str = "txt"
-    lines: bool = False
     allow_missing: bool = False
-    metadata: str = ""
-    usual_uid: ClassVar[str] = "json.uid"
     label: ClassVar[str] = "webdataset"
     wanted: ClassVar[str] = "shards ('/data/{00000..00331}.tar')"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.caption or not self.images:
-            raise ValueError("webdataset.caption and webdataset.images name the members to read; they cannot be empty")
-
-    @property
-    def members(self) -> MemberRules:
-        """Which members are read."""
-        return MemberRules(
-            self.images, self.caption, self.lines, self.own_columns, "" if self.uid_field == KEY else self.uid_field
-        )
-
-    @property
-    def joined(self) -> tuple[str, ...]:
-        """The columns of ``metadata``."""
-        return joined_names(self.columns, self.metadata)
-
     def metadata_files(self, split: str) -> list[Path]:
         """The files beside the split's shards, else those from the working directory."""
-        if not self.joined:
-            return []
-        return metadata_files(self.metadata, Path(self.shards(split)[0].path).parent, "webdataset.metadata")
+        return self.metadata_beside(self.shards(split)[0].path) if self.joined else []
 
     @property
     def reading(self) -> str:
