@@ -39,11 +39,7 @@ class DamagedImage(Damaged):
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
-    """The image as its header describes it; no pixel is touched.
-
-    Raises:
-        DamagedImage: it has no content, no known header, or too many pixels.
-    """
+    """The image as its header describes it; ``DamagedImage`` without a known one, or of too many pixels."""
     if not content:
         raise DamagedImage("empty image")
     try:

@@ -192,11 +192,7 @@ def wanted_keys(paths: Sequence[Path], uid: str) -> npt.NDArray[Any]:
 
 
 def _parquet(paths: Sequence[Path], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of parquet files, one file behind the other.
-
-    Raises:
-        DataError: a file cannot be read, or has no such column.
-    """
+    """Columns of parquet files, one file behind the other; ``DataError`` where a file cannot be read or lacks one."""
     from pyarrow import ArrowException
 
     parquet: Any = importlib.import_module("pyarrow.parquet")

@@ -160,11 +160,7 @@ class Csv(Source):
         return self.image_column.strip(), self.caption_column.strip()
 
     def _check_header(self, path: Path, header: Sequence[str], separator: str) -> None:
-        """Refuse a table of which a column comes twice, or whose first row is a pair instead of the columns' names.
-
-        Raises:
-            DataError: naming the columns.
-        """
+        """Refuse (``DataError``) a table of which a column comes twice, or whose first row is a pair, no names."""
         for name in self._wanted:
             if header.count(name) > 1:
                 raise DataError(f"{path} has {header.count(name)} columns {name!r}: rename all but one")
@@ -188,11 +184,7 @@ class Csv(Source):
 
 
 def _check_width(row: Sequence[str], columns: int, last: int, separator: str) -> None:
-    """Refuse a row of another number of columns than the header's; empty columns behind the last do no harm.
-
-    Raises:
-        Damaged: naming how many there are.
-    """
+    """Refuse (``Damaged``) a row of other columns than the header's; empty ones behind the last do no harm."""
     said = f"{len(row)} columns, the header has {columns}"
     if len(row) <= last:
         raise Damaged("too few columns", said)

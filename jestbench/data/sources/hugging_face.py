@@ -337,11 +337,7 @@ def _open(name: str, column: str, config_name: str | None, revision: str) -> Any
 
 
 def _images(data: Any, column: str, name: str) -> Any:
-    """The column of images, encoded.
-
-    Raises:
-        DataError: the column holds something else, which the message names.
-    """
+    """The column of images, encoded; ``DataError`` where it holds something else."""
     datasets = needs(lambda: __import__("datasets"), "datasets")
     feature, inner = data.features[column], data.features[column]
     listed = isinstance(feature, datasets.List | datasets.LargeList)

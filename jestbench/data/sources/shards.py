@@ -204,11 +204,7 @@ class MemberRules:
 
     @staticmethod
     def _parsed(member: TarMember) -> Any:
-        """What a JSON member holds.
-
-        Raises:
-            Damaged: it is no JSON.
-        """
+        """What a JSON member holds; ``Damaged`` where it is no JSON."""
         try:
             return json.loads(member.content)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
