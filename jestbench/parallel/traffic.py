@@ -128,7 +128,7 @@ class Traffic:
     ) -> None:
         """Note what one process has computed of ``Joined``."""
         rest = (sum(each.nbytes for each in part) for part in (terms, sums))
-        more = Joined(sum(each[:1].nbytes for each in rows), *rest)
+        more = Joined(sum(each.nbytes // max(1, len(each)) for each in rows), *rest)
         self._alone = Joined(*(map(sum, zip(astuple(self._alone), astuple(more), strict=True))))
 
     def since_alone(self) -> Joined:

@@ -94,15 +94,16 @@ def strip_sums(left_BD: Tensor, right_CD: Tensor, model: Embeddings, loss: LossN
         offset = model.bias if loss == "sigmoid" else 0.0
         return kernels.row_sums(left_BD, right_CD, model.scale, offset, loss)
     sums_B = left_BD.new_empty(len(left_BD))
-    for rows in tiles(len(left_BD), len(right_CD), left_BD):
-        if left_BD.is_cuda:
-            sums_B[rows] = _row_sums(strip(left_BD[rows], right_CD, model, loss), loss)
-            continue
-        start = rows.start
-        for blocks in _blocks(left_BD[rows]):
-            stop = start + blocks.shape[0] * blocks.shape[1]
-            sums_B[start:stop] = _block_sums(blocks, right_CD, model, loss).flatten()
-            start = stop
+    with exact_products(left_BD.device):
+        for rows in tiles(len(left_BD), len(right_CD), left_BD):
+            if left_BD.is_cuda:
+                sums_B[rows] = _row_sums(strip(left_BD[rows], right_CD, model, loss), loss)
+                continue
+            start = rows.start
+            for blocks in _blocks(left_BD[rows]):
+                stop = start + blocks.shape[0] * blocks.shape[1]
+                sums_B[start:stop] = _block_sums(blocks, right_CD, model, loss).flatten()
+                start = stop
     return sums_B
 
 
@@ -152,9 +153,8 @@ def _products(left_nRD: Tensor, right_CD: Tensor, factor: float) -> Tensor:
     if len(_kept.tile_X) < count or (_kept.tile_X.device, _kept.tile_X.dtype) != kind:
         with torch.inference_mode(False):  # else the next call outside of inference mode could not write into it
             _kept.tile_X = left_nRD.new_empty(count)
-    with exact_products(left_nRD.device):
-        right_nCD = (right_CD * factor).expand(len(left_nRD), -1, -1)
-        return torch.bmm(right_nCD, left_nRD.transpose(1, 2), out=_kept.tile_X[:count].view(shape))
+    right_nCD = (right_CD * factor).expand(len(left_nRD), -1, -1)
+    return torch.bmm(right_nCD, left_nRD.transpose(1, 2), out=_kept.tile_X[:count].view(shape))
 
 
 def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
@@ -170,9 +170,9 @@ def _softplus_sums(logits_nCR: Tensor, factor: float) -> Tensor:
         half = sums_nCR.shape[1] // 2
         if not half:
             break
-        left, right = sums_nCR[:, :half], sums_nCR[:, -half:]
+        left, right = sums_nCR.narrow(1, 0, half), sums_nCR.narrow(1, -half, half)
         # In place, since a temporary tile would push the strip out of the cache; of an odd number the middle term is
         # joined in a later fold.
         left.addcmul_(left, right, value=factor).add_(right)
-        sums_nCR = sums_nCR[:, : sums_nCR.shape[1] - half]
+        sums_nCR = sums_nCR.narrow(1, 0, sums_nCR.shape[1] - half)
     return sums_nCR.mul_(factor).log1p_().sum(1)
