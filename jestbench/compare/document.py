@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jestbench.compare.comparison import Arm, Comparison, Pays, Speedup, Table
+from jestbench.compare.comparison import Arm, Comparison, Pays, Table
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.paths import relative
 from jestbench.compare.statistics import Interval
 from jestbench.compare.wording import sentence
@@ -116,7 +117,7 @@ def _speedup_json(speedup: Speedup) -> dict[str, Any]:
     return {
         "value": speedup.value,
         "low": speedup.low,
-        "high": speedup.high,
+        "high": None if speedup.value is None else speedup.high,
         "kind": speedup.kind,
         "absent": speedup.absent or None,
     }

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from jestbench.compare.comparison import Absent, SeedRun, Speedup
-from jestbench.compare.crossings import Ladder, speedups
+from jestbench.compare.comparison import SeedRun
+from jestbench.compare.crossings import Absent, Speedup, speedups
 from jestbench.compare.curves import AXES, Curve, Reach, first_reach, mean_curve
 from jestbench.compare.frontiers import FEWEST_RUNGS, Metric, ladder_of
 from jestbench.compare.groups import Group
@@ -102,7 +102,7 @@ def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -
         return None
     if not all(budget in group.budgets for group in (arm, baseline)):
         return None
-    return _crossed(one, other, metric, to_end=False)
+    return speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better)
 
 
 def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, metric: Metric) -> dict[str, Speedups]:
@@ -124,28 +124,8 @@ def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, me
         one = ladder_of(group)
         if group is not base and min(len(one.cells), len(other.cells)) >= FEWEST_RUNGS:
             runs = [member.run.summary for member in (*group.members, *base.members)]
-            crossed = _crossed(one, other, metric, to_end=True)
+            crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better, to_end=True)
             found[group.label] = _stated(crossed, any(summary.pretrain_total is None for summary in runs))
-    return found
-
-
-def _crossed(one: Ladder, other: Ladder, metric: Metric, *, to_end: bool) -> dict[str, Speedup]:
-    """Speed-ups of the one ladder over the other, by axis."""
-    found = {}
-    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better, to_end=to_end)
-    for axis, crossing in crossed.items():
-        have = float(other.amount_R[axis][-1])
-        value = crossing.value
-        found[axis] = Speedup(
-            value,
-            None if value is None else crossing.kind,
-            crossing.absent,
-            low=None if value is None else crossing.low,
-            high=None if value is None else crossing.high,
-            fell=crossing.fell,
-            arm=have / value if value else None,
-            baseline=have if math.isfinite(have) else None,
-        )
     return found
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from jestbench.compare import wording
-from jestbench.compare.comparison import Comparison, Speedup, Table
+from jestbench.compare.comparison import Comparison, Table
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.curves import AXES
 from jestbench.compare.paths import link, portable, scrubber
 from jestbench.compare.plots import plot_names

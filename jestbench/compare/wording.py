@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 
-from jestbench.compare.comparison import Absent, Arm, Pays, Speedup, Table
+from jestbench.compare.comparison import Arm, Pays, Table
+from jestbench.compare.crossings import Absent, Speedup
 from jestbench.compare.statistics import Interval
 from jestbench.evals.measure import Measure
 
@@ -136,7 +137,7 @@ def saving(arm: Arm, table: Table) -> str:
     spent, all_in = arm.speedup["flops"], arm.speedup["flops_all_in"]
     if arm.label == table.baseline or table.baseline is None or arm.verdict is None:
         return ""
-    told = spent.kind == "at_least" or (spent.low, spent.high) != (None, None)
+    told = spent.value is not None and (spent.kind == "at_least" or (spent.low, spent.high) != (None, None))
     if not told and arm.verdict == "not told apart":
         return ""  # anything from never to at once
     target = f"{table.baseline}'s value at {flops_text(table.budget)}"
