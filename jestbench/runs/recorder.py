@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,7 +32,7 @@ from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
-from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, StartEntry, Summary
+from jestbench.runs.summary import Ending, ReferenceEntry, Summary, begun
 from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
@@ -398,40 +398,26 @@ class Recorder:
 
     def summary(self, progress: Progress, status: Ending, known: KnownAtStart) -> Summary:
         """What the run amounts to."""
-        resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
+        run, actors, allowance = self.resolved.run, self.stages.scorer.actors, self.allowance
         spent_apart = {"rungs": progress.rung_flops} if allowance.rungs else {}
-        return Summary(
-            arm=resolved.run.arm,
-            policy=resolved.policy_name,
-            config_hash=resolved.config_hash,
-            frontier_hash=resolved.frontier_hash,
-            schedule=ScheduleRecord(resolved.run.optimizer.schedule, allowance.rungs, allowance.cooldown),
-            seed=resolved.run.seed,
-            status=status,
+        return replace(
+            begun(self.resolved, allowance, status),
             steps=progress.step,
             pairs_seen=progress.pairs_seen,
             pairs_trained=progress.pairs_trained,
-            budget=None if resolved.run.budget is None else int(resolved.run.budget),
             overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
             flops=progress.ledger.flops() | spent_apart,
             macs_total=progress.ledger.macs_total,
             flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
             pretrain_flops=dict(known.pretrain),
-            pretrain_in_budget=allowance.pretrain,
-            added_to_budget=allowance.added,
             seconds=progress.seconds,
-            cache=dict(self._counted) if resolved.run.cache is not None else None,
-            learning_rate=resolved.run.optimizer.learning_rate,
+            cache=dict(self._counted) if run.cache is not None else None,
             measures=self.stages.evaluator.measures,
             metrics=self.final,
             references=tuple(known.references),
             data=known.data,
             warnings=tuple(known.warnings),
-            control=resolved.run.control or not resolved.policy.needs,
             fingerprints=known.fingerprints,
-            start=None
-            if (start := resolved.start) is None
-            else StartEntry(start.label, start.run_dir, start.flops, "image" if resolved.run.model.freeze else "whole"),
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )
 
