@@ -50,7 +50,7 @@ class RunForecast:
 
     @classmethod
     def of(cls, resolved: Resolved) -> RunForecast:
-        """RunForecast a run on models without values; data and frozen models may be stand-ins."""
+        """Forecast a run on models without values; data and frozen models may be stand-ins."""
         resolved = with_start(resolved)
         run = replace(resolved.run, reference_accounting="online", cache=None)
         data, castings = stand_ins(resolved, "meta")

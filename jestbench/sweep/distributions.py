@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 from math import exp, isclose, isfinite
 from typing import Any
@@ -148,6 +149,8 @@ def distribution(where: str, spec: Mapping[str, Any]) -> Choices | Quantiles:
 
 def _choices(where: str, found: Mapping[str, Any]) -> Choices:
     values = found["values"] if "values" in found else [found["value"]]
+    # As the command line has them, and as the record of the proposals, which is JSON, gives them back.
+    values = [str(value) if isinstance(value, date) else value for value in values]
     probabilities = found.get("probabilities", [1 / len(values)] * len(values))
     if (
         not isinstance(probabilities, list)
