@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from jestbench.compare.comparison import Arm, Pays, Table
 from jestbench.compare.crossings import Absent, Speedup
@@ -315,6 +315,22 @@ def verdict_text(arm: Arm) -> str:
     if arm.difference is None:
         return ""
     return "no verdict" if arm.difference.reason else arm.difference.verdict
+
+
+def cells(arm: Arm, table: Table) -> tuple[str, str, str, str, str]:
+    """An arm's row in a table: label, difference (empty for the baseline), verdict, mean, number of seeds."""
+    difference = "" if arm.label == table.baseline else difference_text(arm, table)
+    return arm.label, difference, verdict_text(arm), interval_text(arm, table), str(len(arm.runs))
+
+
+def below(table: Table) -> Iterator[tuple[str, str, str, str]]:
+    """The rows below the arms, of their own ends and of references: name, what is to be known, value, seeds."""
+    for arm in table.arms:
+        if arm.added_to_budget:
+            yield end_label(arm), "", end_text(arm), str(len(arm.runs))
+    for row in table.references:
+        about = f"of {', '.join(row.arms)}; {flops_text(row.flops_total)}"
+        yield reference_label(row.name), about, value_text(row.value, table), ""
 
 
 def deviation_text(arm: Arm, table: Table) -> str:
