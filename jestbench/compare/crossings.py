@@ -15,11 +15,10 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from jestbench.compare.curves import AXES
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, paired, root
+from jestbench.compare.noise import CONFIDENCE, Array, SeedVariance, Spread, Units, paired, root
 from jestbench.compare.statistics import Cell, table_noise
 from jestbench.evals.measure import Measure
 
-CONFIDENCE = 0.95
 Stands = Literal["worse", "better"]
 _STANDS: tuple[Stands, Stands] = ("worse", "better")
 Kind = Literal["decayed", "at_least", "touch"]
@@ -218,7 +217,7 @@ def _draw(ladders: Sequence[Ladder], unit_N: Units | None, measure: Measure, dra
         difference_D = error_DC[:, last[0]] - error_DC[:, last[1]]
         wide = float(np.quantile(np.abs(difference_D), CONFIDENCE))
         if wide > 0:
-            error_DC *= spread.half_width(CONFIDENCE) / wide
+            error_DC *= spread.half_width / wide
     return _Drawn(np.split(error_DC, [len(ladders[0].cells)], axis=1), known)
 
 

@@ -746,7 +746,7 @@ VERDICTS = (
     Mutant(
         "an interval holds no examples",
         NOISE,
-        "float(ndtri(tail)) * self.unit_deviation(confidence)]",
+        "float(ndtri(_TAIL)) * self.unit_deviation]",
         "0.0]",
         INTERVALS,
     ),
@@ -760,7 +760,7 @@ VERDICTS = (
     Mutant(
         "several arms are judged one by one",
         STATISTICS,
-        "max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))",
+        "max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), CONFIDENCE)))",
         "1.0",
         INTERVALS,
     ),
