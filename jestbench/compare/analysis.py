@@ -39,7 +39,6 @@ from jestbench.compare.groups import (
     split_worlds,
 )
 from jestbench.compare.load import CompareError
-from jestbench.compare.noise import Units
 from jestbench.compare.points import TOTAL_FLOPS, Candidate, spent, step_flops
 from jestbench.compare.provenance import (
     common_facts,
@@ -55,7 +54,6 @@ from jestbench.compare.speedups import Speedups, speedups_of, speedups_to_end
 from jestbench.compare.statistics import Difference, Interval, seed_deviation
 from jestbench.compare.wording import end_text
 from jestbench.disk import shown
-from jestbench.evals.measure import Measure
 
 _APART = ("flops/eval", "flops/rungs")
 """FLOPs outside the total."""
@@ -127,7 +125,7 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
     groups, clashes = group_arms(world)
     base, choice = choose_baseline(groups, baseline)
     budget = _common_budget(groups)
-    metric = Metric(key, _measure(world.members, key), lower, _units(world.members))
+    metric = Metric.of(key, world.members, lower)
     members, notes = _members(groups, base, budget)
     groups = [group for group in groups if group.label in members]
     decayed = {label: runs for label, runs in members.items() if all(run.point for run in runs)}
@@ -170,17 +168,6 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
     )
     about = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups)
     return table, [*about, *about_references, *start_notes(arms), *learning_rate_notes(arms), *about_data, *about_runs]
-
-
-def _measure(members: Sequence[Candidate], key: str) -> Measure:
-    """What the runs of a world record about the metric, which is the same for all of them."""
-    return members[0].run.summary.measures.get(key, Measure())
-
-
-def _units(members: Iterable[Candidate]) -> Units | None:
-    """The units of the evaluation examples, which are the same for all runs of a world that hold any."""
-    examples = [point.examples for member in members for point in member.points if point.examples is not None]
-    return examples[0].unit_N if examples else None
 
 
 def _common_budget(groups: Sequence[Group]) -> int:

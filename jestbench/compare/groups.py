@@ -18,6 +18,7 @@ from jestbench.compare.configurations import labels, read_configuration
 from jestbench.compare.ladder_so_far import so_far
 from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
 from jestbench.compare.points import Candidate, Point, read_metric
+from jestbench.compare.provenance import arms_by, described
 from jestbench.disk import nearest, shown
 from jestbench.evals.measure import Measure
 
@@ -229,11 +230,10 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
     differing = {key: values for key, values in found.items() if len(set(values)) > 1}
     notes = []
     for key, values in differing.items():
-        arms: dict[str, dict[str, None]] = defaultdict(dict)
-        for value, (_, members) in zip(values, ordered, strict=True):
-            arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
-        described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
-        notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
+        arms = (sorted(member.run.summary.arm for member in members) for _, members in ordered)
+        by_value = arms_by((value, arm) for value, of in zip(values, arms, strict=True) for arm in of)
+        said = f"{len(worlds)} WORLDS, each with its own table, never ranked together"
+        notes.append(f"{said}: {key} is {described(by_value)}")
     return [
         ComparedWorld({key: values[index] for key, values in differing.items()}, tuple(members))
         for index, (_, members) in enumerate(ordered)

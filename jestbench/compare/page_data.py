@@ -96,10 +96,10 @@ def _metric(
     arms = [arm.label for arm in table.arms]
     data = next(iter(panel.members.values())).run.summary.data
     return {
-        "key": panel.metric,
-        "name": wording.metric_text(panel.metric, panel.measure, data),
-        "lower": panel.lower_is_better,
-        "chance": panel.measure.chance,
+        "key": panel.metric.key,
+        "name": wording.metric_text(panel.metric.key, panel.metric.measure, data),
+        "lower": panel.metric.lower_is_better,
+        "chance": panel.metric.measure.chance,
         "points": [
             {
                 "arm": arms.index(point.arm),
