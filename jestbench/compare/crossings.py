@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from jestbench.compare.curves import AXES
-from jestbench.compare.noise import CONFIDENCE, Array, SeedVariance, Spread, Units, paired, root
+from jestbench.compare.curves import AXES, Array
+from jestbench.compare.noise import CONFIDENCE, SeedVariance, Spread, Units, paired, root
 from jestbench.compare.statistics import Cell, table_noise
 from jestbench.evals.measure import Measure
 

@@ -14,7 +14,23 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
+
+@dataclass(frozen=True)
+class Axis:
+    """An amount that a run spends, in words: at the head of a column, in full, and its unit."""
+
+    title: str
+    name: str
+    unit: str = ""
+
+
+AXES = {
+    "flops": Axis("FLOPs", "FLOPs", "FLOP"),
+    "flops_all_in": Axis("all-in", "FLOPs with pre-training", "FLOP"),
+    "pairs_seen": Axis("seen", "pairs seen"),
+    "pairs_trained": Axis("trained", "pairs trained on"),
+    "seconds": Axis("seconds", "seconds of training", "s"),
+}
 """The amounts that an arm can save. Budgets are stated on the first axis."""
 
 

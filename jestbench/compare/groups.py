@@ -16,7 +16,7 @@ from typing import TypeVar
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.configurations import labels, read_configuration
 from jestbench.compare.ladder_so_far import so_far
-from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
+from jestbench.compare.load import EVAL, CompareError, RunRecord, find_run_folders, load_run
 from jestbench.compare.points import Candidate, Point, read_metric
 from jestbench.compare.provenance import arms_by, described
 from jestbench.disk import nearest, shown
@@ -25,7 +25,6 @@ from jestbench.evals.measure import Measure
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
-_EVAL = "eval/"
 _HASH_LENGTH = 8
 _OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut", "beside", "damage_page")
 """Facts about the split that a run was trained on. A control may train on another one of the same data."""
@@ -123,10 +122,10 @@ def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
         CompareError: no run has the metric (status 2); the message lists the metrics that exist.
     """
     known = {key for run in runs for key in run.metrics}
-    for name in (metric, _EVAL + metric):
+    for name in (metric, EVAL + metric):
         if name in known:
             return name
-    evaluations = sorted(name for name in known if name.startswith(_EVAL))
+    evaluations = sorted(name for name in known if name.startswith(EVAL))
     hint = nearest(metric, evaluations, "; did you mean {}?", cutoff=0.3)
     exist = "\n  ".join(evaluations) or "(none: no run was evaluated)"
     raise CompareError(f"no run has the metric {metric!r}{hint}\nmetrics that exist:\n  {exist}", status=2)

@@ -17,6 +17,8 @@ from jestbench.disk import DataError, shown
 from jestbench.runs.folder import RUNG, Row, RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
+EVAL = "eval/"
+"""Beginning of the keys of an evaluation's metrics."""
 Fact = str | int | float | bool
 """One fact about the data of a run, such as its share of wrong captions."""
 

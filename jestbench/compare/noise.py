@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy.special import chdtri, expit, fdtr, ndtr, ndtri, stdtrit
 from scipy.stats import qmc
 
-Array = npt.NDArray[np.float64]
+from jestbench.compare.curves import Array
+
 Units = npt.NDArray[np.int64]
 
 CONFIDENCE = 0.95

@@ -17,7 +17,7 @@ from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.configurations import Configuration, differing, of_the_arm, own_parameters, read_configuration
 from jestbench.compare.curves import AXES
 from jestbench.compare.gallery import gallery
-from jestbench.compare.page_data import AXIS_NAMES, world_data
+from jestbench.compare.page_data import world_data
 from jestbench.compare.paths import link, portable, run_again
 from jestbench.compare.plots import PURPOSE_COLOURS, Look, looks, plot_names
 from jestbench.compare.points import TOTAL_FLOPS
@@ -67,7 +67,6 @@ def to_html(comparison: Comparison, out: Path) -> str:
         comparison=comparison,
         worlds=worlds,
         axes=AXES,
-        axis_long=AXIS_NAMES,
         facts=_flat(comparison.environment),
         command=portable(comparison.command),
         pictures=[*pictures, *(name.replace(".png", ".svg") for name in pictures)],

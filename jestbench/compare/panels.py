@@ -9,13 +9,11 @@ from pathlib import Path
 from jestbench.compare.comparison import FrontierPoint, Table
 from jestbench.compare.frontiers import Metric, frontiers
 from jestbench.compare.groups import Group
-from jestbench.compare.load import RunRecord
+from jestbench.compare.load import EVAL, RunRecord
 from jestbench.compare.points import Candidate, read_metric
 from jestbench.disk import DataError
 from jestbench.evals.results import Results
 from jestbench.runs.folder import RunFolder
-
-_EVAL = "eval/"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def panels(table: Table) -> tuple[Panel, ...]:
     """The table's own metric, then every other evaluation that all of its runs end with, by name."""
     members = [member for arm in table.arms for member in arm.members]
     shared = set.intersection(*(set(member.run.summary.metrics) for member in members))
-    others = sorted(key for key in shared if key.startswith(_EVAL) and key != table.metric)
+    others = sorted(key for key in shared if key.startswith(EVAL) and key != table.metric)
     read: dict[str, dict[Path, Candidate]] = {key: {} for key in others}
     for member in members:
         results = _results(member.run)

@@ -31,7 +31,6 @@ def compare(
     out: Path | None = None,
     *,
     lower_is_better: bool | None = None,
-    command: str | None = None,
 ) -> Comparison:
     """Compare finished runs at equal compute.
 
@@ -44,8 +43,6 @@ def compare(
         out: folder to write the report to, made if missing; ``None`` writes nothing.
         lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where a word of
             its name ends in "loss", "mse" or "nll".
-        command: recorded as the command that reproduces the comparison; by default
-            ``tools/compare.py`` with these arguments.
 
     Returns:
         The comparison.
@@ -54,11 +51,10 @@ def compare(
         CompareError: a folder, the metric or the baseline does not exist (``status`` 2), no run can be
             used, or the report cannot be written (``status`` 3).
     """
-    comparison = analyse(run_dirs, metric, baseline, lower_is_better, command or "")
-    if command is None:
-        # With the metric that was found: the command gives the same report where the runs lie elsewhere.
-        command = _command(run_dirs, metric or comparison.first.metric, baseline, out, lower_is_better)
-        comparison = replace(comparison, command=command)
+    comparison = analyse(run_dirs, metric, baseline, lower_is_better, "")
+    # With the metric that was found: the command gives the same report where the runs lie elsewhere.
+    command = _command(run_dirs, metric or comparison.first.metric, baseline, out, lower_is_better)
+    comparison = replace(comparison, command=command)
     if out is not None:
         render(comparison, out)
     return comparison

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from scipy.special import chdtri
 
+from jestbench.compare.curves import Array
 from jestbench.compare.noise import (
     CONFIDENCE,
-    Array,
     SeedVariance,
     Spread,
     Units,

@@ -42,7 +42,7 @@ def _terminal(table: Table, created: str) -> list[str]:
     rows += [(f"[{name}]", "", "", value, "") for name, _, value, _ in wording.below(table)]
     lines += [*_align([head, *rows]), ""]
     if table.baseline is not None:
-        head = ["arm", *wording.AXIS_TITLES.values()]
+        head = ["arm", *(axis.title for axis in AXES.values())]
         speedups = [[arm.label, *_speedup_cells(arm.speedup)] for arm in table.arms if arm.label != table.baseline]
         if speedups:
             lines += [f"how many times less than {table.baseline} needs (pointwise intervals):", ""]
@@ -164,7 +164,7 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
         "seeds",
     ]
     yield _table(
-        ["arm", *head, *(f"× {title}" for title in wording.AXIS_TITLES.values())],
+        ["arm", *head, *(f"× {axis.title}" for axis in AXES.values())],
         _rows(table),
     )
     if table.baseline is not None:

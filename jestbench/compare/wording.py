@@ -8,16 +8,10 @@ from collections.abc import Iterator, Mapping
 
 from jestbench.compare.comparison import Arm, Pays, Table
 from jestbench.compare.crossings import Absent, Speedup
+from jestbench.compare.curves import AXES
+from jestbench.compare.load import EVAL
 from jestbench.compare.statistics import Interval
 from jestbench.evals.measure import Measure
-
-AXIS_TITLES = {
-    "flops": "FLOPs",
-    "flops_all_in": "all-in",
-    "pairs_seen": "seen",
-    "pairs_trained": "trained",
-    "seconds": "seconds",
-}
 
 WORDS: Mapping[Absent, str] = {
     "never": "never",
@@ -163,7 +157,7 @@ def to_end_text(arm: Arm, table: Table) -> str:
     """What an arm saves to the baseline's value at its largest budget; empty where that is the table's."""
     if not arm.speedup_to_end:
         return ""
-    found = ((AXIS_TITLES[axis], arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
+    found = ((AXES[axis].title, arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
     each = ", ".join(f"{title} {speedup_text(one)} {speedup_ends(one)}".strip() for title, one in found)
     value = f"the value of {table.baseline} at {flops_text(table.baseline_end)}, its largest budget"
     return f"{arm.label} to {value}: {each.replace('x', '×').replace('..', 'open')}"
@@ -191,9 +185,9 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
         measure: what is known about it.
         data: a summary's facts about the data: ``eval_classes``, and ``eval_sets`` by name.
     """
-    if not key.startswith("eval/"):
+    if not key.startswith(EVAL):
         return key
-    *sets, name = key.removeprefix("eval/").split("/")
+    *sets, name = key.removeprefix(EVAL).split("/")
     found = next((form.format(*hit.groups()) for pattern, form in _TASKS if (hit := re.fullmatch(pattern, name))), None)
     above = f"{'/'.join(sets)}: " if sets else ""
     if found is None:
