@@ -65,18 +65,10 @@ _SEEDS_FOR_DEVIATION = 8
 def analyse(
     run_dirs: Sequence[Path], metric: str | None, baseline: str, lower_is_better: bool | None, command: str
 ) -> Comparison:
-    """Compare the runs in some folders.
+    """Compare the runs in some folders; arguments as of ``compare_runs``.
 
     Args:
-        run_dirs: run folders, or folders that hold them one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
-        baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if a word of its
-            name ends in "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison.
-
-    Returns:
-        The comparison.
 
     Raises:
         CompareError: a folder, the metric or the baseline does not exist (status 2), or no run can be

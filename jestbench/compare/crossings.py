@@ -112,11 +112,8 @@ def speedups(
         arm: the arm's points, up to the budget of that rung.
         baseline: the baseline's.
         unit_N: class or caption group of each example; ``None``: each is its own.
-        measure: of the metric.
-        lower_is_better: whether reaching the target means falling to it.
         to_end: whether the arm may end at another budget than the baseline.
         draws: of all values jointly, from which the intervals come.
-        seed: of the draws.
     """
     sign = -1.0 if lower_is_better else 1.0
     drawn = _draw([arm, baseline], unit_N, measure, draws, seed)
@@ -148,17 +145,11 @@ def crossings(
     draws: int = 2000,
     seed: int = 0,
 ) -> list[Crossover]:
-    """Every amount at which one frontier crosses another, within the range that both have.
+    """Every amount on an axis at which one frontier crosses another, within the range that both have.
 
     Args:
-        one: points of the one.
-        other: points of the other.
         unit_N: class or caption group of each example; ``None``: each is its own.
-        measure: of the metric.
-        lower_is_better: whether smaller values are better.
-        axis: of the amounts.
         draws: of all values jointly, from which the intervals come.
-        seed: of the draws.
     """
     sign = -1.0 if lower_is_better else 1.0
     at_one, at_other = np.log(one.amount_R[axis]), np.log(other.amount_R[axis])
@@ -286,8 +277,7 @@ def _falls(value_R: Array, error_DR: Array) -> bool:
 def _place(value_R: Array, target: float) -> float:
     """First position (rung index, between rungs by linear interpolation) at or above a target.
 
-    Returns:
-        −∞ where the first rung is there already, +∞ where no rung is.
+    It is −∞ where the first rung is there already, +∞ where no rung is.
     """
     there = np.flatnonzero(value_R >= target)
     if not there.size:

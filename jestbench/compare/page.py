@@ -32,14 +32,9 @@ _TEMPLATE = "page.html.j2"
 
 
 def to_html(comparison: Comparison, out: Path) -> str:
-    """Write a comparison as a page.
+    """Write a comparison as a page, with links relative to its folder.
 
-    Args:
-        comparison: the comparison.
-        out: the folder of the page, which its links are relative to.
-
-    Returns:
-        The page; every text that comes from a run is escaped, and no absolute path stands in it.
+    Every text that comes from a run is escaped, and no absolute path stands in it.
     """
     scrub = known_paths(comparison, out)
     worlds = [_world(table, out) for table in comparison.tables]

@@ -79,8 +79,6 @@ def _metric(
     """A metric's decayed points, each run's own, and its curves.
 
     Args:
-        panel: the metric.
-        table: the table that it belongs to.
         place: run folder → number of the run.
         every: see ``_every``.
         members: the runs with the table's own metric; a curve of the same evaluations has no ``x`` of its own.

@@ -96,12 +96,7 @@ def plot_names(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def save_plots(comparison: Comparison, out: Path) -> None:
-    """Write ``metric_vs_flops`` and ``overview`` of each table, as PNG and as SVG.
-
-    Args:
-        comparison: what to draw.
-        out: an existing folder.
-    """
+    """Write ``metric_vs_flops`` and ``overview`` of each table into an existing folder, as PNG and as SVG."""
     from matplotlib.figure import Figure
 
     with _style(), warnings.catch_warnings():

@@ -36,13 +36,9 @@ class _Scored:
 
 
 def reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
-    """A row for each frozen model, and notes on whom it serves.
+    """A row for each frozen model, with its own value of the metric, and notes on whom it serves.
 
     Runs in whose folders copies of one model's records lie were scored with one model.
-
-    Args:
-        arms: the arms of a table.
-        metric: key of the metric that a model's own value is of.
     """
     found: dict[ReferenceEntry, dict[Path | None, _Scored]] = defaultdict(dict)
     used: dict[Model, list[tuple[str, int, _Scored]]] = defaultdict(list)

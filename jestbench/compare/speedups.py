@@ -25,18 +25,7 @@ def speedups_of(
     budget: int,
     metric: Metric,
 ) -> tuple[dict[str, Speedups], list[str]]:
-    """Speed-ups by arm and axis.
-
-    Args:
-        groups: the arms.
-        base: the baseline; ``None``: no speed-ups.
-        members: label → the arm's runs at the budget.
-        budget: of the table, in FLOPs.
-        metric: what the statistics need.
-
-    Returns:
-        Label → axis → speed-up, and notes.
-    """
+    """Speed-ups by arm and axis, and notes; ``members`` are the arms' runs at the budget."""
     if base is None:
         return {group.label: {axis: Speedup(None, None, "unshared") for axis in AXES} for group in groups}, []
     itself = Speedup(1.0, "decayed", low=1.0, high=1.0)
@@ -106,16 +95,9 @@ def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -
 
 
 def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, metric: Metric) -> dict[str, Speedups]:
-    """Speed-ups at the baseline's value at its own largest budget, where that lies beyond the table's.
+    """Speed-ups by arm and axis at the baseline's value at its own largest budget, where that lies beyond the table's.
 
-    Args:
-        groups: the arms.
-        base: the baseline; ``None``: no speed-ups.
-        budget: of the table, in FLOPs.
-        metric: what the statistics need.
-
-    Returns:
-        Label → axis → speed-up, for arms that have a frontier; an arm that ends below that value has none.
+    They are those of arms that have a frontier; an arm that ends below that value has none.
     """
     if base is None or max(base.budgets, default=budget) <= budget:
         return {}
@@ -130,11 +112,9 @@ def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, me
 
 
 def _between_touches(arm: Reach | None, baseline: Reach | None, *, worse: bool) -> dict[str, Speedup]:
-    """Speed-ups by axis.
+    """Speed-ups by axis, from where both first reach the baseline's final value (``None``: nowhere).
 
     Args:
-        arm: where the arm first reaches the baseline's final value; ``None`` if nowhere.
-        baseline: where the baseline first reaches it.
         worse: whether the arm ends worse than the baseline, and so loses again a value that it reached on the way.
     """
     found = {}

@@ -181,8 +181,6 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
     """A metric in words, with the set and its own number of classes: ``flowers: zero-shot top-5 of 102 classes``.
 
     Args:
-        key: of the metric.
-        measure: what is known about it.
         data: a summary's facts about the data: ``eval_classes``, and ``eval_sets`` by name.
     """
     if not key.startswith(EVAL):

@@ -61,11 +61,7 @@ class Place:
         return None if self.branch is None else Place(self.branch, self.rungs)
 
     def follows(self, row: Row, rungs: Sequence[int]) -> bool:
-        """Whether a row was logged before the checkpoint was written.
-
-        Args:
-            rungs: of the run's ladder, FLOPs.
-        """
+        """Whether a row was logged before the checkpoint was written; ``rungs``: of the run's ladder, FLOPs."""
         if RUNG in row:
             rung = rungs.index(int(row[RUNG]))
             return rung < self.rungs or (rung == self.rungs and self.branch is not None and row["step"] <= self.step)
@@ -132,10 +128,7 @@ def damage(folder: Path) -> str:
 
 
 def newest_whole(run_dir: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """The newest checkpoint of a run that is as it was written, and why newer ones are passed over.
-
-    Returns:
-        ``None`` where there is no checkpoint at all.
+    """The newest checkpoint of a run that is as it was written, if any, and why newer ones are passed over.
 
     Raises:
         DataError: there are checkpoints, and none is whole.
