@@ -22,8 +22,7 @@ BATCHES, LARGEST = 16, 1024
 def _source(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[SuperBatches, int]:
     """Batches of the split that the reference was trained on, the same for all seeds; and their number.
 
-    Raises:
-        ConfigError: the split holds a single pair.
+    A split of a single pair is a ConfigError.
     """
     assert resolved.calibrated_on is not None
     pairs = split_of(data, resolved.calibrated_on).indexed("run.reference_calibrate")

@@ -182,11 +182,7 @@ def _not_fetched(run: Run) -> Iterator[str]:
 
 
 def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int) -> None:
-    """Score, select from and update one batch of ``drawn`` pairs.
-
-    Raises:
-        ConfigError: a score or the loss is not finite.
-    """
+    """Score, select from and update one batch of ``drawn`` pairs; a ConfigError where score or loss is not finite."""
     run, count = resolved.run, max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     batch = stages.super_batches.at(0)
     try:

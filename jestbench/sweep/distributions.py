@@ -116,11 +116,7 @@ def _name(spec: Mapping[str, Any]) -> str:
 
 
 def distribution(where: str, spec: Mapping[str, Any]) -> Choices | Quantiles:
-    """Read a parameter's distribution.
-
-    Args:
-        where: file and parameter, for messages.
-        spec: what the file has below the parameter's name.
+    """Read a parameter's distribution, from what the file has below its name; ``where`` stands in messages.
 
     Raises:
         ConfigError: no such distribution, a key that it lacks or does not take, or a value that it cannot have.
