@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,9 +96,10 @@ def plot_names(comparison: Comparison) -> list[tuple[str, str]]:
 
 def save_plots(comparison: Comparison, out: Path) -> None:
     """Write ``metric_vs_flops`` and ``overview`` of each table into an existing folder, as PNG and as SVG."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with _style(), warnings.catch_warnings():
+    with rc_context(_STYLE), warnings.catch_warnings():
         # Labels may be of any script; a font without a character draws a box, and the page has the label itself.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
@@ -111,14 +111,6 @@ def save_plots(comparison: Comparison, out: Path) -> None:
                 figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
                 figure.set_layout_engine("none")  # the places are found: to find them again takes as long as to draw
                 figure.savefig((out / name).with_suffix(".svg"), metadata={"Date": None})
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        yield
 
 
 def looks(table: Table) -> dict[str, Look]:

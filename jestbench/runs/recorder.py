@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -39,39 +39,16 @@ from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
-    from jestbench.data.super_batches import Waits
+    from jestbench.data.super_batches import SuperBatchSource, Waits
     from jestbench.loop import Progress, Stages
 
+    Stateful: TypeAlias = Actor | SuperBatchSource | Progress | Chosen
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
 _COUNTED = ("read", "damaged", "wordless", "skipped", "duplicates", "evaluated", "outside_uids")
 COUNTED = tuple(f"data/{name}" for name in _COUNTED)
 """Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
-
-
-class Stateful(Protocol):
-    """What a checkpoint keeps the state of (tensors, numbers, strings, and lists or dicts of these)."""
-
-    def state_dict(self) -> Any:
-        """The state; a collective call, made by every process of a run at once."""
-        ...
-
-    def load_state_dict(self, state: Any) -> None:
-        """Go on from a checkpoint."""
-        ...
-
-
-class Rewindable(Protocol):
-    """What a failed step has changed, and what can go back to where it stood before."""
-
-    def mark(self) -> Any:
-        """This process's own state; no collective call, and cheap: once a step."""
-        ...
-
-    def rewind(self, mark: Any) -> None:
-        """Go back to a mark."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,14 +111,15 @@ class Recorder:
 
         Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
         """
-        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self._actors())
+        parts: tuple[SuperBatchSource | Actor, ...] = (self.stages.super_batches, *self._actors())
         start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
+        updates, _ = self.stages.learner.mark()
         try:
             with STOP.ending("after"), self._named(progress):
                 yield
         except PolicyError as error:
             progress.seconds = seconds
-            trained = self.stages.learner.mark()[0] != marks[1][0]  # it cannot be undone
+            trained = self.stages.learner.mark()[0] != updates  # it cannot be undone
             for part, mark in zip(parts, marks, strict=True):
                 part.rewind(mark)
             raise self._blamed(error, progress, trained) from error.__cause__
@@ -358,9 +336,8 @@ class Recorder:
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
-        actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
-        own: dict[str, Stateful] = {"super_batches": self.stages.super_batches, "progress": progress}
-        return {**actors, **own, "chosen": self.chosen}
+        found: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
+        return {**found, "super_batches": self.stages.super_batches, "progress": progress, "chosen": self.chosen}
 
     def _data(self) -> dict[str, str]:
         """The data that a run trains and is evaluated on, by their fingerprints, and its tokenizer."""
