@@ -293,19 +293,18 @@ def _arm(
         pretrain_flops=_mean_known([run.summary.pretrain_total for run in runs]),
         pretrain_in_budget=_mean_count(run.summary.pretrain_in_budget for run in runs),
         flops_amortised=_mean_count(run.summary.flops_amortised for run in runs),
-        flops_all_in=_mean_known(
-            [
-                None if pretrained is None else int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained
-                for member in members
-                for pretrained in (member.run.summary.pretrain_total,)
-            ]
-        ),
+        flops_all_in=_mean_known([_flops_all_in(member) for member in members]),
         pairs_seen=_mean_of(members, "pairs/seen"),
         pairs_trained=_mean_of(members, "pairs/trained"),
         seconds=float(np.mean([member.counters.get("time/seconds", 0.0) for member in members])),
         curve=mean_curve([member.curve for member in members]),
         members=group.members,
     )
+
+
+def _flops_all_in(member: SeedRun) -> int | None:
+    pretrained = member.run.summary.pretrain_total
+    return None if pretrained is None else int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained
 
 
 def _mean_of(members: Iterable[SeedRun], key: str) -> int:

@@ -62,7 +62,7 @@ def to_html(comparison: Comparison, out: Path) -> str:
         comparison=comparison,
         worlds=worlds,
         axes=AXES,
-        facts=_flat(comparison.environment),
+        facts=_dotted(comparison.environment),
         command=portable(comparison.command),
         pictures=[*pictures, *(name.replace(".png", ".svg") for name in pictures)],
         css=_part("page.css"),
@@ -250,10 +250,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _flat(facts: Any, name: str = "") -> dict[str, str]:
+def _dotted(facts: Any, name: str = "") -> dict[str, str]:
+    """Nested facts by their dotted names."""
     if not isinstance(facts, dict):
         return {name: str(facts)}
     flat: dict[str, str] = {}
     for key, value in facts.items():
-        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+        flat |= _dotted(value, f"{name}.{key}" if name else str(key))
     return flat

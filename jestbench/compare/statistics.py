@@ -269,7 +269,7 @@ def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure) -> Interval:
     return Interval(value, max(low, value - half), min(high, value + half))
 
 
-Reach = tuple[float, float]
+Sides = tuple[float, float]
 """How far an interval reaches down and up from its value."""
 
 
@@ -278,7 +278,7 @@ def _reaches(
     baseline: str,
     shared: Mapping[str, tuple[int, ...]],
     noise: Noise,
-) -> tuple[dict[str, tuple[Reach, Reach]], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[Sides, Sides]], tuple[str, ...]]:
     """Arm → reach of its difference, simultaneous and pointwise; and the arms whose seed variance stays apart.
 
     There is no entry where there is no interval.
@@ -302,7 +302,7 @@ def _reaches(
     scaled_KD = np.abs(error_KD[varies_K])
     scaled_KD /= np.quantile(scaled_KD, CONFIDENCE, axis=1, keepdims=True)
     factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), CONFIDENCE)))
-    reaches: dict[str, tuple[Reach, Reach]] = {}
+    reaches: dict[str, tuple[Sides, Sides]] = {}
     for arm, spread, varies in zip(drawn, spreads, varies_K, strict=True):
         own, other = (float(a.value_S[_of(a, shared[arm])].mean()) for a in (cells[arm], base))
         simultaneous, pointwise = (spread.reach((own, other), times, noise.scale == "logit") for times in (factor, 1.0))
@@ -336,7 +336,7 @@ def _difference(
     cell: Cell,
     base: Cell,
     seeds: tuple[int, ...],
-    reaches: tuple[Reach, Reach] | None,
+    reaches: tuple[Sides, Sides] | None,
     measure: Measure,
     lower_is_better: bool,
 ) -> Difference:

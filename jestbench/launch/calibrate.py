@@ -61,7 +61,7 @@ def calibrate(
         )
 
 
-def forecast(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[int, int]:
+def forecast_calibration(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[int, int]:
     """Pairs that the reference is calibrated on, 0 where it is not, and the FLOPs that are charged for them."""
     if resolved.calibrated_on is None:
         return 0, 0

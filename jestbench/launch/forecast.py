@@ -45,8 +45,8 @@ class RunForecast:
     def __init__(self, resolved: Resolved, stages: Stages, data: Dataset) -> None:
         self.resolved, self.stages = resolved, stages
         self.price, self._joined = joined_in(lambda: step_price(resolved, stages))
-        self.calibrated, self.calibration = calibrate.forecast(resolved, data, stages)
-        self.ranking = own_scores.forecast(resolved, stages)
+        self.calibrated, self.calibration = calibrate.forecast_calibration(resolved, data, stages)
+        self.ranking = own_scores.forecast_ranking(resolved, stages)
 
     @classmethod
     def of(cls, resolved: Resolved) -> RunForecast:

@@ -51,9 +51,10 @@ class Place:
         """The place in a checkpoint's name."""
         found = re.fullmatch(r"step-(\d+)(?:-rungs-(\d+))?(?:-branch-(\d+))?", checkpoint.name)
         assert found is not None, checkpoint
-        trunk, rungs, step = (None if part is None else int(part) for part in found.groups())
-        assert trunk is not None
-        return Place(trunk, rungs or 0) if step is None else Place(step, rungs or 0, trunk)
+        on_trunk, rungs, in_branch = found.groups(default="0")
+        if found[3] is None:
+            return Place(int(on_trunk), int(rungs))
+        return Place(int(in_branch), int(rungs), branch=int(on_trunk))
 
     @property
     def left(self) -> Place | None:
