@@ -39,7 +39,6 @@ from jestbench.compare.groups import (
     split_worlds,
 )
 from jestbench.compare.load import CompareError
-from jestbench.compare.noise import Units
 from jestbench.compare.points import TOTAL_FLOPS, Candidate, spent, step_flops
 from jestbench.compare.provenance import (
     common_facts,
@@ -55,7 +54,6 @@ from jestbench.compare.speedups import Speedups, speedups_of, speedups_to_end
 from jestbench.compare.statistics import Difference, Interval, seed_deviation
 from jestbench.compare.wording import end_text
 from jestbench.disk import shown
-from jestbench.evals.measure import Measure
 
 _APART = ("flops/eval", "flops/rungs")
 """FLOPs outside the total."""
@@ -67,18 +65,10 @@ _SEEDS_FOR_DEVIATION = 8
 def analyse(
     run_dirs: Sequence[Path], metric: str | None, baseline: str, lower_is_better: bool | None, command: str
 ) -> Comparison:
-    """Compare the runs in some folders.
+    """Compare the runs in some folders; arguments as of ``compare_runs``.
 
     Args:
-        run_dirs: run folders, or folders that hold them one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
-        baseline: label of the baseline, or ``label@hash`` where two configurations share it.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or if a word of its
-            name ends in "loss", "mse" or "nll".
         command: recorded as the command that reproduces the comparison.
-
-    Returns:
-        The comparison.
 
     Raises:
         CompareError: a folder, the metric or the baseline does not exist (status 2), or no run can be
@@ -127,7 +117,7 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
     groups, clashes = group_arms(world)
     base, choice = choose_baseline(groups, baseline)
     budget = _common_budget(groups)
-    metric = Metric(key, _measure(world.members, key), lower, _units(world.members))
+    metric = Metric.of(key, world.members, lower)
     members, notes = _members(groups, base, budget)
     groups = [group for group in groups if group.label in members]
     decayed = {label: runs for label, runs in members.items() if all(run.point for run in runs)}
@@ -170,17 +160,6 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
     )
     about = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups)
     return table, [*about, *about_references, *start_notes(arms), *learning_rate_notes(arms), *about_data, *about_runs]
-
-
-def _measure(members: Sequence[Candidate], key: str) -> Measure:
-    """What the runs of a world record about the metric, which is the same for all of them."""
-    return members[0].run.summary.measures.get(key, Measure())
-
-
-def _units(members: Iterable[Candidate]) -> Units | None:
-    """The units of the evaluation examples, which are the same for all runs of a world that hold any."""
-    examples = [point.examples for member in members for point in member.points if point.examples is not None]
-    return examples[0].unit_N if examples else None
 
 
 def _common_budget(groups: Sequence[Group]) -> int:
@@ -314,19 +293,18 @@ def _arm(
         pretrain_flops=_mean_known([run.summary.pretrain_total for run in runs]),
         pretrain_in_budget=_mean_count(run.summary.pretrain_in_budget for run in runs),
         flops_amortised=_mean_count(run.summary.flops_amortised for run in runs),
-        flops_all_in=_mean_known(
-            [
-                None if pretrained is None else int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained
-                for member in members
-                for pretrained in (member.run.summary.pretrain_total,)
-            ]
-        ),
+        flops_all_in=_mean_known([_flops_all_in(member) for member in members]),
         pairs_seen=_mean_of(members, "pairs/seen"),
         pairs_trained=_mean_of(members, "pairs/trained"),
         seconds=float(np.mean([member.counters.get("time/seconds", 0.0) for member in members])),
         curve=mean_curve([member.curve for member in members]),
         members=group.members,
     )
+
+
+def _flops_all_in(member: SeedRun) -> int | None:
+    pretrained = member.run.summary.pretrain_total
+    return None if pretrained is None else int(member.counters.get(TOTAL_FLOPS, 0)) + pretrained
 
 
 def _mean_of(members: Iterable[SeedRun], key: str) -> int:

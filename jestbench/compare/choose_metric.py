@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jestbench.compare.load import CompareError, RunRecord
+from jestbench.compare.load import EVAL, CompareError, RunRecord
 from jestbench.disk import DataError, read_object, shown, write_json
 
 SWEEP_FILE = "sweep.json"
 """What a sweep leaves beside the folders of its arms."""
-_EVAL = "eval/"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def chosen_metric(runs: Sequence[RunRecord]) -> tuple[str, bool | None]:
     ended = [run for run in runs if run.summary.status == "finished"] or list(runs)
     # A value that is not finite counts: its run has the metric, and is left out later, with the reason.
     everywhere = set.intersection(*({*run.final, *run.metrics} for run in ended))
-    shared = {key for key in everywhere if key.startswith(_EVAL)}
+    shared = {key for key in everywhere if key.startswith(EVAL)}
     sweeps = {folder: SweepRecord.read(folder) for folder in {run.folder.parent for run in ended}}
     named = {record.metric: record for record in sweeps.values() if record is not None and record.metric in everywhere}
     if len(named) == 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jestbench.compare.crossings import Crossover
+from jestbench.compare.crossings import Crossover, Speedup
 from jestbench.compare.curves import Curve, SeedCurve
 from jestbench.compare.load import Fact, RunRecord
 from jestbench.compare.points import Candidate, Point
@@ -16,42 +16,8 @@ from jestbench.disk import shown
 from jestbench.evals.measure import Measure
 from jestbench.runs.folder import Row
 
-Kind = Literal["decayed", "at_least", "touch"]
-Absent = Literal["", "never", "worse", "early", "unknown", "unshared", "unstated"]
-"""``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the
-first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged; ``unshared``: no
-common decayed budget."""
-
-
 UNDECAYED = "read inside an undecayed schedule"
 """The reason of a difference without a verdict: one of its two values is of another kind than a decayed one."""
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """The baseline's amount (of FLOPs, say) over the arm's, to reach the baseline's value.
-
-    Attributes:
-        value: baseline's amount over the arm's; ``None`` where ``absent`` gives the reason.
-        kind: ``decayed`` between decayed points; ``at_least`` where the arm's first decayed point is already above;
-            ``touch`` where it is the first touch on learning curves. A touch is indicative: a run whose schedule ends
-            there has another value, which was lower wherever it was tried (docs/results.md).
-        absent: why there is no value, or an empty text.
-        low: lower end of the 95 % interval; ``None`` where it is open, and for a touch.
-        high: upper end.
-        fell: whether the arm's decayed points fall with the budget, so that its first crossing was taken.
-        arm: the arm's amount at that point.
-        baseline: the baseline's amount at that point.
-    """
-
-    value: float | None
-    kind: Kind | None
-    absent: Absent = ""
-    low: float | None = None
-    high: float | None = None
-    fell: bool = False
-    arm: float | None = None
-    baseline: float | None = None
 
 
 @dataclass(frozen=True)

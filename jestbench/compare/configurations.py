@@ -77,16 +77,11 @@ def own_parameters(configurations: Mapping[str, Configuration]) -> dict[str, dic
 
 
 def labels(arm: str, configurations: Mapping[str, Configuration], length: int) -> dict[str, str]:
-    """Names of the configurations that share an arm's label, by what distinguishes them.
+    """Names by hash of the configurations that share an arm's label, by what distinguishes them: ``jest chunks=4``.
 
-    Args:
-        arm: the label.
-        configurations: by hash.
-        length: digits of the hash in a name, where no parameter distinguishes a configuration.
-
-    Returns:
-        Hash → ``jest chunks=4``; ``jest@hash`` where the configurations were not read or differ in nothing that has
-        two values.
+    It is ``jest@hash``, with ``length`` digits of the hash, where the configurations were not read or differ in nothing
+    that
+    has two values.
     """
     keys = differing(list(configurations.values()))
     short = {key: key.rpartition(".")[2] for key in keys}

@@ -14,16 +14,18 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from jestbench.compare.curves import AXES
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, paired, root
+from jestbench.compare.curves import AXES, Array
+from jestbench.compare.noise import CONFIDENCE, SeedVariance, Spread, Units, paired, root
 from jestbench.compare.statistics import Cell, table_noise
 from jestbench.evals.measure import Measure
 
-CONFIDENCE = 0.95
 Stands = Literal["worse", "better"]
 _STANDS: tuple[Stands, Stands] = ("worse", "better")
-_SAME_BUDGET = 0.05
-"""Relative difference up to which the FLOPs of two rungs are one budget: runs overshoot by up to a step."""
+Kind = Literal["decayed", "at_least", "touch"]
+Absent = Literal["", "never", "worse", "early", "unknown", "unshared", "unstated"]
+"""``never``: the value is not reached; ``worse``: the arm touches it and ends worse; ``early``: reached within the
+first interval of evaluations, where no place can be read; ``unknown``: the amount was not logged; ``unshared``: no
+common decayed budget."""
 
 _LENT = 0.5
 """Share of an arm's degrees of freedom that the other has the use of (docs/statistics.md)."""
@@ -48,27 +50,30 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """A speed-up on one axis.
+class Speedup:
+    """The baseline's amount (of FLOPs, say) over the arm's, to reach the baseline's value.
 
     Attributes:
-        value: the baseline's amount at the target over the arm's amount where it reaches the target; ``None`` where it
-            does not.
-        low: lower end of the 95 % interval; ``None``: open, or no interval can be given.
-        high: upper end, as ``low``.
-        kind: ``at_least`` where the arm's first rung is already there.
-        fell: whether the arm's values evidently fall somewhere, so that its first crossing is taken.
-        absent: why there is no value; empty where there is one. ``never``: the target is not reached; ``worse``: the
-            arm ends below the baseline at the common budget; ``unshared``: there is no common budget; ``unknown``: the
-            axis was not logged.
+        value: baseline's amount over the arm's; ``None`` where ``absent`` gives the reason.
+        kind: ``decayed`` between decayed points; ``at_least`` where the arm's first decayed point is already above;
+            ``touch`` where it is the first touch on learning curves; ``None`` without a value. A touch is indicative: a
+            run whose schedule ends there has another value, which was lower wherever it was tried (docs/results.md).
+        absent: why there is no value, or an empty text.
+        low: lower end of the 95 % interval; ``None`` where it is open, where no interval can be given, and for a touch.
+        high: upper end; that of an arm which misses the value by no more than noise stands without a value.
+        fell: whether the arm's decayed points evidently fall with the budget, so that its first crossing was taken.
+        arm: the arm's amount at that point.
+        baseline: the baseline's amount at that point.
     """
 
     value: float | None
-    low: float | None
-    high: float | None
-    kind: Literal["decayed", "at_least"]
-    fell: bool
-    absent: Literal["", "never", "worse", "unshared", "unknown"]
+    kind: Kind | None
+    absent: Absent = ""
+    low: float | None = None
+    high: float | None = None
+    fell: bool = False
+    arm: float | None = None
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,37 +105,31 @@ def speedups(
     to_end: bool = False,
     draws: int = 2000,
     seed: int = 0,
-) -> Mapping[str, Crossing]:
-    """Speed-ups of an arm at the baseline's value at the largest budget that both have, or at the baseline's end.
+) -> dict[str, Speedup]:
+    """Speed-ups of an arm by axis, at the value of the baseline's last rung.
 
     Args:
-        arm: the arm's points.
+        arm: the arm's points, up to the budget of that rung.
         baseline: the baseline's.
         unit_N: class or caption group of each example; ``None``: each is its own.
-        measure: of the metric.
-        lower_is_better: whether reaching the target means falling to it.
-        to_end: whether the target is the baseline's value at its own largest budget, which the arm need not have.
+        to_end: whether the arm may end at another budget than the baseline.
         draws: of all values jointly, from which the intervals come.
-        seed: of the draws.
-
-    Returns:
-        Axis → speed-up.
     """
     sign = -1.0 if lower_is_better else 1.0
-    common = len(baseline.cells) - 1 if to_end else _common(arm, baseline)
-    if common is None:
-        return {axis: Crossing(None, None, None, "decayed", False, "unshared") for axis in AXES}
-    drawn = _draw([arm, baseline], unit_N, measure, draws, seed, (-1, common))
+    drawn = _draw([arm, baseline], unit_N, measure, draws, seed)
     fitted, fell = _frontier(arm, drawn.error[0], sign)
-    end = _values(arm, sign)
     # The target and the end are the means of the table at that budget, not a fit: one sign in both places.
-    target = _values(baseline, sign)[common]
-    target_P = np.concatenate([[target], target + sign * drawn.error[1][:, common]])
-    place_P = np.array([_place(value_R, t) for value_R, t in zip(fitted, target_P, strict=True)])
-    worse = bool(np.interp(math.log(baseline.flops_R[common]), np.log(arm.flops_R), end) < target)
-    worse = worse and not (to_end and place_P[0] == math.inf)  # an arm of smaller budgets has not got there yet
+    value_R, target = _values(arm, sign), _values(baseline, sign)[-1]
+    target_P = np.concatenate([[target], target + sign * drawn.error[1][:, -1]])
+    place_P = np.array([_place(fit_R, t) for fit_R, t in zip(fitted, target_P, strict=True)])
+    end = value_R[-1]
+    if to_end:
+        end = np.interp(math.log(baseline.flops_R[-1]), np.log(arm.flops_R), value_R)
+    absent: Absent = "never" if place_P[0] == math.inf else ""
+    if end < target and not (to_end and absent):  # an arm of smaller budgets has not got there yet
+        absent = "worse"
     return {
-        axis: _speedup(arm.amount_R[axis], float(baseline.amount_R[axis][common]), place_P, worse, fell, drawn.known)
+        axis: _speedup(arm.amount_R[axis], float(baseline.amount_R[axis][-1]), place_P, absent, fell, drawn.known)
         for axis in AXES
     }
 
@@ -146,17 +145,11 @@ def crossings(
     draws: int = 2000,
     seed: int = 0,
 ) -> list[Crossover]:
-    """Every amount at which one frontier crosses another, within the range that both have.
+    """Every amount on an axis at which one frontier crosses another, within the range that both have.
 
     Args:
-        one: points of the one.
-        other: points of the other.
         unit_N: class or caption group of each example; ``None``: each is its own.
-        measure: of the metric.
-        lower_is_better: whether smaller values are better.
-        axis: of the amounts.
         draws: of all values jointly, from which the intervals come.
-        seed: of the draws.
     """
     sign = -1.0 if lower_is_better else 1.0
     at_one, at_other = np.log(one.amount_R[axis]), np.log(other.amount_R[axis])
@@ -186,22 +179,8 @@ class _Drawn:
     known: bool
 
 
-def _common(arm: Ladder, baseline: Ladder) -> int | None:
-    below = np.flatnonzero(baseline.flops_R <= arm.flops_R[-1] * (1 + _SAME_BUDGET))
-    if not below.size or baseline.flops_R[below[-1]] < arm.flops_R[0] * (1 - _SAME_BUDGET):
-        return None
-    return int(below[-1])
-
-
-def _draw(
-    ladders: Sequence[Ladder],
-    unit_N: Units | None,
-    measure: Measure,
-    draws: int,
-    seed: int,
-    rungs: tuple[int, int] = (-1, -1),
-) -> _Drawn:
-    """Joint errors of two ladders' rungs, scaled to the half width of their difference at a rung of each."""
+def _draw(ladders: Sequence[Ladder], unit_N: Units | None, measure: Measure, draws: int, seed: int) -> _Drawn:
+    """Joint errors of two ladders' rungs, scaled to the half width of the difference of their last ones."""
     generator = np.random.default_rng(seed)
     cells = {f"{arm} {rung}": cell for arm, ladder in enumerate(ladders) for rung, cell in enumerate(ladder.cells)}
     noise = table_noise(cells, unit_N, measure)
@@ -213,23 +192,23 @@ def _draw(
         unit_CG = np.stack(kept)
         error_DC += generator.standard_normal((draws, len(cells))) @ root(unit_CG @ unit_CG.T).T
     correlation = _correlation(ladders)
-    start, at = 0, []
-    for ladder, rung in zip(ladders, rungs, strict=True):
+    start, last = 0, []
+    for ladder in ladders:
         names = list(cells)[start : start + len(ladder.cells)]
         variances = [noise.seed.get(name) for name in names]
         error_DC[:, start : start + len(names)] += _seed_errors(ladder.cells, variances, correlation, draws, generator)
-        at.append(start + rung % len(names))
         start += len(names)
+        last.append(start - 1)
     known = len(noise.seed) == len(cells)
     if known:
-        one, other = (list(cells)[column] for column in at)
-        unit_G = kept[at[0]] - kept[at[1]] if kept else None
+        one, other = (list(cells)[column] for column in last)
+        unit_G = kept[last[0]] - kept[last[1]] if kept else None
         *pair, _ = paired(noise.seed[one], noise.seed[other], noise.step, _LENT)
         spread = Spread([(seed, len(cells[name].seeds)) for seed, name in zip(pair, (one, other), strict=True)], unit_G)
-        difference_D = error_DC[:, at[0]] - error_DC[:, at[1]]
+        difference_D = error_DC[:, last[0]] - error_DC[:, last[1]]
         wide = float(np.quantile(np.abs(difference_D), CONFIDENCE))
         if wide > 0:
-            error_DC *= spread.half_width(CONFIDENCE) / wide
+            error_DC *= spread.half_width / wide
     return _Drawn(np.split(error_DC, [len(ladders[0].cells)], axis=1), known)
 
 
@@ -298,8 +277,7 @@ def _falls(value_R: Array, error_DR: Array) -> bool:
 def _place(value_R: Array, target: float) -> float:
     """First position (rung index, between rungs by linear interpolation) at or above a target.
 
-    Returns:
-        −∞ where the first rung is there already, +∞ where no rung is.
+    It is −∞ where the first rung is there already, +∞ where no rung is.
     """
     there = np.flatnonzero(value_R >= target)
     if not there.size:
@@ -311,17 +289,20 @@ def _place(value_R: Array, target: float) -> float:
     return after - 1 + float((target - before) / (value_R[after] - before))
 
 
-def _speedup(amount_R: Array, have: float, place_P: Array, worse: bool, fell: bool, known: bool) -> Crossing:
-    if not (np.isfinite(amount_R).all() and (amount_R > 0).all() and math.isfinite(have) and have > 0):
-        return Crossing(None, None, None, "decayed", fell, "unknown")
+def _speedup(amount_R: Array, have: float, place_P: Array, absent: Absent, fell: bool, known: bool) -> Speedup:
+    """The speed-up on one axis; ``have``: the baseline's amount at the target."""
+    spent = have if math.isfinite(have) else None
+    if not (np.isfinite(amount_R).all() and (amount_R > 0).all() and spent is not None and spent > 0):
+        return Speedup(None, None, "unknown", fell=fell, baseline=spent)
     rungs = np.arange(len(amount_R))
     log_R = np.log(amount_R)
     ratio_P = have / np.exp(np.interp(np.clip(place_P, 0, rungs[-1]), rungs, log_R))
-    first = float(ratio_P[0])
     low, high = (None, None) if not known else _ends(place_P[1:], ratio_P[1:])
-    if worse or place_P[0] == math.inf:
-        return Crossing(None, None, high, "decayed", fell, "worse" if worse else "never")
-    return Crossing(first, low, high, "at_least" if place_P[0] == -math.inf else "decayed", fell, "")
+    if absent:
+        return Speedup(None, None, absent, high=high, fell=fell, baseline=spent)
+    value = float(ratio_P[0])
+    kind: Kind = "at_least" if place_P[0] == -math.inf else "decayed"
+    return Speedup(value, kind, low=low, high=high, fell=fell, arm=have / value, baseline=spent)
 
 
 def _ends(place_D: Array, ratio_D: Array) -> tuple[float | None, float | None]:

@@ -14,7 +14,23 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-AXES = ("flops", "flops_all_in", "pairs_seen", "pairs_trained", "seconds")
+
+@dataclass(frozen=True)
+class Axis:
+    """An amount that a run spends, in words: at the head of a column, in full, and its unit."""
+
+    title: str
+    name: str
+    unit: str = ""
+
+
+AXES = {
+    "flops": Axis("FLOPs", "FLOPs", "FLOP"),
+    "flops_all_in": Axis("all-in", "FLOPs with pre-training", "FLOP"),
+    "pairs_seen": Axis("seen", "pairs seen"),
+    "pairs_trained": Axis("trained", "pairs trained on"),
+    "seconds": Axis("seconds", "seconds of training", "s"),
+}
 """The amounts that an arm can save. Budgets are stated on the first axis."""
 
 
@@ -62,18 +78,12 @@ class Reach:
 
 
 def mean_curve(curves: Sequence[Curve]) -> SeedCurve:
-    """Average the curves of an arm's seeds.
+    """Average the curves of an arm's seeds, from the latest of their first evaluations on.
 
     Seeds stop within a step of one another, not at the same FLOP, and the learning-rate schedule is a
     function of the share of the budget spent. So curves are averaged at equal shares of their own final FLOPs: the
     last point of the mean is exactly the mean of the last points. Where seeds were evaluated at the same
     FLOPs, the result is the plain mean.
-
-    Args:
-        curves: one for each seed, of at least one evaluation each.
-
-    Returns:
-        The mean, from the latest of the seeds' first evaluations on.
     """
     share_SE = [_share(curve.flops_E) for curve in curves]
     share_E = np.unique(np.concatenate(share_SE))
@@ -97,20 +107,12 @@ def _share(flops_E: Array) -> Array:
 
 
 def value_at(curve: Curve, budget: float, step: float) -> float | None:
-    """Read a curve at a budget, by linear interpolation between evaluations.
+    """Read a curve at a budget, by linear interpolation between evaluations; ``None`` before its first evaluation.
 
     A run overshoots its budget by less than one step; cutting that step off would replace the value of the
-    finished run by a mixture with the evaluation before it. Within a step of the end the final value is
-    therefore taken.
-
-    Args:
-        curve: a run's curve.
-        budget: FLOPs.
-        step: FLOPs of one step of the run.
-
-    Returns:
-        The value; the final one where the run ended below the budget; ``None`` where its first evaluation
-        lies above the budget.
+    finished run by a mixture with the evaluation before it. Within a step (in FLOPs) of the end, and beyond it, the
+    final
+    value is therefore taken.
     """
     if budget >= curve.flops_E[-1] - step:
         return float(curve.value_E[-1])
@@ -120,16 +122,7 @@ def value_at(curve: Curve, budget: float, step: float) -> float | None:
 
 
 def first_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -> Reach | None:
-    """Find where a curve is first as good as a target, by linear interpolation between evaluations.
-
-    Args:
-        curve: the curve.
-        target: the value to reach.
-        lower_is_better: whether reaching means falling to the target.
-
-    Returns:
-        The amounts spent there, or ``None`` if the target is never reached.
-    """
+    """Find where a curve is first as good as a target, linear between evaluations; ``None`` where it never is."""
     ahead_E = target - curve.value_E if lower_is_better else curve.value_E - target
     reached_E = np.flatnonzero(ahead_E >= 0)
     if not reached_E.size:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jestbench.compare.comparison import Arm, Comparison, Pays, Speedup, Table
+from jestbench.compare.comparison import Arm, Comparison, Pays, Table
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.paths import relative
 from jestbench.compare.statistics import Interval
 from jestbench.compare.wording import sentence
@@ -27,10 +28,7 @@ def to_json(comparison: Comparison, out: Path) -> str:
             {"run": relative(run.folder, out), "arm": run.arm, "seed": run.seed, "reason": run.reason}
             for run in comparison.excluded
         ],
-        "warnings": comparison.warnings,
-        "command": comparison.command,
-        "created": comparison.created,
-        "environment": comparison.environment,
+        **_named(comparison, "warnings", "command", "created", "environment"),
     }
     return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -38,22 +36,14 @@ def to_json(comparison: Comparison, out: Path) -> str:
 def table_json(table: Table, out: Path) -> dict[str, Any]:
     """A table as JSON, with paths relative to ``out``."""
     return {
-        "metric": table.metric,
-        "lower_is_better": table.lower_is_better,
+        **_named(table, "metric", "lower_is_better"),
         "chance": table.measure.chance,
         "world": dict(table.about),
-        "baseline": table.baseline,
-        "budget": table.budget,
-        "rule": table.rule,
+        **_named(table, "baseline", "budget", "rule"),
         "arms": [_arm_json(arm, table, out) for arm in table.arms],
         "references": [
-            {
-                "name": row.name,
-                "arms": row.arms,
-                "value": row.value,
-                "flops_total": row.flops_total,
-                "run": relative(row.folder, out) if row.folder else None,
-            }
+            _named(row, "name", "arms", "value", "flops_total")
+            | {"run": relative(row.folder, out) if row.folder else None}
             for row in table.references
         ],
         "frontier": [
@@ -68,13 +58,7 @@ def table_json(table: Table, out: Path) -> dict[str, Any]:
 def _arm_json(arm: Arm, table: Table, out: Path) -> dict[str, Any]:
     found = arm.difference
     return {
-        "arm": arm.arm,
-        "label": arm.label,
-        "policy": arm.policy,
-        "config_hash": arm.config_hash,
-        "frontier_hash": arm.frontier_hash,
-        "seeds": arm.seeds,
-        "values": arm.values,
+        **_named(arm, "arm", "label", "policy", "config_hash", "frontier_hash", "seeds", "values"),
         **_ends("mean", arm.mean),
         "difference": found.value if found else None,
         "difference_low": found.low if found else None,
@@ -85,27 +69,23 @@ def _arm_json(arm: Arm, table: Table, out: Path) -> dict[str, Any]:
         "pointwise_high": found.pointwise_high if found else None,
         "sentence": sentence(arm, table) or None,
         "seed_deviation": _ends("value", arm.deviation) if arm.deviation else None,
-        "budget": arm.budget,
-        "undecayed": arm.undecayed,
-        "added_to_budget": arm.added_to_budget,
+        **_named(arm, "budget", "undecayed", "added_to_budget"),
         "end": _ends("mean", arm.end),
         "speedup": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup.items()},
         "speedup_to_end": {axis: _speedup_json(speedup) for axis, speedup in arm.speedup_to_end.items()},
         "reach": {axis: {"arm": speedup.arm, "baseline": speedup.baseline} for axis, speedup in arm.speedup.items()},
-        "flops_total": arm.flops_total,
-        "flops_by_purpose": dict(arm.flops_by_purpose),
-        "flops_eval": arm.flops_eval,
-        "flops_rungs": arm.flops_rungs,
-        "pretrain_flops": arm.pretrain_flops,
+        **_named(arm, "flops_total", "flops_by_purpose", "flops_eval", "flops_rungs", "pretrain_flops"),
         "starts": [asdict(start) for start in {member.run.summary.start for member in arm.runs} if start is not None],
-        "pretrain_in_budget": arm.pretrain_in_budget,
-        "flops_amortised": arm.flops_amortised,
-        "flops_all_in": arm.flops_all_in,
-        "pairs_seen": arm.pairs_seen,
-        "pairs_trained": arm.pairs_trained,
-        "seconds": arm.seconds,
+        **_named(
+            arm, "pretrain_in_budget", "flops_amortised", "flops_all_in", "pairs_seen", "pairs_trained", "seconds"
+        ),
         "runs": [relative(member.run.folder, out) for member in arm.runs],
     }
+
+
+def _named(value: object, *names: str) -> dict[str, Any]:
+    """Attributes under their own names."""
+    return {name: getattr(value, name) for name in names}
 
 
 def _ends(name: str, found: Interval) -> dict[str, float | None]:
@@ -116,7 +96,7 @@ def _speedup_json(speedup: Speedup) -> dict[str, Any]:
     return {
         "value": speedup.value,
         "low": speedup.low,
-        "high": speedup.high,
+        "high": None if speedup.value is None else speedup.high,
         "kind": speedup.kind,
         "absent": speedup.absent or None,
     }
@@ -128,10 +108,7 @@ def _crossings_json(pays: Pays) -> list[dict[str, Any]]:
     if not pays.crossings:
         same = {None: "level", True: "better", False: "worse"}[pays.ahead]
         return [pair | {"budget": None, "low": None, "high": None, "before": same, "after": same}]
-    return [
-        pair | {"budget": at.budget, "low": at.low, "high": at.high, "before": at.before, "after": at.after}
-        for at in pays.crossings
-    ]
+    return [pair | asdict(crossing) for crossing in pays.crossings]
 
 
 def _strict(value: Any) -> Any:

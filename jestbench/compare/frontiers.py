@@ -12,7 +12,7 @@ from jestbench.compare.crossings import Ladder, crossings
 from jestbench.compare.curves import AXES
 from jestbench.compare.groups import Group
 from jestbench.compare.noise import Units
-from jestbench.compare.points import Point
+from jestbench.compare.points import Candidate, Point
 from jestbench.compare.statistics import Cell, Fit, Interval, fit, means
 from jestbench.evals.measure import Measure
 
@@ -36,6 +36,14 @@ class Metric:
     measure: Measure
     lower_is_better: bool
     unit_N: Units | None
+
+    @classmethod
+    def of(cls, key: str, members: Sequence[Candidate], lower_is_better: bool | None = None) -> Metric:
+        """What the runs of a world record, which is the same for all that hold any; ``None``: the way as recorded."""
+        measure = members[0].run.summary.measures.get(key, Measure())
+        examples = [point.examples for member in members for point in member.points if point.examples is not None]
+        lower = measure.lower_is_better if lower_is_better is None else lower_is_better
+        return cls(key, measure, lower, examples[0].unit_N if examples else None)
 
     def means(self, cells: Mapping[str, Cell]) -> dict[str, Interval]:
         """Means of arms at one budget, with pointwise intervals."""

@@ -7,6 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,11 +109,11 @@ def _batch(group: Sequence[_Taken]) -> dict[str, Any]:
     pictures: dict[int, str] = {}
     policies = []
     for taken in group:
-        pairs, sheet = taken.shown.first, _Sheet(taken.shown)
+        pairs, sheet = taken.shown.first, _opened(taken.shown.sheet)
         kinds = {kind: [pair for pair in pairs if pair["chosen"] == kind][:_EACH] for kind in (True, False)}
         for pair in (*kinds[True], *kinds[False]):
             if pair["position"] not in pictures:
-                pictures[pair["position"]] = sheet.picture(pair)
+                pictures[pair["position"]] = "" if sheet is None else _picture(sheet, taken.shown, pair)
         policies.append(
             {
                 "arm": taken.arm,
@@ -165,28 +166,23 @@ def _scores(taken: _Taken) -> dict[str, Any] | None:
     }
 
 
-class _Sheet:
-    """The pictures of a table, cut out one by one."""
+def _opened(sheet: Path) -> Image | None:
+    """The pictures of a table; ``None`` where they cannot be read."""
+    from PIL.Image import open as open_image
 
-    def __init__(self, shown: Shown) -> None:
-        from PIL.Image import open as open_image
+    try:
+        return open_image(sheet).convert("RGB")
+    except OSError:
+        return None
 
-        self._shown = shown
-        self._sheet: Image | None = None
-        try:
-            self._sheet = open_image(shown.sheet).convert("RGB")
-        except OSError:
-            self._sheet = None
 
-    def picture(self, pair: Mapping[str, Any]) -> str:
-        """A picture as the address of an image; empty where the sheet cannot be read."""
-        if self._sheet is None:
-            return ""
-        left, top = int(pair["left"]), int(pair["top"])
-        image = self._sheet.crop((left, top, left + self._shown.width, top + self._shown.height))
-        image.thumbnail((_LARGEST, _LARGEST))
-        files = {kind: io.BytesIO() for kind in ("png", "jpeg")}
-        image.save(files["png"], "png", optimize=True)
-        image.save(files["jpeg"], "jpeg", quality=82)
-        kind = min(files, key=lambda name: len(files[name].getvalue()))
-        return f"data:image/{kind};base64,{base64.b64encode(files[kind].getvalue()).decode('ascii')}"
+def _picture(sheet: Image, shown: Shown, pair: Mapping[str, Any]) -> str:
+    """A picture, cut out of its sheet, as the address of an image."""
+    left, top = int(pair["left"]), int(pair["top"])
+    image = sheet.crop((left, top, left + shown.width, top + shown.height))
+    image.thumbnail((_LARGEST, _LARGEST))
+    files = {kind: io.BytesIO() for kind in ("png", "jpeg")}
+    image.save(files["png"], "png", optimize=True)
+    image.save(files["jpeg"], "jpeg", quality=82)
+    kind = min(files, key=lambda name: len(files[name].getvalue()))
+    return f"data:image/{kind};base64,{base64.b64encode(files[kind].getvalue()).decode('ascii')}"

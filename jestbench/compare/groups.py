@@ -16,15 +16,15 @@ from typing import TypeVar
 from jestbench.compare.comparison import Excluded
 from jestbench.compare.configurations import labels, read_configuration
 from jestbench.compare.ladder_so_far import so_far
-from jestbench.compare.load import CompareError, RunRecord, find_run_folders, load_run
+from jestbench.compare.load import EVAL, CompareError, RunRecord, find_run_folders, load_run
 from jestbench.compare.points import Candidate, Point, read_metric
+from jestbench.compare.provenance import arms_by, described
 from jestbench.disk import nearest, shown
 from jestbench.evals.measure import Measure
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
-_EVAL = "eval/"
 _HASH_LENGTH = 8
 _OF_THE_SPLIT = ("split", "pairs", "damaged_when_indexed", "captions_cut", "beside", "damage_page")
 """Facts about the split that a run was trained on. A control may train on another one of the same data."""
@@ -81,13 +81,7 @@ class ComparedWorld:
 
 
 def load_all(run_dirs: Sequence[Path]) -> tuple[list[RunRecord], list[Excluded]]:
-    """Read every run that the arguments name or contain.
-
-    Args:
-        run_dirs: run folders, or folders that hold them one or two levels down.
-
-    Returns:
-        The runs, and the folders that cannot be read.
+    """Read every run that the arguments name or contain, one or two levels down; and the folders that cannot be read.
 
     Raises:
         CompareError: a folder does not exist (status 2), or no run can be read (status 3).
@@ -109,23 +103,16 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[RunRecord], list[Excluded]]
 
 
 def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
-    """Find the key that a metric's name means.
-
-    Args:
-        runs: the runs.
-        metric: a key, or one without its leading ``eval/``.
-
-    Returns:
-        The key.
+    """Find the key that a metric's name means, which may lack its leading ``eval/``.
 
     Raises:
         CompareError: no run has the metric (status 2); the message lists the metrics that exist.
     """
     known = {key for run in runs for key in run.metrics}
-    for name in (metric, _EVAL + metric):
+    for name in (metric, EVAL + metric):
         if name in known:
             return name
-    evaluations = sorted(name for name in known if name.startswith(_EVAL))
+    evaluations = sorted(name for name in known if name.startswith(EVAL))
     hint = nearest(metric, evaluations, "; did you mean {}?", cutoff=0.3)
     exist = "\n  ".join(evaluations) or "(none: no run was evaluated)"
     raise CompareError(f"no run has the metric {metric!r}{hint}\nmetrics that exist:\n  {exist}", status=2)
@@ -133,10 +120,6 @@ def resolve_metric(runs: Iterable[RunRecord], metric: str) -> str:
 
 def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate], tuple[Excluded, ...], list[str]]:
     """Split off the runs that would distort a mean.
-
-    Args:
-        runs: the runs.
-        metric: key of the metric.
 
     Returns:
         The finished runs and the ended rungs of interrupted ladders that have the metric, the runs left out, and
@@ -165,14 +148,7 @@ def split_usable(runs: Iterable[RunRecord], metric: str) -> tuple[list[Candidate
 
 
 def newest_by_seed(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[str]]:
-    """Keep the newest run of each arm, configuration and seed.
-
-    Args:
-        candidates: finished runs.
-
-    Returns:
-        The runs kept, and a note for each run dropped.
-    """
+    """Keep the newest finished run of each arm, configuration and seed; with a note for each run dropped."""
     kept: list[Candidate] = []
     notes: list[str] = []
     for (arm, _, seed), same in _by(candidates, _identity).items():
@@ -197,18 +173,10 @@ def _age(candidate: Candidate) -> tuple[float, str]:
 
 
 def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) -> tuple[list[ComparedWorld], list[str]]:
-    """Split runs whose data, loss or evaluation differ.
+    """Split runs whose data, loss or evaluation differ; with a note for each fact that differs.
 
     Runs whose training data, evaluation data or evaluation examples are not recorded go with those of the same facts
-    that have a record, unless these differ.
-
-    Args:
-        candidates: runs.
-        metric: key of the metric.
-        baseline: label of the baseline, whose world comes before others.
-
-    Returns:
-        The worlds, those with the baseline first, then by number of runs; and a note for each fact that differs.
+    that have a record, unless these differ. The worlds with the baseline come first, then those of most runs.
     """
     worlds: dict[tuple[tuple[str, str], ...], list[Candidate]] = {}
     for facts, same in _by(candidates, lambda item: _facts(item, metric)).items():
@@ -229,11 +197,10 @@ def split_worlds(candidates: Sequence[Candidate], metric: str, baseline: str) ->
     differing = {key: values for key, values in found.items() if len(set(values)) > 1}
     notes = []
     for key, values in differing.items():
-        arms: dict[str, dict[str, None]] = defaultdict(dict)
-        for value, (_, members) in zip(values, ordered, strict=True):
-            arms[value].update(dict.fromkeys(sorted(member.run.summary.arm for member in members)))
-        described = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in arms.items())
-        notes.append(f"{len(worlds)} WORLDS, each with its own table, never ranked together: {key} is {described}")
+        arms = (sorted(member.run.summary.arm for member in members) for _, members in ordered)
+        by_value = arms_by((value, arm) for value, of in zip(values, arms, strict=True) for arm in of)
+        said = f"{len(worlds)} WORLDS, each with its own table, never ranked together"
+        notes.append(f"{said}: {key} is {described(by_value)}")
     return [
         ComparedWorld({key: values[index] for key, values in differing.items()}, tuple(members))
         for index, (_, members) in enumerate(ordered)
@@ -261,9 +228,6 @@ def _facts(candidate: Candidate, metric: str) -> tuple[tuple[str, str], ...]:
 
 def group_arms(world: ComparedWorld) -> tuple[list[Group], list[str]]:
     """Group the runs of a world by label, and by configuration without budget and rungs.
-
-    Args:
-        world: runs, one for each arm, configuration and seed.
 
     Returns:
         The groups; and a warning for each label shared by several configurations, and for each seed of a group that
@@ -312,15 +276,7 @@ def _repeated(members: Iterable[Candidate]) -> dict[tuple[int, int], int]:
 
 
 def choose_baseline(groups: Sequence[Group], baseline: str) -> tuple[Group | None, list[str]]:
-    """Find the group that all other groups of a world are compared with.
-
-    Args:
-        groups: the world's groups.
-        baseline: a label, or ``label@hash``.
-
-    Returns:
-        The group, ``None`` if there is none; and a warning if several groups have that label.
-    """
+    """Find the group that a label, or ``label@hash``, names, if any; with a warning where several have it."""
     name, _, prefix = baseline.partition("@")
     chosen = [group for group in groups if baseline in (group.arm, group.label)] or [
         group for group in groups if prefix and group.arm == name and group.frontier_hash.startswith(prefix)
@@ -349,13 +305,7 @@ def _standing(group: Group) -> tuple[int, int]:
 
 
 def no_baseline(labels: Sequence[str], baseline: str, excluded: Iterable[Excluded]) -> CompareError:
-    """The error of a baseline in no world.
-
-    Args:
-        labels: of all arms.
-        baseline: what was asked for.
-        excluded: runs that cannot be used, to distinguish a missing baseline from an unfinished one.
-    """
+    """The error of a baseline in no world; runs left out distinguish a missing baseline from an unfinished one."""
     unusable = [str(run) for run in excluded if run.arm == baseline.partition("@")[0]]
     if unusable:
         return CompareError(f"no run of the baseline {baseline!r} can be used\n" + "\n".join(unusable))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jestbench.compare.load import RunRecord, final_numbers
+from jestbench.compare.load import EVAL, RunRecord, final_numbers
 from jestbench.runs.folder import RUNG
 
 
@@ -42,7 +42,7 @@ def so_far(run: RunRecord) -> tuple[RunRecord, str] | None:
         flops=flops,
         macs_total=summary.macs_total * flops["total"] // summary.flops["total"],
         seconds=last.get("time/seconds", summary.seconds),
-        metrics={key: value for key, value in last.items() if key.startswith("eval/")},
+        metrics={key: value for key, value in last.items() if key.startswith(EVAL)},
     )
     rungs = {rung: row for rung, row in run.rung_rows.items() if rung in ended[:-1]}
     spent = summary.flops["total"] + before

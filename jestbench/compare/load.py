@@ -17,6 +17,8 @@ from jestbench.disk import DataError, shown
 from jestbench.runs.folder import RUNG, Row, RunFolder
 from jestbench.runs.summary import ReferenceEntry, Summary
 
+EVAL = "eval/"
+"""Beginning of the keys of an evaluation's metrics."""
 Fact = str | int | float | bool
 """One fact about the data of a run, such as its share of wrong captions."""
 
@@ -83,10 +85,7 @@ class RunRecord:
 
 
 def find_run_folders(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Find the run folders that arguments name or contain.
-
-    Args:
-        folders: run folders, or folders that hold run folders one or two levels down.
+    """Find the run folders that arguments name, or hold one or two levels down.
 
     Returns:
         The run folders named outright, and those found by searching; resolved, each once.
@@ -127,12 +126,6 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
 
 def load_run(path: Path) -> RunRecord:
     """Read one run folder.
-
-    Args:
-        path: a run folder.
-
-    Returns:
-        The run.
 
     Raises:
         CompareError: a file cannot be read, or the summary is missing or not whole (status 3).

@@ -15,9 +15,13 @@ import numpy.typing as npt
 from scipy.special import chdtri, expit, fdtr, ndtr, ndtri, stdtrit
 from scipy.stats import qmc
 
-Array = npt.NDArray[np.float64]
+from jestbench.compare.curves import Array
+
 Units = npt.NDArray[np.int64]
 
+CONFIDENCE = 0.95
+"""Of every interval, and of all simultaneous ones of a table together."""
+_TAIL = (1 + CONFIDENCE) / 2
 _REFUSED_BELOW = 0.4
 """p-value of the F test of equal seed variances below which degrees of freedom do not add up."""
 _HALF_OF_RESIDUAL = 2.42
@@ -148,26 +152,27 @@ class Spread:
         excess = float(square_G @ square_G) - self.unit_variance**2 / units
         return min(units - 1.0, 2 * self.unit_variance**2 / max(excess, 1e-300))
 
-    def unit_deviation(self, confidence: float) -> float:
+    @property
+    def unit_deviation(self) -> float:
         """Standard deviation over units, widened so that a normal quantile serves in place of Student's."""
-        tail = (1 + confidence) / 2
-        return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, tail) / ndtri(tail))
+        return math.sqrt(self.unit_variance) * float(stdtrit(self.unit_freedom, _TAIL) / ndtri(_TAIL))
 
-    def halves(self, confidence: float) -> list[float]:
+    @property
+    def halves(self) -> list[float]:
         """Half widths of the parts: of the seeds of each arm, with Student's quantile, and last of the examples."""
-        tail = (1 + confidence) / 2
-        seeds = [math.sqrt(part.net / count) * float(stdtrit(part.freedom, tail)) for part, count in self.seeds]
-        return [*seeds, float(ndtri(tail)) * self.unit_deviation(confidence)]
+        seeds = [math.sqrt(part.net / count) * float(stdtrit(part.freedom, _TAIL)) for part, count in self.seeds]
+        return [*seeds, float(ndtri(_TAIL)) * self.unit_deviation]
 
-    def half_width(self, confidence: float) -> float:
+    @property
+    def half_width(self) -> float:
         """Half of the width of a symmetric interval; 0 where nothing varies.
 
         The half widths of the parts add up as variances do (the method of variance estimates recovery: Zou and Donner
         2008, doi:10.1002/sim.3095).
         """
-        return math.hypot(*self.halves(confidence))
+        return math.hypot(*self.halves)
 
-    def reach(self, means: tuple[float, float], confidence: float, factor: float, shares: bool) -> tuple[float, float]:
+    def reach(self, means: tuple[float, float], factor: float, shares: bool) -> tuple[float, float]:
         """How far the interval of a difference reaches down and up from it.
 
         Ends of the means' own intervals add up as variances do, each on the side where it matters; those of shares are
@@ -175,11 +180,10 @@ class Spread:
 
         Args:
             means: of the two arms.
-            confidence: of the interval.
             factor: all half widths are taken so many times.
             shares: whether the means are shares.
         """
-        own, base, examples = (factor * half for half in self.halves(confidence))
+        own, base, examples = (factor * half for half in self.halves)
         (own_low, own_high), (base_low, base_high) = (
             logit_ends(mean, half) if shares and 0 < mean < 1 else (mean - half, mean + half)
             for mean, half in zip(means, (own, base), strict=True)

@@ -97,8 +97,10 @@
           curves.customdata.push(null);
         }
         curves.text = curves.customdata.map((one) => (one ? runText(one.run, one.value, one.amount) : ""));
+        const several = metric.points.some((point, place) => point.arm === arm && metric.points[place + 1]?.arm === arm);
         found.push({
-          ...curves, visible, mode: "lines", line: { color: faded(line, metric.points.some((point, place) => point.arm === arm && metric.points[place + 1]?.arm === arm) ? 0.3 : 0.55), width: 1.1, dash: dash(world, arm) },
+          ...curves, visible, mode: "lines",
+          line: { color: faded(line, several ? 0.3 : 0.55), width: 1.1, dash: dash(world, arm) },
           hovertemplate: "%{text}<extra></extra>", name: escaped(label), meta: "curves",
         });
         const ends = metric.ends.filter(([run]) => world.runs[run].arm === arm);

@@ -17,7 +17,7 @@ from jestbench.compare.comparison import Arm, Comparison, Table
 from jestbench.compare.configurations import Configuration, differing, of_the_arm, own_parameters, read_configuration
 from jestbench.compare.curves import AXES
 from jestbench.compare.gallery import gallery
-from jestbench.compare.page_data import AXIS_NAMES, world_data
+from jestbench.compare.page_data import world_data
 from jestbench.compare.paths import link, portable, run_again
 from jestbench.compare.plots import PURPOSE_COLOURS, Look, looks, plot_names
 from jestbench.compare.points import TOTAL_FLOPS
@@ -32,17 +32,12 @@ _TEMPLATE = "page.html.j2"
 
 
 def to_html(comparison: Comparison, out: Path) -> str:
-    """Write a comparison as a page.
+    """Write a comparison as a page, with links relative to its folder.
 
-    Args:
-        comparison: the comparison.
-        out: the folder of the page, which its links are relative to.
-
-    Returns:
-        The page; every text that comes from a run is escaped, and no absolute path stands in it.
+    Every text that comes from a run is escaped, and no absolute path stands in it.
     """
     scrub = known_paths(comparison, out)
-    worlds = [_world(table, comparison.created, out) for table in comparison.tables]
+    worlds = [_world(table, out) for table in comparison.tables]
     pictures = [name for names in plot_names(comparison) for name in names]
     for world, (picture, _) in zip(worlds, plot_names(comparison), strict=True):
         world["picture"] = picture
@@ -53,15 +48,21 @@ def to_html(comparison: Comparison, out: Path) -> str:
     }
     environment = templates(_HERE)
     environment.finalize = scrub
-    environment.filters |= _filters(out)
+    environment.globals["wording"] = wording
+    environment.filters |= {
+        "link": partial(link, page=out),
+        "speedup": lambda speedup: wording.speedup_text(speedup).replace("x", "×"),
+        "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
+        "purpose": lambda purpose: purpose.replace("_", " "),
+        "purpose_colour": _purpose,
+        "amount": _amount,
+        "histogram": _histogram,
+    }
     return environment.get_template(_TEMPLATE).render(
         comparison=comparison,
         worlds=worlds,
         axes=AXES,
-        axis_titles=wording.AXIS_TITLES,
-        axis_long=AXIS_NAMES,
-        method=wording.method(comparison.first),
-        facts=_flat(comparison.environment),
+        facts=_dotted(comparison.environment),
         command=portable(comparison.command),
         pictures=[*pictures, *(name.replace(".png", ".svg") for name in pictures)],
         css=_part("page.css"),
@@ -71,40 +72,16 @@ def to_html(comparison: Comparison, out: Path) -> str:
     )
 
 
-def _filters(out: Path) -> dict[str, Any]:
-    return {
-        "flops": wording.flops_text,
-        "speedup": lambda speedup: wording.speedup_text(speedup).replace("x", "×"),
-        "speedup_ends": wording.speedup_ends,
-        "to_end": wording.to_end_text,
-        "ends": wording.without_ends,
-        "value": wording.value_text,
-        "difference": wording.signed,
-        "count": lambda value: f"{value:,.0f}".replace(",", "\u202f"),
-        "seconds": wording.seconds_text,
-        "reference": wording.reference_label,
-        "link": partial(link, page=out),
-        "purpose_colour": _purpose,
-        "purpose": lambda purpose: purpose.replace("_", " "),
-        "amount": _amount,
-        "histogram": _histogram,
-    }
-
-
-def _world(table: Table, created: str, out: Path) -> dict[str, Any]:
+def _world(table: Table, out: Path) -> dict[str, Any]:
     drawn, (found, unread), data = looks(table), gallery(table), world_data(table)
     configurations = {arm.label: read_configuration(arm.members[-1].run.folder) for arm in table.arms}
     known = {label: values for label, values in configurations.items() if values}
     numbers = {id(member): number for number, member in enumerate(m for arm in table.arms for m in arm.members)}
     return {
         "table": table,
-        "name": wording.world_name(table),
-        "subtitle": wording.subtitle(table, created),
         "metric": data["metrics"][0]["name"],
-        "verdicts": [_verdict(arm, table, drawn[arm.label]) for arm in table.arms if wording.sentence(arm, table)],
+        "judged": [arm for arm in table.arms if wording.sentence(arm, table)],
         "deviations": [text for arm in table.arms if (text := wording.deviation_text(arm, table))],
-        "pays": [(pays.arm, pays.other, wording.pays_text(pays)) for pays in table.pays],
-        "chance": wording.chance_text(table),
         "looks": drawn,
         "rows": [_row(arm, number, table, drawn[arm.label], numbers, out) for number, arm in enumerate(table.arms)],
         "data": data,
@@ -135,26 +112,12 @@ def _for_script(world: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verdict(arm: Arm, table: Table, look: Look) -> dict[str, Any]:
-    return {
-        "label": arm.label,
-        "look": look,
-        "verdict": wording.verdict_text(arm),
-        "sentence": wording.sentence(arm, table),
-        "saving": wording.saving(arm, table),
-    }
-
-
 def _row(arm: Arm, number: int, table: Table, look: Look, numbers: Mapping[int, int], out: Path) -> dict[str, Any]:
-    is_baseline = arm.label == table.baseline
     return {
         "arm": arm,
         "number": number,
         "look": look,
-        "is_baseline": is_baseline,
-        "difference": "" if is_baseline else wording.difference_text(arm, table),
-        "verdict": wording.verdict_text(arm),
-        "mean": wording.interval_text(arm, table),
+        "is_baseline": arm.label == table.baseline,
         "forest": _forest(arm, table),
         "shares": {
             purpose: {"share": share, "colour": _purpose(purpose)} for purpose, share in wording.shares(arm).items()
@@ -287,10 +250,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _flat(facts: Any, name: str = "") -> dict[str, str]:
+def _dotted(facts: Any, name: str = "") -> dict[str, str]:
+    """Nested facts by their dotted names."""
     if not isinstance(facts, dict):
         return {name: str(facts)}
     flat: dict[str, str] = {}
     for key, value in facts.items():
-        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+        flat |= _dotted(value, f"{name}.{key}" if name else str(key))
     return flat

@@ -11,23 +11,15 @@ import numpy as np
 
 from jestbench.compare import wording
 from jestbench.compare.comparison import Arm, SeedRun, Table
-from jestbench.compare.curves import Array
+from jestbench.compare.curves import AXES, Array
 from jestbench.compare.panels import Panel, panels
 from jestbench.compare.paths import run_again
-from jestbench.compare.plots import PURPOSE_COLOURS
+from jestbench.compare.plots import PRETRAINING, purposes
 from jestbench.compare.points import TOTAL_FLOPS, Candidate, amounts, column
 from jestbench.runs.folder import Row
 
-AXIS_NAMES = {
-    "flops": "FLOPs",
-    "flops_all_in": "FLOPs with pre-training",
-    "seconds": "seconds of training",
-    "pairs_seen": "pairs seen",
-    "pairs_trained": "pairs trained on",
-}
+_SWITCH = ("flops", "flops_all_in", "seconds", "pairs_seen", "pairs_trained")
 """Axes in the order of the page's switch."""
-_UNITS = {"flops": "FLOP", "flops_all_in": "FLOP", "seconds": "s", "pairs_seen": "", "pairs_trained": ""}
-_PRETRAINING = "pre-training (reference, scorer)"
 _SELECT = "select/"
 _SUPER_BATCH = "_super_batch"
 _MOST_SELECTION = 240_000
@@ -60,7 +52,7 @@ def world_data(table: Table) -> dict[str, Any]:
         "metric": table.metric,
         "budget": table.budget,
         "budgetText": wording.flops_text(table.budget),
-        "axes": [{"key": key, "name": name, "unit": _UNITS[key]} for key, name in AXIS_NAMES.items()],
+        "axes": [{"key": key, "name": AXES[key].name, "unit": AXES[key].unit} for key in _SWITCH],
         "arms": [arm.label for arm in table.arms],
         "runs": [_run(member, number) for number, arm in enumerate(table.arms) for member in arm.members],
         "every": every,
@@ -87,8 +79,6 @@ def _metric(
     """A metric's decayed points, each run's own, and its curves.
 
     Args:
-        panel: the metric.
-        table: the table that it belongs to.
         place: run folder → number of the run.
         every: see ``_every``.
         members: the runs with the table's own metric; a curve of the same evaluations has no ``x`` of its own.
@@ -96,10 +86,10 @@ def _metric(
     arms = [arm.label for arm in table.arms]
     data = next(iter(panel.members.values())).run.summary.data
     return {
-        "key": panel.metric,
-        "name": wording.metric_text(panel.metric, panel.measure, data),
-        "lower": panel.lower_is_better,
-        "chance": panel.measure.chance,
+        "key": panel.metric.key,
+        "name": wording.metric_text(panel.metric.key, panel.metric.measure, data),
+        "lower": panel.metric.lower_is_better,
+        "chance": panel.metric.measure.chance,
         "points": [
             {
                 "arm": arms.index(point.arm),
@@ -108,12 +98,12 @@ def _metric(
                 "low": _short(point.mean.low, 6),
                 "high": _short(point.mean.high, 6),
                 "seeds": len(point.seeds),
-                "x": [_short(point.amount[axis], 6) for axis in AXIS_NAMES],
+                "x": [_short(point.amount[axis], 6) for axis in _SWITCH],
             }
             for point in panel.points
         ],
         "ends": [
-            [place[folder], _short(point.value, 6), *(_short(point.amount[axis], 6) for axis in AXIS_NAMES)]
+            [place[folder], _short(point.value, 6), *(_short(point.amount[axis], 6) for axis in _SWITCH)]
             for folder, member in panel.members.items()
             for point in member.points
         ],
@@ -127,17 +117,17 @@ def _metric(
 
 def _same(one: Candidate, other: Candidate) -> bool:
     """Whether two metrics of a run were evaluated at the same amounts."""
-    pairs = ((one.curve.amount_E[axis], other.curve.amount_E[axis]) for axis in AXIS_NAMES)
+    pairs = ((one.curve.amount_E[axis], other.curve.amount_E[axis]) for axis in _SWITCH)
     return all(np.array_equal(mine, its, equal_nan=True) for mine, its in pairs)
 
 
 def _amounts(member: Candidate, every: int) -> list[list[float | int | None]]:
-    return [_shorts(member.curve.amount_E[axis][_kept(member, every)]) for axis in AXIS_NAMES]
+    return [_shorts(member.curve.amount_E[axis][_kept(member, every)]) for axis in _SWITCH]
 
 
 def _every(shown: Sequence[Panel], members: Sequence[Candidate]) -> int:
     """Each how many-th evaluation a curve shows: each one, unless the page would be too large to send."""
-    numbers = len(shown) * (1 + len(AXIS_NAMES)) * sum(len(member.curve.value_E) for member in members)
+    numbers = len(shown) * (1 + len(_SWITCH)) * sum(len(member.curve.value_E) for member in members)
     return max(1, math.ceil(numbers / _MOST_EVALUATIONS))
 
 
@@ -149,16 +139,12 @@ def _kept(member: Candidate, every: int) -> slice:
 
 def _cost(table: Table) -> list[dict[str, Any]]:
     """FLOPs of each purpose, by arm, at the table's budget."""
-    known = [
-        *PURPOSE_COLOURS,
-        *sorted({p for arm in table.arms for p in arm.flops_by_purpose} - PURPOSE_COLOURS.keys()),
-    ]
-    found = [(name, [arm.flops_by_purpose.get(name, 0) for arm in table.arms]) for name in known]
-    found.append((_PRETRAINING, [arm.pretrain_flops or 0 for arm in table.arms]))
+    found = [(name, [arm.flops_by_purpose.get(name, 0) for arm in table.arms]) for name in purposes(table)]
+    if any(pretraining := [arm.pretrain_flops or 0 for arm in table.arms]):
+        found.append((PRETRAINING, pretraining))
     return [
-        {"name": name.replace("_", " "), "purpose": name, "apart": name == _PRETRAINING, "flops": flops}
+        {"name": name.replace("_", " "), "purpose": name, "apart": name == PRETRAINING, "flops": flops}
         for name, flops in found
-        if any(flops)
     ]
 
 
@@ -175,7 +161,7 @@ def _selection(table: Table) -> dict[str, Any]:
         },
         key=lambda key: (list(_SELECT_NAMES).index(key) if key in _SELECT_NAMES else len(_SELECT_NAMES), key),
     )
-    bins = max(20, min(_BINS, _MOST_SELECTION // max(1, len(table.arms) * (len(AXIS_NAMES) + 3 * len(keys)))))
+    bins = max(20, min(_BINS, _MOST_SELECTION // max(1, len(table.arms) * (len(_SWITCH) + 3 * len(keys)))))
     arms = [_arm_selection(arm, keys, bins) for arm in table.arms]
     drawn = [key for key in keys if key.removesuffix(_SUPER_BATCH) not in keys or not key.endswith(_SUPER_BATCH)]
     return {
@@ -209,7 +195,7 @@ def _arm_selection(arm: Arm, keys: Iterable[str], bins: int) -> dict[str, Any]:
         if value_SG.size:
             with np.errstate(all="ignore"):
                 y[key] = [_shorts(part[there]) for part in (value_SG.mean(0), value_SG.min(0), value_SG.max(0))]
-    x = [_shorts(np.mean([values[axis] for values in series], axis=0)[there]) for axis in AXIS_NAMES]
+    x = [_shorts(np.mean([values[axis] for values in series], axis=0)[there]) for axis in _SWITCH]
     return {"rows": _short(float(np.mean([len(rows) for rows in logged])) / bins, 2), "x": x, "y": y}
 
 

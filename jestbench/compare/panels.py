@@ -9,14 +9,11 @@ from pathlib import Path
 from jestbench.compare.comparison import FrontierPoint, Table
 from jestbench.compare.frontiers import Metric, frontiers
 from jestbench.compare.groups import Group
-from jestbench.compare.load import RunRecord
+from jestbench.compare.load import EVAL, RunRecord
 from jestbench.compare.points import Candidate, read_metric
 from jestbench.disk import DataError
-from jestbench.evals.measure import Measure
 from jestbench.evals.results import Results
 from jestbench.runs.folder import RunFolder
-
-_EVAL = "eval/"
 
 
 @dataclass(frozen=True)
@@ -24,16 +21,12 @@ class Panel:
     """One metric of a table's arms.
 
     Attributes:
-        metric: its key.
-        measure: what is known about it.
-        lower_is_better: whether a smaller value is better.
+        metric: the metric.
         points: the arms' decayed points, with pointwise intervals.
         members: run folder → the run with this metric.
     """
 
-    metric: str
-    measure: Measure
-    lower_is_better: bool
+    metric: Metric
     points: tuple[FrontierPoint, ...]
     members: Mapping[Path, Candidate]
 
@@ -42,7 +35,7 @@ def panels(table: Table) -> tuple[Panel, ...]:
     """The table's own metric, then every other evaluation that all of its runs end with, by name."""
     members = [member for arm in table.arms for member in arm.members]
     shared = set.intersection(*(set(member.run.summary.metrics) for member in members))
-    others = sorted(key for key in shared if key.startswith(_EVAL) and key != table.metric)
+    others = sorted(key for key in shared if key.startswith(EVAL) and key != table.metric)
     read: dict[str, dict[Path, Candidate]] = {key: {} for key in others}
     for member in members:
         results = _results(member.run)
@@ -51,7 +44,7 @@ def panels(table: Table) -> tuple[Panel, ...]:
             if found is not None:
                 read[key][member.run.folder] = _at_budgets_of(member, found)
     own = {member.run.folder: member for member in members}
-    first = Panel(table.metric, table.measure, table.lower_is_better, table.frontier, own)
+    first = Panel(Metric.of(table.metric, members, table.lower_is_better), table.frontier, own)
     return (first, *(_panel(table, key, found) for key, found in read.items() if len(found) == len(own)))
 
 
@@ -60,11 +53,9 @@ def _panel(table: Table, key: str, members: Mapping[Path, Candidate]) -> Panel:
         Group(arm.arm, arm.label, arm.frontier_hash, tuple(members[one.run.folder] for one in arm.members))
         for arm in table.arms
     ]
-    examples = [point.examples for one in members.values() for point in one.points if point.examples is not None]
-    measure = next(iter(members.values())).run.summary.measures.get(key, Measure())
-    metric = Metric(key, measure, measure.lower_is_better, examples[0].unit_N if examples else None)
+    metric = Metric.of(key, [*members.values()])
     points = frontiers(groups, metric)
-    return Panel(key, measure, measure.lower_is_better, tuple(p for arm in groups for p in points[arm.label]), members)
+    return Panel(metric, tuple(point for arm in groups for point in points[arm.label]), members)
 
 
 def _results(run: RunRecord) -> Mapping[int, Results]:

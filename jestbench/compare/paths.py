@@ -62,8 +62,7 @@ def portable(command: str) -> str:
 def scrubber(folders: Iterable[Path]) -> Callable[[Any], Any]:
     """A function that shortens every absolute path in texts, and in mappings and lists of them, to its name.
 
-    Args:
-        folders: known folders, whose paths are found even where they hold spaces.
+    Paths of the known ``folders`` are found even where they hold spaces.
     """
     known = {str(path): f"…/{path.name}" for path in folders if path.is_absolute() and len(path.parts) > 1}
     above = {str(path.parent): "…" for path in map(Path, known) if len(path.parts) > 2}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jestbench.compare.comparison import Arm, Comparison, FrontierPoint, Table
+from jestbench.compare.curves import AXES
 from jestbench.compare.wording import chance_text, decimal_prefix, metric_name, reference_label, subtitle, value_text
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ PURPOSE_COLOURS = {
     "recompute": "#c4c4c4",
 }
 COLOURS = (BASELINE_COLOUR, *PALETTE)
+PRETRAINING = "pre-training (reference, scorer)"
 OTHER_COLOUR = "#777777"
 """For a purpose missing from ``PURPOSE_COLOURS``."""
 _REFERENCE_COLOUR = "#7a4f9a"
@@ -68,10 +69,6 @@ _STYLE = {
     "svg.hashsalt": "jestbench",
 }
 _COUNTS = {"": "", "k": "thousands", "M": "millions", "G": "billions", "T": "trillions"}
-_PANELS = {
-    "flops": "FLOPs of training and scoring",
-    "pairs_seen": "pairs seen",
-}
 
 
 @dataclass(frozen=True)
@@ -98,15 +95,11 @@ def plot_names(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def save_plots(comparison: Comparison, out: Path) -> None:
-    """Write ``metric_vs_flops`` and ``overview`` of each table, as PNG and as SVG.
-
-    Args:
-        comparison: what to draw.
-        out: an existing folder.
-    """
+    """Write ``metric_vs_flops`` and ``overview`` of each table into an existing folder, as PNG and as SVG."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with _style(), warnings.catch_warnings():
+    with rc_context(_STYLE), warnings.catch_warnings():
         # Labels may be of any script; a font without a character draws a box, and the page has the label itself.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         for table, names in zip(comparison.tables, plot_names(comparison), strict=True):
@@ -118,14 +111,6 @@ def save_plots(comparison: Comparison, out: Path) -> None:
                 figure.savefig(out / name, dpi=_DPI, metadata={"Software": None})
                 figure.set_layout_engine("none")  # the places are found: to find them again takes as long as to draw
                 figure.savefig((out / name).with_suffix(".svg"), metadata={"Date": None})
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        yield
 
 
 def looks(table: Table) -> dict[str, Look]:
@@ -195,7 +180,7 @@ def _draw_curves(axes: Axes, table: Table, axis: str) -> None:
         _scale_by_budgets(axes, table, axis, min(amounts))
     else:
         axes.set_xlim(left=0)
-    _label_amounts(axes, _PANELS[axis], "FLOP" if axis == "flops" else "")
+    _label_amounts(axes, "FLOPs of training and scoring" if axis == "flops" else AXES[axis].name, AXES[axis].unit)
     axes.set_ylabel(metric_name(table) + (" (lower is better)" if table.lower_is_better else ""))
 
 
@@ -291,20 +276,23 @@ def _legend(table: Table) -> tuple[list[Artist], list[str]]:
     return handles, labels
 
 
+def purposes(table: Table) -> list[str]:
+    """What the arms spent FLOPs on, in the order of ``PURPOSE_COLOURS``, other purposes last."""
+    spent = {purpose for arm in table.arms for purpose, flops in arm.flops_by_purpose.items() if flops}
+    return [*(purpose for purpose in PURPOSE_COLOURS if purpose in spent), *sorted(spent - PURPOSE_COLOURS.keys())]
+
+
 def _draw_spending(axes: Axes, table: Table) -> None:
     labels = [_short(arm.label) for arm in table.arms]
-    purposes = [p for p in PURPOSE_COLOURS if any(arm.flops_by_purpose.get(p) for arm in table.arms)]
-    others = {p for arm in table.arms for p, flops in arm.flops_by_purpose.items() if flops}
     positions = range(len(labels))
     start = [0.0] * len(labels)
-    for purpose in [*purposes, *sorted(others.difference(PURPOSE_COLOURS))]:
+    for purpose in purposes(table):
         widths = [float(arm.flops_by_purpose.get(purpose, 0)) for arm in table.arms]
         colour = PURPOSE_COLOURS.get(purpose, OTHER_COLOUR)
         axes.barh(positions, widths, left=start, color=colour, label=purpose.replace("_", " "), height=0.68)
         start = [left + width for left, width in zip(start, widths, strict=True)]
     pretraining = [float(arm.pretrain_flops or 0) for arm in table.arms]
     if any(pretraining):
-        name = "pre-training (reference, scorer)"
         axes.barh(
             positions,
             pretraining,
@@ -313,7 +301,7 @@ def _draw_spending(axes: Axes, table: Table) -> None:
             facecolor="white",
             edgecolor="#888888",
             hatch="////",
-            label=name,
+            label=PRETRAINING,
         )
     axes.axvline(table.budget, color="#888888", linewidth=1, linestyle=":")
     axes.set_yticks(positions, labels)

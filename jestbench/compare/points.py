@@ -92,8 +92,6 @@ def read_metric(
     """Read a metric from a run.
 
     Args:
-        run: the run.
-        metric: key of the metric.
         results: of the run's decayed evaluations, by budget; ``None``: read from its folder.
 
     Returns:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from jestbench.compare.comparison import Arm, ReferenceRow
 from jestbench.compare.load import CompareError, load_run
@@ -15,9 +16,21 @@ from jestbench.compare.wording import reference_label
 from jestbench.disk import shown
 from jestbench.runs.summary import ReferenceEntry
 
-Model = tuple[str, str, int | None, float | None]
-"""What the records of one model have in common: its name, what it is known by (configuration and seed, else the name
-of its folder), FLOPs of its training, and its own value."""
+
+class Model(NamedTuple):
+    """What the records of one model have in common.
+
+    Attributes:
+        name: its own.
+        known_by: configuration and seed, else the name of its folder.
+        flops: of its training.
+        value: its own.
+    """
+
+    name: str
+    known_by: str
+    flops: int | None
+    value: float | None
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,9 @@ class _Scored:
 
 
 def reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow, ...], list[str]]:
-    """A row for each frozen model, and notes on whom it serves.
+    """A row for each frozen model, with its own value of the metric, and notes on whom it serves.
 
     Runs in whose folders copies of one model's records lie were scored with one model.
-
-    Args:
-        arms: the arms of a table.
-        metric: key of the metric that a model's own value is of.
     """
     found: dict[ReferenceEntry, dict[Path | None, _Scored]] = defaultdict(dict)
     used: dict[Model, list[tuple[str, int, _Scored]]] = defaultdict(list)
@@ -58,8 +67,8 @@ def reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow
                 used[scored.model].append((arm.label, member.seed, scored))
     rows: list[ReferenceRow] = []
     notes = [f"arm {label}: each seed ({listed(sorted(its))}) has a reference of its own" for label, its in own.items()]
-    shared = [name for name, count in Counter(model[0] for model in used).items() if count > 1]
-    for (name, _, flops, value), uses in sorted(used.items(), key=lambda item: str(item[0])):
+    shared = [name for name, count in Counter(model.name for model in used).items() if count > 1]
+    for (name, _, flops, value), uses in sorted(used.items(), key=lambda item: str((*item[0],))):
         labels, seeds = tuple(dict.fromkeys(label for label, _, _ in uses)), sorted({seed for _, seed, _ in uses})
         # A reference whose name another one has, too, is named with its arms and seeds.
         title = f"{name} of {listed(labels)}, seeds {listed(seeds)}" if name in shared else name
@@ -85,9 +94,9 @@ def _scored(entry: ReferenceEntry, folder: Path | None, metric: str) -> _Scored:
         try:
             run = load_run(folder)
         except CompareError as error:
-            return _Scored((entry.name, str(folder), flops, None), str(error), folder)
+            return _Scored(Model(entry.name, str(folder), flops, None), str(error), folder)
         candidate, problems = read_metric(run, metric)
         known, value = f"{run.summary.config_hash}, seed {run.summary.seed}", candidate.end.value if candidate else None
         flops = int(run.final[TOTAL_FLOPS]) if TOTAL_FLOPS in run.final else flops
         problem = f"{shown(folder)}: {'; '.join(problems)}" if problems else ""
-    return _Scored((entry.name, known, flops, value), problem, folder)
+    return _Scored(Model(entry.name, known, flops, value), problem, folder)

@@ -31,34 +31,12 @@ def compare(
     out: Path | None = None,
     *,
     lower_is_better: bool | None = None,
-    command: str | None = None,
 ) -> Comparison:
-    """Compare finished runs at equal compute.
-
-    Args:
-        run_dirs: run folders, or folders that hold run folders one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out. ``None``: the one that the runs agree
-            on (``compare/choose_metric.py``): what their sweep names, else the only ``eval/…`` that all end with.
-        baseline: label of the arm to compare all others with; ``label@hash`` where two configurations
-            share it.
-        out: folder to write the report to, made if missing; ``None`` writes nothing.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where a word of
-            its name ends in "loss", "mse" or "nll".
-        command: recorded as the command that reproduces the comparison; by default
-            ``tools/compare.py`` with these arguments.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        CompareError: a folder, the metric or the baseline does not exist (``status`` 2), no run can be
-            used, or the report cannot be written (``status`` 3).
-    """
-    comparison = analyse(run_dirs, metric, baseline, lower_is_better, command or "")
-    if command is None:
-        # With the metric that was found: the command gives the same report where the runs lie elsewhere.
-        command = _command(run_dirs, metric or comparison.first.metric, baseline, out, lower_is_better)
-        comparison = replace(comparison, command=command)
+    """Compare finished runs at equal compute; arguments and errors as of ``compare_runs``."""
+    comparison = analyse(run_dirs, metric, baseline, lower_is_better, "")
+    # With the metric that was found: the command gives the same report where the runs lie elsewhere.
+    command = _command(run_dirs, metric or comparison.first.metric, baseline, out, lower_is_better)
+    comparison = replace(comparison, command=command)
     if out is not None:
         render(comparison, out)
     return comparison
@@ -76,17 +54,21 @@ def compare_runs(
 
     Args:
         run_dirs: run folders, or folders that hold run folders one or two levels down.
-        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out; ``None``: what the runs agree on.
-        baseline: label of the arm to compare all others with.
-        out: folder to write ``comparison.json``, ``comparison.md``, plots and ``index.html`` to; ``None``: none.
-        lower_is_better: whether a smaller value is better; ``None``: as the runs record it.
+        metric: key in ``metrics.jsonl``; the leading ``eval/`` may be left out. ``None``: the one that the runs agree
+            on (``compare/choose_metric.py``): what their sweep names, else the only ``eval/…`` that all end with.
+        baseline: label of the arm to compare all others with; ``label@hash`` where two configurations share it.
+        out: folder to write ``comparison.json``, ``comparison.md``, plots and ``index.html`` to, made if missing;
+            ``None``: none.
+        lower_is_better: whether a smaller value is better; ``None``: as the runs record it, or where a word of its name
+            ends in "loss", "mse" or "nll".
 
     Returns:
         The comparison, with tidy tables (``.arms``, ``.runs``, ``.frontier``, ``.curves``, ``.crossings``,
         ``.references``): a notebook shows the arms, ``print`` the table of the command line.
 
     Raises:
-        CompareError: as for ``compare``.
+        CompareError: a folder, the metric or the baseline does not exist (``status`` 2), no run can be
+            used, or the report cannot be written (``status`` 3).
     """
     several = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
     folders, place = [Path(folder) for folder in several], None if out is None else Path(out)
@@ -94,11 +76,7 @@ def compare_runs(
 
 
 def render(comparison: Comparison, out: Path) -> None:
-    """Write ``comparison.json``, ``comparison.md``, the plots and ``index.html``.
-
-    Args:
-        comparison: what to write.
-        out: folder to write to, made if missing; the files of an earlier comparison there are replaced.
+    """Write ``comparison.json``, ``comparison.md``, the plots and ``index.html``, over those of an earlier comparison.
 
     Raises:
         CompareError: the folder cannot be written (``status`` 3).
@@ -118,14 +96,7 @@ def render(comparison: Comparison, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: arguments; ``None``: those of the process.
-
-    Returns:
-        Exit status: 0 done, 2 a wrong argument, 3 wrong or missing data, 130 interrupted.
-    """
+    """Run the command line; its exit status: 0 done, 2 a wrong argument, 3 wrong or missing data, 130 interrupted."""
     try:
         options = _parser().parse_args(argv)
     except SystemExit as stop:
@@ -226,7 +197,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seconds(text: str) -> float:
     """A positive number of seconds."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
     return value

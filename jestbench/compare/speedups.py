@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from jestbench.compare.comparison import Absent, SeedRun, Speedup
-from jestbench.compare.crossings import Ladder, speedups
+from jestbench.compare.comparison import SeedRun
+from jestbench.compare.crossings import Absent, Speedup, speedups
 from jestbench.compare.curves import AXES, Curve, Reach, first_reach, mean_curve
 from jestbench.compare.frontiers import FEWEST_RUNGS, Metric, ladder_of
 from jestbench.compare.groups import Group
@@ -25,18 +25,7 @@ def speedups_of(
     budget: int,
     metric: Metric,
 ) -> tuple[dict[str, Speedups], list[str]]:
-    """Speed-ups by arm and axis.
-
-    Args:
-        groups: the arms.
-        base: the baseline; ``None``: no speed-ups.
-        members: label → the arm's runs at the budget.
-        budget: of the table, in FLOPs.
-        metric: what the statistics need.
-
-    Returns:
-        Label → axis → speed-up, and notes.
-    """
+    """Speed-ups by arm and axis, and notes; ``members`` are the arms' runs at the budget."""
     if base is None:
         return {group.label: {axis: Speedup(None, None, "unshared") for axis in AXES} for group in groups}, []
     itself = Speedup(1.0, "decayed", low=1.0, high=1.0)
@@ -102,20 +91,13 @@ def _between_decayed(arm: Group, baseline: Group, budget: int, metric: Metric) -
         return None
     if not all(budget in group.budgets for group in (arm, baseline)):
         return None
-    return _crossed(one, other, metric, to_end=False)
+    return speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better)
 
 
 def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, metric: Metric) -> dict[str, Speedups]:
-    """Speed-ups at the baseline's value at its own largest budget, where that lies beyond the table's.
+    """Speed-ups by arm and axis at the baseline's value at its own largest budget, where that lies beyond the table's.
 
-    Args:
-        groups: the arms.
-        base: the baseline; ``None``: no speed-ups.
-        budget: of the table, in FLOPs.
-        metric: what the statistics need.
-
-    Returns:
-        Label → axis → speed-up, for arms that have a frontier; an arm that ends below that value has none.
+    They are those of arms that have a frontier; an arm that ends below that value has none.
     """
     if base is None or max(base.budgets, default=budget) <= budget:
         return {}
@@ -124,37 +106,15 @@ def speedups_to_end(groups: Sequence[Group], base: Group | None, budget: int, me
         one = ladder_of(group)
         if group is not base and min(len(one.cells), len(other.cells)) >= FEWEST_RUNGS:
             runs = [member.run.summary for member in (*group.members, *base.members)]
-            crossed = _crossed(one, other, metric, to_end=True)
+            crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better, to_end=True)
             found[group.label] = _stated(crossed, any(summary.pretrain_total is None for summary in runs))
     return found
 
 
-def _crossed(one: Ladder, other: Ladder, metric: Metric, *, to_end: bool) -> dict[str, Speedup]:
-    """Speed-ups of the one ladder over the other, by axis."""
-    found = {}
-    crossed = speedups(one, other, metric.unit_N, metric.measure, metric.lower_is_better, to_end=to_end)
-    for axis, crossing in crossed.items():
-        have = float(other.amount_R[axis][-1])
-        value = crossing.value
-        found[axis] = Speedup(
-            value,
-            None if value is None else crossing.kind,
-            crossing.absent,
-            low=None if value is None else crossing.low,
-            high=None if value is None else crossing.high,
-            fell=crossing.fell,
-            arm=have / value if value else None,
-            baseline=have if math.isfinite(have) else None,
-        )
-    return found
-
-
 def _between_touches(arm: Reach | None, baseline: Reach | None, *, worse: bool) -> dict[str, Speedup]:
-    """Speed-ups by axis.
+    """Speed-ups by axis, from where both first reach the baseline's final value (``None``: nowhere).
 
     Args:
-        arm: where the arm first reaches the baseline's final value; ``None`` if nowhere.
-        baseline: where the baseline first reaches it.
         worse: whether the arm ends worse than the baseline, and so loses again a value that it reached on the way.
     """
     found = {}

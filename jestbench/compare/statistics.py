@@ -14,7 +14,18 @@ from typing import Literal
 import numpy as np
 from scipy.special import chdtri
 
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, influence_SG, logit_ends, normals, paired, root
+from jestbench.compare.curves import Array
+from jestbench.compare.noise import (
+    CONFIDENCE,
+    SeedVariance,
+    Spread,
+    Units,
+    influence_SG,
+    logit_ends,
+    normals,
+    paired,
+    root,
+)
 from jestbench.evals.measure import Measure
 
 Verdict = Literal["better", "worse", "not told apart"]
@@ -103,11 +114,9 @@ class Fit:
     rule: str
 
 
-def means(
-    cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure, confidence: float = 0.95
-) -> dict[str, Interval]:
+def means(cells: Mapping[str, Cell], unit_N: Units | None, measure: Measure) -> dict[str, Interval]:
     """Pointwise intervals of the arms' means; arguments and errors as of ``fit``."""
-    return _means(cells, table_noise(cells, unit_N, measure), measure, confidence)
+    return _means(cells, table_noise(cells, unit_N, measure), measure)
 
 
 def fit(
@@ -116,7 +125,6 @@ def fit(
     unit_N: Units | None,
     measure: Measure,
     lower_is_better: bool,
-    confidence: float = 0.95,
     unit: str = "classes",
 ) -> Fit:
     """Intervals of each arm's mean and of each difference to the baseline, with verdicts.
@@ -127,7 +135,6 @@ def fit(
         unit_N: class or caption group of each example; ``None``: each example is its own.
         measure: of the metric; means stay inside its range.
         lower_is_better: whether a negative difference is better.
-        confidence: of each interval of a mean, and of all intervals of differences together.
         unit: name of the units, for the rule.
 
     Returns:
@@ -140,17 +147,17 @@ def fit(
         raise ValueError(f"no arm {baseline!r} among {', '.join(cells)}")
     noise = table_noise(cells, unit_N, measure)
     shared = {arm: tuple(sorted(set(cell.seeds) & set(cells[baseline].seeds))) for arm, cell in cells.items()}
-    reaches, apart = _reaches(cells, baseline, shared, noise, confidence)
+    reaches, apart = _reaches(cells, baseline, shared, noise)
     differences = {
         arm: _difference(cells[arm], cells[baseline], seeds, reaches.get(arm), measure, lower_is_better)
         for arm, seeds in shared.items()
         if arm != baseline
     }
-    rule = _rule(cells, baseline, noise, apart, unit if unit_N is not None else "examples", confidence)
-    return Fit(_means(cells, noise, measure, confidence), differences, noise.scale, apart, rule)
+    rule = _rule(cells, baseline, noise, apart, unit if unit_N is not None else "examples")
+    return Fit(_means(cells, noise, measure), differences, noise.scale, apart, rule)
 
 
-def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
+def seed_deviation(value_S: Array) -> Interval:
     """The standard deviation from seed to seed, with its own χ² interval (normal seeds), never lent to another arm."""
     value_S = np.asarray(value_S, dtype=np.float64)
     freedom = len(value_S) - 1
@@ -159,7 +166,7 @@ def seed_deviation(value_S: Array, confidence: float = 0.95) -> Interval:
     deviation = float(np.std(value_S, ddof=1))
     if deviation == 0:
         return Interval(0.0, None, None, "all seeds have the same value")
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = (deviation * math.sqrt(freedom / float(chdtri(freedom, share))) for share in (tail, 1 - tail))
     return Interval(deviation, low, high)
 
@@ -244,16 +251,16 @@ def _of(cell: Cell, seeds: tuple[int, ...]) -> list[int]:
     return [cell.seeds.index(seed) for seed in seeds]
 
 
-def _means(cells: Mapping[str, Cell], noise: Noise, measure: Measure, confidence: float) -> dict[str, Interval]:
-    return {arm: _mean(arm, cell, noise, measure, confidence) for arm, cell in cells.items()}
+def _means(cells: Mapping[str, Cell], noise: Noise, measure: Measure) -> dict[str, Interval]:
+    return {arm: _mean(arm, cell, noise, measure) for arm, cell in cells.items()}
 
 
-def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: float) -> Interval:
+def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure) -> Interval:
     """The interval of a mean, from the arm's own seeds alone."""
     value, seed = cell.mean, noise.seed.get(arm)
     if seed is None:
         return Interval(value, None, None, _ONE_SEED)
-    half = Spread([(seed, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds)).half_width(confidence)
+    half = Spread([(seed, len(cell.seeds))], noise.unit_G(arm, cell, cell.seeds)).half_width
     if not half > 1e-12 * abs(value):
         return Interval(value, None, None, _NOTHING_VARIES)
     if noise.scale == "logit":
@@ -262,7 +269,7 @@ def _mean(arm: str, cell: Cell, noise: Noise, measure: Measure, confidence: floa
     return Interval(value, max(low, value - half), min(high, value + half))
 
 
-Reach = tuple[float, float]
+Sides = tuple[float, float]
 """How far an interval reaches down and up from its value."""
 
 
@@ -271,8 +278,7 @@ def _reaches(
     baseline: str,
     shared: Mapping[str, tuple[int, ...]],
     noise: Noise,
-    confidence: float,
-) -> tuple[dict[str, tuple[Reach, Reach]], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[Sides, Sides]], tuple[str, ...]]:
     """Arm → reach of its difference, simultaneous and pointwise; and the arms whose seed variance stays apart.
 
     There is no entry where there is no interval.
@@ -289,24 +295,22 @@ def _reaches(
         *pair, stays = paired(seed[arm], seed[baseline], noise.step)
         spreads.append(Spread([(seed, len(shared[arm])) for seed in pair], unit_G))
         apart += [arm] * stays
-    error_KD = _errors(spreads, [shared[arm] for arm in drawn], confidence)
-    half_K = np.array([spread.half_width(confidence) for spread in spreads])
+    error_KD = _errors(spreads, [shared[arm] for arm in drawn])
+    half_K = np.array([spread.half_width for spread in spreads])
     varies_K = half_K > 1e-12 * abs(base.mean)
     # Dunnett's factor: the quantile of the largest |error|, each in units of its own pointwise quantile.
     scaled_KD = np.abs(error_KD[varies_K])
-    scaled_KD /= np.quantile(scaled_KD, confidence, axis=1, keepdims=True)
-    factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))
-    reaches: dict[str, tuple[Reach, Reach]] = {}
+    scaled_KD /= np.quantile(scaled_KD, CONFIDENCE, axis=1, keepdims=True)
+    factor = max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), CONFIDENCE)))
+    reaches: dict[str, tuple[Sides, Sides]] = {}
     for arm, spread, varies in zip(drawn, spreads, varies_K, strict=True):
         own, other = (float(a.value_S[_of(a, shared[arm])].mean()) for a in (cells[arm], base))
-        simultaneous, pointwise = (
-            spread.reach((own, other), confidence, times, noise.scale == "logit") for times in (factor, 1.0)
-        )
+        simultaneous, pointwise = (spread.reach((own, other), times, noise.scale == "logit") for times in (factor, 1.0))
         reaches |= {arm: (simultaneous, pointwise)} if varies else {}
     return reaches, tuple(apart)
 
 
-def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: float) -> Array:
+def _errors(spreads: list[Spread], shared: list[tuple[int, ...]]) -> Array:
     """Joint fiducial draws of the errors of differences to one baseline: [K, D]."""
     used = sorted(set().union(*shared))
     normal = iter(normals(1 + len(used) + 3 * len(spreads)))
@@ -318,7 +322,7 @@ def _errors(spreads: list[Spread], shared: list[tuple[int, ...]], confidence: fl
         error_D *= base.deviation_D(base_D)
         error_D += own.deviation_D(next(normal)) * next(normal) / math.sqrt(count)
     widened = {
-        arm: spread.unit_G * (spread.unit_deviation(confidence) / max(spread.unit_variance, 1e-300) ** 0.5)
+        arm: spread.unit_G * (spread.unit_deviation / max(spread.unit_variance, 1e-300) ** 0.5)
         for arm, spread in enumerate(spreads)
         if spread.unit_G is not None
     }
@@ -332,7 +336,7 @@ def _difference(
     cell: Cell,
     base: Cell,
     seeds: tuple[int, ...],
-    reaches: tuple[Reach, Reach] | None,
+    reaches: tuple[Sides, Sides] | None,
     measure: Measure,
     lower_is_better: bool,
 ) -> Difference:
@@ -351,9 +355,7 @@ def _difference(
     return Difference(value, ends[0], ends[1], ends[2], ends[3], verdict, seeds)
 
 
-def _rule(
-    cells: Mapping[str, Cell], baseline: str, noise: Noise, apart: tuple[str, ...], unit: str, confidence: float
-) -> str:
+def _rule(cells: Mapping[str, Cell], baseline: str, noise: Noise, apart: tuple[str, ...], unit: str) -> str:
     counts = sorted({len(cell.seeds) for cell in cells.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     what = next((f"{influence.shape[1]:,} {unit}" for influence in noise.influence.values()), "")
@@ -366,5 +368,5 @@ def _rule(
         pool += (
             f", with its own degrees of freedom where an F test parts it from that of {baseline}: {', '.join(apart)}"
         )
-    which = f"{confidence * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
+    which = f"{CONFIDENCE * 100:g} % simultaneous (Dunnett) intervals of the paired difference to {baseline}"
     return f"{which}: {seeds}, {what}; {pool}"

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from jestbench.compare import wording
-from jestbench.compare.comparison import Comparison, Speedup, Table
+from jestbench.compare.comparison import Comparison, Table
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.curves import AXES
 from jestbench.compare.paths import link, portable, scrubber
 from jestbench.compare.plots import plot_names
@@ -35,25 +36,13 @@ def _terminal(table: Table, created: str) -> list[str]:
     lines += [*_wrap(f"{table.metric}: {wording.subtitle(table, created)}"), *_wrap(table.rule), ""]
     head = ["arm", f"minus {table.baseline or 'baseline'}", "verdict", f"mean{_chance(table)}", "n"]
     rows = [
-        [
-            arm.label,
-            wording.difference_text(arm, table),
-            wording.verdict_text(arm),
-            wording.interval_text(arm, table),
-            str(len(arm.runs)),
-        ]
-        for arm in table.arms
+        (label, difference or "baseline", *more)
+        for label, difference, *more in (wording.cells(arm, table) for arm in table.arms)
     ]
-    rows += [
-        [f"[{wording.end_label(arm)}]", "", "", wording.end_text(arm), ""] for arm in table.arms if arm.added_to_budget
-    ]
-    rows += [
-        [f"[{wording.reference_label(row.name)}]", "", "", wording.value_text(row.value, table), ""]
-        for row in table.references
-    ]
+    rows += [(f"[{name}]", "", "", value, "") for name, _, value, _ in wording.below(table)]
     lines += [*_align([head, *rows]), ""]
     if table.baseline is not None:
-        head = ["arm", *wording.AXIS_TITLES.values()]
+        head = ["arm", *(axis.title for axis in AXES.values())]
         speedups = [[arm.label, *_speedup_cells(arm.speedup)] for arm in table.arms if arm.label != table.baseline]
         if speedups:
             lines += [f"how many times less than {table.baseline} needs (pointwise intervals):", ""]
@@ -175,8 +164,8 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
         "seeds",
     ]
     yield _table(
-        ["arm", *head, *(f"× {title}" for title in wording.AXIS_TITLES.values())],
-        [*_arm_rows(table), *_reference_cells(table)],
+        ["arm", *head, *(f"× {axis.title}" for axis in AXES.values())],
+        _rows(table),
     )
     if table.baseline is not None:
         yield (
@@ -190,28 +179,14 @@ def _sections(table: Table, picture: str, created: str) -> Iterable[str]:
     yield _spending(table)
 
 
-def _arm_rows(table: Table) -> Iterable[list[str]]:
+def _rows(table: Table) -> Iterable[list[str]]:
     for arm in table.arms:
-        base = " (baseline)" if arm.label == table.baseline else ""
-        yield [
-            as_text(arm.label) + base,
-            "" if base else wording.difference_text(arm, table),
-            wording.verdict_text(arm),
-            wording.interval_text(arm, table),
-            str(len(arm.runs)),
-            *_speedup_cells(arm.speedup),
-        ]
-
-
-def _reference_cells(table: Table) -> Iterable[list[str]]:
-    for arm in table.arms:
-        if arm.added_to_budget:
-            name = f"*{as_text(wording.end_label(arm))}*"
-            yield [name, "", "", wording.end_text(arm), str(len(arm.runs)), *([""] * len(AXES))]
-    for row in table.references:
-        arms = as_text(", ".join(row.arms))
-        used = f"*{as_text(wording.reference_label(row.name))}* (of {arms}; {wording.flops_text(row.flops_total)})"
-        yield [used, "", "", wording.value_text(row.value, table), *([""] * (1 + len(AXES)))]
+        label, *cells = wording.cells(arm, table)
+        base = " (baseline)" if label == table.baseline else ""
+        yield [as_text(label) + base, *cells, *_speedup_cells(arm.speedup)]
+    for name, about, value, seeds in wording.below(table):
+        used = f" ({as_text(about)})" if about else ""
+        yield [f"*{as_text(name)}*{used}", "", "", value, seeds, *([""] * len(AXES))]
 
 
 def _spending(table: Table) -> str:

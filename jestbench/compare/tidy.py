@@ -155,11 +155,7 @@ def _html(table: Table) -> str:
     head = ("arm", f"minus {table.baseline or 'baseline'} [95 %]", "verdict", "mean [95 %]", "seeds", "FLOPs", "all in")
     rows = [
         (
-            arm.label,
-            "" if arm.label == table.baseline else wording.difference_text(arm, table),
-            wording.verdict_text(arm),
-            wording.interval_text(arm, table),
-            str(len(arm.runs)),
+            *wording.cells(arm, table),
             *(wording.speedup_text(arm.speedup[axis]) for axis in ("flops", "flops_all_in")),
         )
         for arm in table.arms

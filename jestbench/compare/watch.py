@@ -97,10 +97,8 @@ def watch(
     """Refresh a report whenever a run ends, until all have; the open page reloads itself in the meantime.
 
     Args:
-        run_dirs: run folders, or folders that hold them one or two levels down.
         out: folder of the report.
         interval: seconds between two looks.
-        refresh: makes the report anew.
         say: prints a line.
 
     Raises:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from jestbench.compare.comparison import Absent, Arm, Pays, Speedup, Table
+from jestbench.compare.comparison import Arm, Pays, Table
+from jestbench.compare.crossings import Absent, Speedup
+from jestbench.compare.curves import AXES
+from jestbench.compare.load import EVAL
 from jestbench.compare.statistics import Interval
 from jestbench.evals.measure import Measure
-
-AXIS_TITLES = {
-    "flops": "FLOPs",
-    "flops_all_in": "all-in",
-    "pairs_seen": "seen",
-    "pairs_trained": "trained",
-    "seconds": "seconds",
-}
 
 WORDS: Mapping[Absent, str] = {
     "never": "never",
@@ -136,7 +131,7 @@ def saving(arm: Arm, table: Table) -> str:
     spent, all_in = arm.speedup["flops"], arm.speedup["flops_all_in"]
     if arm.label == table.baseline or table.baseline is None or arm.verdict is None:
         return ""
-    told = spent.kind == "at_least" or (spent.low, spent.high) != (None, None)
+    told = spent.value is not None and (spent.kind == "at_least" or (spent.low, spent.high) != (None, None))
     if not told and arm.verdict == "not told apart":
         return ""  # anything from never to at once
     target = f"{table.baseline}'s value at {flops_text(table.budget)}"
@@ -162,7 +157,7 @@ def to_end_text(arm: Arm, table: Table) -> str:
     """What an arm saves to the baseline's value at its largest budget; empty where that is the table's."""
     if not arm.speedup_to_end:
         return ""
-    found = ((AXIS_TITLES[axis], arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
+    found = ((AXES[axis].title, arm.speedup_to_end[axis]) for axis in ("flops", "flops_all_in"))
     each = ", ".join(f"{title} {speedup_text(one)} {speedup_ends(one)}".strip() for title, one in found)
     value = f"the value of {table.baseline} at {flops_text(table.baseline_end)}, its largest budget"
     return f"{arm.label} to {value}: {each.replace('x', '×').replace('..', 'open')}"
@@ -186,13 +181,11 @@ def metric_text(key: str, measure: Measure, data: Mapping[str, object] | None = 
     """A metric in words, with the set and its own number of classes: ``flowers: zero-shot top-5 of 102 classes``.
 
     Args:
-        key: of the metric.
-        measure: what is known about it.
         data: a summary's facts about the data: ``eval_classes``, and ``eval_sets`` by name.
     """
-    if not key.startswith("eval/"):
+    if not key.startswith(EVAL):
         return key
-    *sets, name = key.removeprefix("eval/").split("/")
+    *sets, name = key.removeprefix(EVAL).split("/")
     found = next((form.format(*hit.groups()) for pattern, form in _TASKS if (hit := re.fullmatch(pattern, name))), None)
     above = f"{'/'.join(sets)}: " if sets else ""
     if found is None:
@@ -314,6 +307,22 @@ def verdict_text(arm: Arm) -> str:
     if arm.difference is None:
         return ""
     return "no verdict" if arm.difference.reason else arm.difference.verdict
+
+
+def cells(arm: Arm, table: Table) -> tuple[str, str, str, str, str]:
+    """An arm's row in a table: label, difference (empty for the baseline), verdict, mean, number of seeds."""
+    difference = "" if arm.label == table.baseline else difference_text(arm, table)
+    return arm.label, difference, verdict_text(arm), interval_text(arm, table), str(len(arm.runs))
+
+
+def below(table: Table) -> Iterator[tuple[str, str, str, str]]:
+    """The rows below the arms, of their own ends and of references: name, what is to be known, value, seeds."""
+    for arm in table.arms:
+        if arm.added_to_budget:
+            yield end_label(arm), "", end_text(arm), str(len(arm.runs))
+    for row in table.references:
+        about = f"of {', '.join(row.arms)}; {flops_text(row.flops_total)}"
+        yield reference_label(row.name), about, value_text(row.value, table), ""
 
 
 def deviation_text(arm: Arm, table: Table) -> str:

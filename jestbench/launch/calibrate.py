@@ -22,8 +22,7 @@ BATCHES, LARGEST = 16, 1024
 def _source(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[SuperBatches, int]:
     """Batches of the split that the reference was trained on, the same for all seeds; and their number.
 
-    Raises:
-        ConfigError: the split holds a single pair.
+    A split of a single pair is a ConfigError.
     """
     assert resolved.calibrated_on is not None
     pairs = split_of(data, resolved.calibrated_on).indexed("run.reference_calibrate")
@@ -62,7 +61,7 @@ def calibrate(
         )
 
 
-def forecast(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[int, int]:
+def forecast_calibration(resolved: Resolved, data: Dataset, stages: Stages) -> tuple[int, int]:
     """Pairs that the reference is calibrated on, 0 where it is not, and the FLOPs that are charged for them."""
     if resolved.calibrated_on is None:
         return 0, 0

@@ -110,7 +110,6 @@ def uniform_charges(resolved: Resolved, stages: Stages, price: StepPrice, most: 
     scored, but where a cascade or a stream draws them.
 
     Args:
-        stages: built with the shapes of the run, on its data or a stand-in.
         most: steps that are asked about, at most.
         met: takes up the images that these steps have met.
     """

@@ -25,7 +25,7 @@ class Checked:
     Attributes:
         resolved: the run.
         data: lines on the data that were opened, their damage, and what was not checked.
-        sizes: a line on pairs and evaluation examples; empty where a stand-in takes the data's place.
+        data_line: a line on pairs and evaluation examples; empty where a stand-in takes the data's place.
         budget: lines on what the budget buys; empty where a stand-in takes the data's place.
         metrics: names of the evaluation's metrics.
         loader: how far ahead pairs are read; empty without worker processes.
@@ -36,7 +36,7 @@ class Checked:
 
     resolved: Resolved
     data: tuple[str, ...]
-    sizes: str
+    data_line: str
     budget: tuple[str, ...]
     metrics: tuple[str, ...]
     loader: str
@@ -45,7 +45,7 @@ class Checked:
     warnings: int
 
 
-def sizes(resolved: Resolved, stages: Stages) -> str:
+def data_line(resolved: Resolved, stages: Stages) -> str:
     """A line on the pairs of a run, and on what it is evaluated on."""
     pool, found = stages.super_batches.pool, stages.evaluator
     pairs = "a stream" if pool is None else f"{pool:,} pairs"
@@ -82,7 +82,7 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     head = f"arm {run.arm!r}, configuration {resolved.config_hash}, seed {run.seed}: checked; nothing trained"
     lines = [*textwrap.wrap(head, WIDTH, break_on_hyphens=False)]
     lines += _section("policy", [_policy(resolved)], 2)
-    lines += _section("data", [*([own.sizes] if own.sizes else []), *_split(own.data)], 13)
+    lines += _section("data", [*([own.data_line] if own.data_line else []), *_split(own.data)], 13)
     lines += _section("budget", _split(own.budget), 4)
     lines += _section("price", [_price(own.price)], 2)
     lines += _section("ladder", own.ladder.splitlines()[-1:], 2)

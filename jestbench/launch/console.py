@@ -20,11 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command of ``COMMANDS`` with the remaining words.
-
-    Returns:
-        The command's exit status; 2 where there is no such command.
-    """
+    """Run a command of ``COMMANDS`` with the remaining words; its exit status, 2 where there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
     usage = "usage: jestbench COMMAND …\n\n" + "\n".join(f"  {name:<9}{does}" for name, (_, does) in COMMANDS.items())
     if not words or words[0] in ("-h", "--help"):

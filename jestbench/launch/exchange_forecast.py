@@ -60,11 +60,9 @@ class StepSizes:
 
     @classmethod
     def of(cls, resolved: Resolved, stages: Stages, joined: Joined) -> StepSizes:
-        """Take the sizes of a run.
+        """Take the sizes of a run, whose stages one process has built.
 
         Args:
-            resolved: the run.
-            stages: its stages, which one process has built.
             joined: in the forecast of its selection, whose embeddings are as narrow as one common divisor allows.
         """
         run, needs = resolved.run, resolved.policy.needs

@@ -45,12 +45,12 @@ class RunForecast:
     def __init__(self, resolved: Resolved, stages: Stages, data: Dataset) -> None:
         self.resolved, self.stages = resolved, stages
         self.price, self._joined = joined_in(lambda: step_price(resolved, stages))
-        self.calibrated, self.calibration = calibrate.forecast(resolved, data, stages)
-        self.ranking = own_scores.forecast(resolved, stages)
+        self.calibrated, self.calibration = calibrate.forecast_calibration(resolved, data, stages)
+        self.ranking = own_scores.forecast_ranking(resolved, stages)
 
     @classmethod
     def of(cls, resolved: Resolved) -> RunForecast:
-        """RunForecast a run on models without values; data and frozen models may be stand-ins."""
+        """Forecast a run on models without values; data and frozen models may be stand-ins."""
         resolved = with_start(resolved)
         run = replace(resolved.run, reference_accounting="online", cache=None)
         data, castings = stand_ins(resolved, "meta")

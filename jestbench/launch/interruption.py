@@ -7,9 +7,11 @@ from pathlib import Path
 
 from jestbench.batch import DataError
 from jestbench.config.resolved import Resolved
+from jestbench.cost.budget import Allowance
 from jestbench.cost.tracing import FLOPS_PER_MAC
+from jestbench.launch.stands import spent_by_now
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.summary import ScheduleRecord, Summary
+from jestbench.runs.summary import Summary, begun
 
 
 def record_interruption(resolved: Resolved, run_dir: Path) -> None:
@@ -29,35 +31,22 @@ def record_interruption(resolved: Resolved, run_dir: Path) -> None:
 
 
 def _at_last_row(resolved: Resolved, folder: RunFolder) -> Summary:
-    run, row = resolved.run, folder.last_row()
+    row, pretrain = folder.last_row(), spent_by_now(resolved)
     flops = {name.removeprefix("flops/"): int(value) for name, value in row.items() if name.startswith("flops/")}
     total = flops.setdefault("total", 0)
-    return Summary(
-        arm=run.arm,
-        policy=resolved.policy_name,
-        config_hash=resolved.config_hash,
-        frontier_hash=resolved.frontier_hash,
-        schedule=ScheduleRecord(run.optimizer.schedule),
-        seed=run.seed,
-        status="interrupted",
+    try:
+        allowance = resolved.run.allowance({role: spent or 0 for role, spent in pretrain.items()}, resolved.added_flops)
+    except ValueError:  # it would have been refused: no rung of such a run has ended
+        allowance = Allowance(None, None, None)
+    return replace(
+        begun(resolved, allowance, "interrupted"),
         steps=int(row.get("step", 0)),
         pairs_seen=int(row.get("pairs/seen", 0)),
         pairs_trained=int(row.get("pairs/trained", 0)),
-        budget=None if run.budget is None else int(run.budget),
-        overshoot=None if run.budget is None else total - int(run.budget),
+        overshoot=None if allowance.flops is None else total - allowance.flops,
         flops=flops,
         macs_total=total // FLOPS_PER_MAC,
-        flops_amortised=0,
-        pretrain_flops={},
-        pretrain_in_budget=0,
-        added_to_budget=0,
+        pretrain_flops=pretrain,
         seconds=row.get("time/seconds", 0.0),
-        learning_rate=run.optimizer.learning_rate,
-        measures={},
-        metrics={},
-        references=(),
-        data={},
-        warnings=(),
-        control=run.control or not resolved.policy.needs,
-        fingerprints={},
+        appended=tuple(folder.identity().get("appended", ())),
     )

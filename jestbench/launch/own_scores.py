@@ -140,7 +140,7 @@ def charge(stages: Stages, progress: Progress, allowance: Allowance) -> None:
         )
 
 
-def forecast(resolved: Resolved, stages: Stages) -> int:
+def forecast_ranking(resolved: Resolved, stages: Stages) -> int:
     """FLOPs that ``charge`` will charge."""
     if resolved.run.reference_accounting == "amortised":
         return 0

@@ -15,11 +15,7 @@ DATASETS = ("icons", "iconify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare the data set and print what is in it, as JSON.
-
-    Returns:
-        The exit status: 0, 3 where the data cannot be fetched or prepared, 130 interrupted.
-    """
+    """Prepare the data set and print what is in it, as JSON; exit status 0, 3 where it cannot be, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog=command_name("prepare"), description="Fetch and prepare a data set; what is there already is kept."
     )

@@ -38,18 +38,31 @@ def _of_runs(resolved: Resolved, stages: Stages, folders: Sequence[Path]) -> Ite
         of = [f"half {half}"] * (len(folders) > 1) + [f"seed {summary.seed}"] * (seeding == "own")
         name = (summary.arm or "reference") + (f" ({', '.join(of)})" if of else "")
         taken, kept = stand.inherited.described() if isinstance(stand, Resolved) else ((), ())
-        origin = summary.seed, seeding, tuple(taken), tuple(kept)
-        fit = (*fitted[half], resolved.calibrated_on) if fitted else ()
-        yield ReferenceEntry(name, str(folder.resolve()), summary.flops_all_in, *origin, *fit)
+        entry = ReferenceEntry(
+            name,
+            str(folder.resolve()),
+            summary.flops_all_in,
+            seed=summary.seed,
+            seeding=seeding,
+            taken_over=tuple(taken),
+            kept=tuple(kept),
+        )
+        yield _fitted(entry, fitted[half], resolved) if fitted else entry
 
 
 def _of_libraries(resolved: Resolved, stages: Stages) -> Iterator[ReferenceEntry]:
     actor = stages.scorer.actors["reference"]
     parts = resolved.run.castings["reference"].parts
     for place, (part, subject) in enumerate(zip(parts, actor.frozen, strict=True)):
-        fit = (*actor.calibrated[place], resolved.calibrated_on) if actor.calibrated else ()
-        entry = ReferenceEntry(part.label, "", part.stated_flops()["reference"], None, "shared", (), (), *fit)
-        yield replace(entry, metrics=scores(part.label, subject, stages.evaluator))
+        metrics = scores(part.label, subject, stages.evaluator)
+        entry = ReferenceEntry(part.label, "", part.stated_flops()["reference"], metrics=metrics)
+        yield _fitted(entry, actor.calibrated[place], resolved) if actor.calibrated else entry
+
+
+def _fitted(entry: ReferenceEntry, scale_and_bias: tuple[float, float], resolved: Resolved) -> ReferenceEntry:
+    """The entry of a reference whose t and b₀ were fitted to the arm's loss."""
+    scale, bias = scale_and_bias
+    return replace(entry, fitted_scale=scale, fitted_bias=bias, fitted_on=resolved.calibrated_on)
 
 
 def scores(label: str, subject: EmbeddingModel, evaluator: Evaluator) -> dict[str, float]:

@@ -20,7 +20,7 @@ from jestbench.data.splits import least_draw
 from jestbench.engine.casting import Casting
 from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
-from jestbench.launch.check_page import Checked, page, sizes, whole_text
+from jestbench.launch.check_page import Checked, data_line, page, whole_text
 from jestbench.launch.data_report import head_lines, opened, ranked_line, walk
 from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
@@ -163,7 +163,7 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
         return Checked(
             resolved,
             data=(*lines, *(_not_fetched(resolved.run) if "download" not in may else ())),
-            sizes="" if walked is None else sizes(resolved, stages),
+            data_line="" if walked is None else data_line(resolved, stages),
             budget=() if walked is None else tuple(bought(forecast, walked)),
             metrics=tuple(stages.evaluator.measures),
             loader=loader.described(resolved.draw_size, 3 * walked["prepared_pixels"] ** 2) if ahead and walked else "",
@@ -182,11 +182,7 @@ def _not_fetched(run: Run) -> Iterator[str]:
 
 
 def _try_one_batch(resolved: Resolved, stages: Stages, data: Dataset, drawn: int) -> None:
-    """Score, select from and update one batch of ``drawn`` pairs.
-
-    Raises:
-        ConfigError: a score or the loss is not finite.
-    """
+    """Score, select from and update one batch of ``drawn`` pairs; a ConfigError where score or loss is not finite."""
     run, count = resolved.run, max(1, resolved.run.batch_size * drawn // resolved.draw_size)
     batch = stages.super_batches.at(0)
     try:

@@ -118,11 +118,7 @@ def setting_of(
 
 
 def _check_world(run: Run, world: World) -> None:
-    """Refuse a run that cannot be shared by several processes.
-
-    Raises:
-        ConfigError: the objective needs one process, or the batch is too small.
-    """
+    """Refuse a run that cannot be shared by several processes, by its objective or its small batch."""
     if world.size == 1:
         return
     if not run.training.together:

@@ -16,6 +16,7 @@ from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Pretrained
 from jestbench.data.pairs import Dataset
 from jestbench.data.splits import split_of
+from jestbench.disk import cache_root, digest
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
 from jestbench.engine.kinds import KINDS
 from jestbench.engine.start import CarriedStart, LibraryStart, Start
@@ -23,7 +24,7 @@ from jestbench.model.carry import Carried
 from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.runs.folder import RunFolder
-from jestbench.runs.saved_model import shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
+from jestbench.runs.saved_model import MODEL_FORMAT, shape_in, tokenizer_of, towers_of, trained_loss, trained_mix
 from jestbench.runs.summary import Summary, known_total
 
 
@@ -39,6 +40,20 @@ def of_run(resolved: Resolved) -> Iterator[None]:
             f"{error} (in the run {resolved.run.arm!r}, on which this run stands; what is bound for it stands behind "
             "its file, as in run.reference = ('FILE', 'run.batch_size=16'))"
         ) from error
+
+
+def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
+    """The run folder of a frozen model: the given folder, or a folder in the cache.
+
+    The cache is addressed by content: the model's operative configuration, its seed and its data.
+    """
+    if isinstance(stand, Path):
+        return stand
+    run = stand.run
+    with of_run(stand):
+        pairs = split_of(run.data, run.split)
+    identity = f"{stand.config_hash}/{run.seed}/{pairs.fingerprint}/{MODEL_FORMAT}"
+    return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
 def trained(role: Pretrained, folder: Path) -> FrozenCasting:
@@ -132,3 +147,17 @@ def spent_pretraining(resolved: Resolved, folders: Mapping[Pretrained, Sequence[
         role: known_total(ended(folder).flops_all_in for folder in found) for role, found in folders.items()
     }
     return known | resolved.stated_flops
+
+
+def spent_by_now(resolved: Resolved) -> dict[str, int | None]:
+    """The same of the models whose training has finished by now, ``None`` for others; no data are prepared for it."""
+    found: dict[str, int | None] = {}
+    for role, stands in resolved.scored_by.items():
+        try:
+            ready = [stand for stand in stands if isinstance(stand, Path) or stand.run.data.is_prepared()]
+            folders = [pretrained_folder(stand, role) for stand in ready]
+            done = len(ready) == len(stands) and all(RunFolder(folder).has_finished() for folder in folders)
+        except DataError:
+            done = False
+        found |= spent_pretraining(resolved, {role: folders}) if done else {role: None}
+    return found | resolved.stated_flops

@@ -18,8 +18,7 @@ from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Allowance, Pretrained
 from jestbench.cost.ledger import flops_of
 from jestbench.data.pairs import Wrapped
-from jestbench.data.splits import names_in, shown_split, split_of
-from jestbench.disk import cache_root, digest
+from jestbench.data.splits import names_in, shown_split
 from jestbench.launch import own_scores
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.data_report import (
@@ -36,7 +35,7 @@ from jestbench.launch.interruption import record_interruption
 from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, view_warnings
-from jestbench.launch.stands import castings_of, of_run, spent_pretraining, with_start
+from jestbench.launch.stands import castings_of, of_run, pretrained_folder, spent_pretraining, with_start
 from jestbench.launch.text_report import text_warnings
 from jestbench.loop import Progress, Stages, Status, train
 from jestbench.parallel import distributed
@@ -50,25 +49,11 @@ from jestbench.runs.hold_folder import HOLDER, held
 from jestbench.runs.metrics_log import Jsonl, Metrics
 from jestbench.runs.open_folder import open_folder
 from jestbench.runs.recorder import KnownAtStart, Recorder
-from jestbench.runs.saved_model import MODEL_FORMAT, ForeignCheckpoint, check_format
+from jestbench.runs.saved_model import ForeignCheckpoint, check_format
 from jestbench.runs.summary import Ending
 from jestbench.runs.wandb_run import Label, WandBSink
 
 RunKind = Literal["arm", "reference", "scorer"]
-
-
-def pretrained_folder(stand: Resolved | Path, role: Pretrained) -> Path:
-    """The run folder of a frozen model: the given folder, or a folder in the cache.
-
-    The cache is addressed by content: the model's operative configuration, its seed and its data.
-    """
-    if isinstance(stand, Path):
-        return stand
-    run = stand.run
-    with of_run(stand):
-        pairs = split_of(run.data, run.split)
-    identity = f"{stand.config_hash}/{run.seed}/{pairs.fingerprint}/{MODEL_FORMAT}"
-    return cache_root() / "models" / f"{run.arm or role}-{digest(identity)}"
 
 
 def ensure_pretrained(resolved: Resolved) -> dict[Pretrained, tuple[Path, ...]]:

@@ -51,9 +51,10 @@ class Place:
         """The place in a checkpoint's name."""
         found = re.fullmatch(r"step-(\d+)(?:-rungs-(\d+))?(?:-branch-(\d+))?", checkpoint.name)
         assert found is not None, checkpoint
-        trunk, rungs, step = (None if part is None else int(part) for part in found.groups())
-        assert trunk is not None
-        return Place(trunk, rungs or 0) if step is None else Place(step, rungs or 0, trunk)
+        on_trunk, rungs, in_branch = found.groups(default="0")
+        if found[3] is None:
+            return Place(int(on_trunk), int(rungs))
+        return Place(int(in_branch), int(rungs), branch=int(on_trunk))
 
     @property
     def left(self) -> Place | None:
@@ -61,11 +62,7 @@ class Place:
         return None if self.branch is None else Place(self.branch, self.rungs)
 
     def follows(self, row: Row, rungs: Sequence[int]) -> bool:
-        """Whether a row was logged before the checkpoint was written.
-
-        Args:
-            rungs: of the run's ladder, FLOPs.
-        """
+        """Whether a row was logged before the checkpoint was written; ``rungs``: of the run's ladder, FLOPs."""
         if RUNG in row:
             rung = rungs.index(int(row[RUNG]))
             return rung < self.rungs or (rung == self.rungs and self.branch is not None and row["step"] <= self.step)
@@ -132,10 +129,7 @@ def damage(folder: Path) -> str:
 
 
 def newest_whole(run_dir: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """The newest checkpoint of a run that is as it was written, and why newer ones are passed over.
-
-    Returns:
-        ``None`` where there is no checkpoint at all.
+    """The newest checkpoint of a run that is as it was written, if any, and why newer ones are passed over.
 
     Raises:
         DataError: there are checkpoints, and none is whole.

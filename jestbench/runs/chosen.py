@@ -83,8 +83,7 @@ class Chosen:
     def write(self, path: Path, uid_of: Callable[[npt.NDArray[np.int64]], Sequence[str | None]]) -> None:
         """Write ``key``, ``text_key``, ``uid``, ``times`` and ``score``, the most often chosen first.
 
-        Args:
-            uid_of: the uids of images, by content key; ``None`` where it is not known.
+        A uid of an image's content key is ``None`` where ``uid_of`` does not know it.
         """
         self._sum_up()
         image_M, text_M, times_M, score_M = self._summed

@@ -24,9 +24,7 @@ GIT_SECONDS = 10.0
 def environment(device: str, precision: Precision) -> dict[str, Any]:
     """Versions, commit, device, number format, kernels, threads: what a figure depends on beside its configuration.
 
-    Args:
-        device: of the run, as it is bound.
-        precision: of the run, as it is bound.
+    Device and precision are given as the run binds them.
     """
     import torch  # here alone: the comparison names its processor without torch
 

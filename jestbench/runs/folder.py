@@ -81,11 +81,7 @@ class RunFolder:
         write_json(self.summary_json, masked(summary.to_json()))
 
     def has_finished(self) -> bool:
-        """Whether a run has spent its budget here.
-
-        Raises:
-            DataError: as for ``summary``.
-        """
+        """Whether a run has spent its budget here; raises as ``summary``."""
         summary = self.summary()
         return summary is not None and summary.status == "finished"
 
@@ -160,11 +156,7 @@ class RunFolder:
         return dict(sorted(found.items()))
 
     def write_results(self, budget: int, results: Results) -> None:
-        """Write the results of a decayed evaluation, whole or not at all; nothing where no metric has any.
-
-        Args:
-            budget: FLOPs at which the schedule ended.
-        """
+        """Write the results of the evaluation at a budget, in FLOPs, whole or not at all; nothing without any."""
         if results.rankings:
             self.evaluations.mkdir(exist_ok=True)
             with whole(self.evaluations / f"{budget}.npz") as path, path.open("wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -83,9 +82,7 @@ def open_folder(resolved: Resolved, run_dir: Path, resume: bool) -> bool:
         found = environment(resolved.run.device, resolved.run.precision)
         write_json(folder.environment_json, {"run": _identity(resolved), **found})
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
-            raise storage_error(error, run_dir) from error
-        raise RunFolderError(f"{run_dir} cannot be a run folder: {error}: choose another --run_dir") from error
+        raise storage_error(error, run_dir) from error
     return False
 
 

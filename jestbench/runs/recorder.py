@@ -6,9 +6,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -32,46 +32,23 @@ from jestbench.runs.chosen import Chosen
 from jestbench.runs.folder import RUNG, RunFolder
 from jestbench.runs.metrics_log import Metrics
 from jestbench.runs.saved_model import WEIGHTS, save_model
-from jestbench.runs.summary import Ending, ReferenceEntry, ScheduleRecord, StartEntry, Summary
+from jestbench.runs.summary import Ending, ReferenceEntry, Summary, begun
 from jestbench.runs.wandb_run import Value
 from jestbench.select.contract import PolicyError, PolicyHang
 from jestbench.select.given import equal_pairs
 from jestbench.select.scores import NonFiniteScore
 
 if TYPE_CHECKING:
-    from jestbench.data.super_batches import Waits
+    from jestbench.data.super_batches import SuperBatchSource, Waits
     from jestbench.loop import Progress, Stages
 
+    Stateful: TypeAlias = Actor | SuperBatchSource | Progress | Chosen
 
 STATE = "state.pt"
 """In a checkpoint's folder: all but the learner's weights."""
 _COUNTED = ("read", "damaged", "wordless", "skipped", "duplicates", "evaluated", "outside_uids")
 COUNTED = tuple(f"data/{name}" for name in _COUNTED)
 """Counts of pairs that the summary holds as ``data.counts``, where the data have them."""
-
-
-class Stateful(Protocol):
-    """What a checkpoint keeps the state of (tensors, numbers, strings, and lists or dicts of these)."""
-
-    def state_dict(self) -> Any:
-        """The state; a collective call, made by every process of a run at once."""
-        ...
-
-    def load_state_dict(self, state: Any) -> None:
-        """Go on from a checkpoint."""
-        ...
-
-
-class Rewindable(Protocol):
-    """What a failed step has changed, and what can go back to where it stood before."""
-
-    def mark(self) -> Any:
-        """This process's own state; no collective call, and cheap: once a step."""
-        ...
-
-    def rewind(self, mark: Any) -> None:
-        """Go back to a mark."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,14 +111,15 @@ class Recorder:
 
         Where the policy is to blame, a checkpoint of the step before is written: the mended policy goes on from there.
         """
-        parts: tuple[Rewindable, ...] = (self.stages.super_batches, *self._actors())
+        parts: tuple[SuperBatchSource | Actor, ...] = (self.stages.super_batches, *self._actors())
         start, seconds, marks = time.perf_counter(), progress.seconds, [part.mark() for part in parts]
+        updates, _ = self.stages.learner.mark()
         try:
             with STOP.ending("after"), self._named(progress):
                 yield
         except PolicyError as error:
             progress.seconds = seconds
-            trained = self.stages.learner.mark()[0] != marks[1][0]  # it cannot be undone
+            trained = self.stages.learner.mark()[0] != updates  # it cannot be undone
             for part, mark in zip(parts, marks, strict=True):
                 part.rewind(mark)
             raise self._blamed(error, progress, trained) from error.__cause__
@@ -358,9 +336,8 @@ class Recorder:
 
     def _stateful(self, progress: Progress) -> dict[str, Stateful]:
         """All of a run that a checkpoint keeps the state of, by name."""
-        actors: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
-        own: dict[str, Stateful] = {"super_batches": self.stages.super_batches, "progress": progress}
-        return {**actors, **own, "chosen": self.chosen}
+        found: dict[str, Stateful] = {role: actor for role, actor in self.stages.scorer.actors.items()}
+        return {**found, "super_batches": self.stages.super_batches, "progress": progress, "chosen": self.chosen}
 
     def _data(self) -> dict[str, str]:
         """The data that a run trains and is evaluated on, by their fingerprints, and its tokenizer."""
@@ -398,40 +375,26 @@ class Recorder:
 
     def summary(self, progress: Progress, status: Ending, known: KnownAtStart) -> Summary:
         """What the run amounts to."""
-        resolved, actors, allowance = self.resolved, self.stages.scorer.actors, self.allowance
+        run, actors, allowance = self.resolved.run, self.stages.scorer.actors, self.allowance
         spent_apart = {"rungs": progress.rung_flops} if allowance.rungs else {}
-        return Summary(
-            arm=resolved.run.arm,
-            policy=resolved.policy_name,
-            config_hash=resolved.config_hash,
-            frontier_hash=resolved.frontier_hash,
-            schedule=ScheduleRecord(resolved.run.optimizer.schedule, allowance.rungs, allowance.cooldown),
-            seed=resolved.run.seed,
-            status=status,
+        return replace(
+            begun(self.resolved, allowance, status),
             steps=progress.step,
             pairs_seen=progress.pairs_seen,
             pairs_trained=progress.pairs_trained,
-            budget=None if resolved.run.budget is None else int(resolved.run.budget),
             overshoot=None if allowance.flops is None else progress.ledger.total - allowance.flops,
             flops=progress.ledger.flops() | spent_apart,
             macs_total=progress.ledger.macs_total,
             flops_amortised=FLOPS_PER_MAC * sum(actor.amortised_macs for actor in actors.values()),
             pretrain_flops=dict(known.pretrain),
-            pretrain_in_budget=allowance.pretrain,
-            added_to_budget=allowance.added,
             seconds=progress.seconds,
-            cache=dict(self._counted) if resolved.run.cache is not None else None,
-            learning_rate=resolved.run.optimizer.learning_rate,
+            cache=dict(self._counted) if run.cache is not None else None,
             measures=self.stages.evaluator.measures,
             metrics=self.final,
             references=tuple(known.references),
             data=known.data,
             warnings=tuple(known.warnings),
-            control=resolved.run.control or not resolved.policy.needs,
             fingerprints=known.fingerprints,
-            start=None
-            if (start := resolved.start) is None
-            else StartEntry(start.label, start.run_dir, start.flops, "image" if resolved.run.model.freeze else "whole"),
             appended=tuple(RunFolder(self.run_dir).identity().get("appended", ())),
         )
 

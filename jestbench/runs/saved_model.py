@@ -132,29 +132,17 @@ def _tokenizer(described: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_of(run_dir: Path) -> Tokenizer:
-    """The tokenizer of the model in a run's newest checkpoint.
-
-    Raises:
-        DataError: there is no checkpoint, or it does not describe its model.
-    """
+    """The tokenizer of the model in a run's newest checkpoint; raises as ``_newest``."""
     return _tokenizer(_newest(run_dir)[1])
 
 
 def shape_in(run_dir: Path) -> Model:
-    """The shape of the towers in a run's newest checkpoint.
-
-    Raises:
-        DataError: there is no checkpoint, or it does not describe its model.
-    """
+    """The shape of the towers in a run's newest checkpoint; raises as ``_newest``."""
     return shape_of(_newest(run_dir)[1])
 
 
 def trained_mix(run_dir: Path) -> Mix:
-    """The views that the model of a run's newest checkpoint was trained under.
-
-    Raises:
-        DataError: there is no checkpoint, or it does not describe its model.
-    """
+    """The views that the model of a run's newest checkpoint was trained under; raises as ``_newest``."""
     return tuple((share, View(**view)) for share, view in _newest(run_dir)[1]["train_views"])
 
 

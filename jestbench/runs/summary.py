@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jestbench.evals.measure import Measure
 from jestbench.runs.typed_json import from_json
+
+if TYPE_CHECKING:
+    from jestbench.config.resolved import Resolved
+    from jestbench.cost.budget import Allowance
 
 Ending = Literal["finished", "interrupted", "failed"]
 
@@ -182,3 +186,39 @@ class Summary:
     def pretrain_total(self) -> int | None:
         """FLOPs of training all the frozen models that the run stands on; ``None`` where those of one are not known."""
         return known_total(self.pretrain_flops.values())
+
+
+def begun(resolved: Resolved, allowance: Allowance, status: Ending) -> Summary:
+    """The summary of a run that has done no step."""
+    run, start = resolved.run, resolved.start
+    part: Literal["whole", "image"] = "image" if run.model.freeze else "whole"
+    return Summary(
+        arm=run.arm,
+        policy=resolved.policy_name,
+        config_hash=resolved.config_hash,
+        frontier_hash=resolved.frontier_hash,
+        schedule=ScheduleRecord(run.optimizer.schedule, allowance.rungs, allowance.cooldown),
+        seed=run.seed,
+        status=status,
+        steps=0,
+        pairs_seen=0,
+        pairs_trained=0,
+        budget=None if run.budget is None else int(run.budget),
+        overshoot=None if allowance.flops is None else -allowance.flops,
+        flops={"total": 0},
+        macs_total=0,
+        flops_amortised=0,
+        pretrain_flops={},
+        pretrain_in_budget=allowance.pretrain,
+        added_to_budget=allowance.added,
+        seconds=0.0,
+        learning_rate=run.optimizer.learning_rate,
+        measures={},
+        metrics={},
+        references=(),
+        data={},
+        warnings=(),
+        control=run.control or not resolved.policy.needs,
+        fingerprints={},
+        start=None if start is None else StartEntry(start.label, start.run_dir, start.flops, part),
+    )

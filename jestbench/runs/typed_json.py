@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+_hints = cache(get_type_hints)  # which evaluates every annotation anew
 
 
 def from_json(cls: type[T], document: object, where: str = "") -> T:
@@ -25,7 +28,7 @@ def from_json(cls: type[T], document: object, where: str = "") -> T:
     if not isinstance(document, dict):
         raise ValueError(f"{where!r} is {document!r}, not an object")
     assert is_dataclass(cls)
-    hints, found = get_type_hints(cls), {}
+    hints, found = _hints(cls), {}
     for field in fields(cls):
         name = f"{where}.{field.name}" if where else field.name
         if field.name in document:

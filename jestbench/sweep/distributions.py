@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 from math import exp, isclose, isfinite
 from typing import Any
@@ -115,11 +116,7 @@ def _name(spec: Mapping[str, Any]) -> str:
 
 
 def distribution(where: str, spec: Mapping[str, Any]) -> Choices | Quantiles:
-    """Read a parameter's distribution.
-
-    Args:
-        where: file and parameter, for messages.
-        spec: what the file has below the parameter's name.
+    """Read a parameter's distribution, from what the file has below its name; ``where`` stands in messages.
 
     Raises:
         ConfigError: no such distribution, a key that it lacks or does not take, or a value that it cannot have.
@@ -148,6 +145,8 @@ def distribution(where: str, spec: Mapping[str, Any]) -> Choices | Quantiles:
 
 def _choices(where: str, found: Mapping[str, Any]) -> Choices:
     values = found["values"] if "values" in found else [found["value"]]
+    # As the command line has them, and as the record of the proposals, which is JSON, gives them back.
+    values = [str(value) if isinstance(value, date) else value for value in values]
     probabilities = found.get("probabilities", [1 / len(values)] * len(values))
     if (
         not isinstance(probabilities, list)

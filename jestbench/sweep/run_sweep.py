@@ -77,11 +77,7 @@ def run_sweep(
 
 
 def _with_program(sweep: Sweep) -> Sweep:
-    """The sweep with a program that is there: of an installed checkout, its own, from any folder.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
+    """The sweep with a program that is there (an installed checkout's own, from any folder); else a ConfigError."""
     if sweep.is_installed or Path(sweep.program).is_file():
         return sweep
     own = PROJECT / PROGRAM
@@ -158,11 +154,7 @@ class LocalSweep:
                 yield Job(arm, words, {name: os.environ.get(name, value) for name, value in own.items()})
 
     def _ended(self, arm: SweepArm, status: int) -> None:
-        """Keep what an arm has left, and its value of the metric.
-
-        Raises:
-            KeyboardInterrupt: it was interrupted.
-        """
+        """Keep what an arm has left, and its value of the metric; a KeyboardInterrupt where it was interrupted."""
         self._keep(arm)
         score = None if status else RunFolder(arm.folder(self.out)).final_value(self.sweep.metric)
         self.done.append((dict(arm.parameters), score))

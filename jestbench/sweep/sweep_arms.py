@@ -67,11 +67,7 @@ def _one_of_each_policy(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 
 def grid(parameters: Mapping[str, Mapping[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield all combinations of values, the last parameter varying fastest.
-
-    Raises:
-        ConfigError: a parameter of a grid is a distribution.
-    """
+    """Yield all combinations of values, the last parameter varying fastest; a distribution is a ConfigError."""
     axes = []
     for name, spec in parameters.items():
         if "values" not in spec and "value" not in spec:

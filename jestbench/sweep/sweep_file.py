@@ -90,11 +90,7 @@ class Sweep:
         return words
 
     def arguments(self, arm: Mapping[str, Any]) -> list[str]:
-        """The part of an arm's command line after the program.
-
-        Raises:
-            ConfigError: the command does not contain the program.
-        """
+        """The part of an arm's command line after the program; a ConfigError where it never runs that."""
         words = self.command_line(arm)
         last = INSTALLED[-1] if self.is_installed else self.program
         if last not in words:

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jestbench.compare.comparison import Arm, Interval, Speedup, Table
+from jestbench.compare.comparison import Arm, Interval, Table
 from jestbench.compare.configurations import read_configuration
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.report import compare
 from jestbench.compare.statistics import Cell, Difference, Fit, fit
 from jestbench.compare.wording import flops_text, speedup_ends, speedup_text

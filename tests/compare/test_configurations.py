@@ -96,7 +96,7 @@ def test_every_shared_metric_has_the_frontier_that_its_own_comparison_has(tmp_pa
     for arm, gain in (("uniform", 0.0), ("jest", 0.1)):
         for seed in (0, 1, 2):
             write_shown_run(tmp_path / f"{arm}{seed}", arm, seed, gain + 0.01 * seed, chunks=4)
-    shown = {panel.metric: panel for panel in panels(compare([tmp_path], METRIC).first)}
+    shown = {panel.metric.key: panel for panel in panels(compare([tmp_path], METRIC).first)}
     assert list(shown) == [METRIC, "eval/zero_shot_top5"]
     for metric, panel in shown.items():
         own = compare([tmp_path], metric).first.frontier

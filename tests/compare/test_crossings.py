@@ -72,7 +72,7 @@ class TestSpeedups:
 
     def test_arm_slightly_below_in_the_noise_keeps_an_upper_end(self) -> None:
         found = speedup(ladder([1, 2, 3, 3.95], noise=0.2), BASE)
-        assert (found.value, found.low) == (None, None)
+        assert (found.value, found.kind, found.low) == (None, None, None)
         assert 1 < found.high < 2.5
 
     def test_draws_that_never_cross_leave_the_low_end_open(self) -> None:
@@ -81,12 +81,15 @@ class TestSpeedups:
         assert found.low is None
         assert found.high is not None
 
-    def test_target_is_the_baselines_value_at_the_last_shared_budget(self) -> None:
-        long = ladder([1, 2, 3, 4, 9], flops=(1, 2, 4, 8.1, 30))
-        assert speedup(ladder([2, 3, 4, 5]), long).value == pytest.approx(8.1 / 4)
-        assert speedup(ladder([2, 3], flops=(1, 2)), long).value == pytest.approx(2.0)
-        assert speedup(ladder([2, 3], flops=(100, 200)), long).absent == "unshared"
-        assert speedup(ladder([2, 3], flops=(0.1, 0.2)), long).absent == "unshared"
+    @pytest.mark.parametrize(("arm_end", "base_end"), [(8.0, 8.0), (8.0, 9.0), (9.0, 8.0)])
+    def test_target_is_the_baselines_last_rung_however_far_one_of_the_two_overshoots(self, arm_end, base_end) -> None:
+        """A last step that is large beside the budget makes the FLOPs of one budget differ by more than a little."""
+        found = speedup(
+            ladder([2, 3, 3.5, 4.01], flops=(1, 2, 4, arm_end)), ladder([1, 2, 3, 4], flops=(1, 2, 4, base_end))
+        )
+        arm = 4 * (arm_end / 4) ** (0.5 / 0.51)
+        assert (found.kind, found.value) == ("decayed", pytest.approx(base_end / arm))
+        assert (found.arm, found.baseline) == (pytest.approx(arm), base_end)
 
     def test_target_may_be_the_baselines_value_at_its_own_end(self) -> None:
         long = ladder([1, 2, 3, 4, 4.5], flops=(1, 2, 4, 8, 32))

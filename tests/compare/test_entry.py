@@ -259,3 +259,9 @@ def test_many_worlds_are_many_tables_everywhere(tmp_path: Path, capsys: pytest.C
     assert found._repr_html_().count("<table>") == 3
     alone = next(row for row in found.rows("arms") if "0.9" in row["world"])
     assert alone["difference"] is None, "no baseline there"
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "nan", "inf"])
+def test_an_interval_that_is_no_time_is_refused_in_words(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--watch", f"--interval={text}"]) == 2
+    assert f"--interval: must be a positive number of seconds, got {text}" in capsys.readouterr().err

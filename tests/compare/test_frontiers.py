@@ -109,6 +109,28 @@ def test_a_baseline_of_larger_budgets_has_its_own_end_as_a_second_target(tmp_pat
         assert f"{jest['value']:.3g}" in text
 
 
+@pytest.mark.parametrize(("arm_end", "base_end"), [(100, 100), (100, 107), (107, 100)])
+def test_rungs_of_one_budget_are_compared_however_far_a_last_step_overshoots_it(tmp_path, arm_end, base_end):
+    schedule = {"kind": "ladder", "rungs": [50, 100], "cooldown": 0.2}
+    ladder(tmp_path / "runs/u", [(50, 0.2), (base_end, 0.5)], budget=100, schedule=schedule)
+    ladder(tmp_path / "runs/j", [(50, 0.3), (arm_end, 0.6)], arm="jest", budget=100, schedule=schedule)
+    _, document = written(tmp_path / "runs", tmp_path / "out")
+    jest = document["arms"][0]
+    needed = 50 * (arm_end / 50) ** (2 / 3)  # uniform's 0.5 lies two thirds of the way from jest's 0.3 to 0.6
+    assert jest["speedup"]["flops"]["value"] == pytest.approx(base_end / needed)
+    assert jest["speedup"]["flops"]["kind"] == "decayed"
+    assert jest["reach"]["flops"] == {"arm": pytest.approx(needed), "baseline": base_end}
+
+
+def test_an_arm_that_is_ahead_at_the_common_budget_is_not_worse_for_a_longer_last_step(tmp_path):
+    schedule = {"kind": "ladder", "rungs": [50, 100], "cooldown": 0.2}
+    ladder(tmp_path / "u", [(50, 0.2), (100, 0.495)], budget=100, schedule=schedule)
+    ladder(tmp_path / "j", [(50, 0.3), (107, 0.5)], arm="jest", budget=100, schedule=schedule)
+    jest = arm_of(compare([tmp_path], METRIC), "jest")
+    assert jest.difference.value == pytest.approx(0.005)
+    assert jest.speedup["flops"].value == pytest.approx(100 / (50 * 2.14 ** (0.195 / 0.2)))
+
+
 def test_a_baseline_of_the_tables_budget_has_no_second_target(tmp_path):
     ladder(tmp_path / "runs/u", [(100, 0.1), (200, 0.2), (400, 0.4)])
     ladder(tmp_path / "runs/j", [(100, 0.2), (200, 0.6), (400, 0.8)], arm="jest")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from planted_runs import HITS, METRIC, UNIFORM, arm_of, page_text, speedups, strict, warned, write_hits, write_run
 
-from jestbench.compare.comparison import Comparison, Speedup
+from jestbench.compare.comparison import Comparison
+from jestbench.compare.crossings import Speedup
 from jestbench.compare.report import compare, main
 from jestbench.compare.table import format_table
 from jestbench.compare.wording import prefixed, saving, speedup_ends, verdict_text

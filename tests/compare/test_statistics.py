@@ -110,10 +110,10 @@ class TestVariances:
         # Units ±1/2 have no excess: all G − 1 = 2 degrees. Of the residual f / (f + 2.42) is taken out.
         spread = Spread([(SeedVariance(4.0, 1, 1.0), 2), (SeedVariance(3.0, 2, 1.0), 5)], np.array([0.5, -0.5, 0.5]))
         one, two = stats.t.ppf(0.975, [1, 2]) ** 2
-        assert spread.half_width(0.95) == pytest.approx(
+        assert spread.half_width == pytest.approx(
             math.sqrt(one * (4 - 1 / 3.42) / 2 + two * (3 - 2 / 4.42) / 5 + two * 0.75)
         )
-        assert Spread([(SeedVariance(1.0, 2, 3.0), 2)], None).half_width(0.95) == 0
+        assert Spread([(SeedVariance(1.0, 2, 3.0), 2)], None).half_width == 0
 
     @pytest.mark.parametrize("freedom", [7, 14])
     @pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
@@ -124,7 +124,7 @@ class TestVariances:
         unit_G = np.random.default_rng(0).choice([-1.0, 1.0], 5000) * math.sqrt(2 * share / 8 / 5000)
         spread = Spread([(SeedVariance(1.0, freedom, share), 8)] * 2, unit_G)
         student = stats.t.ppf(0.975, freedom) * math.sqrt(2 / 8)
-        assert spread.half_width(0.95) == pytest.approx(student, rel=0.015)
+        assert spread.half_width == pytest.approx(student, rel=0.015)
 
     def test_few_units_that_carry_all_have_few_degrees_of_freedom(self) -> None:
         unit_G = np.zeros(1000)

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jestbench.batch import Batch
 from jestbench.compare import wording
-from jestbench.compare.comparison import Speedup
+from jestbench.compare.crossings import Speedup
 from jestbench.config.resolve import resolve
 from jestbench.cost.tracing import FLOPS_PER_MAC, forward_macs
 from jestbench.data.synthetic import Synthetic

@@ -711,17 +711,17 @@ PER_EXAMPLE = (
     ),
 )
 
-NOISE, STATISTICS, CROSSINGS = (f"jestbench/compare/{name}.py" for name in ("noise", "statistics", "crossings"))
+NOISE, STATISTICS = (f"jestbench/compare/{name}.py" for name in ("noise", "statistics"))
 INTERVALS = "tests/compare/test_statistics.py"
 
 VERDICTS = (
     Mutant("a worse end has a speedup", SPEEDUPS, '        elif worse:\n            absent = "worse"\n', "", COMPARE),
     Mutant(
         "the second target is the first again",
-        CROSSINGS,
-        "len(baseline.cells) - 1 if to_end else _common(arm, baseline)",
-        "_common(arm, baseline)",
-        "tests/compare/test_crossings.py",
+        SPEEDUPS,
+        "other, found = ladder_of(base), {}",
+        "other, found = ladder_of(base, budget), {}",
+        "tests/compare/test_frontiers.py",
     ),
     Mutant(
         "a touch is called decayed", SPEEDUPS, '"touch" if value is not None', '"decayed" if value is not None', COMPARE
@@ -746,7 +746,7 @@ VERDICTS = (
     Mutant(
         "an interval holds no examples",
         NOISE,
-        "float(ndtri(tail)) * self.unit_deviation(confidence)]",
+        "float(ndtri(_TAIL)) * self.unit_deviation]",
         "0.0]",
         INTERVALS,
     ),
@@ -760,7 +760,7 @@ VERDICTS = (
     Mutant(
         "several arms are judged one by one",
         STATISTICS,
-        "max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), confidence)))",
+        "max(1.0, float(np.quantile(scaled_KD.max(0, initial=0.0), CONFIDENCE)))",
         "1.0",
         INTERVALS,
     ),

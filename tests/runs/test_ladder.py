@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,13 +18,17 @@ from helpers import ROOT, Killed, final_model, rows_of, small_world, summary_of
 from photos import write_numbered_shards
 
 from jestbench.batch import PURPOSES
+from jestbench.compare.ladder_so_far import so_far
+from jestbench.compare.load import load_run
 from jestbench.data.super_batches import SuperBatches
+from jestbench.data.synthetic import Synthetic
 from jestbench.evals.evaluate import Evaluator
 from jestbench.launch.command import main
 from jestbench.loop import Progress
 from jestbench.runs import open_folder
 from jestbench.runs.checkpoint_writer import CheckpointWriter
 from jestbench.runs.folder import RUNG, RunFolder
+from jestbench.runs.kept_records import worth_keeping
 from jestbench.runs.metrics_log import Jsonl
 from jestbench.runs.recorder import Recorder
 from jestbench.runs.saved_model import towers_of
@@ -325,6 +330,50 @@ def test_a_ladder_stopped_by_a_signal_goes_on(ladders: Callable[[str], Path], tm
     assert len(rows_of(tmp_path / "run")) == number + 1
     assert main([*command, "--resume"]) == 0
     assert ladder_outcome(tmp_path / "run") == ladder_outcome(ladders("jest"))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("jest", []),
+        ("jest", ["budget.includes=('reference',)"]),
+        ("uniform", [f"run.reference={REFERENCE!r}", "budget.adds=('reference',)"]),
+    ],
+    ids=["plain", "includes", "adds"],
+)
+def test_a_killed_ladder_that_is_interrupted_in_preparation_keeps_its_ended_rungs(
+    tmp_path: Path, name: str, more: list[str]
+) -> None:
+    """Killed behind its first rung it has no summary; its comparison is that of a ladder interrupted there."""
+    command = [*ARMS[name], *more, rungs(*RUNGS), "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    whole, rows = RunFolder(tmp_path / "run").summary(), rows_of(tmp_path / "run")
+    assert whole is not None
+    first = whole.schedule.rungs[0]
+    behind = max(place for place, row in enumerate(rows) if row.get(RUNG) == first) + 3
+    RunFolder(tmp_path / "run").summary_json.unlink()
+    RunFolder(tmp_path / "run").metrics_jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows[:behind]))
+
+    def interrupted(self: Synthetic) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Synthetic, "prepare", interrupted)
+        assert main([*command, "--resume"]) == 130
+    found = RunFolder(tmp_path / "run").summary()
+    assert found is not None
+    same = ("schedule", "budget", "pretrain_flops", "pretrain_in_budget", "added_to_budget", "frontier_hash", "control")
+    assert {field: getattr(found, field) for field in same} == {field: getattr(whole, field) for field in same}
+    assert (found.status, found.steps) == ("interrupted", rows[behind - 1]["step"])
+    assert found.pretrain_in_budget > 0 or "includes" not in str(more)
+    assert worth_keeping(tmp_path / "run")
+    shorter = so_far(load_run(tmp_path / "run"))
+    assert shorter is not None
+    assert shorter[0].summary.schedule.rungs == (first,)
+    assert main([*command, "--resume"]) == 0
+    finished = RunFolder(tmp_path / "run").summary()
+    assert finished is not None
+    assert finished.flops == whole.flops
 
 
 # Rungs appended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import resource
@@ -105,6 +106,22 @@ def test_a_stopped_search_goes_on_exactly(tmp_path: Path, stop: int) -> None:
     before = [arm for arm, _ in done]
     done = [*reversed(done), ({"jest.x": whole[0]}, None)]
     assert next(proposals.searched(sweep, before, done))["jest.x"] == whole[7]
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_search_over_dates_goes_on_after_a_stop(tmp_path: Path, method: str) -> None:
+    """YAML has dates and times; JSON, in which proposals are compared and recorded, has none."""
+    pytest.importorskip("optuna")
+    values = [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2, 3), "2024", 5]
+    sweep, memory = sweep_of(tmp_path, {"x": {"values": values}}, method=method), tmp_path / "memory.jsonl"
+
+    def at(count: int, memory: Path | None = None) -> list[float]:
+        return played(sweep, count, lambda x: float(len(str(x))), memory)
+
+    whole = at(9)
+    at(6, memory)
+    assert at(9, memory) == whole
+    assert {*whole} <= {"2024-01-01", "2024-01-02", "2024-01-02 03:00:00", "2024", 5}
 
 
 def test_a_search_without_results_draws(tmp_path: Path) -> None:
