@@ -82,21 +82,9 @@ class AugmentedPairs(Wrapped):
         super().__init__(pairs)
         self.augment, self.seed = augment, seed
         self.fingerprint = f"{pairs.fingerprint}/{augment}/{seed}"
-
-    @property
-    def decoded(self) -> bool:
-        """False: cropping is worth worker processes even where nothing is decoded."""
-        return False
-
-    @property
-    def augmented(self) -> bool:
-        """Every pair is cropped anew at each step."""
-        return True
-
-    @property
-    def preprocessing(self) -> str:
-        """Everything that the pairs depend on, as all crops of an image share its key."""
-        return self.fingerprint
+        self.preprocessing = self.fingerprint  # all that the pairs depend on, as all crops of an image share its key
+        self.augmented = True
+        self.decoded = False  # cropping is worth worker processes even where nothing is decoded
 
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
         """The split as it stands in an epoch, cropped."""

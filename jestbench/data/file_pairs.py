@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -120,6 +120,7 @@ class FilePairs(IndexedPairs):
         if self.caption_N is None:
             first = np.arange(len(self.image_key_N)) if self.first_N is None else np.asarray(self.first_N)
             object.__setattr__(self, "caption_N", first)
+        object.__setattr__(self, "redraws", self.first_N is not None)
         assert self.caption_N is not None
         captions = len(self.captions) if self.first_N is None and self.row_N is None else len(self.caption_N)
         if not len(self.image_key_N) == len(self.caption_N) == captions:
@@ -130,7 +131,7 @@ class FilePairs(IndexedPairs):
             return _reopened, (self.origin,)
         return _rebuilt, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
 
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key, which hashes the encoded file."""
         return f"decoded to {self.image_size}×{self.image_size} by {DECODER}"
@@ -188,11 +189,6 @@ class FilePairs(IndexedPairs):
         row_K = position_K if self.row_N is None else self.row_N[position_K]
         uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
         return [uid or None for uid in uids]
-
-    @property
-    def redraws(self) -> bool:
-        """Whether any image has several captions."""
-        return self.first_N is not None
 
     @property
     def examples(self) -> Mapping[str, str]:

@@ -20,7 +20,6 @@ from jestbench.data.pairs import IndexedPairs, ReadPairs, together
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import digest
-from jestbench.select.scores import Role
 
 
 class JoinedPairs(IndexedPairs):
@@ -42,6 +41,10 @@ class JoinedPairs(IndexedPairs):
         common = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
         self.columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in common}
         self.facts = {"sources": {name: dict(part.facts) for name, part in zip(names, parts, strict=True)}}
+        self.preprocessing = parts[0].preprocessing  # the splits are of one data set
+        self.decoded, self.redraws = all(part.decoded for part in parts), any(part.redraws for part in parts)
+        found = {(role, pairs.fingerprint): (role, pairs) for part in parts for role, pairs in part.ranked}
+        self.ranked = tuple(found.values())
 
     @property
     def text_key_N(self) -> Tensor:
@@ -54,27 +57,6 @@ class JoinedPairs(IndexedPairs):
         for part, slot_K, index_K in self._by_part(index_B):
             key_B[slot_K] = part.text_keys_at(index_K)
         return key_B
-
-    @property
-    def decoded(self) -> bool:
-        """Whether no split decodes anything."""
-        return all(part.decoded for part in self.parts)
-
-    @property
-    def preprocessing(self) -> str:
-        """That of the splits, which are of one data set."""
-        return self.parts[0].preprocessing
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """Those of all splits, each once."""
-        found = {(role, pairs.fingerprint): (role, pairs) for part in self.parts for role, pairs in part.ranked}
-        return tuple(found.values())
-
-    @property
-    def redraws(self) -> bool:
-        """Whether any split does."""
-        return any(part.redraws for part in self.parts)
 
     @property
     def examples(self) -> Mapping[str, str]:

@@ -35,34 +35,25 @@ class Pairs(ABC):
         fingerprint: hash of everything that the pairs depend on (content, captions, noise, preprocessing).
         tokenizer: makes the token ids.
         facts: about the split, for the summary.
+        ranked: the splits that this is the top of by a frozen model's own scores, each with the model's role.
+        decoded: a pair is read without being decoded, so that no worker processes are started for it.
+        augmented: a pair is augmented anew at each step, so that its key does not identify its pixels.
     """
 
     name: str
     fingerprint: str
     tokenizer: Tokenizer
     facts: Mapping[str, Any] = MappingProxyType({})
+    ranked: tuple[tuple[Role, IndexedPairs], ...] = ()
+    decoded: bool = False
+    augmented: bool = False
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of the numbers that came with each pair."""
         return ()
 
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """The splits that this is the top of by a frozen model's own scores, each with the model's role."""
-        return ()
-
-    @property
-    def decoded(self) -> bool:
-        """Whether a pair is read without being decoded, so that no worker processes are started for it."""
-        return False
-
-    @property
-    def augmented(self) -> bool:
-        """Whether a pair is augmented anew at each step, so that its key does not identify its pixels."""
-        return False
-
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key; by default all that the pairs depend on."""
         return self.fingerprint
@@ -96,16 +87,13 @@ class IndexedPairs(Pairs):
         image_key_N: int64 content hash of each image.
         max_damaged: share of damaged pairs above which a run stops.
         columns: numbers that came with the pairs, name → float64 ``[N]``, all finite.
+        redraws: ``drawn`` gives an image another of its captions in another epoch.
     """
 
     image_key_N: npt.NDArray[np.int64]
     max_damaged: float = 1.0
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
-
-    @property
-    def redraws(self) -> bool:
-        """Whether ``drawn`` gives an image another of its captions in another epoch."""
-        return False
+    redraws: bool = False
 
     @property
     def examples(self) -> Mapping[str, str]:
@@ -185,14 +173,16 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replaced``).
+    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replaced``). Attributes of its own
+    are set after ``super().__init__``.
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
         self.pairs = pairs
         self.name, self.fingerprint, self.tokenizer = pairs.name, pairs.fingerprint, pairs.tokenizer
         self.facts, self.image_key_N, self.max_damaged = pairs.facts, pairs.image_key_N, pairs.max_damaged
-        self.columns = pairs.columns
+        self.columns, self.redraws, self.ranked = pairs.columns, pairs.redraws, pairs.ranked
+        self.decoded, self.augmented, self.preprocessing = pairs.decoded, pairs.augmented, pairs.preprocessing
 
     @property
     def text_key_N(self) -> Tensor:
@@ -202,31 +192,6 @@ class Wrapped(IndexedPairs):
     def text_keys_at(self, index_B: Tensor) -> Tensor:
         """The split's own."""
         return self.pairs.text_keys_at(index_B)
-
-    @property
-    def decoded(self) -> bool:
-        """The split's own."""
-        return self.pairs.decoded
-
-    @property
-    def augmented(self) -> bool:
-        """The split's own."""
-        return self.pairs.augmented
-
-    @property
-    def preprocessing(self) -> str:
-        """The split's own."""
-        return self.pairs.preprocessing
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """The split's own."""
-        return self.pairs.ranked
-
-    @property
-    def redraws(self) -> bool:
-        """The split's own."""
-        return self.pairs.redraws
 
     @property
     def examples(self) -> Mapping[str, str]:
@@ -307,6 +272,7 @@ class ArrayPairs(IndexedPairs):
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     columns: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     ahead: bool = True
+    decoded = True
 
     def __post_init__(self) -> None:
         for position, caption in enumerate(self.captions):
@@ -334,12 +300,7 @@ class ArrayPairs(IndexedPairs):
         keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
         return torch.tensor([keys[caption] for caption in self.captions], dtype=torch.int64)
 
-    @property
-    def decoded(self) -> bool:
-        """The images lie there decoded."""
-        return True
-
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key, which hashes the pixels themselves."""
         return f"pixels of {self.images_NHWC.shape[1]}×{self.images_NHWC.shape[2]}"

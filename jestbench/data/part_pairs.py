@@ -157,15 +157,11 @@ class TopPairs(PartPairs):
         index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
         identity = f"top-{digest(index_N.tobytes())}"
         super().__init__(pairs, torch.from_numpy(index_N), f", the {count} of largest {name}", identity)
-        self.role, whole_N = role, np.isfinite(value_N)
-        self.scored = pairs
+        scored, whole_N = pairs, np.isfinite(value_N)
         if not whole_N.all():
-            self.scored = PartPairs(pairs, torch.from_numpy(np.flatnonzero(whole_N)), ", the whole ones", "whole")
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """All pairs that the model has scored, with its role."""
-        return self.pairs.ranked if self.role is None else ((self.role, self.scored), *self.pairs.ranked)
+            scored = PartPairs(pairs, torch.from_numpy(np.flatnonzero(whole_N)), ", the whole ones", "whole")
+        if role is not None:
+            self.ranked = ((role, scored), *pairs.ranked)
 
 
 def top_of(pairs: IndexedPairs, share: float, column: str) -> TopPairs:

@@ -99,11 +99,9 @@ def test_a_run_goes_on_with_another_number_of_workers():
 class Slow(Wrapped):
     """Pairs that take their time, or never come."""
 
-    decoded = False
-
     def __init__(self, pairs: IndexedPairs, stuck: Path | None = None) -> None:
         super().__init__(pairs)
-        self.stuck = stuck
+        self.stuck, self.decoded = stuck, False
 
     def batch(self, index_B):
         if self.stuck is not None and not self.stuck.exists():
