@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError, split_counts
+from jestbench.batch import Batch, DataError, common, split_counts, together
 from jestbench.data.fetch import Positions
-from jestbench.data.pairs import IndexedPairs, ReadPairs, together
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
 from jestbench.data.tries import TriedPair, Tries, mended
 from jestbench.disk import digest
@@ -38,8 +38,8 @@ class JoinedPairs(IndexedPairs):
         self.start_P = np.cumsum([0, *map(len, parts)])
         self.image_key_N = np.concatenate([part.image_key_N for part in parts])
         self.max_damaged = parts[0].max_damaged
-        common = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
-        self.columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in common}
+        columns = [part.columns for part in parts]
+        self.columns = {name: np.concatenate([each[name] for each in columns]) for name in common(columns)}
         self.facts = {"sources": {name: dict(part.facts) for name, part in zip(names, parts, strict=True)}}
         self.preprocessing = parts[0].preprocessing  # the splits are of one data set
         self.decoded, self.redraws = all(part.decoded for part in parts), any(part.redraws for part in parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -204,42 +204,6 @@ class Wrapped(IndexedPairs):
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-
-def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
-    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
-    batch.images_BCHW[slot_K] = rows.images_BCHW
-    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
-    return replace(
-        batch,
-        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
-        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
-        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
-        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
-        captions=tuple(captions.values()),
-        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
-    )
-
-
-def together(batches: Sequence[Batch]) -> Batch:
-    """The pairs of several batches, with what all of them have."""
-    first = batches[0]
-
-    def joined(field: str) -> dict[str, Tensor]:
-        held: list[Mapping[str, Tensor]] = [getattr(batch, field) for batch in batches]
-        return {
-            name: torch.cat([each[name] for each in held]) for name in held[0] if all(name in each for each in held)
-        }
-
-    return Batch(
-        images_BCHW=torch.cat([batch.images_BCHW for batch in batches]) if len(batches) > 1 else first.images_BCHW,
-        token_ids=joined("token_ids"),
-        image_key_B=torch.cat([batch.image_key_B for batch in batches]),
-        text_key_B=torch.cat([batch.text_key_B for batch in batches]),
-        marks=joined("marks"),
-        captions=tuple(caption for batch in batches for caption in batch.captions),
-        columns=joined("columns"),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError
+from jestbench.batch import Batch, DataError, with_rows
 from jestbench.data.damage import Tally, counted, first_examples, intact
 from jestbench.data.fetch import Attempt, Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import IndexedPairs, ReadPairs, with_rows
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.tries import Replacements
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch, DataError
+from jestbench.batch import Batch, DataError, together, with_rows
 from jestbench.data.damage import counted
-from jestbench.data.pairs import IndexedPairs, together, with_rows
+from jestbench.data.pairs import IndexedPairs
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
 
