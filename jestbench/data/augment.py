@@ -20,7 +20,7 @@ from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.data.damage import intact
 from jestbench.data.pairs import IndexedPairs, Wrapped
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,6 @@ class AugmentedPairs(Wrapped):
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
         """The split as it stands in an epoch, cropped."""
         return AugmentedPairs(self.pairs.drawn(seed, epoch), self.augment, self.seed)
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, cropped."""
-        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, the intact ones cropped; and the damaged ones, by place in the batch."""

@@ -18,7 +18,7 @@ from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.pairs import IndexedPairs
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -91,7 +91,6 @@ class FilePairs(IndexedPairs):
         facts: facts about the split, for the summary.
         uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
-        noted: the first example of each kind of damage that this process has replaced, by reason.
     """
 
     name: str
@@ -112,7 +111,6 @@ class FilePairs(IndexedPairs):
     facts: Mapping[str, Any] = field(default_factory=dict)
     uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
-    noted: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.text_key_M is None:
@@ -190,11 +188,6 @@ class FilePairs(IndexedPairs):
         uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
         return [uid or None for uid in uids]
 
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """Those that were replaced."""
-        return self.noted
-
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.
 
@@ -210,14 +203,6 @@ class FilePairs(IndexedPairs):
         except DamagedImage as damaged:
             damaged.at(self.source.where(row))
             raise
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read and decoded.
-
-        Raises:
-            DataError: an image cannot be decoded and the split is exact, or too many cannot be decoded to replace them.
-        """
-        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
         """The pairs at these positions, damaged images left black; and the damage, by its place in the batch.
@@ -245,8 +230,6 @@ class FilePairs(IndexedPairs):
             attempt, failed = 0, error
             while failed is not None:
                 lost += 1
-                if tries.certain:  # else an earlier pair may be damaged, which would be the first example
-                    self.noted.setdefault(failed.reason, failed.example)
                 if self.exact or lost > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed.reason}: {failed.example}") from failed
                 while position in taken:
@@ -254,7 +237,7 @@ class FilePairs(IndexedPairs):
                     position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
-                place, failed = tries.pair(slot, self, position)
+                place, failed = self.tried(position, tries)
             places.append(place)
         return places
 

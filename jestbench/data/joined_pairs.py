@@ -18,7 +18,7 @@ from jestbench.batch import Batch, DataError, common, split_counts, together
 from jestbench.data.fetch import Positions
 from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.disk import digest
 
 
@@ -58,11 +58,6 @@ class JoinedPairs(IndexedPairs):
             key_B[slot_K] = part.text_keys_at(index_K)
         return key_B
 
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """Those of all splits, of one kind the first split's."""
-        return {kind: one for part in reversed(self.parts) for kind, one in part.examples.items()}
-
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The uids of images, from the first split that has them."""
         found = zip(*(part.uid_of(key_K) for part in self.parts), strict=True)
@@ -77,10 +72,6 @@ class JoinedPairs(IndexedPairs):
         joined.parts = tuple(part.drawn(seed, epoch) for part in self.parts)
         return joined
 
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions."""
-        return mended(self, *self.attempt(index_B), index_B)
-
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, each read by its split, and the damage by its place in the batch."""
         batches, slots, damaged = [], [], dict[int, Any]()
@@ -92,17 +83,17 @@ class JoinedPairs(IndexedPairs):
         counts = {} if self.decoded else {"read": len(index_B), "damaged": 0}
         return replace(together(batches).take(torch.cat(slots).argsort()), counts=counts), damaged
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+    def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """As the split of the pair does."""
         ((part, _, index_1),) = self._by_part(torch.tensor([position]))
-        return part.tried(slot, int(index_1), tries)
+        return part.tried(int(index_1), tries)
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones, each of its own split."""
         places = dict[int, TriedPair]()
         for part, slot_K, index_K in self._by_part(index_B):
             own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
-            found = part.replaced(own, index_K, tries.of(slot_K))
+            found = part.replaced(own, index_K, tries)
             places |= dict(zip(slot_K[torch.tensor([*own], dtype=torch.int64)].tolist(), found, strict=True))
         return [places[slot] for slot in damaged]
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch, DataError
+from jestbench.batch import Batch, DataError, with_rows
+from jestbench.data.tries import Replacements, TriedPair, Tries
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.scores import Role
-
-if TYPE_CHECKING:
-    from jestbench.data.tries import TriedPair, Tries
 
 ReadPairs = tuple[Batch, Mapping[int, Any]]
 """Pairs as they were read, none of the damaged ones replaced; and the damage, by its place among them."""
@@ -83,6 +82,8 @@ class Pairs(ABC):
 class IndexedPairs(Pairs):
     """A split whose size, keys and captions are known before any image is decoded.
 
+    Every subclass defines how pairs are read: ``attempt`` where a pair can be damaged, else ``batch``.
+
     Attributes:
         image_key_N: int64 content hash of each image.
         max_damaged: share of damaged pairs above which a run stops.
@@ -94,11 +95,6 @@ class IndexedPairs(Pairs):
     max_damaged: float = 1.0
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
     redraws: bool = False
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """The first example of each kind of damage that was found as this process read pairs, by reason."""
-        return {}
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -121,9 +117,19 @@ class IndexedPairs(Pairs):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read, decoded and ready for a model."""
+        """The pairs at these positions, read, decoded and ready for a model, damaged ones replaced.
+
+        Raises:
+            DataError: too many pairs are damaged to replace them.
+        """
+        batch, damaged = self.attempt(index_B)
+        if not damaged:
+            return batch
+        found, slot_K = Replacements.found(self, damaged, index_B), torch.tensor([*damaged])
+        counts = Counter(batch.counts)
+        counts.update(found.counts)
+        return replace(with_rows(batch, slot_K, self.shown(found.rows, index_B[slot_K])), counts=dict(counts))
 
     def drawn(self, seed: int, epoch: int) -> IndexedPairs:
         """The split for an epoch: where an image has several captions, one of them is drawn."""
@@ -137,25 +143,22 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+    def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """Try the pair at a position in the place of a damaged one (``Tries.pair``)."""
-        return tries.pair(slot, self, position)
+        return tries.pair(self, position)
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """Which pairs stand in the place of the damaged ones of a batch, in their order.
 
-        It is a pure function of its arguments: it reads nothing itself, but asks ``tries``.
-
         Args:
             damaged: the damage of ``attempt`` by place in the batch, whoever has read which part of the batch.
             index_B: positions of the whole batch.
-            tries: what is known of other pairs.
+            tries: reads other pairs.
 
         Raises:
             DataError: too many pairs are damaged to replace them.
-            Unread: it depends on pairs that are asked for.
         """
-        return [self.tried(slot, int(index_B[slot]), tries)[0] for slot in damaged]
+        return [self.tried(int(index_B[slot]), tries)[0] for slot in damaged]
 
     def shown(self, rows: Batch, index_K: Tensor) -> Batch:
         """Pairs of ``replaced`` as the split shows them in the place of pairs at these positions."""
@@ -173,8 +176,8 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replaced``). Attributes of its own
-    are set after ``super().__init__``.
+    Every subclass defines how pairs are read (``drawn``, ``replaced``, and ``attempt`` or ``batch``). Attributes of its
+    own are set after ``super().__init__``.
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
@@ -192,11 +195,6 @@ class Wrapped(IndexedPairs):
     def text_keys_at(self, index_B: Tensor) -> Tensor:
         """The split's own."""
         return self.pairs.text_keys_at(index_B)
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """The split's own."""
-        return self.pairs.examples
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The split's own."""
