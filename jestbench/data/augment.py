@@ -86,6 +86,10 @@ class AugmentedPairs(Wrapped):
         self.augmented = True
         self.decoded = False  # cropping is worth worker processes even where nothing is decoded
 
+    def at_step(self, step: int, index_B: Tensor) -> Tensor:
+        """Position ``step · N + i`` of pair ``i``, by which workers and other processes crop it for that step."""
+        return index_B + step * len(self)
+
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
         """The split as it stands in an epoch, cropped."""
         return AugmentedPairs(self.pairs.drawn(seed, epoch), self.augment, self.seed)

@@ -131,6 +131,10 @@ class IndexedPairs(Pairs):
         counts.update(found.counts)
         return replace(with_rows(batch, slot_K, self.shown(found.rows, index_B[slot_K])), counts=dict(counts))
 
+    def at_step(self, step: int, index_B: Tensor) -> Tensor:
+        """The positions under which pairs are read at a step: other ones at each step where they are augmented anew."""
+        return index_B
+
     def drawn(self, seed: int, epoch: int) -> IndexedPairs:
         """The split for an epoch: where an image has several captions, one of them is drawn."""
         return self

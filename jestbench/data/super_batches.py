@@ -254,10 +254,10 @@ class EpochPlan(StepPlan):
         return len(self.pairs) // self.size
 
     def positions(self, step: int, read: Callable[[Positions], ReadPairs] | None = None) -> Positions:
-        """The positions of a step's super-batch; positions of augmented pairs encode the step, too."""
+        """The positions of a step's super-batch."""
         epoch, number = divmod(step, self.per_epoch)
         index_B = self._order_of(epoch)[number * self.size : (number + 1) * self.size]
-        return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
+        return Positions(epoch, self.pairs.at_step(step, index_B))
 
     def epoch(self, step: int) -> int:
         """Completed passes before a step."""
