@@ -72,23 +72,16 @@ class FilePairs(IndexedPairs):
     resumed run reads the same pairs. No pair occurs twice in a batch. ``Batch.counts`` counts replacements.
 
     Attributes:
-        name: of the split, for messages.
-        fingerprint: hash of everything that the pairs depend on (content, captions, preprocessing).
-        source: where the encoded images lie.
+        source: where the encoded images lie; an image's key is the hash of its encoded file.
         captions: M captions, none empty.
-        tokenizer: makes the token ids, when they are asked for.
-        image_key_N: int64 content hash of each encoded image.
         image_size: pixels, width and height.
         marks: diagnostics, name → bool ``[N]``.
-        columns: numbers that came with the pairs, name → float64 ``[N]``.
         text_key_M: int64 content hash of each caption; computed where not given.
         first_N: position in ``captions`` of each pair's first caption; its captions end where the next pair's begin.
             ``None``: one caption a pair.
         row_N: position of each pair's image in ``source``; ``None``: the pair's own position.
         caption_N: position in ``captions`` of each pair's current caption; ``None``: its first.
-        max_damaged: share of damaged pairs above which a run stops.
         exact: raise instead of replacing: evaluated pairs may not change.
-        facts: facts about the split, for the summary.
         uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
     """

@@ -215,15 +215,10 @@ class ArrayPairs(IndexedPairs):
     A memory map is sent to another process as file name and offset.
 
     Attributes:
-        name: name of the split, for messages.
-        fingerprint: hash of everything that the pairs depend on (content, captions, noise).
         images_NHWC: uint8, typically memory-mapped.
         row_N: row of ``images_NHWC`` that holds the image of each pair.
         captions: one caption a pair, not empty.
-        tokenizer: makes the token ids.
-        image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
-        columns: numbers that came with the pairs, name → float64 ``[N]``.
         ahead: tokenize all captions at the first batch; else only those of each batch, where tokenizing hundreds of
             thousands would delay the start of every run.
     """

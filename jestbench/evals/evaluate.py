@@ -166,11 +166,7 @@ class Evaluator:
         return Evaluation(metrics, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:
-        """The pairs at exactly these positions; no pair stands in for a damaged one.
-
-        Raises:
-            DataError: a pair is damaged, so another was read in its place.
-        """
+        """The pairs at exactly these positions; ``DataError`` where one of them is damaged and another was read."""
         batch = self.pairs.batch(index_B)
         replaced = np.flatnonzero(batch.image_key_B.numpy() != self.pairs.image_key_N[index_B.numpy()])
         if len(replaced):

@@ -218,11 +218,7 @@ def fetch(packages: Sequence[Package], folder: Path) -> None:
 
 
 def _pack(specs: Sequence[str], folder: Path) -> None:
-    """Fetch packages with npm.
-
-    Raises:
-        DataError: there is no npm, or it failed.
-    """
+    """Fetch packages with npm, or raise ``DataError``: there is none, or it failed."""
     parts = [specs[start::PARALLEL_FETCHES] for start in range(min(PARALLEL_FETCHES, len(specs)))]
     options = ["pack", "--loglevel=error", "--ignore-scripts"]
     options += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]

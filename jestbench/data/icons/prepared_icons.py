@@ -286,11 +286,7 @@ class PreparedIcons(ABC):
 
 
 def _first(some: Index, count: int, name: str, part: str) -> Index:
-    """``count`` rows at random, always the same ones: a smaller number's are among a larger number's.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """``count`` rows at random, always the same ones: a smaller number's are among a larger number's."""
     if count > len(some):
         raise DataError(f"{name} = {count}: {part} has {len(some)} pairs")
     return np.sort(np.random.default_rng(0).permutation(some)[:count])
