@@ -14,7 +14,7 @@ the input of an earlier one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -180,17 +180,56 @@ class Batch:
         at = index_slice(index_K)
         return Batch(
             images_BCHW=rows_at(self.images_BCHW, index_K, at),
-            token_ids={name: rows_at(ids, index_K, at) for name, ids in self.token_ids.items()},
-            image_key_B=rows_at(self.image_key_B, index_K, at),
-            text_key_B=rows_at(self.text_key_B, index_K, at),
-            marks={name: rows_at(mark, index_K, at) for name, mark in self.marks.items()},
             captions=tuple(self.captions[i] for i in index_K.tolist()) if self.captions else (),
-            columns={name: rows_at(column, index_K, at) for name, column in self.columns.items()},
+            **row_by_row(lambda rows_BX: rows_at(rows_BX, index_K, at), self),
         )
 
     def without_images(self) -> Batch:
         """The same pairs with images of no pixels, for a text tower: taking some of them copies no image."""
         return replace(self, images_BCHW=self.images_BCHW[..., :0, :0])
+
+
+NAMED = ("token_ids", "marks", "columns")
+"""The fields of a batch that hold tensors by name."""
+
+
+def common(held: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names that all mappings have, in the order of the first one."""
+    first, *others = held
+    return [name for name in first if all(name in other for other in others)]
+
+
+def row_by_row(work: Callable[..., Any], *batches: Batch, named: Sequence[str] = NAMED) -> dict[str, Any]:
+    """What becomes of the rows of some batches, by the field of a batch: keys, and what all batches have by name.
+
+    Args:
+        work: takes the tensor of each batch (all but images), and returns the one in their place.
+        batches: one or more.
+        named: the fields whose tensors have names; keys come first.
+    """
+    found = {key: work(*(getattr(batch, key) for batch in batches)) for key in ("image_key_B", "text_key_B")}
+    for field_name in named:
+        held = [getattr(batch, field_name) for batch in batches]
+        found[field_name] = {name: work(*(each[name] for each in held)) for name in common(held)}
+    return found
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """The pairs of several batches, with what all of them have."""
+    images = [batch.images_BCHW for batch in batches]
+    return Batch(
+        images_BCHW=torch.cat(images) if len(images) > 1 else images[0],
+        captions=tuple(caption for batch in batches for caption in batch.captions),
+        **row_by_row(lambda *parts: torch.cat(parts), *batches),
+    )
+
+
+def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
+    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
+    batch.images_BCHW[slot_K] = rows.images_BCHW
+    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
+    changed = row_by_row(lambda rows_BX, new_KX: rows_BX.index_copy(0, slot_K, new_KX), batch, rows)
+    return replace(batch, captions=tuple(captions.values()), **changed)
 
 
 @dataclass(frozen=True)

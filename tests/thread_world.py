@@ -63,6 +63,9 @@ class ThreadWorld(World):
         assert [len(part) for part in came] == list(from_each)
         return torch.cat(came)
 
+    def _told(self, value: _V) -> _V:
+        return self.everybodys(value)[0]
+
     def _collected(self, kind: str, own_X: Tensor) -> Tensor:
         self.counts[kind] += 1
         self.counts["bytes"] += own_X.numel() * own_X.element_size()

@@ -20,7 +20,7 @@ from jestbench import seeds
 from jestbench.batch import Batch
 from jestbench.data.damage import intact
 from jestbench.data.pairs import IndexedPairs, Wrapped
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,17 @@ class AugmentedPairs(Wrapped):
         super().__init__(pairs)
         self.augment, self.seed = augment, seed
         self.fingerprint = f"{pairs.fingerprint}/{augment}/{seed}"
+        self.preprocessing = self.fingerprint  # all that the pairs depend on, as all crops of an image share its key
+        self.augmented = True
+        self.decoded = False  # cropping is worth worker processes even where nothing is decoded
 
-    @property
-    def decoded(self) -> bool:
-        """False: cropping is worth worker processes even where nothing is decoded."""
-        return False
-
-    @property
-    def augmented(self) -> bool:
-        """Every pair is cropped anew at each step."""
-        return True
-
-    @property
-    def preprocessing(self) -> str:
-        """Everything that the pairs depend on, as all crops of an image share its key."""
-        return self.fingerprint
+    def at_step(self, step: int, index_B: Tensor) -> Tensor:
+        """Position ``step · N + i`` of pair ``i``, by which workers and other processes crop it for that step."""
+        return index_B + step * len(self)
 
     def drawn(self, seed: int, epoch: int) -> AugmentedPairs:
         """The split as it stands in an epoch, cropped."""
         return AugmentedPairs(self.pairs.drawn(seed, epoch), self.augment, self.seed)
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, cropped."""
-        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, the intact ones cropped; and the damaged ones, by place in the batch."""

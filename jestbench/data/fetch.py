@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch, Pass
+from jestbench.batch import Batch, Pass, row_by_row
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs
 from jestbench.data.workers import Workers
@@ -107,20 +107,23 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch as it travels between processes: its images in shared memory, the rest by value."""
+    """A batch as it travels between processes.
+
+    Attributes:
+        images_BCHW: the images, in shared memory.
+        rest: the batch without them, arrays in the place of its tensors: these travel by value.
+        damaged: the damage by place.
+    """
 
     images_BCHW: Tensor
-    rest: dict[str, Any]
+    rest: Batch
     damaged: Mapping[int, Any]
 
     @classmethod
     def of(cls, batch: Batch, damaged: Mapping[int, Any]) -> Packed:
         """Pack."""
-        rest: dict[str, Any] = {"captions": batch.captions, "counts": batch.counts}
-        for name in ("token_ids", "marks", "columns"):
-            rest[name] = {key: value.numpy() for key, value in getattr(batch, name).items()}
-        for name in ("image_key_B", "text_key_B"):
-            rest[name] = getattr(batch, name).numpy()
+        none_BCHW = torch.empty(len(batch), 0, 0, 0, dtype=torch.uint8)
+        rest = replace(batch, images_BCHW=none_BCHW, **row_by_row(Tensor.numpy, batch))
         return cls(batch.images_BCHW.contiguous(), rest, damaged)
 
 
@@ -137,7 +140,7 @@ class Assembly:
         self.positions, self.pinned = positions, pinned
         self.futures: list[Future[None]] = []
         self._images_BCHW: Tensor | None = None
-        self._rest: dict[int, dict[str, Any]] = {}
+        self._rest: dict[int, Batch] = {}
         self._damaged: dict[int, Any] = {}
 
     def put(self, start: int, part: Packed) -> None:
@@ -156,28 +159,14 @@ class Assembly:
         return dict(sorted(self._damaged.items()))
 
     def batch(self) -> Batch:
-        """The whole, once all parts are there."""
+        """The whole, once all parts are there; a part of a mixture has the marks and columns of its own splits."""
         assert self._images_BCHW is not None
         parts = [self._rest[start] for start in sorted(self._rest)]
-
-        def joined(values: Sequence[npt.NDArray[Any]]) -> Tensor:
-            return torch.from_numpy(np.concatenate(values))
-
-        def named(field: str) -> dict[str, Tensor]:
-            """What all parts have: a part of a mixture has the marks and columns of its own splits."""
-            first, *others = (part[field] for part in parts)
-            common = [name for name in first if all(name in other for other in others)]
-            return {name: joined([part[field][name] for part in parts]) for name in common}
-
         return Batch(
             images_BCHW=self._images_BCHW,
-            image_key_B=joined([part["image_key_B"] for part in parts]),
-            text_key_B=joined([part["text_key_B"] for part in parts]),
-            token_ids=named("token_ids"),
-            marks=named("marks"),
-            columns=named("columns"),
-            captions=tuple(caption for part in parts for caption in part["captions"]),
-            counts={name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
+            captions=tuple(caption for part in parts for caption in part.captions),
+            counts={name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
+            **row_by_row(lambda *arrays: torch.from_numpy(np.concatenate(arrays)), *parts),
         )
 
 

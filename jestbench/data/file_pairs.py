@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from jestbench.data.damage import FLOOR
 from jestbench.data.decode import DECODER, DamagedImage, decode
 from jestbench.data.encoded_images import Encoded
 from jestbench.data.pairs import IndexedPairs
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 
@@ -72,26 +72,18 @@ class FilePairs(IndexedPairs):
     resumed run reads the same pairs. No pair occurs twice in a batch. ``Batch.counts`` counts replacements.
 
     Attributes:
-        name: of the split, for messages.
-        fingerprint: hash of everything that the pairs depend on (content, captions, preprocessing).
-        source: where the encoded images lie.
+        source: where the encoded images lie; an image's key is the hash of its encoded file.
         captions: M captions, none empty.
-        tokenizer: makes the token ids, when they are asked for.
-        image_key_N: int64 content hash of each encoded image.
         image_size: pixels, width and height.
         marks: diagnostics, name → bool ``[N]``.
-        columns: numbers that came with the pairs, name → float64 ``[N]``.
         text_key_M: int64 content hash of each caption; computed where not given.
         first_N: position in ``captions`` of each pair's first caption; its captions end where the next pair's begin.
             ``None``: one caption a pair.
         row_N: position of each pair's image in ``source``; ``None``: the pair's own position.
         caption_N: position in ``captions`` of each pair's current caption; ``None``: its first.
-        max_damaged: share of damaged pairs above which a run stops.
         exact: raise instead of replacing: evaluated pairs may not change.
-        facts: facts about the split, for the summary.
         uids: of the images in ``source``, empty where they are not known.
         origin: makes the split anew from the cache; sent to other processes in place of the split.
-        noted: the first example of each kind of damage that this process has replaced, by reason.
     """
 
     name: str
@@ -112,7 +104,6 @@ class FilePairs(IndexedPairs):
     facts: Mapping[str, Any] = field(default_factory=dict)
     uids: Sequence[str] = ()
     origin: Callable[[], FilePairs] | None = None
-    noted: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.text_key_M is None:
@@ -120,6 +111,7 @@ class FilePairs(IndexedPairs):
         if self.caption_N is None:
             first = np.arange(len(self.image_key_N)) if self.first_N is None else np.asarray(self.first_N)
             object.__setattr__(self, "caption_N", first)
+        object.__setattr__(self, "redraws", self.first_N is not None)
         assert self.caption_N is not None
         captions = len(self.captions) if self.first_N is None and self.row_N is None else len(self.caption_N)
         if not len(self.image_key_N) == len(self.caption_N) == captions:
@@ -130,7 +122,7 @@ class FilePairs(IndexedPairs):
             return _reopened, (self.origin,)
         return _rebuilt, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
 
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key, which hashes the encoded file."""
         return f"decoded to {self.image_size}×{self.image_size} by {DECODER}"
@@ -189,16 +181,6 @@ class FilePairs(IndexedPairs):
         uids = (self.uids[row] if there else "" for row, there in zip(row_K.tolist(), there_K.tolist(), strict=True))
         return [uid or None for uid in uids]
 
-    @property
-    def redraws(self) -> bool:
-        """Whether any image has several captions."""
-        return self.first_N is not None
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """Those that were replaced."""
-        return self.noted
-
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The image of a pair, uint8 ``[size, size, 3]``.
 
@@ -214,14 +196,6 @@ class FilePairs(IndexedPairs):
         except DamagedImage as damaged:
             damaged.at(self.source.where(row))
             raise
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read and decoded.
-
-        Raises:
-            DataError: an image cannot be decoded and the split is exact, or too many cannot be decoded to replace them.
-        """
-        return mended(self, *self.attempt(index_B), index_B)
 
     def attempt(self, index_B: Tensor) -> tuple[Batch, dict[int, DamagedImage]]:
         """The pairs at these positions, damaged images left black; and the damage, by its place in the batch.
@@ -249,8 +223,6 @@ class FilePairs(IndexedPairs):
             attempt, failed = 0, error
             while failed is not None:
                 lost += 1
-                if tries.certain:  # else an earlier pair may be damaged, which would be the first example
-                    self.noted.setdefault(failed.reason, failed.example)
                 if self.exact or lost > max(FLOOR, len(taken)) or len(taken) == len(self):
                     raise DataError(f"{self.name}: pair {position}: {failed.reason}: {failed.example}") from failed
                 while position in taken:
@@ -258,7 +230,7 @@ class FilePairs(IndexedPairs):
                     position = int(bits) % (1 << 64) % len(self)
                     attempt += 1
                 taken.add(position)
-                place, failed = tries.pair(slot, self, position)
+                place, failed = self.tried(position, tries)
             places.append(place)
         return places
 

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError, split_counts
+from jestbench.batch import Batch, DataError, common, split_counts, together
 from jestbench.data.fetch import Positions
-from jestbench.data.pairs import IndexedPairs, ReadPairs, together
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.super_batches import EpochPlan, StepPlan
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.disk import digest
-from jestbench.select.scores import Role
 
 
 class JoinedPairs(IndexedPairs):
@@ -39,9 +38,13 @@ class JoinedPairs(IndexedPairs):
         self.start_P = np.cumsum([0, *map(len, parts)])
         self.image_key_N = np.concatenate([part.image_key_N for part in parts])
         self.max_damaged = parts[0].max_damaged
-        common = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
-        self.columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in common}
+        columns = [part.columns for part in parts]
+        self.columns = {name: np.concatenate([each[name] for each in columns]) for name in common(columns)}
         self.facts = {"sources": {name: dict(part.facts) for name, part in zip(names, parts, strict=True)}}
+        self.preprocessing = parts[0].preprocessing  # the splits are of one data set
+        self.decoded, self.redraws = all(part.decoded for part in parts), any(part.redraws for part in parts)
+        found = {(role, pairs.fingerprint): (role, pairs) for part in parts for role, pairs in part.ranked}
+        self.ranked = tuple(found.values())
 
     @property
     def text_key_N(self) -> Tensor:
@@ -54,32 +57,6 @@ class JoinedPairs(IndexedPairs):
         for part, slot_K, index_K in self._by_part(index_B):
             key_B[slot_K] = part.text_keys_at(index_K)
         return key_B
-
-    @property
-    def decoded(self) -> bool:
-        """Whether no split decodes anything."""
-        return all(part.decoded for part in self.parts)
-
-    @property
-    def preprocessing(self) -> str:
-        """That of the splits, which are of one data set."""
-        return self.parts[0].preprocessing
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """Those of all splits, each once."""
-        found = {(role, pairs.fingerprint): (role, pairs) for part in self.parts for role, pairs in part.ranked}
-        return tuple(found.values())
-
-    @property
-    def redraws(self) -> bool:
-        """Whether any split does."""
-        return any(part.redraws for part in self.parts)
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """Those of all splits, of one kind the first split's."""
-        return {kind: one for part in reversed(self.parts) for kind, one in part.examples.items()}
 
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The uids of images, from the first split that has them."""
@@ -99,10 +76,6 @@ class JoinedPairs(IndexedPairs):
         """The splits in which each of several captions of an image is a pair of its own, one behind the other."""
         return JoinedPairs([part.expanded() for part in self.parts], self.names, self.shares)
 
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions."""
-        return mended(self, *self.attempt(index_B), index_B)
-
     def attempt(self, index_B: Tensor) -> tuple[Batch, Mapping[int, Any]]:
         """The pairs at these positions, each read by its split, and the damage by its place in the batch."""
         batches, slots, damaged = [], [], dict[int, Any]()
@@ -114,17 +87,17 @@ class JoinedPairs(IndexedPairs):
         counts = {} if self.decoded else {"read": len(index_B), "damaged": 0}
         return replace(together(batches).take(torch.cat(slots).argsort()), counts=counts), damaged
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+    def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """As the split of the pair does."""
         ((part, _, index_1),) = self._by_part(torch.tensor([position]))
-        return part.tried(slot, int(index_1), tries)
+        return part.tried(int(index_1), tries)
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones, each of its own split."""
         places = dict[int, TriedPair]()
         for part, slot_K, index_K in self._by_part(index_B):
             own = {place: damaged[slot] for place, slot in enumerate(slot_K.tolist()) if slot in damaged}
-            found = part.replaced(own, index_K, tries.of(slot_K))
+            found = part.replaced(own, index_K, tries)
             places |= dict(zip(slot_K[torch.tensor([*own], dtype=torch.int64)].tolist(), found, strict=True))
         return [places[slot] for slot in damaged]
 

@@ -86,7 +86,7 @@ class LeavingPlan(StepPlan):
         self.begin(step, None)
         number = step - self._first
         index_B = self._kept_M[number * self.size : (number + 1) * self.size]
-        return Positions(self._epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
+        return Positions(self._epoch, self.pairs.at_step(step, index_B))
 
     def skipped(self, step: int) -> int:
         """Pairs left out as tails of the epochs that have ended."""

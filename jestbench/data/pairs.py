@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch, DataError
+from jestbench.batch import Batch, DataError, with_rows
+from jestbench.data.tries import Replacements, TriedPair, Tries
 from jestbench.disk import content_key
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.select.scores import Role
-
-if TYPE_CHECKING:
-    from jestbench.data.tries import TriedPair, Tries
 
 ReadPairs = tuple[Batch, Mapping[int, Any]]
 """Pairs as they were read, none of the damaged ones replaced; and the damage, by its place among them."""
@@ -35,34 +34,25 @@ class Pairs(ABC):
         fingerprint: hash of everything that the pairs depend on (content, captions, noise, preprocessing).
         tokenizer: makes the token ids.
         facts: about the split, for the summary.
+        ranked: the splits that this is the top of by a frozen model's own scores, each with the model's role.
+        decoded: a pair is read without being decoded, so that no worker processes are started for it.
+        augmented: a pair is augmented anew at each step, so that its key does not identify its pixels.
     """
 
     name: str
     fingerprint: str
     tokenizer: Tokenizer
     facts: Mapping[str, Any] = MappingProxyType({})
+    ranked: tuple[tuple[Role, IndexedPairs], ...] = ()
+    decoded: bool = False
+    augmented: bool = False
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of the numbers that came with each pair."""
         return ()
 
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """The splits that this is the top of by a frozen model's own scores, each with the model's role."""
-        return ()
-
-    @property
-    def decoded(self) -> bool:
-        """Whether a pair is read without being decoded, so that no worker processes are started for it."""
-        return False
-
-    @property
-    def augmented(self) -> bool:
-        """Whether a pair is augmented anew at each step, so that its key does not identify its pixels."""
-        return False
-
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key; by default all that the pairs depend on."""
         return self.fingerprint
@@ -92,25 +82,19 @@ class Pairs(ABC):
 class IndexedPairs(Pairs):
     """A split whose size, keys and captions are known before any image is decoded.
 
+    Every subclass defines how pairs are read: ``attempt`` where a pair can be damaged, else ``batch``.
+
     Attributes:
         image_key_N: int64 content hash of each image.
         max_damaged: share of damaged pairs above which a run stops.
         columns: numbers that came with the pairs, name → float64 ``[N]``, all finite.
+        redraws: ``drawn`` gives an image another of its captions in another epoch.
     """
 
     image_key_N: npt.NDArray[np.int64]
     max_damaged: float = 1.0
     columns: Mapping[str, npt.NDArray[np.float64]] = MappingProxyType({})
-
-    @property
-    def redraws(self) -> bool:
-        """Whether ``drawn`` gives an image another of its captions in another epoch."""
-        return False
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """The first example of each kind of damage that was found as this process read pairs, by reason."""
-        return {}
+    redraws: bool = False
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -133,9 +117,23 @@ class IndexedPairs(Pairs):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read, decoded and ready for a model."""
+        """The pairs at these positions, read, decoded and ready for a model, damaged ones replaced.
+
+        Raises:
+            DataError: too many pairs are damaged to replace them.
+        """
+        batch, damaged = self.attempt(index_B)
+        if not damaged:
+            return batch
+        found, slot_K = Replacements.found(self, damaged, index_B), torch.tensor([*damaged])
+        counts = Counter(batch.counts)
+        counts.update(found.counts)
+        return replace(with_rows(batch, slot_K, self.shown(found.rows, index_B[slot_K])), counts=dict(counts))
+
+    def at_step(self, step: int, index_B: Tensor) -> Tensor:
+        """The positions under which pairs are read at a step: other ones at each step where they are augmented anew."""
+        return index_B
 
     def drawn(self, seed: int, epoch: int) -> IndexedPairs:
         """The split for an epoch: where an image has several captions, one of them is drawn."""
@@ -149,25 +147,22 @@ class IndexedPairs(Pairs):
         """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
         return self.batch(index_B), {}
 
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+    def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """Try the pair at a position in the place of a damaged one (``Tries.pair``)."""
-        return tries.pair(slot, self, position)
+        return tries.pair(self, position)
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """Which pairs stand in the place of the damaged ones of a batch, in their order.
 
-        It is a pure function of its arguments: it reads nothing itself, but asks ``tries``.
-
         Args:
             damaged: the damage of ``attempt`` by place in the batch, whoever has read which part of the batch.
             index_B: positions of the whole batch.
-            tries: what is known of other pairs.
+            tries: reads other pairs.
 
         Raises:
             DataError: too many pairs are damaged to replace them.
-            Unread: it depends on pairs that are asked for.
         """
-        return [self.tried(slot, int(index_B[slot]), tries)[0] for slot in damaged]
+        return [self.tried(int(index_B[slot]), tries)[0] for slot in damaged]
 
     def shown(self, rows: Batch, index_K: Tensor) -> Batch:
         """Pairs of ``replaced`` as the split shows them in the place of pairs at these positions."""
@@ -185,14 +180,16 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``batch``, ``drawn``, ``attempt``, ``replaced``).
+    Every subclass defines how pairs are read (``drawn``, ``replaced``, and ``attempt`` or ``batch``). Attributes of its
+    own are set after ``super().__init__``.
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
         self.pairs = pairs
         self.name, self.fingerprint, self.tokenizer = pairs.name, pairs.fingerprint, pairs.tokenizer
         self.facts, self.image_key_N, self.max_damaged = pairs.facts, pairs.image_key_N, pairs.max_damaged
-        self.columns = pairs.columns
+        self.columns, self.redraws, self.ranked = pairs.columns, pairs.redraws, pairs.ranked
+        self.decoded, self.augmented, self.preprocessing = pairs.decoded, pairs.augmented, pairs.preprocessing
 
     @property
     def text_key_N(self) -> Tensor:
@@ -203,78 +200,12 @@ class Wrapped(IndexedPairs):
         """The split's own."""
         return self.pairs.text_keys_at(index_B)
 
-    @property
-    def decoded(self) -> bool:
-        """The split's own."""
-        return self.pairs.decoded
-
-    @property
-    def augmented(self) -> bool:
-        """The split's own."""
-        return self.pairs.augmented
-
-    @property
-    def preprocessing(self) -> str:
-        """The split's own."""
-        return self.pairs.preprocessing
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """The split's own."""
-        return self.pairs.ranked
-
-    @property
-    def redraws(self) -> bool:
-        """The split's own."""
-        return self.pairs.redraws
-
-    @property
-    def examples(self) -> Mapping[str, str]:
-        """The split's own."""
-        return self.pairs.examples
-
     def uid_of(self, key_K: npt.NDArray[np.int64]) -> Sequence[str | None]:
         """The split's own."""
         return self.pairs.uid_of(key_K)
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-
-def with_rows(batch: Batch, slot_K: Tensor, rows: Batch) -> Batch:
-    """A batch with the pairs at some places replaced by ``rows``; its images are changed in place."""
-    batch.images_BCHW[slot_K] = rows.images_BCHW
-    captions = dict(enumerate(batch.captions)) | dict(zip(slot_K.tolist(), rows.captions, strict=True))
-    return replace(
-        batch,
-        token_ids={name: ids.index_copy(0, slot_K, rows.token_ids[name]) for name, ids in batch.token_ids.items()},
-        image_key_B=batch.image_key_B.index_copy(0, slot_K, rows.image_key_B),
-        text_key_B=batch.text_key_B.index_copy(0, slot_K, rows.text_key_B),
-        marks={name: mark.index_copy(0, slot_K, rows.marks[name]) for name, mark in batch.marks.items()},
-        captions=tuple(captions.values()),
-        columns={name: column.index_copy(0, slot_K, rows.columns[name]) for name, column in batch.columns.items()},
-    )
-
-
-def together(batches: Sequence[Batch]) -> Batch:
-    """The pairs of several batches, with what all of them have."""
-    first = batches[0]
-
-    def joined(field: str) -> dict[str, Tensor]:
-        held: list[Mapping[str, Tensor]] = [getattr(batch, field) for batch in batches]
-        return {
-            name: torch.cat([each[name] for each in held]) for name in held[0] if all(name in each for each in held)
-        }
-
-    return Batch(
-        images_BCHW=torch.cat([batch.images_BCHW for batch in batches]) if len(batches) > 1 else first.images_BCHW,
-        token_ids=joined("token_ids"),
-        image_key_B=torch.cat([batch.image_key_B for batch in batches]),
-        text_key_B=torch.cat([batch.text_key_B for batch in batches]),
-        marks=joined("marks"),
-        captions=tuple(caption for batch in batches for caption in batch.captions),
-        columns=joined("columns"),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,15 +215,10 @@ class ArrayPairs(IndexedPairs):
     A memory map is sent to another process as file name and offset.
 
     Attributes:
-        name: name of the split, for messages.
-        fingerprint: hash of everything that the pairs depend on (content, captions, noise).
         images_NHWC: uint8, typically memory-mapped.
         row_N: row of ``images_NHWC`` that holds the image of each pair.
         captions: one caption a pair, not empty.
-        tokenizer: makes the token ids.
-        image_key_N: int64 content hash of each image.
         marks: diagnostics, name → bool ``[N]`` (``noisy``, ``curated``).
-        columns: numbers that came with the pairs, name → float64 ``[N]``.
         ahead: tokenize all captions at the first batch; else only those of each batch, where tokenizing hundreds of
             thousands would delay the start of every run.
     """
@@ -307,6 +233,7 @@ class ArrayPairs(IndexedPairs):
     marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     columns: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     ahead: bool = True
+    decoded = True
 
     def __post_init__(self) -> None:
         for position, caption in enumerate(self.captions):
@@ -334,12 +261,7 @@ class ArrayPairs(IndexedPairs):
         keys = {caption: content_key(caption.encode()) for caption in set(self.captions)}
         return torch.tensor([keys[caption] for caption in self.captions], dtype=torch.int64)
 
-    @property
-    def decoded(self) -> bool:
-        """The images lie there decoded."""
-        return True
-
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """What an embedding depends on besides the image's key, which hashes the pixels themselves."""
         return f"pixels of {self.images_NHWC.shape[1]}×{self.images_NHWC.shape[2]}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jestbench.batch import Batch, DataError
 from jestbench.data.pairs import IndexedPairs, Wrapped
-from jestbench.data.tries import TriedPair, Tries, Unread, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.disk import digest
 from jestbench.select.scores import Role
 
@@ -83,13 +83,9 @@ class PartPairs(Wrapped):
         """The pairs at these positions of the part, and which of them are damaged."""
         return self.pairs.attempt(self.index_N[index_B])
 
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions of the part."""
-        return mended(self, *self.attempt(index_B), index_B)
-
-    def tried(self, slot: int, position: int, tries: Tries) -> tuple[TriedPair, Any]:
+    def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """As the whole split does."""
-        return self.pairs.tried(slot, int(self.index_N[position]), tries)
+        return self.pairs.tried(int(self.index_N[position]), tries)
 
     def replaced(self, damaged: Mapping[int, Any], index_B: Tensor, tries: Tries) -> list[TriedPair]:
         """The pairs in the place of the damaged ones of a batch.
@@ -99,7 +95,6 @@ class PartPairs(Wrapped):
 
         Raises:
             DataError: the whole split has no replacement, or no free pair of the part is left.
-            Unread: a pair that does not belong to the part, and may be damaged itself, was not read yet.
         """
         positions, places = index_B.clone(), dict[int, TriedPair]()
         taken, lost = set(index_B.tolist()), dict(damaged)
@@ -111,8 +106,6 @@ class PartPairs(Wrapped):
             foreign = [slot for slot, belongs in zip(damaged, held, strict=True) if not belongs]
             if not foreign:
                 return [places[slot] for slot in damaged]
-            if not tries.certain:
-                raise Unread
             lost = {slot: error for slot, error in lost.items() if slot not in foreign}
             for slot in foreign:
                 following = ((int(positions[slot]) + step) % len(self) for step in range(len(self)))
@@ -121,10 +114,8 @@ class PartPairs(Wrapped):
                     raise DataError(f"{self.name}: no pair is left to stand for a damaged one: mend the data")
                 positions[slot] = free
                 taken.add(free)
-                places[slot], error = self.tried(slot, free, tries)
+                places[slot], error = self.tried(free, tries)
                 lost |= {} if error is None else {slot: error}
-            if not tries.certain:
-                raise Unread
             lost = dict(sorted(lost.items()))
 
 
@@ -165,15 +156,11 @@ class TopPairs(PartPairs):
         index_N = np.sort(np.argsort(-value_N, kind="stable")[:count])
         identity = f"top-{digest(index_N.tobytes())}"
         super().__init__(pairs, torch.from_numpy(index_N), f", the {count} of largest {name}", identity)
-        self.role, whole_N = role, np.isfinite(value_N)
-        self.scored = pairs
+        scored, whole_N = pairs, np.isfinite(value_N)
         if not whole_N.all():
-            self.scored = PartPairs(pairs, torch.from_numpy(np.flatnonzero(whole_N)), ", the whole ones", "whole")
-
-    @property
-    def ranked(self) -> tuple[tuple[Role, IndexedPairs], ...]:
-        """All pairs that the model has scored, with its role."""
-        return self.pairs.ranked if self.role is None else ((self.role, self.scored), *self.pairs.ranked)
+            scored = PartPairs(pairs, torch.from_numpy(np.flatnonzero(whole_N)), ", the whole ones", "whole")
+        if role is not None:
+            self.ranked = ((role, scored), *pairs.ranked)
 
 
 def top_of(pairs: IndexedPairs, share: float, column: str) -> TopPairs:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import Batch, DataError
+from jestbench.batch import Batch, DataError, with_rows
 from jestbench.data.damage import Tally, counted, first_examples, intact
 from jestbench.data.fetch import Attempt, Fetch, Positions, WorkerFetch
 from jestbench.data.loader import Loader
-from jestbench.data.pairs import IndexedPairs, ReadPairs, with_rows
+from jestbench.data.pairs import IndexedPairs, ReadPairs
 from jestbench.data.tries import Replacements
 from jestbench.data.workers import Workers
 from jestbench.model.tokenizer import Tokenizer
@@ -254,10 +254,10 @@ class EpochPlan(StepPlan):
         return len(self.pairs) // self.size
 
     def positions(self, step: int, read: Callable[[Positions], ReadPairs] | None = None) -> Positions:
-        """The positions of a step's super-batch; positions of augmented pairs encode the step, too."""
+        """The positions of a step's super-batch."""
         epoch, number = divmod(step, self.per_epoch)
         index_B = self._order_of(epoch)[number * self.size : (number + 1) * self.size]
-        return Positions(epoch, index_B + step * len(self.pairs) if self.pairs.augmented else index_B)
+        return Positions(epoch, self.pairs.at_step(step, index_B))
 
     def epoch(self, step: int) -> int:
         """Completed passes before a step."""
@@ -360,7 +360,7 @@ class SuperBatches(SuperBatchSource):
         """This process's pairs, damaged ones replaced as one process would that reads the whole super-batch.
 
         Which pairs are damaged is gathered, and what was counted is summed over the processes. Which pairs stand for
-        the damaged ones depends on the whole super-batch; each is read by the process that it belongs to.
+        the damaged ones depends on the whole super-batch: rank 0 reads them, one after the other, and broadcasts them.
         """
         batch, placement = found.batch, found.positions.placement
         assert placement is not None
@@ -377,10 +377,13 @@ class SuperBatches(SuperBatchSource):
             counts.update(part)
         examples = {kind: one for _, _, part, _ in reversed(each) for kind, one in part.items()}
         if lost := dict(sorted(item for part, *_ in each for item in part.items())):
-            stands = Replacements.found(found.pairs, lost, found.positions.index_B, placement)
-            counts.update({**stands.counts, "wordless": stands.wordless})
-            examples = {**examples, **self.plan.pairs.examples}
-            batch = batch if stands.own is None else with_rows(batch, torch.tensor([*found.damaged]), stands.own)
+            stands = self.world.first(lambda: Replacements.found(found.pairs, lost, found.positions.index_B))
+            counts.update({**stands.counts, "wordless": self._wordless(stands.rows, {})})
+            examples = {**examples, **stands.examples}
+            if found.damaged:
+                slot_K = torch.tensor([*found.damaged])
+                rows = stands.rows.take((placement.rank_B[[*lost]] == self.world.rank).nonzero().flatten())
+                batch = with_rows(batch, slot_K, found.pairs.shown(rows, found.positions.own_P[slot_K]))
         self.tally.add(counts if "read" in counts else {"decoded": counts["decoded"]}, examples)
         return replace(
             batch,

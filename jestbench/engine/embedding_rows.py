@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.batch import FULL, Batch, Pass, Purpose, View
+from jestbench.batch import FULL, Batch, Pass, Purpose, View, together
 from jestbench.data.damage import intact
-from jestbench.data.pairs import ReadPairs, together
+from jestbench.data.pairs import ReadPairs
 from jestbench.engine.actor import Read
 from jestbench.engine.frozen import FrozenActor, RowContent, RowName, keys_of
 from jestbench.model.encoders import Encoders

@@ -18,9 +18,9 @@ from jestbench.engine.learner import Learner
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
-from jestbench.evals.metrics import array_of, group_ranks, log_probabilities, zero_shot_ranks
+from jestbench.evals.metrics import array_of, group_ranks, log_probabilities
 from jestbench.evals.results import Evaluation, Ranking, Results
-from jestbench.evals.shares import by_rows, gathered
+from jestbench.evals.shares import by_rows, embedded, gathered
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 
@@ -115,8 +115,9 @@ class BenchmarkEvaluator:
         # A class is the mean over its templates of normalised embeddings (Radford et al. 2021, section 3.1.4).
         class_CD = F.normalize(text_TD.unflatten(0, (classes, -1)).mean(1), dim=-1)
         class_N = torch.tensor(self.benchmark.test.classes, device=image_ND.device)
+        class_C = torch.arange(classes, device=image_ND.device)
         rank_N = by_rows(
-            world, lambda image_PD, class_P: zero_shot_ranks(image_PD, class_CD, class_P), image_ND, class_N
+            world, lambda image_PD, class_P: group_ranks(image_PD, class_CD, class_P, class_C), image_ND, class_N
         )
         log_N = by_rows(
             world, lambda image_PD, class_P: log_probabilities(image_PD, class_CD, class_P, scale), image_ND, class_N
@@ -153,18 +154,17 @@ class BenchmarkEvaluator:
         return Ranking(array_of(rank_N), array_of(unit_N), key_N, None if log_N is None else array_of(log_N.double()))
 
     def _embed_texts(self, learner: Learner) -> Tensor:
-        model, arithmetic = learner.model.eval(), learner.arithmetic
-        own = self.token_TL[arithmetic.world.rows(len(self.token_TL))].split(self.batch_size)
-        with torch.no_grad(), arithmetic.autocast():
-            parts = (model.encode_text(part.to(arithmetic.device)) for part in own if len(part))
-            return gathered(parts, len(self.token_TL), learner)
+        model, device = learner.model.eval(), learner.arithmetic.device
+
+        def text_of(index: Tensor) -> Tensor:
+            return model.encode_text(self.token_TL[index].to(device))
+
+        return embedded(learner, len(self.token_TL), self.batch_size, text_of)
 
     def _embed_images(self, learner: Learner, members: Sequence[Member]) -> Tensor:
         model, arithmetic = learner.model.eval(), learner.arithmetic
-        with torch.no_grad(), arithmetic.autocast():
-            own = self._decoded(members, arithmetic.world)
-            parts = (model.encode_image(part.to(arithmetic.device)) for part in own)
-            return gathered(parts, len(members), learner)
+        own = self._decoded(members, arithmetic.world)
+        return gathered((model.encode_image(part.to(arithmetic.device)) for part in own), len(members), learner)
 
     def _decoded(self, members: Sequence[Member], world: World) -> Iterator[Tensor]:
         """Batches ``[P, 3, H, W]`` of this process's uint8 images; kept where all of them fit."""

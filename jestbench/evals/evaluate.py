@@ -17,7 +17,7 @@ from jestbench.evals.benchmark_files import read_benchmark
 from jestbench.evals.measure import Measure, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Evaluation, Results
-from jestbench.evals.shares import gathered
+from jestbench.evals.shares import embedded
 from jestbench.model.tokenizer import Tokenizer
 
 
@@ -145,21 +145,18 @@ class Evaluator:
         device, world = arithmetic.device, arithmetic.world
 
         def image_of(index: Tensor) -> Tensor:
-            return model.encode_image(self._exactly(index).images_BCHW.to(device))
+            return model.encode_image(self._exactly(self.index_N[index]).images_BCHW.to(device))
 
         def text_of(index: Tensor) -> Tensor:
-            return model.encode_text(model.tokenized(self.pairs.batch(index)).tokens(model.tokenizer).to(device))
+            batch = model.tokenized(self.pairs.batch(self.example_C[index]))
+            return model.encode_text(batch.tokens(model.tokenizer).to(device))
 
-        found: list[Tensor] = []
-        with torch.no_grad(), arithmetic.autocast():
-            for encode, index_N in ((image_of, self.index_N), (text_of, self.example_C)):
-                own = index_N[world.rows(len(index_N))].split(self.config.batch_size)
-                parts = (encode(part) for part in own if len(part))
-                found.append(gathered(parts, len(index_N), subject))
+        image_ND = embedded(subject, len(self.index_N), self.config.batch_size, image_of)
+        class_CD = embedded(subject, len(self.example_C), self.config.batch_size, text_of)
         keys_N = torch.from_numpy(self.pairs.image_key_N[: len(self.index_N)].copy())
         scale = model.scale_and_bias()[0]
         class_N = self.class_N.to(device)
-        results = evaluate_embeddings(found[0], found[1], class_N, scale, self.class_key_C, keys_N, world)
+        results = evaluate_embeddings(image_ND, class_CD, class_N, scale, self.class_key_C, keys_N, world)
         macs = len(self.index_N) * subject.price.image + len(self.example_C) * subject.price.text
         passes: tuple[Pass, ...] = (Pass("eval", macs, f"evaluation on {len(self.index_N)} images"),)
         if self.unseen_N.any():
@@ -169,11 +166,7 @@ class Evaluator:
         return Evaluation(metrics, passes, results)
 
     def _exactly(self, index_B: Tensor) -> Batch:
-        """The pairs at exactly these positions; no pair stands in for a damaged one.
-
-        Raises:
-            DataError: a pair is damaged, so another was read in its place.
-        """
+        """The pairs at exactly these positions; ``DataError`` where one of them is damaged and another was read."""
         batch = self.pairs.batch(index_B)
         replaced = np.flatnonzero(batch.image_key_B.numpy() != self.pairs.image_key_N[index_B.numpy()])
         if len(replaced):

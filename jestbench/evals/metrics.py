@@ -17,43 +17,21 @@ from jestbench.evals import shares
 from jestbench.evals.results import Ranking, Results
 from jestbench.parallel.distributed import World
 
-_ROWS = 4096  # similarities held at once: 4096 × classes
 
-
-def zero_shot_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor) -> Tensor:
-    """Rank of each image's own class among all classes, 1 is best ``[N]``; ties count against it."""
-    ranks = []
-    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
-        score_PC = image_PD @ class_CD.T
-        own_P1 = score_PC.gather(1, class_P[:, None])
-        ranks.append((~(score_PC < own_P1)).sum(1))
-    return torch.cat(ranks)
-
-
-def image_to_text_ranks(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, count_C: Tensor) -> Tensor:
-    """Rank of the first right caption among all captions, of which each class has a number (``count_C``)."""
-    ranks = []
-    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
-        score_PC = image_PD @ class_CD.T
-        own_P1 = score_PC.gather(1, class_P[:, None])
-        better_PC = (~(score_PC < own_P1)).scatter(1, class_P[:, None], False)
-        ranks.append(1 + (better_PC * count_C).sum(1))
-    return torch.cat(ranks)
-
-
-def group_ranks(query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor) -> Tensor:
+def group_ranks(
+    query_QD: Tensor, gallery_GD: Tensor, group_Q: Tensor, group_G: Tensor, count_G: Tensor | None = None
+) -> Tensor:
     """Rank of each query's first right gallery item ``[Q]``; an item is right if it has the query's group.
 
     Ties with wrong items worsen the rank. Several captions per image, or several images per caption, give recall@k
-    as usual for COCO and Flickr30k.
+    as usual for COCO and Flickr30k; classes, of which each is a group, give the rank of the own class. Each item stands
+    for ``count_G`` equal ones: itself alone where that is ``None``.
     """
-    ranks = []
-    for query_PD, group_P in zip(query_QD.split(_ROWS), group_Q.split(_ROWS), strict=True):
-        score_PG = query_PD @ gallery_GD.T
-        right_PG = group_P[:, None] == group_G[None, :]
-        best_P1 = score_PG.masked_fill(~right_PG, -torch.inf).amax(1, keepdim=True)
-        ranks.append(1 + (~(score_PG < best_P1) & ~right_PG).sum(1))
-    return torch.cat(ranks)
+    score_QG = query_QD @ gallery_GD.T
+    right_QG = group_Q[:, None] == group_G[None, :]
+    best_Q1 = score_QG.masked_fill(~right_QG, -torch.inf).amax(1, keepdim=True)
+    ahead_QG = ~(score_QG < best_Q1) & ~right_QG
+    return 1 + (ahead_QG if count_G is None else ahead_QG * count_G).sum(1)
 
 
 def log_probabilities(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale: float) -> Tensor:
@@ -61,11 +39,8 @@ def log_probabilities(image_ND: Tensor, class_CD: Tensor, class_N: Tensor, scale
 
     A bias on the logits cancels. NaN embeddings count as certain of a wrong class: −1e4.
     """
-    parts = []
-    for image_PD, class_P in zip(image_ND.split(_ROWS), class_N.split(_ROWS), strict=True):
-        log_PC = (scale * image_PD.float() @ class_CD.float().T).log_softmax(1)
-        parts.append(log_PC.gather(1, class_P[:, None])[:, 0])
-    return torch.cat(parts).nan_to_num(nan=-1e4, neginf=-1e4)
+    log_NC = (scale * image_ND.float() @ class_CD.float().T).log_softmax(1)
+    return log_NC.gather(1, class_N[:, None])[:, 0].nan_to_num(nan=-1e4, neginf=-1e4)
 
 
 def evaluate_embeddings(
@@ -93,10 +68,11 @@ def evaluate_embeddings(
     present = class_N.unique()
     unit_T = array_of(class_key_C.to(class_N.device)[present])
     count_C = torch.bincount(class_N, minlength=len(class_CD))
-    zero_shot = by_rows(lambda image_PD, class_P: zero_shot_ranks(image_PD, class_CD, class_P), image_ND, class_N)
+    class_C = torch.arange(len(class_CD), device=class_N.device)
+    zero_shot = by_rows(lambda image_PD, class_P: group_ranks(image_PD, class_CD, class_P, class_C), image_ND, class_N)
     log_N = by_rows(lambda image_PD, class_P: log_probabilities(image_PD, class_CD, class_P, scale), image_ND, class_N)
     to_text = by_rows(
-        lambda image_PD, class_P: image_to_text_ranks(image_PD, class_CD, class_P, count_C), image_ND, class_N
+        lambda image_PD, class_P: group_ranks(image_PD, class_CD, class_P, class_C, count_C), image_ND, class_N
     )
     to_image = by_rows(
         lambda class_PD, class_P: group_ranks(class_PD, image_ND, class_P, class_N), class_CD[present], present

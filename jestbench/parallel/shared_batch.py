@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jestbench.batch import Batch
+from jestbench.batch import Batch, row_by_row, together
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
+
+_SHARED = ("marks", "columns")  # fields, besides the keys, of which every process holds the rows of all
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,16 @@ class SharedBatch(Batch):
     @classmethod
     def of(cls, own: Batch, placement: Placement, device: str = "cpu") -> SharedBatch:
         """Build the batch from each process's own rows."""
-        described = placement.collect_all([*own.keys, *own.marks.values(), *own.columns.values()])
-        image_key_B, text_key_B, *more = described
+        described = iter(placement.collect_all([*own.keys, *own.marks.values(), *own.columns.values()]))
         return cls(
             images_BCHW=own.images_BCHW,
             token_ids=own.token_ids,
-            image_key_B=image_key_B,
-            text_key_B=text_key_B,
-            marks=dict(zip(own.marks, more, strict=False)),
             captions=own.captions,
-            columns=dict(zip(own.columns, more[len(own.marks) :], strict=True)),
             passes=own.passes,
             counts=own.counts,
             placement=placement,
             device=device,
+            **row_by_row(lambda _: next(described), own, named=_SHARED),
         )
 
     def __len__(self) -> int:
@@ -81,11 +79,8 @@ class SharedBatch(Batch):
         return Batch(
             images_BCHW=self.images_BCHW,
             token_ids=self.token_ids,
-            image_key_B=self.image_key_B[self.rows],
-            text_key_B=self.text_key_B[self.rows],
-            marks={name: mark[self.rows] for name, mark in self.marks.items()},
             captions=self.captions,
-            columns={name: column[self.rows] for name, column in self.columns.items()},
+            **row_by_row(lambda rows_BX: rows_BX[self.rows], self, named=_SHARED),
         )
 
     def take(self, index_K: Tensor, parts: Sequence[int] = ()) -> SharedBatch:
@@ -95,26 +90,15 @@ class SharedBatch(Batch):
         return SharedBatch(
             images_BCHW=self.placement.exchange(self.images_BCHW, index_K, to, torch.device(self.device)),
             token_ids={name: self.placement.exchange(ids, index_K, to) for name, ids in self.token_ids.items()},
-            image_key_B=self.image_key_B[index_K],
-            text_key_B=self.text_key_B[index_K],
-            marks={name: mark[index_K] for name, mark in self.marks.items()},
-            columns={name: column[index_K] for name, column in self.columns.items()},
             placement=to,
             device=self.device,
+            **row_by_row(lambda rows_BX: rows_BX[index_K], self, named=_SHARED),
         )
 
     def everywhere(self, index_P: Tensor) -> Batch:
         """The pairs at a few positions, captions included, gathered on every process."""
         world = self.placement.world
-        held = index_P[self.placement.rank_B[index_P] == world.rank]
-        parts = world.everybodys((held, self.own.take(self.placement.local_B[held])))
-        place_P = torch.cat([positions for positions, _ in parts]).argsort()[index_P.argsort().argsort()]
-        batches = [batch for _, batch in parts]
-        return Batch(
-            images_BCHW=torch.cat([batch.images_BCHW for batch in batches])[place_P],
-            token_ids={},
-            image_key_B=self.image_key_B[index_P],
-            text_key_B=self.text_key_B[index_P],
-            marks={name: mark[index_P] for name, mark in self.marks.items()},
-            captions=tuple([c for batch in batches for c in batch.captions][i] for i in place_P.tolist()),
-        )
+        place_H = (self.placement.rank_B[index_P] == world.rank).nonzero().flatten()
+        parts = world.everybodys((place_H, self.own.take(self.placement.local_B[index_P[place_H]])))
+        place_P = torch.cat([places for places, _ in parts])  # of the pairs as they were gathered
+        return together([batch for _, batch in parts]).take(place_P.argsort())  # the inverse of that order

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
 import time
 from dataclasses import fields, replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from jestbench.bench import data as bench
 from jestbench.config import resolve
 from jestbench.config.run import ConfigError
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
-from jestbench.data.fetch import Packed, Positions, WorkerFetch
+from jestbench.data.fetch import Assembly, Packed, Positions, WorkerFetch
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.loader import Loader
 from jestbench.data.pairs import IndexedPairs, Wrapped
@@ -99,11 +101,9 @@ def test_a_run_goes_on_with_another_number_of_workers():
 class Slow(Wrapped):
     """Pairs that take their time, or never come."""
 
-    decoded = False
-
     def __init__(self, pairs: IndexedPairs, stuck: Path | None = None) -> None:
         super().__init__(pairs)
-        self.stuck = stuck
+        self.stuck, self.decoded = stuck, False
 
     def batch(self, index_B):
         if self.stuck is not None and not self.stuck.exists():
@@ -182,10 +182,17 @@ def test_work_ahead_is_done_once_by_step(ahead):
 
 
 def test_a_part_carries_all_that_a_batch_carries():
-    part = Packed.of(POOL.batch(torch.arange(3)), {})
-    carried = {"images_BCHW", *part.rest}
+    batch = replace(POOL.batch(torch.arange(5)), columns={"number": torch.rand(5)}, counts={"read": 5.0})
+    assembly = Assembly(Positions(0, torch.arange(5)), pinned=False)
+    for start in (3, 0):
+        part = replace(batch.take(torch.arange(start, 5 if start else 3)), counts={"read": 2.0 if start else 3.0})
+        assembly.put(start, pickle.loads(ForkingPickler.dumps(Packed.of(part, {}))))
     later = {"passes", "image_rows_BD"}  # with the positions, and from a locked tower
-    assert carried | later == {field.name for field in fields(Batch)}
+    whole = assembly.batch()
+    assert whole.captions == batch.captions
+    for name in {field.name for field in fields(Batch)} - later - {"captions"}:
+        assert len(getattr(batch, name)), name
+        torch.testing.assert_close(getattr(whole, name), getattr(batch, name), rtol=0, atol=0)
 
 
 def damaged_files(folder: Path) -> FilePairs:

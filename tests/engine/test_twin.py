@@ -21,7 +21,7 @@ from jestbench.data.pairs import IndexedPairs, Wrapped
 from jestbench.data.part_pairs import HALVES, HalfPairs, half_of
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
-from jestbench.data.tries import TriedPair, Tries, mended
+from jestbench.data.tries import TriedPair, Tries
 from jestbench.engine.casting import FrozenCasting, TwinCasting
 from jestbench.engine.embedding_rows import EmbeddingRows
 from jestbench.launch.command import main
@@ -81,15 +81,12 @@ class Damaged(Wrapped):
     def drawn(self, seed: int, epoch: int) -> Damaged:
         return self if epoch == self.epoch else Damaged(self.pairs, self.instead, epoch)
 
-    def batch(self, index_B: torch.Tensor) -> Batch:
-        return mended(self, *self.attempt(index_B), index_B)
-
     def attempt(self, index_B: torch.Tensor) -> tuple[Batch, dict[int, damage.Damaged]]:
         places = [place for place, position in enumerate(index_B.tolist()) if position in self.instead]
         return self.pairs.batch(index_B), {place: damage.Damaged("gone") for place in places}
 
     def replaced(self, damaged: Mapping[int, damage.Damaged], index_B: torch.Tensor, tries: Tries) -> list[TriedPair]:
-        return [self.tried(slot, self.instead[int(index_B[slot])], tries)[0] for slot in damaged]
+        return [self.tried(self.instead[int(index_B[slot])], tries)[0] for slot in damaged]
 
 
 def test_what_stands_for_a_damaged_pair_is_of_the_same_half() -> None:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jestbench.batch import DataError
 from jestbench.data.pairs import ArrayPairs
 from jestbench.data.synthetic import Synthetic
-from jestbench.evals import metrics as module
+from jestbench.evals import shares
 from jestbench.evals.evaluate import Evaluate, Evaluator, points_reached
 from jestbench.evals.measure import RANKS, embedding_measures
 from jestbench.evals.metrics import evaluate_embeddings
@@ -89,7 +89,7 @@ def test_metrics_are_brute_force(classes, images, width, seed, rows):
     class_CD = torch.randint(-2, 3, (classes, width), generator=random).float()
     class_N = torch.randint(0, classes, (images,), generator=random)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ROWS", rows)
+        patch.setattr(shares, "_ROWS", rows)
         found = evaluated(image_ND, class_CD, class_N)
     assert found == pytest.approx(brute_force(image_ND, class_CD, class_N), rel=1e-5, abs=1e-6)
 

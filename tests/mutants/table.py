@@ -477,23 +477,23 @@ EVALUATION = (
     Mutant(
         "ties count for a class",
         METRICS,
-        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append((~(score_PC < own_P1)).sum(1))",
-        "        own_P1 = score_PC.gather(1, class_P[:, None])\n        ranks.append(1 + (score_PC > own_P1).sum(1))",
+        "ahead_QG = ~(score_QG < best_Q1)",
+        "ahead_QG = (score_QG > best_Q1)",
         EVALS,
     ),
-    Mutant("equal captions are counted once", METRICS, "(better_PC * count_C).sum(1)", "better_PC.sum(1)", EVALS),
+    Mutant("equal captions are counted once", METRICS, "else ahead_QG * count_G)", "else ahead_QG)", EVALS),
     Mutant(
         "every right image counts against the first",
         METRICS,
-        "(~(score_PG < best_P1) & ~right_PG)",
-        "(~(score_PG < best_P1))",
+        "~(score_QG < best_Q1) & ~right_QG",
+        "~(score_QG < best_Q1)",
         EVALS,
     ),
     Mutant(
         "the worst right image counts",
         METRICS,
-        "masked_fill(~right_PG, -torch.inf).amax",
-        "masked_fill(~right_PG, torch.inf).amin",
+        "masked_fill(~right_QG, -torch.inf).amax",
+        "masked_fill(~right_QG, torch.inf).amin",
         EVALS,
     ),
 )
@@ -698,8 +698,8 @@ PER_EXAMPLE = (
     Mutant(
         "probabilities at a scale of one",
         METRICS,
-        "(scale * image_PD.float()",
-        "(image_PD.float()",
+        "(scale * image_ND.float()",
+        "(image_ND.float()",
         EVALS,
     ),
     Mutant(

@@ -20,7 +20,7 @@ from thread_world import ThreadWorld, by_threads
 from torch import Tensor
 
 from jestbench import seeds
-from jestbench.batch import DataError, Pass
+from jestbench.batch import Batch, DataError, Pass
 from jestbench.data import file_pairs
 from jestbench.data.augment import AugmentedPairs, RandomResizedCrop
 from jestbench.data.cascade import CandidateScoring, Cascade, CascadePlan
@@ -38,6 +38,7 @@ from jestbench.data.synthetic import Synthetic
 from jestbench.parallel import distributed
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
+from jestbench.parallel.shared_batch import SharedBatch
 from jestbench.parallel.traffic import TRAFFIC
 
 SIZES = (2, 3, 4)
@@ -127,6 +128,26 @@ def test_the_gradient_of_gathered_rows_is_that_of_the_own_rows_times_the_process
         return torch.equal(own.grad, 2 * weight_BD[placement.rows])
 
     assert by_threads(2, gradient) == [True, True]
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+def test_pairs_that_all_are_to_see_are_those_of_one_process(captioned: bool) -> None:
+    """Positions in any order, some twice; pairs may have no captions, and a process none of these pairs."""
+    whole = Synthetic().split("pool").batch(torch.arange(7))
+    whole = whole if captioned else replace(whole, captions=())
+
+    def seen(world: World) -> list[Batch]:
+        shared = SharedBatch.of(whole.take(world.rows(7)), Placement.in_turns(7, world))
+        return [shared.everywhere(index_P) for index_P in given]
+
+    given = [torch.tensor(index) for index in ([4, 0, 4, 6, 1], [3, 0], [5])]
+    for found in by_threads(3, seen):
+        for batch, index_P in zip(found, given, strict=True):
+            wanted = whole.take(index_P)
+            assert batch.captions == wanted.captions
+            assert torch.equal(batch.images_BCHW, wanted.images_BCHW)
+            assert torch.equal(batch.image_key_B, wanted.image_key_B)
+            assert all(torch.equal(batch.marks[name], mark) for name, mark in wanted.marks.items())
 
 
 # What is read

@@ -69,11 +69,7 @@ def prepare_folder(folder: Path, recipe: Recipe, vocab_size: int, tarballs: Path
 
 
 def _check_space(folder: Path, parts: Path, recipe: Recipe) -> None:
-    """Check, before minutes of work, that the disk has room for the parts and the finished folder together.
-
-    Raises:
-        OSError: the disk is too small.
-    """
+    """Raise ``OSError`` before minutes of work if the disk has no room for parts and finished folder together."""
     there = sum(path.stat().st_size for path in parts.iterdir()) if parts.is_dir() else 0
     an_icon = 3 * recipe.image_size**2 + PNG_BYTES * recipe.form.encoded
     needed, free = 2 * recipe.icons * an_icon - there, shutil.disk_usage(folder).free

@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from jestbench.disk import content_key, whole
 PART_SECONDS = 1800.0
 """How long the next part is waited for, before its worker is taken to hang."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_Arrays = Mapping[str, npt.NDArray[Any]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -66,32 +68,33 @@ class IconPart:
     @classmethod
     def read(cls, path: Path) -> IconPart | None:
         """Read all but the pixels; ``None`` where the file is missing or damaged."""
-        try:
-            with np.load(path) as file:
-                return cls(int(file["count"]), file["which"], file["key"], file["look"], file["size"])
-        except _UNREADABLE:
-            return None
+        names = ("which", "key", "look", "size")
+        return _held(path, lambda file: cls(int(file["count"]), *(file[name] for name in names)))
 
     @staticmethod
     def images(path: Path) -> npt.NDArray[np.uint8] | None:
         """The image of each; ``None`` where the file is damaged."""
-        try:
-            with np.load(path) as file:
-                images: npt.NDArray[np.uint8] = file["images"]
-                return images
-        except _UNREADABLE:
-            return None
+        return _held(path, lambda file: file["images"])
 
     @staticmethod
     def pngs(path: Path) -> list[bytes] | None:
         """The PNG of each, empty without one; ``None`` where the file is damaged."""
-        try:
-            with np.load(path) as file:
-                sizes, blob = file["size"].tolist(), file["blob"].tobytes()
-        except _UNREADABLE:
-            return None
-        ends = np.cumsum(sizes, dtype=np.int64).tolist()
-        return [blob[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return _held(path, _pngs)
+
+
+def _held(path: Path, take: Callable[[_Arrays], _T]) -> _T | None:
+    """What is taken of a file's arrays; ``None`` where the file is missing or damaged."""
+    try:
+        with np.load(path) as file:
+            return take(file)
+    except _UNREADABLE:
+        return None
+
+
+def _pngs(file: _Arrays) -> list[bytes]:
+    sizes, blob = file["size"], file["blob"].tobytes()
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return [blob[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
 
 
 def render(drawings: Sequence[str], pixels: int) -> npt.NDArray[np.uint8]:

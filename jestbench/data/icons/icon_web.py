@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +12,6 @@ from jestbench.data.caption_noise import normalised
 
 Index = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class WebNoise:
-    """How a noisy split differs from one where each class, caption and drawing is as good as any other.
-
-    Attributes:
-        tail: exponent of the Zipf law that bounds the pairs of a caption; 0: none is left out.
-        partial: share of the pairs whose captions have one wrong word, in [0, 1).
-        repeats: exponent of the Zipf law by which pairs are repeated; 0: each pair stands once.
-    """
-
-    tail: float = 0.0
-    partial: float = 0.0
-    repeats: float = 0.0
 
 
 def long_tail(captions: Sequence[str], exponent: float, seed: Sequence[int]) -> Index:

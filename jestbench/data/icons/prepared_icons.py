@@ -22,7 +22,7 @@ import numpy.typing as npt
 from jestbench.batch import DataError
 from jestbench.data.caption_noise import exchange_captions
 from jestbench.data.icons.icon_folder import prepare_folder
-from jestbench.data.icons.icon_web import Flags, Index, WebNoise, long_tail, partly_right, repeated
+from jestbench.data.icons.icon_web import Flags, Index, long_tail, partly_right, repeated
 from jestbench.data.icons.recipe import Recipe
 from jestbench.data.pairs import ArrayPairs, Pairs
 from jestbench.disk import cache_root, digest, file_digest, user_path
@@ -78,6 +78,10 @@ class PreparedIcons(ABC):
 
     # What differs between the data sets
 
+    # Without a type these are no parameters; Icons makes parameters of them, and describes them.
+    curated = 0
+    tail = partial = repeats = 0.0
+
     @property
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -97,14 +101,6 @@ class PreparedIcons(ABC):
     def key_column(self) -> str:
         """The column of the index that holds the content hash of each image."""
         return "key"
-
-    def web_noise(self) -> WebNoise:
-        """What else is unlike in noisy splits: rare classes, captions that are partly right, repeats."""
-        return WebNoise()
-
-    def of_curated(self) -> int:
-        """Number of pairs that the curated splits are cut to, each; 0 for all."""
-        return 0
 
     def caption_file(self, part: str) -> str:
         """The file that holds the captions of a split, before any is exchanged."""
@@ -235,8 +231,8 @@ class PreparedIcons(ABC):
                 raise DataError(
                     f"{self.label}.min_hands = {self.min_hands} leaves nothing of {part}: choose a lower one"
                 )
-            if part in self.recipe.curated and self.of_curated():
-                some = _first(some, self.of_curated(), f"{self.label}.curated", part)
+            if part in self.recipe.curated and self.curated:
+                some = _first(some, self.curated, f"{self.label}.curated", part)
             texts = (self.folder / self.caption_file(part)).read_text(encoding="utf-8").split("\n")
             kept, texts_N, marks_N = self._worsened([texts[row] for row in some], part)
             new = np.flatnonzero(~taken[some[kept]])
@@ -268,34 +264,29 @@ class PreparedIcons(ABC):
 
         One random stream for each part and kind of noise: the pool's is the same whichever splits are joined to it.
         """
-        noisy, web = part not in self.clean, self.web_noise()
-        seed = [self.noise_seed, self.splits.index(part)]
+        noisy, seed = part not in self.clean, [self.noise_seed, self.splits.index(part)]
         kept = np.arange(len(texts))
-        if noisy and web.tail:
-            kept = long_tail(texts, web.tail, [*seed, 1])
+        if noisy and self.tail:
+            kept = long_tail(texts, self.tail, [*seed, 1])
         texts = [texts[i] for i in kept]
         marks = {"noisy": np.zeros(len(texts), dtype=np.bool_)}
         if noisy and self.noise:
             texts, marks["noisy"] = exchange_captions(texts, self.noise, seed)
-        if web.partial:
+        if self.partial:
             marks["partial"] = np.zeros(len(texts), dtype=np.bool_)
             if noisy:
-                texts, marks["partial"] = partly_right(texts, ~marks["noisy"], web.partial, [*seed, 2])
-        if web.repeats:
+                texts, marks["partial"] = partly_right(texts, ~marks["noisy"], self.partial, [*seed, 2])
+        if self.repeats:
             drawn, again = np.arange(len(texts)), np.zeros(len(texts), dtype=np.bool_)
             if noisy:
-                drawn, again = repeated(len(texts), web.repeats, [*seed, 3])
+                drawn, again = repeated(len(texts), self.repeats, [*seed, 3])
             kept, texts = kept[drawn], [texts[i] for i in drawn]
             marks = {mark: found[drawn] for mark, found in marks.items()} | {"repeated": again}
         return kept, texts, marks
 
 
 def _first(some: Index, count: int, name: str, part: str) -> Index:
-    """``count`` rows at random, always the same ones: a smaller number's are among a larger number's.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """``count`` rows at random, always the same ones: a smaller number's are among a larger number's."""
     if count > len(some):
         raise DataError(f"{name} = {count}: {part} has {len(some)} pairs")
     return np.sort(np.random.default_rng(0).permutation(some)[:count])
