@@ -42,6 +42,8 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json
 INDEX = "model.safetensors.index.json"
 SHAPES = ("config.json", "preprocessor_config.json", "processor_config.json")
 FILES = ("*.json", f"*{SAFE}", "*.txt", "*.model")
+ENDINGS = (SAFE, ".json", ".bin", ".pt", ".pth", ".ckpt")
+"""Of paths to a file of weights or of their description: a name on the hub may hold a dot, too (llama-2.5b)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class HuggingFaceClip(Foreign):
         """
         if self._local is not None:
             return self._local
-        if Path(self.path).suffix or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+        if self.path.endswith(ENDINGS) or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
             raise DataError(
                 f"hugging_face_clip.path = {self.path!r}: no such folder, and no name on the hub (OWNER/NAME)"
             )

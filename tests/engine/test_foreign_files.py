@@ -237,7 +237,9 @@ def test_the_folder_of_another_library_is_bound_as_the_message_says(
         (OpenClip(model="hf-hub:nobody/nothing"), 3, "cannot be fetched"),
         (OpenClip(model="local-dir:nowhere"), 3, "nowhere"),
         (HuggingFaceClip(path="nobody/nothing"), 3, "cannot be fetched from the hub"),
+        (HuggingFaceClip(path="facebook/metaclip-h14-fullcc2.5b"), 3, "cannot be fetched from the hub"),
         (HuggingFaceClip(path="./nowhere"), 3, "no such folder"),
+        (HuggingFaceClip(path="weights/model.safetensors"), 3, "no such folder"),
     ],
     ids=lambda value: getattr(value, "label", ""),
 )
