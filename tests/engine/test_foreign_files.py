@@ -249,6 +249,15 @@ def test_without_a_network(model: Foreign, status: int, said: str) -> None:
     assert (found.value.exit_status, said in str(found.value)) == (status, True), str(found.value)
 
 
+def test_a_stand_in_scores_nothing_alone() -> None:
+    """Its random weights would pass for those on the hub."""
+    model = HuggingFaceClip(path="nobody/nothing")
+    found = model.stand_in("meta")
+    assert (found, found.identity, found.remote) == (model, model.identity, model.remote)
+    assert found.frozen(None) is None  # type: ignore[arg-type]
+    assert model.shapes_on is None
+
+
 @pytest.mark.parametrize(("name", "package"), [("clip", "open_clip"), ("hf", "transformers")])
 def test_without_the_library(name: str, package: str, small: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
