@@ -294,23 +294,8 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "init"))
             image = self._image_tower()
-            text = TextTower(
-                self.text_vocab_size or tokenizer.vocab_size,
-                tokenizer.length,
-                tokenizer.pad_id,
-                self.embed_dim,
-                width=self.text_width,
-                layers=self.text_layers,
-                heads=self.text_heads,
-                mlp_ratio=self.text_mlp_ratio,
-                causal=self.text_causal,
-                pool=self.text_pool,
-                attend_padding=self.text_attend_padding,
-                activation=self.text_activation,
-                norm_eps=self.text_norm_eps,
-                projection_bias=self.text_projection_bias,
-                end_id=tokenizer.end_id,
-            )
+            words = self.text_vocab_size or tokenizer.vocab_size
+            text = TextTower(self, words, tokenizer.length, tokenizer.pad_id, tokenizer.end_id)
             return TwoTowers(image, text, tokenizer, loss, self.freeze == "image")
 
     def _image_tower(self) -> ImageTower:
