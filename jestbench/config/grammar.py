@@ -88,11 +88,7 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
 
 
 def _parsed(text: str, path: Path) -> list[Statement]:
-    """The statements of a file.
-
-    Raises:
-        ConfigError: with file and line, and the character there that only looks like one of gin's.
-    """
+    """The statements of a file; ``ConfigError`` with file, line and the character that only looks like one of gin's."""
     try:
         return parse(text, shown(path), configurables())
     except ConfigError as error:

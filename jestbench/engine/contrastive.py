@@ -310,11 +310,7 @@ class ContrastiveTraining(Training):
 
 
 def _remembered(setting: Setting, model: TwoTowers, price: Price, views: Collection[View]) -> LockedImages:
-    """The images of a locked tower, each embedded once.
-
-    Raises:
-        ValueError: a setting of the run makes an image's embedding another one from pass to pass.
-    """
+    """Embeds each image of a locked tower once; ``ValueError`` where a setting makes them vary from pass to pass."""
     run = setting.run
     reasons = {
         "model.freeze is not set, and a tower in training embeds an image anew in each pass": not model.locked,

@@ -104,11 +104,7 @@ def _drawable(logit_B: Tensor) -> Tensor:
 
 
 def _refuse(bad: float, free: float, size: int, count: int) -> None:
-    """Raise where ``_drawable`` rules the draw out.
-
-    Raises:
-        ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
-    """
+    """Raise ``ScoreError`` for a logit that is NaN or +inf, or fewer than ``count`` that can be drawn."""
     if bad:
         raise NonFiniteScore("a selection logit is NaN or +inf")
     if not 0 <= count <= free:
@@ -116,11 +112,7 @@ def _refuse(bad: float, free: float, size: int, count: int) -> None:
 
 
 def _refuse_gain(logit_B: Tensor, gain: float) -> None:
-    """Raise where logits are infinite under the gain alone.
-
-    Raises:
-        ScoreError: the message names the gain.
-    """
+    """Raise ``ScoreError`` where logits are infinite under the gain alone; the message names the gain."""
     finite_B = logit_B[torch.isfinite(logit_B)]
     if bool((logit_B < math.inf).all()) and len(finite_B):
         raise ScoreError(
