@@ -251,7 +251,7 @@ class HuggingFaceClip(Foreign):
         return Preprocessing(side, crop, kernel, mean, std), image
 
     def _of_unit_pixels(self, given: Mapping[str, Any]) -> tuple[Channels, Channels]:
-        """Mean and deviation of unit pixels, the processor's rescaling in them; ``ForeignError`` for a senseless one."""
+        """Mean and deviation of unit pixels, the processor's rescaling in them; ``ForeignError`` for a bad one."""
         factor = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
         if not 0 < factor < math.inf:
             raise ForeignError(f"{self.label}: the rescale_factor of its preprocessor_config.json is {factor}")
