@@ -238,7 +238,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"{arm}",
             f"  step                 {one:.1f} ms by one process, {apart:.1f} ms by {processes} apart, "
             f"{many:.1f} ms by {processes} together",
-            f"  efficiency           {ratio['value']:.2f}, rounds {ratio['low']:.2f} to {ratio['high']:.2f} "
+            f"  efficiency           {ratio['value']:.2f}, rounds {timing.spread(ratio)} "
             f"(forecast {found['efficiency, forecast']:.2f}; apart {found['apart']['value']:.2f})",
             f"  waits of the host    {statistics.median(found['waits, seconds']) * 1e3:.1f} ms a step in "
             f"{found['calls']:.0f} collectives",
