@@ -239,12 +239,6 @@ def _digest_of(path: Path, size: int, changed: int) -> str:
     return file_digest(path)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def three(values: Any) -> tuple[float, float, float]:
     """One value a channel, from one for all or from three."""
     red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3

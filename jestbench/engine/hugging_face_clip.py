@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.disk import DataError, digest, user_path
+from jestbench.disk import DataError, digest, first_line, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
     checked_weights,
     described,
     files_digest,
-    first_line,
     misfit,
     missing_extra,
     quietly,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jestbench.disk import DataError, digest, nearest, user_path
+from jestbench.disk import DataError, digest, first_line, nearest, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
@@ -21,7 +21,6 @@ from jestbench.engine.foreign import (
     chosen_weights,
     described,
     files_digest,
-    first_line,
     misfit,
     missing_extra,
     quietly,
