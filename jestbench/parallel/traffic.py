@@ -135,7 +135,7 @@ class Traffic:
         """Note what one process has computed of ``Joined``."""
         found = Counter[int]()
         for each in rows:
-            found[len(each)] += each[:1].nbytes
+            found[len(each)] += each.nbytes // max(1, len(each))
         self._alone += Joined(found, *(sum(each.nbytes for each in part) for part in (terms, sums)))
 
     def since_alone(self) -> Joined:
