@@ -8,30 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jestbench.batch import Batch, Pass, Selection
-    from jestbench.compare.report import compare_runs
-    from jestbench.cost.tracing import UnknownOperator, forward_macs
-    from jestbench.launch.command import main
-    from jestbench.runs.loaded_model import load_model
-    from jestbench.select import Embeddings, Scores, conditional_logits, joint_sample
+    from jestbench.batch import Batch as Batch
+    from jestbench.batch import Pass as Pass
+    from jestbench.batch import Selection as Selection
+    from jestbench.compare.report import compare_runs as compare_runs
+    from jestbench.cost.tracing import UnknownOperator as UnknownOperator
+    from jestbench.cost.tracing import forward_macs as forward_macs
+    from jestbench.launch.command import main as main
+    from jestbench.runs.loaded_model import load_model as load_model
+    from jestbench.select import Embeddings as Embeddings
+    from jestbench.select import Scores as Scores
+    from jestbench.select import conditional_logits as conditional_logits
+    from jestbench.select import joint_sample as joint_sample
 
 __version__ = "0.1.0"
-__all__ = [
-    "Batch",
-    "Embeddings",
-    "Pass",
-    "Scores",
-    "Selection",
-    "UnknownOperator",
-    "__version__",
-    "compare_runs",
-    "conditional_logits",
-    "forward_macs",
-    "joint_sample",
-    "load_model",
-    "main",
-]
-
 _HOMES = {
     "Batch": "jestbench.batch",
     "Embeddings": "jestbench.select",
@@ -46,6 +36,7 @@ _HOMES = {
     "load_model": "jestbench.runs.loaded_model",
     "main": "jestbench.launch.command",
 }
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -188,7 +188,7 @@ class Turn:
         if update.trained is not None and isinstance(policy, remembering.LearningPolicy):
             key_K = pair_keys(chosen.image_key_B, chosen.text_key_B)
             before = Remembered(progress.policy_state, progress.memory.read(key_K))
-            trained = replace(update.trained, progress=moment)
+            trained = replace(update.trained, progress=moment, held_K=progress.memory.holds(key_K))
             after = remembering.learn(policy, trained, before, self.resolved.run.patience)
             progress.policy_state = after.state
             progress.memory.write(key_K, after.memory)

@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from jestbench.batch import Selection
-from jestbench.select import Draw, PairLoss, Scores, choice_statistics, independent_draw, joint_draw, top_k
+from jestbench.select import Draw, PairLoss, Scores, Side, choice_statistics, independent_draw, joint_draw, top_k
 
 Gain = float | tuple[float, float]
 """A factor on scores: one for the whole run, or (from, to), linear in the share of the budget that is spent."""
 
 
-def check_gain(gain: Gain) -> None:
-    """Raise ``ValueError`` unless the gain, or both ends of it, are finite and not negative."""
-    ends = gain if isinstance(gain, tuple) else (gain, gain)
-    if len(ends) != 2 or not all(math.isfinite(end) and end >= 0 for end in ends):
-        raise ValueError(f"gain must be finite and not negative, or (from, to) of two such numbers, got {gain}")
+CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "repetition": (lambda times: math.isfinite(times) and times >= 0, "must be finite and not negative"),
+    "gain": (
+        lambda gain: len(_ends(gain)) == 2 and all(math.isfinite(end) and end >= 0 for end in _ends(gain)),
+        "must be finite and not negative, or (from, to) of two such numbers",
+    ),
+    "chunks": (lambda chunks: isinstance(chunks, int) and chunks >= 1, "must be a whole number, at least 1"),
+    "pair_loss": (lambda kind: kind in get_args(PairLoss), f"must be one of {', '.join(get_args(PairLoss))}"),
+    "share": (lambda share: 0 < share <= 1, "lies in (0, 1]"),
+    "temperature": (
+        lambda degree: degree > 0 and math.isfinite(degree) and math.isfinite(1 / degree),
+        "must be finite and positive",
+    ),
+}
+"""Of parameters that several policies have: what is allowed, and the words for it."""
 
 
-def check_chunks(chunks: int) -> None:
-    """Raise ``ValueError`` unless ``chunks`` is an integer of at least 1."""
-    if not (isinstance(chunks, int) and chunks >= 1):
-        raise ValueError(f"chunks must be a whole number, at least 1, got {chunks}")
+def check(policy: object) -> None:
+    """Raise ``ValueError`` unless the parameters in ``CHECKS`` that the policy has are allowed."""
+    for name, (allowed, rule) in CHECKS.items():
+        if hasattr(policy, name) and not allowed(value := getattr(policy, name)):
+            raise ValueError(f"{name} {rule}, got {value!r}")
 
 
-def check_pair_loss(pair_loss: str) -> None:
-    """Raise ``ValueError`` unless ``pair_loss`` is the name of a pair loss."""
-    if pair_loss not in get_args(PairLoss):
-        raise ValueError(f"pair_loss must be one of {', '.join(get_args(PairLoss))}, got {pair_loss!r}")
-
-
-def check_share(share: float) -> None:
-    """Raise ``ValueError`` unless the share lies in (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share lies in (0, 1], got {share}")
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ``ValueError`` unless the temperature and its inverse are finite and positive."""
-    if not (temperature > 0 and math.isfinite(temperature) and math.isfinite(1 / temperature)):
-        raise ValueError(f"temperature must be finite and positive, got {temperature}")
+def _ends(gain: Gain) -> tuple[float, ...]:
+    return gain if isinstance(gain, tuple) else (gain, gain)
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class Sampling:
     needs: ClassVar[frozenset[str]]
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.repetition) and self.repetition >= 0):
-            raise ValueError(f"repetition must be finite and not negative, got {self.repetition}")
+        check(self)
         more = {"memory"} if self.repetition else set()
         more |= {"progress"} if isinstance(getattr(self, "gain", 1.0), tuple) else set()
         object.__setattr__(self, "needs", type(self).needs | more)
@@ -70,6 +67,39 @@ class Sampling:
     def offset_B(self, scores: Scores) -> Tensor | None:
         """What is added to each pair's logit for the times that it was trained on; ``None`` without repetition."""
         return -self.repetition * scores.memory["times"].nan_to_num(0.0) if self.repetition else None
+
+    def by_score(
+        self,
+        scores: Scores,
+        score_B: Tensor,
+        count: int,
+        generator: torch.Generator,
+        gain: Gain = 1.0,
+        deterministic: bool = False,
+    ) -> Selection:
+        """Draw ``count`` pairs independently, p ∝ exp(gain · score), or take the largest scores."""
+        gain, offset_B = gain_now(gain, scores), self.offset_B(scores)
+        draw = independent_draw(score_B, count, gain, deterministic, generator, offset_B)
+        return self.counted(selected(draw), scores)
+
+    def jointly(
+        self, scores: Scores, count: int, generator: torch.Generator, chunks: int, gain: Gain, deterministic: bool
+    ) -> Selection:
+        """Draw ``count`` pairs jointly, in chunks, from the scores of learner, reference or both."""
+        gain, offset_B = gain_now(gain, scores), self.offset_B(scores)
+        draw = joint_draw(scores, count, chunks, gain, deterministic, generator, offset_B)
+        return self.counted(selected(draw), scores)
+
+    def among(
+        self, passed_P: Tensor, scores: Scores, score_B: Tensor, count: int, generator: torch.Generator
+    ) -> Selection:
+        """``count`` of the pairs that passed a filter, drawn uniformly but for the offset."""
+        offset_B = self.offset_B(scores)
+        offset_P = None if offset_B is None else offset_B[passed_P]
+        zeros_P = torch.zeros(len(passed_P), device=passed_P.device)
+        drawn_K = independent_draw(zeros_P, count, generator=generator, offset_B=offset_P).index_K
+        index_K = passed_P[drawn_K.to(passed_P.device)]
+        return self.counted(Selection(index_K, choice_statistics(score_B, index_K), score_B=score_B), scores)
 
     def counted(self, selection: Selection, scores: Scores) -> Selection:
         """The selection, and that the chosen pairs were trained on once more."""
@@ -100,17 +130,6 @@ def top_share(score_B: Tensor, share: float, count: int) -> Tensor:
     return top_k(score_B, max(count, math.ceil(share * len(score_B))))
 
 
-def among(
-    passed_P: Tensor, score_B: Tensor, count: int, generator: torch.Generator, offset_B: Tensor | None
-) -> Selection:
-    """``count`` of the pairs that passed a filter, drawn uniformly but for the offset."""
-    offset_P = None if offset_B is None else offset_B[passed_P]
-    zeros_P = torch.zeros(len(passed_P), device=passed_P.device)
-    drawn_K = independent_draw(zeros_P, count, generator=generator, offset_B=offset_P).index_K
-    index_K = passed_P[drawn_K.to(passed_P.device)]
-    return Selection(index_K, choice_statistics(score_B, index_K), score_B=score_B)
-
-
 def other_pairs(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """For a control: the positions of the pairs in random order, by which each is given the score of another."""
     return torch.randperm(size, generator=generator).to(device)
@@ -137,20 +156,16 @@ class PairScorePolicy(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pair_loss(self.pair_loss)
-        check_chunks(self.chunks)
-        check_gain(self.gain)
         if self.joint and self.pair_loss != "own":
             raise ValueError("a joint draw conditions on what is drawn, not on the super-batch: use pair_loss 'own'")
 
-    def draw(self, scores: Scores, score_B: Tensor | None, count: int, generator: torch.Generator) -> Selection:
-        """Draw independently by ``score_B``, or jointly from the scores where it is ``None``."""
-        gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
-        if score_B is None:
-            draw = joint_draw(scores, count, self.chunks, gain, self.deterministic, generator, offset_B)
-        else:
-            draw = independent_draw(score_B, count, gain, self.deterministic, generator, offset_B)
-        return self.counted(selected(draw), scores)
+    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
+        """Draw by the learner's loss less the reference's: those of the two that the policy needs."""
+        scores = scores.only(*(side for side in get_args(Side) if side in self.needs))
+        if self.joint:
+            return self.jointly(scores, count, generator, self.chunks, self.gain, self.deterministic)
+        score_B = scores.learnability_B(self.pair_loss)
+        return self.by_score(scores, score_B, count, generator, self.gain, self.deterministic)
 
 
 def random_part(of_N: Tensor, share: float, generator: torch.Generator, shuffle: bool = False) -> Tensor:

@@ -18,8 +18,8 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PairLoss, Role, Scores, independent_draw
-from policies._per_pair import Gain, Sampling, check_gain, check_pair_loss, gain_now, selected
+from jestbench.select import PairLoss, Role, Scores
+from policies._per_pair import Gain, Sampling
 from policies.registry import register
 
 
@@ -40,14 +40,7 @@ class ActiveClip(Sampling):
     needs: ClassVar[frozenset[Role]] = frozenset({"online", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"online": 1, "reference": -1}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_pair_loss(self.pair_loss)
-        check_gain(self.gain)
-
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the scorer's loss over the reference's."""
         score_B = scores.pair_loss_B("online", self.pair_loss) - scores.pair_loss_B("reference", self.pair_loss)
-        gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
-        draw = independent_draw(score_B, count, gain, self.deterministic, generator, offset_B)
-        return self.counted(selected(draw), scores)
+        return self.by_score(scores, score_B, count, generator, self.gain, self.deterministic)

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import PolicyError, Role, Scores, independent_draw
-from policies._per_pair import Sampling, check_temperature, other_pairs, selected
+from jestbench.select import PolicyError, Role, Scores
+from policies._per_pair import Sampling, other_pairs
 from policies.registry import register
 
 
@@ -39,10 +39,6 @@ class Cappy(Sampling):
     needs: ClassVar[frozenset[Role]] = frozenset({"scorer"})
     prefers: ClassVar[Mapping[str, int]] = {"g": 1}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_temperature(self.temperature)
-
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the grade over the temperature.
 
@@ -54,6 +50,4 @@ class Cappy(Sampling):
         grade_B = scores.values["g"]
         if self.shuffle:
             grade_B = grade_B[other_pairs(len(scores), generator, grade_B.device)]
-        offset_B = self.offset_B(scores)
-        draw = independent_draw(grade_B, count, 1 / self.temperature, self.deterministic, generator, offset_B)
-        return self.counted(selected(draw), scores)
+        return self.by_score(scores, grade_B, count, generator, 1 / self.temperature, self.deterministic)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jestbench.batch import Selection
 from jestbench.select import Role, Scores
-from policies._per_pair import Sampling, among, check_share, check_temperature, other_pairs, top_share
+from policies._per_pair import Sampling, other_pairs, top_share
 from policies.registry import register
 
 
@@ -51,8 +51,6 @@ class ClipLoss(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.share)
-        check_temperature(self.temperature)
         if self.batch < 0 or self.rounds < 1:
             raise ValueError(f"batch is 0 or more and rounds at least 1, got {self.batch} and {self.rounds}")
 
@@ -62,7 +60,7 @@ class ClipLoss(Sampling):
         if self.shuffle:
             score_B = score_B[other_pairs(len(scores), generator, score_B.device)]
         passed_P = top_share(score_B, self.share, count)
-        return self.counted(among(passed_P, score_B, count, generator, self.offset_B(scores)), scores)
+        return self.among(passed_P, scores, score_B, count, generator)
 
     def _score_B(self, scores: Scores, generator: torch.Generator) -> Tensor:
         """−τ times the softmax loss of each pair within its random batches, the reference's scale being 1/τ."""

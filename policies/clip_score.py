@@ -16,7 +16,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import Role, Scores
-from policies._per_pair import Sampling, among, check_share, top_share
+from policies._per_pair import Sampling, top_share
 from policies.registry import register
 
 
@@ -35,12 +35,8 @@ class ClipScore(Sampling):
     prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
     cosine_only: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share(self.share)
-
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Filter by the pair's own logit, which orders pairs as their cosine does, then draw."""
         score_B = scores.own_logit_B("reference")
         passed_P = top_share(score_B, self.share, count)
-        return self.counted(among(passed_P, score_B, count, generator, self.offset_B(scores)), scores)
+        return self.among(passed_P, scores, score_B, count, generator)

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 
 from jestbench.batch import COLUMN, Selection
-from jestbench.select import Scores, independent_draw, top_k
-from policies._per_pair import Sampling, among, check_share, check_temperature, other_pairs, selected, top_share
+from jestbench.select import Scores, top_k
+from policies._per_pair import Sampling, other_pairs, top_share
 from policies.registry import register
 
 By = Literal["top", "threshold", "draw"]
@@ -53,8 +53,6 @@ class Column(Sampling):
             raise ValueError("name is that of a column, and is empty")
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be finite, got {self.threshold}")
-        check_share(self.share)
-        check_temperature(self.temperature)
         super().__post_init__()
         object.__setattr__(self, "needs", self.needs - type(self).needs | {f"{COLUMN}{self.name}"})
 
@@ -65,14 +63,13 @@ class Column(Sampling):
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Filter by the number and draw among what passes, or draw by the number."""
-        value_B, offset_B = scores.values[f"{COLUMN}{self.name}"], self.offset_B(scores)
+        value_B = scores.values[f"{COLUMN}{self.name}"]
         if self.shuffle:
             value_B = value_B[other_pairs(len(scores), generator, value_B.device)]
         if self.by == "draw":
-            draw = independent_draw(value_B, count, 1 / self.temperature, False, generator, offset_B)
-            return self.counted(selected(draw), scores)
+            return self.by_score(scores, value_B, count, generator, 1 / self.temperature)
         if self.by == "top":
             passed_P = top_share(value_B, self.share, count)
         else:
             passed_P = top_k(value_B, max(count, int((value_B >= self.threshold).sum())))
-        return self.counted(among(passed_P, value_B, count, generator, offset_B), scores)
+        return self.among(passed_P, scores, value_B, count, generator)

@@ -13,10 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from jestbench.batch import Selection
-from jestbench.select import Role, Scores
+from jestbench.select import Role
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -28,9 +25,3 @@ class EasyReference(PairScorePolicy):
 
     needs: ClassVar[frozenset[Role]] = frozenset({"reference"})
     prefers: ClassVar[Mapping[str, int]] = {"reference": -1}
-
-    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
-        """Draw by the reference's negative loss."""
-        scores = scores.only("reference")
-        score_B = None if self.joint else -scores.pair_loss_B("reference", self.pair_loss)
-        return self.draw(scores, score_B, count, generator)

@@ -23,7 +23,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
-from policies._per_pair import Sampling, check_temperature
+from policies._per_pair import Sampling
 from policies.registry import register
 
 
@@ -41,10 +41,6 @@ class GradNorm(Sampling):
     weighted: bool = True
     needs: ClassVar[frozenset[Role]] = frozenset({"learner"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_temperature(self.temperature)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw by the norms; weigh the chosen pairs by their probabilities."""

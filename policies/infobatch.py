@@ -75,11 +75,12 @@ class InfoBatch:
         return Selection(index_K, statistics, torch.where(below_K, 1 / (1 - self.prune), 1.0), state)
 
     def learn(self, trained: Trained, state: Remembered) -> Remembered:
-        """Remember the losses, and keep their sum."""
-        own, loss_K, before_K = state.state, trained.loss_K.float(), state.memory["loss"]
-        new_K = before_K.isnan()
-        total = own["sum"] + float((loss_K.double() - before_K.double().nan_to_num(0.0)).sum())
-        return Remembered({**own, "sum": total, "count": own["count"] + int(new_K.sum())}, {"loss": loss_K})
+        """Remember the losses, and keep the sum of those that the memory holds."""
+        own, loss_K, held_K = state.state, trained.loss_K.float(), trained.held_K
+        before_P = state.memory["loss"][held_K]
+        total = own["sum"] + float((loss_K[held_K].double() - before_P.double().nan_to_num(0.0)).sum())
+        count = own["count"] + int(before_P.isnan().sum())
+        return Remembered({**own, "sum": total, "count": count}, {"loss": loss_K})
 
 
 def _mean(state: Any) -> float:

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 
 from jestbench.batch import Selection
-from jestbench.select import Role, Scores, joint_draw
-from policies._per_pair import Gain, Sampling, check_chunks, check_gain, gain_now, other_pairs, selected
+from jestbench.select import Role, Scores
+from policies._per_pair import Gain, Sampling, other_pairs
 from policies.registry import register
 
 
@@ -42,17 +42,10 @@ class Jest(Sampling):
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_chunks(self.chunks)
-        check_gain(self.gain)
-
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Draw jointly, chunk by chunk."""
         if self.shuffle_reference:
             reference = scores.side("reference")
             others_B = other_pairs(len(scores), generator, scores.device)
             scores = replace(scores, reference=reference.take(others_B))
-        gain, offset_B = gain_now(self.gain, scores), self.offset_B(scores)
-        draw = joint_draw(scores, count, self.chunks, gain, self.deterministic, generator, offset_B)
-        return self.counted(selected(draw), scores)
+        return self.jointly(scores, count, generator, self.chunks, self.gain, self.deterministic)

@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from jestbench.batch import Selection
-from jestbench.select import Role, Scores
+from jestbench.select import Role
 from policies._per_pair import PairScorePolicy
 from policies.registry import register
 
@@ -27,8 +24,3 @@ class Learnability(PairScorePolicy):
 
     needs: ClassVar[frozenset[Role]] = frozenset({"learner", "reference"})
     prefers: ClassVar[Mapping[str, int]] = {"learner": 1, "reference": -1}
-
-    def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
-        """Draw by the difference of the losses."""
-        score_B = None if self.joint else scores.learnability_B(self.pair_loss)
-        return self.draw(scores, score_B, count, generator)

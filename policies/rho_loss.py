@@ -21,7 +21,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import PairLoss, Role, Scores, independent_draw
-from policies._per_pair import check_pair_loss, selected
+from policies._per_pair import check, selected
 from policies.registry import register
 
 
@@ -41,7 +41,7 @@ class RhoLoss:
     by_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_pair_loss(self.pair_loss)
+        check(self)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Take the pairs with the largest reducible loss, deterministically."""

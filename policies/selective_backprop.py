@@ -16,7 +16,7 @@ import torch
 
 from jestbench.batch import Selection
 from jestbench.select import PairLoss, Role, Scores, choice_statistics, draw_statistics, gumbel_top_k
-from policies._per_pair import Sampling, check_pair_loss
+from policies._per_pair import Sampling
 from policies.registry import register
 
 
@@ -39,7 +39,6 @@ class SelectiveBackprop(Sampling):
         super().__post_init__()
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ValueError(f"beta must be finite and not negative, got {self.beta}")
-        check_pair_loss(self.pair_loss)
 
     def select(self, scores: Scores, count: int, generator: torch.Generator) -> Selection:
         """Rank the losses (equal losses share a rank), then draw by a power of the percentile."""

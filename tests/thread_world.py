@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jestbench.parallel.distributed import World
+from jestbench.parallel.traffic import gathered, reduced
 
 _T = TypeVar("_T")
 _V = TypeVar("_V")
@@ -31,11 +32,12 @@ class ThreadWorld(World):
 
     Attributes:
         hub: shared by all threads.
-        counts: collectives by kind, and the bytes that this process has sent.
+        counts: collectives by kind, and the bytes of what this process has given them (``bytes``), and has sent by
+            ring algorithms (``sent``).
     """
 
     hub: Hub = field(default_factory=lambda: Hub(1), repr=False)
-    counts: dict[str, int] = field(default_factory=lambda: {"gather": 0, "add": 0, "bytes": 0})
+    counts: dict[str, int] = field(default_factory=lambda: {"gather": 0, "add": 0, "bytes": 0, "sent": 0})
 
     def gather(self, own_X: Tensor) -> Tensor:
         """As ``World.gather``."""
@@ -68,7 +70,8 @@ class ThreadWorld(World):
 
     def _collected(self, kind: str, own_X: Tensor) -> Tensor:
         self.counts[kind] += 1
-        self.counts["bytes"] += own_X.numel() * own_X.element_size()
+        self.counts["bytes"] += own_X.nbytes
+        self.counts["sent"] += {"gather": gathered, "add": reduced}[kind](own_X.nbytes, self.size)
         self.hub.sent[self.rank] = own_X.detach().clone()
         self.hub.barrier.wait()
         assert len({(part.shape, part.dtype) for part in self.hub.sent}) == 1, "processes send tensors of one shape"

@@ -206,12 +206,7 @@ def rates(contenders: Mapping[str, Callable[[], Iterator[int]]], plan: DataPlan)
 
 def resident(pids: list[int]) -> int:
     """Resident bytes of processes, shared pages counted in each."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                total += 1024 * int(line.split()[1])
-    return total
+    return sum(timing.status_bytes("VmRSS", pid) for pid in pids)
 
 
 def memory(source: SuperBatchSource, minutes: float) -> dict[str, Any]:
@@ -295,7 +290,7 @@ def table(report: Mapping[str, Any]) -> str:
         for name, entry in part.items():
             if name != "pairs/s":
                 target = next(text for start, text in TARGETS.items() if name.startswith(start))
-                spread = f"{entry['low']:.2f} to {entry['high']:.2f}" if "low" in entry else ""
+                spread = timing.spread(entry)
                 lines.append(f"{f'{name} ({pixels} px)':40s}{entry['value']:8.2f}  {spread:>13s}  {target}".rstrip())
         medians = {name: statistics.median(values) for name, values in part["pairs/s"].items()}
         lines.append(f"  pairs/s: {', '.join(f'{name} {value:,.0f}' for name, value in medians.items())}")

@@ -106,11 +106,7 @@ def words(arm: str, processes: int, plan: ScalePlan) -> list[str]:
 
 
 def _started(processes: int, module: Sequence[str], folder: Path) -> tuple[str, int]:
-    """What a module under torchrun printed, and the bytes of its largest process.
-
-    Raises:
-        RuntimeError: it failed; the message is the end of what it printed.
-    """
+    """What a module under torchrun printed, and its largest process's bytes; ``RuntimeError`` if it failed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path, "JESTBENCH_CACHE": str(folder / "cache")}
@@ -242,7 +238,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"{arm}",
             f"  step                 {one:.1f} ms by one process, {apart:.1f} ms by {processes} apart, "
             f"{many:.1f} ms by {processes} together",
-            f"  efficiency           {ratio['value']:.2f}, rounds {ratio['low']:.2f} to {ratio['high']:.2f} "
+            f"  efficiency           {ratio['value']:.2f}, rounds {timing.spread(ratio)} "
             f"(forecast {found['efficiency, forecast']:.2f}; apart {found['apart']['value']:.2f})",
             f"  waits of the host    {statistics.median(found['waits, seconds']) * 1e3:.1f} ms a step in "
             f"{found['calls']:.0f} collectives",

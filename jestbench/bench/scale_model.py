@@ -115,7 +115,7 @@ def paper_sizes(selects: bool) -> StepSizes:
         description=16,
         weights=4 * weights,
         # One gather of both models' diagonals, and one of rows and columns of both after each chunk but the last.
-        joined=Joined(rows=4 * (2 + 4 * (plan.chunks - 1))) if selects else Joined(),
+        joined=Joined({plan.size: 4 * (2 + 4 * (plan.chunks - 1))}) if selects else Joined(),
     )
 
 

@@ -144,15 +144,9 @@ def _peak(size: int, count: int, width: int, chunks: int, loss: LossName, thread
     small = random_scores(BLOCK_ROWS, width, loss)
     joint_draw(small(), BLOCK_ROWS // 2, 2)  # loads libraries and their buffers
     scores = random_scores(size, width, loss)()
-    before = _status_bytes("VmRSS")
+    before = timing.status_bytes("VmRSS")
     listing_draw(scores, count, chunks) if listing else joint_draw(scores, count, chunks)
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(name: str) -> int:
-    # Not ru_maxrss: a child's peak starts at its parent's.
-    status = Path("/proc/self/status").read_text().split()
-    return 1024 * int(status[status.index(f"{name}:") + 1])
+    return timing.status_bytes("VmHWM") - before  # not ru_maxrss: a child's peak starts at its parent's
 
 
 def peak_bytes(plan: SelectionPlan, loss: LossName, chunks: int, listing: bool = False) -> int | None:

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from jestbench.engine.fit_memory import peak_bytes
 from jestbench.runs import environment
 
 INSTALL = "pip install -e '.[bench]'"
@@ -100,15 +102,22 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def status_bytes(name: str, pid: int | str = "self") -> int:
+    """A size in the status of a process, such as its resident set; 0 of a process that has ended and keeps its id."""
+    words = Path(f"/proc/{pid}/status").read_text().split()
+    return 1024 * int(words[words.index(f"{name}:") + 1]) if f"{name}:" in words else 0
+
+
+def spread(entry: Mapping[str, float]) -> str:
+    """The range of a ratio over the rounds; empty of one that was measured once."""
+    return f"{entry['low']:.2f} to {entry['high']:.2f}" if "low" in entry else ""
+
+
 def gpu_peak(run: Callable[[], object], device: torch.device) -> int:
     """Bytes by which a call raises the peak of a GPU's allocated memory."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return peak_bytes(run, device)
 
 
 def ratio(over: list[float], under: list[float]) -> float:

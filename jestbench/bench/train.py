@@ -147,7 +147,7 @@ def table(report: Mapping[str, Any]) -> str:
     for name, part in report["models"].items():
         for loss, entry in part["losses"].items():
             ratio = entry["ours over open_clip"]
-            spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+            spread = timing.spread(ratio)
             own, other = (statistics.median(entry["pairs/s"][who]) for who in ("ours", "open_clip"))
             lines.append(
                 f"{f'{name}, {loss}':32s}{ratio['value']:8.2f}  {spread:>13s}  {report['aim']:6s}"

@@ -59,11 +59,7 @@ def place(key: str, bindings: Sequence[Binding]) -> str:
 
 
 def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
-    """Types of what ``@references`` brought, which cannot be seen before they are built.
-
-    Raises:
-        ConfigError: naming the parameter and where it is bound.
-    """
+    """Refuse wrong types of what ``@references`` brought, which cannot be seen before they are built."""
     names = {cls: name for name, cls in configurables().items()}
     for part in (run, *(getattr(run, field.name) for field in dataclasses.fields(run))):
         owner = names.get(type(part))
@@ -83,11 +79,7 @@ def _check_built(run: Run, bindings: Sequence[Binding]) -> None:
 
 
 def _check_chunks(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
-    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks.
-
-    Raises:
-        ConfigError: the message names the most.
-    """
+    """Refuse more chunks than a batch has pairs, where they are bound: the draw, under another name, of b chunks."""
     chunks, key = getattr(run.policy, "chunks", None), f"{policy}.chunks"
     usual = getattr(type(run.policy), "chunks", None)  # of a dataclass: the default
     if isinstance(chunks, int) and chunks > run.batch_size and chunks != usual:

@@ -47,23 +47,8 @@ class Binding:
         return f"{self.name}.{self.parameter}"
 
 
-@dataclass(frozen=True)
-class Include:
-    """``include "file"``."""
-
-    file: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Import:
-    """``import module``."""
-
-    module: str
-    where: str
-
-
-Statement = Binding | Include | Import
+Import = config_parser.ImportStatement
+"""``import module``, as gin parses it."""
 
 
 class _Delegate(gin.config.ParserDelegate):  # type: ignore[misc]
@@ -80,8 +65,8 @@ class _Delegate(gin.config.ParserDelegate):  # type: ignore[misc]
         return super().configurable_reference(scoped_selector, evaluate)
 
 
-def parse(text: str, file: str, known: Collection[str]) -> list[Statement]:
-    """A text's statements, each with file and line.
+def parse(text: str, file: str, known: Collection[str]) -> list[Any]:
+    """A text's statements: each a ``Binding``, or what gin makes of ``include "filename"`` and ``import module``.
 
     Args:
         text: in gin's grammar.
@@ -91,12 +76,16 @@ def parse(text: str, file: str, known: Collection[str]) -> list[Statement]:
     Raises:
         ConfigError: with file and line.
     """
-    statements: list[Statement] = []
+    statements = []
     line = 1
     try:
         parser = config_parser.ConfigParser(text, _Delegate(known))
         while (statement := parser.parse_statement()) is not None:
-            statements += _statements(statement, f"{file}:{statement.location.line_num}")
+            if isinstance(statement, config_parser.BindingStatement):
+                scope, name, parameter, value, place = statement
+                statements.append(Binding(scope, name, parameter, value, f"{file}:{place.line_num}"))
+            elif not isinstance(statement, config_parser.BlockDeclaration):  # gin lists a block's bindings one by one
+                statements.append(statement)
             line = parser.current_token.start[0]
     except ConfigError as error:
         # Gin adds lines of its own to a delegate's message.
@@ -117,18 +106,6 @@ def parse(text: str, file: str, known: Collection[str]) -> list[Statement]:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ConfigError(f"{file}:{_first_statement(text, line)}: cannot be parsed: {reason}") from error
     return statements
-
-
-def _statements(parsed: Any, where: str) -> list[Statement]:
-    """A statement of gin's as one of ours; none for the head of a block, whose bindings gin lists one by one."""
-    match parsed:
-        case config_parser.BindingStatement():
-            return [Binding(parsed.scope, parsed.selector, parsed.arg_name, parsed.value, where)]
-        case config_parser.IncludeStatement():
-            return [Include(parsed.filename, where)]
-        case config_parser.ImportStatement():
-            return [Import(parsed.module, where)]
-    return []
 
 
 def _first_statement(text: str, line: int) -> int:
@@ -209,7 +186,8 @@ def bound(bindings: Sequence[Binding]) -> Iterator[None]:
 
 
 _WRITTEN: dict[int, tuple[Any, Any]] = {}
-"""Of what gin holds, by identity: a value, and as it was written (with ``${env:NAME}``)."""
+"""Of what gin holds, by identity: a value, and as it was written (with ``${env:NAME}``). A run folder and W&B store the
+latter, so that no credential of the environment lies there; the value is kept, so that its identity stays its own."""
 
 
 def _as_written(value: Any) -> Any:

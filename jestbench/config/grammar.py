@@ -17,9 +17,7 @@ from jestbench import disk
 from jestbench.config.gin_edge import (
     Binding,
     Import,
-    Include,
     Reference,
-    Statement,
     bare_name,
     filled_in,
     macros_in,
@@ -71,28 +69,26 @@ def read_file(path: Path, open_files: tuple[Path, ...] = ()) -> list[Binding]:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     bindings: list[Binding] = []
     for statement in _parsed(text, path):
-        if isinstance(statement, Include):
-            beside = path.parent / statement.file
-            included = beside if beside.exists() else locate(statement.file, path)
-            if included is None or not included.is_file():
-                raise missing_file(statement.file, f"{statement.where}: ", path)
-            if included.resolve() in open_files:
-                circle = " → ".join(file.name for file in (*open_files, included))
-                raise ConfigError(f"{statement.where}: a file includes itself: {circle}")
-            bindings += read_file(included, open_files)
-        elif isinstance(statement, Import):
-            _import(statement, path)
-        else:
+        if isinstance(statement, Binding):
             bindings.append(statement)
+            continue
+        where = f"{shown(path)}:{statement.location.line_num}"
+        if isinstance(statement, Import):
+            _import(statement.module, path, where)
+            continue
+        beside = path.parent / statement.filename
+        included = beside if beside.exists() else locate(statement.filename, path)
+        if included is None or not included.is_file():
+            raise missing_file(statement.filename, f"{where}: ", path)
+        if included.resolve() in open_files:
+            circle = " → ".join(file.name for file in (*open_files, included))
+            raise ConfigError(f"{where}: a file includes itself: {circle}")
+        bindings += read_file(included, open_files)
     return bindings
 
 
-def _parsed(text: str, path: Path) -> list[Statement]:
-    """The statements of a file.
-
-    Raises:
-        ConfigError: with file and line, and the character there that only looks like one of gin's.
-    """
+def _parsed(text: str, path: Path) -> list[Any]:
+    """The statements of a file; ``ConfigError`` with file, line and the character that only looks like one of gin's."""
     try:
         return parse(text, shown(path), configurables())
     except ConfigError as error:
@@ -102,17 +98,17 @@ def _parsed(text: str, path: Path) -> list[Statement]:
         raise ConfigError(f"{place[0]}{odd}" if place and odd else str(error)) from error
 
 
-def _import(statement: Import, beside: Path) -> None:
+def _import(module: str, beside: Path, where: str) -> None:
     """An ``import`` in a gin file brings policies that are not installed: modules found as files are, and installed."""
-    file = locate(statement.module.replace(".", "/") + ".py", beside)
-    folder = None if file is None else str(file.resolve().parents[statement.module.count(".")])
+    file = locate(module.replace(".", "/") + ".py", beside)
+    folder = None if file is None else str(file.resolve().parents[module.count(".")])
     if folder is not None and folder not in sys.path:
         sys.path.append(folder)
     try:
-        importlib.import_module(statement.module)
-        IMPORTED.add(statement.module)
+        importlib.import_module(module)
+        IMPORTED.add(module)
     except Exception as error:
-        raise ConfigError(f"{statement.where}: import {statement.module} fails: {error}") from error
+        raise ConfigError(f"{where}: import {module} fails: {error}") from error
 
 
 _LOOK_ALIKES = {

@@ -95,25 +95,40 @@ def take_over(
             f"run.reference_seed = 'own' hands run.seed to the reference, but {shown(path)}, or what follows it in "
             f"run.reference, binds run.seed = {before[SEED].value} ({before[SEED].where}): leave one of them out"
         )
-    # The arm's data replace the includes' whole, defaults too; a data set of the file's own keeps its parameters.
-    replaced_parts = _data_parts(arm) | (frozenset() if DATA in own else _data_parts(before))
-    dropped = [b for b in read if b.parameter and b.name in replaced_parts and b.unscoped not in own]
-    kept = [binding for binding in read if binding not in dropped]
-    idle = {macro for binding in dropped for macro in macros_in(binding.value)}
-    idle -= {macro for binding in kept for macro in macros_in(binding.value)}
-    kept = [binding for binding in kept if binding.parameter or binding.key not in idle]
+    kept, dropped = _without_data(read, own, _data_parts(arm) | (frozenset() if DATA in own else _data_parts(before)))
     given = [binding for binding in handed if binding.unscoped not in own]
-    parts = _data_parts(_last([*kept, *given]))
-    given = [_in_scope(b, before) for b in given if b.name in parts or b.name in ("run", "model")]
+    named = {*_data_parts(_last([*kept, *given])), "run", "model"}
+    given = [_in_scope(binding, before) for binding in given if binding.name in named]
     if "run.model" not in before:
         given.append(read_binding("run.model=@model()"))
     after = _last([*kept, *given])
-    changed = [b.key for b in (*given, *dropped) if b.name in parts or b.name in ("run", "model")]
+    changed = [binding.key for binding in (*given, *dropped) if binding.name in named]
     taken = {key: _value(after, key) for key in changed if _value(after, key) != _value(before, key)}
-    asked = {binding.unscoped for binding in handed}
-    comparable = [b for b in before.values() if b.unscoped in asked or b.name in _data_parts(arm)]
-    pairs = {b.key: (_value(before, b.key), _value(arm, b.key)) for b in comparable if b.unscoped in own}
-    return [*kept, *given], Inherited(taken, {key: pair for key, pair in pairs.items() if pair[0] != pair[1]})
+    return [*kept, *given], Inherited(taken, _differing(before, arm, own, {binding.unscoped for binding in handed}))
+
+
+def _without_data(
+    read: Sequence[Binding], own: frozenset[str], parts: frozenset[str]
+) -> tuple[list[Binding], list[Binding]]:
+    """What stays of a run's bindings, and what the arm's data replace: the includes' data set whole, defaults too.
+
+    A data set of the file's own keeps its parameters. Macros that only dropped bindings refer to go with these.
+    """
+    dropped = [b for b in read if b.parameter and b.name in parts and b.unscoped not in own]
+    kept = [binding for binding in read if binding not in dropped]
+    idle = {macro for binding in dropped for macro in macros_in(binding.value)}
+    idle -= {macro for binding in kept for macro in macros_in(binding.value)}
+    return [binding for binding in kept if binding.parameter or binding.key not in idle], dropped
+
+
+def _differing(
+    before: Mapping[str, Binding], arm: Mapping[str, Binding], own: frozenset[str], asked: set[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Parameters that the file itself binds to other values than the arm: key → (the file's, the arm's)."""
+    parts = _data_parts(arm)
+    comparable = [b.key for b in before.values() if b.unscoped in own and (b.unscoped in asked or b.name in parts)]
+    pairs = {key: (_value(before, key), _value(arm, key)) for key in comparable}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _in_scope(binding: Binding, last: Mapping[str, Binding]) -> Binding:

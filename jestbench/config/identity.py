@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,23 @@ def arm_hash(
     arm.pop("run.precision", None)
     if number_format != "fp32":
         arm["run.precision"] = number_format
+    bound = _view_scopes(arm)
     for key in list(_without_effect(arm, needs, whole, "init" in pretrained)):
         arm.pop(key, None)
+    idle = bound - _view_scopes(arm)  # of views that only parameters without effect refer to
     arm = {key: value for key, value in arm.items() if _unscoped(key) not in without}
-    if not any(arm.get(name) for name in _VIEWS):
-        arm = {key: value for key, value in arm.items() if not _unscoped(key).startswith("view.")}
+    none = not any(arm.get(name) for name in _VIEWS)
+    views = [key for key in arm if _unscoped(key).startswith("view.")]
+    for key in views:
+        if none or key.rpartition("/")[0] in idle:
+            del arm[key]
     return digest(json.dumps({"version": VERSION, "arm": arm, **pretrained}, sort_keys=True), 6)
+
+
+def _view_scopes(arm: Mapping[str, Any]) -> set[str]:
+    """The scopes of the views that parameters of an arm refer to: ``cheap`` of ``@cheap/view()``."""
+    text = json.dumps([arm.get(name) for name in _VIEWS])
+    return {scope.rstrip("/") for scope in re.findall(r"@((?:[\w.]+/)*)view\(\)", text)}
 
 
 def _unscoped(key: str) -> str:

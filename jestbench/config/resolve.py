@@ -41,11 +41,7 @@ from jestbench.select.remembering import check_needs, takes_all
 
 
 def _check_augment(run: Run, bindings: Sequence[Binding]) -> None:
-    """Refuse augmentation where the scores of frozen models are stored: they hold for the plain image only.
-
-    Raises:
-        ConfigError: the score stored for one crop would be used for another.
-    """
+    """Refuse augmentation where scores of frozen models are stored: one crop's would be used for another."""
     if run.augment is not None and run.step_needs & PRETRAINED.keys() and run.reference_accounting != "online":
         raise ConfigError(
             f"{place('run.augment', bindings)}run.augment with run.reference_accounting = "
@@ -115,11 +111,7 @@ def resolve(
 
 
 def _init_folder(run: Run, bindings: Sequence[Binding]) -> Path | None:
-    """The run folder that ``run.init`` names.
-
-    Raises:
-        ConfigError: it is none, or an image tower is frozen that nothing has trained.
-    """
+    """The folder that ``run.init`` names; ``ConfigError`` for none, or for a frozen tower that nothing trained."""
     if run.model.freeze and run.init is None and not run.model.pretrained:
         raise ConfigError(
             f"{place('model.freeze', bindings)}model.freeze = {run.model.freeze!r} keeps the weights of an image "
@@ -138,11 +130,7 @@ def _init_folder(run: Run, bindings: Sequence[Binding]) -> Path | None:
 
 
 def _check_objective(run: Run, policy: str, bindings: Sequence[Binding]) -> None:
-    """Refuse a policy that selects where a pair scorer is trained.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Refuse a policy that selects where a pair scorer is trained."""
     check_needs(run.built_policy)
     if run.built_policy.needs and not run.training.selects:
         raise ConfigError(
@@ -227,11 +215,7 @@ def _findable(binding: Binding) -> Binding:
 
 
 def _roles(run: Run) -> list[Pretrained]:
-    """The roles that are filled by other runs: those that the run scores with, and one that ``budget.adds`` adds.
-
-    Raises:
-        ConfigError: the bound scorer is of another kind than the policy or the cascade needs.
-    """
+    """The roles that other runs fill, to score or for ``budget.adds``; ``ConfigError`` for a scorer of another kind."""
     needs, name = run.built_policy.needs, type(run.policy).__name__
     if "online" in needs and "online" not in run.castings:
         bound = "" if run.scorer is None else f", not to {run.scorer!r}"
@@ -250,11 +234,7 @@ def _roles(run: Run) -> list[Pretrained]:
 
 
 def _twinned(run: Run) -> bool:
-    """Whether two references score each other's half.
-
-    Raises:
-        ConfigError: the policy compares all pairs under one reference.
-    """
+    """Whether two references score each other's half; ``ConfigError`` where the policy compares all pairs under one."""
     if not run.twin or "reference" not in run.built_policy.needs:
         return False
     if not run.built_policy.by_parts:
@@ -274,11 +254,7 @@ def _pretrained(
     recorded: ReadFolder | None,
     half: tuple[str, ...],
 ) -> Resolved | Path:
-    """The run that trains a frozen model, or the folder of a finished one; ``half`` is the binding of a twin's half.
-
-    Raises:
-        ConfigError: no run is bound, or the bound one does not exist, needs itself, or trains another kind of model.
-    """
+    """The run that trains a frozen model (``half``: a twin's), or a finished one's folder; else ``ConfigError``."""
     key, asked = f"run.{role}", getattr(run, role)
     usual, kind = PRETRAINED[role]
     if not asked:

@@ -39,6 +39,9 @@ class Budget:
         object.__setattr__(self, "adds", tuple(self.adds))
         if set(self.adds) - {"reference"}:
             raise ValueError(f"budget.adds takes 'reference', got {list(self.adds)}")
+        for name in ("includes", "adds"):
+            if len(set(named := getattr(self, name))) < len(named):
+                raise ValueError(f"budget.{name} names a model twice: {list(named)}")
         if self.adds and (self.steps is not None or self.pairs is not None):
             raise ValueError("budget.adds adds FLOPs to run.budget: it goes with neither budget.steps nor budget.pairs")
         both = sorted(set(self.adds) & set(self.includes))

@@ -2,8 +2,7 @@
 
 fvcore traces the raw module and counts; what it lacks or counts by another convention is set here:
 
-* fused attention, with or without its projections in the same operator, has no rule in fvcore, which then drops it
-  with a warning: it gets one;
+* fused attention has no rule in fvcore, which then drops it with a warning: it gets one;
 * fvcore adds some 5 operations per element for normalisation layers: element-wise work counts zero;
 * an operator without a rule raises, instead of counting nothing.
 
@@ -90,28 +89,6 @@ def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return math.prod(_shape(outputs[0])[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-def _self_attention_macs(tokens: Sequence[int], width: int) -> int:
-    """Projections of N tokens to queries, keys, values and output (4·d² each), and attention between them."""
-    batch, length, given = tokens
-    return batch * length * (3 * given * width + width**2 + 2 * length * width)
-
-
-def _native_attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """``nn.MultiheadAttention`` in one operator, for q = k = v (torch's fast path in eval mode)."""
-    tokens = _shape(inputs[0])
-    if any(_shape(value) != tokens for value in inputs[1:3]):
-        raise UnknownOperator("no price for aten::_native_multi_head_attention between two different sequences")
-    return _self_attention_macs(tokens, int(inputs[3].toIValue()))
-
-
-def _encoder_layer_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """``nn.TransformerEncoderLayer`` in one operator: attention, and an MLP of two products."""
-    tokens, first, second = (_shape(inputs[place]) for place in (0, 14, 16))
-    return _self_attention_macs(tokens, int(inputs[1].toIValue())) + math.prod(tokens[:-1]) * (
-        math.prod(first) + math.prod(second)
-    )
-
-
 def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     left, right = _shape(inputs[1]), _shape(inputs[2])
     return math.prod(left) * right[-1]
@@ -150,8 +127,6 @@ def _analysis(module: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysi
 
     rules: dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
         **dict.fromkeys(ATTENTIONS, _attention_macs),
-        "aten::_native_multi_head_attention": _native_attention_macs,
-        "aten::_transformer_encoder_layer_fwd": _encoder_layer_macs,
         "aten::baddbmm": _baddbmm_macs,
         "aten::addmm": jit_handles.addmm_flop_jit,
         "aten::mm": jit_handles.matmul_flop_jit,

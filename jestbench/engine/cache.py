@@ -80,9 +80,9 @@ class Cache:
             "dtype": self.dtype,
             "versions": {name: version(name) for name in ("torch", *model.libraries)},
         }
-        digest = hashed(json.dumps(described, sort_keys=True), 32)
+        identity = hashed(json.dumps(described, sort_keys=True), 32)
         root = cache_root() / "embeddings" if self.folder is None else user_path(self.folder)
-        return Bound(self.dtype, block, root / digest.hex()[:16], digest, described)
+        return Bound(self.dtype, block, root / identity.hex()[:16], identity, described)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Bound:
     def shared(self, name: str, width: int, dtype: Stored) -> SharedRows:
         """The shared rows of that name."""
         assert self.folder is not None
-        digest = hashed(self.digest + f"{name}/{width}/{dtype}".encode(), 32)
-        return SharedRows(self.folder / f"{name}.rows", width, dtype, digest)
+        identity = hashed(self.digest + f"{name}/{width}/{dtype}".encode(), 32)
+        return SharedRows(self.folder / f"{name}.rows", width, dtype, identity)
 
     def describe(self) -> None:
         """Write ``about.json`` into the folder, for readers; a failed write is ignored."""

@@ -57,7 +57,7 @@ class _Held:
 
     @property
     def real(self) -> Tensor | None:
-        """Positions of the process's rows among all that is embedded; ``None`` where there is no stand-in."""
+        """Positions of the process's rows among all that is embedded, stand-ins left out; ``None`` without any."""
         if all(len(index) for _, index in self.pieces):
             return None
         own = [torch.full((max(1, len(index)),), len(index) > 0) for _, index in self.pieces]
@@ -138,7 +138,7 @@ class Contrastive(Objective):
         """What this process embeds of a sub-batch."""
         pieces = self.pieces(batch.rank_B, learner.world, learner.gradients.even)
         own = batch.own
-        parts = [
+        parts = [  # a piece without a position is run on a stand-in pair (``pieces``)
             learner.prepared(own.take(index)) if len(index) else learner.model.stand_in(own.images_BCHW)
             for _, index in pieces
         ]
@@ -310,11 +310,7 @@ class ContrastiveTraining(Training):
 
 
 def _remembered(setting: Setting, model: TwoTowers, price: Price, views: Collection[View]) -> LockedImages:
-    """The images of a locked tower, each embedded once.
-
-    Raises:
-        ValueError: a setting of the run makes an image's embedding another one from pass to pass.
-    """
+    """Embeds each image of a locked tower once; ``ValueError`` where a setting makes them vary from pass to pass."""
     run = setting.run
     reasons = {
         "model.freeze is not set, and a tower in training embeds an image anew in each pass": not model.locked,

@@ -99,11 +99,7 @@ def measured(run: Run, tokenizer: Tokenizer, example: Batch, arithmetic: Arithme
 
 
 def _largest(peak: Callable[[int], int], room: int, enough: int = MOST) -> int:
-    """The largest power of two of pairs whose peak memory fits, tried by doubling; or ``enough``, where it fits.
-
-    Raises:
-        torch.OutOfMemoryError: not even one fits.
-    """
+    """The largest power of two of pairs that fits, or ``enough``; ``torch.OutOfMemoryError`` where not one does."""
     fitting, asked = 0, 1
     while asked <= enough:
         try:

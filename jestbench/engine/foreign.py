@@ -6,8 +6,9 @@ import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,12 +41,14 @@ class Foreign(Casting):
         pretrain_flops: FLOPs that its training took, as its authors state them; ``None``: not known, so that no
             all-in figure of the run is.
         library: the name that the kind is bound by.
+        shapes_on: of a stand-in the device that it is built on, from random weights; on ``meta`` it has shapes alone.
     """
 
     library: ClassVar[str]
 
     trust_pickle: bool = False
     pretrain_flops: float | None = None
+    shapes_on: str | None = field(default=None, init=False, repr=False, compare=False)
 
     role = "reference"
 
@@ -83,18 +86,19 @@ class Foreign(Casting):
     def at(cls, folder: Path) -> Foreign:
         """The model of a folder."""
 
-    def start(self, untrained: bool = False) -> Start:
+    def start(self) -> Start:
         """The model to begin training from: in our towers, or as its library runs it where ours compute another.
-
-        Args:
-            untrained: as of ``load``.
 
         Raises:
             ForeignError: it cannot be run here, or its tokenizer cannot be written into a run folder.
         """
+        with self._place:
+            return self._start()
+
+    def _start(self) -> Start:
         flops = self.stated_flops()[self.role]
         try:
-            foreign = self.load(untrained).eval()
+            foreign = self._load().eval()
             given = foreign.tokens.carried
             tokenizer = stand_in(foreign.tokens.length) if given is None else given()
             try:
@@ -106,72 +110,36 @@ class Foreign(Casting):
         source = {"library": self.library, "files": self.files(foreign), "reason": reason}
         return LibraryStart(self.label, flops, LibraryTowers(foreign, tokenizer, source), foreign.loss)
 
+    @property
+    def _place(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.shapes_on is None else torch.device(self.shapes_on)
+
+    def _load(self) -> ForeignTowers:
+        return self.load(untrained=self.shapes_on is not None)
+
     def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
-        """As ``frozen``."""
-        return self.frozen(setting)
-
-    def frozen(self, setting: Setting) -> FrozenActor:
         """The frozen actor, run whole."""
-        return self.actor(setting, self.load())
-
-    def stand_in(self, device: str = "cpu") -> Casting:
-        """The model, from random weights where its own are on a hub; on ``meta`` from none."""
-        return _Untrained(self, device) if self.remote else self
-
-    def stated_flops(self) -> dict[str, int | None]:
-        """What the model's training took, by role."""
-        return {self.role: None if self.pretrain_flops is None else int(self.pretrain_flops)}
-
-    def actor(self, setting: Setting, model: ForeignTowers) -> FrozenActor:
-        """The frozen actor of a loaded model."""
+        with self._place:
+            model = self._load()
         actor = FrozenCasting(self.role, model, EmbeddingRows).frozen(setting)
         actor.trained_on = model.loss
         return actor
 
+    def frozen(self, setting: Setting) -> FrozenActor | None:
+        """The same; ``None`` for a stand-in, whose random weights score nothing."""
+        return self.cast(setting) if self.shapes_on is None else None
 
-@dataclass(frozen=True)
-class _Untrained(Casting):
-    """A model from random weights, in the place of one that would have to be fetched.
-
-    Attributes:
-        model: the other one.
-        device: where it is built; on ``meta`` it has shapes alone.
-    """
-
-    model: Foreign
-    device: str = "cpu"
-
-    role = "reference"
-
-    @property
-    def identity(self) -> str:
-        """The model's own."""
-        return self.model.identity
-
-    @property
-    def remote(self) -> str:
-        """The model's own."""
-        return self.model.remote
-
-    @property
-    def label(self) -> str:
-        """The model's own."""
-        return self.model.label
+    def stand_in(self, device: str = "cpu") -> Casting:
+        """The model, from random weights where its own are on a hub; on ``meta`` from none."""
+        if not self.remote:
+            return self
+        found = copy(self)
+        object.__setattr__(found, "shapes_on", device)
+        return found
 
     def stated_flops(self) -> dict[str, int | None]:
-        """The model's own."""
-        return self.model.stated_flops()
-
-    def start(self) -> Start:
-        """The model to begin training from, with random weights."""
-        with torch.device(self.device):
-            return self.model.start(untrained=True)
-
-    def cast(self, setting: Setting, learner: Learner | None = None) -> FrozenActor:
-        """The frozen actor, run whole."""
-        with torch.device(self.device):
-            model = self.model.load(untrained=True)
-        return self.model.actor(setting, model)
+        """What the model's training took, by role."""
+        return {self.role: None if self.pretrain_flops is None else int(self.pretrain_flops)}
 
 
 def missing_extra(extra: str, package: str) -> ForeignError:
@@ -269,12 +237,6 @@ def chosen_weights(folder: Path, preferred: Sequence[str]) -> Path:
 @lru_cache(maxsize=64)
 def _digest_of(path: Path, size: int, changed: int) -> str:
     return file_digest(path)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def three(values: Any) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,11 +39,24 @@ PURPOSES: Mapping[Role, Purpose] = {
 }
 
 
+class RowFile(NamedTuple):
+    """A file of rows that a run has kept: the process that wrote it, of how many, and the rows in it that count."""
+
+    rank: int
+    size: int
+    rows: int
+
+
 def keys_of(name: RowName, image_key_B: Tensor, text_key_B: Tensor) -> Tensor:
     """The keys that the rows of that name are found by, ``[B]``."""
     if name == "pair":
         return pair_keys(image_key_B, text_key_B)
     return image_key_B if name == "image" else text_key_B
+
+
+def all_keys(names: Iterable[RowName], image_key_B: Tensor, text_key_B: Tensor) -> dict[RowName, Tensor]:
+    """``keys_of`` each name."""
+    return {name: keys_of(name, image_key_B, text_key_B) for name in names}
 
 
 class RowContent(ABC):
@@ -149,7 +162,7 @@ class FrozenActor(Actor):
         self._rows: dict[str, Rows] = {}
         self._own: dict[str, RunRows] = {}  # of the rows, those in files of this process
         self._charged_keys: dict[str, RunRows] = {}
-        self._earlier: dict[str, list[list[int]]] = {}  # files of other numbers of processes: rank, number, rows
+        self._earlier: dict[str, list[RowFile]] = {}  # of other numbers of processes than now
         self._store_dir, remembers = store_dir, accounting != "online"
         for name, width in content.widths.items():
             dtype: Stored = self.cache.dtype if width > 1 else "float32"
@@ -174,10 +187,7 @@ class FrozenActor(Actor):
     def score(self, batch: Batch) -> Scores:
         """Scores of a super-batch, and the passes that they cost."""
         own, device = batch.own, self.content.arithmetic.device
-        keys, own_keys = (
-            {name: keys_of(name, part.image_key_B, part.text_key_B) for name in self.content.scored}
-            for part in (batch, own)
-        )
+        keys, own_keys = (all_keys(self.content.scored, part.image_key_B, part.text_key_B) for part in (batch, own))
         counts = {name: self._sighted(name, key_B) for name, key_B in keys.items()}
 
         found = {
@@ -195,9 +205,9 @@ class FrozenActor(Actor):
 
     def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
         """As ``Actor.forecast_new``."""
-        keys = {name: keys_of(name, image_key_B, text_key_B).numpy() for name in self.content.scored}
+        keys = all_keys(self.content.scored, image_key_B, text_key_B)
         held = {name: met.setdefault((id(self), name), KeyIndex()) for name in keys}
-        return self._passes({name: held[name].sight(key_B) for name, key_B in keys.items()})
+        return self._passes({name: held[name].sight(key_B.numpy()) for name, key_B in keys.items()})
 
     def calibrate(self, loss: LossName, batches: Iterable[Batch], batch_size: int) -> tuple[Pass, ...]:
         """As ``Actor.calibrate``: scoring is charged like that of any pair, and the cosines of a batch once."""
@@ -232,7 +242,7 @@ class FrozenActor(Actor):
 
     def own_loss_passes(self, image_key_C: Tensor, text_key_C: Tensor) -> tuple[Pass, ...]:
         """As ``Actor.own_loss_passes``."""
-        keys = {name: keys_of(name, image_key_C, text_key_C) for name in self.content.widths}
+        keys = all_keys(self.content.widths, image_key_C, text_key_C)
         return self._charged({name: self._sighted(name, key_C) for name, key_C in keys.items()})
 
     def forecast_own_loss(self, count: int) -> tuple[Pass, ...]:
@@ -241,7 +251,7 @@ class FrozenActor(Actor):
 
     def forecast_distinct(self, image_key_N: Tensor, text_key_N: Tensor) -> tuple[Pass, ...]:
         """What the own losses of pairs of these keys cost, each distinct row once."""
-        keys = {name: keys_of(name, image_key_N, text_key_N) for name in self.content.widths}
+        keys = all_keys(self.content.widths, image_key_N, text_key_N)
         return self._passes({name: len(key_N.unique()) for name, key_N in keys.items()})
 
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
@@ -344,10 +354,10 @@ class FrozenActor(Actor):
         """How many keys were charged, how many rows each file holds, and the counters; t and b₀ where fitted."""
         own = {name: store.saved() for name, store in self._own.items()}
         each = self.world.everybodys((own, self.hits))
-        files = {name: [[rank, len(each), held[name]] for rank, (held, _) in enumerate(each)] for name in own}
+        files = {name: [RowFile(rank, len(each), held[name]) for rank, (held, _) in enumerate(each)] for name in own}
         return {
             "charged": {name: store.saved() for name, store in self._charged_keys.items()},
-            "rows": {name: [*self._earlier.get(name, ()), *files[name]] for name in own},
+            "rows": {name: [list(file) for file in (*self._earlier.get(name, ()), *files[name])] for name in own},
             "hits": sum(hits for _, hits in each),
             "amortised_macs": self.amortised_macs,
             **({"calibrated": self.calibrated[0]} if self.calibrated else {}),
@@ -369,10 +379,11 @@ class FrozenActor(Actor):
                     "once: bring the file back, or start the run anew in another --run_dir"
                 )
         for name, store in self._own.items():
-            files = state["rows"][name]
-            self._earlier[name] = [file for file in files if file[1] != size]
-            taken = [(self._file(name, *of), count) for *of, count in self._earlier[name][rank::size]]
-            store.load(sum(count for *of, count in files if of == [rank, size]), taken)
+            files = [RowFile(*file) for file in state["rows"][name]]
+            self._earlier[name] = [file for file in files if file.size != size]
+            # Files of other numbers of processes are dealt out to those that there are now.
+            taken = [(self._file(name, file.rank, file.size), file.rows) for file in self._earlier[name][rank::size]]
+            store.load(sum(file.rows for file in files if (file.rank, file.size) == (rank, size)), taken)
         self.hits = 0 if rank else state["hits"]
         self.amortised_macs = state["amortised_macs"]
 
@@ -405,7 +416,7 @@ class FrozenActor(Actor):
             print(said, file=sys.stderr)
         if remove and self.world.first_of_all:
             for name, files in self._earlier.items():
-                for *of, _ in files:
-                    self._file(name, *of).unlink(missing_ok=True)
+                for file in files:
+                    self._file(name, file.rank, file.size).unlink(missing_ok=True)
         for store in (*self._rows.values(), *self._charged_keys.values()):  # the last one removes the folder
             store.close(remove)

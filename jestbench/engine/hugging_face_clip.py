@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jestbench.disk import DataError, digest, user_path
+from jestbench.disk import DataError, digest, first_line, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
     checked_weights,
     described,
     files_digest,
-    first_line,
     misfit,
     missing_extra,
     quietly,
@@ -42,6 +41,8 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json
 INDEX = "model.safetensors.index.json"
 SHAPES = ("config.json", "preprocessor_config.json", "processor_config.json")
 FILES = ("*.json", f"*{SAFE}", "*.txt", "*.model")
+ENDINGS = (SAFE, ".json", ".bin", ".pt", ".pth", ".ckpt")
+"""Of paths to a file of weights or of their description: a name on the hub may hold a dot, too (llama-2.5b)."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,10 @@ class HuggingFaceClip(Foreign):
         return path if path.is_dir() else None
 
     def _folder(self, fetch: bool = True, patterns: tuple[str, ...] = FILES) -> Path:
-        """The folder, or the one in the hub's cache that a name's files are fetched into.
-
-        Raises:
-            DataError: there is neither a folder nor such a name, or the hub cannot be reached.
-        """
+        """The folder, or that of a name's files in the hub's cache; ``DataError`` where neither can be had."""
         if self._local is not None:
             return self._local
-        if Path(self.path).suffix or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+        if self.path.endswith(ENDINGS) or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
             raise DataError(
                 f"hugging_face_clip.path = {self.path!r}: no such folder, and no name on the hub (OWNER/NAME)"
             )
@@ -120,11 +117,7 @@ class HuggingFaceClip(Foreign):
             ) from error
 
     def _weights(self, folder: Path) -> list[Path]:
-        """The files of weights.
-
-        Raises:
-            DataError: one is missing, damaged, or a pickle that is not trusted.
-        """
+        """The files of weights; ``DataError`` where one is missing, damaged or an untrusted pickle."""
         if (folder / INDEX).is_file():
             names = sorted(set(described(folder / INDEX).get("weight_map", {}).values()))
         else:
@@ -170,12 +163,7 @@ class HuggingFaceClip(Foreign):
         return cls(path=str(folder))
 
     def _net(self, library: Any, folder: Path, kind: str, untrained: bool) -> Any:
-        """The library's own model, in float32.
-
-        Raises:
-            ForeignError: it is of another kind, or its weights are of another architecture.
-            DataError: its weights cannot be read.
-        """
+        """The library's own model, in float32; ``ForeignError`` if it does not fit, ``DataError`` if damaged."""
         cls = getattr(library, KINDS.get(kind, ""), None)
         if cls is None:
             known = ", ".join(name for name, found in KINDS.items() if hasattr(library, found))
@@ -210,11 +198,7 @@ class HuggingFaceClip(Foreign):
         return net.float().eval()
 
     def _processor(self, library: Any, folder: Path) -> Any:
-        """The library's own image processor, on Pillow.
-
-        Raises:
-            DataError: its file is missing or cannot be read.
-        """
+        """The library's own image processor, on Pillow; ``DataError`` where its file is missing or cannot be read."""
         try:
             with quietly():
                 return library.AutoImageProcessor.from_pretrained(folder, use_fast=False, local_files_only=True)
@@ -225,11 +209,7 @@ class HuggingFaceClip(Foreign):
             ) from error
 
     def _tokenizer(self, library: Any, folder: Path, length: int) -> ForeignTokenizer:
-        """The library's own tokenizer.
-
-        Raises:
-            DataError: its files are missing or cannot be read.
-        """
+        """The library's own tokenizer; ``DataError`` where its files are missing or cannot be read."""
         if not any((folder / name).is_file() for name in VOCABULARIES):
             raise DataError(
                 f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): save it beside the model, "
@@ -247,11 +227,7 @@ class HuggingFaceClip(Foreign):
         return replace(own, carried=partial(of_transformers, made, own))
 
     def _preprocessing(self, net: Any, processor: Any) -> tuple[Preprocessing, Any]:
-        """What the image processor does to square images, and how the model is called on the pixels.
-
-        Raises:
-            ForeignError: it does something that is not done here.
-        """
+        """The image processor on square images, and the model's call on pixels; ``ForeignError`` if not done here."""
         given = processor.to_dict()
         kernel = KERNELS.get(int(given.get("resample", 3)))
         if kernel is None or not all(given.get(f"do_{step}", True) for step in ("resize", "normalize")):
@@ -274,11 +250,7 @@ class HuggingFaceClip(Foreign):
         return Preprocessing(side, crop, kernel, mean, std), image
 
     def _of_unit_pixels(self, given: Mapping[str, Any]) -> tuple[Channels, Channels]:
-        """Mean and deviation of pixels in [0, 1] that do what an image processor does with its own rescaling.
-
-        Raises:
-            ForeignError: its factor makes nothing of an image.
-        """
+        """Mean and deviation of unit pixels, the processor's rescaling in them; ``ForeignError`` for a bad one."""
         factor = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
         if not 0 < factor < math.inf:
             raise ForeignError(f"{self.label}: the rescale_factor of its preprocessor_config.json is {factor}")

@@ -266,11 +266,7 @@ class Learner(Actor):
             self.images.close(remove)
 
     def _settled(self) -> None:
-        """Wait until the last step is known to be finite.
-
-        Raises:
-            NonFiniteLoss: it is not.
-        """
+        """Wait until the last step is known to be finite; ``NonFiniteLoss`` where it is not."""
         pending, self._pending = self._pending, None
         if pending is None:
             return

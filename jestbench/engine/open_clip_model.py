@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jestbench.disk import DataError, digest, nearest, user_path
+from jestbench.disk import DataError, digest, first_line, nearest, user_path
 from jestbench.engine.foreign import (
     SAFE,
     Foreign,
@@ -21,7 +21,6 @@ from jestbench.engine.foreign import (
     chosen_weights,
     described,
     files_digest,
-    first_line,
     misfit,
     missing_extra,
     quietly,
@@ -96,11 +95,7 @@ class OpenClip(Foreign):
 
     @property
     def _config_file(self) -> Path:
-        """The configuration in the folder.
-
-        Raises:
-            DataError: the folder holds none.
-        """
+        """The configuration in the folder; ``DataError`` where it holds none."""
         folder = self._folder
         if folder.is_dir() and not (folder / CONFIG).is_file():
             other = (folder / "config.json").is_file()
@@ -109,11 +104,7 @@ class OpenClip(Foreign):
         return folder / CONFIG
 
     def _weights(self) -> Path | None:
-        """The local file of weights; ``None`` where they are on a hub.
-
-        Raises:
-            DataError: the folder holds none, or the file may not be read.
-        """
+        """The local file of weights, ``None`` for a hub's; ``DataError`` where none is there or may be read."""
         if self.model.startswith(HUB):
             return None
         path = self._folder if self.model.startswith(LOCAL) else user_path(self.pretrained)
@@ -170,12 +161,7 @@ class OpenClip(Foreign):
         return cls(model=f"{LOCAL}{folder}")
 
     def _config(self, library: Any) -> dict[str, Any]:
-        """The library's configuration of the model.
-
-        Raises:
-            ForeignError: no model has that name.
-            DataError: the folder has none, or the hub does not give it.
-        """
+        """The library's configuration of the model; ``ForeignError`` for an unknown name, ``DataError`` for no file."""
         if self.model.startswith(LOCAL):
             found = described(self._config_file)
             if "model_cfg" not in found:
@@ -192,11 +178,7 @@ class OpenClip(Foreign):
         return dict(config)
 
     def _tag(self, library: Any) -> Mapping[str, Any]:
-        """The configuration of a pretrained tag in the library.
-
-        Raises:
-            ForeignError: the model has no such tag.
-        """
+        """The configuration of a pretrained tag in the library; ``ForeignError`` where the model has no such tag."""
         found: Mapping[str, Any] = library.get_pretrained_cfg(self.model, self.pretrained)
         if not found:
             tags = library.list_pretrained_tags_by_model(self.model)
@@ -208,11 +190,7 @@ class OpenClip(Foreign):
         return found
 
     def _fetched(self, library: Any) -> Path:
-        """The file of weights of a tag, or of a name on the hub, from the hub or its cache.
-
-        Raises:
-            DataError: it cannot be fetched, or is a pickle.
-        """
+        """The file of weights from the hub or its cache; ``DataError`` if it is not there, or is a pickle."""
         try:
             with quietly():
                 if self.model.startswith(HUB):
@@ -232,12 +210,7 @@ class OpenClip(Foreign):
         )
 
     def _built(self, library: Any, config: Mapping[str, Any], weights: Path | None) -> Any:
-        """The library's own model.
-
-        Raises:
-            ForeignError: the weights are of another architecture, or the configuration is none of a model.
-            DataError: the weights cannot be read, or a part of the model would have to be fetched.
-        """
+        """The library's own model; ``ForeignError`` where weights do not fit, ``DataError`` where they are damaged."""
         local_or_hub = self.model.startswith((LOCAL, HUB))
         given = None if local_or_hub or weights is None else str(weights)
         if not local_or_hub and weights is not None and not user_path(self.pretrained).exists():
@@ -267,11 +240,7 @@ class OpenClip(Foreign):
         return net
 
     def _tokenizer(self, library: Any) -> ForeignTokenizer:
-        """The library's own tokenizer.
-
-        Raises:
-            DataError: its files are missing, or on the hub alone.
-        """
+        """The library's own tokenizer; ``DataError`` where its files are missing, or on the hub alone."""
         try:
             with quietly():
                 made = library.get_tokenizer(self.model)

@@ -33,7 +33,11 @@ BEHIND = 2
 
 
 class KeyIndex:
-    """Row numbers by key, in 16 bytes a key: sorted arrays, each more than twice as long as the one after it."""
+    """Row numbers by key, in 16 bytes a key: sorted arrays, each more than twice as long as the one after it.
+
+    ``select/memory.py`` keeps numbers that change by key, in two sorted arrays; here a row is written once, and arrays
+    of doubling length take a logarithm of merges.
+    """
 
     def __init__(self) -> None:
         self._runs: list[tuple[Keys, Keys]] = []

@@ -77,11 +77,7 @@ class Scorer:
 
 
 def _words(batch: Batch) -> Tensor:
-    """The word ids of all captions of a batch, ``[B, L]``, whichever process holds them.
-
-    Raises:
-        DataError: the pairs come without captions.
-    """
+    """The word ids ``[B, L]`` of all captions, whichever process holds them; ``DataError`` where there are none."""
     if not batch.own.captions and len(batch.own):
         raise DataError("the policy needs 'captions', and these pairs come without")
     own_PL = word_ids(batch.own.captions)

@@ -66,11 +66,7 @@ class Start(ABC):
         """
 
     def _check_loss(self, own: LossName, loss: LossName, instead: str = "") -> None:
-        """Refuse to go on from another loss than the run's.
-
-        Raises:
-            ValueError: naming both.
-        """
+        """Refuse to go on from another loss than the run's."""
         if loss != own:
             raise ValueError(
                 f"run.init: {self.label} was trained on the {own} loss, and its scale and bias belong to it: set "

@@ -7,7 +7,7 @@ image's content key: known without a list, stable, and equal images never lie in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,12 @@ class TwinActor(Actor):
 
     def score(self, batch: Batch) -> Scores:
         """Of each half that is there, positions and embeddings under the other half's model (``Scores.unseen``)."""
-        half_B = half_of(batch.image_key_B)
         found: list[tuple[Tensor, Embeddings]] = []
         passes: tuple[Pass, ...] = ()
-        for half in HALVES:
-            index_P = (half_B == half).nonzero().flatten()
-            if len(index_P):
-                scores = self.trained[1 - half].score(batch.take(index_P))
-                found.append((to_device(index_P, scores.device), scores.side("reference")))
-                passes += scores.model_passes
+        for other, index_P in _routed(batch.image_key_B):
+            scores = self.trained[other].score(batch.take(index_P))
+            found.append((to_device(index_P, scores.device), scores.side("reference")))
+            passes += scores.model_passes
         return Scores(unseen=tuple(found), model_passes=passes)
 
     @property
@@ -72,10 +69,8 @@ class TwinActor(Actor):
         """As ``Actor.calibrate``, each model on the pairs of the half that it has not seen."""
         parts: tuple[list[Batch], list[Batch]] = ([], [])
         for batch in batches:
-            half_B = half_of(batch.image_key_B)
-            for half in HALVES:
-                index_P = (half_B == half).nonzero().flatten()
-                parts[1 - half].extend([batch.take(index_P)] if len(index_P) > 1 else [])
+            for other, index_P in _routed(batch.image_key_B):
+                parts[other].extend([batch.take(index_P)] if len(index_P) > 1 else [])
         return tuple(
             item
             for model, found in zip(self.trained, parts, strict=True)
@@ -88,12 +83,11 @@ class TwinActor(Actor):
 
     def forecast_new(self, image_key_B: Tensor, text_key_B: Tensor, met: Met) -> tuple[Pass, ...]:
         """Of each half under the other half's model, each with rows of its own."""
-        half_B, passes = half_of(image_key_B), tuple[Pass, ...]()
-        for half in HALVES:
-            of_half = half_B == half
-            if bool(of_half.any()):
-                passes += self.trained[1 - half].forecast_new(image_key_B[of_half], text_key_B[of_half], met)
-        return passes
+        return tuple(
+            item
+            for other, index_P in _routed(image_key_B)
+            for item in self.trained[other].forecast_new(image_key_B[index_P], text_key_B[index_P], met)
+        )
 
     def imagined(self, count: int, divisor: int, random: torch.Generator) -> Scores:
         """Random embeddings of two halves."""
@@ -138,3 +132,12 @@ class TwinActor(Actor):
         if remove:
             with suppress(OSError):  # other stores lie there, or another process has removed it
                 self.store_dir.rmdir()
+
+
+def _routed(image_key_B: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield, of each half that is there, the number of the model that has not seen it and the positions ``[P]``."""
+    half_B = half_of(image_key_B)
+    for half in HALVES:
+        index_P = (half_B == half).nonzero().flatten()
+        if len(index_P):
+            yield 1 - half, index_P

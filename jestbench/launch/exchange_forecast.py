@@ -97,11 +97,11 @@ class StepSizes:
         sent["embeddings"] = gathered(own_B * self.score + own_K * 2 * sum(self.losses), processes)
         moved = sum(_moved(part, self.super_batch, processes) for part in self.parts)
         sent["chosen_pairs"] = round(moved * self.pair)
-        sent["strip_sums"] = self.joined.sent(own_B, processes)
+        sent["strip_sums"] = self.joined.sent(processes)
         sums = 0 if self.loss == "sigmoid" else 2 * _FLOAT  # each row's and each column's: log-sum-exp, own logit
         for embedding in self.losses:
-            loss = Joined(embedding + sums, batch * sums, batch * embedding + 3 * _FLOAT)
-            sent["loss_gradients"] += loss.sent(own_K, processes)
+            loss = Joined({batch: embedding + sums}, batch * sums, batch * embedding + 3 * _FLOAT)
+            sent["loss_gradients"] += loss.sent(processes)
         sent["weight_gradients"] = reduced(self.weights, processes)
         for each in self.spread:
             weights, gradients = each.sent(processes)

@@ -49,11 +49,7 @@ def stand_in(length: int) -> Tokenizer:
 
 
 def _checked(made: Tokenizer, own: ForeignTokenizer) -> Tokenizer:
-    """The tokenizer, where it gives the ids of its library.
-
-    Raises:
-        ForeignError: it does not.
-    """
+    """The tokenizer; ``ForeignError`` where it does not give the ids of its library."""
     for text in PROBES:
         if not torch.equal(made.encode([text]), own([text])):
             raise ForeignError(f"its tokenizer cannot be written as a tokenizer.json: {text[:40]!r} gets other ids")

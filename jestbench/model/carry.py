@@ -135,11 +135,7 @@ def _refuse(*reasons: tuple[bool, str]) -> None:
 
 
 def _activation(act: Any) -> str:
-    """The name of an activation.
-
-    Raises:
-        NotCarried: our towers have none like it.
-    """
+    """The name of an activation; ``NotCarried`` where our towers have none like it."""
     name = activation_named(act)
     _refuse((name is None, f"our towers have no activation {type(act).__name__}"))
     assert name is not None
@@ -171,11 +167,7 @@ def _clip_shape(patch: int, **options: Any) -> dict[str, Any]:
 
 
 def _open_clip_image(visual: Any, config: Mapping[str, Any]) -> Tower:
-    """An image tower of open_clip's own.
-
-    Raises:
-        NotCarried: it is no vision transformer like CLIP's.
-    """
+    """An image tower of open_clip's own; ``NotCarried`` where it is no vision transformer like CLIP's."""
     _refuse((not hasattr(visual, "conv1"), f"our image towers do not include open_clip's {type(visual).__name__}"))
     _refuse((not hasattr(visual, "transformer"), "our image towers do not include CLIP's ResNet"))
     state, (width, _, patch, _) = dict(visual.state_dict()), visual.conv1.weight.shape
@@ -207,11 +199,7 @@ def _open_clip_image(visual: Any, config: Mapping[str, Any]) -> Tower:
 
 
 def _timm_image(visual: Any, config: Mapping[str, Any]) -> Tower:
-    """An image tower that open_clip takes from timm.
-
-    Raises:
-        NotCarried: what stands behind it is no plain projection.
-    """
+    """An image tower that open_clip takes from timm; ``NotCarried`` where more than a plain projection follows it."""
     head, pool = dict(visual.head.state_dict()), config.get("timm_pool")
     odd = sorted(head.keys() - {"proj.weight"})
     _refuse((bool(odd), f"our towers have nothing like head.{''.join(odd[:1])} behind the image tower"))
@@ -227,11 +215,7 @@ def _timm_image(visual: Any, config: Mapping[str, Any]) -> Tower:
 
 
 def _open_clip_text(text: Any) -> Tower:
-    """A text tower of open_clip's own: the module, or the model that holds its parts.
-
-    Raises:
-        NotCarried: it is of another kind than ours.
-    """
+    """A text tower of open_clip's own, or the model that holds its parts; ``NotCarried`` for another kind."""
     _refuse(
         (not hasattr(text, "token_embedding"), f"our text towers do not include open_clip's {type(text).__name__}"),
         (getattr(text, "cls_emb", None) is not None, "our text towers have no class token (CoCa)"),

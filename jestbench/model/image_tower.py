@@ -60,11 +60,7 @@ def _resized_positions(pos_1NW: Tensor, old: tuple[int, int], new: tuple[int, in
 
 
 def _pooled_width(backbone: nn.Module, size: tuple[int, int]) -> int:
-    """Width of the vector that a backbone returns for one image, by a forward pass without values.
-
-    Raises:
-        ValueError: it does not run on images of this size, or returns something else.
-    """
+    """Width of a backbone's vector of one image, run without values; ``ValueError`` where it has none."""
     name = type(backbone).__name__
     try:
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from jestbench.batch import FULL, View
 from jestbench.model.views import cut_text, layers_run
+
+if TYPE_CHECKING:
+    from jestbench.model.towers import Model
 
 TextPool = Literal["mean", "end", "last", "attention"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -108,39 +111,29 @@ class TextTower(nn.Module):
     attends to the padding after the end token. The tower always runs, and is priced, at the full length L, or at the
     view's text length. A text ends at its first token ``end_id``, where that is given, and else before the padding:
     CLIP's own tokenizers pad with a token that occurs in texts, or with the end token.
+
+    Args:
+        shape: of the model that the tower is half of.
+        vocab_size: ids that have an embedding.
+        length: L.
+        pad_id: the id of padding.
+        end_id: the id of the end token; ``None``: a text ends before the padding.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        length: int,
-        pad_id: int,
-        output: int,
-        *,
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_ratio: float,
-        causal: bool,
-        pool: TextPool,
-        attend_padding: bool = False,
-        activation: Activation = "gelu",
-        norm_eps: float = 1e-5,
-        projection_bias: bool = False,
-        end_id: int | None = None,
-    ) -> None:
+    def __init__(self, shape: Model, vocab_size: int, length: int, pad_id: int, end_id: int | None = None) -> None:
         super().__init__()
-        self.end_id = end_id
-        self.pad_id, self.causal, self.pool, self.attend_padding = pad_id, causal, pool, attend_padding
-        self.activation = activation
+        width, layers, norm_eps = shape.text_width, shape.text_layers, shape.text_norm_eps
+        self.pad_id, self.end_id = pad_id, end_id
+        self.causal, self.pool, self.attend_padding = shape.text_causal, shape.text_pool, shape.text_attend_padding
+        self.activation = shape.text_activation
         self.grad_checkpointing = False
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.empty(length, width))
-        shape = width, heads, mlp_ratio, activation, norm_eps
-        self.blocks = nn.ModuleList(TextBlock(*shape) for _ in range(layers))
+        block = width, shape.text_heads, shape.text_mlp_ratio, shape.text_activation, norm_eps
+        self.blocks = nn.ModuleList(TextBlock(*block) for _ in range(layers))
         self.norm = nn.LayerNorm(width, norm_eps)
-        self.attention_pool = AttentionPool(*shape) if pool == "attention" else None
-        self.projection = nn.Linear(width, output, bias=projection_bias)
+        self.attention_pool = AttentionPool(*block) if shape.text_pool == "attention" else None
+        self.projection = nn.Linear(width, shape.embed_dim, bias=shape.text_projection_bias)
         self._initialise(width, layers)
 
     def _initialise(self, width: int, layers: int) -> None:

@@ -139,9 +139,8 @@ class TokenizerChoice:
         try:
             definition: str = Backend.from_pretrained(self.source, revision=self.revision).to_str()
         except Exception as error:
-            said = str(error).strip().splitlines()
             raise DataError(
                 f"tokenizer.source = {self.source!r} is no file, and the Hugging Face hub does not give it: "
-                f"{said[0] if said else type(error).__name__}; name a tokenizer.json, or leave it empty to train one"
+                f"{disk.first_line(error)}; name a tokenizer.json, or leave it empty to train one"
             ) from error
         return definition

@@ -153,11 +153,7 @@ class TwoTowers(Encoders):
 
 @cache
 def _sizes_taken(image_tower: str) -> frozenset[str]:
-    """Which of ``img_size`` and ``patch_size`` a timm model is given: a patch size where it is a transformer's.
-
-    Raises:
-        ValueError: timm cannot build the model.
-    """
+    """Which of ``img_size`` and (a transformer) ``patch_size`` a timm model takes; ``ValueError`` for no model."""
     try:
         with torch.device("meta"):
             built = timm.create_model(image_tower, num_classes=0)
@@ -256,11 +252,7 @@ class Model:
             self._refuse_patches()
 
     def _refuse_patches(self) -> None:
-        """Refuse an image that is no whole number of patches wide.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse an image that is no whole number of patches wide: ``ValueError``, always."""
         if self.image_size < self.patch_size:
             raise ValueError(
                 f"an image of {self.image_size} px is smaller than a patch of {self.patch_size} px: "
@@ -294,31 +286,12 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "init"))
             image = self._image_tower()
-            text = TextTower(
-                self.text_vocab_size or tokenizer.vocab_size,
-                tokenizer.length,
-                tokenizer.pad_id,
-                self.embed_dim,
-                width=self.text_width,
-                layers=self.text_layers,
-                heads=self.text_heads,
-                mlp_ratio=self.text_mlp_ratio,
-                causal=self.text_causal,
-                pool=self.text_pool,
-                attend_padding=self.text_attend_padding,
-                activation=self.text_activation,
-                norm_eps=self.text_norm_eps,
-                projection_bias=self.text_projection_bias,
-                end_id=tokenizer.end_id,
-            )
+            words = self.text_vocab_size or tokenizer.vocab_size
+            text = TextTower(self, words, tokenizer.length, tokenizer.pad_id, tokenizer.end_id)
             return TwoTowers(image, text, tokenizer, loss, self.freeze == "image")
 
     def _image_tower(self) -> ImageTower:
-        """The image tower, from torch's random state.
-
-        Raises:
-            ValueError: timm cannot build it, or it does not run on images of this size.
-        """
+        """The image tower, from torch's random state; ``ValueError`` where it is not built, or cannot run."""
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
         taken = _sizes_taken(self.image_tower)
         options = {name: value for name, value in sizes.items() if name in taken} | dict(self.image_options)

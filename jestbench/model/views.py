@@ -81,11 +81,7 @@ def own_terms(view: View, model: Encoders) -> View:
 
 
 def _of_any_backbone(view: View, tower: ImageTower) -> View:
-    """A view of an image tower without blocks over patches: it has a resolution, and nothing else can be changed.
-
-    Raises:
-        ValueError: the view asks for more, or the tower does not run at that resolution.
-    """
+    """A view of an image tower without blocks over patches: a resolution alone, else ``ValueError``."""
     name = type(tower.backbone).__name__
     for field in ("patch_size", "keep", "layers"):
         if getattr(view, field) != getattr(FULL, field):
@@ -103,11 +99,7 @@ def _of_any_backbone(view: View, tower: ImageTower) -> View:
 
 
 def _check_backbone(view: View, backbone: VisionTransformer) -> None:
-    """Refuse a tower whose steps differ from a plain vision transformer's.
-
-    Raises:
-        ValueError: the tower is refused; the message gives the reason.
-    """
+    """Refuse a tower whose steps differ from a plain vision transformer's; the ``ValueError`` gives the reason."""
     reason, kind = "", type(backbone)
     embed: Any = getattr(backbone, "patch_embed", None)
     if any(

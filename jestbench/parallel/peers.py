@@ -38,11 +38,7 @@ class LostProcess(Exception):
 
 
 def _connected(rank: int, size: int) -> Any:
-    """The store through which processes find each other.
-
-    Raises:
-        LostProcess: the other processes, or torchrun, do not answer.
-    """
+    """The store through which processes find each other; ``LostProcess`` where these, or torchrun, do not answer."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         own = rank == 0 and not served_by_torchrun()
@@ -244,11 +240,7 @@ class Peers:
         return b""
 
     def _asked(self, work: Callable[[], Any]) -> Any:
-        """What the store answers; ``None`` where it does not: the machine that serves it may be gone.
-
-        Raises:
-            LostProcess: the process that serves it has ended.
-        """
+        """The store's answer, ``None`` where its machine gives none; ``LostProcess`` where its process has ended."""
         answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
         def ask() -> None:

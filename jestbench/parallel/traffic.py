@@ -9,9 +9,10 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -62,18 +63,23 @@ class Joined:
     """What one process computes alone, and several would share out and join: bytes of what each of them sends.
 
     Attributes:
-        rows: of each row that a process computes.
+        rows: of each row, by how many rows there are in all, of which each process computes its share.
         terms: of sums to which every process contributes, gathered from each of them.
         sums: of sums that are reduced.
     """
 
-    rows: int = 0
+    rows: Mapping[int, int] = field(default_factory=dict)
     terms: int = 0
     sums: int = 0
 
-    def sent(self, own: int, size: int) -> int:
-        """Bytes that each of ``size`` processes sends, which computes ``own`` rows."""
-        return gathered(own * self.rows + self.terms, size) + reduced(self.sums, size)
+    def __add__(self, other: Joined) -> Joined:
+        rows = Counter(self.rows) + Counter(other.rows)
+        return Joined(rows, self.terms + other.terms, self.sums + other.sums)
+
+    def sent(self, size: int) -> int:
+        """Bytes that each of ``size`` processes sends."""
+        own = sum(-(-count // size) * row for count, row in self.rows.items())
+        return gathered(own + self.terms, size) + reduced(self.sums, size)
 
 
 class Traffic:
@@ -127,9 +133,10 @@ class Traffic:
         self, rows: Sequence[Tensor] = (), terms: Sequence[Tensor] = (), sums: Sequence[Tensor] = ()
     ) -> None:
         """Note what one process has computed of ``Joined``."""
-        rest = (sum(each.nbytes for each in part) for part in (terms, sums))
-        more = Joined(sum(each.nbytes // max(1, len(each)) for each in rows), *rest)
-        self._alone = Joined(*(map(sum, zip(astuple(self._alone), astuple(more), strict=True))))
+        found = Counter[int]()
+        for each in rows:
+            found[len(each)] += each.nbytes // max(1, len(each))
+        self._alone += Joined(found, *(sum(each.nbytes for each in part) for part in (terms, sums)))
 
     def since_alone(self) -> Joined:
         """What this process has computed alone since the last time."""

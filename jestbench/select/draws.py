@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,7 @@ def _drawable(logit_B: Tensor) -> Tensor:
 
 
 def _refuse(bad: float, free: float, size: int, count: int) -> None:
-    """Raise where ``_drawable`` rules the draw out.
-
-    Raises:
-        ScoreError: a logit is NaN or +inf, or fewer than ``count`` can be drawn.
-    """
+    """Raise ``ScoreError`` for a logit that is NaN or +inf, or fewer than ``count`` that can be drawn."""
     if bad:
         raise NonFiniteScore("a selection logit is NaN or +inf")
     if not 0 <= count <= free:
@@ -116,11 +113,7 @@ def _refuse(bad: float, free: float, size: int, count: int) -> None:
 
 
 def _refuse_gain(logit_B: Tensor, gain: float) -> None:
-    """Raise where logits are infinite under the gain alone.
-
-    Raises:
-        ScoreError: the message names the gain.
-    """
+    """Raise ``ScoreError`` where logits are infinite under the gain alone; the message names the gain."""
     finite_B = logit_B[torch.isfinite(logit_B)]
     if bool((logit_B < math.inf).all()) and len(finite_B):
         raise ScoreError(
@@ -332,23 +325,36 @@ def joint_draw(
         gained_B = _gained(logit_B, gain, offset_B)
         key_B = _key_B(logit_B, gained_B, offset_B, noise)
         index_C = _best(key_B, size)
-        terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]
+        terms += [_drawable(key_B), _entropy_terms(gained_B), logit_B[index_C].mean().double()[None]]  # a _Chunk
         drawn.append(index_C)
         joint.exclude(index_C)
         if number + 1 < len(sizes):
             joint.extend(index_C)
     index_K = torch.cat(drawn)
     # One read of the device for the whole draw: the host runs ahead of a GPU.
-    read = torch.cat([*terms, _choice_terms(joint.diagonal_B, index_K)]).tolist()
-    if any(read[:-3:6]):
+    *read, chosen, mean, overlap = torch.cat([*terms, _choice_terms(joint.diagonal_B, index_K)]).tolist()
+    width = len(_Chunk._fields)
+    chunks_read = [_Chunk(*read[start : start + width]) for start in range(0, len(read), width)]
+    if any(chunk.bad for chunk in chunks_read):
         _refuse_gain(joint.logit_B(), gain)
     per_chunk: list[dict[str, float]] = []
-    for number, size in enumerate(sizes):
-        bad, free, *entropy, chosen = read[6 * number : 6 * number + 6]
-        _refuse(bad, free, len(scores), size)
-        per_chunk.append(_entropy_statistics(*entropy) | {"select/logit_chosen": chosen})
-    mean = {name: sum(row[name] for row in per_chunk) / len(per_chunk) for name in per_chunk[0]}
-    return Draw(index_K, mean | dict(zip(_CHOICE, read[-3:], strict=True)), joint.diagonal_B)
+    for size, chunk in zip(sizes, chunks_read, strict=True):
+        _refuse(chunk.bad, chunk.free, len(scores), size)
+        entropy = _entropy_statistics(chunk.possible, chunk.p_log_p, chunk.p_square)
+        per_chunk.append(entropy | {"select/logit_chosen": chunk.logit_chosen})
+    means = {name: sum(row[name] for row in per_chunk) / len(per_chunk) for name in per_chunk[0]}
+    return Draw(index_K, means | dict(zip(_CHOICE, (chosen, mean, overlap), strict=True)), joint.diagonal_B)
+
+
+class _Chunk(NamedTuple):
+    """What is read of the device of one chunk: ``_drawable``, ``_entropy_terms``, the mean logit of the chosen."""
+
+    bad: float
+    free: float
+    possible: float
+    p_log_p: float
+    p_square: float
+    logit_chosen: float
 
 
 def _gained(logit_B: Tensor, gain: float, offset_B: Tensor | None = None) -> Tensor:

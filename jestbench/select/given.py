@@ -58,11 +58,18 @@ class Trained:
         image_loss_K: of each image against the texts of the sub-batch (the row of the loss).
         text_loss_K: of each text against the images (the column); the mean over pairs and both sides is the batch loss.
         progress: how far the run was.
+        held_K: the pairs of which the policy's memory will hold what it is told now, bool: of several pairs of one key
+            the last one, and none that is new once the memory is full. By default all.
     """
 
     image_loss_K: Tensor
     text_loss_K: Tensor
     progress: Moment = field(default_factory=Moment)
+    held_K: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        held_K = self.held_K.to(self.image_loss_K.device).expand_as(self.image_loss_K)
+        object.__setattr__(self, "held_K", held_K)
 
     def __len__(self) -> int:
         return len(self.image_loss_K)

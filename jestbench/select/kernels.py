@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestbench.disk import first_line
 from jestbench.select.losses import LossName
 from jestbench.select.tiles import exact_products, tiles
 
@@ -52,7 +53,7 @@ def proven(device: torch.device) -> bool:
             found = row_sums(left, right, 10.0, offset, loss).double().cpu()
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     except Exception as error:  # a compiler, a driver or a wrong sum: plain torch depends on none of these
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         warnings.warn(f"fused strips are off on {device}, plain torch takes their place: {reason}", stacklevel=2)
         return False
     return True

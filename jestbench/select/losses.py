@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def sigmoid_loss(
     A weight acts on the pair's row and column: M_ij counts ½(w_i + w_j) times. ``world`` shares the loss out.
     """
     if world.size > 1 or _in_blocks(image_KD):
-        return _block_loss("sigmoid", image_KD, text_KD, scale, bias, weight_K, equal, each, world)
+        return _block_loss("sigmoid", (image_KD, text_KD, scale, bias), _Terms(weight_K, equal, each, world))
     logits_KK = scale * (image_KD @ text_KD.T) + bias
     sign_KK = 1 - 2 * torch.eye(len(logits_KK), device=logits_KK.device)
     if equal is not None and equal.rule == "positive":
@@ -126,7 +126,7 @@ def softmax_loss(
     its pair (its row and its column); the denominators stay unweighted. ``world`` shares the loss out.
     """
     if world.size > 1 or _in_blocks(image_KD):
-        return _block_loss("softmax", image_KD, text_KD, scale, bias, weight_K, equal, each, world)
+        return _block_loss("softmax", (image_KD, text_KD, scale, bias), _Terms(weight_K, equal, each, world))
     del bias
     logits_KK = scale * (image_KD @ text_KD.T)
     target_K = torch.arange(len(logits_KK), device=logits_KK.device)
@@ -149,21 +149,19 @@ def _in_blocks(image_KD: Tensor) -> bool:
     return len(image_KD) ** 2 * image_KD.element_size() > DENSE_BYTES
 
 
-def _block_loss(
-    name: LossName,
-    image_KD: Tensor,
-    text_KD: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    weight_K: Tensor | None,
-    equal: EqualPairs | None,
-    each: Each | None,
-    world: World,
-) -> Tensor:
+class _Terms(NamedTuple):
+    """The arguments of a loss beside its inputs; they have no gradient."""
+
+    weight_K: Tensor | None
+    equal: EqualPairs | None
+    each: Each | None
+    world: World
+
+
+def _block_loss(name: LossName, inputs: tuple[Tensor, ...], terms: _Terms) -> Tensor:
     """A loss in blocks; weights are constants."""
-    inputs = (image_KD, text_KD, scale, bias)
     sloped = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
-    loss: Tensor = _BlockLoss.apply(*inputs, (weight_K, equal, each, world), name, sloped)
+    loss: Tensor = _BlockLoss.apply(*inputs, terms, name, sloped)
     return loss
 
 
@@ -173,12 +171,12 @@ class _BlockLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image_KD: Tensor, text_KD: Tensor, scale: Tensor, bias: Tensor, *more: Any) -> Tensor:
         terms, name, sloped = more
-        world, scaled_KD, count = terms[-1], scale * image_KD, len(image_KD)
+        world, scaled_KD, count = terms.world, scale * image_KD, len(image_KD)
         share, total = world.share(count), scaled_KD.new_zeros(())
         by_image_KD, by_text_KD, by_scale, by_bias = [
             torch.zeros_like(part, dtype=image_KD.dtype) for part in (image_KD, text_KD, scale, bias)
         ]
-        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, sloped, *terms):
+        for rows, value, slope_RK in BLOCK_FORMS[name](scaled_KD, text_KD, bias, sloped, terms):
             total += value
             if slope_RK is None:
                 continue
@@ -217,16 +215,8 @@ def _row_blocks(scaled_KD: Tensor, share: slice) -> Iterator[slice]:
     return (slice(start, min(share.stop, start + height)) for start in range(share.start, share.stop, height))
 
 
-def _sigmoid_blocks(
-    scaled_KD: Tensor,
-    text_KD: Tensor,
-    bias: Tensor,
-    sloped: bool,
-    weight_K: Tensor | None,
-    equal: EqualPairs | None,
-    each: Each | None,
-    world: World,
-) -> Iterator[Block]:
+def _sigmoid_blocks(scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, sloped: bool, terms: _Terms) -> Iterator[Block]:
+    weight_K, equal, each, world = terms
     row_K, column_K = (scaled_KD.new_zeros(len(scaled_KD)) for _ in range(2))
     for rows in _row_blocks(scaled_KD, world.share(len(scaled_KD))):
         signed_RK = torch.addmm(bias.to(scaled_KD.dtype), scaled_KD[rows], text_KD.T)
@@ -259,16 +249,8 @@ def _sigmoid_blocks(
         each.append((row_K, column_K))
 
 
-def _softmax_blocks(
-    scaled_KD: Tensor,
-    text_KD: Tensor,
-    bias: Tensor,
-    sloped: bool,
-    weight_K: Tensor | None,
-    equal: EqualPairs | None,
-    each: Each | None,
-    world: World,
-) -> Iterator[Block]:
+def _softmax_blocks(scaled_KD: Tensor, text_KD: Tensor, bias: Tensor, sloped: bool, terms: _Terms) -> Iterator[Block]:
+    weight_K, equal, each, world = terms
     masked = equal if equal is not None and equal.rule == "masked" else None
     positive = equal if equal is not None and equal.rule == "positive" else None
 

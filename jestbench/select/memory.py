@@ -1,7 +1,8 @@
 """The memory of a policy: a few numbers of each pair, read and written by the pair's key.
 
 Keys are kept sorted in two arrays, a large one and a small one of the newest keys, which is merged into the large one
-once it is full: a step reads by binary search and moves only the small array.
+once it is full: a step reads by binary search and moves only the small array. A pair takes 12 to 24 bytes, its numbers
+beside its key. (``KeyIndex`` of ``engine/rows.py``, at 16 bytes a key, finds rows that lie in a file and never change.)
 """
 
 from __future__ import annotations
@@ -88,12 +89,26 @@ class Memory:
             _put(number_MX, place_B[there_B], number_BX[there_B])
         self._insert(keys[new_B], number_BX[new_B])
 
+    def holds(self, key_B: Tensor) -> Tensor:
+        """The pairs whose numbers stay where they are written next, bool ``[B]``: the last of each key, if it fits."""
+        keys = key_B.cpu().numpy()
+        there_B = np.logical_or.reduce([_places(key_M, keys)[1] for key_M, _ in self._parts])
+        fits_B = there_B | np.isin(keys, np.unique(keys[~there_B])[: self._room])
+        last_B = np.zeros(len(keys), bool)
+        last_B[len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]] = True
+        return torch.from_numpy(fits_B & last_B)
+
+    @property
+    def _room(self) -> int:
+        """How many keys the limit allows for beside those that are there."""
+        return max(0, self.limit // self.pair_bytes - len(self))
+
     def _insert(self, keys: npt.NDArray[np.int64], number_BX: npt.NDArray[np.float32]) -> None:
         """Add keys that are not there yet, as many as the limit allows."""
         key_M, place_B = np.unique(keys, return_inverse=True)
         number_MX = np.full((len(key_M), len(self.columns)), np.nan, np.float32)
         _put(number_MX, place_B, number_BX)
-        room = max(0, self.limit // self.pair_bytes - len(self))
+        room = self._room
         self.refused += max(0, len(key_M) - room)
         newest = _merged(self._parts[1], (key_M[:room], number_MX[:room]))
         if len(newest[0]) > NEWEST:

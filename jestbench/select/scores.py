@@ -301,14 +301,14 @@ class Scores:
         image_RD = model.image_BD if index_R is None else model.image_BD[index_R]
         text_CD = model.text_BD if index_C is None else model.text_BD[index_C]
         wide = len(text_CD) > len(image_RD)
-        long_XD, short_YD = (text_CD, image_RD) if wide else (image_RD, text_CD)
-        share = self.world.share(len(long_XD))
-        self.meter.add(len(long_XD), len(short_YD), image_RD.shape[1], own=share.stop - share.start)
+        long, short = (len(text_CD), len(image_RD)) if wide else (len(image_RD), len(text_CD))
+        share = self.world.share(long)
+        self.meter.add(long, short, image_RD.shape[1], own=share.stop - share.start)
         with exact_products(image_RD.device):
-            if self.world.size == 1:
-                return image_RD @ text_CD.T
-            (long_XY,), _ = joined(self.world, len(long_XD), [long_XD[share] @ short_YD.T])
-            return long_XY.T if wide else long_XY
+            # One process multiplies in this order, too: the other one differs in the last bits.
+            own_XY = (image_RD @ text_CD[share].T).T if wide else image_RD[share] @ text_CD.T
+        (long_XY,), _ = joined(self.world, long, [own_XY])
+        return long_XY.T if wide else long_XY
 
     def own_cosine_B(self, side: Side) -> Tensor:
         """c_ii: the cosine of each pair's image with its own text."""
@@ -373,10 +373,8 @@ class Scores:
             rows_B, lse_columns_P = self._reduce(model)
             lse_rows_B = self._sum(joined(self.world, size, [], [rows_B])[1][0])
         self.meter.add(3 * size, size, image_BD.shape[1], own=3 * (share.stop - share.start))
-        if model.imagined:
-            return image_BD.new_ones(size)
-        by_image_BD, by_text_PD = torch.zeros_like(image_BD), torch.empty_like(text_BD[share])
-        for tile in tiles(share, size, image_BD):
+        by_image_BD, by_text_PD = torch.zeros_like(image_BD), torch.ones_like(text_BD[share])
+        for tile in () if model.imagined else tiles(share, size, image_BD):
             place = _within(tile, share)
             slope_BT, equal_BT = self._strip(model, tile)
             if lse_rows_B is None or lse_columns_P is None:

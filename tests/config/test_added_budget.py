@@ -69,6 +69,8 @@ def test_what_the_reference_needs_itself_is_counted() -> None:
     [
         (["run.reference=None"], "budget.adds needs a reference"),
         (["budget.adds=('scorer',)"], "budget.adds takes 'reference'"),
+        (["budget.adds=('reference', 'reference')"], "budget.adds names a model twice: ['reference', 'reference']"),
+        (["budget.adds=()", "budget.includes=('scorer', 'scorer')"], "budget.includes names a model twice"),
         (["budget.includes=('reference',)"], "exclude each other"),
         (["run.budget=None", "budget.steps=3"], "budget.adds adds FLOPs"),
         (["run.reference=('gin/run/tiny_reference.gin','run.budget=None','budget.steps=3')"], "in FLOPs"),

@@ -164,6 +164,12 @@ def test_a_view_that_nothing_is_scored_under_is_no_part_of_the_arm() -> None:
     view = ("run.score_view=@cheap/view()", "cheap/view.keep=0.5")
     assert resolve.resolve([TINY], view).config_hash == resolve.resolve([TINY]).config_hash
     assert digest(*view) != digest()
+    mix = ("run.train_views=[(0.5, @view()), (0.5, @half/view())]", "half/view.keep=0.25")
+    arm = resolve.resolve([TINY], mix).config_hash
+    assert arm != resolve.resolve([TINY]).config_hash
+    assert resolve.resolve([TINY], (*mix, *view)).config_hash == arm
+    assert resolve.resolve([TINY], (*mix, "run.score_view=@half/view()")).config_hash == arm
+    assert digest(*mix, *view) != digest(*mix)
 
 
 def test_the_shipped_arms_are_told_apart() -> None:

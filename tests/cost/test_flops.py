@@ -33,7 +33,7 @@ from jestbench.launch.command import main
 from jestbench.launch.forecast import cheap_view, closed_forms, convention_error
 from jestbench.model.image_tower import ImageTower
 from jestbench.model.text_tower import TextTower
-from jestbench.model.towers import TwoTowers
+from jestbench.model.towers import Model, TwoTowers
 from jestbench.select.losses import sigmoid_loss
 
 
@@ -102,8 +102,9 @@ def text_tower(
     heads: int = 2,
     **options: Any,
 ) -> TextTower:
-    options = {"mlp_ratio": 4.0, "causal": False, "pool": "mean"} | options
-    return TextTower(vocab_size, length, 0, output, width=width, layers=layers, heads=heads, **options)
+    options |= {"width": width, "layers": layers, "heads": heads}
+    shape = Model(embed_dim=output, **{f"text_{name}": value for name, value in options.items()})
+    return TextTower(shape, vocab_size, length, pad_id=0)
 
 
 @pytest.mark.parametrize("vit", VITS, ids=lambda vit: f"{vit.name}-{vit.size}/{vit.patch}")
@@ -426,40 +427,6 @@ def test_the_towers_of_transformers_cost_what_torch_counts(kind, attention):
     ):
         tower = Encoder(model, method)
         assert FLOPS_PER_MAC * forward_macs(tower, inputs) == without_fast_path(tower, inputs)
-
-
-class InOneOperator(nn.Module):
-    """The operator that a layer's fast path calls, called by its own name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
-
-    def forward(self, x):
-        layer, attention = self.layer, self.layer.self_attn
-        projections = (
-            attention.in_proj_weight,
-            attention.in_proj_bias,
-            attention.out_proj.weight,
-            attention.out_proj.bias,
-        )
-        attended = torch._native_multi_head_attention(x, x, x, 12, 3, *projections, need_weights=False)[0]
-        norms = layer.norm1.weight, layer.norm1.bias, layer.norm2.weight, layer.norm2.bias
-        first, second = layer.linear1, layer.linear2
-        options = False, False, 1e-5, *norms, first.weight, first.bias, second.weight, second.bias
-        return attended + torch._transformer_encoder_layer_fwd(x, 12, 3, *projections, *options)
-
-
-class Slow(InOneOperator):
-    def forward(self, x):
-        return self.layer.self_attn(x, x, x, need_weights=False)[0] + self.layer(x)
-
-
-def test_attention_in_one_operator_costs_its_parts():
-    inputs = torch.zeros(2, 5, 12)
-    slow, fused = Slow().eval().requires_grad_(False), InOneOperator().eval().requires_grad_(False)
-    counted = without_fast_path(slow, inputs)
-    assert FLOPS_PER_MAC * forward_macs(fused, inputs) == FLOPS_PER_MAC * forward_macs(slow, inputs) == counted
 
 
 class PaddedEncoder(nn.Module):

@@ -237,7 +237,9 @@ def test_the_folder_of_another_library_is_bound_as_the_message_says(
         (OpenClip(model="hf-hub:nobody/nothing"), 3, "cannot be fetched"),
         (OpenClip(model="local-dir:nowhere"), 3, "nowhere"),
         (HuggingFaceClip(path="nobody/nothing"), 3, "cannot be fetched from the hub"),
+        (HuggingFaceClip(path="facebook/metaclip-h14-fullcc2.5b"), 3, "cannot be fetched from the hub"),
         (HuggingFaceClip(path="./nowhere"), 3, "no such folder"),
+        (HuggingFaceClip(path="weights/model.safetensors"), 3, "no such folder"),
     ],
     ids=lambda value: getattr(value, "label", ""),
 )
@@ -245,6 +247,15 @@ def test_without_a_network(model: Foreign, status: int, said: str) -> None:
     with pytest.raises(DataError) as found:
         model.load()
     assert (found.value.exit_status, said in str(found.value)) == (status, True), str(found.value)
+
+
+def test_a_stand_in_scores_nothing_alone() -> None:
+    """Its random weights would pass for those on the hub."""
+    model = HuggingFaceClip(path="nobody/nothing")
+    found = model.stand_in("meta")
+    assert (found, found.identity, found.remote) == (model, model.identity, model.remote)
+    assert found.frozen(None) is None  # type: ignore[arg-type]
+    assert model.shapes_on is None
 
 
 @pytest.mark.parametrize(("name", "package"), [("clip", "open_clip"), ("hf", "transformers")])

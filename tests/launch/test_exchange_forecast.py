@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import small_world
+from thread_world import ThreadWorld, by_threads
 
+import policies
+from jestbench import seeds
 from jestbench.config import resolve
 from jestbench.launch.exchange_forecast import StepSizes
-from jestbench.launch.forecast import price_table, sizes
+from jestbench.launch.forecast import RunForecast, price_table, sizes
 from jestbench.parallel.distributed import World
 from jestbench.parallel.placement import Placement
 from jestbench.parallel.traffic import Joined
+from jestbench.select import Embeddings, Scores
+from jestbench.select.losses import LossName
+from jestbench.select.policy import choose, initial_state
+from jestbench.select.remembering import imagined
+from jestbench.select.scores import SIDES
 
 SIZES = StepSizes(960, (96, 24), 0, (), "sigmoid", pair=1000, description=0, weights=0, joined=Joined())
 
@@ -51,3 +60,33 @@ def test_the_price_names_what_as_many_processes_send_as_torchrun_has_started(mon
     assert found.sent(3)["embeddings"] == 2 * (8 + 3) * 2 * 4 * 64
     assert found.sent(3)["strip_sums"] > 0
     assert found.sent(3)["loss_gradients"] == 2 * 3 * 4 * (64 + 2) + 2 * 8 * 8 + -(-2 * 2 * (8 * 64 + 3) * 4 // 3)
+
+
+READERS = [name for name in policies.available() if policies.get(name).needs & set(SIDES)]
+
+
+CHOICES = [*((name, "sigmoid", "") for name in READERS), ("grad_norm", "softmax", ""), ("jest", "softmax", "")]
+CHOICES += [("clip_loss", "sigmoid", "clip_loss.batch=8")]
+
+
+@pytest.mark.parametrize(("name", "loss", "binding"), CHOICES)
+def test_what_a_choice_joins_is_forecast_to_the_byte(name: str, loss: LossName, binding: str) -> None:
+    """For each policy that reads embeddings: 25 pairs, which two or three processes share unevenly."""
+    bindings = [*small_world(8, 25), f"run.loss={loss}", *([binding] if binding else [])]
+    resolved = resolve.resolve(["gin/run/tiny.gin", f"gin/policy/{name}.gin"], bindings)
+    forecast, policy = RunForecast.of(resolved), resolved.policy
+    actors = [actor for role, actor in forecast.stages.scorer.actors.items() if role in policy.needs]
+
+    def sent(world: ThreadWorld) -> int:
+        random = seeds.generator(0, "check")
+        given = Scores.joined((actor.imagined(25, 1, random) for actor in actors), 25, loss, world)
+        for side, model in given.models().items():
+            computed = Embeddings(model.image_BD, model.text_BD)
+            given = replace(given, **{side: computed})
+        choose(policy, imagined(policy, given, random), 8, random, initial_state(policy))
+        return world.counts["sent"]
+
+    for processes in (2, 3):
+        counted = by_threads(processes, sent)
+        assert set(counted) == {forecast.sizes.sent(processes)["strip_sums"]}
+        assert counted[0] > 0

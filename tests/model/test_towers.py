@@ -245,20 +245,20 @@ def test_a_text_tower_equals_open_clips(tokenizer: Tokenizer, siglip: bool) -> N
     transformer = pytest.importorskip("open_clip.transformer")
     torch.manual_seed(3)
     own: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "output_dim": 12, "context_length": LENGTH}
-    ours: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "mlp_ratio": 4.0}
+    ours: dict[str, Any] = {"embed_dim": 12, "text_width": 16, "text_heads": 2, "text_layers": 2}
     if siglip:
         own |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
         own |= {"norm_layer": lambda width: nn.LayerNorm(width, 1e-6), "act_layer": lambda: nn.GELU(approximate="tanh")}
-        ours |= {"causal": False, "pool": "last", "attend_padding": True, "projection_bias": True}
-        ours |= {"activation": "gelu_tanh", "norm_eps": 1e-6}
+        ours |= {"text_pool": "last", "text_attend_padding": True, "text_projection_bias": True}
+        ours |= {"text_activation": "gelu_tanh", "text_norm_eps": 1e-6}
     else:
         own |= {"pool_type": "argmax", "act_layer": transformer.QuickGELU}
-        ours |= {"causal": True, "pool": "end", "activation": "quick_gelu"}
+        ours |= {"text_causal": True, "text_pool": "end", "text_activation": "quick_gelu"}
     theirs = transformer.TextTransformer(vocab_size=60, **own).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(torch.randn_like(parameter) / 3)
-    tower = TextTower(60, LENGTH, 0, 12, **ours).eval()
+    tower = TextTower(Model(**ours), 60, LENGTH, pad_id=0).eval()
     names = {
         "token_embedding": "tokens", "positional_embedding": "positions", "transformer.resblocks": "blocks",
         "ln_1": "norm_attention", "ln_2": "norm_mlp", "attn.in_proj_": "qkv.", "attn.out_proj": "out",

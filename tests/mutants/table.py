@@ -308,8 +308,8 @@ POLICIES = (
     Mutant(
         "active_clip turned round",
         "policies/active_clip.py",
-        "independent_draw(score_B, count",
-        "independent_draw(-score_B, count",
+        "self.by_score(scores, score_B, count",
+        "self.by_score(scores, -score_B, count",
         DECLARED,
     ),
     Mutant(
@@ -322,22 +322,22 @@ POLICIES = (
     Mutant(
         "jest.chunks is ignored",
         "policies/jest.py",
-        "joint_draw(scores, count, self.chunks, gain",
-        "joint_draw(scores, count, 16, gain",
+        "self.jointly(scores, count, generator, self.chunks,",
+        "self.jointly(scores, count, generator, 16,",
         f"{EVERY}::test_jest_of_one_chunk_is_learnability",
     ),
     Mutant(
         "easy_reference takes the hard",
-        "policies/easy_reference.py",
-        "-scores.pair_loss_B",
-        "scores.pair_loss_B",
+        SCORES,
+        "(-1.0, self.reference)",
+        "(1.0, self.reference)",
         DECLARED,
     ),
     Mutant(
         "hard_learner takes the easy",
-        "policies/hard_learner.py",
-        "else scores.pair_loss_B",
-        "else -scores.pair_loss_B",
+        SCORES,
+        "(1.0, self.learner)",
+        "(-1.0, self.learner)",
         DECLARED,
     ),
     Mutant(
@@ -371,13 +371,13 @@ POLICIES = (
     Mutant(
         "cappy.temperature multiplies",
         "policies/cappy.py",
-        "independent_draw(grade_B, count, 1 / self.temperature",
-        "independent_draw(grade_B, count, self.temperature",
+        "self.by_score(scores, grade_B, count, generator, 1 / self.temperature",
+        "self.by_score(scores, grade_B, count, generator, self.temperature",
         "tests/engine/test_cappy.py::test_pairs_are_drawn_by_the_grade_over_the_temperature",
     ),
     Mutant(
         "learnability draws by its in-batch loss",
-        "policies/learnability.py",
+        "policies/_per_pair.py",
         "scores.learnability_B(self.pair_loss)",
         'scores.learnability_B("in_batch")',
         f"{EVERY}::test_the_top_by_the_papers_score",

@@ -191,6 +191,25 @@ def test_infobatch_leaves_half_of_the_easy_out_and_doubles_the_rest() -> None:
                 assert losses[i] == pytest.approx(float(new[:, place].mean()))
 
 
+@pytest.mark.parametrize(("room", "pairs"), [(99, 20), (10, 20), (10, 40)])
+def test_infobatchs_mean_is_that_of_the_losses_which_are_remembered(room: int, pairs: int) -> None:
+    """Also once the memory is full, and where a sub-batch holds a key twice."""
+    policy, memory = policies.create("infobatch"), Memory(("loss",), limit=12 * room)
+    state, keys = initial_state(policy), torch.arange(pairs) % 20
+    for epoch in range(5):
+        for key_K in keys[torch.randperm(pairs, generator=seeded(epoch))].split(10):
+            losses = torch.rand(2, len(key_K), generator=seeded(epoch))
+            held_K = memory.holds(key_K)
+            learnt = policy.learn(Trained(*losses, held_K=held_K), Remembered(state, memory.read(key_K)))
+            state = learnt.state
+            memory.write(key_K, learnt.memory)
+            held = memory.read(torch.arange(20))["loss"]
+            held = held[~held.isnan()]
+            assert state["count"] == len(held) == len(memory)
+            assert state["sum"] == pytest.approx(float(held.double().sum()))
+    assert len(memory) == min(room, 20)
+
+
 def zipf_world(size: int, seed: int) -> list[list[str]]:
     weights = 1 / torch.arange(1, 31).double()
     drawn = torch.multinomial(weights.expand(size, -1), 3, generator=seeded(seed)).tolist()

@@ -139,6 +139,16 @@ def test_a_policy_is_given_what_it_asked_for(tmp_path: Path) -> None:
         known |= dict(zip(scores.key_B[:16].tolist(), trained.loss_K.tolist(), strict=True))
 
 
+def test_a_policy_is_told_which_pairs_a_full_memory_holds(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    found = resolve.resolve([TINY], [*small_world(16, 32), *STEPS, "budget.steps=8", f"run.memory_bytes={20 * 12}"])
+    found = replace(found, run=replace(found.run, policy=Listener(heard)))
+    assert train_run.train_run(found, tmp_path / "run", resume=False) == "finished"
+    told = [(trained.held_K, before_K) for _, trained, before_K in (one for one in heard if one[0] == "trained")]
+    assert [int(held_K.sum()) for held_K, _ in told[:2]] == [16, 4]
+    assert all(held_K[~before_K.isnan()].all() and not held_K[before_K.isnan()].any() for held_K, before_K in told[2:])
+
+
 @pytest.mark.parametrize(
     ("needs", "remembers", "message"),
     [

@@ -56,6 +56,16 @@ def test_a_key_that_comes_twice_keeps_the_last_number() -> None:
         assert held.read(torch.tensor([9, 5]))["a"].tolist() == [4.0, 8.0], "NaN leaves a number as it is"
 
 
+def test_what_it_holds_is_known_before_it_is_written() -> None:
+    held = Memory(("a",), limit=12 * 3)
+    assert held.holds(torch.tensor([5, 3, 5])).tolist() == [False, True, True]
+    held.write(torch.tensor([5, 3]), {"a": torch.tensor([1.0, 2.0])})
+    assert held.holds(torch.tensor([9, 3, 8, 9, 3])).tolist() == [False, False, True, False, True], "the least new key"
+    held.write(torch.tensor([9, 3, 8, 9, 3]), {"a": torch.ones(5)})
+    assert held.read(torch.tensor([3, 5, 8, 9]))["a"].isnan().tolist() == [False, False, False, True]
+    assert not held.holds(torch.empty(0, dtype=torch.int64)).numel()
+
+
 def test_its_bytes_are_bounded_and_what_is_refused_is_counted() -> None:
     held = Memory(("a", "b", "c", "d"), limit=24 * 10)
     assert held.pair_bytes == 24
