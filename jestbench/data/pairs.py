@@ -82,8 +82,6 @@ class Pairs(ABC):
 class IndexedPairs(Pairs):
     """A split whose size, keys and captions are known before any image is decoded.
 
-    Every subclass defines how pairs are read: ``attempt`` where a pair can be damaged, else ``batch``.
-
     Attributes:
         image_key_N: int64 content hash of each image.
         max_damaged: share of damaged pairs above which a run stops.
@@ -117,6 +115,10 @@ class IndexedPairs(Pairs):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
+    def attempt(self, index_B: Tensor) -> ReadPairs:
+        """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
+
     def batch(self, index_B: Tensor) -> Batch:
         """The pairs at these positions, read, decoded and ready for a model, damaged ones replaced.
 
@@ -142,10 +144,6 @@ class IndexedPairs(Pairs):
     def expanded(self) -> IndexedPairs:
         """The split in which each of several captions of an image is a pair of its own."""
         return self
-
-    def attempt(self, index_B: Tensor) -> ReadPairs:
-        """The pairs at these positions, damaged ones not replaced yet; and the damage, by its place in the batch."""
-        return self.batch(index_B), {}
 
     def tried(self, position: int, tries: Tries) -> tuple[TriedPair, Any]:
         """Try the pair at a position in the place of a damaged one (``Tries.pair``)."""
@@ -180,8 +178,8 @@ class IndexedPairs(Pairs):
 class Wrapped(IndexedPairs):
     """A split made from an inner split, from which everything comes that a subclass does not define.
 
-    Every subclass defines how pairs are read (``drawn``, ``replaced``, and ``attempt`` or ``batch``). Attributes of its
-    own are set after ``super().__init__``.
+    Every subclass defines how pairs are read (``drawn``, ``attempt`` and ``replaced``). Attributes of its own are set
+    after ``super().__init__``.
     """
 
     def __init__(self, pairs: IndexedPairs) -> None:
@@ -269,13 +267,13 @@ class ArrayPairs(IndexedPairs):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def batch(self, index_B: Tensor) -> Batch:
-        """The pairs at these positions, read and ready for a model."""
+    def attempt(self, index_B: Tensor) -> ReadPairs:
+        """The pairs at these positions; none can be damaged."""
         index = index_B.numpy()
         captions = tuple(self.captions[i] for i in index.tolist())
         images = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[self.row_N[index]]))
         tokens = self.tokenizer.encode(captions) if self.token_NL is None else self.token_NL[index_B]
-        return Batch(
+        batch = Batch(
             images_BCHW=images.permute(0, 3, 1, 2),
             token_ids={self.tokenizer.identity: tokens},
             image_key_B=torch.from_numpy(self.image_key_N[index]),
@@ -284,6 +282,7 @@ class ArrayPairs(IndexedPairs):
             captions=captions,
             columns=self.columns_at(index),
         )
+        return batch, {}
 
 
 @dataclass(frozen=True)

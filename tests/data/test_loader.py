@@ -105,12 +105,12 @@ class Slow(Wrapped):
         super().__init__(pairs)
         self.stuck, self.decoded = stuck, False
 
-    def batch(self, index_B):
+    def attempt(self, index_B):
         if self.stuck is not None and not self.stuck.exists():
             self.stuck.touch()
             time.sleep(1000)
         time.sleep(0.02)
-        return self.pairs.batch(index_B)
+        return self.pairs.attempt(index_B)
 
 
 def test_a_killed_worker_is_replaced_and_counted():
@@ -299,7 +299,7 @@ class Wrong(Slow):
 
     error: Exception
 
-    def batch(self, index_B):
+    def attempt(self, index_B):
         raise self.error
 
 
