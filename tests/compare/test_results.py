@@ -9,8 +9,9 @@ from pathlib import Path
 import make_results
 import pytest
 from make_results import LOGS, PAGES, RESULTS, ROOT, SECTION
+from matplotlib.figure import Figure
 
-from jestbench.compare import report
+from jestbench.compare import plots, report
 from jestbench.runs.folder import RunFolder
 
 
@@ -98,3 +99,12 @@ def test_the_arms_of_a_table_have_the_same_seeds() -> None:
         head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
         if "seeds" in head:
             assert len({row[head.index("seeds")] for row in rows}) == 1, block
+
+
+def test_a_reference_of_many_arms_has_a_short_name_in_the_plot() -> None:
+    """Its whole name lists thirteen arms: it ran across the legend, and left matplotlib no room for the axes."""
+    table = report.compare([LOGS / "rivals"], "eval/zero_shot_top5").first
+    assert max(len(row.name) for row in table.references) > 150
+    figure = Figure()
+    plots._draw_metric(figure, table, "")
+    assert 0 < max(len(text.get_text()) for axes in figure.axes for text in axes.texts) < 50
