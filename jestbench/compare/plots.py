@@ -231,7 +231,7 @@ def _draw_references(axes: Axes, table: Table) -> None:
         axes.axhline(row.value, color=_REFERENCE_COLOUR, linewidth=1.2, linestyle=(0, (6, 3)), zorder=2)
         if row.name not in drawn:
             axes.annotate(
-                f"{reference_label(row.name)}: {value_text(row.value, table)}",
+                f"{_short(reference_label(row.name))}: {value_text(row.value, table)}",
                 (0.0, row.value),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 3),

@@ -19,8 +19,10 @@ from jestbench.config.log import WandB
 from jestbench.config.run import ConfigError
 from jestbench.disk import PROJECT, command_name, user_path
 from jestbench.launch import command
+from jestbench.parallel.arithmetic import number_format
 from jestbench.runs.folder import RunFolder
 from jestbench.runs.kept_records import keep_records, worth_keeping
+from jestbench.runs.summary import Summary
 from jestbench.runs.wandb_run import log_comparison
 from jestbench.sweep.progress import SweepProgress
 from jestbench.sweep.proposals import Done, memory_of
@@ -105,6 +107,7 @@ class LocalSweep:
         self.started: list[SweepArm] = []
         arms = itertools.islice(arms_of(sweep, self.done, memory_of(sweep, out)), limit)
         planned = list(arms) if sweep.method == "grid" else []
+        self._refuse_records_of_a_cpu([arm for arm in planned if self._finished(arm) is None])
         look_at_data(sweep, (arm for arm in planned if self._finished(arm) is None))
         self.arms = iter(planned) if planned else arms
         self.progress = SweepProgress(sweep.name, sweep.metric, len(planned) or limit, at_once, planned)
@@ -164,6 +167,26 @@ class LocalSweep:
         if status:
             print(f"failed with status {status}: {dict(arm.parameters)}; the others go on", file=sys.stderr)
 
+    def _refuse_records_of_a_cpu(self, arms: Sequence[SweepArm]) -> None:
+        """Refuse to train on a GPU what is kept from a CPU: ``auto`` precision is another format there, another arm.
+
+        Raises:
+            ConfigError: there are records of an arm's label and seed in another number format than the arm's.
+        """
+        if self.logs is None:
+            return
+        for arm in arms:
+            run, own = arm.resolved.run, arm.folder(self.logs)
+            here = number_format(run.device, run.precision)
+            for kept in self.logs.glob(f"{own.name.removesuffix(f'{arm.resolved.config_hash}-seed{run.seed}')}*"):
+                summary, there = RunFolder(kept).summary(), RunFolder(kept).environment().get("number_format", here)
+                if summary is not None and (summary.arm, summary.seed) == (run.arm, run.seed) and there != here:
+                    raise ConfigError(
+                        f"{self.logs} holds records of {run.arm}, seed {run.seed}, in {there}; on this machine it "
+                        f"would be another arm, in {here}: put CUDA_VISIBLE_DEVICES= before the command for those of "
+                        "a CPU, bind run.precision, or name another folder with --logs"
+                    )
+
     def _keep(self, arm: SweepArm) -> None:
         """Copy an arm's records into the folder that keeps them, if there is one."""
         left, kept = arm.folder(self.out), None if self.logs is None else arm.folder(self.logs)
@@ -183,10 +206,10 @@ class LocalSweep:
 
         sweep, out = self.sweep, self.out / COMPARISON
         folders = [self._finished(arm) or arm.folder(self.out) for arm in self.started]
-        arms = {folder: summary.arm for folder in folders if (summary := RunFolder(folder).summary()) is not None}
+        arms = {folder: summary for folder in folders if (summary := RunFolder(folder).summary()) is not None}
         if not arms:
             return False
-        baseline = "uniform" if "uniform" in arms.values() else next(iter(arms.values()))
+        baseline = _baseline(list(arms.values()))
         lower_is_better = None if sweep.goal is None else sweep.goal == "minimize"
         try:
             comparison = compare(list(arms), sweep.metric, baseline, out, lower_is_better=lower_is_better)
@@ -210,6 +233,13 @@ class LocalSweep:
             log_comparison(settings, self.out / COMPARISON, f"{self.sweep.name}-comparison", self.sweep.name)
         except ValueError as error:
             print(f"the comparison is not in W&B: {error}", file=sys.stderr)
+
+
+def _baseline(arms: Sequence[Summary]) -> str:
+    """The arm that the others are compared with: uniform, else any; where several share the label, the file's first."""
+    first = next((arm for arm in arms if arm.arm == "uniform"), arms[0])
+    alone = len({arm.frontier_hash for arm in arms if arm.arm == first.arm}) == 1
+    return first.arm if alone else f"{first.arm}@{first.frontier_hash}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,50 +1,118 @@
-"""Writes the tables of docs/results.md from the records in docs/logs: ``python tests/compare/make_results.py``.
+"""Writes the tables of docs/results.md and of the README from the records in docs/logs, by the commands above them.
 
-A table stands between ``<!-- results: FOLDER METRIC -->`` and ``<!-- /results -->``. ``FOLDER+FOLDER/ARM-*`` takes the
-records of several folders or only some of a folder's; ``METRIC@ARM`` names a baseline in place of uniform, with ``~``
-for blanks in a label. ``rungs``, ``rates``, ``trial``, ``sizes``, ``stage``, ``to_end``, ``budgets`` and
-``chosen@ARM`` name the other kinds of table.
+    python tests/compare/make_results.py                                # every table, and the machines of the records
+    python tests/compare/make_results.py rungs docs/logs/flagship       # one table, printed
+
+A table stands between ``<!-- results -->`` and ``<!-- /results -->``, and the last line of the indented block above it
+is the command that makes it: ``python tools/compare.py …`` for a comparison, or this script with the name of another
+kind of table (``KINDS``). Below a table of docs/results.md stands what machine and commits its records are from, where
+no table above it holds them.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from provenance_line import provenance
 
 from jestbench.compare.comparison import Arm, Interval, Table
 from jestbench.compare.configurations import read_configuration
 from jestbench.compare.crossings import Speedup
+from jestbench.compare.load import find_run_folders
 from jestbench.compare.report import compare
 from jestbench.compare.statistics import Cell, Difference, Fit, fit
-from jestbench.compare.wording import flops_text, speedup_ends, speedup_text
+from jestbench.compare.wording import flops_text, reference_label, speedup_ends, speedup_text
 from jestbench.evals.measure import Measure
 from jestbench.evals.results import Ranking
 from jestbench.runs.folder import RunFolder
+from jestbench.runs.summary import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "docs" / "logs"
-PAGE = ROOT / "docs" / "results.md"
-SECTION = re.compile(r"(<!-- results: (\S+) (\S+) -->\n)(.*?)(<!-- /results -->\n)", re.DOTALL)
+RESULTS = ROOT / "docs" / "results.md"
+PAGES = (RESULTS, ROOT / "README.md")
+SECTION = re.compile(r"((?:^ {4}[^\n]+\n)+)\n<!-- results -->\n(.*?)<!-- /results -->\n", re.DOTALL | re.MULTILINE)
 BOTH = ("eval/zero_shot_top5", "eval/zero_shot_unseen_top5")
 
 
-def records(folders: str) -> list[Path]:
-    """The folders that ``rivals+why/jest-*`` stands for; a pattern that matches none is refused."""
-    found = {part: sorted(LOGS.glob(part)) for part in folders.split("+")}
-    assert all(found.values()), f"no records: {[part for part, paths in found.items() if not paths]}"
-    return [path for paths in found.values() for path in paths]
+@dataclass(frozen=True)
+class Recipe:
+    """What a command above a table asks for.
+
+    Attributes:
+        kind: a name of ``KINDS``; ``arms`` for ``tools/compare.py``.
+        run_dirs: run folders, or folders that hold them.
+        metric: key of the metric.
+        baseline: label of the arm that the others are compared with.
+    """
+
+    kind: str
+    run_dirs: tuple[Path, ...]
+    metric: str
+    baseline: str
+
+    @property
+    def folders(self) -> list[Path]:
+        """The run folders."""
+        named, found = find_run_folders(self.run_dirs)
+        return [*named, *found]
+
+    def table(self) -> Table:
+        """The comparison."""
+        return compare(self.run_dirs, self.metric, self.baseline).first
+
+    def made(self) -> str:
+        """The table as Markdown."""
+        return KINDS[self.kind](self)
 
 
-def measured(folders: str, what: str) -> Table:
-    """The comparison of records by a metric, against a baseline that may follow it."""
-    metric, _, baseline = what.partition("@")
-    return compare(records(folders), metric, baseline.replace("~", " ") or "uniform").first
+def recipe(words: Sequence[str]) -> Recipe:
+    """What the words of a command ask for, after ``python``."""
+    tool, *rest = words
+    parser = argparse.ArgumentParser(prog="make_results.py")
+    if tool.endswith("compare.py"):
+        parser.set_defaults(kind="arms")
+    else:
+        parser.add_argument("kind", choices=[kind for kind in KINDS if kind != "arms"])
+    parser.add_argument("run_dirs", nargs="+", type=lambda text: ROOT / text)
+    parser.add_argument("--metric", default=BOTH[0])
+    parser.add_argument("--baseline", default="uniform")
+    return Recipe(**vars(parser.parse_args(rest)))
+
+
+def expanded(command: str) -> list[str]:
+    """The words of a command of a page after ``python``, as a shell in the checkout hands them over."""
+    words = ["bash", "-c", f"printf '%s\\n' {command}"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0] == "python", command
+    assert said[1] in ("tools/compare.py", "tests/compare/make_results.py"), command
+    return said[1:]
+
+
+def recipes(text: str) -> list[Recipe]:
+    """The recipe of each table of a page, in order."""
+    return [recipe(expanded(_last(block))) for block, _ in SECTION.findall(text)]
+
+
+def _last(block: str) -> str:
+    return str(block.replace("\\\n", " ").splitlines()[-1])
+
+
+def ended(folder: Path) -> tuple[Summary, int]:
+    """The summary of a run, and its budget."""
+    summary = RunFolder(folder).summary()
+    assert summary is not None
+    assert summary.budget is not None
+    return summary, summary.budget
 
 
 def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,10 +141,10 @@ def _arm(arm: Arm, unit: float) -> list[str]:
     return [arm.label, *difference, _interval(arm.mean, unit), str(len(arm.runs))]
 
 
-def arms(folders: str, metric: str) -> str:
+def arms(asked: Recipe) -> str:
     """The arms at the common budget; with factors of compute where an arm has several budgets."""
-    table = measured(folders, metric)
-    share = "nll" not in metric
+    table = asked.table()
+    share = "nll" not in asked.metric
     head = ["arm", f"minus {table.baseline}{', points' if share else ''} [95 %, simultaneous]", "verdict"]
     head += [f"mean{', %' if share else ''} [95 %]", "seeds"]
     rows = [_arm(arm, 100 if share else 1) for arm in table.arms]
@@ -87,11 +155,11 @@ def arms(folders: str, metric: str) -> str:
     return _lines(head, rows)
 
 
-def to_end(folder: str) -> str:
+def to_end(asked: Recipe) -> str:
     """FLOPs that arms save to the value of uniform's last rung, on all classes and on the unseen ones."""
     head, rows = ["arm"], defaultdict[str, list[str]](list)
     for metric, whose in zip(BOTH, ("all classes", "unseen"), strict=True):
-        table = measured(folder, metric)
+        table = replace(asked, metric=metric).table()
         (base,) = (arm for arm in table.arms if arm.label == table.baseline)
         head += [f"{whose}: times less to {_interval(base.end, 100)} %", f"{whose}: all in"]
         for arm in table.arms:
@@ -100,9 +168,11 @@ def to_end(folder: str) -> str:
     return _lines(head, ([arm, *cells] for arm, cells in rows.items()))
 
 
-def rungs(folder: str) -> str:
+def rungs(asked: Recipe) -> str:
     """Means at every rung, on all classes · on those that the curated set lacks."""
-    whole, unseen = ({(p.arm, p.budget): p.mean.value for p in measured(folder, metric).frontier} for metric in BOTH)
+    whole, unseen = (
+        {(p.arm, p.budget): p.mean.value for p in replace(asked, metric=metric).table().frontier} for metric in BOTH
+    )
     budgets, every = sorted({budget for _, budget in whole}), {arm for arm, _ in whole}
     common = max(budget for budget in budgets if all((arm, budget) in whole for arm in every))
     rows = (
@@ -115,32 +185,26 @@ def rungs(folder: str) -> str:
     return _lines(["arm", *(flops_text(budget) for budget in budgets)], rows)
 
 
-def rates(folder: str) -> str:
+def rates(asked: Recipe) -> str:
     """What the tuning found: loss and top-5 of each learning rate and weight decay."""
     found: dict[tuple[float, float], dict[str, str]] = {}
-    for path in sorted((LOGS / folder).iterdir()):
-        summary = RunFolder(path).summary() if path.is_dir() else None
-        if summary is not None:
-            decay = re.search(r"^optimizer.weight_decay = (\S+)", (path / "operative.gin").read_text(), re.MULTILINE)
-            assert decay is not None
-            values = f"{summary.metrics['eval/zero_shot_nll']:.3f} · {100 * summary.metrics[BOTH[0]]:.1f}"
-            found.setdefault((summary.learning_rate, float(decay[1])), {})[summary.arm] = values
+    for path in asked.folders:
+        summary, decay = ended(path)[0], float(read_configuration(path)["optimizer.weight_decay"])
+        values = f"{summary.metrics['eval/zero_shot_nll']:.3f} · {100 * summary.metrics[BOTH[0]]:.1f}"
+        found.setdefault((summary.learning_rate, decay), {})[summary.arm] = values
     rows = (
         [f"{rate:g}", f"{decay:g}", cells["uniform"], cells["jest"]] for (rate, decay), cells in sorted(found.items())
     )
     return _lines(["learning rate", "weight decay", "uniform", "jest"], rows)
 
 
-def trial(folder: str) -> str:
-    """Runs of their own at the budgets that the factors name, against uniform's value in the flagship."""
-    table = measured("flagship", BOTH[0])
-    (target,) = (arm.mean.value for arm in table.arms if arm.label == "uniform")
+def trial(asked: Recipe) -> str:
+    """Runs of their own (the first folder) at the budgets that factors named, against uniform's value (the second)."""
+    tried, ladders = (replace(asked, run_dirs=(folder,)) for folder in asked.run_dirs)
+    (target,) = (arm.mean.value for arm in ladders.table().arms if arm.label == "uniform")
     found: dict[tuple[str, int], dict[int, float]] = {}
-    for path in sorted((LOGS / folder).iterdir()):
-        summary = RunFolder(path).summary()
-        assert summary is not None
-        assert summary.budget is not None
-        found.setdefault((summary.arm, summary.budget), {})[summary.seed] = summary.metrics[BOTH[0]]
+    for summary, budget in map(ended, tried.folders):
+        found.setdefault((summary.arm, budget), {})[summary.seed] = summary.metrics[BOTH[0]]
     rows = []
     for (arm, budget), by_seed in found.items():
         values = [by_seed[seed] for seed in sorted(by_seed)]
@@ -150,14 +214,11 @@ def trial(folder: str) -> str:
     return _lines(["arm", "budget", "seeds 0, 1, 2, %", "uniform's value, %", "reached"], rows)
 
 
-def budgets(folder: str) -> str:
+def budgets(asked: Recipe) -> str:
     """Values of all classes of each arm's runs, by their budgets."""
     found: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for path in sorted((LOGS / folder).glob("*-seed*")):
-        summary = RunFolder(path).summary()
-        assert summary is not None
-        assert summary.budget is not None
-        found[summary.arm][summary.budget][summary.seed] = summary.metrics[BOTH[0]]
+    for summary, budget in map(ended, asked.folders):
+        found[summary.arm][budget][summary.seed] = summary.metrics[BOTH[0]]
     every = sorted({budget for by_budget in found.values() for budget in by_budget})
     rows = (
         [arm, *(", ".join(f"{100 * value:.2f}" for _, value in sorted(by_budget[budget].items())) for budget in every)]
@@ -198,9 +259,7 @@ def _fitted(
 def _reference(path: Path) -> float:
     """Top-5 of the reference that a run was scored with."""
     (folder,) = path.glob("references/reference-*")
-    summary = RunFolder(folder).summary()
-    assert summary is not None
-    return summary.metrics[BOTH[0]]
+    return ended(folder)[0].metrics[BOTH[0]]
 
 
 def _noise(path: Path) -> float:
@@ -209,17 +268,16 @@ def _noise(path: Path) -> float:
     return float(np.mean([row["select/share_noisy"] for row in rows]))
 
 
-def sizes(folders: str) -> str:
+def sizes(asked: Recipe) -> str:
     """Arms at 2 TFLOP by the number of curated pairs, on all classes and on those that this curated set lacks."""
     runs: dict[int, dict[str, list[tuple[int, Ranking]]]] = defaultdict(lambda: defaultdict(list))
     unseen: dict[int, npt.NDArray[np.int64]] = {}
     noise: dict[tuple[int, str], list[float]] = defaultdict(list)
     # The flagship's own reference of this configuration was not kept: its twin of another machine was.
     reference = {WHOLE: _reference(*LOGS.glob("rivals/jest-*-seed0"))}
-    for path in (path for folder in records(folders) for path in sorted(folder.glob("*-seed*"))):
+    for path in asked.folders:
         size = int(read_configuration(path).get("icons.curated", 0)) or WHOLE
-        summary, results = RunFolder(path).summary(), RunFolder(path).results()[AT]
-        assert summary is not None
+        summary, results = ended(path)[0], RunFolder(path).results()[AT]
         if summary.arm in ARMS:
             runs[size][summary.arm].append((summary.seed, _zero_shot(path, AT)))
             unseen[size] = results.rankings["zero_shot_unseen"].key_N
@@ -246,19 +304,17 @@ def sizes(folders: str) -> str:
     )
 
 
-def stage(folder: str) -> str:
+def stage(asked: Recipe) -> str:
     """Arms that go on from a trained learner beside arms from scratch, on all classes and on the unseen ones."""
     runs: dict[str, list[tuple[int, Ranking]]] = defaultdict(list)
     flops, unseen_N = {}, np.array([], np.int64)
-    for path in sorted((LOGS / folder).glob("*-seed*")):
-        summary = RunFolder(path).summary()
-        assert summary is not None
-        assert summary.budget is not None
+    for path in asked.folders:
+        summary, budget = ended(path)
         label = f"{summary.arm}, {'from scratch' if summary.start is None else 'a stage'}"
-        runs[label].append((summary.seed, _zero_shot(path, summary.budget)))
-        unseen_N = RunFolder(path).results()[summary.budget].rankings["zero_shot_unseen"].key_N
+        runs[label].append((summary.seed, _zero_shot(path, budget)))
+        unseen_N = RunFolder(path).results()[budget].rankings["zero_shot_unseen"].key_N
         before = 0 if summary.start is None else summary.start.flops or 0
-        flops[label] = " + ".join(flops_text(part) for part in (before, summary.budget) if part)
+        flops[label] = " + ".join(flops_text(part) for part in (before, budget) if part)
     key_N = runs["uniform, a stage"][0][1].key_N
     bases = "uniform, from scratch", "uniform, a stage"
     fits = [_fitted(runs, chosen_N, bases) for chosen_N in (np.full(len(key_N), True), np.isin(key_N, unseen_N))]
@@ -286,42 +342,60 @@ def _shares(folder: Path) -> dict[str, float]:
     }
 
 
-def chosen(folders: str, what: str) -> str:
+def chosen(asked: Recipe) -> str:
     """What the pairs that each arm trains on are, in %; the fewest exchanged captions at the end first."""
-    found = {
-        arm.label: [_shares(run.run.folder) for run in arm.runs] for arm in measured(folders, what).arms if arm.runs
-    }
+    found = {arm.label: [_shares(run.run.folder) for run in arm.runs] for arm in asked.table().arms if arm.runs}
     head = list(next(iter(found.values()))[0])
     means = {label: [float(np.mean([run[key] for run in runs])) for key in head] for label, runs in found.items()}
     ordered = sorted(means.items(), key=lambda item: item[1][2])
     return _lines(["arm", *head], ([label, *(f"{100 * mean:.0f}" for mean in means)] for label, means in ordered))
 
 
-def filled(text: str) -> str:
-    """The page with every table as the records have it now."""
+def quickstart(asked: Recipe) -> str:
+    """The README's table: each seed's value, first touches, and the references' own values."""
+    table, axes = asked.table(), ("flops", "flops_all_in", "pairs_seen")
+    rows = []
+    for arm in table.arms:
+        label, difference, verdict, mean, _ = _arm(arm, 100)
+        base = arm.label == table.baseline
+        factors = ["1x" if base else speedup_text(arm.speedup[axis]) for axis in axes]
+        values = ", ".join(f"{100 * value:.4g}" for value in arm.values)
+        rows.append([label, difference, verdict, mean.replace(" [", " % ["), values, *factors])
+    for row in table.references:
+        assert row.value is not None
+        name = f"*{reference_label(row.name)} ({flops_text(row.flops_total)})*"
+        rows.append([name, "", "", f"{100 * row.value:.2f} %", "", "", "", ""])
+    head = ["arm", f"minus {table.baseline}, points [95 %]", "verdict", "zero-shot top-5, mean [95 %]", "seeds 0, 1, 2"]
+    return _lines([*head, "FLOPs", "all in", "pairs seen"], rows)
+
+
+KINDS: Mapping[str, Callable[[Recipe], str]] = {
+    made.__name__: made for made in (arms, to_end, rungs, rates, trial, budgets, sizes, stage, chosen, quickstart)
+}
+
+
+def filled(text: str, *, with_machines: bool = True) -> str:
+    """A page with every table as the records have it now; and the machines and commits of the records."""
+    told = set[Path]()
 
     def section(found: re.Match[str]) -> str:
-        begin, folder, what, _, end = found.groups()
-        made = {
-            "rungs": rungs,
-            "rates": rates,
-            "trial": trial,
-            "sizes": sizes,
-            "stage": stage,
-            "to_end": to_end,
-            "budgets": budgets,
-        }
-        if what.startswith("chosen@"):
-            return begin + chosen(folder, BOTH[0] + what.removeprefix("chosen")) + end
-        return f"{begin}{made[what](folder) if what in made else arms(folder, what)}{end}"
+        asked = recipe(expanded(_last(found[1])))
+        new = [folder for folder in asked.folders if folder not in told]
+        told.update(new)
+        line = f"\n{provenance(new)}\n" if with_machines and new else ""
+        return f"{found[1]}\n<!-- results -->\n{asked.made()}{line}<!-- /results -->\n"
 
     return SECTION.sub(section, text)
 
 
-def machine(folder: str) -> set[str]:
-    """The processors that the records of a folder are from."""
-    return {json.loads(path.read_text())["processor"] for path in (LOGS / folder).glob("*/environment.json")}
+def written(page: Path) -> str:
+    """A page as the records have it now; the machines stand on docs/results.md alone."""
+    return filled(page.read_text(encoding="utf-8"), with_machines=page == RESULTS)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if sys.argv[1:]:
+        print(recipe(sys.argv).made(), end="")
+    else:
+        for page in PAGES:
+            page.write_text(written(page), encoding="utf-8")

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
 from helpers import rows_of, summary_of
 from photos import jpeg
@@ -499,6 +500,36 @@ def test_kept_records_stand_for_the_runs(call: Call, started: list[list[str]], t
     with pytest.raises(DataError, match="no run that has ended"):
         keep_records(Path("elsewhere"), Path("kept"))
     assert not Path("kept").exists()
+
+
+def test_records_of_a_cpu_are_not_made_again_on_a_gpu(
+    call: Call, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = {"value": REFERENCE.replace("'run.device=cpu',", "")}
+    parameters = {"gin_file": {"values": ["gin/policy/jest.gin"]}, "run.reference": reference, **SMALL}
+    path = write({**parameters, "run.device": {"value": "auto"}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(path, "--out", "out", "--logs", "logs").status == 0
+    started.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = call(path, "--out", "new", "--logs", "logs")
+    assert (found.status, started) == (2, [])
+    assert "logs holds records of jest, seed 0, in fp32; on this machine it would be another arm, in bf16" in found.err
+    assert "put CUDA_VISIBLE_DEVICES= before the command" in found.err
+
+
+@pytest.mark.parametrize(
+    ("sweep", "logs", "baseline"),
+    [("quickstart", "rivals", "uniform"), ("equal", "equal", "uniform equal=negative")],
+)
+def test_the_tables_of_the_docs_need_no_training(
+    call: Call, nothing_starts: Callable[[], None], sweep: str, logs: str, baseline: str
+) -> None:
+    """Of several arms of one label the first of the file is the baseline, whatever its hash."""
+    found = call(ROOT / f"gin/sweep/{sweep}.yaml", "--out", "out", "--logs", ROOT / "docs" / "logs" / logs)
+    assert found.status == 0, found.err
+    assert found.out.count("already finished") == 12
+    assert json.loads(Path("out/comparison/comparison.json").read_text())["baseline"] == baseline
 
 
 def test_kept_records_hold_those_of_the_start_and_of_no_model_of_a_library(tmp_path: Path, call: Call) -> None:
