@@ -95,8 +95,8 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     lines += _section("price", [_price(own.price)], 2)
     lines += _section("ladder", own.ladder.splitlines()[-1:], 2)
     for role, stands in resolved.stands_on.items():
-        texts = [_stand(stand, below) for stand in stands]
-        texts += ["warning: a toy beside this arm (stderr)"] if role in own.toys else []
+        texts = ["warning: a toy beside this arm (stderr)"] if role in own.toys else []
+        texts += [_stand(stand, below) for stand in stands]
         lines += _section(role, [*dict.fromkeys(texts)], 7)
     for casting in run.castings.values():
         for name, flops in resolved.stated_flops.items():

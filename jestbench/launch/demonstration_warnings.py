@@ -134,7 +134,7 @@ def view_size_warnings(resolved: Resolved, stages: Stages) -> list[str]:
 def _views(resolved: Resolved, stages: Stages) -> Iterator[tuple[str, str, View, object]]:
     """The views of a run: who is run under it, the parameter that binds it, the view, the image tower."""
     learner = stages.learner
-    for view in learner.trained_under:
+    for view in sorted(learner.trained_under, key=lambda view: view.label):  # a set's order is no order
         yield "learner", "run.train_views", view, learner.model.image
     for role, actor in stages.scorer.actors.items():
         if role in resolved.run.needs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_a_reference_of_ones_own_and_views_of_the_model_are_not_warned_of() -> N
     assert "bind cheap/view.patch_size = 32 and cheap/view.resolution = 224, here and in run.reference" in said
 
 
+@pytest.mark.parametrize("page", ["your_data", "your_model"])
+def test_what_the_pages_bind_instead_is_not_warned_of(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```gin\n(.*?)```", Path(f"docs/{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    (shown,) = [block for block in blocks if "gin/run/cc3m.gin" in block]
+    (tmp_path / "mine.gin").write_text(shown)
+    unbound = [f"webdataset.{split}=None" for split in ("pool", "eval", "curated") if f".{split} =" in shown]
+    assert found([str(tmp_path / "mine.gin")], *LARGER, *unbound) == (set(), [])
+
+
 def test_a_check_a_price_and_a_run_say_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +95,7 @@ def test_a_check_a_price_and_a_run_say_it(
     assert main([*arm, "budget.steps=24", "--check"]) == 0
     said = capsys.readouterr()
     assert f"warning: {words}" in said.err
-    assert "             warning: a toy beside this arm (stderr)\n" in said.out
+    assert "  reference  warning: a toy beside this arm (stderr)\n" in said.out
     assert "warnings   1 on stderr\n" in said.out
     assert main([*arm, "budget.steps=24", "--price"]) == 0
     assert f"\nwarning: {words}" in capsys.readouterr().out
