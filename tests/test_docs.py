@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import make_policy_table
 import pytest
+from photos import caption, jpeg
 from planted_runs import write_run
 
 import policies
@@ -250,6 +252,40 @@ def test_the_policy_of_the_readme_trains_and_has_its_row(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "median_loss" in (tmp_path / "comparison" / "index.html").read_text(encoding="utf-8")
     assert done.stdout.count("gin_file=mine.gin") == 2, "the sweep's arms"
+
+
+def test_the_sweep_over_ones_own_data_runs_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The section's three files and its commands, with few pairs and FLOPs; of three seeds two."""
+    section = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8").split("## Does it pay on your data?")[1]
+    pasted = [text for _, text in _FENCE.findall(section.split("\n## ")[0])]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JESTBENCH_CACHE", str(tmp_path / "cache"))
+    for split, numbers in (("pool", range(40)), ("eval", range(40, 50)), ("curated", range(50, 70))):
+        for number in numbers:
+            Path(f"{number}.jpg").write_bytes(jpeg(number))
+        rows = "".join(f"{number}.jpg,{caption(number)}\n" for number in numbers)
+        Path(f"{split}.csv").write_text(f"filepath,title\n{rows}")
+    small = "run.budget = 1e9\nrun.batch_size = 8\nrun.super_batch_size = 16\nrun.device = 'cpu'\nevaluate.points = 1\n"
+    Path("mine.gin").write_text(pasted[0] + small)
+    assert pasted[1].count("run.budget = 1e12") == 1
+    Path("mine_reference.gin").write_text(pasted[1].replace("1e12", "1e9"))
+    Path("mine.yaml").write_text(pasted[2])
+    said = [shlex.split(line.split("   #")[0]) for line in pasted[3].splitlines()]
+    assert [Path(words[1]).stem for words in said] == ["sweep", "sweep", "compare"]
+    assert console.main(["sweep", *said[0][2:]]) == 0
+    arms = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "tools/run.py" in line]
+    assert len(arms) == 9
+    for number, words in enumerate(words for words in arms if "run.seed=2" not in words):
+        (at,) = (place for place, word in enumerate(words) if word.endswith("tools/run.py"))
+        assert console.main(["run", *words[at + 1 :], "--run_dir", f"runs/mine/{number}"]) == 0
+    assert console.main(["compare", *said[2][2:]]) == 0
+    compared = json.loads(next(Path().rglob("comparison.json")).read_text(encoding="utf-8"))
+    assert {arm["arm"] for arm in compared["arms"]} == {"uniform", "jest", "curated_alone"}
+    two = [text for text in compared["warnings"] if text.startswith("two seeds leave wide intervals: take three or ")]
+    untold = {arm["arm"] for arm in compared["arms"] if arm["verdict"] == "not told apart"}
+    assert len(two) == bool(untold)
 
 
 def test_the_notebook_example_runs(

@@ -158,8 +158,16 @@ def _compare(world: ComparedWorld, key: str, baseline: str, lower: bool) -> tupl
         pays=where_it_pays(groups, base, metric),
         facts=facts,
     )
-    about = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups)
-    return table, [*about, *about_references, *start_notes(arms), *learning_rate_notes(arms), *about_data, *about_runs]
+    about, two = (*clashes, *choice, *_interval_notes(arms), *notes, *about_speedups), _two_seeds_note(arms)
+    return table, [
+        *about,
+        *about_references,
+        *start_notes(arms),
+        *learning_rate_notes(arms),
+        *about_data,
+        *about_runs,
+        *two,
+    ]
 
 
 def _common_budget(groups: Sequence[Group]) -> int:
@@ -372,3 +380,11 @@ def _interval_notes(arms: Sequence[Arm]) -> list[str]:
         if arm.mean.reason:
             labels[arm.mean.reason].append(arm.label)
     return [f"no interval: {reason} ({listed(which)})" for reason, which in labels.items()]
+
+
+def _two_seeds_note(arms: Sequence[Arm]) -> list[str]:
+    """A note of the arms that two seeds, whose intervals are wide, do not tell apart from the baseline."""
+    untold = [arm for arm in arms if arm.verdict == "not told apart" and arm.difference and not arm.difference.reason]
+    if which := [arm.label for arm in untold if len(arm.seeds) == 2]:
+        return [f"two seeds leave wide intervals: take three or more (docs/statistics.md) ({listed(which)})"]
+    return []

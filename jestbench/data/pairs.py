@@ -306,6 +306,10 @@ class _Mapped:
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
 
+class SplitNotGiven(DataError):
+    """A split of a user's data is asked for that nothing is bound to; the message names what can be bound."""
+
+
 class Dataset(Protocol):
     """A data set: the pairs of each of its splits; every field is a configuration value."""
 

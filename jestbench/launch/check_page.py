@@ -10,8 +10,10 @@ from pathlib import Path
 from jestbench.config.resolved import Resolved
 from jestbench.disk import shown
 from jestbench.launch.data_report import eval_sets
+from jestbench.launch.demonstration_warnings import Proportions
 from jestbench.launch.step_price import StepPrice
 from jestbench.loop import Stages
+from jestbench.select.scores import Role
 
 WIDTH = 100
 """Columns of the page."""
@@ -32,6 +34,9 @@ class Checked:
         price: FLOPs of a step.
         ladder: the rungs of a ladder, as text.
         warnings: number of warnings, which were printed on stderr.
+        steps: that its budget buys.
+        proportions: what its frozen models are compared with.
+        toys: the roles whose models are too small, or trained too little, beside it.
     """
 
     resolved: Resolved
@@ -43,6 +48,9 @@ class Checked:
     price: StepPrice
     ladder: str
     warnings: int
+    steps: int
+    proportions: Proportions
+    toys: frozenset[Role] = frozenset()
 
 
 def data_line(resolved: Resolved, stages: Stages) -> str:
@@ -87,7 +95,8 @@ def page(own: Checked, below: Sequence[Checked]) -> str:
     lines += _section("price", [_price(own.price)], 2)
     lines += _section("ladder", own.ladder.splitlines()[-1:], 2)
     for role, stands in resolved.stands_on.items():
-        texts = [_stand(stand, below) for stand in stands]
+        texts = ["warning: a toy beside this arm (stderr)"] if role in own.toys else []
+        texts += [_stand(stand, below) for stand in stands]
         lines += _section(role, [*dict.fromkeys(texts)], 7)
     for casting in run.castings.values():
         for name, flops in resolved.stated_flops.items():

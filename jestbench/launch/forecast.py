@@ -12,6 +12,7 @@ from typing import Any
 
 from jestbench.batch import FULL, Batch, View
 from jestbench.config.resolved import Resolved
+from jestbench.cost.budget import Pretrained
 from jestbench.cost.closed_forms import FILTER_RATIOS, closed_forms
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
@@ -20,6 +21,7 @@ from jestbench.data.splits import least_draw
 from jestbench.launch import calibrate, own_scores
 from jestbench.launch.charges import Charges, charges_of, uniform_charges
 from jestbench.launch.data_report import epoch_warning, epochs, walk, waste_warnings
+from jestbench.launch.demonstration_warnings import Proportions, toy_warnings, view_size_warnings
 from jestbench.launch.exchange_forecast import StepSizes, joined_in, sent_line
 from jestbench.launch.stages import build_stages
 from jestbench.launch.stands import ended, stand_ins, with_start
@@ -65,6 +67,12 @@ class RunForecast:
         return StepSizes.of(self.resolved, self.stages, self._joined)
 
     @cached_property
+    def below(self) -> dict[Pretrained, RunForecast]:
+        """Forecasts of the runs that train its frozen models on demand, by role; one of the two for two halves."""
+        first = {role: stands[0] for role, stands in self.resolved.stands_on.items()}
+        return {role: RunForecast.of(one) for role, one in first.items() if isinstance(one, Resolved)}
+
+    @cached_property
     def pretrained(self) -> dict[str, int | None]:
         """FLOPs of training the run's frozen models, by role: read from their folders, forecast, or stated.
 
@@ -73,7 +81,7 @@ class RunForecast:
         found: dict[str, int | None] = {}
         for role, stands in self.resolved.stands_on.items():
             # The runs of two halves differ only in the half of the pool that they draw from.
-            flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else RunForecast.of(one).all_in
+            flops = ended(one).flops_all_in if isinstance(one := stands[0], Path) else self.below[role].all_in
             found[role] = None if flops is None else len(stands) * flops
         return found | self.resolved.stated_flops
 
@@ -161,8 +169,17 @@ def price_table(resolved: Resolved) -> str:
         if run.data.is_prepared():  # of a stand-in nothing is wasted
             lines += [f"warning: {text}" for text in waste_warnings(resolved, stages, walked)]
         lines += ladder_lines(forecast)
+    lines += [f"warning: {text}" for text in _of_the_demonstration(forecast)]
     lines += [_to_pay(forecast), sent_line(forecast.sizes)]
     return "\n".join([*lines, *_pair_lines(stages), *_closed_form_lines(resolved, stages)])
+
+
+def _of_the_demonstration(forecast: RunForecast) -> list[str]:
+    """Warnings of frozen models and of views that are the demonstration's."""
+    resolved, stages = forecast.resolved, forecast.stages
+    steps = {role: forecast.below[role].steps for role in resolved.scored_by if role in forecast.below}
+    toys = toy_warnings(resolved, Proportions.of(resolved, stages), steps)
+    return [*view_size_warnings(resolved, stages), *toys.values()]
 
 
 def _row(name: str, flops: int, uniform: int) -> str:

@@ -22,6 +22,7 @@ from jestbench.engine.learner import NonFiniteLoss
 from jestbench.launch.calibrate import calibrate
 from jestbench.launch.check_page import Checked, data_line, page, whole_text
 from jestbench.launch.data_report import head_lines, opened, ranked_line, walk
+from jestbench.launch.demonstration_warnings import Proportions, printed, toy_warnings
 from jestbench.launch.forecast import RunForecast, bought, ladder_lines
 from jestbench.launch.served import check_served
 from jestbench.launch.stages import build_stages, plan_of
@@ -130,7 +131,14 @@ def _below_and_own(resolved: Resolved, may: frozenset[Fetched]) -> tuple[list[Ch
         with of_run(needed):
             deeper, one = _below_and_own(needed, may)
         below += [*deeper, one]
-    return below, own
+    steps = {
+        role: one.steps
+        for role, stands in resolved.scored_by.items()
+        for one in below
+        if isinstance(stands[0], Resolved) and one.resolved.config_hash == stands[0].config_hash
+    }
+    toys = toy_warnings(resolved, own.proportions, steps)
+    return below, replace(own, warnings=own.warnings + len(printed(toys.values())), toys=frozenset(toys))
 
 
 def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
@@ -170,6 +178,8 @@ def _rehearsed(resolved: Resolved, may: frozenset[Fetched]) -> Checked:
             price=forecast.price,
             ladder="\n".join(ladder_lines(forecast)),
             warnings=len(warnings),
+            steps=forecast.steps,
+            proportions=Proportions.of(resolved, stages),
         )
 
 

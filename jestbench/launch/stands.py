@@ -14,7 +14,7 @@ from jestbench.config.registry import PRETRAINED
 from jestbench.config.resolved import Resolved
 from jestbench.config.run import ConfigError
 from jestbench.cost.budget import Pretrained
-from jestbench.data.pairs import Dataset
+from jestbench.data.pairs import Dataset, SplitNotGiven
 from jestbench.data.splits import split_of
 from jestbench.disk import cache_root, digest
 from jestbench.engine.casting import Casting, FrozenCasting, TwinCasting
@@ -33,6 +33,8 @@ def of_run(resolved: Resolved) -> Iterator[None]:
     """Add the name of a run to its errors, where another run stands on it: parameters of the other would not help."""
     try:
         yield
+    except SplitNotGiven as error:  # the data are handed over: nothing is bound behind the run's file
+        raise SplitNotGiven(f"{error} (in the run {resolved.run.arm!r}, on which this run stands)") from error
     except (ConfigError, DataError) as error:
         if type(error) not in (ConfigError, DataError) or str(error).startswith("process "):
             raise

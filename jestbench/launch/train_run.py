@@ -31,6 +31,13 @@ from jestbench.launch.data_report import (
     walk,
     waste_warnings,
 )
+from jestbench.launch.demonstration_warnings import (
+    Proportions,
+    printed,
+    steps_taken,
+    toy_warnings,
+    view_size_warnings,
+)
 from jestbench.launch.interruption import record_interruption
 from jestbench.launch.reference_entries import entries
 from jestbench.launch.served import check_served
@@ -226,9 +233,9 @@ def _train_run(resolved: Resolved, run_dir: Path, resume: bool, role: RunKind) -
             recorder.restore(progress, newest)
         references = entries(resolved, stages, folders.get("reference", ()))
         facts = _facts(resolved, stages)
-        known = KnownAtStart(
-            pretrain, references, facts, _fingerprints(resolved, stages), warned(resolved, stages, facts["walk"])
-        )
+        toys = toy_warnings(resolved, Proportions.of(resolved, stages), steps_taken(resolved, folders))
+        warnings = [*warned(resolved, stages, facts["walk"]), *printed(toys.values())]
+        known = KnownAtStart(pretrain, references, facts, _fingerprints(resolved, stages), warnings)
         # Not before the checkpoint has been loaded: what it cannot replace must not be cut off.
         world.first(lambda: Jsonl.cut(folder.metrics_jsonl, lambda row: bool(place and place.follows(row, rungs))))
         recorder.metrics = _metrics(resolved, run_dir, role, place)
@@ -380,10 +387,9 @@ def check_affordable(resolved: Resolved, stages: Stages, allowance: Allowance) -
 
 def warned(resolved: Resolved, stages: Stages, walked: Mapping[str, Any] | None) -> list[str]:
     """Warnings about a run, also printed on stderr; ``walked`` is ``None`` where a stand-in takes the data's place."""
-    found = [*resolved.warnings, *view_warnings(resolved, stages), *set_warnings(stages)]
+    found = [*resolved.warnings, *view_warnings(resolved, stages), *view_size_warnings(resolved, stages)]
+    found += set_warnings(stages)
     if walked is not None:
         found += [*waste_warnings(resolved, stages, walked), *overlap_warnings(resolved, stages)]
         found += text_warnings(resolved, stages)
-    for warning in found if distributed.world().first_of_all else ():
-        print(f"warning: {warning}", file=sys.stderr)
-    return found
+    return printed(found)

@@ -386,6 +386,16 @@ def test_runs_are_found_two_levels_down_and_named_once(tmp_path):
     assert len(compare([tmp_path / "sweep", inner, inner], "top1").arms[0].runs) == 1
 
 
+def test_two_seeds_that_tell_nothing_apart_are_noted(tmp_path):
+    for seed in (0, 1, 2):
+        for arm, end in (("uniform", 0.4 + 0.1 * seed), ("jest", 0.5 - 0.1 * seed)):
+            write_run(tmp_path / f"{arm}{seed}", [(0, 0.0), (100, end)], arm=arm, seed=seed)
+    note = "two seeds leave wide intervals: take three or more (docs/statistics.md) (jest)"
+    two = [tmp_path / f"{arm}{seed}" for arm in ("uniform", "jest") for seed in (0, 1)]
+    assert note in compare(two, METRIC).warnings
+    assert not warned(compare([tmp_path], METRIC), "two seeds")
+
+
 def test_warnings_of_runs_and_differences_between_them_are_passed_on(tmp_path):
     pool, both = {"noise": 0.6, "split": "pool"}, {"noise": 0.6, "split": "pool+curated"}
     write_run(tmp_path / "u", UNIFORM, data=pool, environment={"threads": 2, "commit": "abc"})

@@ -518,7 +518,7 @@ def nothing_happens(
     return check
 
 
-AS_PUBLISHED = {"cc3m", "datacomp_small"}
+AS_PUBLISHED = {"cc3m", "datacomp_small", "cc3m_reference", "datacomp_small_reference"}
 """Run files of towers that a check on a CPU takes minutes for: they are checked with small ones."""
 CHECKED = [path for path in RUN_FILES if path.stem != "siglip2_stage"]  # that one: tests/engine/test_starts.py
 
@@ -535,7 +535,7 @@ def test_check_of_every_run_file(run: Run, path: Path, nothing_happens: Callable
 
 @pytest.mark.parametrize("path", POLICY_FILES, ids=lambda path: path.stem)
 def test_check_of_every_policy_file(run: Run, path: Path, nothing_happens: Callable[[], None]) -> None:
-    words = small_reference(path)
+    words = tiny_stands(path, "run.device=cpu", "log.progress=False")
     result = run(
         "--gin_file", "gin/run/tiny.gin", "--gin_file", str(path), "--check", "--verbose", *words, *columns_for(path)
     )

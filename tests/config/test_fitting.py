@@ -21,8 +21,9 @@ TINY = "gin/run/tiny.gin"
 WORLD = (
     *("run.batch_size=8", "run.super_batch_size=24", "run.device=cpu", "log.progress=False", "log.every=1"),
     *("synthetic.pool=200", "synthetic.curated=64", "synthetic.holdout=64", "synthetic.eval=32", "evaluate.points=1"),
+    "run.budget=3e8",  # of the arm, too: a reference of few steps beside a whole arm is warned of
 )
-REFERENCE = ("gin/run/tiny_reference.gin", *WORLD, "run.budget=3e8")
+REFERENCE = ("gin/run/tiny_reference.gin", *WORLD)
 HOLDOUT = ("gin/run/tiny_irreducible.gin", *REFERENCE[1:])
 SCALED = ("jest", "rho_loss", "learnability", "easy_reference", "active_clip", "cascade_uniform", "cascade_jest")
 LOSSES = ("softmax", "sigmoid")

@@ -150,7 +150,8 @@ def test_a_split_that_a_run_below_lacks_is_said_with_that_run(run):
         status, _, err = run(*arm, *way)
         assert status == 3
         assert "the split 'curated' is not given: bind csv.curated" in err
-        assert "(in the run 'reference', on which this run stands" in err
+        assert "(in the run 'reference', on which this run stands)" in err
+        assert "run.split = 'pool[top=0.05, by=column:NAME]'" in err
 
 
 def test_what_must_be_fetched_is_listed_and_opened_when_allowed(run, monkeypatch):

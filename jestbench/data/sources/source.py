@@ -19,7 +19,7 @@ from jestbench.data.damage import DAMAGE_LINE, listed, too_many
 from jestbench.data.decode import MAX_PIXELS
 from jestbench.data.encoded_images import ByteRanges, Encoded
 from jestbench.data.file_pairs import FilePairs
-from jestbench.data.pairs import Dataset
+from jestbench.data.pairs import Dataset, SplitNotGiven
 from jestbench.data.sources.columns import Beside, Numbers, lists_of, short_names
 from jestbench.data.sources.indexing import Reading, index_of, many
 from jestbench.data.sources.shard_index import (
@@ -40,6 +40,11 @@ _LOG = logging.getLogger(__name__)
 Fetched = Literal["download", "command"]
 """How data that do not lie here are brought: over the network, or by a command's output."""
 SPLITS = ("pool", "curated", "holdout", "eval")
+_WITHOUT = {
+    "curated": """; without one a reference learns from the best of the pool, run.reference = ('FILE', "run.split = """
+    """'pool[top=0.05, by=column:NAME]'") (docs/your_data.md#splits)""",
+    "holdout": "; gin/policy/rho_loss_twin.gin needs none",
+}
 Where = str | tuple[str, ...] | None
 
 LOOK = 32
@@ -233,16 +238,16 @@ class Source(Numbers, ABC):
         """The files or patterns that a split is bound to.
 
         Raises:
-            DataError: the split is not bound; the message gives the binding to set.
+            SplitNotGiven: the split is not bound; the message gives the binding to set.
+            DataError: there is no such split.
         """
         if split not in SPLITS:
             raise DataError(f"{self.label} has no split {split!r}; {nearest_or_all(split, SPLITS)}")
         found: Where = getattr(self, split)
         if not found:
-            raise DataError(
-                f"the split {split!r} is not given: bind {self.label}.{split} to its {self.wanted}"
-                + (f" (given: {', '.join(self.bound)})" if self.bound else "")
-            )
+            given = f" (given: {', '.join(self.bound)})" if self.bound else ""
+            wanted = f"bind {self.label}.{split} to its {self.wanted}{given}{_WITHOUT.get(split, '')}"
+            raise SplitNotGiven(f"the split {split!r} is not given: {wanted}")
         return (found,) if isinstance(found, str) else tuple(found)
 
     wanted: ClassVar[str] = "files"
