@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 from scipy.special import chdtri
 
-from jestbench.compare.noise import Array, SeedVariance, Spread, Units, influence_SG, logit_ends, normals, paired, root
+from jestbench.compare.noise import Array, SeedVariance, Spread, Units, logit_ends, normals, paired, root
 from jestbench.evals.measure import Measure
+from jestbench.evals.results import influence_SG
 
 Verdict = Literal["better", "worse", "not told apart"]
 Scale = Literal["logit", "identity"]
