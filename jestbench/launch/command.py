@@ -237,7 +237,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # another process needs one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.list_policies:
-        return _list_policies()
+        return _list_policies(arguments.gin_file)
     if arguments.describe is not None:
         return _describe(arguments.describe, arguments.gin_file)
     with importing():
@@ -289,11 +289,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if status == "finished" else 130
 
 
-def _list_policies() -> int:
-    """Print the registered policies, each with the first line of its description."""
+def _list_policies(files: Sequence[str]) -> int:
+    """Print the registered policies and those that files import, each with the first line of its description."""
     with importing():
         from jestbench.config.registered import policy_classes
 
+    if files:
+        from jestbench.config.resolve import read_files  # imports gin, which the list does without
+
+        list(read_files(files))
     with for_a_reader():
         for name, cls in policy_classes().items():
             print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")

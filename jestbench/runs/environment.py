@@ -62,7 +62,7 @@ def attention() -> dict[str, Any]:
     import torch
     from timm.layers import use_fused_attn
 
-    asked = {
+    asked: dict[str, Any] = {
         "flash": torch.backends.cuda.flash_sdp_enabled,
         "memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
         "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
