@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from left_behind import Session
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A policy that is neither in policies/ nor installed can be tried by the conformance suite."""
+    parser.addoption("--policy_file", metavar="FILE", action="append", default=[], help="a Python file of policies")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the policies of such files, before tests are collected."""
+    for file in config.getoption("--policy_file"):
+        path = Path(file).resolve()
+        sys.path.append(str(path.parent))
+        importlib.import_module(path.stem)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,6 +63,8 @@ def _source(text: str) -> str:
     paragraph = next((part for part in text.split("\n\n") if part.startswith("Source:")), "")
     if not paragraph:
         return "baseline"
+    if paragraph.startswith("Source: none published"):
+        return "none published"
     cited = re.split(r"\nDepartures?:", paragraph)[0]
     found = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", cited))
     first = cited.removeprefix("Source: ").split("), ")[0] + ")"

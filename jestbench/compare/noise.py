@@ -29,24 +29,6 @@ _HALF_OF_RESIDUAL = 2.42
 _LOG2_DRAWS = 13
 
 
-def influence_SG(example_SN: Array, unit_N: Units | None) -> Array:
-    """What each unit adds to each seed's mean; the sum of its squares estimates the mean's variance over units.
-
-    The mean over examples is a ratio of two sums over units (of values, of sizes). Its linearisation is
-    Σ_{i in unit} (x_i − x̄) / N, here times √(G / (G − 1)) (Cochran 1977, Sampling Techniques, sections 6.4 and 9A.1).
-
-    Args:
-        example_SN: values, the same examples for every seed.
-        unit_N: unit of each example; ``None``: each is its own.
-    """
-    rest_SN = (example_SN - example_SN.mean(1, keepdims=True)) / example_SN.shape[1]
-    if unit_N is not None:
-        name_G, code_N = np.unique(unit_N, return_inverse=True)
-        rest_SN = np.stack([np.bincount(code_N, rest_N, len(name_G)) for rest_N in rest_SN])
-    units = rest_SN.shape[1]
-    return np.asarray(rest_SN * math.sqrt(units / max(units - 1, 1)), dtype=np.float64)
-
-
 @dataclass(frozen=True)
 class SeedVariance:
     """Variance of an arm's value from seed to seed: an estimate with a scaled χ² distribution.

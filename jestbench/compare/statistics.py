@@ -20,13 +20,13 @@ from jestbench.compare.noise import (
     SeedVariance,
     Spread,
     Units,
-    influence_SG,
     logit_ends,
     normals,
     paired,
     root,
 )
 from jestbench.evals.measure import Measure
+from jestbench.evals.results import influence_SG
 
 Verdict = Literal["better", "worse", "not told apart"]
 Scale = Literal["logit", "identity"]

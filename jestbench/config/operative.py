@@ -12,8 +12,14 @@ from jestbench.config.run import ConfigError
 from jestbench.disk import nearest_or_all
 
 
-def check_used(held: Snapshot, bindings: Sequence[Binding], allowed: Sequence[str]) -> None:
+def check_used(held: Snapshot, bindings: Sequence[Binding], allowed: Sequence[str], arms: bool = True) -> None:
     """Compare what was bound with what was used.
+
+    Args:
+        held: what gin held.
+        bindings: what was bound.
+        allowed: patterns of bindings that need not be used.
+        arms: whether the command takes ``--allow_unused``, for bindings of other arms.
 
     Raises:
         ConfigError: naming the bindings that this run never used.
@@ -36,9 +42,10 @@ def check_used(held: Snapshot, bindings: Sequence[Binding], allowed: Sequence[st
             hint = nearest_or_all(first.scope, {scope for scope, name in held.used if scope and name == first.name})
         scope = f"{first.scope}/" if first.scope else ""
         pattern = f"{scope}{first.name}.*" if first.parameter else first.key
+        unless = f", or say --allow_unused '{pattern}' if it is meant for other arms" if arms else ""
         raise ConfigError(
             f"{first.where}: this run never uses {listed}; {hint + ' ' if hint.startswith('did') else ''}"
-            f"remove it, or say --allow_unused '{pattern}' if it is meant for other arms"
+            f"remove it{unless}"
         )
 
 

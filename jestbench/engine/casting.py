@@ -13,7 +13,7 @@ from jestbench.data.pairs import Pairs
 from jestbench.engine.actor import Actor
 from jestbench.engine.fit_memory import MicroBatches
 from jestbench.engine.frozen import FrozenActor, RowContent
-from jestbench.engine.learner import Learner
+from jestbench.engine.learner import Learner, Objective
 from jestbench.engine.start import Start
 from jestbench.engine.twin import TwinActor
 from jestbench.model.encoders import Encoders
@@ -252,6 +252,10 @@ class Training(ABC):
 
     def loss(self, run: Run) -> LossName | None:
         """The contrastive loss; ``None`` for another objective."""
+        return None
+
+    def objective(self, model: TwoTowers, tokenizer: Tokenizer) -> Objective | None:
+        """What a trained model is evaluated by, beside its embeddings; ``None``: by these alone."""
         return None
 
     def described(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,13 @@ from jestbench.batch import FULL, Batch, DataError, Pass
 from jestbench.cost.price import Price
 from jestbench.cost.tracing import TRAINING_PASSES
 from jestbench.data.corrupt import corrupt, other_captions, rouge_l, words_of
+from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.casting import Setting, Training, check_training, shape_of
 from jestbench.engine.grade_rows import GradeRows
 from jestbench.engine.learner import Learner, Objective
 from jestbench.model.regressor import Regressor
 from jestbench.model.tokenizer import Tokenizer
+from jestbench.model.towers import TwoTowers
 from jestbench.parallel.arithmetic import to_device
 from jestbench.select.losses import Each
 
@@ -96,7 +98,11 @@ class Regression(Training):
         prices = {FULL: Price.of(model, setting.example)}
         if setting.compiled:
             model.compile_blocks()
-        return Learner(model, GradedObjective(model, self, tokenizer), run.optimizer, setting.arithmetic, prices)
+        return Learner(model, self.objective(model, tokenizer), run.optimizer, setting.arithmetic, prices)
+
+    def objective(self, model: TwoTowers, tokenizer: Tokenizer) -> GradedObjective:
+        """Grades, by their squared error."""
+        return GradedObjective(cast(Regressor, model), self, tokenizer)
 
     def described(self) -> dict[str, Any]:
         """Its kind, and the width of the head."""
@@ -201,23 +207,23 @@ class GradedObjective(Objective):
             loss_E = loss_E * to_device(weight_K[examples.image_E.to(weight_K.device)], loss_E.device)
         return examples.mean_of_kinds(loss_E), None
 
-    def grade(self, learner: Learner, batch: Batch, examples: GradedExamples) -> Tensor:
+    def grade(self, subject: EmbeddingModel, batch: Batch, examples: GradedExamples) -> Tensor:
         """g ``[E]`` of the examples made of a batch: each image and each distinct text goes through its tower once."""
-        device = learner.arithmetic.device
-        token_TL = batch.tokens(self.model.tokenizer)
+        device = subject.arithmetic.device
+        token_TL = self.model.tokenized(batch).tokens(self.model.tokenizer)
         if examples.corrupted:
             token_TL = torch.cat([token_TL, self.tokenizer.encode(examples.corrupted)])
-        with learner.arithmetic.autocast():
+        with subject.arithmetic.autocast():
             image_ND = self.model.encode_image(to_device(batch.images_BCHW, device))
             text_TD = self.model.encode_text(to_device(token_TL, device))
         image_E, text_E = to_device(examples.image_E, device), to_device(examples.text_E, device)
         return self.model.grade(image_ND[image_E], text_TD[text_E])
 
-    def forward_macs(self, learner: Learner, count: int) -> int:
+    def forward_macs(self, subject: EmbeddingModel, count: int) -> int:
         """Multiply-adds of grading all examples made of ``count`` pairs once."""
         texts = count * (1 + self.regression.corruptions)
         heads = self.regression.examples_of(count)
-        return learner.price.images(count) + texts * learner.price.text + heads * self.head_macs
+        return subject.price.images(count) + texts * subject.price.text + heads * self.head_macs
 
     def passes(self, learner: Learner, count: int) -> tuple[Pass, ...]:
         """Towers and head, three times forward; no K×K logits."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +15,27 @@ from torch import Tensor
 
 from jestbench.batch import DataError, Pass
 from jestbench.data.decode import DamagedImage, decode
-from jestbench.engine.learner import Learner
+from jestbench.engine.actor import EmbeddingModel
 from jestbench.evals.benchmark_files import Benchmark, Member
 from jestbench.evals.few_shot import ridge_scores, shots_of
 from jestbench.evals.measure import Measure, retrieval_measures, share_of, zero_shot_measures
 from jestbench.evals.metrics import array_of, group_ranks, log_probabilities
 from jestbench.evals.results import Evaluation, Ranking, Results
 from jestbench.evals.shares import by_rows, embedded, gathered
-from jestbench.model.tokenizer import Tokenizer
 from jestbench.parallel.distributed import World
 
 PER_CLASS = "mean_per_class_recall"
 KEPT_BYTES = 2**30
 """A set whose decoded images fit in here is decoded once; a larger one at each evaluation."""
+
+
+class TextEncoding(Protocol):
+    """A tokenizer, of ours or of another library."""
+
+    @property
+    def encode(self) -> Callable[[list[str]], Tensor]:
+        """Texts → ids ``[N, L]``."""
+        ...
 
 
 class BenchmarkEvaluator:
@@ -46,11 +55,11 @@ class BenchmarkEvaluator:
     """
 
     def __init__(
-        self, benchmark: Benchmark, tokenizer: Tokenizer, resolution: int, batch_size: int, few_shot: int = 0
+        self, benchmark: Benchmark, tokenizer: TextEncoding, resolution: int, batch_size: int, few_shot: int = 0
     ) -> None:
         self.benchmark, self.resolution, self.batch_size, self.few_shot = benchmark, resolution, batch_size, few_shot
         self._kept: dict[int, Tensor] = {}
-        self.token_TL = tokenizer.encode(self.texts)
+        self.token_TL = tokenizer.encode(self.texts).to(torch.int64)
         self._shots: tuple[tuple[Member, ...], Tensor] | None = None
         if few_shot and benchmark.task == "zero_shot":
             if benchmark.train is None:
@@ -59,24 +68,24 @@ class BenchmarkEvaluator:
             index_S = shots_of(class_N, few_shot)
             self._shots = tuple(benchmark.train.images[i] for i in index_S.tolist()), class_N[index_S]
 
-    def __call__(self, learner: Learner) -> Evaluation:
+    def __call__(self, subject: EmbeddingModel) -> Evaluation:
         """Metrics ``eval/NAME/…``, the passes that they cost, and the results of each example.
 
         Raises:
             DataError: an image of the set cannot be decoded.
         """
-        image_ND = self._embed_images(learner, self.benchmark.test.images)
-        text_TD = self._embed_texts(learner)
+        image_ND = self._embed_images(subject, self.benchmark.test.images)
+        text_TD = self._embed_texts(subject)
         count = len(image_ND)
         if self.benchmark.task == "zero_shot":
-            found = self._zero_shot(image_ND, text_TD, learner.model.scale_and_bias()[0], learner.world)
+            found = self._zero_shot(image_ND, text_TD, subject.model.scale_and_bias()[0], subject.arithmetic.world)
             if self._shots is not None:
                 members, class_S = self._shots
-                found |= self._few_shot(self._embed_images(learner, members), class_S, image_ND)
+                found |= self._few_shot(self._embed_images(subject, members), class_S, image_ND)
                 count += len(members)
         else:
-            found = self._retrieval(image_ND, text_TD, learner.world)
-        macs = count * learner.price.image + len(text_TD) * learner.price.text
+            found = self._retrieval(image_ND, text_TD, subject.arithmetic.world)
+        macs = count * subject.price.image + len(text_TD) * subject.price.text
         name = self.benchmark.name
         passes = (Pass("eval", macs, f"evaluation on {name}, {count} images"),)
         results = Results({f"{name}/{question}": ranking for question, ranking in found.items()})
@@ -153,18 +162,18 @@ class BenchmarkEvaluator:
         key_N = np.arange(len(rank_N))
         return Ranking(array_of(rank_N), array_of(unit_N), key_N, None if log_N is None else array_of(log_N.double()))
 
-    def _embed_texts(self, learner: Learner) -> Tensor:
-        model, device = learner.model.eval(), learner.arithmetic.device
+    def _embed_texts(self, subject: EmbeddingModel) -> Tensor:
+        model, device = subject.model.eval(), subject.arithmetic.device
 
         def text_of(index: Tensor) -> Tensor:
             return model.encode_text(self.token_TL[index].to(device))
 
-        return embedded(learner, len(self.token_TL), self.batch_size, text_of)
+        return embedded(subject, len(self.token_TL), self.batch_size, text_of)
 
-    def _embed_images(self, learner: Learner, members: Sequence[Member]) -> Tensor:
-        model, arithmetic = learner.model.eval(), learner.arithmetic
+    def _embed_images(self, subject: EmbeddingModel, members: Sequence[Member]) -> Tensor:
+        model, arithmetic = subject.model.eval(), subject.arithmetic
         own = self._decoded(members, arithmetic.world)
-        return gathered((model.encode_image(part.to(arithmetic.device)) for part in own), len(members), learner)
+        return gathered((model.encode_image(part.to(arithmetic.device)) for part in own), len(members), subject)
 
     def _decoded(self, members: Sequence[Member], world: World) -> Iterator[Tensor]:
         """Batches ``[P, 3, H, W]`` of this process's uint8 images; kept where all of them fit."""

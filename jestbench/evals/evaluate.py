@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,13 +13,12 @@ from jestbench.batch import Batch, DataError, Pass
 from jestbench.data.pairs import IndexedPairs
 from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.learner import Learner
-from jestbench.evals.benchmark import BenchmarkEvaluator
+from jestbench.evals.benchmark import BenchmarkEvaluator, TextEncoding
 from jestbench.evals.benchmark_files import read_benchmark
-from jestbench.evals.measure import Measure, embedding_measures
+from jestbench.evals.measure import Measure, embedding_measures, mean_measure
 from jestbench.evals.metrics import evaluate_embeddings
 from jestbench.evals.results import Evaluation, Results
 from jestbench.evals.shares import embedded
-from jestbench.model.tokenizer import Tokenizer
 
 
 def points_reached(share: float, points: int) -> int:
@@ -90,7 +90,7 @@ class Evaluator:
         config: Evaluate,
         resolution: int = 0,
         seen_key_N: Tensor | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: TextEncoding | None = None,
     ) -> None:
         count = min(config.limit or len(pairs), len(pairs))
         self.pairs, self.config, self.index_N = pairs, config, torch.arange(count)
@@ -125,19 +125,33 @@ class Evaluator:
         found = embedding_measures(self.class_N.bincount().numpy(), int(self.unseen_N.sum()))
         for one in self.sets:
             found |= one.measures
-        return found
+        return found | {mean: mean_measure([found[key] for key in keys]) for mean, keys in self.means.items()}
+
+    @cached_property
+    def means(self) -> dict[str, list[str]]:
+        """Of each metric that two sets or more report: the key of its mean over them, and their keys."""
+        found: dict[str, list[str]] = {}
+        for one in self.sets:
+            for key in one.measures:
+                found.setdefault(f"eval/sets_mean_{key.rpartition('/')[2]}", []).append(key)
+        return {mean: keys for mean, keys in found.items() if len(keys) > 1}
 
     def __call__(self, learner: Learner) -> Evaluation:
-        """Metrics ``eval/…`` on the split and on the sets, the passes that they cost, and each example's results."""
+        """As ``of``, of a model in training."""
         learner.model.eval()
         with learner.gradients.whole():
-            found = self.on_split(learner)
-            metrics, passes, results = found.metrics, found.passes, found.results
-            for one in self.sets:
-                more = one(learner)
-                metrics, passes = {**metrics, **more.metrics}, passes + more.passes
-                results = Results({**results.rankings, **more.results.rankings})
-        return Evaluation(metrics, passes, results)
+            return self.of(learner)
+
+    def of(self, subject: EmbeddingModel) -> Evaluation:
+        """Metrics ``eval/…`` of a model in eval mode, the passes that they cost, and each example's results."""
+        found = self.on_split(subject)
+        metrics, passes, results = found.metrics, found.passes, found.results
+        for one in self.sets:
+            more = one(subject)
+            metrics, passes = {**metrics, **more.metrics}, passes + more.passes
+            results = Results({**results.rankings, **more.results.rankings})
+        means = {mean: sum(metrics[key] for key in keys) / len(keys) for mean, keys in self.means.items()}
+        return Evaluation({**metrics, **means}, passes, results)
 
     def on_split(self, subject: EmbeddingModel) -> Evaluation:
         """Metrics of a model in eval mode on the split alone, the passes that they cost, and each example's results."""

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from jestbench.batch import Pass
 from jestbench.data.pairs import IndexedPairs
-from jestbench.engine.learner import Learner
+from jestbench.engine.actor import EmbeddingModel
 from jestbench.engine.regression import GradedObjective, captions_of, graded
+from jestbench.evals.benchmark import TextEncoding
 from jestbench.evals.evaluate import Evaluate, Evaluator
 from jestbench.evals.measure import REGRESSION_MEASURES, Measure
 from jestbench.evals.results import Evaluation
-from jestbench.model.tokenizer import Tokenizer
-from jestbench.model.towers import Model
 
 EVALUATION_SEED = 0
 """Seed of the graded examples: the same for all runs over one split, so that their figures can be compared."""
@@ -54,17 +53,16 @@ class RegressionEvaluator(Evaluator):
         """The metrics of an evaluation, by key."""
         return REGRESSION_MEASURES
 
-    def __call__(self, learner: Learner) -> Evaluation:
-        """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation``, and the passes that they cost."""
-        learner.model.eval()
+    def of(self, subject: EmbeddingModel) -> Evaluation:
+        """``eval/mse``, ``eval/auc`` and ``eval/rank_correlation`` of a model in eval mode, and what they cost."""
         matched, exchanged, corrupted, labels, errors, macs = [], [], [], [], [], 0
         for number, index in enumerate(self.index_N.split(self.config.batch_size)):
             batch = self.pairs.batch(index)
             examples = graded(captions_of(batch), self.objective.regression, EVALUATION_SEED + number)
             with torch.no_grad():
                 # A NaN grade counts as 0.5, no better than chance; the next update then ends the run.
-                grade_E = self.objective.grade(learner, batch, examples).cpu().nan_to_num(0.5)
-            macs += self.objective.forward_macs(learner, len(index))
+                grade_E = self.objective.grade(subject, batch, examples).cpu().nan_to_num(0.5)
+            macs += self.objective.forward_macs(subject, len(index))
             own_E, other_E, damaged_E = examples.kinds(grade_E)
             _, other_label_E, label_E = examples.kinds(examples.label_E)
             matched.append(own_E)
@@ -80,10 +78,9 @@ class RegressionEvaluator(Evaluator):
         return Evaluation(metrics, (Pass("eval", macs, f"grading the pairs of {len(self.index_N)} images"),))
 
 
-EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, Model, Any, Tensor | None, Tokenizer], Evaluator]] = {
-    "contrastive": lambda pairs, config, model, objective, seen, own: Evaluator(
-        pairs, config, model.image_size, seen, own
-    ),
-    "regression": lambda pairs, config, model, objective, seen, own: RegressionEvaluator(pairs, config, objective),
+EVALUATORS: Mapping[str, Callable[[IndexedPairs, Evaluate, int, Any, Tensor | None, TextEncoding], Evaluator]] = {
+    "contrastive": lambda pairs, config, side, objective, seen, own: Evaluator(pairs, config, side, seen, own),
+    "regression": lambda pairs, config, side, objective, seen, own: RegressionEvaluator(pairs, config, objective),
 }
-"""By the kind of the model in training; last come the text keys of ``evaluate.unseen_by`` and the tokenizer."""
+"""By the kind of the model; it takes the side of the model's images, what the model is trained for (of a pair scorer),
+the text keys of ``evaluate.unseen_by``, and the model's tokenizer."""

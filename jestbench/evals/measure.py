@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ class Measure:
 def share_of(examples: int, chance: float | None = None) -> Measure:
     """The measure of a mean over examples of values in [0, 1]: a share of hits, a mean reciprocal rank."""
     return Measure(0.0, 1.0, examples, chance)
+
+
+def mean_measure(each: Sequence[Measure]) -> Measure:
+    """The measure of a mean over sets of one metric; each set weighs alike, so that it is no mean over examples."""
+    chances = [one.chance for one in each if one.chance is not None]
+    chance = sum(chances) / len(each) if len(chances) == len(each) else None
+    return replace(each[0], examples=None, chance=chance)
 
 
 def zero_shot_measures(images: int, classes: int, question: str = "zero_shot") -> dict[str, Measure]:

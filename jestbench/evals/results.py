@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,24 @@ if TYPE_CHECKING:
 
 Whole = npt.NDArray[np.int64]
 Real = npt.NDArray[np.float64]
+
+
+def influence_SG(example_SN: Real, unit_N: Whole | None) -> Real:
+    """What each unit adds to each seed's mean; the sum of its squares estimates the mean's variance over units.
+
+    The mean over examples is a ratio of two sums over units (of values, of sizes). Its linearisation is
+    Σ_{i in unit} (x_i − x̄) / N, here times √(G / (G − 1)) (Cochran 1977, Sampling Techniques, sections 6.4 and 9A.1).
+
+    Args:
+        example_SN: values, the same examples for every seed.
+        unit_N: unit of each example; ``None``: each is its own.
+    """
+    rest_SN = (example_SN - example_SN.mean(1, keepdims=True)) / example_SN.shape[1]
+    if unit_N is not None:
+        name_G, code_N = np.unique(unit_N, return_inverse=True)
+        rest_SN = np.stack([np.bincount(code_N, rest_N, len(name_G)) for rest_N in rest_SN])
+    units = rest_SN.shape[1]
+    return np.asarray(rest_SN * math.sqrt(units / max(units - 1, 1)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,12 @@ class Examples:
     value_N: Real
     unit_N: Whole
     key_N: Whole
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean, from unit to unit (docs/statistics.md); ``None`` where there is one unit."""
+        influence_G = influence_SG(self.value_N[None], self.unit_N)[0]
+        return float(np.sqrt((influence_G**2).sum())) if len(influence_G) > 1 else None
 
 
 @dataclass(frozen=True)

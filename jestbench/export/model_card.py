@@ -9,9 +9,9 @@ import numpy as np
 from scipy.stats import t as student
 
 from jestbench.batch import DataError
-from jestbench.compare.noise import influence_SG, logit_ends
+from jestbench.compare.noise import logit_ends
 from jestbench.evals.measure import Measure
-from jestbench.evals.results import Examples
+from jestbench.evals.results import Examples, influence_SG
 from jestbench.model.library_towers import LibraryTowers
 from jestbench.model.tokenizer import Tokenizer
 from jestbench.model.towers import Model, TwoTowers

@@ -40,15 +40,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
+def plain_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser whose errors are one message, of whole options, with an epilog as it is written."""
+    plain = argparse.RawDescriptionHelpFormatter
+    return _Parser(prog=name, description=description, epilog=epilog, formatter_class=plain, allow_abbrev=False)
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command's arguments."""
-    command = _Parser(
-        prog=command_name("run"),
-        description="One arm: train one learner under one selection policy, until a budget of FLOPs is spent.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "One arm: train one learner under one selection policy, until a budget of FLOPs is spent."
+    command = plain_parser(command_name("run"), description, EPILOG)
     command.add_argument("bindings", nargs="*", metavar="BINDING", help="Name.parameter=value")
     command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be given several times")
     command.add_argument("--gin_param", action="append", default=[], metavar="BINDING", help="a binding")
@@ -115,12 +116,17 @@ def _meant_by(word: str, options: Iterable[str]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments, in any spelling of files and bindings."""
-    command = parser()
+    arguments = parse_words(parser(), argv)
+    arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
+    return arguments
+
+
+def parse_words(command: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse words that may hold bindings; exit with status 2, and with what may be meant, where one is unknown."""
     arguments, unknown = command.parse_known_intermixed_args(_one_spelling(argv))
     if unknown:
         hint = _meant_by(unknown[0], vars(arguments).keys() - {"bindings"})
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    arguments.allow_unused = [word for group in arguments.allow_unused for word in group]
     return arguments
 
 
@@ -203,7 +209,7 @@ def _report(reason: str) -> None:
 
 
 @contextmanager
-def _for_a_reader() -> Iterator[None]:
+def for_a_reader() -> Iterator[None]:
     """End in silence where the reader of stdout has closed it (``| head``)."""
     try:
         yield
@@ -231,7 +237,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # another process needs one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.list_policies:
-        return _list_policies()
+        return _list_policies(arguments.gin_file)
     if arguments.describe is not None:
         return _describe(arguments.describe, arguments.gin_file)
     with importing():
@@ -253,7 +259,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0  # started by torchrun: rank 0 alone does the work
     if arguments.check:
         may = rehearse.allowed(arguments.allow_downloads, arguments.allow_pipes)
-        with _for_a_reader():
+        with for_a_reader():
             rehearse.check(resolved, may, arguments.verbose)
         return 0
     if arguments.price:
@@ -262,7 +268,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         with train_run.building():
             table = price_table(with_start(rehearse.without_download(resolved, "meta")))
-        with _for_a_reader():
+        with for_a_reader():
             print(table)
         return 0
     if arguments.fill_cache:
@@ -283,12 +289,16 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if status == "finished" else 130
 
 
-def _list_policies() -> int:
-    """Print the registered policies, each with the first line of its description."""
+def _list_policies(files: Sequence[str]) -> int:
+    """Print the registered policies and those that files import, each with the first line of its description."""
     with importing():
         from jestbench.config.registered import policy_classes
 
-    with _for_a_reader():
+    if files:
+        from jestbench.config.resolve import read_files  # imports gin, which the list does without
+
+        list(read_files(files))
+    with for_a_reader():
         for name, cls in policy_classes().items():
             print(f"{name:<20}{(cls.__doc__ or '').strip().partition(chr(10))[0]}")
     return 0
@@ -301,7 +311,7 @@ def _describe(name: str, files: Sequence[str]) -> int:
         from jestbench.launch.describe import described, everything
 
     list(read_files(files))
-    with _for_a_reader():
+    with for_a_reader():
         print(described(name) if name else everything())
     return 0
 

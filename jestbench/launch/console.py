@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("jestbench.launch.command", "train one arm under one selection policy"),
     "sweep": ("jestbench.sweep.run_sweep", "run a W&B sweep file without a server, and compare its arms"),
     "compare": ("jestbench.compare.report", "compare finished runs at equal compute"),
+    "evaluate": ("jestbench.launch.run_evaluate", "evaluate trained models, without training"),
     "prepare": ("jestbench.launch.prepare", "fetch and prepare a data set"),
     "export": ("jestbench.export.run_export", "write a trained model as a folder for open_clip"),
     "bench": ("jestbench.bench.run_bench", "measure ratios against other implementations"),

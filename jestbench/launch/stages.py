@@ -77,7 +77,7 @@ def build_stages(
     seen = run.evaluate.unseen_by
     seen_key_N = data.split(seen).indexed("evaluate.unseen_by").text_key_N if seen else None
     evaluator = EVALUATORS[run.training.kind](
-        evaluated, run.evaluate, run.model, learner.objective, seen_key_N, setting.tokenizer
+        evaluated, run.evaluate, run.model.image_size, learner.objective, seen_key_N, setting.tokenizer
     )
     if isinstance(super_batches, StreamBatches):
         super_batches.evaluated = frozenset(evaluated.image_key_N[: len(evaluator.index_N)].tolist())

@@ -17,7 +17,10 @@ from jestbench.masking import masked
 if TYPE_CHECKING:
     from jestbench.parallel.arithmetic import Precision
 
-PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "fvcore", "gin-config", "wandb", "numpy", "jestbench")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "tokenizers", "transformers", "open_clip_torch", "pillow"),
+    *("fvcore", "gin-config", "wandb", "numpy", "jestbench"),
+)
 GIT_SECONDS = 10.0
 
 
@@ -44,11 +47,26 @@ def environment(device: str, precision: Precision) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "number_format": number_format(device, precision),
         "kernels": {"strips": "triton" if cuda and kernels.usable(torch.zeros(1, 1, device="cuda")) else "torch"},
+        "attention": attention(),
         "versions": versions(*PACKAGES),
         "commit": _commit(),
         "command": masked(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def attention() -> dict[str, Any]:
+    """Whether timm's blocks call torch's fused attention (text towers always do), and its kernels that CUDA may use."""
+    import torch
+    from timm.layers import use_fused_attn
+
+    asked: dict[str, Any] = {
+        "flash": torch.backends.cuda.flash_sdp_enabled,
+        "memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+        "math": torch.backends.cuda.math_sdp_enabled,
+    }
+    return {"fused": use_fused_attn(), "kernels": [name for name, enabled in asked.items() if enabled()]}
 
 
 def _commit() -> str | None:

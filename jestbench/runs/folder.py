@@ -41,6 +41,7 @@ class RunFolder:
         examples: tables of chosen and refused pairs.
         examples_page: all those tables, for a browser.
         chosen: pairs that were trained on, how often, with their last scores (``log.chosen``).
+        evaluated_json: what ``tools/evaluate.py`` measured last; not there before.
         damage_page: damaged pairs by kind with their first examples; not there where there are none.
         row_stores: what frozen models remember while the run goes on.
     """
@@ -54,6 +55,7 @@ class RunFolder:
         self.summary_json = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "eval"
+        self.evaluated_json = path / "evaluated.json"
         self.examples = path / "examples"
         self.examples_page = self.examples / "index.html"
         self.chosen = path / "chosen.parquet"
@@ -79,6 +81,10 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write the summary, whole or not at all."""
         write_json(self.summary_json, masked(summary.to_json()))
+
+    def write_evaluated(self, found: Mapping[str, Any]) -> None:
+        """Write what ``tools/evaluate.py`` has measured, whole or not at all."""
+        write_json(self.evaluated_json, found)
 
     def has_finished(self) -> bool:
         """Whether a run has spent its budget here; raises as ``summary``."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jestbench.data.decode import squared
 from jestbench.disk import user_path
+from jestbench.engine.foreign import Foreign
 from jestbench.engine.hugging_face_clip import HuggingFaceClip
 from jestbench.engine.open_clip_model import HUB, LOCAL, OpenClip
 from jestbench.model.encoders import Encoders
@@ -99,17 +100,25 @@ def load_model(source: str | Path, device: str = "cpu", trust_pickle: bool = Fal
         DataError: there is no such model, or it cannot be read.
         ValueError: the source names no model.
     """
-    kind, _, rest = str(source).partition(":")
+    named = foreign_named(str(source), trust_pickle)
+    if named is None:
+        return _of_run(user_path(source), device)
+    foreign = named.load().to(device).eval()
+    return LoadedModel(foreign, foreign.tokens, foreign.pictures)
+
+
+def foreign_named(source: str, trust_pickle: bool = False) -> Foreign | None:
+    """The model of another library that a source of ``load_model`` names; ``None`` where it is a run folder.
+
+    Raises:
+        ValueError: the source names no model.
+    """
+    kind, _, rest = source.partition(":")
     if kind == "open_clip":
         together = rest.startswith((LOCAL, HUB))
         model, _, pretrained = (rest, "", "") if together else rest.partition(":")
-        foreign = OpenClip(model=model, pretrained=pretrained, trust_pickle=trust_pickle).load()
-    elif kind == "hf":
-        foreign = HuggingFaceClip(path=rest, trust_pickle=trust_pickle).load()
-    else:
-        return _of_run(user_path(source), device)
-    foreign = foreign.to(device).eval()
-    return LoadedModel(foreign, foreign.tokens, foreign.pictures)
+        return OpenClip(model=model, pretrained=pretrained, trust_pickle=trust_pickle)
+    return HuggingFaceClip(path=rest, trust_pickle=trust_pickle) if kind == "hf" else None
 
 
 def _of_run(folder: Path, device: str) -> LoadedModel:

@@ -118,13 +118,31 @@ def towers_of(run_dir: Path, kind: str = "contrastive") -> TwoTowers:
     found = described["kind"]
     if found != kind:
         raise DataError(f"{run_dir} holds a model of the kind {found!r}, not {kind!r}: {KINDS[kind].taken_as}")
-    model = KINDS[kind].rebuilt(described, _tokenizer(described))
+    return _loaded(newest, described)
+
+
+def _loaded(checkpoint: Path, described: Mapping[str, Any]) -> TwoTowers:
+    """The described model of a whole checkpoint; raises as ``towers_of``."""
+    model = KINDS[described["kind"]].rebuilt(described, _tokenizer(described))
     model.brings_tokenizer = described.get(BRINGS, False)
     try:
-        model.load_state_dict(load_file(newest / WEIGHTS))
+        model.load_state_dict(load_file(checkpoint / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        raise DataError(f"{newest} does not hold the model that its {DESCRIPTION} describes: train it anew") from error
+        raise DataError(
+            f"{checkpoint} does not hold the model that its {DESCRIPTION} describes: train it anew"
+        ) from error
     return model
+
+
+def model_in(checkpoint: Path) -> tuple[str, TwoTowers]:
+    """The model of a whole checkpoint: its kind, of ``KINDS``, and its towers.
+
+    Raises:
+        DataError: the checkpoint does not describe its model, or another version wrote it.
+    """
+    check_format(checkpoint)
+    described = _description(checkpoint)
+    return described["kind"], _loaded(checkpoint, described)
 
 
 def _tokenizer(described: Mapping[str, Any]) -> Tokenizer:

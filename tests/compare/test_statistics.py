@@ -10,9 +10,10 @@ import planted
 import pytest
 from scipy import special, stats
 
-from jestbench.compare.noise import SeedVariance, Spread, influence_SG, paired
+from jestbench.compare.noise import SeedVariance, Spread, paired
 from jestbench.compare.statistics import Cell, Difference, Fit, fit, seed_deviation
 from jestbench.evals.measure import Measure
+from jestbench.evals.results import influence_SG
 
 ANY = Measure()
 SHARE = Measure(0.0, 1.0, 400)

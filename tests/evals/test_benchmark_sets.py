@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from colour_sets import COLOURS, classification, encoded, retrieval
 from helpers import small_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,44 +33,7 @@ from jestbench.launch.command import main
 from jestbench.launch.rehearse import logged_names
 from jestbench.parallel.distributed import World
 
-COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 PAIRS = Synthetic(eval=16).split("eval")
-
-
-def encoded(colour: tuple[int, int, int], kind: str = "png", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "JPEG" if kind == "jpg" else kind.upper())
-    return file.getvalue()
-
-
-def classification(folder: Path, shots: int = 3) -> Path:
-    """Three classes over two test shards, a few training images each."""
-    names = list(COLOURS)
-    folder.mkdir(parents=True)
-    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("a {c} square\nthe {c}\n")
-    for part, per_class in (("test", 2), ("train", shots)):
-        for shard in range(2):
-            files = []
-            for number in range(per_class):
-                for label, colour in enumerate(COLOURS.values()):
-                    key = f"s{shard}{number}{label}"
-                    shade = tuple(max(0, c - 9 * number - 3 * shard) for c in colour)
-                    files += [(f"{key}.png", encoded(shade)), (f"{key}.cls", str(label).encode())]
-            tar_of(folder / part / f"{shard}.tar", files)
-        (folder / part / "nshards.txt").write_text("2\n")
-    return folder
-
-
-def retrieval(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "dataset_type.txt").write_text("retrieval\n")
-    files = []
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        captions = [f"a {name} square", f"{name} again"][: 1 + number % 2]
-        files += [(f"{number}.jpg", encoded(colour, "jpg")), (f"{number}.txt", "\n".join(captions).encode())]
-    tar_of(folder / "test" / "0.tar", files)
-    return folder
 
 
 def learner() -> Learner:

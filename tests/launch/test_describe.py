@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import make_policy_table
 import pytest
 from helpers import ROOT, small_world
 
@@ -16,6 +18,7 @@ from jestbench.launch.command import main
 from jestbench.launch.describe import WIDTH, default_of, meanings
 
 NAMES = sorted(registry.configurables())
+SOURCE = r"^Source: .*(arXiv|Cappy|https://|none published)"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -36,7 +39,7 @@ def test_every_parameter_of_every_name_has_a_meaning(name: str, capsys: pytest.C
     assert re.search(r"^File: (policies|jestbench)/[\w/]+\.py$", said, re.MULTILINE)
     if name in policies.available():
         assert "Needs: " in said
-        assert name == "uniform" or re.search(r"^Source: .*(arXiv|Cappy)", said, re.MULTILINE | re.DOTALL)
+        assert name == "uniform" or re.search(SOURCE, said, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,6 +136,8 @@ def test_a_policy_in_a_file_beside_the_gin_file(tmp_path: Path) -> None:
         return done.stdout
 
     said = tool("--gin_file", "mine.gin", "--describe", "every_other")
+    listed = tool("--gin_file", "mine.gin", "--list_policies")
+    assert re.search(r"^every_other +Every other pair\.$", listed, re.MULTILINE)
     assert "every_other.first: int = 0\n    the position of the first." in said
     assert "Source: this test." in said
     assert f"File: {tmp_path / 'every_other_pair.py'}" in said
@@ -195,3 +200,24 @@ def test_warnings_of_a_check_are_counted_and_the_long_form_has_the_configuration
     long = printed(capsys, *words, "--verbose")
     assert "run.seed = 0\n" in long
     assert "#   metrics: eval/zero_shot_top1, " in long
+
+
+def test_the_policies_of_the_contributing_guide_are_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder that stands for policies/: what is asked of each policy there, and its row in the table."""
+    sources = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = ("loss_band", "rising_loss")
+    monkeypatch.setattr(policies, "__path__", [*policies.__path__, str(tmp_path)])
+    monkeypatch.setattr(policies.registry, "_CLASSES", dict(policies.registry._CLASSES))
+    for name, source in zip(names, sources, strict=True):
+        (tmp_path / f"{name}.py").write_text(source)
+        importlib.import_module(f"policies.{name}")
+    table = make_policy_table.policy_table()
+    for name, parameter in zip(names, ("sharpness", "gain"), strict=True):
+        said = printed(capsys, "--describe", name)
+        assert f"{name}.{parameter}: float = 1.0\n" in said
+        assert "describes no attribute" not in said
+        assert re.search(SOURCE, said, re.MULTILINE | re.DOTALL)
+        assert re.search(rf"^\| `{name}` \| .* \| none published \|$", table, re.MULTILINE)
+        del sys.modules[f"policies.{name}"]

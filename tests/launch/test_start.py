@@ -37,6 +37,10 @@ COMMAND = "from jestbench.launch.command import main; assert main(['{}']) == 0"
     [
         (COMMAND.format("--help"), "torch gin wandb timm numpy policies"),
         (COMMAND.format("--list_policies"), "gin wandb timm fvcore scipy.stats"),
+        (
+            "from jestbench.launch.run_evaluate import main; assert main(['--help']) == 0",
+            "torch gin wandb timm numpy policies",
+        ),
         ("import jestbench", "torch gin wandb timm numpy policies"),
         ("import jestbench.batch; from jestbench import Embeddings, Scores", "gin wandb timm policies"),
         ("import jestbench.disk", "torch"),

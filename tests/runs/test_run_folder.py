@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 from pretended_device import Pretended
 
@@ -204,6 +205,9 @@ def test_an_environment_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
 
 def test_the_environment_has_the_runs_number_format_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     found = environment("cpu", "auto")
+    assert found["attention"] == {"fused": True, "kernels": ["flash", "memory_efficient", "cudnn", "math"]}
+    assert {"open_clip_torch", "transformers", "tokenizers", "pillow"} <= set(found["versions"])
+    assert found["versions"]["pillow"] == PIL.__version__
     assert (found["device"], found["number_format"], found["kernels"]) == ("cpu", "fp32", {"strips": "torch"})
     monkeypatch.setenv("JESTBENCH_FUSED", "0")
     with Pretended():
