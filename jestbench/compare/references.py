@@ -17,7 +17,7 @@ from jestbench.disk import shown
 from jestbench.runs.summary import ReferenceEntry
 
 
-class Model(NamedTuple):
+class ReferenceIdentity(NamedTuple):
     """What the records of one model have in common.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Scored:
         folder: its run folder, where that is found.
     """
 
-    model: Model
+    model: ReferenceIdentity
     problem: str
     folder: Path | None
 
@@ -54,7 +54,7 @@ def reference_rows(arms: Iterable[Arm], metric: str) -> tuple[tuple[ReferenceRow
     Runs in whose folders copies of one model's records lie were scored with one model.
     """
     found: dict[ReferenceEntry, dict[Path | None, _Scored]] = defaultdict(dict)
-    used: dict[Model, list[tuple[str, int, _Scored]]] = defaultdict(list)
+    used: dict[ReferenceIdentity, list[tuple[str, int, _Scored]]] = defaultdict(list)
     own: dict[str, set[int]] = defaultdict(set)
     for arm in arms:
         for member in arm.runs:
@@ -94,9 +94,9 @@ def _scored(entry: ReferenceEntry, folder: Path | None, metric: str) -> _Scored:
         try:
             run = load_run(folder)
         except CompareError as error:
-            return _Scored(Model(entry.name, str(folder), flops, None), str(error), folder)
+            return _Scored(ReferenceIdentity(entry.name, str(folder), flops, None), str(error), folder)
         candidate, problems = read_metric(run, metric)
         known, value = f"{run.summary.config_hash}, seed {run.summary.seed}", candidate.end.value if candidate else None
         flops = int(run.final[TOTAL_FLOPS]) if TOTAL_FLOPS in run.final else flops
         problem = f"{shown(folder)}: {'; '.join(problems)}" if problems else ""
-    return _Scored(Model(entry.name, known, flops, value), problem, folder)
+    return _Scored(ReferenceIdentity(entry.name, known, flops, value), problem, folder)

@@ -236,10 +236,14 @@ class LocalSweep:
 
 
 def _baseline(arms: Sequence[Summary]) -> str:
-    """The arm that the others are compared with: uniform, else any; where several share the label, the file's first."""
-    first = next((arm for arm in arms if arm.arm == "uniform"), arms[0])
-    alone = len({arm.frontier_hash for arm in arms if arm.arm == first.arm}) == 1
-    return first.arm if alone else f"{first.arm}@{first.frontier_hash}"
+    """The arm that the others are compared with: uniform, else one that has finished.
+
+    Where several share the label, it is the file's first that has finished.
+    """
+    finished = [arm for arm in arms if arm.status == "finished"]
+    label = "uniform" if any(arm.arm == "uniform" for arm in arms) else (finished or arms)[0].arm
+    hashes = dict.fromkeys(arm.frontier_hash for arm in finished if arm.arm == label)
+    return label if len(hashes) < 2 else f"{label}@{next(iter(hashes))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

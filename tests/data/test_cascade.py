@@ -24,7 +24,7 @@ from jestbench.cost.tracing import FLOPS_PER_MAC, TRAINING_PASSES
 from jestbench.data.cascade import CandidateScoring, Cascade, CascadePlan
 from jestbench.data.file_pairs import FilePairs
 from jestbench.data.joined_pairs import JoinedPairs
-from jestbench.data.pairs import ArrayPairs
+from jestbench.data.pairs import ArrayPairs, ReadPairs
 from jestbench.data.part_pairs import HalfPairs
 from jestbench.data.super_batches import EpochPlan, SuperBatches
 from jestbench.data.synthetic import Synthetic
@@ -173,7 +173,7 @@ def command(reference: Path, cache: Path, policy: str, *more: str) -> list[str]:
 def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     keys: list[list[tuple[int, int]]] = []
     decoded: list[int] = []
-    at, batch = SuperBatches.at, ArrayPairs.batch
+    at, attempt = SuperBatches.at, ArrayPairs.attempt
 
     reading: list[int] = []  # an example that a price or a report looks at is no part of a super-batch
 
@@ -184,13 +184,13 @@ def train(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         keys.append(keys_of(super_batch))
         return super_batch
 
-    def counted(self: ArrayPairs, index_B: Tensor) -> Batch:
+    def counted(self: ArrayPairs, index_B: Tensor) -> ReadPairs:
         if self.name == "synthetic/pool" and reading:
             decoded.append(len(index_B))
-        return batch(self, index_B)
+        return attempt(self, index_B)
 
     monkeypatch.setattr(SuperBatches, "at", noted)
-    monkeypatch.setattr(ArrayPairs, "batch", counted)
+    monkeypatch.setattr(ArrayPairs, "attempt", counted)
     made: list[Path] = []
 
     def run(policy: str, *more: str) -> Run:
