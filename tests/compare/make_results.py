@@ -206,7 +206,7 @@ def trial(asked: Recipe) -> str:
     for summary, budget in map(ended, tried.folders):
         found.setdefault((summary.arm, budget), {})[summary.seed] = summary.metrics[BOTH[0]]
     rows = []
-    for (arm, budget), by_seed in found.items():
+    for (arm, budget), by_seed in sorted(found.items()):
         values = [by_seed[seed] for seed in sorted(by_seed)]
         reached = f"{sum(value >= target for value in values)} of {len(values)}"
         each = ", ".join(f"{100 * value:.1f}" for value in values)

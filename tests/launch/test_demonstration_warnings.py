@@ -42,7 +42,17 @@ def found(files: list[str], *bindings: str) -> tuple[set[str], list[str]]:
     return set(toys), view_size_warnings(resolved, stages)
 
 
-@pytest.mark.parametrize("path", one_of_each(), ids=lambda path: path.stem)
+EACH_KIND = ("flexi_jest", "cappy", "active_clip", "rho_loss")
+"""A reference, a scorer, an online scorer and a view that are warned of; the slow tests have every file."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in EACH_KIND else pytest.mark.slow)
+        for path in one_of_each()
+    ],
+)
 def test_the_files_of_the_demonstration_are_warned_of_beside_a_larger_model_alone(path: Path) -> None:
     small = ["run.super_batch_size=320"] if path.stem.startswith("cascade") else []
     assert found(["gin/run/icons.gin", str(path)], *small) == (set(), [])
@@ -59,7 +69,7 @@ def test_the_files_of_the_demonstration_are_warned_of_beside_a_larger_model_alon
 def test_one_of_each_is_many() -> None:
     names = {path.stem for path in one_of_each()}
     assert len(names) < 20
-    assert {"flexi_jest", "uniform_flexi", "cappy", "active_clip", "rho_loss_twin"} <= names
+    assert {*EACH_KIND, "uniform_flexi", "rho_loss_twin"} <= names
 
 
 def test_a_reference_of_ones_own_and_views_of_the_model_are_not_warned_of() -> None:

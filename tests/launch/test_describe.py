@@ -129,23 +129,25 @@ def test_a_policy_in_a_file_beside_the_gin_file(tmp_path: Path) -> None:
         'import every_other_pair\ninclude "gin/run/tiny.gin"\nrun.policy = "every_other"\nevery_other.first = 1\n'
     )
 
-    def tool(*words: str) -> str:
-        command = [sys.executable, str(ROOT / "tools" / "run.py"), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def tools(*commands: list[str]) -> str:
+        """What commands print, one after the other in one process."""
+        calls = f"from jestbench import main\nassert not any(map(main, {list(commands)!r}))"
+        script = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{calls}"
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    said = tool("--gin_file", "mine.gin", "--describe", "every_other")
-    listed = tool("--gin_file", "mine.gin", "--list_policies")
-    assert re.search(r"^every_other +Every other pair\.$", listed, re.MULTILINE)
+    mine = ["--gin_file", "mine.gin"]
+    run = [*mine, *small_world(8, 16), "run.budget=3e8", "--run_dir", "runs/own"]
+    said = tools([*mine, "--describe", "every_other"], [*mine, "--list_policies"], run)
+    assert re.search(r"^every_other +Every other pair\.$", said, re.MULTILINE)
     assert "every_other.first: int = 0\n    the position of the first." in said
     assert "Source: this test." in said
     assert f"File: {tmp_path / 'every_other_pair.py'}" in said
-    tool("--gin_file", "mine.gin", *small_world(8, 16), "run.budget=3e8", "--run_dir", "runs/own")
     again = (tmp_path / "runs" / "own" / "operative.gin").read_text()
     assert again.startswith("import every_other_pair\n")
     assert "every_other.first = 1" in again
-    assert tool("--run_dir", "runs/own", "--resume") == "finished: runs/own\n"
+    assert tools(["--run_dir", "runs/own", "--resume"]) == "finished: runs/own\n"
 
 
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:

@@ -823,6 +823,7 @@ class TestRegistry:
         assert {name for name, _ in rows} == {*NAMES, "first_pairs"}
         assert dict(rows)["first_pairs"] == "The first pairs, by a package of somebody else."
 
+    @pytest.mark.slow  # a process of its own; the fast tests run the suite over all that is shipped
     @pytest.mark.parametrize("name", ["near_the_mean", "loss_band", "rising_loss"])
     def test_an_installed_policy_passes_the_suite(self, name: str, conformance: str) -> None:
         """One of its own, and those of the contributing guide."""
@@ -832,6 +833,7 @@ class TestRegistry:
         wrong = len(WRONG_BY_NAME["gain"]) if name == "rising_loss" else 0  # of a parameter that the suite has more of
         assert [row.partition(" ")[0] for row in rows] == ["PASSED"] * (2 * each[0] + each[1] + wrong)
 
+    @pytest.mark.slow  # a process of its own; the fast tests run the suite over all that is shipped
     @pytest.mark.parametrize("fault", FAULTS)
     def test_one_with_a_fault_does_not(self, fault: str, conformance: str) -> None:
         name, caught_by = f"spoilt{list(FAULTS).index(fault)}", FAULTS[fault][2]
