@@ -106,6 +106,7 @@ sys.exit(main(sys.argv[2:]))
 """Processes whose relative run folder lies on a disk of their own."""
 
 
+@pytest.mark.slow  # two interpreters that start a run, to be refused
 def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     for rank in range(2):
         (tmp_path / f"machine{rank}").mkdir()
