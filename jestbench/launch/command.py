@@ -28,8 +28,10 @@ contract, 3 wrong or missing data, 4 the loss is not finite, 130 interrupted (a 
 with --resume)
 """
 
-# A binding behind hyphens, as W&B's ${args} writes it: Name.parameter=value, or a macro in capitals.
-_DOTTED = re.compile(r"^--?(?P<binding>(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]*)=.*)$", re.DOTALL)
+BINDING = re.compile(r"(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]*)=", re.DOTALL)
+"""How a binding among other words begins: ``Name.parameter=``, or a macro in capitals."""
+# A binding behind hyphens, as W&B's ${args} writes it.
+_DOTTED = re.compile(rf"^--?(?P<binding>{BINDING.pattern}.*)$", re.DOTALL)
 
 
 class _Parser(argparse.ArgumentParser):

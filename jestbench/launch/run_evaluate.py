@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jestbench.disk import command_name, user_path
-from jestbench.launch.command import for_a_reader, guarded, importing, parse_words, plain_parser
+from jestbench.launch.command import BINDING, for_a_reader, guarded, importing, parse_words, plain_parser
 
 EPILOG = """\
 A SOURCE is a run folder, open_clip:MODEL:PRETRAINED, open_clip:local-dir:FOLDER or hf:FOLDER. A run is evaluated on
@@ -20,7 +19,6 @@ The result of a run folder is written there, as evaluated.json; --json names ano
 
 exit status: 0 evaluated, 2 wrong configuration, 3 wrong or missing data, 130 interrupted
 """
-_BINDING = re.compile(r"(?:[A-Za-z_][\w/]*\.[\w.]+|[A-Z][A-Z0-9_]*)=", re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,7 +57,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if int(os.environ.get("RANK", "0")):
         return 0  # started by torchrun: rank 0 alone does the work
-    bindings = [word for word in arguments.words if _BINDING.match(word) and not Path(word).exists()]
+    bindings = [word for word in arguments.words if BINDING.match(word) and not Path(word).exists()]
     sources = [word for word in arguments.words if word not in bindings]
     if not sources:
         raise ConfigError("nothing to evaluate: give a run folder, open_clip:MODEL:PRETRAINED or hf:FOLDER")

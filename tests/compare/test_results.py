@@ -1,4 +1,4 @@
-"""The tables and figures of docs/results.md, the README and docs/quickstart.md are what docs/logs says."""
+"""Tables and figures of docs/results.md, the README and docs/quickstart.md equal those computed from docs/logs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_how_often_a_pool_is_read() -> None:
 
 
 def test_learnability_and_jest_in_one_chunk_are_the_same_runs() -> None:
-    """As the page says of the two names, and of a run from a tree with changes beside one from a commit."""
+    """Their rows are equal; the runs of ``learnability`` come from a working tree that had uncommitted changes."""
     for seed in range(3):
         folders = [next((LOGS / "rivals").glob(f"{arm}-*-seed{seed}")) for arm in ("learnability", "jest_independent")]
         commits = [json.loads((folder / "environment.json").read_text("utf-8"))["commit"] for folder in folders]
