@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jestbench import disk
-from jestbench.batch import DataError
+from jestbench.batch import DataError, common
 from jestbench.data.captions import Captions
 from jestbench.data.damage import Damaged
 from jestbench.data.decode import decode, probe
@@ -251,7 +251,7 @@ class SplitTable:
             uids = [
                 held if len(held) else Texts.of([""] * len(table)) for held, table in zip(uids, tables, strict=True)
             ]
-        common = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+        columns = [table.columns for table in tables]
         return replace(
             tables[0],
             paths=_behind([table.paths for table in tables]),
@@ -262,7 +262,7 @@ class SplitTable:
             captions=_behind([table.captions for table in tables]),
             text_key_M=each("text_key_M"),
             first_N=each("first_N", "captions"),
-            columns={name: np.concatenate([table.columns[name] for table in tables]) for name in common},
+            columns={name: np.concatenate([own[name] for own in columns]) for name in common(columns)},
             uids=_behind(uids),
         )
 
