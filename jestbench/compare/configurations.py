@@ -80,8 +80,7 @@ def labels(arm: str, configurations: Mapping[str, Configuration], length: int) -
     """Names by hash of the configurations that share an arm's label, by what distinguishes them: ``jest chunks=4``.
 
     It is ``jest@hash``, with ``length`` digits of the hash, where the configurations were not read or differ in nothing
-    that
-    has two values.
+    that has two values.
     """
     keys = differing(list(configurations.values()))
     short = {key: key.rpartition(".")[2] for key in keys}

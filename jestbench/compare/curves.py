@@ -111,8 +111,7 @@ def value_at(curve: Curve, budget: float, step: float) -> float | None:
 
     A run overshoots its budget by less than one step; cutting that step off would replace the value of the
     finished run by a mixture with the evaluation before it. Within a step (in FLOPs) of the end, and beyond it, the
-    final
-    value is therefore taken.
+    final value is therefore taken.
     """
     if budget >= curve.flops_E[-1] - step:
         return float(curve.value_E[-1])
